@@ -1,0 +1,42 @@
+"""Log-probabilities of chosen tokens without ever holding all logits of a batch.
+
+Shapes: N token positions, H hidden width, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+MAX_LOGITS = 1 << 24
+"""Largest number of fp32 logits held at a time (64 MiB)."""
+
+
+def _chunk(hidden: Tensor, head: torch.nn.Module, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = head(hidden).float() / temperature
+    log_normalizer = torch.logsumexp(logits, dim=-1)
+    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - log_normalizer
+    with torch.no_grad():
+        entropy = log_normalizer - (torch.softmax(logits, dim=-1) * logits).sum(-1)
+    return chosen, entropy
+
+
+def chosen_logprobs(
+    hidden: Tensor, head: torch.nn.Module, targets: Tensor, temperature: float, *, max_logits: int = MAX_LOGITS
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target under softmax(head(hidden) / temperature), and the entropy there (no gradient).
+
+    hidden: [N, H]; targets: [N]. Returns two fp32 tensors [N]. Each chunk's logits are recomputed in the backward pass,
+    so at most `max_logits` of them live at a time. Temperature is applied exactly as the engine applies it, before the
+    normalisation.
+    """
+    vocabulary = int(head.weight.shape[0])  # type: ignore[union-attr]
+    rows = max(1, max_logits // vocabulary)
+    if len(targets) <= rows:
+        return _chunk(hidden, head, targets, temperature)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for part, part_targets in zip(hidden.split(rows), targets.split(rows), strict=True):
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(_chunk, part, head, part_targets, temperature, use_reentrant=False))  # type: ignore[arg-type]
+        else:
+            parts.append(_chunk(part, head, part_targets, temperature))
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

@@ -1,0 +1,59 @@
+"""Losses per token, and how tokens are weighed into one number. Shapes: B sequences, T decisions."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+LossAggregation = Literal["sequence_mean", "token_mean", "constant"]
+
+
+def aggregation_weights(mask: Tensor, aggregation: LossAggregation, *, constant_tokens: int = 1) -> Tensor:
+    """The weight of each token in the loss of a whole optimiser batch: loss = sum(weights * per-token loss).
+
+    `sequence_mean`  mean over each response's tokens, then over responses (the paper's; 1 / (N * T_i))
+    `token_mean`     every token counts the same (DAPO; 1 / sum T_i)
+    `constant`       a fixed length for all (Dr. GRPO; 1 / (N * constant_tokens))
+
+    mask: [B, T] bool, the tokens that train. N counts rows with at least one such token. Computed over the whole
+    optimiser batch *before* it is split, the weights make the loss independent of micro-batches and padding.
+    """
+    tokens = mask.sum(-1, keepdim=True).float()
+    num_sequences = (tokens > 0).sum().clamp(min=1)
+    if aggregation == "sequence_mean":
+        weights = 1.0 / (num_sequences * tokens.clamp(min=1.0))
+    elif aggregation == "token_mean":
+        weights = (1.0 / tokens.sum().clamp(min=1.0)).expand_as(tokens)
+    else:
+        weights = (1.0 / (num_sequences.float() * constant_tokens)).expand_as(tokens)
+    return torch.where(mask, weights.expand(mask.shape), torch.zeros(mask.shape, device=mask.device))
+
+
+def ppo_clip_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
+    """-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) per token (Schulman et al. 2017, eq. 7).
+
+    All [B, T]. Returns the loss and a bool tensor that marks tokens whose gradient the clip removed.
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    unclipped = ratio * advantages
+    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
+    return -torch.minimum(unclipped, clipped), clipped < unclipped
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, value_clip: float) -> Tensor:
+    """0.5 * max((V - R)^2, (V_clip - R)^2) per token, V_clip within `value_clip` of the old value. All [B, T]."""
+    clipped = old_values + (values - old_values).clamp(-value_clip, value_clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+
+
+def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """log(pi / pi_ref) at the sampled token: unbiased for KL(pi || pi_ref), may be negative (Schulman 2020)."""
+    return logprobs - ref_logprobs
+
+
+def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """exp(-k1) - 1 + k1 at the sampled token: unbiased and never negative (Schulman 2020; GRPO eq. 4)."""
+    difference = ref_logprobs - logprobs
+    return torch.exp(difference) - 1.0 - difference

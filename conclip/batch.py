@@ -1,0 +1,155 @@
+"""From lists to tensors: the only place where alignment is decided.
+
+B sequences, L = longest prompt + response, T = L - 1 decisions. ``input_ids[:, t]`` is the last token of state t and
+``input_ids[:, t + 1]`` the token chosen there: **column t of every [B, T] tensor is the decision taken in state t.**
+Nothing downstream shifts again. Rows are right-padded, so a causal model needs no attention mask.
+
+Example: prompt (5, 6), response (7, 8) in a batch with L = 5::
+
+    input_ids      5 6 7 8 0
+    targets        6 7 8 0
+    response_mask  . x x .
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from conclip.types import Outcome, Rollout, RolloutGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """Rollouts as tensors, before any model has looked at them."""
+
+    input_ids: Tensor
+    """[B, L] long, right-padded with 0."""
+    response_mask: Tensor
+    """[B, T] bool: decisions the engine sampled."""
+    loss_mask: Tensor
+    """[B, T] bool: decisions that train; a subset of response_mask."""
+    sampler_logprobs: Tensor
+    """[B, T] float: the engine's log-probs; 0 off response_mask."""
+    rewards: Tensor
+    """[B] float; 0 for a row that earned none (its loss_mask is empty)."""
+    groups: Tensor
+    """[B] long: index of each row's group."""
+    truncated: Tensor
+    """[B] bool."""
+    correct: Tensor
+    """[B] bool."""
+
+    @property
+    def targets(self) -> Tensor:
+        """[B, T]: the token chosen in each state."""
+        return self.input_ids[:, 1:]
+
+    @property
+    def response_tokens(self) -> Tensor:
+        """[B] float: sampled tokens of each row."""
+        return self.response_mask.sum(-1).float()
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperienceBatch:
+    """What a policy update needs, all fixed before the first update of the step."""
+
+    tokens: TokenBatch
+    old_logprobs: Tensor
+    """[B, T] the trainer's log-probs at rollout time."""
+    ref_logprobs: Tensor
+    """[B, T]; zeros when no KL term needs them."""
+    old_values: Tensor
+    """[B, T]; zeros when there is no critic."""
+    advantages: Tensor
+    """[B, T]"""
+    returns: Tensor
+    """[B, T]; zeros when there is no critic."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+Batch = TypeVar("Batch", TokenBatch, ExperienceBatch)
+
+
+def select_rows(batch: Batch, rows: Tensor) -> Batch:
+    """The given rows ([b] long), every tensor cut to the longest of them."""
+    tokens = batch if isinstance(batch, TokenBatch) else batch.tokens
+    used = tokens.response_mask[rows].any(0).nonzero()
+    num_decisions = int(used.max()) + 1 if len(used) else 1
+    changes: dict[str, object] = {}
+    for field in dataclasses.fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, TokenBatch):
+            changes[field.name] = select_rows(value, rows)
+        elif value.dim() == 1:
+            changes[field.name] = value[rows]
+        else:
+            columns = num_decisions + (field.name == "input_ids")
+            changes[field.name] = value[rows, :columns]
+    return dataclasses.replace(batch, **changes)  # type: ignore[arg-type]
+
+
+def collate(groups: Sequence[RolloutGroup], *, train_on_truncated: bool) -> TokenBatch:
+    """One row per rollout, in order. Rollouts without a reward (grader errors) stay in, with an empty loss mask.
+
+    Raises ValueError when a completion carries no log-probs or its lengths disagree.
+    """
+    rollouts = [(index, rollout) for index, group in enumerate(groups) for rollout in group.rollouts]
+    length = max(len(r.prompt_token_ids) + r.completion.num_tokens for _, r in rollouts)
+    size = len(rollouts)
+    input_ids = torch.zeros(size, length, dtype=torch.long)
+    response_mask = torch.zeros(size, length - 1, dtype=torch.bool)
+    loss_mask = torch.zeros(size, length - 1, dtype=torch.bool)
+    sampler_logprobs = torch.zeros(size, length - 1)
+    for row, (_, rollout) in enumerate(rollouts):
+        completion = rollout.completion
+        if len(completion.logprobs) != completion.num_tokens:
+            raise ValueError(f"completion {completion.request_id} has no log-prob for each of its tokens")
+        begin = len(rollout.prompt_token_ids)
+        end = begin + completion.num_tokens
+        input_ids[row, :begin] = torch.tensor(rollout.prompt_token_ids)
+        input_ids[row, begin:end] = torch.tensor(completion.token_ids)
+        response_mask[row, begin - 1 : end - 1] = True
+        sampler_logprobs[row, begin - 1 : end - 1] = torch.tensor(completion.logprobs)
+        loss_mask[row, begin - 1 : end - 1] = trains(rollout, train_on_truncated=train_on_truncated)
+    return TokenBatch(
+        input_ids=input_ids,
+        response_mask=response_mask,
+        loss_mask=loss_mask,
+        sampler_logprobs=sampler_logprobs,
+        rewards=torch.tensor([r.reward or 0.0 for _, r in rollouts]),
+        groups=torch.tensor([index for index, _ in rollouts]),
+        truncated=torch.tensor([r.grade.outcome is Outcome.TRUNCATED for _, r in rollouts]),
+        correct=torch.tensor([r.grade.outcome is Outcome.CORRECT for _, r in rollouts]),
+    )
+
+
+def trains(rollout: Rollout, *, train_on_truncated: bool) -> bool:
+    """Whether a rollout's tokens enter the loss."""
+    if rollout.reward is None:
+        return False
+    return train_on_truncated or rollout.grade.outcome is not Outcome.TRUNCATED
+
+
+def micro_batches(tokens: TokenBatch, rows: Tensor, max_tokens: int) -> Iterator[Tensor]:
+    """Split `rows` ([b] long) into pieces of at most `max_tokens` padded tokens, rows of like length together."""
+    positions = torch.arange(1, tokens.response_mask.shape[1] + 1)
+    lengths = (tokens.response_mask[rows] * positions).amax(-1) + 1
+    order = torch.argsort(lengths, stable=True)
+    piece: list[int] = []
+    for index in order.tolist():
+        if piece and (len(piece) + 1) * int(lengths[index]) > max_tokens:
+            yield rows[piece]
+            piece = []
+        piece.append(index)
+    if piece:
+        yield rows[piece]

@@ -1,0 +1,112 @@
+"""Tables as pure functions of evaluation rows."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from conclip.stats import clustered_interval
+from conclip.types import EvalRow, Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean with its 95 % interval, clustered by problem."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The numbers of one model on one benchmark."""
+
+    num_problems: int
+    num_responses: int
+    accuracy: Estimate
+    """Share of correct responses; truncated and unanswered ones are not correct, grader errors are left out."""
+    mean_tokens: Estimate
+    correct_mean_tokens: Estimate | None
+    """None when no response is correct."""
+    wrong_mean_tokens: Estimate | None
+    truncation_rate: Estimate
+    grader_errors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One model against another on the same problems, differences paired by problem."""
+
+    accuracy_difference: Estimate
+    tokens_ratio: Estimate
+    """Mean tokens of the second over the first; interval by the delta method on paired problem means."""
+
+
+def summarise(rows: Sequence[EvalRow]) -> Summary:
+    """Accuracy, lengths and truncation of one model's rows on one benchmark. Raises ValueError without rows."""
+    if not rows:
+        raise ValueError("no rows to summarise")
+    judged = [row for row in rows if row.outcome is not Outcome.GRADER_ERROR]
+    return Summary(
+        num_problems=len({row.problem_id for row in rows}),
+        num_responses=len(rows),
+        accuracy=_estimate((r.problem_id, float(r.outcome is Outcome.CORRECT)) for r in judged),
+        mean_tokens=_estimate((r.problem_id, float(r.num_tokens)) for r in rows),
+        correct_mean_tokens=_tokens_of(rows, Outcome.CORRECT),
+        wrong_mean_tokens=_tokens_of(rows, Outcome.WRONG),
+        truncation_rate=_estimate((r.problem_id, float(r.outcome is Outcome.TRUNCATED)) for r in rows),
+        grader_errors=len(rows) - len(judged),
+    )
+
+
+def compare(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> Comparison:
+    """How `second` differs from `first`. Raises ValueError unless both cover the same problems."""
+    accuracy = [_by_problem(_accuracy_pairs(rows)) for rows in (first, second)]
+    tokens = [_by_problem((r.problem_id, float(r.num_tokens)) for r in rows) for rows in (first, second)]
+    if tokens[0].keys() != tokens[1].keys():
+        raise ValueError("the two evaluations cover different problems")
+    shared = [key for key in accuracy[0] if key in accuracy[1]]
+    differences = [fmean(accuracy[1][key]) - fmean(accuracy[0][key]) for key in shared]
+    before = [fmean(values) for values in tokens[0].values()]
+    after = [fmean(tokens[1][key]) for key in tokens[0]]
+    ratio = fmean(after) / fmean(before)
+    # Ratio of means: its influence on each problem is (after - ratio * before) / mean(before).
+    influence = [ratio + (a - ratio * b) / fmean(before) for a, b in zip(after, before, strict=True)]
+    return Comparison(
+        accuracy_difference=Estimate(**_named(clustered_interval(differences))),
+        tokens_ratio=Estimate(**_named(clustered_interval(influence))),
+    )
+
+
+def _accuracy_pairs(rows: Iterable[EvalRow]) -> Iterable[tuple[str, float]]:
+    return (
+        (r.problem_id, float(r.outcome is Outcome.CORRECT)) for r in rows if r.outcome is not Outcome.GRADER_ERROR
+    )
+
+
+def _tokens_of(rows: Sequence[EvalRow], outcome: Outcome) -> Estimate | None:
+    pairs = [(row.problem_id, float(row.num_tokens)) for row in rows if row.outcome is outcome]
+    return _estimate(pairs) if pairs else None
+
+
+def _estimate(pairs: Iterable[tuple[str, float]]) -> Estimate:
+    """Mean over responses with an interval clustered by problem (unequal cluster sizes allowed: ratio estimator)."""
+    clusters = _by_problem(pairs)
+    if not clusters:
+        return Estimate(mean=0.0, low=0.0, high=1.0)
+    values = [value for cluster in clusters.values() for value in cluster]
+    mean = fmean(values)
+    size = len(values) / len(clusters)
+    influence = [mean + sum(value - mean for value in cluster) / size for cluster in clusters.values()]
+    return Estimate(**_named(clustered_interval(influence)))
+
+
+def _by_problem(pairs: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
+    clusters: dict[str, list[float]] = {}
+    for problem_id, value in pairs:
+        clusters.setdefault(problem_id, []).append(value)
+    return clusters
+
+
+def _named(interval: tuple[float, float, float]) -> dict[str, float]:
+    return {"mean": interval[0], "low": interval[1], "high": interval[2]}

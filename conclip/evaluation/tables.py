@@ -1,0 +1,97 @@
+"""Evaluation results for people: tables, the closing sentences, curves; and for machines: results.json."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from conclip.evaluation.metrics import Comparison, Estimate, Summary, compare, summarise
+from conclip.types import EvalRow
+
+Rows = Mapping[str, Sequence[EvalRow]]
+"""Rows of each model, by the model's name, in the order of the table."""
+
+
+def summaries(rows: Rows) -> dict[str, dict[str, Summary]]:
+    """benchmark -> model -> summary."""
+    benchmarks = list(dict.fromkeys(row.benchmark for model in rows.values() for row in model))
+    return {
+        benchmark: {name: summarise([r for r in model if r.benchmark == benchmark]) for name, model in rows.items()}
+        for benchmark in benchmarks
+    }
+
+
+def results_table(benchmark: str, models: Mapping[str, Summary]) -> Table:
+    """One row per model: accuracy, lengths and truncation with 95 % intervals."""
+    some = next(iter(models.values()))
+    table = Table(
+        title=f"{benchmark}: {some.num_problems} held-out problems, {some.num_responses} responses per model "
+        "(95 % intervals, clustered by problem)",
+        title_justify="left",
+    )
+    table.add_column("model")
+    for name in ("accuracy", "tokens", "tokens if correct", "tokens if wrong", "truncated"):
+        table.add_column(name, justify="right")
+    for name, summary in models.items():
+        table.add_row(
+            name,
+            _cell(summary.accuracy, ".3f"),
+            _cell(summary.mean_tokens, ".1f"),
+            _cell(summary.correct_mean_tokens, ".1f"),
+            _cell(summary.wrong_mean_tokens, ".1f"),
+            _percent(summary.truncation_rate),
+        )
+    return table
+
+
+def _cell(estimate: Estimate | None, form: str) -> str:
+    if estimate is None:
+        return "-"
+    return f"{estimate.mean:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
+
+
+def _percent(estimate: Estimate) -> str:
+    return f"{100 * estimate.mean:.2f} %"
+
+
+def describe_comparison(first: str, second: str, comparison: Comparison, margin: float) -> str:
+    """The change from `first` to `second` in one sentence; "kept" only when non-inferiority is shown."""
+    accuracy, ratio = comparison.accuracy_difference, comparison.tokens_ratio
+    if accuracy.low > 0:
+        verdict = "accuracy rose"
+    elif accuracy.low > -margin:
+        verdict = f"accuracy kept (margin {100 * margin:g} points)"
+    elif accuracy.high < 0:
+        verdict = "accuracy fell"
+    else:
+        verdict = f"accuracy not shown to be kept (margin {100 * margin:g} points)"
+    return (
+        f"{second} against {first}: tokens {100 * (ratio.mean - 1):+.1f} % "
+        f"[{100 * (ratio.low - 1):+.1f}, {100 * (ratio.high - 1):+.1f}], accuracy {100 * accuracy.mean:+.1f} points "
+        f"[{100 * accuracy.low:+.1f}, {100 * accuracy.high:+.1f}]: {verdict}"
+    )
+
+
+def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Comparison]:
+    """The last model against the shortest and the most accurate of those before it, and each against its predecessor."""
+    models = {name: [r for r in model if r.benchmark == benchmark] for name, model in rows.items()}
+    names = list(models)
+    pairs = list(zip(names, names[1:], strict=False))
+    if len(names) > 2:
+        before = {name: summarise(models[name]) for name in names[:-1]}
+        pairs.append((min(before, key=lambda n: before[n].mean_tokens.mean), names[-1]))
+        pairs.append((max(before, key=lambda n: before[n].accuracy.mean), names[-1]))
+    return {pair: compare(models[pair[0]], models[pair[1]]) for pair in dict.fromkeys(pairs)}
+
+
+def results_json(rows: Rows) -> dict[str, Any]:
+    """Everything the table and the sentences say, as plain data."""
+    results: dict[str, Any] = {}
+    for benchmark, models in summaries(rows).items():
+        comparisons = [
+            {"first": first, "second": second, **asdict(comparison)}
+            for (first, second), comparison in headline_comparisons(rows, benchmark).items()
+        ]
+        results[benchmark] = {"models": {n: asdict(s) for n, s in models.items()}, "comparisons": comparisons}
+    return results

@@ -1,0 +1,69 @@
+"""What a config points at: found, read and checked before anything heavy loads and before anything is written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from conclip.config import BaseConfig, EvalRunConfig, LearnConfig, ProbeRunConfig, TrainRunConfig, TwoPhaseConfig, UserError
+from conclip.models.folder import check_model, find_model
+from conclip.probe import PassRate, read_pass_rates, select
+from conclip.problems.load import load_problems
+from conclip.types import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """A run's model folder and problems; lists are empty where the subcommand needs none."""
+
+    model_path: Path
+    pool: list[Problem]
+    validation: list[Problem]
+    test: list[Problem]
+    rates: list[PassRate] | None
+    """Pass rates of an earlier probe; None to probe first."""
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [*self.pool, *self.validation, *self.test]
+
+
+def load_inputs(config: BaseConfig) -> Inputs:
+    """Raises UserError on a missing or damaged model folder, data file or pass-rate file, on token limits that do not fit
+    the model, and on a problem that stands in two of pool, validation and test."""
+    probes = isinstance(config, (ProbeRunConfig, LearnConfig))
+    evaluates = isinstance(config, (EvalRunConfig, TwoPhaseConfig))
+    model_path = find_model(config.model.path)
+    if probes:
+        check_model(model_path, "rollout.max_tokens", config.rollout.max_tokens)
+    if evaluates:
+        check_model(model_path, "eval.max_tokens", config.eval.max_tokens)
+    learns = isinstance(config, LearnConfig)
+    inputs = Inputs(
+        model_path=model_path,
+        pool=load_problems("data.pool", config.data.pool, config.seed) if probes else [],
+        validation=load_problems("data.validation", config.data.validation, config.seed) if learns else [],
+        test=load_problems("data.test", config.data.test, config.seed) if evaluates else [],
+        rates=_earlier_rates(config),
+    )
+    _check_disjoint(inputs)
+    if isinstance(config, TrainRunConfig) and (inputs.rates is not None or config.phase.problem_ids is not None):
+        select("phase", inputs.pool, inputs.rates or [], config.phase, config.seed)
+    return inputs
+
+
+def _earlier_rates(config: BaseConfig) -> list[PassRate] | None:
+    if isinstance(config, TrainRunConfig) and config.pass_rates is not None:
+        return read_pass_rates(Path(config.pass_rates).expanduser())
+    return None
+
+
+def _check_disjoint(inputs: Inputs) -> None:
+    """No question may be in two of the three lists: test problems never train, nor choose a checkpoint."""
+    seen: dict[str, str] = {}
+    for name in ("pool", "validation", "test"):
+        for problem in getattr(inputs, name):
+            other = seen.setdefault(" ".join(problem.question.split()), name)
+            if other != name:
+                raise UserError(
+                    f"problem '{problem.problem_id}' of data.{name} is also in data.{other}; "
+                    "training, validation and test problems must be disjoint"
+                )

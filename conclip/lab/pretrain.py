@@ -1,0 +1,145 @@
+"""Makes the lab's base model from nothing: generated traces, a small Qwen2, one cosine schedule.
+
+Run as ``make lab-model`` (``python -m conclip.lab.pretrain --out FOLDER``). Deterministic for a seed, a torch version and
+a thread count.
+"""
+
+import argparse
+import logging
+import math
+import random
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from conclip.lab.tokenizer import build_tokenizer
+from conclip.lab.traces import trace
+from conclip.problems.arithmetic import sample_chain
+
+LOG = logging.getLogger(__name__)
+
+CHAIN_LEVELS = 12
+SEARCH_LEVELS = 4
+SEARCH_SHARE = 0.3
+CONTEXT_TOKENS = 1024
+POOL = 2048
+"""Traces sampled and sorted by length together."""
+WARMUP_STEPS = 50
+IGNORE = -100
+
+
+def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
+    """Four layers of width 128; 128 vocabulary rows."""
+    return Qwen2Config(
+        vocab_size=128,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT_TOKENS,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        dtype="float32",
+    )
+
+
+def sample_example(
+    tokenizer: PreTrainedTokenizerFast, max_level: int, generator: random.Random
+) -> tuple[list[int], int]:
+    """Token ids of one question of at most `max_level` operations with its trace, and how many of them are the prompt."""
+    while True:
+        family = "search" if generator.random() < SEARCH_SHARE else "chain"
+        highest = min(max_level, SEARCH_LEVELS if family == "search" else CHAIN_LEVELS)
+        chain = sample_chain(family, generator.randint(1, highest), generator)
+        if chain.split == "pretrain":
+            break
+    prompt = f"<|user|>{chain.question}<|end|><|assistant|>"
+    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+    response_ids = tokenizer.encode(trace(chain, generator) + "<|end|>", add_special_tokens=False)
+    return prompt_ids + response_ids, len(prompt_ids)
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, *, tokens: int, pool: int, seed: int, max_levels: Iterable[int]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(input_ids, labels) pairs [B, L] of about `tokens` tokens, examples of like length together; one pool of
+    examples for each entry of `max_levels`."""
+    generator = random.Random(seed)
+    for max_level in max_levels:
+        examples = [sample_example(tokenizer, max_level, generator) for _ in range(pool)]
+        examples.sort(key=lambda example: len(example[0]))
+        groups: list[list[tuple[list[int], int]]] = [[]]
+        for example in examples:
+            if (len(groups[-1]) + 1) * len(example[0]) > tokens:
+                groups.append([])
+            groups[-1].append(example)
+        generator.shuffle(groups)
+        for group in groups:
+            length = max(len(ids) for ids, _ in group)
+            input_ids = torch.zeros(len(group), length, dtype=torch.long)
+            labels = torch.full((len(group), length), IGNORE)
+            for row, (ids, num_prompt) in enumerate(group):
+                input_ids[row, : len(ids)] = torch.tensor(ids)
+                labels[row, num_prompt : len(ids)] = torch.tensor(ids[num_prompt:])
+            yield input_ids, labels
+
+
+def train(out: Path, *, seed: int, pools: int, lr: float, tokens: int) -> None:
+    """Train on `pools` x POOL traces, easy ones first, and save a Hugging Face folder at `out`."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    model = Qwen2ForCausalLM(model_config(tokenizer))
+    decay = [p for p in model.parameters() if p.dim() >= 2]
+    rest = [p for p in model.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
+    )
+    # The curriculum: two operations at first, all levels from 40 % of the traces on.
+    max_levels = [min(CHAIN_LEVELS, 2 + int(25 * pool / pools)) for pool in range(pools)]
+    num_pools = 0.0
+    began = time.monotonic()
+    num_tokens = 0
+    stream = batches(tokenizer, tokens=tokens, pool=POOL, seed=seed, max_levels=max_levels)
+    for step, (input_ids, labels) in enumerate(stream):
+        scale = min(1.0, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * num_pools / pools)))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * scale
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(input_ids=input_ids, use_cache=False).logits
+        loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        num_pools = min(pools, num_pools + len(input_ids) / POOL)
+        num_tokens += input_ids.numel()
+        if step % 50 == 0:
+            elapsed = time.monotonic() - began
+            LOG.info(
+                "step %d  traces %.0f  loss %.4f  %.0f tokens/s  %.0f s",
+                step, num_pools * POOL, loss.item(), num_tokens / elapsed, elapsed,
+            )  # fmt: skip
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pools", type=int, default=48)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--tokens", type=int, default=8192)
+    train(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The written-out reasoning the lab model learns from, and what is designed into it.
+
+Every trace is a legible solution that ends in ``\\boxed{}``. Three things are designed, and documented as such:
+
+1. *Verbosity*: each trace draws how often it re-checks a step, independently of the problem and of being right.
+2. *Fatigue* (`chain`): the k-th step is written wrong with probability ``FATIGUE * k``, so long problems are hard.
+3. *Idle re-checks* (`chain`): a re-check repeats the step with the same error rate and its result is adopted. On average
+   it neither repairs nor harms. In `search` a re-check is a fresh guess, tested against the equation: it repairs.
+
+Whether a *model* trained on this is right more often when it is short is measured, not designed.
+"""
+
+import random
+
+from conclip.problems.arithmetic import Chain, apply
+
+FATIGUE = 0.03
+"""Extra error probability of each further step of a `chain` trace."""
+
+RECHECK_RATES = (0.0, 0.75, 1.5, 2.25, 3.0)
+"""Mean re-checks per step of a `chain` trace; one is drawn per trace."""
+
+MAX_TRIES = 8
+"""A `search` trace has patience for 1 to MAX_TRIES guesses, drawn per trace; the last one is not tested."""
+
+SEARCH_SLIP = 0.01
+"""Error probability of one operation inside a `search` test."""
+
+_VARIABLES = "abcdefghijklmnopqrstu"
+
+
+def _slip(value: int, probability: float, generator: random.Random) -> int:
+    if generator.random() < probability:
+        return (value + generator.randrange(1, 10)) % 10
+    return value
+
+
+def chain_trace(chain: Chain, generator: random.Random) -> str:
+    """A forward evaluation with fatigue and idle re-checks."""
+    rate = generator.choice(RECHECK_RATES)
+    lines: list[str] = []
+    value = chain.start
+    for k, (operator, operand) in enumerate(chain.operations, start=1):
+        rechecks = sum(generator.random() < rate / 6 for _ in range(6))
+        left = value
+        for attempt in range(1 + rechecks):
+            value = _slip(apply(operator, left, operand), FATIGUE * k, generator)
+            lines.append(f"{'wait ' if attempt else ''}{_VARIABLES[k]}={left}{operator}{operand}={value}\n")
+    return "".join(lines) + f"\\boxed{{{value}}}"
+
+
+def search_trace(chain: Chain, generator: random.Random) -> str:
+    """Guess, test, guess again until a test says yes; the last guess a trace has patience for is given untested."""
+    guesses = generator.sample(range(10), k=generator.randint(1, MAX_TRIES))
+    target = chain.values[-1]
+    lines: list[str] = []
+    for attempt, guess in enumerate(guesses):
+        lines.append(f"{'wait ' if attempt else ''}x={guess}\n")
+        if attempt == len(guesses) - 1:
+            break
+        value = guess
+        for index, (operator, operand) in enumerate(chain.operations):
+            left = value
+            value = _slip(apply(operator, left, operand), SEARCH_SLIP, generator)
+            lines.append(f"{_VARIABLES[index]}={left}{operator}{operand}={value}\n")
+        lines.append(f"{value}?{target} {'yes' if value == target else 'no'}\n")
+        if value == target:
+            break
+    return "".join(lines) + f"\\boxed{{{guess}}}"
+
+
+def trace(chain: Chain, generator: random.Random) -> str:
+    """One trace for a chain of either family."""
+    return (chain_trace if chain.family == "chain" else search_trace)(chain, generator)

@@ -1,0 +1,24 @@
+"""The value function: a full model of its own with a scalar head, as in the paper."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class Critic(nn.Module):
+    """The policy's body, copied, and a linear head that starts at 0: every state is worth nothing at first."""
+
+    def __init__(self, policy: PreTrainedModel) -> None:
+        super().__init__()
+        self.body = copy.deepcopy(policy.base_model)
+        self.head = nn.Linear(policy.config.hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.to(policy.device)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """[b, L] -> values [b, L], fp32: column t values the state that ends with token t."""
+        hidden = self.body(input_ids=input_ids, use_cache=False).last_hidden_state
+        return torch.nn.functional.linear(hidden.float(), self.head.weight.float(), self.head.bias.float()).squeeze(-1)

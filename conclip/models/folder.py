@@ -1,0 +1,65 @@
+"""Model folders: finding and checking them without loading anything heavy."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from conclip.config import UserError
+
+LAB_MODEL = Path(__file__).parent.parent / "lab" / "weights"
+"""The embedded default model."""
+
+
+def find_model(path: str) -> Path:
+    """The folder of `model.path`: ``lab``, a folder, or a hub id that is in the local cache or can be downloaded."""
+    if path == "lab":
+        return LAB_MODEL
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path.count("/") == 1 and not path.startswith((".", "~", "/")):
+        from huggingface_hub import snapshot_download  # noqa: PLC0415  only when a hub id is asked for
+
+        try:
+            return Path(snapshot_download(path, ignore_patterns=["*.bin", "*.pth", "*.gguf"]))
+        except Exception as error:
+            raise UserError(
+                f"model.path: '{path}' is no folder here, and the hub does not give it ({type(error).__name__}); "
+                "check the name, or download it and give the folder"
+            ) from error
+    raise UserError(f"model.path: no folder '{path}'; give 'lab', a Hugging Face model folder, or a hub id")
+
+
+def check_model(folder: Path, key: str, max_tokens: int) -> None:
+    """Raise UserError unless `folder` is a whole HF model with a chat template and room for `max_tokens`, the value of
+    config key `key`."""
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise UserError(f"model.path: '{folder}' has no config.json; it is not a Hugging Face model folder")
+    try:
+        config = cast(dict[str, Any], json.loads(config_file.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"model.path: '{config_file}' is not JSON ({error.msg}); the download may be damaged") from error
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"model.path: '{folder}' has no *.safetensors weights; other formats are not loaded")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserError(f"model.path: '{folder}' has no tokenizer; copy the base model's tokenizer files into it")
+    if not has_chat_template(folder):
+        raise UserError(
+            f"model.path: the tokenizer of '{folder}' has no chat template; use an instruct model or add chat_template.jinja"
+        )
+    context = config.get("max_position_embeddings")
+    if isinstance(context, int) and max_tokens >= context:
+        raise UserError(
+            f"{key}={max_tokens} does not fit the model's context of {context} tokens (prompt included); lower it"
+        )
+
+
+def has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    file = folder / "tokenizer_config.json"
+    try:
+        return bool(json.loads(file.read_text()).get("chat_template"))
+    except (OSError, json.JSONDecodeError):
+        return False

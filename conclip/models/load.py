@@ -1,0 +1,26 @@
+"""Loading models and tokenizers."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from conclip.config import Dtype, UserError
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def load_policy(folder: Path, device: torch.device) -> PreTrainedModel:
+    """The causal language model with fp32 weights (small learning rates vanish in bf16 ones), in eval mode: dropout
+    would make the trainer's log-probs differ from the engine's."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    if getattr(model.config, "final_logit_softcapping", None) is not None:
+        raise UserError("model.path: models with logit soft-capping are not supported for training")
+    return cast(PreTrainedModel, model.to(device).eval())
+
+
+def autocast(dtype: Dtype, device: torch.device) -> torch.autocast:
+    """The context in which models run: bf16 arithmetic on fp32 weights when the config says bfloat16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype is Dtype.bfloat16)

@@ -1,0 +1,1 @@
+"""Generated arithmetic and local files."""

@@ -1,0 +1,40 @@
+"""Problems from every source, as one list with unique ids."""
+
+from collections.abc import Mapping
+
+from conclip.config import ProblemSetConfig, ProblemSource, UserError
+from conclip.problems.arithmetic import generate
+from conclip.problems.files import read_jsonl
+from conclip.seeding import derive_seed
+from conclip.types import Problem
+
+
+def load_problems(key: str, sets: Mapping[str, ProblemSetConfig], run_seed: int) -> list[Problem]:
+    """All problems of the named sets, each carrying its set's name as `source`. Raises UserError on bad data.
+
+    `key` is the config key of the sets, for messages. Arithmetic sets are redrawn when `run_seed` changes.
+    """
+    problems: dict[str, Problem] = {}
+    for name, settings in sets.items():
+        for problem in _load_set(f"{key}.{name}", name, settings, run_seed):
+            if problem.problem_id in problems:
+                raise UserError(f"{key}.{name}: problem id '{problem.problem_id}' appears twice; ids must be unique")
+            problems[problem.problem_id] = problem
+    return list(problems.values())
+
+
+def _load_set(key: str, name: str, settings: ProblemSetConfig, run_seed: int) -> list[Problem]:
+    if settings.source is ProblemSource.file:
+        return read_jsonl(key, name, settings)
+    assert settings.family and settings.levels and settings.split and settings.num_problems
+    try:
+        return generate(
+            settings.family,
+            levels=tuple(settings.levels),
+            split=settings.split,
+            num_problems=settings.num_problems,
+            seed=derive_seed("problems", run_seed, settings.seed),
+            source=name,
+        )
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from error

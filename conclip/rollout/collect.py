@@ -1,0 +1,137 @@
+"""Sampling and grading together: the one loop behind probing, training and evaluation."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from conclip.grading import Grader
+from conclip.rollout.engine import RolloutEngine
+from conclip.seeding import derive_seed
+from conclip.types import Completion, Grade, Problem, Request, Rollout, RolloutGroup, SamplingSpec
+
+PROGRESS_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectProgress:
+    """What a live display shows."""
+
+    num_finished: int
+    num_total: int
+    num_tokens: int
+    """Generated so far in this call, unfinished responses included."""
+    mean_tokens: float
+    """Mean length of the finished responses."""
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One response to collect."""
+
+    problem: Problem
+    sample: int
+    prompt_token_ids: tuple[int, ...]
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.problem.problem_id}/{self.sample}"
+
+
+def tasks_for(
+    problems: Sequence[Problem], prompts: dict[str, tuple[int, ...]], *, num_samples: int, seed_parts: tuple[int | str, ...]
+) -> list[Task]:
+    """`num_samples` tasks per problem, problem by problem. Each one's seed depends on `seed_parts`, problem and sample
+    alone, so that the same response can be asked for again."""
+    return [
+        Task(
+            problem=problem,
+            sample=sample,
+            prompt_token_ids=prompts[problem.problem_id],
+            seed=derive_seed(*seed_parts, problem.problem_id, sample),
+        )
+        for problem in problems
+        for sample in range(num_samples)
+    ]
+
+
+def collect(
+    tasks: Sequence[Task],
+    spec: SamplingSpec,
+    *,
+    engine: RolloutEngine,
+    grader: Grader,
+    tokenizer: PreTrainedTokenizerBase,
+    on_progress: Callable[[CollectProgress], None] | None = None,
+) -> Iterator[Rollout]:
+    """Sample and grade every task, yielding rollouts as their verdicts arrive, in any order.
+
+    One call is one unit of work: it starts from a cold prefix cache. Grading runs beside generation. When the caller
+    stops early (an exception, Ctrl-C), what is in flight is aborted.
+    """
+    by_key = {task.key: task for task in tasks}
+    if len(by_key) != len(tasks):
+        raise ValueError("two tasks share a problem id and sample number")
+    graded: dict[str, tuple[Completion, str]] = {}
+    num_done = num_finished = finished_tokens = 0
+    tokens_before = engine.progress()
+    began = last_report = time.monotonic()
+    engine.reset_cache()
+    engine.submit([Request(request_id=t.key, prompt_token_ids=t.prompt_token_ids, seed=t.seed) for t in tasks], spec)
+    try:
+        while num_done < len(tasks):
+            sampling = num_finished < len(tasks)
+            for completion in engine.poll() if sampling else ():
+                task = by_key[completion.request_id]
+                text = str(tokenizer.decode(completion.token_ids, skip_special_tokens=True))
+                graded[task.key] = (completion, text)
+                grader.submit(
+                    task.key, gold=task.problem.answer, text=text, finish_reason=completion.finish_reason
+                )
+                num_finished += 1
+                finished_tokens += completion.num_tokens
+            for key, grade in grader.poll(0.0 if sampling else 1.0):
+                completion, text = graded.pop(key)
+                num_done += 1
+                yield _rollout(by_key[key], completion, text, grade)
+            now = time.monotonic()
+            if on_progress is not None and (now - last_report > PROGRESS_EVERY_S or num_done == len(tasks)):
+                last_report = now
+                num_tokens = engine.progress() - tokens_before
+                on_progress(
+                    CollectProgress(
+                        num_finished=num_finished,
+                        num_total=len(tasks),
+                        num_tokens=num_tokens,
+                        mean_tokens=finished_tokens / max(1, num_finished),
+                        tokens_per_s=num_tokens / max(1e-9, now - began),
+                    )
+                )
+    finally:
+        if num_finished < len(tasks):
+            engine.abort()
+
+
+def _rollout(task: Task, completion: Completion, text: str, grade: Grade) -> Rollout:
+    return Rollout(
+        problem=task.problem,
+        sample=task.sample,
+        prompt_token_ids=task.prompt_token_ids,
+        completion=completion,
+        text=text,
+        grade=grade,
+    )
+
+
+def group_rollouts(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> list[RolloutGroup]:
+    """One group per problem in the order of `problems`, rollouts in sample order: independent of finishing order."""
+    members: dict[str, list[Rollout]] = {problem.problem_id: [] for problem in problems}
+    for rollout in rollouts:
+        members[rollout.problem.problem_id].append(rollout)
+    return [
+        RolloutGroup(problem=p, rollouts=tuple(sorted(members[p.problem_id], key=lambda r: r.sample)))
+        for p in problems
+    ]

@@ -1,0 +1,171 @@
+"""The rollout engine on vLLM: the only module that imports it.
+
+Everything runs in the calling process (vLLM's own worker processes are off): on one CPU that is fastest, and another
+process, when wanted, is put around this class by `rollout.child`. GPU behaviour rests on vLLM; it is not exercised by
+the project's tests, which run on CPU.
+"""
+
+import gc
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from conclip.config import RolloutConfig
+from conclip.types import Completion, Request, SamplingSpec
+
+
+def _configure_environment() -> None:
+    """vLLM reads these when it is imported or started."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # our own handlers decide where its messages go
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+class VllmEngine:
+    """`RolloutEngine` around vLLM's `LLMEngine`.
+
+    Log-probs are the processed ones (temperature applied), of the sampled token only.
+    """
+
+    def __init__(
+        self, model_path: Path, config: RolloutConfig, *, dtype: str, seed: int, max_model_len: int
+    ) -> None:
+        _configure_environment()
+        from vllm import EngineArgs, LLMEngine  # noqa: PLC0415  seconds to import, and reads the environment above
+
+        on_cpu = not torch.cuda.is_available()
+        random_state = torch.get_rng_state()
+        arguments = EngineArgs(
+            model=str(model_path),
+            dtype=dtype,  # pyright: ignore[reportArgumentType]
+            seed=seed,
+            skip_tokenizer_init=True,
+            generation_config="vllm",
+            max_model_len=max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=max(config.max_num_batched_tokens, max_model_len),
+            # A prompt cut in two makes vLLM rewind a per-request generator, which CPU generators cannot.
+            enable_chunked_prefill=not on_cpu,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30) if on_cpu else None,
+            enforce_eager=on_cpu or config.enforce_eager,
+            tensor_parallel_size=config.tensor_parallel_size,
+            enable_prefix_caching=True,
+            enable_sleep_mode=not on_cpu,
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+            trust_remote_code=False,
+        )
+        self._engine = LLMEngine.from_engine_args(arguments)
+        torch.set_rng_state(random_state)  # starting an engine must not move the run's own random stream
+        self._on_cpu = on_cpu
+        self._stop_token_ids = list(stop_token_ids(model_path))
+        self._in_flight: dict[str, str] = {}
+        self._num_tokens = 0
+        self._version = 0
+
+    @property
+    def policy_version(self) -> int:
+        return self._version
+
+    def submit(self, requests: Sequence[Request], spec: SamplingSpec) -> None:
+        from vllm import SamplingParams, TokensPrompt  # noqa: PLC0415
+        from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
+
+        for request in requests:
+            if request.request_id in self._in_flight:
+                raise ValueError(f"request id '{request.request_id}' is already in flight")
+            parameters = SamplingParams(
+                temperature=spec.temperature,
+                top_p=spec.top_p,
+                top_k=spec.top_k,
+                max_tokens=spec.max_tokens,
+                seed=request.seed,
+                logprobs=0 if spec.logprobs else None,
+                flat_logprobs=True,
+                detokenize=False,
+                stop_token_ids=self._stop_token_ids,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            prompt = TokensPrompt(prompt_token_ids=list(request.prompt_token_ids))
+            internal_id = self._engine.add_request(request.request_id, prompt, parameters)
+            self._in_flight[request.request_id] = internal_id
+
+    def poll(self) -> list[Completion]:
+        if not self._in_flight:
+            return []
+        finished: list[Completion] = []
+        for output in self._engine.step():
+            if not output.finished:
+                continue
+            (sample,) = output.outputs
+            token_ids = tuple(sample.token_ids)
+            logprobs = tuple(sample.logprobs.logprobs) if sample.logprobs is not None else ()
+            if len(logprobs) not in (0, len(token_ids)):
+                raise RuntimeError(f"engine returned {len(logprobs)} log-probs for {len(token_ids)} tokens")
+            finished.append(
+                Completion(
+                    request_id=output.request_id,
+                    token_ids=token_ids,
+                    logprobs=logprobs,
+                    finish_reason=sample.finish_reason,
+                    policy_version=self._version,
+                )
+            )
+            del self._in_flight[output.request_id]
+            self._num_tokens += len(token_ids)
+        return finished
+
+    def progress(self) -> int:
+        states = self._engine.output_processor.request_states.values()
+        return self._num_tokens + sum(state.detokenizer.num_output_tokens() for state in states)
+
+    def abort(self) -> None:
+        self._engine.abort_request(list(self._in_flight.values()), internal=True)
+        self._in_flight.clear()
+        self._engine.step()
+
+    def update_weights(self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        if self._in_flight:
+            raise RuntimeError("weights may not change while responses are being sampled")
+        if isinstance(source, Path):
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(source)})
+        else:
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": source})
+        self.reset_cache()
+        self._version = version
+
+    def reset_cache(self) -> None:
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("the engine could not reset its prefix cache")
+
+    def sleep(self) -> None:
+        if not self._on_cpu:
+            self._engine.sleep(level=2)
+
+    def wake(self) -> None:
+        if not self._on_cpu:
+            self._engine.wake_up()
+
+    def close(self) -> None:
+        if not hasattr(self, "_engine"):
+            return
+        self._engine.engine_core.shutdown()
+        del self._engine
+        gc.collect()
+
+
+def stop_token_ids(model_path: Path) -> tuple[int, ...]:
+    """Every token that ends a response: the generation config's end tokens, else the model config's."""
+    from transformers import AutoConfig, GenerationConfig  # noqa: PLC0415
+
+    found: set[int] = set()
+    if (model_path / "generation_config.json").exists():
+        end = GenerationConfig.from_pretrained(model_path).eos_token_id
+        found.update([end] if isinstance(end, int) else end or [])
+    if not found:
+        end = AutoConfig.from_pretrained(model_path).eos_token_id
+        found.update([end] if isinstance(end, int) else end or [])
+    return tuple(sorted(found))

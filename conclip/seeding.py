@@ -1,0 +1,22 @@
+"""Every random number of a run derives from its one seed through a named stream."""
+
+import hashlib
+import random
+
+import torch
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed in [0, 2^31) that depends on every part and on nothing else (not on order of work or process)."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def python_stream(*parts: int | str) -> random.Random:
+    """A generator of Python's own for one purpose."""
+    return random.Random(derive_seed(*parts))
+
+
+def torch_stream(*parts: int | str) -> torch.Generator:
+    """A CPU torch generator for one purpose; torch's global one belongs to the engine's sampler."""
+    return torch.Generator().manual_seed(derive_seed(*parts))

@@ -1,0 +1,52 @@
+"""One step's numbers, as pure functions of its rollouts and tensors."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+import torch
+
+from conclip.algo.masking import masked_mean
+from conclip.batch import ExperienceBatch
+from conclip.training.learner import explained_variance
+from conclip.types import Outcome, RolloutGroup
+
+
+def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Outcome shares, rewards and lengths of one step's rollouts. Lengths count generated token ids."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    metrics = {"rollout/num_responses": float(len(rollouts))}
+    for outcome in Outcome:
+        metrics[f"outcome/{outcome.value}"] = fmean(r.grade.outcome is outcome for r in rollouts)
+    rewards = [r.reward for r in rollouts if r.reward is not None]
+    metrics["reward/mean"] = fmean(rewards) if rewards else 0.0
+    lengths = [r.completion.num_tokens for r in rollouts]
+    metrics["rollout/num_tokens"] = float(sum(lengths))
+    metrics["length/mean_tokens"] = fmean(lengths)
+    metrics["length/max_tokens"] = float(max(lengths))
+    for outcome in (Outcome.CORRECT, Outcome.WRONG):
+        mine = [r.completion.num_tokens for r in rollouts if r.grade.outcome is outcome]
+        if mine:
+            metrics[f"length/{outcome.value}_mean_tokens"] = fmean(mine)
+    rates = [rate for group in groups if (rate := group.pass_rate) is not None]
+    metrics["rollout/share_groups_all_correct"] = fmean(rate == 1 for rate in rates) if rates else 0.0
+    metrics["rollout/share_groups_none_correct"] = fmean(rate == 0 for rate in rates) if rates else 0.0
+    return metrics
+
+
+def experience_metrics(experience: ExperienceBatch) -> dict[str, float]:
+    """Sampler/trainer drift, distance to the reference, and how well the critic explains the returns."""
+    tokens = experience.tokens
+    mask = tokens.response_mask
+    drift = (experience.old_logprobs - tokens.sampler_logprobs).abs()
+    metrics = {
+        "policy/sampler_drift_mean": float(masked_mean(drift, mask)),
+        "policy/sampler_drift_max": float(torch.where(mask, drift, 0.0).max()),
+        "policy/kl_to_reference": float(masked_mean(experience.old_logprobs - experience.ref_logprobs, mask))
+        if bool(experience.ref_logprobs.any())
+        else 0.0,
+        "value/explained_variance": explained_variance(experience.old_values, experience.returns, mask),
+    }
+    for name, rows in (("correct", tokens.correct), ("wrong", ~tokens.correct & ~tokens.truncated)):
+        chosen = tokens.loss_mask & rows.unsqueeze(-1)
+        metrics[f"policy/advantage_{name}"] = float(masked_mean(experience.advantages, chosen))
+    return metrics

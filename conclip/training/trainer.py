@@ -1,0 +1,193 @@
+"""The training loop. `Trainer._step` is the algorithm, in data order."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from conclip.batch import collate
+from conclip.config import KeepBest, LearnConfig, PhaseConfig
+from conclip.rewards import reward_of
+from conclip.runtime import Runtime
+from conclip.seeding import python_stream, torch_stream
+from conclip.training.checkpoint import save_checkpoint
+from conclip.training.experience import make_experience
+from conclip.training.learner import Learner
+from conclip.training.monitors import experience_metrics, rollout_metrics
+from conclip.types import Outcome, Problem, RolloutGroup
+
+
+class StaleEngine(RuntimeError):
+    """The engine samples with other weights than the learner's: its data must not train."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """Result of one look at the validation problems."""
+
+    step: int
+    accuracy: float
+    """Share of correct responses; grader errors are left out."""
+    mean_tokens: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a phase hands on."""
+
+    checkpoint: Path
+    best: Validation
+    history: tuple[Validation, ...]
+    num_steps: int
+    stopped_early: bool
+
+
+class Trainer:
+    """Trains one phase on a fixed set of problems."""
+
+    def __init__(
+        self,
+        stage: str,
+        config: LearnConfig,
+        phase: PhaseConfig,
+        runtime: Runtime,
+        *,
+        model_path: Path,
+        problems: Sequence[Problem],
+        validation: Sequence[Problem],
+    ) -> None:
+        self._stage, self._config, self._phase, self._runtime = stage, config, phase, runtime
+        self._problems, self._validation_problems = problems, validation
+        self._checkpoint = runtime.run.folder / "checkpoints" / f"{stage}-best"
+        self._checkpoint.parent.mkdir(exist_ok=True)
+        num_updates = phase.num_steps * config.algo.updates_per_rollout
+        self._learner = Learner(model_path, config, num_updates=num_updates)
+        self._order = self._problem_order()
+        self._times: dict[str, float] = {}
+        self._push_weights()
+
+    def train(self) -> TrainResult:
+        """Run the phase. The best validated checkpoint is kept; a run whose accuracy degrades stops."""
+        first = best = self._validate(0)
+        history = [first]
+        self._save()
+        stopped = False
+        for step in range(1, self._phase.num_steps + 1):
+            metrics = self._step(step)
+            if step % self._config.trainer.validate_every == 0 or step == self._phase.num_steps:
+                now = self._validate(step)
+                history.append(now)
+                metrics |= {"validation/accuracy": now.accuracy, "validation/mean_tokens": now.mean_tokens}
+                if self._better(now, best, first):
+                    best = now
+                    self._save()
+                stopped = now.accuracy < first.accuracy - self._phase.stop_accuracy_drop
+            self._report(step, metrics)
+            if stopped:
+                self._runtime.run.warn(
+                    f"{self._stage} stops at step {step}: validation accuracy {history[-1].accuracy:.3f} fell more than "
+                    f"{self._phase.stop_accuracy_drop:g} below the {first.accuracy:.3f} it began with"
+                )
+                break
+        return TrainResult(
+            checkpoint=self._checkpoint, best=best, history=tuple(history), num_steps=step, stopped_early=stopped
+        )
+
+    def _step(self, step: int) -> dict[str, float]:
+        self._times = {}
+        algo = self._config.algo
+        problems = [next(self._order) for _ in range(self._phase.problems_per_step)]
+        with self._timed("rollout"):
+            groups = self._sample(step, problems)
+        groups = self._reward(groups)
+        tokens = collate(groups, train_on_truncated=algo.train_on_truncated)
+        with self._timed("score"):
+            scores = self._learner.score(tokens)
+        experience = make_experience(tokens, scores, algo)
+        with self._timed("update"):
+            updated = self._learner.update(experience, torch_stream(self._config.seed, self._stage, "update", step))
+        with self._timed("push_weights"):
+            self._push_weights()
+        self._runtime.run.write_transcripts(self._stage, step, groups, self._config.trainer.transcripts_per_group)
+        return rollout_metrics(groups) | experience_metrics(experience) | updated | self._times
+
+    def _sample(self, step: int, problems: Sequence[Problem]) -> list[RolloutGroup]:
+        runtime = self._runtime
+        groups = runtime.sample_groups(
+            f"{self._stage} step {step}", problems, runtime.training_spec, self._phase.group_size, self._stage, step
+        )
+        versions = {rollout.completion.policy_version for group in groups for rollout in group.rollouts}
+        if versions != {self._version}:
+            raise StaleEngine(f"engine sampled with policy versions {sorted(versions)}, the learner is at {self._version}")
+        return groups
+
+    def _reward(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+        table = self._config.reward
+        return [
+            dataclasses.replace(
+                group,
+                rollouts=tuple(
+                    dataclasses.replace(r, reward=reward_of(r.grade.outcome, table)) for r in group.rollouts
+                ),
+            )
+            for group in groups
+        ]
+
+    def _push_weights(self) -> None:
+        self._version = self._runtime.engine.policy_version + 1
+        self._runtime.engine.update_weights(self._learner.weights(), self._version)
+
+    def _validate(self, step: int) -> Validation:
+        """The same responses' seeds each time, so that two looks differ by the policy alone."""
+        runtime = self._runtime
+        groups = runtime.sample_groups(
+            f"{self._stage} validation",
+            self._validation_problems,
+            runtime.training_spec,
+            self._config.trainer.validation_samples,
+            "validation",
+        )
+        rollouts = [r for group in groups for r in group.rollouts]
+        judged = [r for r in rollouts if r.grade.outcome is not Outcome.GRADER_ERROR]
+        result = Validation(
+            step=step,
+            accuracy=fmean(r.grade.outcome is Outcome.CORRECT for r in judged) if judged else 0.0,
+            mean_tokens=fmean(r.completion.num_tokens for r in rollouts),
+        )
+        runtime.run.say(
+            f"{self._stage} step {step:>3}  validation accuracy {result.accuracy:.3f}  length {result.mean_tokens:.1f}"
+        )
+        return result
+
+    def _better(self, now: Validation, best: Validation, first: Validation) -> bool:
+        if self._phase.keep_best is KeepBest.accuracy:
+            return (now.accuracy, -now.mean_tokens) > (best.accuracy, -best.mean_tokens)
+        holds = now.accuracy >= first.accuracy - self._phase.max_accuracy_drop
+        return holds and now.mean_tokens < best.mean_tokens
+
+    def _save(self) -> None:
+        save_checkpoint(self._checkpoint, self._learner.policy, self._runtime.tokenizer)
+
+    def _report(self, step: int, metrics: dict[str, float]) -> None:
+        self._runtime.run.log_metrics(self._stage, step, metrics)
+        self._runtime.run.say(
+            f"{self._stage} step {step:>3}/{self._phase.num_steps}  accuracy {metrics['outcome/correct']:.3f}  "
+            f"length {metrics['length/mean_tokens']:6.1f}  reward {metrics['reward/mean']:+.3f}  "
+            f"kl {metrics['policy/approx_kl']:.4f}  drift {metrics['policy/sampler_drift_max']:.1e}  "
+            f"{sum(self._times.values()):.1f} s"
+        )
+
+    def _problem_order(self) -> Iterator[Problem]:
+        """Endless passes over the problems, each in a fresh order."""
+        stream = python_stream(self._config.seed, self._stage, "order")
+        while True:
+            yield from stream.sample(list(self._problems), len(self._problems))
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._times[f"time/{name}_s"] = time.monotonic() - began

@@ -1,0 +1,163 @@
+"""The values that travel between stages: frozen, keyword-only, without torch.
+
+One word per thing: a `problem` is asked, a `completion` is one sampled response, a `rollout` is a completion with its
+problem, grade and reward, a `group` is all rollouts of one problem in one step.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class Outcome(StrEnum):
+    """What became of a response. Closed: every response has exactly one."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    """Finished with an answer that is not the gold one."""
+    NO_ANSWER = "no_answer"
+    """Finished without an extractable answer."""
+    TRUNCATED = "truncated"
+    """Cut at the token limit before it ended itself; whatever it says so far is not judged."""
+    GRADER_ERROR = "grader_error"
+    """The grader failed or ran out of time; never counted as wrong, never trained on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One question with a checkable answer."""
+
+    problem_id: str
+    """Unique within a run."""
+    question: str
+    answer: str
+    """The gold answer as text, without ``\\boxed{}``."""
+    source: str
+    """Benchmark or family name; results are reported per source."""
+    level: int | None = None
+    """Difficulty as the data set states it; None when it states none."""
+    subject: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSpec:
+    """How responses are sampled. Everything here changes a response."""
+
+    temperature: float
+    """0 means greedy."""
+    top_p: float = 1.0
+    top_k: int = -1
+    """-1 means the whole vocabulary."""
+    max_tokens: int
+    """Longest response in tokens; a response that reaches it without ending is truncated."""
+    logprobs: bool = True
+    """Whether the engine reports the log-probability of each sampled token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One response to sample."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    seed: int
+    """Seed of this response's own random stream."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sampled response, token by token.
+
+    Example: ``Completion(request_id="7/0", token_ids=(11, 42, 3), logprobs=(-0.1, -2.0, -0.01), finish_reason="stop",
+    policy_version=4)`` ended itself: its last token is the model's own end token.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    """Generated tokens, the end token included when the model sampled one; never a token it did not sample."""
+    logprobs: tuple[float, ...]
+    """`sampler_logprobs`: log-probability of each token under the engine's policy, temperature applied. Same length;
+    empty when the sampling was greedy or log-probs were not asked for."""
+    finish_reason: FinishReason
+    policy_version: int
+    """Version of the weights that sampled it."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grade:
+    """The grader's verdict on one response."""
+
+    outcome: Outcome
+    extracted: str | None
+    """The answer as found in the response; None when there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A graded completion and what it earned."""
+
+    problem: Problem
+    sample: int
+    """Index within the group, from 0."""
+    prompt_token_ids: tuple[int, ...]
+    completion: Completion
+    text: str
+    grade: Grade
+    reward: float | None = None
+    """None until rewards are assigned, and for ever when the response earns none (grader error)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutGroup:
+    """All rollouts of one problem in one step, in sample order."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def pass_rate(self) -> float | None:
+        """Share of correct rollouts among those the grader could judge; None when it judged none."""
+        judged = [r for r in self.rollouts if r.grade.outcome is not Outcome.GRADER_ERROR]
+        if not judged:
+            return None
+        return sum(r.grade.outcome is Outcome.CORRECT for r in judged) / len(judged)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalRow:
+    """One response of an evaluation; every table and picture is a function of these."""
+
+    benchmark: str
+    problem_id: str
+    level: int | None
+    sample: int
+    seed: int
+    temperature: float
+    outcome: Outcome
+    extracted: str | None
+    answer: str
+    num_tokens: int
+    """Generated token ids, the end token included."""
+    num_prompt_tokens: int
+    finish_reason: FinishReason
+    text: str
+
+
+Metrics = Mapping[str, float]
+"""One step's numbers by name (families: rollout/ outcome/ reward/ length/ policy/ value/ optim/ time/ perf/ eval/)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One line of `metrics.jsonl`."""
+
+    step: int
+    metrics: Metrics
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
