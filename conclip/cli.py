@@ -126,7 +126,7 @@ def _check(subcommand: str, primary: str, config_dir: str | None, overrides: lis
         text = str(error)
         for override in overrides:
             key = override.lstrip("+~").split("=", 1)[0]
-            if f"'{key}'" in text and "is not in struct" in text or f"Could not override '{key}'" in text:
+            if (f"'{key}'" in text and "is not in struct" in text) or f"Could not override '{key}'" in text:
                 raise UserError(unknown_key(key, known)) from error
         raise UserError(text.replace("\n", " ")) from error
     load_inputs(to_config(SCHEMAS[subcommand], composed))

@@ -13,7 +13,14 @@ from conclip.config import (
     TwoPhaseConfig,
 )
 from conclip.evaluation.evaluate import evaluate
-from conclip.evaluation.tables import Rows, describe_comparison, headline_comparisons, results_json, results_table, summaries
+from conclip.evaluation.tables import (
+    Rows,
+    describe_comparison,
+    headline_comparisons,
+    results_json,
+    results_table,
+    summaries,
+)
 from conclip.inputs import Inputs
 from conclip.probe import PassRate, describe, pass_rates, select, write_pass_rates
 from conclip.report.curve import draw_curve
@@ -66,9 +73,7 @@ def run_two_phase(config: TwoPhaseConfig, inputs: Inputs, run: Run) -> None:
         models = {"base": inputs.model_path, "phase1": first.checkpoint, "phase2": second.checkpoint}
         for name, path in models.items():
             _load(runtime, path)
-            rows[name] = evaluate(
-                f"eval {name}", runtime, inputs.test, config.eval, run.folder / f"rows-{name}.jsonl"
-            )
+            rows[name] = evaluate(f"eval {name}", runtime, inputs.test, config.eval, run.folder / f"rows-{name}.jsonl")
     curve = run.folder / "curve.png"
     draw_curve({"phase 1": first.history, "phase 2": second.history}, curve)
     _conclude(run, rows, config.eval)
@@ -80,9 +85,7 @@ def _load(runtime: Runtime, model_path: Path) -> None:
     runtime.engine.update_weights(model_path, runtime.engine.policy_version + 1)
 
 
-def _probe(
-    label: str, runtime: Runtime, problems: Sequence[Problem], num_samples: int, path: Path
-) -> list[PassRate]:
+def _probe(label: str, runtime: Runtime, problems: Sequence[Problem], num_samples: int, path: Path) -> list[PassRate]:
     groups = runtime.sample_groups(label, problems, runtime.training_spec, num_samples, label)
     rates = pass_rates(groups)
     write_pass_rates(path, rates)
@@ -101,9 +104,7 @@ def _train(
 ) -> TrainResult:
     runtime.run.write_json(f"problems-{stage}.json", {"problem_ids": [problem.problem_id for problem in problems]})
     runtime.run.say(f"{stage}: {len(problems)} problems, {phase.num_steps} steps")
-    trainer = Trainer(
-        stage, config, phase, runtime, model_path=model_path, problems=problems, validation=validation
-    )
+    trainer = Trainer(stage, config, phase, runtime, model_path=model_path, problems=problems, validation=validation)
     result = trainer.train()
     runtime.run.say(
         f"{stage}: kept step {result.best.step} (validation accuracy {result.best.accuracy:.3f}, "

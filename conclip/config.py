@@ -9,8 +9,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,46 +22,14 @@ class UserError(Exception):
     """Bad input: one line that says what is wrong, where, and what to do. Ends a command with exit code 2."""
 
 
-class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class ProblemSource(StrEnum):
-    arithmetic = "arithmetic"
-    file = "file"
-
-
-class EngineKind(StrEnum):
-    in_process = "in_process"
-    child_process = "child_process"
-
-
-class Advantage(StrEnum):
-    gae = "gae"
-    group_relative = "group_relative"
-
-
-class Aggregation(StrEnum):
-    sequence_mean = "sequence_mean"
-    token_mean = "token_mean"
-    constant = "constant"
-
-
-class KlPlacement(StrEnum):
-    reward = "reward"
-    loss = "loss"
-    none = "none"
-
-
-class Bootstrap(StrEnum):
-    zero = "zero"
-    value = "value"
-
-
-class KeepBest(StrEnum):
-    accuracy = "accuracy"
-    shortest = "shortest"
+Dtype = Literal["float32", "bfloat16"]
+ProblemSource = Literal["arithmetic", "file"]
+EngineKind = Literal["in_process", "child_process"]
+Advantage = Literal["gae", "group_relative"]
+Aggregation = Literal["sequence_mean", "token_mean", "constant"]
+KlPlacement = Literal["reward", "loss", "none"]
+Bootstrap = Literal["zero", "value"]
+KeepBest = Literal["accuracy", "shortest"]
 
 
 @dataclass(frozen=True)
@@ -360,7 +327,7 @@ def _check_eval(settings: EvalConfig) -> None:
 
 def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
     _need(problems.num_problems is None or problems.num_problems >= 1, f"{key}.num_problems", "must be at least 1")
-    if problems.source is ProblemSource.file:
+    if problems.source == "file":
         return
     _need(problems.family in FAMILIES, f"{key}.family", f"must be one of {', '.join(FAMILIES)}")
     _need(problems.split in SPLITS, f"{key}.split", f"must be one of {', '.join(SPLITS)}")
@@ -380,7 +347,7 @@ def _check_learning(config: LearnConfig) -> None:
     _need(algo.kl_coef >= 0, "algo.kl_coef", "must be 0 or more")
     _need(algo.constant_tokens >= 1, "algo.constant_tokens", "must be at least 1")
     _need(algo.updates_per_rollout >= 1, "algo.updates_per_rollout", "must be at least 1")
-    kl_fits = algo.advantage is Advantage.gae or algo.kl is not KlPlacement.reward
+    kl_fits = algo.advantage == "gae" or algo.kl != "reward"
     _need(kl_fits, "algo.kl", "must be 'loss' or 'none' with algo.advantage=group_relative: it has no per-token reward")
     reward = config.reward
     _need(reward.correct > reward.wrong, "reward.correct", "must be above reward.wrong")
@@ -414,5 +381,5 @@ def _check_phase(key: str, phase: PhaseConfig, algo: AlgoConfig) -> None:
         "algo.updates_per_rollout",
         f"must not exceed the {num_responses} responses of a step",
     )
-    grouped = algo.advantage is Advantage.gae or phase.group_size >= 2
+    grouped = algo.advantage == "gae" or phase.group_size >= 2
     _need(grouped, f"{key}.group_size", "must be at least 2 with algo.advantage=group_relative")

@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from conclip.config import BaseConfig, EvalRunConfig, LearnConfig, ProbeRunConfig, TrainRunConfig, TwoPhaseConfig, UserError
+from conclip.config import (
+    BaseConfig,
+    EvalRunConfig,
+    LearnConfig,
+    ProbeRunConfig,
+    TrainRunConfig,
+    TwoPhaseConfig,
+    UserError,
+)
 from conclip.models.folder import check_model, find_model
 from conclip.probe import PassRate, read_pass_rates, select
 from conclip.problems.load import load_problems

@@ -124,6 +124,16 @@ def describe(rates: Sequence[PassRate]) -> str:
     bins = {"never": 0, "up to 0.2": 0, "0.2-0.8": 0, "above 0.8": 0, "always": 0}
     for rate in rates:
         p = rate.pass_rate
-        name = "never" if p == 0 else "always" if p == 1 else "up to 0.2" if p <= 0.2 else "0.2-0.8" if p <= 0.8 else "above 0.8"
+        name = (
+            "never"
+            if p == 0
+            else "always"
+            if p == 1
+            else "up to 0.2"
+            if p <= 0.2
+            else "0.2-0.8"
+            if p <= 0.8
+            else "above 0.8"
+        )
         bins[name] += 1
     return "solved " + ", ".join(f"{name}: {count}" for name, count in bins.items())

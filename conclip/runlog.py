@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,11 +41,12 @@ class Run:
         self.folder = _new_attempt(home)
         self.console = Console(highlight=False)
         self._progress_on = config.logger.progress
-        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
-        _log_to(self.folder / "run.log")
-        (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
         self.write_json("environment.json", environment(subcommand))
         _point_latest(home, self.folder)
+        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        _log_to(self.folder / "run.log")
+        self._stderr = _divert_stderr(self.folder / "run.log")  # last: an error above must reach the terminal
 
     def say(self, text: str) -> None:
         """One line for people, also kept in run.log."""
@@ -100,6 +102,8 @@ class Run:
 
     def close(self) -> None:
         self._metrics.close()
+        sys.stderr.flush()
+        os.dup2(self._stderr, 2)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -158,6 +162,16 @@ def _log_to(path: Path) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+
+
+def _divert_stderr(path: Path) -> int:
+    """Send what libraries print to file descriptor 2 (C++ code included) to the log; returns the descriptor that
+    restores it. A traceback of ours appears after `close` has restored it."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with path.open("ab") as log:
+        os.dup2(log.fileno(), 2)
+    return kept
 
 
 def environment(subcommand: str) -> dict[str, Any]:

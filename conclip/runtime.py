@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from conclip.config import BaseConfig, EngineKind, UserError
+from conclip.config import BaseConfig, UserError
 from conclip.grading import Grader
 from conclip.models.load import load_tokenizer
 from conclip.prompts import encode_prompt
@@ -82,8 +82,8 @@ def open_runtime(
 
 def start_engine(config: BaseConfig, model_path: Path, *, max_model_len: int) -> RolloutEngine:
     """The engine the config asks for."""
-    settings = {"dtype": config.model.dtype.value, "seed": config.seed, "max_model_len": max_model_len}
-    if config.rollout.engine is EngineKind.child_process:
+    settings = {"dtype": config.model.dtype, "seed": config.seed, "max_model_len": max_model_len}
+    if config.rollout.engine == "child_process":
         from conclip.rollout.child import ChildEngine  # noqa: PLC0415  only what is used gets imported
 
         return ChildEngine(model_path, config.rollout, **settings)

@@ -1,9 +1,13 @@
 """Every random number of a run derives from its one seed through a named stream."""
 
+from __future__ import annotations
+
 import hashlib
 import random
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -19,4 +23,6 @@ def python_stream(*parts: int | str) -> random.Random:
 
 def torch_stream(*parts: int | str) -> torch.Generator:
     """A CPU torch generator for one purpose; torch's global one belongs to the engine's sampler."""
+    import torch  # noqa: PLC0415  this module also serves the parts that work without torch
+
     return torch.Generator().manual_seed(derive_seed(*parts))

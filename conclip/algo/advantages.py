@@ -40,8 +40,10 @@ def group_relative(rewards: Tensor, groups: Tensor, *, scale: bool, eps: float =
     Example: one group with rewards [1, 0, 0, 0]: mean 0.25, deviation 0.5, advantages [1.5, -0.5, -0.5, -0.5].
     """
     advantages = torch.zeros_like(rewards)
-    for group in groups.unique():
+    for group in range(int(groups.max()) + 1 if len(groups) else 0):
         rows = groups == group
+        if not bool(rows.any()):
+            continue
         centred = rewards[rows] - rewards[rows].mean()
         if scale and len(centred) > 1:
             centred = centred / (centred.pow(2).sum().div(len(centred) - 1).sqrt() + eps)

@@ -3,12 +3,19 @@
 Shapes: N token positions, H hidden width, V vocabulary.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 MAX_LOGITS = 1 << 24
 """Largest number of fp32 logits held at a time (64 MiB)."""
+
+
+# torch's own annotations are incomplete here.
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false
 
 
 def _chunk(hidden: Tensor, head: torch.nn.Module, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -29,14 +36,14 @@ def chosen_logprobs(
     so at most `max_logits` of them live at a time. Temperature is applied exactly as the engine applies it, before the
     normalisation.
     """
-    vocabulary = int(head.weight.shape[0])  # type: ignore[union-attr]
+    vocabulary = cast(Tensor, head.weight).shape[0]
     rows = max(1, max_logits // vocabulary)
     if len(targets) <= rows:
         return _chunk(hidden, head, targets, temperature)
     parts: list[tuple[Tensor, Tensor]] = []
     for part, part_targets in zip(hidden.split(rows), targets.split(rows), strict=True):
         if torch.is_grad_enabled():
-            parts.append(checkpoint(_chunk, part, head, part_targets, temperature, use_reentrant=False))  # type: ignore[arg-type]
+            parts.append(checkpoint(_chunk, part, head, part_targets, temperature, use_reentrant=False))
         else:
             parts.append(_chunk(part, head, part_targets, temperature))
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

@@ -79,9 +79,7 @@ def compare(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> Comparison:
 
 
 def _accuracy_pairs(rows: Iterable[EvalRow]) -> Iterable[tuple[str, float]]:
-    return (
-        (r.problem_id, float(r.outcome is Outcome.CORRECT)) for r in rows if r.outcome is not Outcome.GRADER_ERROR
-    )
+    return ((r.problem_id, float(r.outcome is Outcome.CORRECT)) for r in rows if r.outcome is not Outcome.GRADER_ERROR)
 
 
 def _tokens_of(rows: Sequence[EvalRow], outcome: Outcome) -> Estimate | None:

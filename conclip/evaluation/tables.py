@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 from rich.table import Table
@@ -77,7 +78,7 @@ def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Co
     """The last model against the shortest and the most accurate of those before it, and each against its predecessor."""
     models = {name: [r for r in model if r.benchmark == benchmark] for name, model in rows.items()}
     names = list(models)
-    pairs = list(zip(names, names[1:], strict=False))
+    pairs = list(pairwise(names))
     if len(names) > 2:
         before = {name: summarise(models[name]) for name in names[:-1]}
         pairs.append((min(before, key=lambda n: before[n].mean_tokens.mean), names[-1]))

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from conclip.lab.tokenizer import build_tokenizer
+from conclip.lab.tokenizer import END, PAD, build_tokenizer
 from conclip.lab.traces import trace
 from conclip.problems.arithmetic import sample_chain
 
@@ -43,16 +43,14 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
         num_key_value_heads=4,
         max_position_embeddings=CONTEXT_TOKENS,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.vocab[PAD],
+        eos_token_id=tokenizer.vocab[END],
         bos_token_id=None,
         dtype="float32",
     )
 
 
-def sample_example(
-    tokenizer: PreTrainedTokenizerFast, max_level: int, generator: random.Random
-) -> tuple[list[int], int]:
+def sample_example(tokenizer: PreTrainedTokenizerFast, max_level: int, generator: random.Random) -> tuple[list[int], int]:
     """Token ids of one question of at most `max_level` operations with its trace, and how many of them are the prompt."""
     while True:
         family = "search" if generator.random() < SEARCH_SHARE else "chain"
@@ -135,9 +133,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pools", type=int, default=48)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--pools", type=int, default=34)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--tokens", type=int, default=6144)
     train(**vars(parser.parse_args()))
 
 

@@ -54,6 +54,7 @@ def search_trace(chain: Chain, generator: random.Random) -> str:
     guesses = generator.sample(range(10), k=generator.randint(1, MAX_TRIES))
     target = chain.values[-1]
     lines: list[str] = []
+    guess = guesses[0]
     for attempt, guess in enumerate(guesses):
         lines.append(f"{'wait ' if attempt else ''}x={guess}\n")
         if attempt == len(guesses) - 1:

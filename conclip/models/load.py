@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from conclip.config import Dtype, UserError
 
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
@@ -18,9 +19,9 @@ def load_policy(folder: Path, device: torch.device) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     if getattr(model.config, "final_logit_softcapping", None) is not None:
         raise UserError("model.path: models with logit soft-capping are not supported for training")
-    return cast(PreTrainedModel, model.to(device).eval())
+    return cast(PreTrainedModel, cast(torch.nn.Module, model).to(device).eval())
 
 
 def autocast(dtype: Dtype, device: torch.device) -> torch.autocast:
     """The context in which models run: bf16 arithmetic on fp32 weights when the config says bfloat16."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype is Dtype.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")

@@ -1,8 +1,8 @@
 """Generated arithmetic modulo 10: two problem families of graded difficulty.
 
 `chain`   evaluate forwards. ``a=3;b=a+4;c=b*7;c?`` asks for the last variable; the level is the number of operations.
-`search`  solve backwards. ``a=x+4;b=a*7;b=6;x?`` asks for the digit that makes the chain true; the level is again the
-          number of operations.
+`search`  solve backwards. ``a=x+4;b=a*7;b?6`` asks for the x that makes b equal 6; the level is again the number of
+          operations.
 
 Everything is modulo 10 and multipliers are 3, 7 or 9, which are invertible there: an error in one step is never healed
 by a later one, and every `search` problem has exactly one answer. A blind guess is right one time in ten.
@@ -62,7 +62,7 @@ class Chain:
         last = names[len(self.operations)]
         if self.family == "chain":
             return ";".join([*statements, f"{last}?"])
-        return ";".join([*statements, f"{last}={self.values[-1]}", "x?"])
+        return ";".join([*statements, f"{last}?{self.values[-1]}"])
 
     @property
     def answer(self) -> str:

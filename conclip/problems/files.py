@@ -48,9 +48,7 @@ def _compile(key: str, pattern: str | None) -> re.Pattern[str] | None:
     return compiled
 
 
-def _parse_line(
-    where: str, name: str, line: str, settings: ProblemSetConfig, pattern: re.Pattern[str] | None
-) -> Problem:
+def _parse_line(where: str, name: str, line: str, settings: ProblemSetConfig, pattern: re.Pattern[str] | None) -> Problem:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from conclip.config import ProblemSetConfig, ProblemSource, UserError
+from conclip.config import ProblemSetConfig, UserError
 from conclip.problems.arithmetic import generate
 from conclip.problems.files import read_jsonl
 from conclip.seeding import derive_seed
@@ -24,7 +24,7 @@ def load_problems(key: str, sets: Mapping[str, ProblemSetConfig], run_seed: int)
 
 
 def _load_set(key: str, name: str, settings: ProblemSetConfig, run_seed: int) -> list[Problem]:
-    if settings.source is ProblemSource.file:
+    if settings.source == "file":
         return read_jsonl(key, name, settings)
     assert settings.family and settings.levels and settings.split and settings.num_problems
     try:

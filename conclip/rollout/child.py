@@ -43,7 +43,9 @@ def _serve(pipe: Connection, model_path: Path, config: RolloutConfig, settings: 
                     pipe.send(("done", None))
                     return
                 value = getattr(engine, name)(*arguments)
-                num_in_flight = num_in_flight + len(arguments[0]) if name == "submit" else 0 if name == "abort" else num_in_flight
+                num_in_flight = (
+                    num_in_flight + len(arguments[0]) if name == "submit" else 0 if name == "abort" else num_in_flight
+                )
                 pipe.send(("done", value))
             finished = engine.poll()
             num_in_flight -= len(finished)

@@ -42,7 +42,11 @@ class Task:
 
 
 def tasks_for(
-    problems: Sequence[Problem], prompts: dict[str, tuple[int, ...]], *, num_samples: int, seed_parts: tuple[int | str, ...]
+    problems: Sequence[Problem],
+    prompts: dict[str, tuple[int, ...]],
+    *,
+    num_samples: int,
+    seed_parts: tuple[int | str, ...],
 ) -> list[Task]:
     """`num_samples` tasks per problem, problem by problem. Each one's seed depends on `seed_parts`, problem and sample
     alone, so that the same response can be asked for again."""
@@ -86,11 +90,9 @@ def collect(
             sampling = num_finished < len(tasks)
             for completion in engine.poll() if sampling else ():
                 task = by_key[completion.request_id]
-                text = str(tokenizer.decode(completion.token_ids, skip_special_tokens=True))
+                text = str(tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
                 graded[task.key] = (completion, text)
-                grader.submit(
-                    task.key, gold=task.problem.answer, text=text, finish_reason=completion.finish_reason
-                )
+                grader.submit(task.key, gold=task.problem.answer, text=text, finish_reason=completion.finish_reason)
                 num_finished += 1
                 finished_tokens += completion.num_tokens
             for key, grade in grader.poll(0.0 if sampling else 1.0):
@@ -131,7 +133,4 @@ def group_rollouts(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> 
     members: dict[str, list[Rollout]] = {problem.problem_id: [] for problem in problems}
     for rollout in rollouts:
         members[rollout.problem.problem_id].append(rollout)
-    return [
-        RolloutGroup(problem=p, rollouts=tuple(sorted(members[p.problem_id], key=lambda r: r.sample)))
-        for p in problems
-    ]
+    return [RolloutGroup(problem=p, rollouts=tuple(sorted(members[p.problem_id], key=lambda r: r.sample))) for p in problems]

@@ -9,6 +9,7 @@ import gc
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -29,9 +30,7 @@ class VllmEngine:
     Log-probs are the processed ones (temperature applied), of the sampled token only.
     """
 
-    def __init__(
-        self, model_path: Path, config: RolloutConfig, *, dtype: str, seed: int, max_model_len: int
-    ) -> None:
+    def __init__(self, model_path: Path, config: RolloutConfig, *, dtype: str, seed: int, max_model_len: int) -> None:
         _configure_environment()
         from vllm import EngineArgs, LLMEngine  # noqa: PLC0415  seconds to import, and reads the environment above
 
@@ -97,7 +96,7 @@ class VllmEngine:
         if not self._in_flight:
             return []
         finished: list[Completion] = []
-        for output in self._engine.step():
+        for output in cast(list[Any], self._engine.step()):
             if not output.finished:
                 continue
             (sample,) = output.outputs
@@ -120,7 +119,9 @@ class VllmEngine:
 
     def progress(self) -> int:
         states = self._engine.output_processor.request_states.values()
-        return self._num_tokens + sum(state.detokenizer.num_output_tokens() for state in states)
+        return self._num_tokens + sum(
+            state.detokenizer.num_output_tokens() for state in states if state.detokenizer is not None
+        )
 
     def abort(self) -> None:
         self._engine.abort_request(list(self._in_flight.values()), internal=True)

@@ -9,7 +9,7 @@ from conclip.algo.advantages import gae, group_relative
 from conclip.algo.losses import kl_k1
 from conclip.algo.masking import masked_whiten
 from conclip.batch import ExperienceBatch, TokenBatch
-from conclip.config import Advantage, AlgoConfig, Bootstrap, KlPlacement
+from conclip.config import AlgoConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ def token_rewards(tokens: TokenBatch, scores: Scores, algo: AlgoConfig) -> Tenso
     """[B, T]: the outcome's reward on the last sampled token, and -kl_coef * k1 on each (KL in the reward)."""
     last = tokens.response_mask & (tokens.response_mask.flip(-1).cumsum(-1).flip(-1) == 1)
     rewards = last * tokens.rewards.unsqueeze(-1)
-    if algo.kl is KlPlacement.reward and scores.ref_logprobs is not None:
+    if algo.kl == "reward" and scores.ref_logprobs is not None:
         rewards = rewards - algo.kl_coef * kl_k1(scores.old_logprobs, scores.ref_logprobs) * tokens.response_mask
     return rewards
 
@@ -35,10 +35,10 @@ def token_rewards(tokens: TokenBatch, scores: Scores, algo: AlgoConfig) -> Tenso
 def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig) -> ExperienceBatch:
     """Advantages and returns as the config says. Whitening is over all tokens of the step that train."""
     zeros = torch.zeros_like(scores.old_logprobs)
-    if algo.advantage is Advantage.gae:
+    if algo.advantage == "gae":
         assert scores.old_values is not None
         bootstrap = torch.zeros(len(tokens))
-        if algo.truncated_bootstrap is Bootstrap.value:
+        if algo.truncated_bootstrap == "value":
             positions = torch.arange(tokens.response_mask.shape[1])
             last = (tokens.response_mask * positions).argmax(-1, keepdim=True)
             bootstrap = torch.where(tokens.truncated, scores.old_values.gather(1, last).squeeze(1), bootstrap)
@@ -53,9 +53,7 @@ def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig) -> Exp
     else:
         judged = tokens.loss_mask.any(-1)
         per_row = torch.zeros(len(tokens))
-        per_row[judged] = group_relative(
-            tokens.rewards[judged], tokens.groups[judged], scale=algo.scale_by_group_std
-        )
+        per_row[judged] = group_relative(tokens.rewards[judged], tokens.groups[judged], scale=algo.scale_by_group_std)
         advantages, returns = torch.where(tokens.response_mask, per_row.unsqueeze(-1), zeros), zeros
     if algo.whiten_advantages:
         advantages = masked_whiten(advantages, tokens.loss_mask)

@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from conclip.algo.logprobs import chosen_logprobs
 from conclip.algo.losses import aggregation_weights, clipped_value_loss, kl_k3, ppo_clip_loss
 from conclip.algo.masking import masked_mean
 from conclip.batch import ExperienceBatch, TokenBatch, micro_batches, select_rows
-from conclip.config import Advantage, Dtype, KlPlacement, LearnConfig
+from conclip.config import Dtype, LearnConfig
 from conclip.models.critic import Critic
 from conclip.models.load import autocast, load_policy
 from conclip.training.experience import Scores
@@ -40,9 +41,9 @@ class Learner:
         self._dtype: Dtype = config.model.dtype
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.policy: PreTrainedModel = load_policy(model_path, self.device)
-        wants_reference = self._algo.kl is not KlPlacement.none and self._algo.kl_coef > 0
+        wants_reference = self._algo.kl != "none" and self._algo.kl_coef > 0
         self.reference = copy.deepcopy(self.policy).requires_grad_(False) if wants_reference else None
-        self.critic = Critic(self.policy) if self._algo.advantage is Advantage.gae else None
+        self.critic = Critic(self.policy) if self._algo.advantage == "gae" else None
         self._optimizers = [self._adamw(self.policy, self._optim.policy_lr)]
         if self.critic is not None:
             self._optimizers.append(self._adamw(self.critic, self._optim.critic_lr))
@@ -94,7 +95,7 @@ class Learner:
         tokens = experience.tokens
         weights = torch.zeros(tokens.loss_mask.shape)
         weights[rows] = aggregation_weights(
-            tokens.loss_mask[rows], algo.loss_aggregation.value, constant_tokens=algo.constant_tokens
+            tokens.loss_mask[rows], algo.loss_aggregation, constant_tokens=algo.constant_tokens
         )
         stats: dict[str, float] = {}
 
@@ -112,7 +113,7 @@ class Learner:
                 logprobs, old_logprobs, advantages, clip_low=algo.clip_low, clip_high=algo.clip_high
             )
             loss = (policy_loss * share).sum()
-            if self.reference is not None and algo.kl is KlPlacement.loss:
+            if self.reference is not None and algo.kl == "loss":
                 loss = loss + algo.kl_coef * (kl_k3(logprobs, part.ref_logprobs.to(self.device)) * share).sum()
             loss.backward()  # pyright: ignore[reportUnknownMemberType]
             add("policy/loss", policy_loss, share)
@@ -156,9 +157,8 @@ class Learner:
         mask = part.response_mask.to(self.device)
         with autocast(self._dtype, self.device):
             hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
-            chosen, entropy = chosen_logprobs(
-                hidden[mask], model.get_output_embeddings(), part.targets.to(self.device)[mask], self._temperature
-            )
+            head = cast(torch.nn.Module, model.get_output_embeddings())
+            chosen, entropy = chosen_logprobs(hidden[mask], head, part.targets.to(self.device)[mask], self._temperature)
         zeros = torch.zeros(mask.shape, device=self.device)
         return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from conclip.batch import collate
-from conclip.config import KeepBest, LearnConfig, PhaseConfig
+from conclip.config import LearnConfig, PhaseConfig
 from conclip.rewards import reward_of
 from conclip.runtime import Runtime
 from conclip.seeding import python_stream, torch_stream
@@ -74,7 +74,7 @@ class Trainer:
         first = best = self._validate(0)
         history = [first]
         self._save()
-        stopped = False
+        stopped, step = False, 0
         for step in range(1, self._phase.num_steps + 1):
             metrics = self._step(step)
             if step % self._config.trainer.validate_every == 0 or step == self._phase.num_steps:
@@ -129,9 +129,7 @@ class Trainer:
         return [
             dataclasses.replace(
                 group,
-                rollouts=tuple(
-                    dataclasses.replace(r, reward=reward_of(r.grade.outcome, table)) for r in group.rollouts
-                ),
+                rollouts=tuple(dataclasses.replace(r, reward=reward_of(r.grade.outcome, table)) for r in group.rollouts),
             )
             for group in groups
         ]
@@ -163,7 +161,7 @@ class Trainer:
         return result
 
     def _better(self, now: Validation, best: Validation, first: Validation) -> bool:
-        if self._phase.keep_best is KeepBest.accuracy:
+        if self._phase.keep_best == "accuracy":
             return (now.accuracy, -now.mean_tokens) > (best.accuracy, -best.mean_tokens)
         holds = now.accuracy >= first.accuracy - self._phase.max_accuracy_drop
         return holds and now.mean_tokens < best.mean_tokens

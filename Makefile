@@ -1,0 +1,87 @@
+# Everything one does with the project. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+# A GPU picks the CUDA engine; `make demo ENGINE=cpu` overrules.
+ENGINE ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
+# Extra arguments for pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-full test test-fast check format lint type lab-model lab-report bench \
+	probe train-phase1 train-phase2 eval two-phase clean
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+$(VENV)/.installed: requirements/cpu.txt requirements/cuda.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("conclip needs Python 3.11 or newer; give one: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(ENGINE),cuda)
+	$(PIP) -r requirements/cuda.txt
+else
+	$(PIP) --no-deps -r requirements/cpu.txt
+endif
+	$(PIP) --no-deps -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt
+	$(PIP) --no-deps -r requirements/dev.txt
+	@touch $@
+
+install: $(VENV)/.installed ## make .venv and install everything a run needs
+
+demo: $(VENV)/.installed ## the whole two-phase recipe on the embedded model (under 10 minutes on 2 cores)
+	$(BIN)/conclip two-phase $(ARGS)
+
+demo-full: $(VENV)/.installed ## the larger demo: 1,000 held-out problems, three seeds (about half an hour)
+	$(BIN)/conclip two-phase -m experiment=full seed=0,1,2 $(ARGS)
+
+probe: $(VENV)/.installed ## conclip probe ARGS="..."
+	$(BIN)/conclip probe $(ARGS)
+
+train-phase1: $(VENV)/.installed ## conclip train-phase1 ARGS="..."
+	$(BIN)/conclip train-phase1 $(ARGS)
+
+train-phase2: $(VENV)/.installed ## conclip train-phase2 ARGS="..."
+	$(BIN)/conclip train-phase2 $(ARGS)
+
+eval: $(VENV)/.installed ## conclip eval ARGS="..."
+	$(BIN)/conclip eval $(ARGS)
+
+two-phase: $(VENV)/.installed ## conclip two-phase ARGS="..."
+	$(BIN)/conclip two-phase $(ARGS)
+
+lab-model: $(VENV)/.installed ## remake the embedded model's weights (about 15 minutes on 2 cores)
+	$(BIN)/python -m conclip.lab.pretrain --out conclip/lab/weights
+
+lab-report: $(VENV)/.installed ## measure the embedded model: accuracy and length by level, and what re-checks are worth
+	$(BIN)/python benchmarks/lab_report.py $(ARGS)
+
+bench: $(VENV)/.installed ## rollout speed against a bare LLM.generate
+	$(BIN)/python benchmarks/rollout_speed.py $(ARGS)
+
+test: $(VENV)/.installed-dev ## all tests, real engine included
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/.installed-dev ## unit tests only (under a minute)
+	$(BIN)/python -m pytest -m "not engine" $(ARGS)
+
+format: $(VENV)/.installed-dev ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+type: $(VENV)/.installed-dev
+	$(BIN)/pyright
+
+check: lint type test-fast ## format, lint, types, imports, configs, unit tests
+	$(BIN)/python -m pytest -m engine tests/test_experiments.py
+
+clean: ## remove the environment and all run folders
+	rm -rf $(VENV) outputs build dist

@@ -1,0 +1,58 @@
+"""Shared fixtures. No test needs the network or a GPU."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2ForCausalLM
+
+from conclip.lab.pretrain import model_config
+from conclip.lab.tokenizer import build_tokenizer
+from conclip.types import Completion, FinishReason, Grade, Outcome, Problem, Rollout, RolloutGroup
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of the lab's shape with random weights: for what must hold of any model."""
+    folder = tmp_path_factory.mktemp("random-model")
+    torch.manual_seed(7)
+    tokenizer = build_tokenizer()
+    Qwen2ForCausalLM(model_config(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_rollout(
+    token_ids: Sequence[int],
+    *,
+    prompt: Sequence[int] = (5, 6),
+    outcome: Outcome = Outcome.CORRECT,
+    reward: float | None = 1.0,
+    problem_id: str = "p",
+    sample: int = 0,
+    finish_reason: FinishReason = "stop",
+) -> Rollout:
+    """A rollout made by hand; log-probs are -0.1, -0.2, ... by position."""
+    return Rollout(
+        problem=Problem(problem_id=problem_id, question="q", answer="1", source="test"),
+        sample=sample,
+        prompt_token_ids=tuple(prompt),
+        completion=Completion(
+            request_id=f"{problem_id}/{sample}",
+            token_ids=tuple(token_ids),
+            logprobs=tuple(-0.1 * (i + 1) for i in range(len(token_ids))),
+            finish_reason=finish_reason,
+            policy_version=1,
+        ),
+        text="",
+        grade=Grade(outcome=outcome, extracted=None),
+        reward=reward,
+    )
+
+
+def make_group(*rollouts: Rollout) -> RolloutGroup:
+    return RolloutGroup(problem=rollouts[0].problem, rollouts=rollouts)

@@ -1,0 +1,107 @@
+"""Every shipped YAML composes into the typed schema, and bad values are named."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from conclip.cli import SUBCOMMANDS, config_folder, sweep_jobs
+from conclip.config import SCHEMAS, BaseConfig, UserError, to_config
+
+CONF = config_folder()
+OmegaConf.register_new_resolver("conclip_subcommand", lambda: "test", replace=True)
+
+
+def load(subcommand: str, *overrides: str) -> BaseConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return to_config(SCHEMAS[subcommand], compose(subcommand.replace("-", "_"), overrides=list(overrides)))
+
+
+@pytest.mark.parametrize("subcommand", SUBCOMMANDS)
+def test_primary_configs_compose(subcommand: str):
+    assert load(subcommand).name == "default"
+
+
+def options() -> list[tuple[str, str]]:
+    groups = [p for p in sorted(CONF.iterdir()) if p.is_dir() and p.name not in ("experiment", "debug", "hydra")]
+    return [(group.name, option.stem) for group in groups for option in sorted(group.glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "option"), options())
+def test_every_option_composes(group: str, option: str):
+    filled = {"hf": ["model.path=somewhere"]}.get(option, [])
+    users = [name for name in SUBCOMMANDS if group in (CONF / f"{name.replace('-', '_')}.yaml").read_text()]
+    assert users
+    for subcommand in users:
+        key = "phase@phase1" if (group, subcommand) == ("phase", "two-phase") else group
+        load(subcommand, f"{key}={option}", *filled)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_composes(path: Path):
+    load("two-phase", f"experiment={path.stem}")
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "debug").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_debug_option_composes(path: Path):
+    subcommand = {"two_phase": "two-phase", "train": "train-phase2"}.get(path.stem, path.stem)
+    load(subcommand, f"debug={path.stem}")
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
+def test_every_file_begins_by_saying_what_it_is(path: Path):
+    assert path.read_text().startswith("#")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("algo.gamma=2", "algo.gamma"),
+        ("algo.gamma=high", "algo.gamma"),
+        ("algo.loss_aggregation=mean", "sequence_mean"),
+        ("algo.clip_low=0", "algo.clip_low"),
+        ("phase.num_steps=0", "phase.num_steps"),
+        ("phase.problems_per_step=9", "phase.problems_per_step"),
+        ("phase.pass_rate_low=0.9", "pass_rate_low"),
+        ("rollout.temperature=0", "rollout.temperature"),
+        ("rollout.max_tokens=many", "rollout.max_tokens"),
+        ("optim.policy_lr=-1", "optim.policy_lr"),
+        ("model.prompt=hello", "{question}"),
+        ("name=a/b", "name"),
+        ("seed=-1", "seed"),
+        ("algo.updates_per_rollout=1000", "algo.updates_per_rollout"),
+        ("reward.correct=-2", "reward.correct"),
+        ("data.pool.chain.family=rings", "chain, search"),
+        ("data.pool.chain.levels=[0]", "levels"),
+        ("data.pool.chain.levels=[]", "levels"),
+        ("trainer.max_tokens_per_micro_batch=5", "max_tokens_per_micro_batch"),
+        ("+algo.gae_lamda=1", "did you mean 'algo.gae_lambda'"),
+        ("+data.pool.chain.levles=[1]", "did you mean"),
+    ],
+)
+def test_bad_values_are_named(override: str, said: str):
+    with pytest.raises(UserError) as caught:
+        load("train-phase2", override)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_group_relative_refuses_kl_in_the_reward():
+    with pytest.raises(UserError, match=r"algo\.kl"):
+        load("train-phase2", "algo=grpo", "algo.kl=reward")
+
+
+def test_greedy_evaluation_samples_once():
+    with pytest.raises(UserError, match="samples_per_problem"):
+        load("eval", "eval.temperature=0")
+
+
+def test_sweeps_are_expanded_and_need_the_flag():
+    assert list(sweep_jobs(["a=1,2", "b=3"], sweeping=True)) == [["a=1", "b=3"], ["a=2", "b=3"]]
+    with pytest.raises(UserError, match="-m"):
+        list(sweep_jobs(["a=1,2"], sweeping=False))
+    with pytest.raises(UserError, match="override"):
+        list(sweep_jobs(["a b"], sweeping=False))

@@ -1,0 +1,169 @@
+"""The rollout engine, real: vLLM in this process and in a child, on the lab model."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from conclip.config import RolloutConfig
+from conclip.grading import Grader
+from conclip.models.folder import LAB_MODEL
+from conclip.models.load import load_policy, load_tokenizer
+from conclip.problems.arithmetic import generate
+from conclip.prompts import encode_prompt
+from conclip.rollout.child import ChildEngine
+from conclip.rollout.collect import collect, group_rollouts, tasks_for
+from conclip.rollout.engine import EngineDied, RolloutEngine
+from conclip.types import Completion, Request, SamplingSpec
+from tests.test_config import load
+
+pytestmark = pytest.mark.engine
+
+PROBLEMS = generate("chain", levels=(2, 4, 6), split="test", num_problems=12, seed=0, source="chain")
+CONFIG = load("eval")
+TOKENIZER = load_tokenizer(LAB_MODEL)
+PROMPTS = {p.problem_id: encode_prompt(TOKENIZER, p.question, CONFIG.model) for p in PROBLEMS}
+SPEC = SamplingSpec(temperature=1.0, max_tokens=200)
+SETTINGS = {"dtype": "float32", "seed": 0, "max_model_len": 512}
+
+
+def rollout_config() -> RolloutConfig:
+    return dataclasses.replace(CONFIG.rollout, max_num_seqs=64, kv_cache_gib=0.5)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[RolloutEngine]:
+    from conclip.rollout.vllm_engine import VllmEngine
+
+    engine = VllmEngine(LAB_MODEL, rollout_config(), **SETTINGS)
+    yield engine
+    engine.close()
+
+
+def requests(num_samples: int = 2) -> list[Request]:
+    tasks = tasks_for(PROBLEMS, PROMPTS, num_samples=num_samples, seed_parts=("test",))
+    return [Request(request_id=t.key, prompt_token_ids=t.prompt_token_ids, seed=t.seed) for t in tasks]
+
+
+def run(engine: RolloutEngine, spec: SamplingSpec = SPEC) -> dict[str, Completion]:
+    engine.reset_cache()
+    wanted = requests()
+    engine.submit(wanted, spec)
+    done: dict[str, Completion] = {}
+    while len(done) < len(wanted):
+        done |= {completion.request_id: completion for completion in engine.poll()}
+    return done
+
+
+def test_the_same_seeds_give_the_same_tokens_whatever_the_global_random_state(engine: RolloutEngine):
+    first = run(engine)
+    torch.manual_seed(1234)
+    assert run(engine) == first
+    samples = [first[f"{p.problem_id}/{s}"].token_ids for p in PROBLEMS for s in range(2)]
+    assert len(set(samples)) > len(PROBLEMS)  # samples of one problem differ
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_engine_logprobs_are_the_trainers(engine: RolloutEngine, temperature: float):
+    policy = load_policy(LAB_MODEL, torch.device("cpu"))
+    worst = 0.0
+    for completion in list(run(engine, dataclasses.replace(SPEC, temperature=temperature)).values())[:8]:
+        prompt = PROMPTS[completion.request_id.rsplit("/", 1)[0]]
+        ids = torch.tensor([*prompt, *completion.token_ids])
+        with torch.no_grad():
+            logprobs = torch.log_softmax(policy(input_ids=ids[None]).logits[0] / temperature, -1)
+        chosen = logprobs[:-1].gather(-1, ids[1:, None])[len(prompt) - 1 :, 0]
+        worst = max(worst, float((chosen - torch.tensor(completion.logprobs)).abs().max()))
+    assert worst < 1e-4
+
+
+def test_completions_end_with_the_end_token_or_at_the_limit(engine: RolloutEngine):
+    end = TOKENIZER.eos_token_id
+    for completion in run(engine, dataclasses.replace(SPEC, max_tokens=30)).values():
+        if completion.finish_reason == "stop":
+            assert completion.token_ids[-1] == end and end not in completion.token_ids[:-1]
+        else:
+            assert completion.finish_reason == "length"
+            assert completion.num_tokens == 30 and end not in completion.token_ids
+        assert len(completion.logprobs) == completion.num_tokens
+        assert all(math.isfinite(value) and value <= 0 for value in completion.logprobs)
+
+
+def test_greedy_sampling_repeats(engine: RolloutEngine):
+    spec = dataclasses.replace(SPEC, temperature=0.0, logprobs=False)
+    done = run(engine, spec)
+    for problem in PROBLEMS:
+        assert done[f"{problem.problem_id}/0"].token_ids == done[f"{problem.problem_id}/1"].token_ids
+        assert done[f"{problem.problem_id}/0"].logprobs == ()
+
+
+def test_weights_can_be_replaced_and_put_back(engine: RolloutEngine, random_model: Path):
+    before = run(engine)
+    version = engine.policy_version
+    engine.update_weights(load_policy(random_model, torch.device("cpu")).state_dict().items(), version + 1)
+    changed = run(engine)
+    assert {c.policy_version for c in changed.values()} == {version + 1}
+    assert all(changed[key].token_ids != before[key].token_ids for key in before)
+    engine.update_weights(LAB_MODEL, version + 2)
+    assert {key: c.token_ids for key, c in run(engine).items()} == {key: c.token_ids for key, c in before.items()}
+
+
+def test_weights_may_not_change_while_sampling(engine: RolloutEngine):
+    engine.submit(requests(), SPEC)
+    with pytest.raises(RuntimeError, match="while responses are being sampled"):
+        engine.update_weights(LAB_MODEL, 99)
+    engine.abort()
+    assert engine.poll() == []
+
+
+def test_abort_leaves_the_engine_usable(engine: RolloutEngine):
+    reference = run(engine)
+    engine.submit(requests(), SPEC)
+    engine.poll()
+    engine.abort()
+    assert run(engine) == reference
+
+
+def test_collect_grades_everything_in_a_stable_order(engine: RolloutEngine):
+    grader = Grader()
+    seen: list[int] = []
+    try:
+        tasks = tasks_for(PROBLEMS, PROMPTS, num_samples=3, seed_parts=("test",))
+        rollouts = list(
+            collect(
+                tasks,
+                SPEC,
+                engine=engine,
+                grader=grader,
+                tokenizer=TOKENIZER,
+                on_progress=lambda progress: seen.append(progress.num_finished),
+            )
+        )
+    finally:
+        grader.close()
+    groups = group_rollouts(rollouts, PROBLEMS)
+    assert [group.problem for group in groups] == PROBLEMS
+    assert all([r.sample for r in group.rollouts] == [0, 1, 2] for group in groups)
+    assert seen[-1] == 36
+    assert sum(group.pass_rate or 0 for group in groups) / len(groups) > 0.4  # the lab model solves many of these
+    first = groups[0].rollouts[0]
+    assert first.text.endswith("}") and "<|" not in first.text
+
+
+def test_a_child_process_gives_the_same_tokens_and_its_death_is_noticed(engine: RolloutEngine, random_model: Path):
+    here = run(engine)
+    child = ChildEngine(LAB_MODEL, rollout_config(), **SETTINGS)
+    try:
+        there = run(child)
+        assert {k: c.token_ids for k, c in there.items()} == {k: c.token_ids for k, c in here.items()}
+        child.update_weights(load_policy(random_model, torch.device("cpu")).state_dict().items(), 5)
+        assert {c.policy_version for c in run(child).values()} == {5}
+        child._process.kill()
+        with pytest.raises(EngineDied):
+            run(child)
+    finally:
+        child.close()
+    assert not child._process.is_alive()

@@ -1,0 +1,29 @@
+"""Every shipped experiment runs two steps of everything, engine and all."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conclip.cli import config_folder
+
+EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_runs(experiment: str, tmp_path: Path):
+    command = [sys.executable, "-m", "conclip", "two-phase", f"experiment={experiment}", "debug=two_phase", "name=t"]
+    outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert outcome.returncode == 0, outcome.stderr
+    folder = tmp_path / "outputs/two-phase/t/attempt-001"
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["step"]) for row in steps] == [("phase1", 1), ("phase1", 2), ("phase2", 1), ("phase2", 2)]
+    assert all(row["policy/sampler_drift_max"] < 1e-4 for row in steps)
+    models = json.loads((folder / "results.json").read_text())["benchmarks"]["chain"]["models"]
+    assert list(models) == ["base", "phase1", "phase2"]
+    assert (folder / "curve.png").stat().st_size > 10_000
+    assert (folder / "checkpoints/phase2-best/model.safetensors").exists()

@@ -1,0 +1,154 @@
+"""The update on a real (tiny, random) model: what must not change it, and what it must do."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from conclip.batch import TokenBatch, collate
+from conclip.config import AlgoConfig, LearnConfig
+from conclip.training.experience import Scores, make_experience, token_rewards
+from conclip.training.learner import Learner, explained_variance, lr_scale
+from conclip.types import Outcome
+from tests.conftest import make_group, make_rollout
+from tests.test_config import load
+
+
+def config(**changes: object) -> LearnConfig:
+    loaded = load("train-phase2")
+    assert isinstance(loaded, LearnConfig)
+    algo = {"updates_per_rollout": 1, "kl_coef": 0.1} | {k: v for k, v in changes.items() if hasattr(loaded.algo, k)}
+    trainer = {k: v for k, v in changes.items() if hasattr(loaded.trainer, k)}
+    return dataclasses.replace(
+        loaded,
+        algo=dataclasses.replace(loaded.algo, **algo),
+        trainer=dataclasses.replace(loaded.trainer, **trainer),
+    )
+
+
+def batch() -> TokenBatch:
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(length: int) -> list[int]:
+        return torch.randint(4, 100, (length,), generator=generator).tolist()
+
+    groups = [
+        make_group(
+            make_rollout(draw(9), prompt=draw(4), problem_id=name),
+            make_rollout(draw(3), prompt=draw(4), problem_id=name, sample=1, outcome=Outcome.WRONG, reward=-0.5),
+            make_rollout(draw(6), prompt=draw(7), problem_id=name, sample=2, outcome=Outcome.TRUNCATED, reward=-1.0),
+        )
+        for name in ("p", "q")
+    ]
+    return collate(groups, train_on_truncated=True)
+
+
+def parameters_after(model: Path, settings: LearnConfig) -> tuple[torch.Tensor, dict[str, float]]:
+    learner = Learner(model, settings, num_updates=10)
+    tokens = batch()
+    experience = make_experience(tokens, learner.score(tokens), settings.algo)
+    stats = learner.update(experience, torch.Generator().manual_seed(0))
+    modules = [learner.policy, *([learner.critic] if learner.critic is not None else [])]
+    return torch.cat([p.detach().flatten() for module in modules for p in module.parameters()]), stats
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant"])
+def test_the_update_does_not_depend_on_the_micro_batch_split(random_model: Path, aggregation: str):
+    whole, whole_stats = parameters_after(
+        random_model, config(loss_aggregation=aggregation, max_tokens_per_micro_batch=10_000)
+    )
+    split, split_stats = parameters_after(random_model, config(loss_aggregation=aggregation, max_tokens_per_micro_batch=14))
+    # Adam's first step is lr * sign(gradient): compare gradients through their norm, parameters loosely
+    assert split_stats["optim/policy_grad_norm"] == pytest.approx(whole_stats["optim/policy_grad_norm"], rel=1e-4)
+    assert split_stats["policy/loss"] == pytest.approx(whole_stats["policy/loss"], abs=1e-6)
+    assert split_stats["value/loss"] == pytest.approx(whole_stats["value/loss"], abs=1e-6)
+    assert float((whole - split).abs().mean()) < 1e-7
+
+
+def test_an_update_changes_policy_and_critic_and_repeats_exactly(random_model: Path):
+    first, stats = parameters_after(random_model, config())
+    again, _ = parameters_after(random_model, config())
+    assert torch.equal(first, again)
+    assert stats["optim/policy_grad_norm"] > 0 and stats["optim/critic_grad_norm"] > 0
+    assert stats["policy/clip_fraction"] == 0  # one update: the ratio is 1 everywhere
+    assert abs(stats["policy/approx_kl"]) < 1e-9
+
+
+def test_grpo_needs_no_critic(random_model: Path):
+    settings = config(advantage="group_relative", kl="loss")
+    learner = Learner(random_model, settings, num_updates=10)
+    assert learner.critic is None
+    _, stats = parameters_after(random_model, settings)
+    assert stats["optim/policy_grad_norm"] > 0 and "value/loss" not in stats
+
+
+def test_logprobs_match_a_plain_forward_pass(random_model: Path):
+    learner = Learner(random_model, config(), num_updates=10)
+    tokens = batch()
+    scores = learner.score(tokens)
+    for i in range(len(tokens)):
+        length = int(tokens.response_mask[i].nonzero().max()) + 2
+        ids = tokens.input_ids[i, :length]
+        logits = learner.policy(input_ids=ids[None]).logits[0, :-1]
+        expected = torch.log_softmax(logits, -1).gather(-1, ids[1:, None])[:, 0]
+        mask = tokens.response_mask[i]
+        torch.testing.assert_close(scores.old_logprobs[i][mask], expected[mask[: length - 1]], atol=1e-5, rtol=0)
+    assert not scores.old_logprobs[~tokens.response_mask].any()
+    assert scores.old_values is not None and not scores.old_values.any()  # the value head starts at 0
+
+
+def algo(**changes: object) -> AlgoConfig:
+    return dataclasses.replace(config().algo, **changes)  # type: ignore[arg-type]
+
+
+def scores_of(tokens: TokenBatch, value: float) -> Scores:
+    shape = tokens.response_mask.shape
+    return Scores(
+        old_logprobs=torch.where(tokens.response_mask, -1.0, 0.0),
+        ref_logprobs=torch.where(tokens.response_mask, -1.5, 0.0),
+        old_values=torch.where(tokens.response_mask, value, torch.zeros(shape)),
+    )
+
+
+def test_the_reward_is_on_the_last_token_and_kl_on_each():
+    tokens = collate(
+        [make_group(make_rollout([7, 8, 3]), make_rollout([9], sample=1, reward=-0.5))], train_on_truncated=True
+    )
+    rewards = token_rewards(tokens, scores_of(tokens, 0.0), algo(kl_coef=0.1))
+    expected = torch.tensor([[0, -0.05, -0.05, 0.95], [0, -0.55, 0, 0]])
+    torch.testing.assert_close(rewards, expected)
+
+
+def test_what_follows_a_truncated_response_is_an_option():
+    cut = make_rollout([7, 8], outcome=Outcome.TRUNCATED, reward=-1.0)
+    tokens = collate([make_group(cut, make_rollout([7, 8], sample=1))], train_on_truncated=True)
+    settings = {"kl": "none", "gae_lambda": 1.0}
+    as_end = make_experience(tokens, scores_of(tokens, 0.25), algo(**settings))
+    going_on = make_experience(tokens, scores_of(tokens, 0.25), algo(**settings, truncated_bootstrap="value"))
+    assert as_end.advantages[0, 2] == pytest.approx(-1.25)  # -1 - 0.25
+    assert going_on.advantages[0, 2] == pytest.approx(-1.0)  # -1 + 0.25 - 0.25
+    assert torch.equal(as_end.advantages[1], going_on.advantages[1])
+
+
+def test_whitening_is_over_the_tokens_that_train():
+    tokens = batch()
+    white = make_experience(tokens, scores_of(tokens, 0.1), algo(whiten_advantages=True)).advantages
+    chosen = white[tokens.loss_mask]
+    assert abs(float(chosen.mean())) < 1e-6 and abs(float(chosen.std(correction=0)) - 1) < 1e-4
+
+
+def test_lr_schedule_by_hand():
+    def scale(update: int) -> float:
+        return lr_scale(update, 100, warmup_fraction=0.1, min_lr_fraction=0.1)
+
+    assert scale(0) == pytest.approx(0.1) and scale(9) == pytest.approx(1.0) and scale(10) == pytest.approx(1.0)
+    assert scale(55) == pytest.approx(0.55)  # half of the cosine: 0.1 + 0.9 / 2
+    assert scale(100) == pytest.approx(0.1)
+
+
+def test_explained_variance():
+    returns, mask = torch.tensor([[1.0, 2.0, 3.0]]), torch.ones(1, 3).bool()
+    assert explained_variance(returns, returns, mask) == pytest.approx(1)
+    assert explained_variance(torch.full((1, 3), 5.0), returns, mask) == pytest.approx(0)
+    assert explained_variance(returns, torch.ones(1, 3), mask) == 0

@@ -1,0 +1,102 @@
+"""Losses and aggregation: literals worked out by hand, and properties."""
+
+import math
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conclip.algo.logprobs import chosen_logprobs
+from conclip.algo.losses import aggregation_weights, clipped_value_loss, kl_k1, kl_k3, ppo_clip_loss
+from conclip.algo.masking import masked_mean, masked_whiten
+
+
+def test_ppo_clip_by_hand():
+    # ratios 1.5, 0.5, 1.5, 0.5 with advantages +2, +2, -2, -2 and clip 0.2:
+    # min(3, 2.4) -> -2.4 clipped; min(1, 1.6) -> -1; min(-3, -2.4) -> +3; min(-1, -1.6) -> +1.6 clipped
+    old = torch.zeros(4)
+    new = torch.tensor([1.5, 0.5, 1.5, 0.5]).log()
+    loss, clipped = ppo_clip_loss(new, old, torch.tensor([2.0, 2.0, -2.0, -2.0]), clip_low=0.2, clip_high=0.2)
+    torch.testing.assert_close(loss, torch.tensor([-2.4, -1.0, 3.0, 1.6]))
+    assert clipped.tolist() == [True, False, False, True]
+
+
+def test_ppo_gradient_is_the_policy_gradient_at_ratio_one_and_zero_when_clipped():
+    advantages = torch.tensor([2.0, -3.0])
+    new = torch.zeros(2, requires_grad=True)
+    ppo_clip_loss(new, torch.zeros(2), advantages, clip_low=0.2, clip_high=0.2)[0].sum().backward()
+    torch.testing.assert_close(new.grad, -advantages)
+    far = torch.tensor([0.5, -0.5], requires_grad=True)  # ratios 1.65 with A > 0, 0.61 with A < 0
+    ppo_clip_loss(far, torch.zeros(2), advantages, clip_low=0.2, clip_high=0.2)[0].sum().backward()
+    assert far.grad is not None and not far.grad.any()
+
+
+def test_ppo_clip_sides_are_separate():
+    new = torch.tensor([1.25, 0.75]).log()
+    _, clipped = ppo_clip_loss(new, torch.zeros(2), torch.tensor([1.0, -1.0]), clip_low=0.2, clip_high=0.28)
+    assert clipped.tolist() == [False, True]
+
+
+def test_value_loss_by_hand():
+    # V 1.0, old 0.5, R 0.8, clip 0.2: clipped V 0.7; max(0.04, 0.01) / 2
+    # V 0.6, old 0.5, R 0.8: not clipped; 0.04 / 2.  V 0.0, old 0.5, R 0.1: clipped V 0.3; max(0.01, 0.04) / 2
+    values, old, returns = torch.tensor([1.0, 0.6, 0.0]), torch.full((3,), 0.5), torch.tensor([0.8, 0.8, 0.1])
+    loss = clipped_value_loss(values, old, returns, value_clip=0.2)
+    torch.testing.assert_close(loss, torch.tensor([0.02, 0.02, 0.02]))
+
+
+def test_kl_estimators_by_hand():
+    logprobs, reference = torch.tensor([math.log(0.5)]), torch.tensor([math.log(0.25)])
+    torch.testing.assert_close(kl_k1(logprobs, reference), torch.tensor([math.log(2)]))
+    torch.testing.assert_close(kl_k3(logprobs, reference), torch.tensor([0.5 - 1 + math.log(2)]))
+    assert (kl_k3(torch.randn(100), torch.randn(100)) >= 0).all()
+
+
+def test_kl_estimators_are_unbiased():
+    p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.5, 0.3])
+    exact = (p * (p / q).log()).sum()
+    torch.testing.assert_close((p * kl_k1(p.log(), q.log())).sum(), exact)
+    torch.testing.assert_close((p * kl_k3(p.log(), q.log())).sum(), exact)
+
+
+def test_aggregation_by_hand():
+    mask = torch.tensor([[0, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]).bool()  # 2 tokens, 1 token, nothing that trains
+    weights = aggregation_weights(mask, "sequence_mean")
+    torch.testing.assert_close(weights, torch.tensor([[0, 0.25, 0.25, 0], [0, 0.5, 0, 0], [0, 0, 0, 0.0]]))
+    weights = aggregation_weights(mask, "token_mean")
+    torch.testing.assert_close(weights, mask / 3)
+    weights = aggregation_weights(mask, "constant", constant_tokens=4)
+    torch.testing.assert_close(weights, mask / 8)
+
+
+def test_aggregation_of_nothing_is_zero():
+    for aggregation in ("sequence_mean", "token_mean", "constant"):
+        assert not aggregation_weights(torch.zeros(2, 3).bool(), aggregation).any()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31 - 1))
+def test_whitening_gives_mean_zero_and_deviation_one(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(5, 9, generator=generator) < 0.7
+    mask[0, :2] = True
+    x = 3 + 10 * torch.randn(5, 9, generator=generator)
+    white = masked_whiten(x, mask)
+    assert abs(float(masked_mean(white, mask))) < 1e-5
+    assert abs(float(white[mask].std(correction=0)) - 1) < 1e-4
+    assert not white[~mask].any()
+
+
+def test_chunked_logprobs_equal_whole_ones():
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 11, bias=False)
+    hidden, targets = torch.randn(17, 8, requires_grad=True), torch.randint(0, 11, (17,))
+    whole, entropy = chosen_logprobs(hidden, head, targets, 0.6)
+    expected = torch.log_softmax(head(hidden) / 0.6, -1)
+    torch.testing.assert_close(whole, expected.gather(-1, targets[:, None])[:, 0])
+    torch.testing.assert_close(entropy, -(expected.exp() * expected).sum(-1).detach())
+    (gradient,) = torch.autograd.grad(whole.sum(), hidden)
+    chunked, chunked_entropy = chosen_logprobs(hidden, head, targets, 0.6, max_logits=33)
+    torch.testing.assert_close(chunked, whole)
+    torch.testing.assert_close(chunked_entropy, entropy)
+    torch.testing.assert_close(torch.autograd.grad(chunked.sum(), hidden)[0], gradient)

@@ -1,0 +1,100 @@
+"""Evaluation tables by hand and by simulation."""
+
+import math
+import random
+
+import pytest
+
+from conclip.evaluation.metrics import compare, summarise
+from conclip.evaluation.tables import describe_comparison, headline_comparisons, results_json
+from conclip.stats import clustered_interval
+from conclip.types import EvalRow, Outcome
+
+
+def row(problem: str, outcome: Outcome, tokens: int, sample: int = 0) -> EvalRow:
+    return EvalRow(
+        benchmark="b",
+        problem_id=problem,
+        level=None,
+        sample=sample,
+        seed=0,
+        temperature=1.0,
+        outcome=outcome,
+        extracted=None,
+        answer="1",
+        num_tokens=tokens,
+        num_prompt_tokens=3,
+        finish_reason="stop",
+        text="",
+    )
+
+
+def test_summary_by_hand():
+    rows = [
+        row("p", Outcome.CORRECT, 10),
+        row("p", Outcome.WRONG, 20, 1),
+        row("q", Outcome.CORRECT, 30),
+        row("q", Outcome.TRUNCATED, 40, 1),
+        row("r", Outcome.CORRECT, 50),
+        row("r", Outcome.GRADER_ERROR, 60, 1),
+    ]
+    summary = summarise(rows)
+    assert (summary.num_problems, summary.num_responses, summary.grader_errors) == (3, 6, 1)
+    assert summary.accuracy.mean == pytest.approx(3 / 5)
+    assert summary.mean_tokens.mean == 35
+    assert summary.correct_mean_tokens is not None and summary.correct_mean_tokens.mean == 30
+    assert summary.wrong_mean_tokens is not None and summary.wrong_mean_tokens.mean == 20
+    assert summary.truncation_rate.mean == pytest.approx(1 / 6)
+    # problem means of tokens 15, 35, 55: deviation 20, t(2) = 4.30265
+    assert summary.mean_tokens.high - 35 == pytest.approx(4.30265 * 20 / math.sqrt(3), rel=1e-4)
+
+
+def test_comparison_is_paired_by_problem():
+    before = [row(f"p{i}", Outcome.CORRECT if i % 2 else Outcome.WRONG, 100 + 10 * i) for i in range(20)]
+    after = [row(f"p{i}", Outcome.CORRECT if i % 2 else Outcome.WRONG, 50 + 5 * i) for i in range(20)]
+    found = compare(before, after)
+    assert found.accuracy_difference.mean == 0 and found.accuracy_difference.low == 0
+    assert found.tokens_ratio.mean == pytest.approx(0.5)
+    assert found.tokens_ratio.high - found.tokens_ratio.low < 1e-9  # each problem halves: no spread between them
+
+
+def test_comparison_refuses_different_problems():
+    with pytest.raises(ValueError, match="different problems"):
+        compare([row("p", Outcome.WRONG, 1)], [row("q", Outcome.WRONG, 1)])
+
+
+@pytest.mark.parametrize(
+    ("shift", "words"), [(0.2, "accuracy rose"), (0.0, "accuracy kept"), (-0.2, "accuracy fell"), (-0.02, "not shown")]
+)
+def test_kept_is_said_only_when_shown(shift: float, words: str):
+    stream = random.Random(1)
+
+    def rows(p: float) -> list[EvalRow]:
+        return [
+            row(f"p{i}", Outcome.CORRECT if stream.random() < p else Outcome.WRONG, 10, s)
+            for i in range(1500)
+            for s in range(4)
+        ]
+
+    sentence = describe_comparison("a", "b", compare(rows(0.6), rows(0.6 + shift)), margin=0.03)
+    assert words in sentence
+
+
+def test_interval_covers_at_its_rate():
+    stream = random.Random(0)
+    covered = 0
+    for _ in range(2000):
+        _, low, high = clustered_interval([stream.gauss(3, 2) for _ in range(12)])
+        covered += low <= 3 <= high
+    assert abs(covered / 2000 - 0.95) < 0.015
+
+
+def test_last_model_is_compared_with_the_shortest_and_the_most_accurate():
+    base = [row("p", Outcome.WRONG, 50), row("q", Outcome.WRONG, 50)]
+    first = [row("p", Outcome.CORRECT, 80), row("q", Outcome.CORRECT, 90)]
+    second = [row("p", Outcome.CORRECT, 20), row("q", Outcome.CORRECT, 20)]
+    rows = {"base": base, "phase1": first, "phase2": second}
+    assert list(headline_comparisons(rows, "b")) == [("base", "phase1"), ("phase1", "phase2"), ("base", "phase2")]
+    results = results_json(rows)["b"]
+    assert results["models"]["phase2"]["mean_tokens"]["mean"] == 20
+    assert [c["second"] for c in results["comparisons"]] == ["phase1", "phase2", "phase2"]
