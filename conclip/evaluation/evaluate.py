@@ -1,9 +1,16 @@
 """Benchmarks x samples -> one row per response."""
 
+# pyarrow ships no annotations.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from conclip.config import EvalConfig
 from conclip.rollout.collect import collect, tasks_for
@@ -13,7 +20,8 @@ from conclip.types import EvalRow, Problem, SamplingSpec
 
 
 def evaluate(label: str, runtime: Runtime, problems: Sequence[Problem], settings: EvalConfig, path: Path) -> list[EvalRow]:
-    """Sample every test problem and append each row to `path` (JSON lines) as soon as it is graded.
+    """Sample every test problem and append each row to `path` (JSON lines) as soon as it is graded; a Parquet
+    copy stands beside it once all are.
 
     The seeds depend on problem and sample only: models evaluated in one run get the same random streams.
     """
@@ -57,5 +65,10 @@ def evaluate(label: str, runtime: Runtime, problems: Sequence[Problem], settings
                 text=rollout.text,
             )
             rows.append(row)
-            out.write(json.dumps({"schema": SCHEMA_VERSION, **asdict(row)}, ensure_ascii=False) + "\n")
+            out.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
+    pq.write_table(pa.Table.from_pylist([_plain(row) for row in rows]), path.with_suffix(".parquet"))
     return rows
+
+
+def _plain(row: EvalRow) -> dict[str, Any]:
+    return {"schema": SCHEMA_VERSION, **asdict(row), "outcome": row.outcome.value}

@@ -22,7 +22,7 @@ from conclip.problems.arithmetic import sample_chain
 
 LOG = logging.getLogger(__name__)
 
-CHAIN_LEVELS = 12
+CHAIN_LEVELS = 8
 SEARCH_LEVELS = 4
 SEARCH_SHARE = 0.3
 CONTEXT_TOKENS = 1024
@@ -133,8 +133,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pools", type=int, default=34)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--pools", type=int, default=30)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--tokens", type=int, default=6144)
     train(**vars(parser.parse_args()))
 

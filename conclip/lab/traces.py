@@ -14,10 +14,10 @@ import random
 
 from conclip.problems.arithmetic import Chain, apply
 
-FATIGUE = 0.03
+FATIGUE = 0.05
 """Extra error probability of each further step of a `chain` trace."""
 
-RECHECK_RATES = (0.0, 0.75, 1.5, 2.25, 3.0)
+RECHECK_RATES = (0.0, 1.0, 2.0, 3.0, 5.0)
 """Mean re-checks per step of a `chain` trace; one is drawn per trace."""
 
 MAX_TRIES = 8
@@ -41,11 +41,12 @@ def chain_trace(chain: Chain, generator: random.Random) -> str:
     lines: list[str] = []
     value = chain.start
     for k, (operator, operand) in enumerate(chain.operations, start=1):
-        rechecks = sum(generator.random() < rate / 6 for _ in range(6))
+        rechecks = sum(generator.random() < rate / 8 for _ in range(8))
         left = value
         for attempt in range(1 + rechecks):
             value = _slip(apply(operator, left, operand), FATIGUE * k, generator)
-            lines.append(f"{'wait ' if attempt else ''}{_VARIABLES[k]}={left}{operator}{operand}={value}\n")
+            opening = "wait " if attempt else f"{_VARIABLES[k]}={_VARIABLES[k - 1]}{operator}{operand}="
+            lines.append(f"{opening}{left}{operator}{operand}={value}\n")
     return "".join(lines) + f"\\boxed{{{value}}}"
 
 
@@ -63,7 +64,8 @@ def search_trace(chain: Chain, generator: random.Random) -> str:
         for index, (operator, operand) in enumerate(chain.operations):
             left = value
             value = _slip(apply(operator, left, operand), SEARCH_SLIP, generator)
-            lines.append(f"{_VARIABLES[index]}={left}{operator}{operand}={value}\n")
+            names = f"{_VARIABLES[index]}={('x' + _VARIABLES)[index]}"
+            lines.append(f"{names}{operator}{operand}={left}{operator}{operand}={value}\n")
         lines.append(f"{value}?{target} {'yes' if value == target else 'no'}\n")
         if value == target:
             break

@@ -1,9 +1,11 @@
 """Loading models and tokenizers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from conclip.config import Dtype, UserError
@@ -11,6 +13,14 @@ from conclip.config import Dtype, UserError
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The named tensors of a model folder, file by file."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  not a dict
+                yield name, tensors.get_tensor(name)
 
 
 def load_policy(folder: Path, device: torch.device) -> PreTrainedModel:

@@ -7,13 +7,14 @@ the project's tests, which run on CPU.
 
 import gc
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from conclip.config import RolloutConfig
+from conclip.models.load import read_weights
 from conclip.types import Completion, Request, SamplingSpec
 
 
@@ -59,8 +60,10 @@ class VllmEngine:
         )
         self._engine = LLMEngine.from_engine_args(arguments)
         torch.set_rng_state(random_state)  # starting an engine must not move the run's own random stream
+        gc.freeze()  # what lives until the end need not be looked at again and again: a tenth of the engine's speed
         self._on_cpu = on_cpu
         self._stop_token_ids = list(stop_token_ids(model_path))
+        self._tied = bool(self._engine.model_config.hf_config.tie_word_embeddings)
         self._in_flight: dict[str, str] = {}
         self._num_tokens = 0
         self._version = 0
@@ -131,10 +134,10 @@ class VllmEngine:
     def update_weights(self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         if self._in_flight:
             raise RuntimeError("weights may not change while responses are being sampled")
-        if isinstance(source, Path):
-            self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(source)})
-        else:
-            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": source})
+        tensors = read_weights(source) if isinstance(source, Path) else source
+        if self._tied:
+            tensors = _with_head(tensors)
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
         self.reset_cache()
         self._version = version
 
@@ -156,6 +159,22 @@ class VllmEngine:
         self._engine.engine_core.shutdown()
         del self._engine
         gc.collect()
+
+
+def _with_head(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Add the output head that a checkpoint with tied embeddings leaves out: a reload ties nothing by itself, and the
+    engine would go on sampling with the old head."""
+    embedding: torch.Tensor | None = None
+    has_head = False
+    for name, tensor in tensors:
+        if name.endswith(("embed_tokens.weight", "wte.weight")):
+            embedding = tensor
+        has_head |= name == "lm_head.weight"
+        yield name, tensor
+    if not has_head:
+        if embedding is None:
+            raise RuntimeError("tied weights without a known embedding name: the engine's head cannot be updated")
+        yield "lm_head.weight", embedding
 
 
 def stop_token_ids(model_path: Path) -> tuple[int, ...]:

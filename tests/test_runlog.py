@@ -1,0 +1,68 @@
+"""The run folder: attempts, files a reader relies on, and standard error put back."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conclip.config import BaseConfig
+from conclip.runlog import Run
+from conclip.types import Outcome
+from tests.conftest import make_group, make_rollout
+from tests.test_config import load
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Iterator[BaseConfig]:
+    handlers = list(logging.getLogger().handlers)
+    yield load("eval", f"paths.outputs={tmp_path}", "name=x")
+    logging.getLogger().handlers = handlers
+
+
+def test_attempts_are_numbered_and_the_newest_is_latest(config: BaseConfig, tmp_path: Path):
+    for number in (1, 2):
+        run = Run("eval", config)
+        run.close()
+        assert run.folder == tmp_path / f"eval/x/attempt-00{number}"
+        assert (tmp_path / "eval/x/latest").resolve() == run.folder.resolve()
+    environment = json.loads((run.folder / "environment.json").read_text())
+    assert environment["schema"] == 1 and "torch" in environment["packages"]
+    assert "temperature" in (run.folder / "config.yaml").read_text()
+
+
+def test_library_chatter_goes_to_the_log_and_standard_error_comes_back(
+    config: BaseConfig, capfd: pytest.CaptureFixture[str]
+):
+    run = Run("eval", config)
+    os.write(2, b"chatter of a C library\n")
+    logging.getLogger("some.library").warning("chatter of a Python library")
+    run.say("for people")
+    run.close()
+    os.write(2, b"after\n")
+    out, err = capfd.readouterr()
+    assert "for people" in out and err == "after\n"
+    log = (run.folder / "run.log").read_text()
+    assert "C library" in log and "Python library" in log and "for people" in log
+
+
+def test_metrics_are_whole_lines_and_transcripts_show_best_and_worst(config: BaseConfig):
+    run = Run("eval", config)
+    run.log_metrics("phase1", 3, {"reward/mean": 0.5})
+    group = make_group(
+        make_rollout([1, 2, 3]),
+        make_rollout([1], sample=1),
+        make_rollout([1, 2], sample=2, outcome=Outcome.WRONG, reward=-0.5),
+    )
+    run.write_transcripts("phase1", 3, [group], 2)
+    run.close()
+    assert json.loads((run.folder / "metrics.jsonl").read_text()) == {
+        "schema": 1,
+        "stage": "phase1",
+        "step": 3,
+        "reward/mean": 0.5,
+    }
+    rows = [json.loads(line) for line in (run.folder / "rollouts/phase1-0003.jsonl").read_text().splitlines()]
+    assert [row["sample"] for row in rows] == [1, 2]  # the shortest correct one, and the wrong one
