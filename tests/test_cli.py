@@ -72,7 +72,7 @@ JSONL = ["eval", "data=jsonl"]
         ([*JSONL, "data.test.mine.path=./nowhere.jsonl"], "nowhere.jsonl"),
         (["train-phase2", "pass_rates=./nowhere.jsonl"], "nowhere.jsonl"),
         (["train-phase2", "phase.problem_ids=[nobody]"], "nobody"),
-        (["eval", "data.test.chain.num_problems=1000000"], "distinct"),
+        (["eval", "data.test.chain.levels=[1]"], "distinct"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(tmp_path: Path, arguments: list[str], said: str):
