@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 # A GPU picks the CUDA engine; `make demo ENGINE=cpu` overrules.
 ENGINE ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
-# Extra arguments for pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# Extra arguments for pip, for example an index with CPU builds of torch (see README.md)
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 

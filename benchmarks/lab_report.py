@@ -18,15 +18,18 @@ os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
 
 from vllm import LLM, SamplingParams, TokensPrompt
 
+from conclip.config import ModelConfig
 from conclip.grading import extract_boxed
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_tokenizer
 from conclip.problems.arithmetic import generate
+from conclip.prompts import encode_prompt
 from conclip.seeding import derive_seed
 from conclip.stats import clustered_interval
 from conclip.types import Problem
 
 LEVELS = {"chain": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10), "search": (1, 2, 3, 4)}
+PLAIN = ModelConfig(path="lab", dtype="float32", prompt="{question}", system=None)
 BINS = ((0, 0), (1, 2), (3, 5), (6, 10), (11, 99))
 
 
@@ -43,12 +46,9 @@ def sample(llm: LLM, tokenizer, problems: list[Problem], num_samples: int, *, al
     wait = tokenizer.encode("wait ", add_special_tokens=False)
     prompts, parameters, owners = [], [], []
     for problem in problems:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": problem.question}], tokenize=False, add_generation_prompt=True
-        )
-        ids = tokenizer.encode(text, add_special_tokens=False)
+        ids = encode_prompt(tokenizer, problem.question, PLAIN)
         for index in range(num_samples):
-            prompts.append(TokensPrompt(prompt_token_ids=ids))
+            prompts.append(TokensPrompt(prompt_token_ids=list(ids)))
             owners.append(problem)
             parameters.append(
                 SamplingParams(

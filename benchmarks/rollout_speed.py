@@ -19,18 +19,16 @@ NUM_PROBLEMS, NUM_SAMPLES, MAX_TOKENS = 64, 8, 512
 
 
 def problems_and_prompts():
+    from conclip.config import ModelConfig
     from conclip.models.folder import LAB_MODEL
     from conclip.models.load import load_tokenizer
     from conclip.problems.arithmetic import generate
+    from conclip.prompts import encode_prompt
 
     problems = generate("chain", levels=(4, 5, 6, 7, 8), split="test", num_problems=NUM_PROBLEMS, seed=0, source="chain")
     tokenizer = load_tokenizer(LAB_MODEL)
-    prompts = {}
-    for problem in problems:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": problem.question}], tokenize=False, add_generation_prompt=True
-        )
-        prompts[problem.problem_id] = tuple(tokenizer.encode(text, add_special_tokens=False))
+    plain = ModelConfig(path="lab", dtype="float32", prompt="{question}", system=None)
+    prompts = {problem.problem_id: encode_prompt(tokenizer, problem.question, plain) for problem in problems}
     return problems, prompts, tokenizer
 
 
