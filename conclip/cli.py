@@ -7,13 +7,17 @@ import difflib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from conclip.config import BaseConfig
+    from conclip.inputs import Inputs
 
 SUBCOMMANDS = {
     "probe": "measure the pass rate of each problem",
@@ -58,6 +62,8 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a traceback that reaches the user is a bug: show all of it
     try:
         _run(subcommand, arguments[1:])
+    except BrokenPipeError:  # the reader of a page (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted; what was written so far is whole\n")
         sys.exit(INTERRUPTED)
@@ -79,49 +85,52 @@ def config_folder() -> Path:
 def _run(subcommand: str, arguments: list[str]) -> None:
     import hydra  # noqa: PLC0415  the usage page above should not wait for it
     from hydra._internal.utils import get_args_parser  # noqa: PLC0415
-    from omegaconf import OmegaConf  # noqa: PLC0415
 
     from conclip.config import UserError  # noqa: PLC0415
 
-    OmegaConf.register_new_resolver("conclip_subcommand", lambda: subcommand, replace=True)
     flags = get_args_parser().parse_args(arguments)
     primary = flags.config_name or subcommand.replace("-", "_")
-    asks_for_text = flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion
+    compose = partial(_compose, subcommand, primary, flags.config_dir)
     try:
-        if not asks_for_text:
-            for overrides in sweep_jobs(flags.overrides, sweeping=bool(flags.multirun)):
-                _check(subcommand, primary, flags.config_dir, overrides)
+        if flags.help:
+            return _show_help(primary, *compose(flags.overrides))
+        if flags.multirun:
+            for overrides in sweep_jobs(flags.overrides, sweeping=True):
+                _check(subcommand, compose(overrides)[0])
+        elif flags.cfg or flags.info:
+            compose(flags.overrides)
+        elif not (flags.hydra_help or flags.shell_completion):
+            (overrides,) = sweep_jobs(flags.overrides, sweeping=False)
+            return _execute(subcommand, compose(overrides)[0])
     except UserError as error:
         fail(f"conclip {subcommand}", str(error))
 
-    def task(composed: "DictConfig") -> None:
+    def job(composed: "DictConfig") -> None:
         from hydra.core.hydra_config import HydraConfig  # noqa: PLC0415
-        from hydra.types import RunMode  # noqa: PLC0415
 
-        job = HydraConfig.get()
-        if job.mode == RunMode.MULTIRUN:
-            _run_in_own_process(subcommand, flags.config_dir, list(job.overrides.task), composed.name, job.job.num)
-        else:
-            _execute(subcommand, composed)
+        number, overrides = HydraConfig.get().job.num, list(HydraConfig.get().overrides.task)
+        _run_in_own_process(subcommand, flags.config_dir, overrides, composed.name, number)
 
-    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(task)()
+    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(job)()
 
 
-def _check(subcommand: str, primary: str, config_dir: str | None, overrides: list[str]) -> None:
-    """Compose, type and check one job's config and what it points at; nothing is written."""
+def _compose(
+    subcommand: str, primary: str, config_dir: str | None, overrides: list[str]
+) -> "tuple[DictConfig, Mapping[str, str | None]]":
+    """One job's config as Hydra composes it, and the option chosen in each group. Raises UserError, with the nearest
+    name for an unknown key."""
     from hydra import compose, initialize_config_dir  # noqa: PLC0415
     from hydra.errors import HydraException  # noqa: PLC0415
+    from omegaconf import open_dict  # noqa: PLC0415
     from omegaconf.errors import OmegaConfBaseException  # noqa: PLC0415
 
-    from conclip.config import SCHEMAS, UserError, plain_keys, to_config, unknown_key  # noqa: PLC0415
-    from conclip.inputs import load_inputs  # noqa: PLC0415
+    from conclip.config import SCHEMAS, UserError, plain_keys, unknown_key  # noqa: PLC0415
 
     known = plain_keys(SCHEMAS[subcommand])
-    if config_dir is not None:
-        overrides = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]", *overrides]
+    where = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir is not None else []
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            composed = compose(primary, overrides=overrides)
+            composed = compose(primary, overrides=[*where, *overrides], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         text = str(error)
         for override in overrides:
@@ -129,7 +138,8 @@ def _check(subcommand: str, primary: str, config_dir: str | None, overrides: lis
             if (f"'{key}'" in text and "is not in struct" in text) or f"Could not override '{key}'" in text:
                 raise UserError(unknown_key(key, known)) from error
         raise UserError(text.replace("\n", " ")) from error
-    load_inputs(to_config(SCHEMAS[subcommand], composed))
+    with open_dict(composed):
+        return composed, composed.pop("hydra").runtime.choices
 
 
 def sweep_jobs(overrides: list[str], *, sweeping: bool) -> Iterator[list[str]]:
@@ -158,24 +168,32 @@ def sweep_jobs(overrides: list[str], *, sweeping: bool) -> Iterator[list[str]]:
         yield list(combination)
 
 
-def _execute(subcommand: str, composed: "DictConfig") -> None:
-    from conclip.config import SCHEMAS, UserError, to_config  # noqa: PLC0415
+def _show_help(primary: str, composed: "DictConfig", choices: "Mapping[str, str | None]") -> None:
+    from conclip.help import show_help  # noqa: PLC0415
+
+    show_help(config_folder(), primary, composed, choices)
+
+
+def _check(subcommand: str, composed: "DictConfig") -> "tuple[BaseConfig, Inputs]":
+    """The typed config and what it points at, found and read. Raises UserError; nothing is written."""
+    from conclip.config import SCHEMAS, to_config  # noqa: PLC0415
     from conclip.inputs import load_inputs  # noqa: PLC0415
 
-    try:
-        config = to_config(SCHEMAS[subcommand], composed)
-        inputs = load_inputs(config)
-        from conclip.commands import execute  # noqa: PLC0415  imports torch and vLLM: only now
-        from conclip.runlog import Run  # noqa: PLC0415
+    config = to_config(SCHEMAS[subcommand], composed)
+    return config, load_inputs(config)
 
-        run = Run(subcommand, config)
-        try:
-            execute(subcommand, config, inputs, run)
-            run.say(f"run folder: {run.folder}")
-        finally:
-            run.close()
-    except UserError as error:
-        fail(f"conclip {subcommand}", str(error))
+
+def _execute(subcommand: str, composed: "DictConfig") -> None:
+    config, inputs = _check(subcommand, composed)
+    from conclip.commands import execute  # noqa: PLC0415  imports torch and vLLM: only now
+    from conclip.runlog import Run  # noqa: PLC0415
+
+    run = Run(subcommand, config)
+    try:
+        execute(subcommand, config, inputs, run)
+        run.say(f"run folder: {run.folder}")
+    finally:
+        run.close()
 
 
 def _run_in_own_process(subcommand: str, config_dir: str | None, overrides: list[str], name: str, number: int) -> None:

@@ -1,17 +1,17 @@
 """Every shipped YAML composes into the typed schema, and bad values are named."""
 
+import re
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
-from conclip.cli import SUBCOMMANDS, config_folder, sweep_jobs
+from conclip.cli import SUBCOMMANDS, config_folder, main, sweep_jobs
 from conclip.config import SCHEMAS, BaseConfig, UserError, to_config
+from conclip.help import read_meanings
 
 CONF = config_folder()
-OmegaConf.register_new_resolver("conclip_subcommand", lambda: "test", replace=True)
 
 
 def load(subcommand: str, *overrides: str) -> BaseConfig:
@@ -53,7 +53,27 @@ def test_every_debug_option_composes(path: Path):
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
 def test_every_file_begins_by_saying_what_it_is(path: Path):
-    assert path.read_text().startswith("#")
+    assert read_meanings(path)[0]
+
+
+@pytest.mark.parametrize("subcommand", SUBCOMMANDS)
+def test_help_gives_every_key_a_meaning(
+    subcommand: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr("sys.argv", ["conclip", subcommand, "--help", "seed=7"])
+    main()
+    page = capsys.readouterr().out
+    lines = [line.rstrip() for line in page.splitlines() if re.match(r"  [a-z_.0-9]+=", line)]
+    assert re.search(r"^  seed=7 +every random number", page, re.M)
+    assert len(lines) > 20
+    assert [line for line in lines if not re.match(r"  \S+=.*?  +\S", line)] == []
+
+
+def test_meanings_follow_the_nesting(tmp_path: Path):
+    path = tmp_path / "some.yaml"
+    path.write_text("# What it is.\n\n# of a\na: 1\nb:\n  # of\n  # c\n  c: 2\n  d: 3\n# of e\ne: 4\n")
+    assert read_meanings(path) == ("What it is.", {"a": "of a", "b.c": "of c", "e": "of e"})
 
 
 @pytest.mark.parametrize(

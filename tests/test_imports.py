@@ -60,7 +60,7 @@ LAYERS = [
     ["batch", "models", "lab", "evaluation.metrics", "evaluation.tables"],
     ["rollout"],
     ["runlog", "runtime", "evaluation", "training", "report"],
-    ["commands", "cli", "__main__"],
+    ["commands", "help", "cli", "__main__"],
 ]
 
 
