@@ -8,14 +8,11 @@ Everything is sampled at temperature 1 on held-out problems; intervals are 95 %,
 """
 
 import argparse
-import os
 from collections import defaultdict
 from dataclasses import dataclass
 from statistics import fmean, median
 
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
-
+from bare import bare_llm
 from vllm import LLM, SamplingParams, TokensPrompt
 
 from conclip.config import ModelConfig
@@ -108,16 +105,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(LAB_MODEL))
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(arguments.model)
-    llm = LLM(
-        model=arguments.model,
-        dtype="float32",
-        skip_tokenizer_init=True,
-        enforce_eager=True,
-        enable_chunked_prefill=False,
-        max_num_batched_tokens=8192,
-        max_num_seqs=256,
-        kv_cache_memory_bytes=2**30,
-    )
+    llm = bare_llm(arguments.model)
     for family, levels in LEVELS.items():
         print(f"\n{family}: {arguments.problems} test problems a level x {arguments.samples} samples, temperature 1\n")
         print("| level | accuracy | tokens | if correct | if wrong | p90/p10 | truncated | accuracy without re-checks |")

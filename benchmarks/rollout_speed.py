@@ -6,14 +6,10 @@ Each side runs in a process of its own, several rounds in turn; the first round 
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import time
 from statistics import fmean
-
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
 
 NUM_PROBLEMS, NUM_SAMPLES, MAX_TOKENS = 64, 8, 512
 
@@ -33,24 +29,14 @@ def problems_and_prompts():
 
 
 def bare(rounds: int) -> None:
-    from vllm import LLM, SamplingParams, TokensPrompt
+    from bare import bare_llm
+    from vllm import SamplingParams, TokensPrompt
 
     from conclip.models.folder import LAB_MODEL
     from conclip.rollout.collect import tasks_for
 
     problems, prompts, tokenizer = problems_and_prompts()
-    llm = LLM(
-        model=str(LAB_MODEL),
-        dtype="float32",
-        skip_tokenizer_init=True,
-        enforce_eager=True,
-        enable_chunked_prefill=False,
-        max_model_len=1024,
-        max_num_batched_tokens=8192,
-        max_num_seqs=256,
-        kv_cache_memory_bytes=2**30,
-        logprobs_mode="processed_logprobs",
-    )
+    llm = bare_llm(str(LAB_MODEL))
     for number in range(rounds + 1):
         tasks = tasks_for(problems, prompts, num_samples=NUM_SAMPLES, seed_parts=("bench", number))
         parameters = [

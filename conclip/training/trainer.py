@@ -41,8 +41,6 @@ class TrainResult:
     checkpoint: Path
     best: Validation
     history: tuple[Validation, ...]
-    num_steps: int
-    stopped_early: bool
 
 
 class Trainer:
@@ -74,7 +72,7 @@ class Trainer:
         first = best = self._validate(0)
         history = [first]
         self._save()
-        stopped, step = False, 0
+        stopped = False
         for step in range(1, self._phase.num_steps + 1):
             metrics = self._step(step)
             if step % self._config.trainer.validate_every == 0 or step == self._phase.num_steps:
@@ -92,9 +90,7 @@ class Trainer:
                     f"{self._phase.stop_accuracy_drop:g} below the {first.accuracy:.3f} it began with"
                 )
                 break
-        return TrainResult(
-            checkpoint=self._checkpoint, best=best, history=tuple(history), num_steps=step, stopped_early=stopped
-        )
+        return TrainResult(checkpoint=self._checkpoint, best=best, history=tuple(history))
 
     def _step(self, step: int) -> dict[str, float]:
         self._times = {}
