@@ -69,7 +69,7 @@ def help_page(conf: Path, primary: str, composed: DictConfig, choices: Mapping[s
     """
     description, own = read_meanings(conf / f"{primary}.yaml")
     groups = {
-        name: option for name, option in reversed(choices.items()) if not name.startswith("hydra/") and name != "hydra"
+        name: option for name, option in reversed(list(choices.items())) if not name.startswith("hydra/") and name != "hydra"
     }
     packages = [name.rpartition("@")[2] for name in groups]
     parts: list[Text | Table] = [Text(description + "\n")]
