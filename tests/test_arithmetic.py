@@ -7,6 +7,8 @@ import pytest
 from conclip.grading import extract_boxed
 from conclip.lab.tokenizer import build_tokenizer
 from conclip.lab.traces import trace
+from conclip.models.folder import LAB_MODEL
+from conclip.models.load import load_tokenizer
 from conclip.problems.arithmetic import generate, sample_chain
 
 
@@ -57,6 +59,11 @@ def test_generation_repeats_for_a_seed_and_changes_with_it():
 def test_too_few_distinct_problems_is_said():
     with pytest.raises(ValueError, match=r"only .* distinct"):
         generate("chain", levels=(1,), split="validation", num_problems=1000, seed=0, source="s")
+
+
+def test_the_tokenizer_that_is_loaded_is_the_one_that_was_built():
+    text = "wait 3+4=7\n" + trace(sample_chain("search", 3, random.Random(0)), random.Random(0))
+    assert load_tokenizer(LAB_MODEL).encode(text) == build_tokenizer().encode(text)
 
 
 def test_traces_are_legible_and_survive_the_tokenizer():

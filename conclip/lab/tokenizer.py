@@ -1,10 +1,11 @@
 """The lab's tokenizer: every printable ASCII character, a few whole words, and a chat template."""
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, Qwen2Tokenizer
 
 PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
-WORDS = ("\\boxed{", "wait ", "yes", "no", "\n")
+WORDS = ("\\boxed{", "wait ", "yes", "no")
+NEWLINE, SPACE = "\u010a", "\u0120"
+"""How a byte-level vocabulary spells them."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -14,22 +15,23 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer of 128 entries or fewer; decoding gives back the exact text."""
+def build_tokenizer() -> Qwen2Tokenizer:
+    """Qwen2's own tokenizer class with a vocabulary of 128 entries or fewer and no merges.
+
+    That class, because `AutoTokenizer` takes it for every folder of this architecture whatever the folder says: with any
+    other one the tokenizer that is loaded would not be the one that was saved. Decoding gives back ASCII text exactly.
+    """
     specials = [PAD, USER, ASSISTANT, END, "<|system|>", "<|unk|>"]
-    entries = [*specials, *WORDS, *(chr(code) for code in range(32, 127))]
-    vocabulary = {entry: index for index, entry in enumerate(entries)}
-    tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="<|unk|>"))
-    words = "|".join(word.replace("\\", "\\\\").replace("{", "\\{") for word in WORDS)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{words}|[\\s\\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    entries = [*specials, *WORDS, NEWLINE, SPACE, *(chr(code) for code in range(33, 127))]
+    tokenizer = Qwen2Tokenizer(
+        vocab={entry: index for index, entry in enumerate(entries)},
+        merges=[],
         pad_token=PAD,
         eos_token=END,
         unk_token="<|unk|>",
         additional_special_tokens=[USER, ASSISTANT, "<|system|>"],
         clean_up_tokenization_spaces=False,
     )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in WORDS])
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer

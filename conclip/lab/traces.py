@@ -14,7 +14,7 @@ import random
 
 from conclip.problems.arithmetic import Chain, apply
 
-FATIGUE = 0.05
+FATIGUE = 0.04
 """Extra error probability of each further step of a `chain` trace."""
 
 RECHECK_RATES = (0.0, 1.0, 2.0, 3.0, 5.0)
@@ -53,7 +53,7 @@ def chain_trace(chain: Chain, generator: random.Random) -> str:
 def search_trace(chain: Chain, generator: random.Random) -> str:
     """Guess, test, guess again until a test says yes; the last guess a trace has patience for is given untested."""
     guesses = generator.sample(range(10), k=generator.randint(1, MAX_TRIES))
-    target = chain.values[-1]
+    target, last = chain.values[-1], _VARIABLES[len(chain.operations) - 1]
     lines: list[str] = []
     guess = guesses[0]
     for attempt, guess in enumerate(guesses):
@@ -66,8 +66,9 @@ def search_trace(chain: Chain, generator: random.Random) -> str:
             value = _slip(apply(operator, left, operand), SEARCH_SLIP, generator)
             names = f"{_VARIABLES[index]}={('x' + _VARIABLES)[index]}"
             lines.append(f"{names}{operator}{operand}={left}{operator}{operand}={value}\n")
-        lines.append(f"{value}?{target} {'yes' if value == target else 'no'}\n")
-        if value == target:
+        missing = apply("-", target, value)
+        lines.append(f"{last}?{target}-{value}={missing} {'no' if missing else 'yes'}\n")
+        if not missing:
             break
     return "".join(lines) + f"\\boxed{{{guess}}}"
 
