@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-PIPED_WIDTH = 120
-"""Columns of the page when it does not go to a terminal."""
+from conclip.terminal import open_console
 
 _KEY = re.compile(r"(\s*)([A-Za-z_]\w*):")
 _PROBLEM_SET = re.compile(r"^(pool|validation|test)\.[^.]+")
@@ -90,10 +89,7 @@ def help_page(conf: Path, primary: str, composed: DictConfig, choices: Mapping[s
 
 
 def show_help(conf: Path, primary: str, composed: DictConfig, choices: Mapping[str, str | None]) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
-    console.print(help_page(conf, primary, composed, choices))
+    open_console().print(help_page(conf, primary, composed, choices))
 
 
 def _table(values: Mapping[str, Any], meanings: Mapping[str, str], prefix: str) -> Table:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from conclip.config import BaseConfig
 from conclip.rollout.collect import CollectProgress
+from conclip.terminal import open_console
 from conclip.types import Rollout, RolloutGroup
 
 SCHEMA_VERSION = 1
@@ -39,7 +39,7 @@ class Run:
     def __init__(self, subcommand: str, config: BaseConfig) -> None:
         home = Path(config.paths.outputs).expanduser() / subcommand / config.name
         self.folder = _new_attempt(home)
-        self.console = Console(highlight=False)
+        self.console = open_console()
         self._progress_on = config.logger.progress
         (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
         self.write_json("environment.json", environment(subcommand))

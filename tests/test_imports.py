@@ -24,6 +24,7 @@ LIGHT = [
     "conclip.evaluation.tables",
     "conclip.rollout.engine",
     "conclip.cli",
+    "conclip.help",
 ]
 
 
@@ -53,7 +54,7 @@ def test_one_module_imports_vllm():
 
 
 LAYERS = [
-    ["types", "stats", "seeding"],
+    ["types", "stats", "seeding", "terminal"],
     ["problems.arithmetic"],
     ["config"],
     ["grading", "grading_worker", "rewards", "prompts", "problems", "probe", "models.folder", "inputs", "algo"],

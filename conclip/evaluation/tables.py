@@ -27,12 +27,12 @@ def results_table(benchmark: str, models: Mapping[str, Summary]) -> Table:
     """One row per model: accuracy, lengths and truncation with 95 % intervals."""
     some = next(iter(models.values()))
     table = Table(
-        title=f"{benchmark}: {some.num_problems} held-out problems, {some.num_responses} responses per model "
-        "(95 % intervals, clustered by problem)",
+        title=f"{benchmark}: {some.num_problems} held-out problems, {some.num_responses} responses per model, "
+        "± half a 95 % interval",
         title_justify="left",
     )
     table.add_column("model")
-    for name in ("accuracy", "tokens", "tokens if correct", "tokens if wrong", "truncated"):
+    for name in ("accuracy", "tokens", "if correct", "if wrong", "truncated"):
         table.add_column(name, justify="right")
     for name, summary in models.items():
         table.add_row(
@@ -49,7 +49,7 @@ def results_table(benchmark: str, models: Mapping[str, Summary]) -> Table:
 def _cell(estimate: Estimate | None, form: str) -> str:
     if estimate is None:
         return "-"
-    return f"{estimate.mean:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
+    return f"{estimate.mean:{form}} ±{estimate.high - estimate.mean:{form}}"
 
 
 def _percent(estimate: Estimate) -> str:
