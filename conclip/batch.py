@@ -98,6 +98,16 @@ def select_rows(batch: Batch, rows: Tensor) -> Batch:
     return dataclasses.replace(batch, **changes)  # type: ignore[arg-type]
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with every tensor on `device`."""
+    moved = {
+        field.name: to_device(value, device) if isinstance(value, TokenBatch) else value.to(device)
+        for field in dataclasses.fields(batch)
+        for value in [getattr(batch, field.name)]
+    }
+    return dataclasses.replace(batch, **moved)  # type: ignore[arg-type]
+
+
 def collate(groups: Sequence[RolloutGroup], *, train_on_truncated: bool) -> TokenBatch:
     """One row per rollout, in order. Rollouts without a reward (grader errors) stay in, with an empty loss mask.
 

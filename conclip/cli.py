@@ -124,7 +124,8 @@ def _compose(
     from omegaconf import open_dict  # noqa: PLC0415
     from omegaconf.errors import OmegaConfBaseException  # noqa: PLC0415
 
-    from conclip.config import SCHEMAS, UserError, plain_keys, unknown_key  # noqa: PLC0415
+    from conclip.config import SCHEMAS, UserError  # noqa: PLC0415
+    from conclip.validate import plain_keys, unknown_key  # noqa: PLC0415
 
     known = plain_keys(SCHEMAS[subcommand])
     where = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir is not None else []
@@ -176,8 +177,9 @@ def _show_help(primary: str, composed: "DictConfig", choices: "Mapping[str, str 
 
 def _check(subcommand: str, composed: "DictConfig") -> "tuple[BaseConfig, Inputs]":
     """The typed config and what it points at, found and read. Raises UserError; nothing is written."""
-    from conclip.config import SCHEMAS, to_config  # noqa: PLC0415
+    from conclip.config import SCHEMAS  # noqa: PLC0415
     from conclip.inputs import load_inputs  # noqa: PLC0415
+    from conclip.validate import to_config  # noqa: PLC0415
 
     config = to_config(SCHEMAS[subcommand], composed)
     return config, load_inputs(config)

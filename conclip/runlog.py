@@ -6,6 +6,7 @@ a number back to the response, the config and the code is written there.
 
 import json
 import logging
+import math
 import os
 import platform
 import subprocess
@@ -61,8 +62,9 @@ class Run:
         self.console.print(table)
 
     def log_metrics(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """One JSON line; readable up to the last whole line whatever happens later."""
-        row = {"schema": SCHEMA_VERSION, "stage": stage, "step": step, **metrics}
+        """One JSON line, NaN and infinity as null; readable up to the last whole line whatever happens later."""
+        known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        row = {"schema": SCHEMA_VERSION, "stage": stage, "step": step, **known}
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
 

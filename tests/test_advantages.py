@@ -4,7 +4,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conclip.algo.advantages import gae, group_relative
+from conclip.algo.advantages import (
+    gae,
+    group_relative,
+    leave_one_out,
+    length_adaptive_lambda,
+    monte_carlo,
+    shortest_correct,
+)
 
 
 def row(*values: float) -> torch.Tensor:
@@ -64,12 +71,63 @@ def test_group_relative_by_hand():
     rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 3.0, 1.0])
     groups = torch.tensor([0, 0, 0, 0, 1, 1])
     # group 1: mean 2, deviation sqrt(2): +-1 / 1.41421
-    scaled = group_relative(rewards, groups, scale=True, eps=0.0)
+    scaled = group_relative(rewards, groups, scale="group", eps=0.0)
     torch.testing.assert_close(scaled, torch.tensor([1.5, -0.5, -0.5, -0.5, 0.70711, -0.70711]), atol=1e-5, rtol=0)
-    plain = group_relative(rewards, groups, scale=False)
+    plain = group_relative(rewards, groups, scale="none")
     torch.testing.assert_close(plain, torch.tensor([0.75, -0.25, -0.25, -0.25, 1.0, -1.0]))
 
 
 def test_group_relative_of_equal_rewards_is_zero():
-    assert not group_relative(torch.ones(4), torch.tensor([0, 0, 1, 1]), scale=True).any()
-    assert not group_relative(torch.ones(1), torch.tensor([0]), scale=True).any()
+    assert not group_relative(torch.ones(4), torch.tensor([0, 0, 1, 1]), scale="group").any()
+    assert not group_relative(torch.ones(1), torch.tensor([0]), scale="group").any()
+
+
+def test_gae_takes_a_lambda_for_each_row():
+    rewards, values, mask = row(0, 0, 1).repeat(2, 1), row(0.2, 0.6, 0.5).repeat(2, 1), torch.ones(2, 3).bool()
+    both, _ = gae(rewards, values, mask, gamma=1.0, gae_lambda=torch.tensor([0.5, 1.0]), bootstrap=torch.zeros(2))
+    # lambda 0.5 as above; lambda 1: the reward to go, 1, minus the values
+    torch.testing.assert_close(both, torch.tensor([[0.475, 0.15, 0.5], [0.8, 0.4, 0.5]]))
+
+
+def test_length_adaptive_lambda_by_hand():
+    mask = torch.arange(40).unsqueeze(0) < torch.tensor([[40], [10], [5]])
+    # alpha 0.2: 1 - 1 / 8, 1 - 1 / 2, and 1 - 1 / 1
+    torch.testing.assert_close(length_adaptive_lambda(mask, 0.2), torch.tensor([0.875, 0.5, 0.0]))
+    assert length_adaptive_lambda(mask, 0.01).tolist() == [0.0, 0.0, 0.0]  # never below 0
+
+
+def test_monte_carlo_by_hand():
+    mask = torch.tensor([[1, 1, 1, 0]]).bool()
+    # gamma 0.5 and a bootstrap of 4 after the last: 1 + 0.5 * 4 = 3; 0 + 0.5 * 3; 2 + 0.5 * 1.5
+    returns = monte_carlo(row(2.0, 0.0, 1.0, 9.0), mask, gamma=0.5, bootstrap=torch.tensor([4.0]))
+    torch.testing.assert_close(returns, row(2.75, 1.5, 3.0, 0.0))
+
+
+def test_batch_scale_by_hand():
+    rewards, groups = torch.tensor([1.0, 0.0, 3.0, 1.0]), torch.tensor([0, 0, 1, 1])
+    # centred 0.5, -0.5, 1, -1: their deviation is sqrt(2.5 / 3) = 0.912871
+    expected = torch.tensor([0.547723, -0.547723, 1.095445, -1.095445])
+    torch.testing.assert_close(group_relative(rewards, groups, scale="batch", eps=0.0), expected, atol=1e-5, rtol=0)
+
+
+def test_leave_one_out_by_hand():
+    rewards, groups = torch.tensor([1.0, 0.0, 0.0, 0.0, 5.0]), torch.tensor([0, 0, 0, 0, 1])
+    expected = torch.tensor([1.0, -1 / 3, -1 / 3, -1 / 3, 0.0])  # the last one is alone: no baseline, no signal
+    torch.testing.assert_close(leave_one_out(rewards, groups), expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-2, 2), min_size=2, max_size=8), st.integers(2, 4))
+def test_rloo_is_the_unscaled_group_advantage_times_n_over_n_minus_one(rewards: list[float], num_groups: int):
+    size = len(rewards)
+    tensor = torch.tensor(rewards * num_groups, dtype=torch.float64)
+    groups = torch.arange(num_groups).repeat_interleave(size)
+    expected = group_relative(tensor, groups, scale="none") * size / (size - 1)
+    torch.testing.assert_close(leave_one_out(tensor, groups), expected)
+
+
+def test_shortest_correct_by_hand():
+    correct = torch.tensor([True, True, True, False, False, True])
+    lengths, groups = torch.tensor([9, 5, 5, 1, 2, 7]), torch.tensor([0, 0, 0, 0, 1, 2])
+    assert shortest_correct(correct, lengths, groups).tolist() == [0, 1, 0, 0, 0, 1]
+    assert shortest_correct(torch.tensor([False]), torch.tensor([3]), torch.tensor([0])).tolist() == [0]

@@ -1,15 +1,17 @@
 """The update on a real (tiny, random) model: what must not change it, and what it must do."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from conclip.batch import TokenBatch, collate
+from conclip.batch import ExperienceBatch, TokenBatch, collate
 from conclip.config import AlgoConfig, LearnConfig
-from conclip.training.experience import Scores, make_experience, token_rewards
-from conclip.training.learner import Learner, explained_variance, lr_scale
+from conclip.training.experience import Scores, kl_reward_share, kl_rewards, make_experience, outcome_rewards
+from conclip.training.learner import Learner, NonFiniteGradient, explained_variance, lr_scale
+from conclip.training.monitors import advantage_by_length, experience_metrics, zero_advantage_share
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
 from tests.test_config import load
@@ -47,8 +49,9 @@ def batch() -> TokenBatch:
 def parameters_after(model: Path, settings: LearnConfig) -> tuple[torch.Tensor, dict[str, float]]:
     learner = Learner(model, settings, num_updates=10)
     tokens = batch()
-    experience = make_experience(tokens, learner.score(tokens), settings.algo)
-    stats = learner.update(experience, torch.Generator().manual_seed(0))
+    kl_coef = settings.algo.kl_coef
+    experience = make_experience(tokens, learner.score(tokens), settings.algo, kl_coef=kl_coef)
+    stats = learner.update(experience, torch.Generator().manual_seed(0), kl_coef=kl_coef)
     modules = [learner.policy, *([learner.critic] if learner.critic is not None else [])]
     return torch.cat([p.detach().flatten() for module in modules for p in module.parameters()]), stats
 
@@ -115,17 +118,18 @@ def test_the_reward_is_on_the_last_token_and_kl_on_each():
     tokens = collate(
         [make_group(make_rollout([7, 8, 3]), make_rollout([9], sample=1, reward=-0.5))], train_on_truncated=True
     )
-    rewards = token_rewards(tokens, scores_of(tokens, 0.0), algo(kl_coef=0.1))
-    expected = torch.tensor([[0, -0.05, -0.05, 0.95], [0, -0.55, 0, 0]])
-    torch.testing.assert_close(rewards, expected)
+    torch.testing.assert_close(outcome_rewards(tokens), torch.tensor([[0, 0, 0, 1.0], [0, -0.5, 0, 0]]))
+    priced = kl_rewards(tokens, scores_of(tokens, 0.0), algo(), 0.1)
+    torch.testing.assert_close(priced, torch.tensor([[0, -0.05, -0.05, -0.05], [0, -0.05, 0, 0]]))
+    assert not kl_rewards(tokens, scores_of(tokens, 0.0), algo(kl="loss"), 0.1).any()
 
 
 def test_what_follows_a_truncated_response_is_an_option():
     cut = make_rollout([7, 8], outcome=Outcome.TRUNCATED, reward=-1.0)
     tokens = collate([make_group(cut, make_rollout([7, 8], sample=1))], train_on_truncated=True)
     settings = {"kl": "none", "gae_lambda": 1.0}
-    as_end = make_experience(tokens, scores_of(tokens, 0.25), algo(**settings))
-    going_on = make_experience(tokens, scores_of(tokens, 0.25), algo(**settings, truncated_bootstrap="value"))
+    as_end = make_experience(tokens, scores_of(tokens, 0.25), algo(**settings), kl_coef=0.0)
+    going_on = make_experience(tokens, scores_of(tokens, 0.25), algo(**settings, truncated_bootstrap="value"), kl_coef=0.0)
     assert as_end.advantages[0, 2] == pytest.approx(-1.25)  # -1 - 0.25
     assert going_on.advantages[0, 2] == pytest.approx(-1.0)  # -1 + 0.25 - 0.25
     assert torch.equal(as_end.advantages[1], going_on.advantages[1])
@@ -133,9 +137,116 @@ def test_what_follows_a_truncated_response_is_an_option():
 
 def test_whitening_is_over_the_tokens_that_train():
     tokens = batch()
-    white = make_experience(tokens, scores_of(tokens, 0.1), algo(whiten_advantages=True)).advantages
+    white = make_experience(tokens, scores_of(tokens, 0.1), algo(whiten_advantages=True), kl_coef=0.1).advantages
     chosen = white[tokens.loss_mask]
     assert abs(float(chosen.mean())) < 1e-6 and abs(float(chosen.std(correction=0)) - 1) < 1e-4
+
+
+def test_the_share_of_kl_in_the_advantages_by_hand():
+    tokens = collate([make_group(make_rollout([7, 8, 3]))], train_on_truncated=True)
+    settings = algo(gae_lambda=1.0)
+    # KL: -0.05 on each of three tokens, so -0.15, -0.1 and -0.05 to go: 0.3; the outcome: 1 on each: 3
+    assert kl_reward_share(tokens, scores_of(tokens, 0.0), settings, 0.1) == pytest.approx(0.3 / 3.3)
+    assert kl_reward_share(tokens, scores_of(tokens, 0.0), algo(kl="none"), 0.1) == 0
+
+
+def test_the_critic_may_have_a_lambda_of_its_own():
+    tokens = collate([make_group(make_rollout([7, 8, 3]))], train_on_truncated=True)
+    same = make_experience(tokens, scores_of(tokens, 0.25), algo(kl="none"), kl_coef=0)
+    plain = make_experience(tokens, scores_of(tokens, 0.25), algo(kl="none", critic_gae_lambda=1.0), kl_coef=0)
+    assert torch.equal(same.advantages, plain.advantages)
+    assert plain.returns[tokens.response_mask].tolist() == [1, 1, 1]
+    assert same.returns[0, 1] == pytest.approx(0.25 + 0.95**2 * 0.75)
+
+
+def test_only_each_groups_shortest_correct_response_is_imitated():
+    experience = make_experience(
+        batch(), scores_of(batch(), 0.0), algo(advantage="shortest_correct", policy_loss="nll", kl="none"), kl_coef=0
+    )
+    assert experience.tokens.loss_mask.any(-1).tolist() == [True, False, False, True, False, False]
+
+
+def learner_and_experience(
+    model: Path, settings: LearnConfig, *, sampler_is_trainer: bool = False
+) -> tuple[Learner, ExperienceBatch]:
+    learner = Learner(model, settings, num_updates=10)
+    tokens = batch()
+    scores = learner.score(tokens)
+    if sampler_is_trainer:
+        tokens = dataclasses.replace(tokens, sampler_logprobs=scores.old_logprobs)
+    return learner, make_experience(tokens, scores, settings.algo, kl_coef=settings.algo.kl_coef)
+
+
+def step(learner: Learner, experience: ExperienceBatch, **options: bool) -> dict[str, float]:
+    return learner.update(experience, torch.Generator().manual_seed(0), kl_coef=0.1, **options)
+
+
+def flat(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def test_at_ratio_one_every_policy_loss_has_the_same_gradient(random_model: Path):
+    norms = []
+    for policy_loss in ("ppo_clip", "gspo", "cispo"):
+        settings = config(policy_loss=policy_loss, advantage="group_relative", kl="none")
+        norms.append(step(*learner_and_experience(random_model, settings))["optim/policy_grad_norm"])
+    assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-5)
+
+
+def test_the_sampler_correction_weighs_the_loss(random_model: Path):
+    plain = step(*learner_and_experience(random_model, config(), sampler_is_trainer=True))
+    same = config(sampler_correction="token")
+    assert step(*learner_and_experience(random_model, same, sampler_is_trainer=True)) == plain
+    # the fixture's made-up sampler probabilities are far above the random model's: all weights are small
+    far = step(*learner_and_experience(random_model, same))
+    assert 0 < far["optim/policy_grad_norm"] < 0.1 * plain["optim/policy_grad_norm"]
+
+
+def test_the_entropy_bonus_raises_the_entropy(random_model: Path):
+    learner, experience = learner_and_experience(random_model, config(entropy_coef=1.0, kl="none"))
+    still = dataclasses.replace(experience, advantages=torch.zeros_like(experience.advantages))
+    before = step(learner, still)["policy/entropy"]
+    assert step(learner, still)["policy/entropy"] > before
+
+
+def test_a_critic_warm_up_leaves_the_policy_alone(random_model: Path):
+    learner, experience = learner_and_experience(random_model, config())
+    policy, critic = flat(learner.policy), flat(learner.critic)
+    stats = step(learner, experience, train_policy=False)
+    assert torch.equal(flat(learner.policy), policy) and not torch.equal(flat(learner.critic), critic)
+    assert "policy/loss" not in stats and stats["value/loss"] > 0
+    assert step(learner, experience)["optim/lr"] > 0  # the policy's schedule begins only now
+
+
+def test_updates_with_a_broken_gradient_are_skipped_counted_and_at_last_refused(random_model: Path):
+    learner, experience = learner_and_experience(random_model, config())
+    broken = dataclasses.replace(experience, advantages=experience.advantages * math.nan)
+    policy = flat(learner.policy)
+    for _ in range(3):
+        assert step(learner, broken)["optim/skipped_updates"] == 1
+    assert step(learner, experience)["optim/skipped_updates"] == 0  # a good one: the count begins anew
+    moved = flat(learner.policy)
+    assert not torch.equal(moved, policy)
+    for _ in range(3):
+        step(learner, broken)
+    with pytest.raises(NonFiniteGradient, match="4 updates in a row"):
+        step(learner, broken)
+    assert torch.equal(flat(learner.policy), moved)
+
+
+def test_monitors_by_hand():
+    tokens = batch()  # two groups of lengths 9 (correct), 3 (wrong), 6 (truncated)
+    experience = make_experience(tokens, scores_of(tokens, 0.0), algo(kl="none", gae_lambda=1.0), kl_coef=0)
+    assert zero_advantage_share(experience) == 0
+    silent = dataclasses.replace(
+        experience, advantages=torch.where((tokens.groups == 0).unsqueeze(-1), 0.0, experience.advantages)
+    )
+    assert zero_advantage_share(silent) == 0.5
+    everyone = torch.ones(6).bool()
+    # lengths 3, 3 (wrong, -0.5), 6, 6 (truncated, -1), 9, 9 (correct, 1)
+    assert advantage_by_length(experience, everyone) == {"short": -0.5, "middle": -1.0, "long": 1.0}
+    assert advantage_by_length(experience, tokens.truncated) == {"short": -1.0, "middle": -1.0}
+    assert experience_metrics(experience)["policy/end_probability_wrong"] == pytest.approx(math.exp(-1))
 
 
 def test_lr_schedule_by_hand():

@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conclip.algo.logprobs import chosen_logprobs
-from conclip.algo.losses import aggregation_weights, clipped_value_loss, kl_k1, kl_k3, ppo_clip_loss
+from conclip.algo.losses import (
+    aggregation_weights,
+    cispo_loss,
+    clipped_value_loss,
+    gspo_loss,
+    importance_weights,
+    kl_k1,
+    kl_k3,
+    next_kl_coef,
+    ppo_clip_loss,
+)
 from conclip.algo.masking import masked_mean, masked_whiten
 
 
@@ -35,6 +45,60 @@ def test_ppo_clip_sides_are_separate():
     new = torch.tensor([1.25, 0.75]).log()
     _, clipped = ppo_clip_loss(new, torch.zeros(2), torch.tensor([1.0, -1.0]), clip_low=0.2, clip_high=0.28)
     assert clipped.tolist() == [False, True]
+
+
+def test_gspo_by_hand():
+    # log ratios 0.3 and -0.1 (a third token is padding): s = exp(0.1) = 1.105171, within 0.2, so -s * A on both tokens;
+    # the second row: 0.4 and 0.2, s = exp(0.3) = 1.349859, above 1.2: -1.2 * A, no gradient
+    new = torch.tensor([[0.3, -0.1, 5.0], [0.4, 0.2, 5.0]], requires_grad=True)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 0]]).bool()
+    loss, clipped = gspo_loss(new, torch.zeros(2, 3), torch.full((2, 3), 2.0), mask, clip_low=0.2, clip_high=0.2)
+    torch.testing.assert_close(loss[:, :2], torch.tensor([[-2.210342, -2.210342], [-2.4, -2.4]]))
+    assert clipped[:, :2].tolist() == [[False, False], [True, True]]
+    weights = aggregation_weights(mask, "sequence_mean")
+    (loss * weights).sum().backward()
+    # d/d logprob of -(1/2) * A * s over two rows: each token carries A * s / 2 / 2
+    torch.testing.assert_close(new.grad, torch.tensor([[-0.552585, -0.552585, 0.0], [0.0, 0.0, 0.0]]), atol=1e-5, rtol=0)
+
+
+def test_gspo_has_the_gradient_of_the_sequence_form():
+    generator = torch.Generator().manual_seed(3)
+    new = torch.randn(4, 6, generator=generator).mul(0.1).requires_grad_()
+    old, mask = torch.zeros(4, 6), torch.rand(4, 6, generator=generator) < 0.7
+    mask[:, 0] = True
+    advantages = torch.tensor([[1.0], [-2.0], [0.5], [-1.0]]).expand(4, 6)
+    token_form, _ = gspo_loss(new, old, advantages, mask, clip_low=0.05, clip_high=0.05)
+    (mine,) = torch.autograd.grad((token_form * aggregation_weights(mask, "sequence_mean")).sum(), new)
+    ratio = torch.exp(((new - old) * mask).sum(-1) / mask.sum(-1))
+    sequence_form = -torch.minimum(ratio * advantages[:, 0], ratio.clamp(0.95, 1.05) * advantages[:, 0]).mean()
+    torch.testing.assert_close(mine, torch.autograd.grad(sequence_form, new)[0])
+
+
+def test_cispo_by_hand():
+    # ratios 1.5 and 0.5, bounds 0.8 and 1.28: weights 1.28 and 0.8; loss -w * A * log pi, gradient -w * A
+    new = torch.tensor([1.5, 0.5]).log().requires_grad_()
+    loss, bounded = cispo_loss(new, torch.zeros(2), torch.tensor([2.0, -1.0]), clip_low=0.2, clip_high=0.28)
+    torch.testing.assert_close(loss, torch.tensor([-1.28 * 2 * math.log(1.5), 0.8 * math.log(0.5)]))
+    assert bounded.tolist() == [True, True]
+    loss.sum().backward()
+    torch.testing.assert_close(new.grad, torch.tensor([-2.56, 0.8]))
+
+
+def test_importance_weights_by_hand():
+    trainer = torch.tensor([[math.log(0.4), math.log(0.3), 0.0], [math.log(0.9), math.log(0.9), 9.0]])
+    engine = torch.tensor([[math.log(0.2), math.log(0.6), 0.0], [math.log(0.3), math.log(0.3), 0.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 0]]).bool()
+    token = importance_weights(trainer, engine, mask, level="token", largest=2.5)
+    torch.testing.assert_close(token, torch.tensor([[2.0, 0.5, 1.0], [2.5, 2.5, 1.0]]))
+    sequence = importance_weights(trainer, engine, mask, level="sequence", largest=2.5)
+    torch.testing.assert_close(sequence, torch.tensor([[1.0, 1.0, 1.0], [2.5, 2.5, 1.0]]))  # 2 * 0.5, and 9 cut at 2.5
+
+
+def test_the_adaptive_kl_coefficient_by_hand():
+    assert next_kl_coef(0.01, 0.2, 0.2) == 0.01
+    assert abs(next_kl_coef(0.01, 0.22, 0.2) - 0.0101) < 1e-12  # 10 % above the target: 1 % more
+    assert abs(next_kl_coef(0.01, 9.0, 0.2) - 0.0102) < 1e-12
+    assert abs(next_kl_coef(0.01, 0.0, 0.2) - 0.0098) < 1e-12
 
 
 def test_value_loss_by_hand():
@@ -85,6 +149,18 @@ def test_whitening_gives_mean_zero_and_deviation_one(seed: int):
     assert abs(float(masked_mean(white, mask))) < 1e-5
     assert abs(float(white[mask].std(correction=0)) - 1) < 1e-4
     assert not white[~mask].any()
+
+
+def test_the_entropy_carries_a_gradient_only_when_asked():
+    torch.manual_seed(0)
+    head = torch.nn.Linear(4, 5, bias=False)
+    hidden, targets = torch.randn(6, 4, requires_grad=True), torch.randint(0, 5, (6,))
+    assert not chosen_logprobs(hidden, head, targets, 1.0)[1].requires_grad
+    expected = torch.log_softmax(head(hidden), -1)
+    (gradient,) = torch.autograd.grad(-(expected.exp() * expected).sum(), hidden)
+    for max_logits in (10, 1000):
+        entropy = chosen_logprobs(hidden, head, targets, 1.0, entropy_gradient=True, max_logits=max_logits)[1]
+        torch.testing.assert_close(torch.autograd.grad(entropy.sum(), hidden)[0], gradient)
 
 
 def test_chunked_logprobs_equal_whole_ones():

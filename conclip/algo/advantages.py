@@ -1,19 +1,23 @@
 """Advantage estimators. Shapes: B sequences, T decisions; column t is the decision taken in state t."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+AdvantageScale = Literal["group", "batch", "none"]
+
 
 def gae(
-    token_rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lambda: float, bootstrap: Tensor
+    token_rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lambda: float | Tensor, bootstrap: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation over each row's response (Schulman et al. 2015, eq. 16).
 
     delta_t = r_t + gamma * V_{t+1} - V_t and A_t = delta_t + gamma * gae_lambda * A_{t+1}, where t + 1 is the row's next
     masked decision. After a row's last one stand A = 0 and V = `bootstrap` ([B]; 0 for a response that ended itself).
 
-    token_rewards, values: [B, T]; mask: [B, T] bool. Returns advantages and returns (advantages + values), [B, T], 0 off
-    the mask. Nothing off the mask is read.
+    token_rewards, values: [B, T]; mask: [B, T] bool; gae_lambda: one number or one for each row ([B]). Returns advantages
+    and returns (advantages + values), [B, T], 0 off the mask. Nothing off the mask is read.
 
     Example: rewards [0, 1], values [0.5, 0.5], gamma 1, gae_lambda 0.5, bootstrap 0: deltas are [0, 0.5], the
     advantages [0.25, 0.5].
@@ -31,21 +35,77 @@ def gae(
     return advantages, returns
 
 
-def group_relative(rewards: Tensor, groups: Tensor, *, scale: bool, eps: float = 1e-6) -> Tensor:
-    """A_i = (r_i - mean of its group) / (standard deviation of its group), as in GRPO (Shao et al. 2024, section 4.1).
+def length_adaptive_lambda(mask: Tensor, alpha: float) -> Tensor:
+    """1 - 1 / (alpha * T_i) for each row, at least 0 (VAPO, Yue et al. 2025, section 4.2): the same horizon, as a share of
+    the response, whatever its length.
 
-    rewards: [B]; groups: [B] integer group of each sequence. `scale=False` leaves the division out (Dr. GRPO, Liu et al.
-    2025). The deviation is the sample one (n - 1); a group of one, or of equal rewards, gets 0. Returns [B].
+    mask: [B, T] bool. Returns [B]. Example: alpha 0.05: 0.8 at 100 tokens, 0.98 at 1,000, 0 up to 20.
+    """
+    return (1.0 - 1.0 / (alpha * mask.sum(-1).clamp(min=1))).clamp(min=0.0)
+
+
+def monte_carlo(token_rewards: Tensor, mask: Tensor, *, gamma: float, bootstrap: Tensor) -> Tensor:
+    """The discounted sum of the rewards from each decision on, no baseline (REINFORCE; with `bootstrap` after the last).
+
+    Shapes as in `gae`. Returns [B, T], 0 off the mask.
+    """
+    nothing = torch.zeros_like(token_rewards)
+    return gae(token_rewards, nothing, mask, gamma=gamma, gae_lambda=1.0, bootstrap=bootstrap)[0]
+
+
+def group_relative(rewards: Tensor, groups: Tensor, *, scale: AdvantageScale, eps: float = 1e-6) -> Tensor:
+    """A_i = (r_i - mean of its group) / scale.
+
+    `group`  its group's standard deviation: GRPO (Shao et al. 2024, section 4.1)
+    `batch`  the deviation of all centred rewards: Lite PPO (Liu et al. 2025, section 4)
+    `none`   1: Dr. GRPO (Liu et al. 2025, section 3.2)
+
+    rewards: [B]; groups: [B] integer group of each sequence. Deviations are the sample ones (n - 1); a group of one, or of
+    equal rewards, gets 0. Returns [B].
 
     Example: one group with rewards [1, 0, 0, 0]: mean 0.25, deviation 0.5, advantages [1.5, -0.5, -0.5, -0.5].
     """
-    advantages = torch.zeros_like(rewards)
-    for group in range(int(groups.max()) + 1 if len(groups) else 0):
-        rows = groups == group
-        if not bool(rows.any()):
-            continue
-        centred = rewards[rows] - rewards[rows].mean()
-        if scale and len(centred) > 1:
-            centred = centred / (centred.pow(2).sum().div(len(centred) - 1).sqrt() + eps)
-        advantages[rows] = centred
-    return advantages
+    sizes, means = _group_means(rewards, groups)
+    centred = rewards - means
+    if scale == "group":
+        squares = torch.zeros_like(rewards).index_add_(0, groups, centred**2)[groups]
+        return centred / ((squares / (sizes - 1).clamp(min=1)).sqrt() + eps)
+    if scale == "batch":
+        return centred / (centred.std(correction=1) + eps) if len(centred) > 1 else centred
+    return centred
+
+
+def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:
+    """A_i = r_i - mean of the *other* rewards of its group (RLOO, Ahmadian et al. 2024, eq. 8). A group of one gets 0.
+
+    rewards, groups: [B]. Returns [B]: n / (n - 1) times the unscaled group-relative advantage, n its group's size.
+
+    Example: one group with rewards [1, 0, 0, 0]: [1, -1/3, -1/3, -1/3].
+    """
+    sizes, means = _group_means(rewards, groups)
+    return (rewards - means) * sizes / (sizes - 1).clamp(min=1)
+
+
+def _group_means(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Size and mean of each row's own group, [B] each."""
+    ones, zeros = torch.ones_like(rewards), torch.zeros_like(rewards)
+    sizes = zeros.index_add(0, groups, ones)[groups]
+    return sizes, zeros.index_add(0, groups, rewards)[groups] / sizes
+
+
+def shortest_correct(correct: Tensor, num_tokens: Tensor, groups: Tensor) -> Tensor:
+    """1 for the shortest correct response of each group (the first of equals), 0 for the others: what long-to-short
+    fine-tuning imitates (Kimi k1.5, Kimi Team 2025, section 2.4: shortest rejection sampling).
+
+    correct: [B] bool; num_tokens, groups: [B] integers. Returns [B] float.
+
+    Example: lengths [9, 5, 5], correct [1, 1, 1], one group: [0, 1, 0].
+    """
+    chosen = torch.zeros(len(groups))
+    best: dict[int, int] = {}
+    for row in range(len(groups)):
+        group = int(groups[row])
+        if bool(correct[row]) and (group not in best or num_tokens[row] < num_tokens[best[group]]):
+            best[group] = row
+    chosen[list(best.values())] = 1.0
+    return chosen

@@ -18,32 +18,40 @@ MAX_LOGITS = 1 << 24
 # pyright: reportUnknownParameterType=false
 
 
-def _chunk(hidden: Tensor, head: torch.nn.Module, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _chunk(
+    hidden: Tensor, head: torch.nn.Module, targets: Tensor, temperature: float, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
     logits = head(hidden).float() / temperature
     log_normalizer = torch.logsumexp(logits, dim=-1)
     chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - log_normalizer
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = log_normalizer - (torch.softmax(logits, dim=-1) * logits).sum(-1)
     return chosen, entropy
 
 
 def chosen_logprobs(
-    hidden: Tensor, head: torch.nn.Module, targets: Tensor, temperature: float, *, max_logits: int = MAX_LOGITS
+    hidden: Tensor,
+    head: torch.nn.Module,
+    targets: Tensor,
+    temperature: float,
+    *,
+    entropy_gradient: bool = False,
+    max_logits: int = MAX_LOGITS,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target under softmax(head(hidden) / temperature), and the entropy there (no gradient).
+    """Log-probability of each target under softmax(head(hidden) / temperature), and the entropy there.
 
-    hidden: [N, H]; targets: [N]. Returns two fp32 tensors [N]. Each chunk's logits are recomputed in the backward pass,
-    so at most `max_logits` of them live at a time. Temperature is applied exactly as the engine applies it, before the
-    normalisation.
+    hidden: [N, H]; targets: [N]. Returns two fp32 tensors [N]; the entropy carries a gradient when asked for. Each
+    chunk's logits are recomputed in the backward pass, so at most `max_logits` of them live at a time. Temperature is
+    applied exactly as the engine applies it, before the normalisation.
     """
     vocabulary = cast(Tensor, head.weight).shape[0]
     rows = max(1, max_logits // vocabulary)
     if len(targets) <= rows:
-        return _chunk(hidden, head, targets, temperature)
+        return _chunk(hidden, head, targets, temperature, entropy_gradient)
     parts: list[tuple[Tensor, Tensor]] = []
     for part, part_targets in zip(hidden.split(rows), targets.split(rows), strict=True):
         if torch.is_grad_enabled():
-            parts.append(checkpoint(_chunk, part, head, part_targets, temperature, use_reentrant=False))
+            parts.append(checkpoint(_chunk, part, head, part_targets, temperature, entropy_gradient, use_reentrant=False))
         else:
-            parts.append(_chunk(part, head, part_targets, temperature))
+            parts.append(_chunk(part, head, part_targets, temperature, entropy_gradient))
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

@@ -36,16 +36,70 @@ def ppo_clip_loss(
 
     All [B, T]. Returns the loss and a bool tensor that marks tokens whose gradient the clip removed.
     """
-    ratio = torch.exp(logprobs - old_logprobs)
+    return _clipped(torch.exp(logprobs - old_logprobs), advantages, clip_low=clip_low, clip_high=clip_high)
+
+
+def _clipped(ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> tuple[Tensor, Tensor]:
     unclipped = ratio * advantages
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
     return -torch.minimum(unclipped, clipped), clipped < unclipped
+
+
+def gspo_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
+    """PPO's clip on the sequence's ratio s_i = exp(mean over t of log ratio_t) (GSPO, Zheng et al. 2025, eq. 5 to 7).
+
+    In the token form s_{i,t} = sg[s_i] * pi_t / sg[pi_t] (eq. 14): with `sequence_mean` it has the sequence form's value
+    and gradient where a row's advantages are equal, and is defined where they are not. All [B, T]; returns as
+    `ppo_clip_loss`.
+    """
+    log_ratio = torch.where(mask, logprobs - old_logprobs, torch.zeros_like(logprobs))
+    sequence = (log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).detach()
+    ratio = torch.exp(sequence + logprobs - logprobs.detach())
+    return _clipped(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+
+
+def cispo_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
+    """-sg[clip(ratio, 1 - clip_low, 1 + clip_high)] * A * log pi per token (CISPO, MiniMax-M1 2025, eq. 4 and 5).
+
+    The clip bounds a token's weight and never takes its gradient away. All [B, T]; returns as `ppo_clip_loss`, the mark
+    being where the weight was bounded.
+    """
+    ratio = torch.exp(logprobs - old_logprobs).detach()
+    weight = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    return -weight * advantages * logprobs, weight != ratio
+
+
+def importance_weights(
+    old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, *, level: Literal["token", "sequence"], largest: float
+) -> Tensor:
+    """min(pi_old / pi_sampler, largest): truncated importance sampling, because the engine sampled under slightly other
+    numbers than the trainer computes (Yao et al. 2025).
+
+    `token`: each token's own ratio; `sequence`: the product over the row, for all of its tokens. All [B, T]; 1 off the
+    mask; no gradient.
+    """
+    log_ratio = torch.where(mask, old_logprobs - sampler_logprobs, torch.zeros_like(old_logprobs)).detach()
+    if level == "sequence":
+        log_ratio = torch.where(mask, log_ratio.sum(-1, keepdim=True), torch.zeros_like(log_ratio))
+    return torch.exp(log_ratio).clamp(max=largest)
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, value_clip: float) -> Tensor:
     """0.5 * max((V - R)^2, (V_clip - R)^2) per token, V_clip within `value_clip` of the old value. All [B, T]."""
     clipped = old_values + (values - old_values).clamp(-value_clip, value_clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+
+
+def next_kl_coef(kl_coef: float, kl: float, target: float) -> float:
+    """kl_coef * (1 + 0.1 * clip(kl / target - 1, -0.2, 0.2)): the adaptive coefficient of Ziegler et al. 2019, section 2.2.
+
+    kl, target: nats per token. Example: 0.01 at twice the target or more becomes 0.0102, at the target it stays.
+    """
+    return kl_coef * (1.0 + 0.1 * min(0.2, max(-0.2, kl / target - 1.0)))
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:

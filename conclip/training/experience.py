@@ -1,11 +1,19 @@
 """From scored tokens to what an update needs: token rewards, advantages, returns."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from conclip.algo.advantages import gae, group_relative
+from conclip.algo.advantages import (
+    gae,
+    group_relative,
+    leave_one_out,
+    length_adaptive_lambda,
+    monte_carlo,
+    shortest_correct,
+)
 from conclip.algo.losses import kl_k1
 from conclip.algo.masking import masked_whiten
 from conclip.batch import ExperienceBatch, TokenBatch
@@ -23,38 +31,39 @@ class Scores:
     """None without a critic."""
 
 
-def token_rewards(tokens: TokenBatch, scores: Scores, algo: AlgoConfig) -> Tensor:
-    """[B, T]: the outcome's reward on the last sampled token, and -kl_coef * k1 on each (KL in the reward)."""
+def outcome_rewards(tokens: TokenBatch) -> Tensor:
+    """[B, T]: each row's reward on its last sampled token."""
     last = tokens.response_mask & (tokens.response_mask.flip(-1).cumsum(-1).flip(-1) == 1)
-    rewards = last * tokens.rewards.unsqueeze(-1)
-    if algo.kl == "reward" and scores.ref_logprobs is not None:
-        rewards = rewards - algo.kl_coef * kl_k1(scores.old_logprobs, scores.ref_logprobs) * tokens.response_mask
-    return rewards
+    return last * tokens.rewards.unsqueeze(-1)
 
 
-def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig) -> ExperienceBatch:
+def kl_rewards(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, kl_coef: float) -> Tensor:
+    """[B, T]: -kl_coef * k1 on each sampled token (KL in the reward); zeros where the KL stands elsewhere."""
+    if algo.kl != "reward" or scores.ref_logprobs is None:
+        return torch.zeros_like(scores.old_logprobs)
+    return -kl_coef * kl_k1(scores.old_logprobs, scores.ref_logprobs) * tokens.response_mask
+
+
+def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, *, kl_coef: float) -> ExperienceBatch:
     """Advantages and returns as the config says. Whitening is over all tokens of the step that train."""
     zeros = torch.zeros_like(scores.old_logprobs)
+    token_rewards = outcome_rewards(tokens) + kl_rewards(tokens, scores, algo, kl_coef)
+    bootstrap = _bootstrap(tokens, scores, algo)
+    returns = zeros
     if algo.advantage == "gae":
         assert scores.old_values is not None
-        bootstrap = torch.zeros(len(tokens))
-        if algo.truncated_bootstrap == "value":
-            positions = torch.arange(tokens.response_mask.shape[1])
-            last = (tokens.response_mask * positions).argmax(-1, keepdim=True)
-            bootstrap = torch.where(tokens.truncated, scores.old_values.gather(1, last).squeeze(1), bootstrap)
-        advantages, returns = gae(
-            token_rewards(tokens, scores, algo),
-            scores.old_values,
-            tokens.response_mask,
-            gamma=algo.gamma,
-            gae_lambda=algo.gae_lambda,
-            bootstrap=bootstrap,
-        )
+        policy_lambda = _policy_lambda(tokens, algo)
+        estimate = [token_rewards, scores.old_values, tokens.response_mask]
+        advantages, returns = gae(*estimate, gamma=algo.gamma, gae_lambda=policy_lambda, bootstrap=bootstrap)
+        if algo.critic_gae_lambda is not None:
+            _, returns = gae(*estimate, gamma=algo.gamma, gae_lambda=algo.critic_gae_lambda, bootstrap=bootstrap)
+    elif algo.advantage == "monte_carlo":
+        advantages = monte_carlo(token_rewards, tokens.response_mask, gamma=algo.gamma, bootstrap=bootstrap)
     else:
-        judged = tokens.loss_mask.any(-1)
-        per_row = torch.zeros(len(tokens))
-        per_row[judged] = group_relative(tokens.rewards[judged], tokens.groups[judged], scale=algo.scale_by_group_std)
-        advantages, returns = torch.where(tokens.response_mask, per_row.unsqueeze(-1), zeros), zeros
+        per_row = _row_advantages(tokens, algo).unsqueeze(-1)
+        advantages = torch.where(tokens.response_mask, per_row, zeros)
+        if algo.advantage == "shortest_correct":
+            tokens = dataclasses.replace(tokens, loss_mask=tokens.loss_mask & (per_row > 0))
     if algo.whiten_advantages:
         advantages = masked_whiten(advantages, tokens.loss_mask)
     return ExperienceBatch(
@@ -65,3 +74,51 @@ def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig) -> Exp
         advantages=advantages,
         returns=returns,
     )
+
+
+def kl_reward_share(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, kl_coef: float) -> float:
+    """How much of the advantages the KL in the reward makes: sum |A_kl| / (sum |A_kl| + sum |A - A_kl|) over the tokens
+    that train. Advantages are linear in the rewards, so the two parts add up. 0 where the KL stands elsewhere."""
+    if algo.kl != "reward" or algo.advantage not in ("gae", "monte_carlo"):
+        return 0.0
+    zeros = torch.zeros_like(scores.old_logprobs)
+    gae_lambda = _policy_lambda(tokens, algo) if algo.advantage == "gae" else 1.0
+
+    def size(rewards: Tensor, values: Tensor, bootstrap: Tensor) -> float:
+        part, _ = gae(rewards, values, tokens.response_mask, gamma=algo.gamma, gae_lambda=gae_lambda, bootstrap=bootstrap)
+        return float(part[tokens.loss_mask].abs().sum())
+
+    priced = size(kl_rewards(tokens, scores, algo, kl_coef), zeros, zeros[:, 0])
+    values = scores.old_values if scores.old_values is not None else zeros
+    rest = size(outcome_rewards(tokens), values, _bootstrap(tokens, scores, algo))
+    return priced / (priced + rest) if priced + rest > 0 else 0.0
+
+
+def _policy_lambda(tokens: TokenBatch, algo: AlgoConfig) -> float | Tensor:
+    if algo.length_adaptive_alpha is None:
+        return algo.gae_lambda
+    return length_adaptive_lambda(tokens.response_mask, algo.length_adaptive_alpha)
+
+
+def _bootstrap(tokens: TokenBatch, scores: Scores, algo: AlgoConfig) -> Tensor:
+    """[B]: the value GAE takes after each row's last decision; 0 but for truncated rows that are said to go on."""
+    nothing = torch.zeros(len(tokens))
+    if algo.truncated_bootstrap == "zero" or scores.old_values is None:
+        return nothing
+    positions = torch.arange(tokens.response_mask.shape[1])
+    last = (tokens.response_mask * positions).argmax(-1, keepdim=True)
+    return torch.where(tokens.truncated, scores.old_values.gather(1, last).squeeze(1), nothing)
+
+
+def _row_advantages(tokens: TokenBatch, algo: AlgoConfig) -> Tensor:
+    """[B]: one advantage for each response; rows that do not train neither get one nor count in the others'."""
+    per_row = torch.zeros(len(tokens))
+    rows = tokens.loss_mask.any(-1)
+    rewards, groups = tokens.rewards[rows], tokens.groups[rows]
+    if algo.advantage == "group_relative":
+        per_row[rows] = group_relative(rewards, groups, scale=algo.advantage_scale)
+    elif algo.advantage == "leave_one_out":
+        per_row[rows] = leave_one_out(rewards, groups)
+    else:
+        per_row[rows] = shortest_correct(tokens.correct[rows], tokens.response_tokens[rows], groups)
+    return per_row

@@ -6,17 +6,27 @@ Computation is device-agnostic: it was only ever run on CPU by the project's own
 import copy
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from conclip.algo.logprobs import chosen_logprobs
-from conclip.algo.losses import aggregation_weights, clipped_value_loss, kl_k3, ppo_clip_loss
+from conclip.algo.losses import (
+    aggregation_weights,
+    cispo_loss,
+    clipped_value_loss,
+    gspo_loss,
+    importance_weights,
+    kl_k3,
+    ppo_clip_loss,
+)
 from conclip.algo.masking import masked_mean
-from conclip.batch import ExperienceBatch, TokenBatch, micro_batches, select_rows
+from conclip.batch import ExperienceBatch, TokenBatch, micro_batches, select_rows, to_device
 from conclip.config import Dtype, LearnConfig
 from conclip.models.critic import Critic
 from conclip.models.load import autocast, load_policy
@@ -32,10 +42,15 @@ def lr_scale(update: int, num_updates: int, *, warmup_fraction: float, min_lr_fr
     return min_lr_fraction + (1 - min_lr_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+class NonFiniteGradient(RuntimeError):
+    """More updates in a row than allowed had a gradient of NaN or infinity; the weights are those before the first."""
+
+
 class Learner:
     """Owns the trained models and their optimisers; knows nothing of engines, problems or files."""
 
     def __init__(self, model_path: Path, config: LearnConfig, *, num_updates: int) -> None:
+        """`num_updates`: policy updates the learning rate's schedule is spread over."""
         self._algo, self._optim, self._trainer = config.algo, config.optim, config.trainer
         self._temperature = config.rollout.temperature
         self._dtype: Dtype = config.model.dtype
@@ -44,16 +59,22 @@ class Learner:
         wants_reference = self._algo.kl != "none" and self._algo.kl_coef > 0
         self.reference = copy.deepcopy(self.policy).requires_grad_(False) if wants_reference else None
         self.critic = Critic(self.policy) if self._algo.advantage == "gae" else None
-        self._optimizers = [self._adamw(self.policy, self._optim.policy_lr)]
+        self._policy_optimizer = self._optimizer(self.policy, self._optim.policy_lr, num_updates)
         if self.critic is not None:
-            self._optimizers.append(self._adamw(self.critic, self._optim.critic_lr))
-        self._base_lrs = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
-        self._num_updates = num_updates
-        self._update = 0
+            warmup = self._algo.critic_warmup_steps * self._algo.updates_per_rollout
+            self._critic_optimizer = self._optimizer(self.critic, self._optim.critic_lr, num_updates + warmup)
+        self._skipped_in_a_row = 0
 
-    def _adamw(self, module: torch.nn.Module, lr: float) -> torch.optim.AdamW:
+    def _optimizer(self, module: torch.nn.Module, lr: float, num_updates: int) -> LambdaLR:
         betas = (self._optim.beta1, self._optim.beta2)
-        return torch.optim.AdamW(module.parameters(), lr=lr, betas=betas, weight_decay=self._optim.weight_decay)
+        adamw = torch.optim.AdamW(module.parameters(), lr=lr, betas=betas, weight_decay=self._optim.weight_decay)
+        schedule = partial(
+            lr_scale,
+            num_updates=num_updates,
+            warmup_fraction=self._optim.warmup_fraction,
+            min_lr_fraction=self._optim.min_lr_fraction,
+        )
+        return LambdaLR(adamw, schedule)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights under their HF names, for the engine."""
@@ -73,99 +94,144 @@ class Learner:
             old_logprobs[rows, :width] = self._logprobs(self.policy, part)[0].cpu()
             if self.reference is not None and ref_logprobs is not None:
                 ref_logprobs[rows, :width] = self._logprobs(self.reference, part)[0].cpu()
-            if old_values is not None:
-                old_values[rows, :width] = self._values(part).cpu()
+            if self.critic is not None and old_values is not None:
+                old_values[rows, :width] = self._values(self.critic, part).cpu()
         return Scores(old_logprobs=old_logprobs, ref_logprobs=ref_logprobs, old_values=old_values)
 
-    def update(self, experience: ExperienceBatch, generator: torch.Generator) -> dict[str, float]:
-        """One pass over the rows that train, in `updates_per_rollout` optimiser batches. Returns mean statistics."""
+    def update(
+        self, experience: ExperienceBatch, generator: torch.Generator, *, kl_coef: float, train_policy: bool = True
+    ) -> dict[str, float]:
+        """One pass over the rows that train, in `updates_per_rollout` optimiser batches. Returns mean statistics.
+
+        `train_policy=False` updates the critic alone. Raises NonFiniteGradient after more than `max_skipped_updates`
+        updates in a row whose gradient was not finite; such an update is skipped.
+        """
         tokens = experience.tokens
         trained = tokens.loss_mask.any(-1).nonzero().squeeze(-1)
         order = trained[torch.randperm(len(trained), generator=generator)]
-        totals: dict[str, float] = {}
+        totals: dict[str, float] = {"optim/skipped_updates": 0.0}
         num_updates = min(self._algo.updates_per_rollout, len(order))
         for rows in order.tensor_split(num_updates) if num_updates else ():
-            for name, value in self._update_once(experience, rows).items():
+            stats, finite = self._update_once(experience, rows, kl_coef=kl_coef, train_policy=train_policy)
+            totals["optim/skipped_updates"] += not finite
+            for name, value in stats.items():
                 totals[name] = totals.get(name, 0.0) + value / num_updates
         return totals
 
-    def _update_once(self, experience: ExperienceBatch, rows: Tensor) -> dict[str, float]:
+    def _update_once(
+        self, experience: ExperienceBatch, rows: Tensor, *, kl_coef: float, train_policy: bool
+    ) -> tuple[dict[str, float], bool]:
         """One optimiser step on the given rows; micro-batches only bound the memory, never the result."""
-        algo = self._algo
-        tokens = experience.tokens
+        algo, tokens = self._algo, experience.tokens
         weights = torch.zeros(tokens.loss_mask.shape)
         weights[rows] = aggregation_weights(
             tokens.loss_mask[rows], algo.loss_aggregation, constant_tokens=algo.constant_tokens
         )
         stats: dict[str, float] = {}
-
-        def add(name: str, per_token: Tensor, token_weights: Tensor) -> None:
-            stats[name] = stats.get(name, 0.0) + float((per_token.detach() * token_weights).sum())
-
         for micro in micro_batches(tokens, rows, self._trainer.max_tokens_per_micro_batch):
-            part = select_rows(experience, micro)
-            mask = part.tokens.loss_mask.to(self.device)
-            share = weights[micro, : mask.shape[1]].to(self.device)
-            old_logprobs = part.old_logprobs.to(self.device)
-            advantages = part.advantages.to(self.device)
-            logprobs, entropy = self._logprobs(self.policy, part.tokens)
-            policy_loss, clipped = ppo_clip_loss(
-                logprobs, old_logprobs, advantages, clip_low=algo.clip_low, clip_high=algo.clip_high
-            )
-            loss = (policy_loss * share).sum()
-            if self.reference is not None and algo.kl == "loss":
-                loss = loss + algo.kl_coef * (kl_k3(logprobs, part.ref_logprobs.to(self.device)) * share).sum()
-            loss.backward()  # pyright: ignore[reportUnknownMemberType]
-            add("policy/loss", policy_loss, share)
-            add("policy/entropy", entropy, share)
-            add("policy/clip_fraction", clipped.float(), share)
-            add("policy/approx_kl", kl_k3(old_logprobs, logprobs), share)
+            part = to_device(select_rows(experience, micro), self.device)
+            share = weights[micro, : part.advantages.shape[1]].to(self.device)
+            sums = self._backward_policy(part, share, kl_coef) if train_policy else {}
             if self.critic is not None:
-                values = self._values(part.tokens)
-                value_loss = clipped_value_loss(
-                    values,
-                    part.old_values.to(self.device),
-                    part.returns.to(self.device),
-                    value_clip=algo.value_clip_eps,
-                )
-                (value_loss * share).sum().backward()  # pyright: ignore[reportUnknownMemberType]
-                add("value/loss", value_loss, share)
-        stats["optim/policy_grad_norm"] = self._step(0, self.policy)
+                sums |= self._backward_critic(self.critic, part, share)
+            for name, value in sums.items():
+                stats[name] = stats.get(name, 0.0) + value
+        if "policy/kl_gradient" in stats:
+            kl, policy = stats.pop("policy/kl_gradient"), stats.pop("policy/policy_gradient")
+            stats["policy/kl_gradient_share"] = kl / (kl + policy) if kl + policy > 0 else 0.0
+        finite = True
+        if train_policy:
+            stats["optim/lr"] = float(self._policy_optimizer.get_last_lr()[0])
+            stats["optim/policy_grad_norm"], finite = self._step(self._policy_optimizer, self.policy)
         if self.critic is not None:
-            stats["optim/critic_grad_norm"] = self._step(1, self.critic)
-        stats["optim/lr"] = self._optimizers[0].param_groups[0]["lr"]
-        self._update += 1
-        return stats
+            stats["optim/critic_grad_norm"], critic_finite = self._step(self._critic_optimizer, self.critic)
+            finite = finite and critic_finite
+        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        if self._skipped_in_a_row > self._optim.max_skipped_updates:
+            raise NonFiniteGradient(f"{self._skipped_in_a_row} updates in a row had a gradient of NaN or infinity")
+        return stats, finite
 
-    def _step(self, index: int, module: torch.nn.Module) -> float:
-        optimizer = self._optimizers[index]
-        scale = lr_scale(
-            self._update,
-            self._num_updates,
-            warmup_fraction=self._optim.warmup_fraction,
-            min_lr_fraction=self._optim.min_lr_fraction,
-        )
-        optimizer.param_groups[0]["lr"] = self._base_lrs[index] * scale
-        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), self._optim.max_grad_norm)
+    def _backward_policy(self, part: ExperienceBatch, share: Tensor, kl_coef: float) -> dict[str, float]:
+        """Gradients of the policy's loss on one micro-batch; sums of its statistics, weighted like the loss."""
+        algo = self._algo
+        logprobs, entropy = self._logprobs(self.policy, part.tokens, entropy_gradient=algo.entropy_coef > 0)
+        policy_loss, bounded = self._policy_loss(part, logprobs)
+        loss = (policy_loss * share).sum()
+        sums: dict[str, float] = {}
+        if self.reference is not None and algo.kl == "loss":
+            (pull,) = torch.autograd.grad(loss, logprobs, retain_graph=True)
+            kl_loss = kl_coef * (kl_k3(logprobs, part.ref_logprobs) * share).sum()
+            (kl_pull,) = torch.autograd.grad(kl_loss, logprobs, retain_graph=True)
+            sums |= {"policy/policy_gradient": float(pull.abs().sum()), "policy/kl_gradient": float(kl_pull.abs().sum())}
+            loss = loss + kl_loss
+        if algo.entropy_coef > 0:
+            loss = loss - algo.entropy_coef * (entropy * share).sum()
+        loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        per_token = {
+            "policy/loss": policy_loss,
+            "policy/entropy": entropy,
+            "policy/clip_fraction": bounded.float(),
+            "policy/approx_kl": kl_k3(part.old_logprobs, logprobs),
+        }
+        return sums | {name: float((value.detach() * share).sum()) for name, value in per_token.items()}
+
+    def _policy_loss(self, part: ExperienceBatch, logprobs: Tensor) -> tuple[Tensor, Tensor]:
+        """[b, T] loss of each token, and where the clip acted."""
+        algo, mask = self._algo, part.tokens.loss_mask
+        clip = {"clip_low": algo.clip_low, "clip_high": algo.clip_high}
+        if algo.policy_loss == "ppo_clip":
+            loss, bounded = ppo_clip_loss(logprobs, part.old_logprobs, part.advantages, **clip)
+        elif algo.policy_loss == "gspo":
+            loss, bounded = gspo_loss(logprobs, part.old_logprobs, part.advantages, mask, **clip)
+        elif algo.policy_loss == "cispo":
+            loss, bounded = cispo_loss(logprobs, part.old_logprobs, part.advantages, **clip)
+        else:
+            loss, bounded = -logprobs, torch.zeros_like(mask)
+        if algo.sampler_correction != "none":
+            sampled = part.tokens.sampler_logprobs
+            loss = loss * importance_weights(
+                part.old_logprobs, sampled, mask, level=algo.sampler_correction, largest=algo.sampler_correction_max
+            )
+        return loss, bounded
+
+    def _backward_critic(self, critic: Critic, part: ExperienceBatch, share: Tensor) -> dict[str, float]:
+        values = self._values(critic, part.tokens)
+        loss = clipped_value_loss(values, part.old_values, part.returns, value_clip=self._algo.value_clip_eps)
+        (loss * share).sum().backward()  # pyright: ignore[reportUnknownMemberType]
+        return {"value/loss": float((loss.detach() * share).sum())}
+
+    def _step(self, optimizer: LambdaLR, module: torch.nn.Module) -> tuple[float, bool]:
+        """Clip and apply the gradient, or drop it when it is not finite. Returns its norm and whether it was."""
+        norm = float(torch.nn.utils.clip_grad_norm_(module.parameters(), self._optim.max_grad_norm))
+        finite = math.isfinite(norm)
+        if finite:
+            optimizer.optimizer.step()
+        optimizer.optimizer.zero_grad(set_to_none=True)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm, finite
 
-    def _logprobs(self, model: PreTrainedModel, part: TokenBatch) -> tuple[Tensor, Tensor]:
+    def _logprobs(
+        self, model: PreTrainedModel, part: TokenBatch, *, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Log-probs of the sampled tokens and entropies, [b, T], 0 off the response mask."""
         input_ids = part.input_ids.to(self.device)
         mask = part.response_mask.to(self.device)
         with autocast(self._dtype, self.device):
             hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
             head = cast(torch.nn.Module, model.get_output_embeddings())
-            chosen, entropy = chosen_logprobs(hidden[mask], head, part.targets.to(self.device)[mask], self._temperature)
+            chosen, entropy = chosen_logprobs(
+                hidden[mask],
+                head,
+                part.targets.to(self.device)[mask],
+                self._temperature,
+                entropy_gradient=entropy_gradient,
+            )
         zeros = torch.zeros(mask.shape, device=self.device)
         return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
 
-    def _values(self, part: TokenBatch) -> Tensor:
-        assert self.critic is not None
+    def _values(self, critic: Critic, part: TokenBatch) -> Tensor:
         with autocast(self._dtype, self.device):
-            values = self.critic(part.input_ids.to(self.device))[:, :-1]
+            values = critic(part.input_ids.to(self.device))[:, :-1]
         return torch.where(part.response_mask.to(self.device), values, torch.zeros_like(values))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from conclip.algo.masking import masked_mean
 from conclip.batch import ExperienceBatch
@@ -34,7 +35,8 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 
 
 def experience_metrics(experience: ExperienceBatch) -> dict[str, float]:
-    """Sampler/trainer drift, distance to the reference, and how well the critic explains the returns."""
+    """Sampler/trainer drift, distance to the reference, how well the critic explains the returns, groups without a signal,
+    and what the update presses correct and wrong responses to, by length."""
     tokens = experience.tokens
     mask = tokens.response_mask
     drift = (experience.old_logprobs - tokens.sampler_logprobs).abs()
@@ -45,8 +47,38 @@ def experience_metrics(experience: ExperienceBatch) -> dict[str, float]:
         if bool(experience.ref_logprobs.any())
         else 0.0,
         "value/explained_variance": explained_variance(experience.old_values, experience.returns, mask),
+        "policy/share_zero_advantage_groups": zero_advantage_share(experience),
     }
+    positions = torch.arange(mask.shape[1])
+    last = (mask * positions).argmax(-1, keepdim=True)
+    end_probability = experience.old_logprobs.gather(1, last).squeeze(1).exp()
     for name, rows in (("correct", tokens.correct), ("wrong", ~tokens.correct & ~tokens.truncated)):
-        chosen = tokens.loss_mask & rows.unsqueeze(-1)
-        metrics[f"policy/advantage_{name}"] = float(masked_mean(experience.advantages, chosen))
+        metrics[f"policy/advantage_{name}"] = float(
+            masked_mean(experience.advantages, tokens.loss_mask & rows.unsqueeze(-1))
+        )
+        if bool(rows.any()):
+            metrics[f"policy/end_probability_{name}"] = float(end_probability[rows].mean())
+        for third, value in advantage_by_length(experience, rows).items():
+            metrics[f"policy/advantage_{name}_{third}"] = value
     return metrics
+
+
+def zero_advantage_share(experience: ExperienceBatch) -> float:
+    """Share of groups none of whose training tokens has an advantage: they teach nothing (GRPO: all right or all wrong)."""
+    tokens = experience.tokens
+    largest = torch.where(tokens.loss_mask, experience.advantages.abs(), 0.0).amax(-1)
+    groups = tokens.groups.unique()
+    return float(torch.stack([largest[tokens.groups == group].max() < 1e-8 for group in groups]).float().mean())
+
+
+def advantage_by_length(experience: ExperienceBatch, rows: Tensor) -> dict[str, float]:
+    """Mean over the chosen rows ([B] bool) of each row's mean advantage, in thirds of their length: short, middle, long.
+
+    Thirds with no row are left out. What a per-response mean loss presses on is just this mean over a row's tokens.
+    """
+    tokens = experience.tokens
+    chosen = (rows & tokens.loss_mask.any(-1)).nonzero().squeeze(-1)
+    order = chosen[torch.argsort(tokens.response_tokens[chosen], stable=True)]
+    per_row = (experience.advantages * tokens.loss_mask).sum(-1) / tokens.loss_mask.sum(-1).clamp(min=1)
+    thirds = zip(("short", "middle", "long"), order.tensor_split(3), strict=True)
+    return {name: float(per_row[part].mean()) for name, part in thirds if len(part)}

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from conclip.algo.losses import next_kl_coef
 from conclip.batch import collate
 from conclip.config import LearnConfig, PhaseConfig
-from conclip.rewards import reward_of
+from conclip.length_rewards import make_shaper, stage_limit
+from conclip.rewards import reward_group
 from conclip.runtime import Runtime
 from conclip.seeding import python_stream, torch_stream
 from conclip.training.checkpoint import save_checkpoint
-from conclip.training.experience import make_experience
-from conclip.training.learner import Learner
+from conclip.training.experience import kl_reward_share, make_experience
+from conclip.training.learner import Learner, NonFiniteGradient
 from conclip.training.monitors import experience_metrics, rollout_metrics
 from conclip.types import Outcome, Problem, RolloutGroup
 
@@ -59,6 +61,11 @@ class Trainer:
     ) -> None:
         self._stage, self._config, self._phase, self._runtime = stage, config, phase, runtime
         self._problems, self._validation_problems = problems, validation
+        self._algo = config.algo
+        self._shaper = make_shaper(config.length)
+        self._kl_coef = config.algo.kl_coef
+        self._monitor_tokens: list[int] = []
+        self._num_sampled_tokens = 0
         self._checkpoint = runtime.run.folder / "checkpoints" / f"{stage}-best"
         self._checkpoint.parent.mkdir(exist_ok=True)
         num_updates = phase.num_steps * config.algo.updates_per_rollout
@@ -73,8 +80,14 @@ class Trainer:
         history = [first]
         self._save()
         stopped = False
+        for step in range(1 - self._algo.critic_warmup_steps, 1):
+            self._report(step, self._step(step))
         for step in range(1, self._phase.num_steps + 1):
-            metrics = self._step(step)
+            try:
+                metrics = self._step(step)
+            except NonFiniteGradient as error:
+                self._runtime.run.warn(f"{self._stage} stops at step {step}: {error}; the best checkpoint so far is kept")
+                break
             if step % self._config.trainer.validate_every == 0 or step == self._phase.num_steps:
                 now = self._validate(step)
                 history.append(now)
@@ -93,42 +106,59 @@ class Trainer:
         return TrainResult(checkpoint=self._checkpoint, best=best, history=tuple(history))
 
     def _step(self, step: int) -> dict[str, float]:
+        """One step of the algorithm. Steps up to 0 warm the critic up: the policy stays as it is."""
         self._times = {}
-        algo = self._config.algo
-        problems = [next(self._order) for _ in range(self._phase.problems_per_step)]
+        algo = self._algo if step > 0 else dataclasses.replace(self._algo, critic_gae_lambda=1.0)
         with self._timed("rollout"):
-            groups = self._sample(step, problems)
-        groups = self._reward(groups)
+            sampled = self._sample(step)
+        groups = [reward_group(group, self._config.reward, self._shaper, self._monitor_tokens) for group in sampled]
         tokens = collate(groups, train_on_truncated=algo.train_on_truncated)
         with self._timed("score"):
             scores = self._learner.score(tokens)
-        experience = make_experience(tokens, scores, algo)
+        experience = make_experience(tokens, scores, algo, kl_coef=self._kl_coef)
         with self._timed("update"):
-            updated = self._learner.update(experience, torch_stream(self._config.seed, self._stage, "update", step))
+            random = torch_stream(self._config.seed, self._stage, "update", step)
+            updated = self._learner.update(experience, random, kl_coef=self._kl_coef, train_policy=step > 0)
         with self._timed("push_weights"):
             self._push_weights()
         self._runtime.run.write_transcripts(self._stage, step, groups, self._config.trainer.transcripts_per_group)
-        return rollout_metrics(groups) | experience_metrics(experience) | updated | self._times
+        metrics = rollout_metrics(groups) | experience_metrics(experience) | updated | self._times
+        metrics |= {"policy/kl_coef": self._kl_coef, "rollout/num_sampled_tokens": float(self._num_sampled_tokens)}
+        if algo.kl == "reward":
+            metrics["policy/kl_gradient_share"] = kl_reward_share(tokens, scores, algo, self._kl_coef)
+        if algo.kl_target is not None:
+            self._kl_coef = next_kl_coef(self._kl_coef, metrics["policy/kl_to_reference"], algo.kl_target)
+        return metrics
 
-    def _sample(self, step: int, problems: Sequence[Problem]) -> list[RolloutGroup]:
-        runtime = self._runtime
-        groups = runtime.sample_groups(
-            f"{self._stage} step {step}", problems, runtime.training_spec, self._phase.group_size, self._stage, step
-        )
-        versions = {rollout.completion.policy_version for group in groups for rollout in group.rollouts}
-        if versions != {self._version}:
-            raise StaleEngine(f"engine sampled with policy versions {sorted(versions)}, the learner is at {self._version}")
+    def _sample(self, step: int) -> list[RolloutGroup]:
+        """The step's groups. With dynamic sampling, groups that are all right or all wrong (by the grader, whatever their
+        rewards) are replaced by fresh ones, for so many rounds (DAPO, Yu et al. 2025, section 3.2)."""
+        wanted = self._phase.problems_per_step
+        groups = self._sample_problems(step, wanted)
+        for extra in range(self._algo.dynamic_sampling_rounds):
+            kept = [group for group in groups if group.pass_rate not in (None, 0.0, 1.0)]
+            if len(kept) == wanted:
+                break
+            groups = kept + self._sample_problems(step, wanted - len(kept), "extra", extra)
+        if self._algo.dynamic_sampling_rounds:
+            groups = [group for group in groups if group.pass_rate not in (None, 0.0, 1.0)] or groups
         return groups
 
-    def _reward(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
-        table = self._config.reward
-        return [
-            dataclasses.replace(
-                group,
-                rollouts=tuple(dataclasses.replace(r, reward=reward_of(r.grade.outcome, table)) for r in group.rollouts),
-            )
-            for group in groups
-        ]
+    def _sample_problems(self, step: int, num_problems: int, *seed_parts: int | str) -> list[RolloutGroup]:
+        runtime, spec = self._runtime, self._runtime.training_spec
+        if self._config.length.kind == "thinkprune":
+            length = self._config.length
+            limit = stage_limit(length.limits, length.scale_tokens, max(1, step), self._phase.num_steps)
+            spec = dataclasses.replace(spec, max_tokens=min(spec.max_tokens, limit))
+        problems = [next(self._order) for _ in range(num_problems)]
+        label = f"{self._stage} step {step}"
+        groups = runtime.sample_groups(label, problems, spec, self._phase.group_size, self._stage, step, *seed_parts)
+        completions = [rollout.completion for group in groups for rollout in group.rollouts]
+        versions = {completion.policy_version for completion in completions}
+        if versions != {self._version}:
+            raise StaleEngine(f"engine sampled with policy versions {sorted(versions)}, the learner is at {self._version}")
+        self._num_sampled_tokens += sum(completion.num_tokens for completion in completions)
+        return groups
 
     def _push_weights(self) -> None:
         self._version = self._runtime.engine.policy_version + 1
@@ -145,6 +175,7 @@ class Trainer:
             "validation",
         )
         rollouts = [r for group in groups for r in group.rollouts]
+        self._monitor_tokens = [r.completion.num_tokens for r in rollouts if r.grade.outcome is Outcome.CORRECT]
         judged = [r for r in rollouts if r.grade.outcome is not Outcome.GRADER_ERROR]
         result = Validation(
             step=step,
@@ -170,7 +201,7 @@ class Trainer:
         self._runtime.run.say(
             f"{self._stage} step {step:>3}/{self._phase.num_steps}  accuracy {metrics['outcome/correct']:.3f}  "
             f"length {metrics['length/mean_tokens']:6.1f}  reward {metrics['reward/mean']:+.3f}  "
-            f"kl {metrics['policy/approx_kl']:.4f}  drift {metrics['policy/sampler_drift_max']:.1e}  "
+            f"kl {metrics.get('policy/approx_kl', 0.0):.4f}  drift {metrics['policy/sampler_drift_max']:.1e}  "
             f"{sum(self._times.values()):.1f} s"
         )
 

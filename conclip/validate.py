@@ -1,0 +1,231 @@
+"""From what Hydra composed to a typed, checked config, before anything heavy loads.
+
+Unknown keys and wrong types fail in `to_config`, ranges and cross-field rules in `check`; each failure is one UserError
+that names the key and says what to do.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from conclip.config import (
+    AlgoConfig,
+    BaseConfig,
+    EvalConfig,
+    EvalRunConfig,
+    LearnConfig,
+    LengthConfig,
+    PhaseConfig,
+    ProbeRunConfig,
+    ProblemSetConfig,
+    RolloutConfig,
+    TrainRunConfig,
+    TwoPhaseConfig,
+    UserError,
+)
+from conclip.problems.arithmetic import FAMILIES, MAX_LEVEL, SPLITS
+
+Config = TypeVar("Config", bound=BaseConfig)
+
+
+def to_config(schema: type[Config], composed: DictConfig) -> Config:
+    """The typed, checked config. Raises UserError naming the key at fault."""
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise UserError(f"config key '{missing[0]}' has no value; set it: {missing[0]}=...")
+    try:
+        plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    except OmegaConfBaseException as error:
+        raise UserError(f"config key '{error.full_key}': {str(error).splitlines()[0]}") from error
+    known = plain_keys(schema)
+    for key in _keys_of(plain):
+        if key not in known and re.sub(r"^(data\.\w+)\.[^.]+", r"\1.*", key) not in known:
+            raise UserError(unknown_key(key, known))
+    try:
+        config = TypeAdapter(schema).validate_python(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"config key '{key}': {first['msg']}, got {first['input']!r}") from error
+    check(config)
+    return config
+
+
+def _keys_of(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a nested mapping."""
+    for name, value in plain.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _keys_of(cast(dict[str, Any], value), f"{prefix}{name}.")
+
+
+def plain_keys(schema: type, prefix: str = "") -> set[str]:
+    """Every dotted key a schema knows; `*` stands for a free name (a benchmark of `data.test`, say)."""
+    keys: set[str] = set()
+    for item in dataclasses.fields(schema):
+        name = f"{prefix}{item.name}"
+        keys.add(name)
+        if dataclasses.is_dataclass(item.type):
+            keys |= plain_keys(cast(type, item.type), f"{name}.")
+        elif item.type == dict[str, ProblemSetConfig]:
+            keys |= {f"{name}.*"} | plain_keys(ProblemSetConfig, f"{name}.*.")
+    return keys
+
+
+def unknown_key(key: str, known: set[str]) -> str:
+    """The error line for a key that no schema has, with the nearest name."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not near:
+        last = key.rsplit(".", 1)[-1]
+        near = [name for name in sorted(known) if difflib.get_close_matches(last, [name.rsplit(".", 1)[-1]], cutoff=0.75)]
+    hint = f"did you mean '{near[0]}'?" if near else "see --cfg job for all keys"
+    return f"unknown config key '{key}': {hint}"
+
+
+def _need(condition: bool, key: str, message: str) -> None:
+    if not condition:
+        raise UserError(f"config key '{key}' {message}")
+
+
+def check(config: BaseConfig) -> None:
+    """Ranges and cross-field rules. Raises UserError; touches neither disk nor models."""
+    _need(bool(config.name) and "/" not in config.name, "name", "must be a plain folder name")
+    _need(0 <= config.seed < 2**31, "seed", f"must lie in [0, 2^31), got {config.seed}")
+    _need("{question}" in config.model.prompt, "model.prompt", "must contain {question}")
+    _check_rollout(config.rollout)
+    for part in dataclasses.fields(config.data):
+        for name, problem_set in getattr(config.data, part.name).items():
+            _check_problem_set(f"data.{part.name}.{name}", problem_set)
+    if isinstance(config, (EvalRunConfig, TwoPhaseConfig)):
+        _check_eval(config.eval)
+        _need(bool(config.data.test), "data.test", "names no benchmark; add one")
+    if isinstance(config, (ProbeRunConfig, LearnConfig)):
+        _need(config.probe.samples_per_problem >= 2, "probe.samples_per_problem", "must be at least 2")
+    if isinstance(config, LearnConfig):
+        _check_learning(config)
+    if isinstance(config, TrainRunConfig):
+        _check_phase("phase", config.phase, config.algo)
+    if isinstance(config, TwoPhaseConfig):
+        _check_phase("phase1", config.phase1, config.algo)
+        _check_phase("phase2", config.phase2, config.algo)
+
+
+def _check_rollout(rollout: RolloutConfig) -> None:
+    _need(rollout.temperature > 0, "rollout.temperature", "must be above 0: training and probing sample")
+    _need(rollout.max_tokens >= 1, "rollout.max_tokens", "must be at least 1")
+    _need(rollout.max_num_seqs >= 1, "rollout.max_num_seqs", "must be at least 1")
+    _need(rollout.max_num_batched_tokens >= 1, "rollout.max_num_batched_tokens", "must be at least 1")
+    _need(rollout.kv_cache_gib > 0, "rollout.kv_cache_gib", "must be above 0")
+    _need(0 < rollout.gpu_memory_utilization <= 1, "rollout.gpu_memory_utilization", "must lie in (0, 1]")
+    _need(rollout.tensor_parallel_size >= 1, "rollout.tensor_parallel_size", "must be at least 1")
+
+
+def _check_eval(settings: EvalConfig) -> None:
+    _need(settings.samples_per_problem >= 1, "eval.samples_per_problem", "must be at least 1")
+    _need(settings.temperature >= 0, "eval.temperature", "must be 0 (greedy) or more")
+    _need(0 < settings.top_p <= 1, "eval.top_p", "must lie in (0, 1]")
+    _need(settings.top_k == -1 or settings.top_k >= 1, "eval.top_k", "must be -1 (all) or at least 1")
+    _need(settings.max_tokens >= 1, "eval.max_tokens", "must be at least 1")
+    _need(settings.margin > 0, "eval.margin", "must be above 0")
+    greedy_once = settings.temperature > 0 or settings.samples_per_problem == 1
+    _need(greedy_once, "eval.samples_per_problem", "must be 1 when eval.temperature is 0: greedy samples are all equal")
+
+
+def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
+    _need(problems.num_problems is None or problems.num_problems >= 1, f"{key}.num_problems", "must be at least 1")
+    if problems.source == "file":
+        return
+    _need(problems.family in FAMILIES, f"{key}.family", f"must be one of {', '.join(FAMILIES)}")
+    _need(problems.split in SPLITS, f"{key}.split", f"must be one of {', '.join(SPLITS)}")
+    _need(problems.num_problems is not None, f"{key}.num_problems", "is needed for source: arithmetic")
+    highest = MAX_LEVEL[problems.family or "chain"]
+    good = bool(problems.levels) and all(1 <= level <= highest for level in problems.levels or [])
+    _need(good, f"{key}.levels", f"must list levels from 1 to {highest}")
+
+
+def _check_learning(config: LearnConfig) -> None:
+    optim, trainer = config.optim, config.trainer
+    _check_algo(config.algo)
+    _check_length(config.length)
+    reward = config.reward
+    _need(reward.correct > reward.wrong, "reward.correct", "must be above reward.wrong")
+    for name in ("policy_lr", "critic_lr", "max_grad_norm"):
+        _need(getattr(optim, name) > 0, f"optim.{name}", "must be above 0")
+    for name in ("beta1", "beta2"):
+        _need(0 <= getattr(optim, name) < 1, f"optim.{name}", "must lie in [0, 1)")
+    for name in ("warmup_fraction", "min_lr_fraction"):
+        _need(0 <= getattr(optim, name) <= 1, f"optim.{name}", "must lie in [0, 1]")
+    _need(optim.weight_decay >= 0, "optim.weight_decay", "must be 0 or more")
+    _need(optim.max_skipped_updates >= 0, "optim.max_skipped_updates", "must be 0 or more")
+    _need(trainer.validate_every >= 1, "trainer.validate_every", "must be at least 1")
+    _need(trainer.validation_samples >= 1, "trainer.validation_samples", "must be at least 1")
+    _need(trainer.transcripts_per_group >= 0, "trainer.transcripts_per_group", "must be 0 or more")
+    room = trainer.max_tokens_per_micro_batch >= config.rollout.max_tokens
+    _need(room, "trainer.max_tokens_per_micro_batch", "must hold at least one response of rollout.max_tokens")
+    _need(bool(config.data.pool), "data.pool", "names no problems; add a set")
+    _need(bool(config.data.validation), "data.validation", "names no problems; add a set")
+
+
+def _check_algo(algo: AlgoConfig) -> None:
+    _need(0 < algo.gamma <= 1, "algo.gamma", "must lie in (0, 1]")
+    for name in ("gae_lambda", "critic_gae_lambda"):
+        value = getattr(algo, name)
+        _need(value is None or 0 <= value <= 1, f"algo.{name}", "must lie in [0, 1]")
+    adaptive = algo.length_adaptive_alpha
+    _need(adaptive is None or adaptive > 0, "algo.length_adaptive_alpha", "must be above 0, or null")
+    _need(0 < algo.clip_low <= 1, "algo.clip_low", "must lie in (0, 1]")
+    for name in ("clip_high", "value_clip_eps", "sampler_correction_max"):
+        _need(getattr(algo, name) > 0, f"algo.{name}", "must be above 0")
+    for name in ("kl_coef", "entropy_coef", "critic_warmup_steps", "dynamic_sampling_rounds"):
+        _need(getattr(algo, name) >= 0, f"algo.{name}", "must be 0 or more")
+    for name in ("constant_tokens", "updates_per_rollout"):
+        _need(getattr(algo, name) >= 1, f"algo.{name}", "must be at least 1")
+    per_token = algo.advantage in ("gae", "monte_carlo")
+    message = f"must be 'loss' or 'none' with algo.advantage={algo.advantage}: it has no per-token reward"
+    _need(per_token or algo.kl != "reward", "algo.kl", message)
+    adapts = algo.kl_target is None or (algo.kl_target > 0 and algo.kl != "none" and algo.kl_coef > 0)
+    _need(
+        adapts,
+        "algo.kl_target",
+        "needs a value above 0, a place for the KL (algo.kl) and algo.kl_coef above 0 to start from",
+    )
+    has_critic = algo.advantage == "gae"
+    _need(
+        has_critic or algo.critic_warmup_steps == 0,
+        "algo.critic_warmup_steps",
+        "must be 0 without a critic (algo.advantage=gae)",
+    )
+    imitates = (algo.advantage == "shortest_correct") == (algo.policy_loss == "nll")
+    _need(imitates, "algo.policy_loss", "nll goes with algo.advantage=shortest_correct and with nothing else")
+
+
+def _check_length(length: LengthConfig) -> None:
+    _need(length.strength >= 0, "length.strength", "must be 0 or more")
+    _need(length.scale_tokens > 0, "length.scale_tokens", "must be above 0")
+    _need(length.target_tokens > 0, "length.target_tokens", "must be above 0")
+    good = bool(length.limits) and all(0 < limit <= 1 for limit in length.limits)
+    _need(good, "length.limits", "must list shares of length.scale_tokens, each in (0, 1]")
+
+
+def _check_phase(key: str, phase: PhaseConfig, algo: AlgoConfig) -> None:
+    band = 0 <= phase.pass_rate_low <= phase.pass_rate_high <= 1
+    _need(band, f"{key}.pass_rate_low", "and pass_rate_high must satisfy 0 <= low <= high <= 1")
+    _need(phase.num_problems >= 1, f"{key}.num_problems", "must be at least 1")
+    _need(phase.num_steps >= 1, f"{key}.num_steps", "must be at least 1")
+    _need(phase.group_size >= 1, f"{key}.group_size", "must be at least 1")
+    fits = 1 <= phase.problems_per_step <= phase.num_problems
+    _need(fits, f"{key}.problems_per_step", f"must lie between 1 and {key}.num_problems ({phase.num_problems})")
+    num_responses = phase.problems_per_step * phase.group_size
+    _need(
+        algo.updates_per_rollout <= num_responses,
+        "algo.updates_per_rollout",
+        f"must not exceed the {num_responses} responses of a step",
+    )
+    grouped = algo.advantage not in ("group_relative", "leave_one_out") or phase.group_size >= 2
+    _need(grouped, f"{key}.group_size", f"must be at least 2 with algo.advantage={algo.advantage}")
