@@ -10,7 +10,7 @@ PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast check format lint type lab-model lab-report bench \
+.PHONY: help install demo demo-full test test-fast check format lint type lab-model lab-report bench theory \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -62,6 +62,9 @@ lab-report: $(VENV)/.installed ## measure the embedded model: accuracy and lengt
 
 bench: $(VENV)/.installed ## rollout speed against a bare LLM.generate
 	$(BIN)/python benchmarks/rollout_speed.py $(ARGS)
+
+theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on length
+	$(BIN)/python benchmarks/theory_table.py
 
 test: $(VENV)/.installed-dev ## all tests, real engine included
 	$(BIN)/python -m pytest $(ARGS)
