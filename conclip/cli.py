@@ -7,10 +7,7 @@ import difflib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
 from functools import partial
-from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -75,25 +72,20 @@ def fail(command: str, message: str) -> NoReturn:
     sys.exit(2)
 
 
-def config_folder() -> Path:
-    """conf/ beside the package in a checkout, inside it in an installed wheel."""
-    package = Path(__file__).parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
-
-
 def _run(subcommand: str, arguments: list[str]) -> None:
     import hydra  # noqa: PLC0415  the usage page above should not wait for it
     from hydra._internal.utils import get_args_parser  # noqa: PLC0415
 
+    from conclip.compose import compose_config, config_folder, sweep_jobs  # noqa: PLC0415
     from conclip.config import UserError  # noqa: PLC0415
+    from conclip.help import show_help  # noqa: PLC0415
 
     flags = get_args_parser().parse_args(arguments)
     primary = flags.config_name or subcommand.replace("-", "_")
-    compose = partial(_compose, subcommand, primary, flags.config_dir)
+    compose = partial(compose_config, subcommand, primary=flags.config_name, config_dir=flags.config_dir)
     try:
         if flags.help:
-            return _show_help(primary, *compose(flags.overrides))
+            return show_help(config_folder(), primary, *compose(flags.overrides))
         if flags.multirun:
             for overrides in sweep_jobs(flags.overrides, sweeping=True):
                 _check(subcommand, compose(overrides)[0])
@@ -112,67 +104,6 @@ def _run(subcommand: str, arguments: list[str]) -> None:
         _run_in_own_process(subcommand, flags.config_dir, overrides, composed.name, number)
 
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(job)()
-
-
-def _compose(
-    subcommand: str, primary: str, config_dir: str | None, overrides: list[str]
-) -> "tuple[DictConfig, Mapping[str, str | None]]":
-    """One job's config as Hydra composes it, and the option chosen in each group. Raises UserError, with the nearest
-    name for an unknown key."""
-    from hydra import compose, initialize_config_dir  # noqa: PLC0415
-    from hydra.errors import HydraException  # noqa: PLC0415
-    from omegaconf import open_dict  # noqa: PLC0415
-    from omegaconf.errors import OmegaConfBaseException  # noqa: PLC0415
-
-    from conclip.config import SCHEMAS, UserError  # noqa: PLC0415
-    from conclip.validate import plain_keys, unknown_key  # noqa: PLC0415
-
-    known = plain_keys(SCHEMAS[subcommand])
-    where = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir is not None else []
-    try:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            composed = compose(primary, overrides=[*where, *overrides], return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        text = str(error)
-        for override in overrides:
-            key = override.lstrip("+~").split("=", 1)[0]
-            if (f"'{key}'" in text and "is not in struct" in text) or f"Could not override '{key}'" in text:
-                raise UserError(unknown_key(key, known)) from error
-        raise UserError(text.replace("\n", " ")) from error
-    with open_dict(composed):
-        return composed, composed.pop("hydra").runtime.choices
-
-
-def sweep_jobs(overrides: list[str], *, sweeping: bool) -> Iterator[list[str]]:
-    """The overrides of every job of a sweep (of the one job when there is no sweep).
-
-    Raises UserError on an override Hydra cannot parse.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: PLC0415
-    from hydra.errors import HydraException  # noqa: PLC0415
-
-    from conclip.config import UserError  # noqa: PLC0415
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise UserError(f"cannot read an override: {str(error).splitlines()[0]}; overrides are key=value") from error
-    choices: list[list[str]] = []
-    for text, override in zip(overrides, parsed, strict=True):
-        if not override.is_sweep_override():
-            choices.append([text])
-        elif sweeping:
-            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
-        else:
-            raise UserError(f"'{text}' names several values; add -m to run one job per value")
-    for combination in product(*choices):
-        yield list(combination)
-
-
-def _show_help(primary: str, composed: "DictConfig", choices: "Mapping[str, str | None]") -> None:
-    from conclip.help import show_help  # noqa: PLC0415
-
-    show_help(config_folder(), primary, composed, choices)
 
 
 def _check(subcommand: str, composed: "DictConfig") -> "tuple[BaseConfig, Inputs]":

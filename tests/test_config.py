@@ -4,26 +4,18 @@ import re
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
-from conclip.cli import SUBCOMMANDS, config_folder, main, sweep_jobs
-from conclip.config import SCHEMAS, BaseConfig, UserError
+from conclip.cli import SUBCOMMANDS, main
+from conclip.compose import config_folder, load_config, sweep_jobs
+from conclip.config import UserError
 from conclip.help import read_meanings
-from conclip.validate import to_config
 
 CONF = config_folder()
 
 
-def load(subcommand: str, *overrides: str) -> BaseConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_config(SCHEMAS[subcommand], compose(subcommand.replace("-", "_"), overrides=list(overrides)))
-
-
 @pytest.mark.parametrize("subcommand", SUBCOMMANDS)
 def test_primary_configs_compose(subcommand: str):
-    assert load(subcommand).name == "default"
+    assert load_config(subcommand).name == "default"
 
 
 def options() -> list[tuple[str, str]]:
@@ -39,18 +31,18 @@ def test_every_option_composes(group: str, option: str):
     assert users
     for subcommand in users:
         key = "phase@phase1" if (group, subcommand) == ("phase", "two-phase") else group
-        load(subcommand, f"{key}={option}", *filled)
+        load_config(subcommand, f"{key}={option}", *filled)
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_experiment_composes(path: Path):
-    load("two-phase", f"experiment={path.stem}")
+    load_config("two-phase", f"experiment={path.stem}")
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "debug").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_debug_option_composes(path: Path):
     subcommand = {"two_phase": "two-phase", "train": "train-phase2"}.get(path.stem, path.stem)
-    load(subcommand, f"debug={path.stem}")
+    load_config(subcommand, f"debug={path.stem}")
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
@@ -62,7 +54,6 @@ def test_every_file_begins_by_saying_what_it_is(path: Path):
 def test_help_gives_every_key_a_meaning(
     subcommand: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    GlobalHydra.instance().clear()
     monkeypatch.setattr("sys.argv", ["conclip", subcommand, "--help", "seed=7"])
     main()
     page = capsys.readouterr().out
@@ -106,19 +97,19 @@ def test_meanings_follow_the_nesting(tmp_path: Path):
 )
 def test_bad_values_are_named(override: str, said: str):
     with pytest.raises(UserError) as caught:
-        load("train-phase2", override)
+        load_config("train-phase2", override)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_group_relative_refuses_kl_in_the_reward():
     with pytest.raises(UserError, match=r"algo\.kl"):
-        load("train-phase2", "algo=grpo", "algo.kl=reward")
+        load_config("train-phase2", "algo=grpo", "algo.kl=reward")
 
 
 def test_greedy_evaluation_samples_once():
     with pytest.raises(UserError, match="samples_per_problem"):
-        load("eval", "eval.temperature=0")
+        load_config("eval", "eval.temperature=0")
 
 
 def test_sweeps_are_expanded_and_need_the_flag():

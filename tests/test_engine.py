@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conclip.compose import load_config
 from conclip.config import RolloutConfig
 from conclip.grading import Grader
 from conclip.models.folder import LAB_MODEL
@@ -18,12 +19,11 @@ from conclip.rollout.child import ChildEngine
 from conclip.rollout.collect import collect, group_rollouts, tasks_for
 from conclip.rollout.engine import EngineDied, RolloutEngine
 from conclip.types import Completion, Request, SamplingSpec
-from tests.test_config import load
 
 pytestmark = pytest.mark.engine
 
 PROBLEMS = generate("chain", levels=(2, 4, 6), split="test", num_problems=12, seed=0, source="chain")
-CONFIG = load("eval")
+CONFIG = load_config("eval")
 TOKENIZER = load_tokenizer(LAB_MODEL)
 PROMPTS = {p.problem_id: encode_prompt(TOKENIZER, p.question, CONFIG.model) for p in PROBLEMS}
 SPEC = SamplingSpec(temperature=1.0, max_tokens=200)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conclip.cli import config_folder
+from conclip.compose import config_folder
 
 EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
 

@@ -57,7 +57,7 @@ LAYERS = [
     ["types", "stats", "seeding", "terminal"],
     ["problems.arithmetic"],
     ["config"],
-    ["validate", "length_rewards"],
+    ["validate", "length_rewards", "compose"],
     ["grading", "grading_worker", "rewards", "prompts", "problems", "probe", "models.folder", "inputs", "algo"],
     ["batch", "models", "lab", "evaluation.metrics", "evaluation.tables"],
     ["rollout"],

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from conclip.batch import ExperienceBatch, TokenBatch, collate
+from conclip.compose import load_config
 from conclip.config import AlgoConfig, LearnConfig
 from conclip.training.experience import Scores, kl_reward_share, kl_rewards, make_experience, outcome_rewards
 from conclip.training.learner import Learner, NonFiniteGradient, explained_variance, lr_scale
 from conclip.training.monitors import advantage_by_length, experience_metrics, zero_advantage_share
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
-from tests.test_config import load
 
 
 def config(**changes: object) -> LearnConfig:
-    loaded = load("train-phase2")
+    loaded = load_config("train-phase2")
     assert isinstance(loaded, LearnConfig)
     algo = {"updates_per_rollout": 1, "kl_coef": 0.1} | {k: v for k, v in changes.items() if hasattr(loaded.algo, k)}
     trainer = {k: v for k, v in changes.items() if hasattr(loaded.trainer, k)}

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from conclip.compose import load_config
 from conclip.config import BaseConfig
 from conclip.runlog import Run
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
-from tests.test_config import load
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Iterator[BaseConfig]:
     handlers = list(logging.getLogger().handlers)
-    yield load("eval", f"paths.outputs={tmp_path}", "name=x")
+    yield load_config("eval", f"paths.outputs={tmp_path}", "name=x")
     logging.getLogger().handlers = handlers
 
 

@@ -1,0 +1,72 @@
+"""From overrides to a config: Hydra composes conf/, `conclip.validate` types and checks the outcome."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from conclip.config import SCHEMAS, BaseConfig, UserError
+from conclip.validate import plain_keys, to_config, unknown_key
+
+
+def config_folder() -> Path:
+    """conf/ beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def load_config(subcommand: str, *overrides: str) -> BaseConfig:
+    """A subcommand's typed and checked config, as the command line would make it. Raises UserError."""
+    return to_config(SCHEMAS[subcommand], compose_config(subcommand, overrides)[0])
+
+
+def compose_config(
+    subcommand: str, overrides: Sequence[str], *, primary: str | None = None, config_dir: str | None = None
+) -> tuple[DictConfig, Mapping[str, str | None]]:
+    """One job's config as Hydra composes it, and the option chosen in each group.
+
+    `primary` names another primary file than the subcommand's own, `config_dir` a folder that is searched as well. Raises
+    UserError, with the nearest name for an unknown key.
+    """
+    known = plain_keys(SCHEMAS[subcommand])
+    where = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir is not None else []
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            name = primary or subcommand.replace("-", "_")
+            composed = compose(name, overrides=[*where, *overrides], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        text = str(error)
+        for override in overrides:
+            key = override.lstrip("+~").split("=", 1)[0]
+            if (f"'{key}'" in text and "is not in struct" in text) or f"Could not override '{key}'" in text:
+                raise UserError(unknown_key(key, known)) from error
+        raise UserError(text.replace("\n", " ")) from error
+    with open_dict(composed):
+        return composed, composed.pop("hydra").runtime.choices
+
+
+def sweep_jobs(overrides: Sequence[str], *, sweeping: bool) -> Iterator[list[str]]:
+    """The overrides of every job of a sweep (of the one job when there is no sweep).
+
+    Raises UserError on an override Hydra cannot parse, and on a sweep where none is wanted.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UserError(f"cannot read an override: {str(error).splitlines()[0]}; overrides are key=value") from error
+    choices: list[list[str]] = []
+    for text, override in zip(overrides, parsed, strict=True):
+        if not override.is_sweep_override():
+            choices.append([text])
+        elif sweeping:
+            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        else:
+            raise UserError(f"'{text}' names several values; add -m to run one job per value")
+    for combination in product(*choices):
+        yield list(combination)
