@@ -10,7 +10,7 @@ PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast check format lint type lab-model lab-report bench theory \
+.PHONY: help install demo demo-full test test-fast check format lint type lab-model lab-report bench theory frontier \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -62,6 +62,9 @@ lab-report: $(VENV)/.installed ## measure the embedded model: accuracy and lengt
 
 bench: $(VENV)/.installed ## rollout speed against a bare LLM.generate
 	$(BIN)/python benchmarks/rollout_speed.py $(ARGS)
+
+frontier: $(VENV)/.installed ## accuracy x length of every algorithm and length reward on the lab (hours; continues where it was cut)
+	$(BIN)/python benchmarks/frontier.py $(ARGS)
 
 theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on length
 	$(BIN)/python benchmarks/theory_table.py

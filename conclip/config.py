@@ -84,6 +84,7 @@ class PhaseConfig:
     problems_per_step: int
     group_size: int
     num_steps: int
+    max_sampled_tokens: int | None
     keep_best: KeepBest
     max_accuracy_drop: float
     stop_accuracy_drop: float

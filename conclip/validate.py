@@ -218,6 +218,8 @@ def _check_phase(key: str, phase: PhaseConfig, algo: AlgoConfig) -> None:
     _need(band, f"{key}.pass_rate_low", "and pass_rate_high must satisfy 0 <= low <= high <= 1")
     _need(phase.num_problems >= 1, f"{key}.num_problems", "must be at least 1")
     _need(phase.num_steps >= 1, f"{key}.num_steps", "must be at least 1")
+    budget = phase.max_sampled_tokens
+    _need(budget is None or budget >= 1, f"{key}.max_sampled_tokens", "must be at least 1, or null")
     _need(phase.group_size >= 1, f"{key}.group_size", "must be at least 1")
     fits = 1 <= phase.problems_per_step <= phase.num_problems
     _need(fits, f"{key}.problems_per_step", f"must lie between 1 and {key}.num_problems ({phase.num_problems})")

@@ -21,7 +21,8 @@ MAX_LOGITS = 1 << 24
 def _chunk(
     hidden: Tensor, head: torch.nn.Module, targets: Tensor, temperature: float, entropy_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    logits = head(hidden).float() / temperature
+    logits = head(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     log_normalizer = torch.logsumexp(logits, dim=-1)
     chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - log_normalizer
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
@@ -40,9 +41,9 @@ def chosen_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target under softmax(head(hidden) / temperature), and the entropy there.
 
-    hidden: [N, H]; targets: [N]. Returns two fp32 tensors [N]; the entropy carries a gradient when asked for. Each
-    chunk's logits are recomputed in the backward pass, so at most `max_logits` of them live at a time. Temperature is
-    applied exactly as the engine applies it, before the normalisation.
+    hidden: [N, H]; targets: [N]. Returns two tensors [N] of fp32 (fp64 for an fp64 model); the entropy carries a gradient
+    when asked for. Each chunk's logits are recomputed in the backward pass, so at most `max_logits` of them live at a time.
+    Temperature is applied exactly as the engine applies it, before the normalisation.
     """
     vocabulary = cast(Tensor, head.weight).shape[0]
     rows = max(1, max_logits // vocabulary)

@@ -4,6 +4,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +41,7 @@ def evaluate(label: str, runtime: Runtime, problems: Sequence[Problem], settings
     )
     seeds = {task.key: task.seed for task in tasks}
     rows: list[EvalRow] = []
+    began = time.monotonic()
     with path.open("a", encoding="utf-8") as out, runtime.run.progress(label) as on_progress:
         for rollout in collect(
             tasks,
@@ -66,6 +68,8 @@ def evaluate(label: str, runtime: Runtime, problems: Sequence[Problem], settings
             )
             rows.append(row)
             out.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
+    seconds, num_tokens = time.monotonic() - began, sum(row.num_tokens for row in rows)
+    runtime.run.say(f"{label}: {len(rows)} responses, {num_tokens} tokens, {num_tokens / seconds:.0f} tokens/s with grading")
     pq.write_table(pa.Table.from_pylist([_plain(row) for row in rows]), path.with_suffix(".parquet"))
     return rows
 

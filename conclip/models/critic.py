@@ -19,6 +19,7 @@ class Critic(nn.Module):
         self.to(policy.device)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """[b, L] -> values [b, L], fp32: column t values the state that ends with token t."""
+        """[b, L] -> values [b, L] in the head's own precision: column t values the state that ends with token t."""
         hidden = self.body(input_ids=input_ids, use_cache=False).last_hidden_state
-        return torch.nn.functional.linear(hidden.float(), self.head.weight.float(), self.head.bias.float()).squeeze(-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)

@@ -84,10 +84,10 @@ class Learner:
     @torch.no_grad()
     def score(self, tokens: TokenBatch) -> Scores:
         """Log-probs of policy and reference, and the critic's values, before any update."""
-        shape = tokens.response_mask.shape
-        old_logprobs = torch.zeros(shape)
-        ref_logprobs = torch.zeros(shape) if self.reference is not None else None
-        old_values = torch.zeros(shape) if self.critic is not None else None
+        zeros = torch.zeros(tokens.response_mask.shape, dtype=self.policy.dtype)
+        old_logprobs = zeros.clone()
+        ref_logprobs = zeros.clone() if self.reference is not None else None
+        old_values = zeros.clone() if self.critic is not None else None
         for rows in micro_batches(tokens, torch.arange(len(tokens)), self._trainer.max_tokens_per_micro_batch):
             part = select_rows(tokens, rows)
             width = part.response_mask.shape[1]
@@ -226,7 +226,7 @@ class Learner:
                 self._temperature,
                 entropy_gradient=entropy_gradient,
             )
-        zeros = torch.zeros(mask.shape, device=self.device)
+        zeros = torch.zeros(mask.shape, device=self.device, dtype=chosen.dtype)
         return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
 
     def _values(self, critic: Critic, part: TokenBatch) -> Tensor:

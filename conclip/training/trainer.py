@@ -1,6 +1,7 @@
 """The training loop. `Trainer._step` is the algorithm, in data order."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -88,7 +89,8 @@ class Trainer:
             except NonFiniteGradient as error:
                 self._runtime.run.warn(f"{self._stage} stops at step {step}: {error}; the best checkpoint so far is kept")
                 break
-            if step % self._config.trainer.validate_every == 0 or step == self._phase.num_steps:
+            last = step == self._phase.num_steps or self._num_sampled_tokens >= (self._phase.max_sampled_tokens or math.inf)
+            if step % self._config.trainer.validate_every == 0 or last:
                 now = self._validate(step)
                 history.append(now)
                 metrics |= {"validation/accuracy": now.accuracy, "validation/mean_tokens": now.mean_tokens}
@@ -102,6 +104,7 @@ class Trainer:
                     f"{self._stage} stops at step {step}: validation accuracy {history[-1].accuracy:.3f} fell more than "
                     f"{self._phase.stop_accuracy_drop:g} below the {first.accuracy:.3f} it began with"
                 )
+            if stopped or last:
                 break
         return TrainResult(checkpoint=self._checkpoint, best=best, history=tuple(history))
 
