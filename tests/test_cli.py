@@ -28,7 +28,7 @@ def test_usage_lists_every_subcommand(tmp_path: Path):
 def test_help_of_a_subcommand_names_groups_and_keys(tmp_path: Path):
     outcome = conclip("train-phase2", "--help", cwd=tmp_path)
     assert outcome.returncode == 0
-    assert "gae_lambda" in outcome.stdout and "algo: grpo, ppo" in outcome.stdout
+    assert "gae_lambda" in outcome.stdout and "algo=ppo   or: cispo, dapo" in outcome.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,7 +140,8 @@ def test_a_phase_2_set_with_nothing_solvable_says_what_the_pass_rates_were(tmp_p
 
 @pytest.mark.engine
 def test_ctrl_c_ends_a_run_within_seconds_and_leaves_no_process(tmp_path: Path):
-    command = [sys.executable, "-m", "conclip", "train-phase2", "phase.num_steps=1000", "name=cut"]
+    endless = ["phase.num_steps=1000", "phase.stop_accuracy_drop=1", "trainer.validate_every=1000", "name=cut"]
+    command = [sys.executable, "-m", "conclip", "train-phase2", "debug=train", *endless]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     metrics = tmp_path / "outputs/train-phase2/cut/attempt-001/metrics.jsonl"
     deadline = time.monotonic() + 240

@@ -37,6 +37,7 @@ def phase(**changes: object) -> PhaseConfig:
         "problems_per_step": 2,
         "group_size": 2,
         "num_steps": 1,
+        "max_sampled_tokens": None,
         "keep_best": "shortest",
         "max_accuracy_drop": 0.0,
         "stop_accuracy_drop": 0.1,
