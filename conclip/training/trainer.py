@@ -139,12 +139,12 @@ class Trainer:
         wanted = self._phase.problems_per_step
         groups = self._sample_problems(step, wanted)
         for extra in range(self._algo.dynamic_sampling_rounds):
-            kept = [group for group in groups if group.pass_rate not in (None, 0.0, 1.0)]
+            kept = _mixed(groups)
             if len(kept) == wanted:
                 break
             groups = kept + self._sample_problems(step, wanted - len(kept), "extra", extra)
         if self._algo.dynamic_sampling_rounds:
-            groups = [group for group in groups if group.pass_rate not in (None, 0.0, 1.0)] or groups
+            groups = _mixed(groups) or groups
         return groups
 
     def _sample_problems(self, step: int, num_problems: int, *seed_parts: int | str) -> list[RolloutGroup]:
@@ -219,3 +219,8 @@ class Trainer:
         began = time.monotonic()
         yield
         self._times[f"time/{name}_s"] = time.monotonic() - began
+
+
+def _mixed(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """Groups with both right and wrong responses, by the grader's verdicts."""
+    return [group for group in groups if group.pass_rate not in (None, 0.0, 1.0)]
