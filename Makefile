@@ -73,7 +73,7 @@ test: $(VENV)/.installed-dev ## all tests, real engine included
 	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: $(VENV)/.installed-dev ## unit tests only (under a minute)
-	$(BIN)/python -m pytest -m "not engine" $(ARGS)
+	$(BIN)/python -m pytest -m "not engine and not cross_check" $(ARGS)
 
 format: $(VENV)/.installed-dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .

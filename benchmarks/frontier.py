@@ -1,20 +1,25 @@
 """Accuracy x length of every algorithm and length reward on the lab, for an equal budget of sampled tokens.
 
-    make frontier                      # all of it; continues where it was cut
-    make frontier ARGS="--seeds 1 --only ppo,grpo"
+    make frontier                                   # everything, three seeds; continues where it was cut (hours)
+    make frontier ARGS="--seeds 1 --only ppo,grpo"  # some of it
+    make frontier ARGS=--render                     # only the table and the picture of docs/algorithms.md
 
-One engine serves all runs. Per seed, the base model is probed once and the same eight problems (pass rate 0.2 to 0.8) train
-everything; each run ends after the same number of sampled training tokens and is evaluated as it ends, best or not. One JSON
-line a run goes to `outputs/frontier/results.jsonl`; the table of docs/algorithms.md and a picture are made from it.
+Per seed, the base model is probed once and the same eight problems (pass rate 0.2 to 0.8) train everything; each run ends
+after the same number of sampled training tokens and is evaluated as it ends, best or not. Seeds redraw problems, sampling
+and training. One JSON line a run goes to `outputs/frontier/seed-N.jsonl`, so seeds may run side by side, in processes of
+their own.
 """
 
 import argparse
 import dataclasses
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import matplotlib
 
 from conclip.compose import load_config
 from conclip.config import TwoPhaseConfig
@@ -24,8 +29,12 @@ from conclip.inputs import load_inputs
 from conclip.probe import pass_rates, select
 from conclip.runlog import Run
 from conclip.runtime import Runtime, open_runtime
+from conclip.stats import clustered_interval
 from conclip.training.trainer import Trainer
 from conclip.types import EvalRow
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 ALGORITHMS = ("ppo", "vapo", "grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "gspo", "cispo", "shortest_sft")
 VARIANTS = {
@@ -52,7 +61,7 @@ LIMITS = {"gentle": "[1.0,0.75]", "published": "[1.0,0.75,0.5]", "hard": "[0.6,0
 """ThinkPrune's strengths are its limits."""
 
 COMMON = (
-    "phase2.num_steps=200",  # the budget ends the phase
+    "phase2.num_steps=500",  # the budget ends the phase
     "phase2.group_size=8",
     "phase2.stop_accuracy_drop=1.0",
     "trainer.validate_every=5",
@@ -61,8 +70,24 @@ COMMON = (
     "optim.min_lr_fraction=1.0",
     "rollout.max_tokens=384",
     "eval.max_tokens=384",
+    "length.scale_tokens=192",
+    "length.target_tokens=64",
 )
-"""A constant learning rate: with a schedule, equal budgets would be at unequal points of it."""
+"""A constant learning rate: with a schedule, equal budgets would be at unequal points of it. The token scale is about twice
+the base model's mean length, the target about half of it."""
+
+TRACED = (
+    "outcome/correct",
+    "outcome/truncated",
+    "length/mean_tokens",
+    "policy/share_zero_advantage_groups",
+    "policy/kl_gradient_share",
+    "policy/entropy",
+    "policy/end_probability_wrong",
+    "optim/policy_grad_norm",
+    "value/explained_variance",
+)
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def runs() -> dict[str, tuple[str, ...]]:
@@ -90,7 +115,7 @@ def load(seed: int, *overrides: str) -> TwoPhaseConfig:
 
 
 def run_seed(seed: int, wanted: dict[str, tuple[str, ...]], budget: int, results: Path) -> None:
-    done = {row["name"] for row in read(results) if row["seed"] == seed}
+    done = {row["name"] for row in read(results)}
     if not set(wanted) - done:
         return
     config = load(seed)
@@ -130,17 +155,9 @@ def measures(base: list[EvalRow], rows: list[EvalRow]) -> dict[str, Any]:
 
 
 def trace(runtime: Runtime, stage: str) -> dict[str, Any]:
-    """The monitors of one run, first and last step."""
+    """The monitors of one run, step by step."""
     steps = [row for row in map(json.loads, (runtime.run.folder / "metrics.jsonl").open()) if row["stage"] == stage]
-    names = (
-        "policy/share_zero_advantage_groups",
-        "policy/kl_gradient_share",
-        "policy/entropy",
-        "value/explained_variance",
-        "policy/end_probability_wrong",
-    )
-    monitors = {name: [steps[0].get(name), steps[-1].get(name)] for name in names} if steps else {}
-    return {"num_steps": len(steps), "monitors": monitors}
+    return {"num_steps": len(steps), "trace": {name: [row.get(name) for row in steps] for name in TRACED}}
 
 
 def read(results: Path) -> list[dict[str, Any]]:
@@ -153,42 +170,142 @@ def append(results: Path, row: dict[str, Any]) -> None:
         out.write(json.dumps(row) + "\n")
 
 
-def table(results: Path) -> str:
-    """Markdown: one line a method, means over seeds and the range of the seeds."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """One method over its seeds; intervals are Student's t over seeds."""
+
+    name: str
+    num_seeds: int
+    num_steps: float
+    accuracy: float
+    points: tuple[float, float, float]
+    """Accuracy against base [points]: mean, low, high."""
+    percent: tuple[float, float, float]
+    """Tokens against base [%]: mean, low, high."""
+    truncated: float
+    silent: float
+    """Share of groups without an advantage, mean of the last quarter of the steps."""
+
+
+def lines(rows: Iterable[dict[str, Any]]) -> list[Line]:
     by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in read(results):
+    for row in rows:
         by_name[row["name"]].append(row)
-    lines = [
-        "| method | seeds | accuracy | tokens | tokens [%] | accuracy [points] | steps |",
-        "|---|---:|---|---|---|---|---:|",
+    return sorted((_line(name, mine) for name, mine in by_name.items()), key=lambda line: line.percent[0])
+
+
+def _line(name: str, rows: Sequence[dict[str, Any]]) -> Line:
+    silent = [row["trace"]["policy/share_zero_advantage_groups"] for row in rows if "trace" in row]
+    return Line(
+        name=name,
+        num_seeds=len(rows),
+        num_steps=fmean(row.get("num_steps", 0) for row in rows),
+        accuracy=fmean(row["accuracy"] for row in rows),
+        points=clustered_interval([100 * row["accuracy_difference"]["mean"] for row in rows]),
+        percent=clustered_interval([100 * (row["tokens_ratio"]["mean"] - 1) for row in rows]),
+        truncated=fmean(row["truncated"] for row in rows),
+        silent=fmean(fmean(values[-max(1, len(values) // 4) :]) for values in silent) if silent else 0.0,
+    )
+
+
+def table(found: Sequence[Line]) -> str:
+    """Markdown: one row a method, from shortest to longest."""
+    text = [
+        "| method | seeds | steps | tokens against base [%] | accuracy against base [points] | accuracy | truncated "
+        "| silent groups |",
+        "|---|---:|---:|---|---|---:|---:|---:|",
     ]
-    for name, rows in sorted(by_name.items(), key=lambda item: fmean(row["tokens"] for row in item[1])):
-        change = [100 * (row["tokens_ratio"]["mean"] - 1) for row in rows]
-        points = [100 * row["accuracy_difference"]["mean"] for row in rows]
-        means = [fmean(row[key] for row in rows) for key in ("accuracy", "tokens")]
-        steps = fmean(row.get("num_steps", 0) for row in rows)
-        lines.append(
-            f"| {name} | {len(rows)} | {means[0]:.3f} | {means[1]:.1f} "
-            f"| {fmean(change):+.1f} ({min(change):+.1f} to {max(change):+.1f}) "
-            f"| {fmean(points):+.1f} ({min(points):+.1f} to {max(points):+.1f}) | {steps:.0f} |"
+    for line in found:
+        percent, points = (f"{m:+.1f} [{low:+.1f}, {high:+.1f}]" for m, low, high in (line.percent, line.points))
+        text.append(
+            f"| {line.name} | {line.num_seeds} | {line.num_steps:.0f} | {percent} | {points} | {line.accuracy:.3f} "
+            f"| {line.truncated:.3f} | {line.silent:.2f} |"
         )
-    return "\n".join(lines)
+    return "\n".join(text)
+
+
+def picture(found: Sequence[Line], path: Path) -> None:
+    """Left: algorithms without a length term; right: length rewards, a line through each one's strengths."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6), sharex=True, sharey=True, layout="constrained")
+    plain = [line for line in found if line.name in (*ALGORITHMS, *VARIANTS, "base", "grpo binary")]
+    for line in plain:
+        _point(left, [line], line.name)
+    for kind in (*STRENGTHS, "thinkprune"):
+        mine = [line for line in found if line.name.rsplit(" ", 1)[0] == kind]
+        order = list(STRENGTHS.get(kind, ())) or list(LIMITS)
+        mine.sort(
+            key=lambda line: [f"{value:g}" if kind in STRENGTHS else value for value in order].index(line.name.split()[-1])
+        )
+        if mine:
+            _point(right, mine, kind)
+    for axes, title in ((left, "algorithms, no length term"), (right, "length rewards on GRPO, three strengths")):
+        axes.set_title(title)
+        axes.set_xlabel("tokens against base [%]")
+        axes.axhline(0, color="0.7", linewidth=0.8)
+        axes.axvline(0, color="0.7", linewidth=0.8)
+        axes.grid(alpha=0.25)
+    left.set_ylabel("accuracy against base [points]")
+    right.legend(fontsize=8, ncols=2, loc="lower left")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+MARKERS = "osD^v<>Ph*Xp8"
+
+
+def _point(axes: Any, mine: Sequence[Line], label: str) -> None:
+    count = len(axes.containers)
+    x, y = [line.percent[0] for line in mine], [line.points[0] for line in mine]
+    axes.plot(x, y, marker=MARKERS[count % len(MARKERS)], color=f"C{count % 10}", label=label, linewidth=0.9, markersize=5)
+    axes.errorbar(
+        x,
+        y,
+        xerr=[
+            [m - low for m, low, _ in (line.percent for line in mine)],
+            [high - m for m, _, high in (line.percent for line in mine)],
+        ],
+        yerr=[
+            [m - low for m, low, _ in (line.points for line in mine)],
+            [high - m for m, _, high in (line.points for line in mine)],
+        ],
+        fmt="none",
+        ecolor=f"C{count % 10}",
+        alpha=0.35,
+    )
+    if len(mine) == 1:
+        axes.annotate(label, (x[0], y[0]), xytext=(5, 4), textcoords="offset points", fontsize=8)
+
+
+def render(out: Path) -> None:
+    """The table and the picture into docs/."""
+    found = lines(row for results in sorted(out.glob("seed-*.jsonl")) for row in read(results))
+    picture(found, DOCS / "frontier.svg")
+    page = DOCS / "algorithms.md"
+    text = page.read_text()
+    begin, end = "<!-- frontier -->\n", "<!-- /frontier -->"
+    before, rest = text.split(begin)
+    page.write_text(before + begin + table(found) + "\n" + end + rest.split(end)[1])
+    print(table(found))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budget", type=int, default=80_000, help="sampled training tokens of each run")
+    parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
+    parser.add_argument("--budget", type=int, default=100_000, help="sampled training tokens of each run")
     parser.add_argument("--only", default="", help="names of runs, separated by commas; default: all")
     parser.add_argument("--out", type=Path, default=Path("outputs/frontier"))
-    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    parser.add_argument("--render", action="store_true", help="run nothing; write table and picture from what is there")
     arguments = parser.parse_args()
-    results = arguments.out / "results.jsonl"
-    if not arguments.table:
-        wanted = {k: v for k, v in runs().items() if not arguments.only or k in arguments.only.split(",")}
-        for seed in range(arguments.seeds):
-            run_seed(seed, wanted, arguments.budget, results)
-    print(table(results))
+    if arguments.render:
+        render(arguments.out)
+        return
+    everything = runs()
+    names = arguments.only.split(",") if arguments.only else list(everything)
+    if unknown := [name for name in names if name not in everything]:
+        parser.error(f"no run named {', '.join(unknown)}; there are: {', '.join(everything)}")
+    for seed in map(int, arguments.seeds.split(",")):
+        run_seed(seed, {name: everything[name] for name in names}, arguments.budget, arguments.out / f"seed-{seed}.jsonl")
+    print(table(lines(row for path in sorted(arguments.out.glob("seed-*.jsonl")) for row in read(path))))
 
 
 if __name__ == "__main__":

@@ -150,16 +150,29 @@ def trains(rollout: Rollout, *, train_on_truncated: bool) -> bool:
     return train_on_truncated or rollout.grade.outcome is not Outcome.TRUNCATED
 
 
-def micro_batches(tokens: TokenBatch, rows: Tensor, max_tokens: int) -> Iterator[Tensor]:
-    """Split `rows` ([b] long) into pieces of at most `max_tokens` padded tokens, rows of like length together."""
+MAX_PADDING = 0.1
+"""Largest share of padding in a micro-batch."""
+
+
+def row_lengths(tokens: TokenBatch) -> Tensor:
+    """[B] long: tokens of each row, prompt and response, without padding."""
     positions = torch.arange(1, tokens.response_mask.shape[1] + 1)
-    lengths = (tokens.response_mask[rows] * positions).amax(-1) + 1
-    order = torch.argsort(lengths, stable=True)
+    return (tokens.response_mask * positions).amax(-1) + 1
+
+
+def micro_batches(tokens: TokenBatch, rows: Tensor, max_tokens: int) -> Iterator[Tensor]:
+    """Split `rows` ([b] long) into pieces, rows of like length together: at most `max_tokens` tokens, padding included, and
+    at most MAX_PADDING of them padding."""
+    lengths = row_lengths(tokens)[rows]
     piece: list[int] = []
-    for index in order.tolist():
-        if piece and (len(piece) + 1) * int(lengths[index]) > max_tokens:
+    filled = 0
+    for index in torch.argsort(lengths, stable=True).tolist():
+        length = int(lengths[index])
+        size = (len(piece) + 1) * length
+        if piece and (size > max_tokens or filled + length < (1 - MAX_PADDING) * size):
             yield rows[piece]
-            piece = []
+            piece, filled = [], 0
         piece.append(index)
+        filled += length
     if piece:
         yield rows[piece]

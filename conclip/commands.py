@@ -26,6 +26,7 @@ from conclip.probe import PassRate, describe, pass_rates, select, write_pass_rat
 from conclip.report.curve import draw_curve
 from conclip.runlog import Run
 from conclip.runtime import Runtime, open_runtime
+from conclip.training.monitors import summarise_steps, summary_table
 from conclip.training.trainer import Trainer, TrainResult
 from conclip.types import EvalRow, Problem
 
@@ -110,6 +111,9 @@ def _train(
         f"{stage}: kept step {result.best.step} (validation accuracy {result.best.accuracy:.3f}, "
         f"length {result.best.mean_tokens:.1f})"
     )
+    monitors = summarise_steps(result.steps)
+    runtime.run.write_json(f"monitors-{stage}.json", {"monitors": monitors})
+    runtime.run.show(summary_table(f"{stage}: monitors over {len(result.steps)} steps", monitors))
     return result
 
 

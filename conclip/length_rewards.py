@@ -195,14 +195,15 @@ def cosine(group: GradedGroup, *, strength: float, scale_tokens: float) -> list[
     return [value(n, good, cut) for n, good, cut in zip(group.num_tokens, group.correct, group.truncated, strict=True)]
 
 
-def stage_limit(limits: Sequence[float], scale_tokens: float, step: int, num_steps: int) -> int:
-    """ThinkPrune's token limit at `step` (1 .. num_steps): equal stages, each a share of `scale_tokens`.
+def stage_limit(limits: Sequence[float], scale_tokens: float, progress: float) -> int:
+    """ThinkPrune's token limit when `progress` (0 to 1) of the phase is done: equal stages, each a share of `scale_tokens`.
 
     Responses are cut there and earn what a truncated one earns (Hou et al. 2025; published: 4,096, 3,072, 2,048).
 
-    Example: limits (1, 0.5) of 200 tokens over 10 steps: 200 in steps 1 to 5, 100 in steps 6 to 10.
+    Example: limits (1, 0.5) of 200 tokens: 200 until half of the phase is done, 100 after.
     """
-    return max(1, int(limits[(step - 1) * len(limits) // num_steps] * scale_tokens))
+    stage = min(int(progress * len(limits)), len(limits) - 1)
+    return max(1, int(limits[stage] * scale_tokens))
 
 
 def make_shaper(config: LengthConfig) -> Shaper | None:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
+from conclip.batch import ExperienceBatch
 from conclip.lab.pretrain import model_config
 from conclip.lab.tokenizer import build_tokenizer
+from conclip.training.learner import Learner
 from conclip.types import Completion, FinishReason, Grade, Outcome, Problem, Rollout, RolloutGroup
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -56,3 +58,21 @@ def make_rollout(
 
 def make_group(*rollouts: Rollout) -> RolloutGroup:
     return RolloutGroup(problem=rollouts[0].problem, rollouts=rollouts)
+
+
+def gradient_of(learner: Learner, experience: ExperienceBatch, *, kl_coef: float) -> tuple[torch.Tensor, dict[str, float]]:
+    """The gradient of one update over all rows (policy, then critic), before it is clipped, and the update's statistics."""
+    gradients: list[torch.Tensor] = []
+
+    def keep(_: object, module: torch.nn.Module) -> tuple[float, bool]:
+        gradients.append(flat_gradient(module))
+        module.zero_grad()
+        return 0.0, True
+
+    learner._step = keep  # type: ignore[method-assign]
+    stats = learner.update(experience, torch.Generator().manual_seed(0), kl_coef=kl_coef)
+    return torch.cat(gradients), stats
+
+
+def flat_gradient(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])

@@ -12,7 +12,7 @@ from conclip.inputs import Inputs, load_inputs
 from conclip.models.folder import LAB_MODEL
 from conclip.runlog import Run
 from conclip.runtime import Runtime, open_runtime
-from conclip.training.trainer import Trainer
+from conclip.training.trainer import StaleEngine, Trainer
 
 pytestmark = pytest.mark.engine
 
@@ -91,6 +91,23 @@ def test_dynamic_sampling_leaves_no_group_without_a_signal(runtime: tuple[Runtim
 def test_the_kl_coefficient_adapts(runtime: tuple[Runtime, Inputs]):
     steps = train(runtime, "adaptive", "algo.kl_target=1e-6")
     assert steps[0]["policy/kl_coef"] == 0.01 and steps[1]["policy/kl_coef"] != 0.01
+
+
+def test_an_engine_at_another_version_does_not_train(runtime: tuple[Runtime, Inputs]):
+    opened, inputs = runtime
+    settings = config()
+    trainer = Trainer(
+        "stale",
+        settings,
+        settings.phase,
+        opened,
+        model_path=LAB_MODEL,
+        problems=inputs.pool[:4],
+        validation=inputs.validation,
+    )
+    opened.engine.update_weights(LAB_MODEL, opened.engine.policy_version + 1)  # behind the trainer's back
+    with pytest.raises(StaleEngine, match="the learner is at"):
+        trainer.train()
 
 
 def test_a_budget_of_tokens_ends_the_phase(runtime: tuple[Runtime, Inputs]):

@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from conclip.batch import collate, micro_batches, select_rows
+from conclip.batch import collate, micro_batches, row_lengths, select_rows
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
 
@@ -58,11 +60,25 @@ def test_select_rows_trims_to_the_longest():
     assert part.rewards.tolist() == [-0.5, 0.0]
 
 
-def test_micro_batches_cover_each_row_once_within_the_budget():
-    tokens = batch()
-    pieces = list(micro_batches(tokens, torch.tensor([0, 1, 2, 3]), max_tokens=6))
-    assert sorted(row for piece in pieces for row in piece.tolist()) == [0, 1, 2, 3]
-    assert all(select_rows(tokens, piece).input_ids.numel() <= 6 for piece in pieces)
+def test_micro_batches_by_hand():
+    # row lengths 5, 3, 3, 2: sorted 2 | 3 3 | 5, as 2 with 3 would be a sixth padding
+    pieces = [piece.tolist() for piece in micro_batches(batch(), torch.tensor([0, 1, 2, 3]), max_tokens=6)]
+    assert pieces == [[3], [1, 2], [0]]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), max_tokens=st.integers(1, 400), seed=st.integers(0, 99)
+)
+def test_micro_batches_cover_each_row_once_within_budget_and_padding(lengths: list[int], max_tokens: int, seed: int):
+    rollouts = [make_rollout([7] * length, sample=sample) for sample, length in enumerate(lengths)]
+    tokens = collate([make_group(*rollouts)], train_on_truncated=True)
+    rows = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed))
+    pieces = list(micro_batches(tokens, rows, max_tokens))
+    assert sorted(row for piece in pieces for row in piece.tolist()) == sorted(rows.tolist())
+    for piece in pieces:
+        size = select_rows(tokens, piece).input_ids.numel()
+        assert size <= max_tokens or len(piece) == 1
+        assert int(row_lengths(tokens)[piece].sum()) >= 0.9 * size
 
 
 def test_a_completion_without_logprobs_is_refused():

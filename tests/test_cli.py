@@ -6,17 +6,38 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from conclip.cli import main
 from conclip.models.folder import LAB_MODEL
 
 
 def conclip(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "conclip", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Runs a command in this process, in an empty folder, and checks that it ends in one line, code 2 and no file."""
+    monkeypatch.chdir(tmp_path)
+
+    def check(*arguments: str, said: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["conclip", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        assert end.value.code == 2, err
+        assert len(err.strip().splitlines()) == 1, err
+        assert said in err
+        assert out == ""
+        assert list(tmp_path.iterdir()) == []
+
+    return check
 
 
 def test_usage_lists_every_subcommand(tmp_path: Path):
@@ -75,16 +96,15 @@ JSONL = ["eval", "data=jsonl"]
         (["eval", "data.test.chain.levels=[1]"], "distinct"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2(tmp_path: Path, arguments: list[str], said: str):
-    check_refused(conclip(*arguments, cwd=tmp_path), said, tmp_path)
+def test_bad_input_is_one_line_and_code_2(refused: Callable[..., None], arguments: list[str], said: str):
+    refused(*arguments, said=said)
 
 
-def check_refused(outcome: subprocess.CompletedProcess[str], said: str, folder: Path) -> None:
-    assert outcome.returncode == 2, outcome.stderr
-    assert len(outcome.stderr.strip().splitlines()) == 1, outcome.stderr
-    assert said in outcome.stderr
-    assert outcome.stdout == ""
-    assert list(folder.iterdir()) == []
+def test_bad_input_ends_the_console_command(tmp_path: Path):
+    outcome = conclip("train-phase2", "algo.gae_lamda=1", cwd=tmp_path)
+    assert outcome.returncode == 2 and outcome.stdout == ""
+    assert len(outcome.stderr.strip().splitlines()) == 1 and "did you mean" in outcome.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -97,9 +117,11 @@ def check_refused(outcome: subprocess.CompletedProcess[str], said: str, folder: 
         ("", {"max_position_embeddings": 100}, "100 tokens"),
     ],
 )
-def test_a_broken_model_folder_is_named(tmp_path: Path, without: str, changes: dict[str, object], said: str):
+def test_a_broken_model_folder_is_named(
+    refused: Callable[..., None], tmp_path: Path, without: str, changes: dict[str, object], said: str
+):
     model = broken_model(tmp_path, without=without, **changes)
-    check_refused(conclip("eval", f"model.path={model}", cwd=tmp_path), said, tmp_path)
+    refused("eval", f"model.path={model}", said=said)
 
 
 @pytest.mark.parametrize(
@@ -113,15 +135,14 @@ def test_a_broken_model_folder_is_named(tmp_path: Path, without: str, changes: d
         (GOOD + '{"question": null, "answer": "2"}\n', ":2: column 'question'"),
     ],
 )
-def test_bad_data_is_named_with_its_line(tmp_path: Path, content: str, said: str):
-    path = data_file(tmp_path, content)
-    check_refused(conclip(*JSONL, f"data.test.mine.path={path}", cwd=tmp_path), said, tmp_path)
+def test_bad_data_is_named_with_its_line(refused: Callable[..., None], tmp_path: Path, content: str, said: str):
+    refused(*JSONL, f"data.test.mine.path={data_file(tmp_path, content)}", said=said)
 
 
-def test_a_test_problem_in_the_pool_is_refused(tmp_path: Path):
+def test_a_test_problem_in_the_pool_is_refused(refused: Callable[..., None], tmp_path: Path):
     path = data_file(tmp_path, GOOD)
     sets = [f"data.{name}.mine.path={path}" for name in ("pool", "validation", "test")]
-    check_refused(conclip("two-phase", "data=jsonl", *sets, cwd=tmp_path), "disjoint", tmp_path)
+    refused("two-phase", "data=jsonl", *sets, said="disjoint")
 
 
 @pytest.mark.engine

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from conclip.batch import collate
 from conclip.compose import load_config
-from conclip.config import RolloutConfig
+from conclip.config import RolloutConfig, TrainRunConfig
 from conclip.grading import Grader
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy, load_tokenizer
@@ -18,12 +19,17 @@ from conclip.prompts import encode_prompt
 from conclip.rollout.child import ChildEngine
 from conclip.rollout.collect import collect, group_rollouts, tasks_for
 from conclip.rollout.engine import EngineDied, RolloutEngine
-from conclip.types import Completion, Request, SamplingSpec
+from conclip.training.experience import make_experience
+from conclip.training.learner import Learner
+from conclip.training.monitors import experience_metrics
+from conclip.types import Completion, Grade, Outcome, Request, Rollout, RolloutGroup, SamplingSpec
 
 pytestmark = pytest.mark.engine
 
 PROBLEMS = generate("chain", levels=(2, 4, 6), split="test", num_problems=12, seed=0, source="chain")
 CONFIG = load_config("eval")
+TRAINING = load_config("train-phase2")
+assert isinstance(TRAINING, TrainRunConfig)
 TOKENIZER = load_tokenizer(LAB_MODEL)
 PROMPTS = {p.problem_id: encode_prompt(TOKENIZER, p.question, CONFIG.model) for p in PROBLEMS}
 SPEC = SamplingSpec(temperature=1.0, max_tokens=200)
@@ -109,6 +115,41 @@ def test_weights_can_be_replaced_and_put_back(engine: RolloutEngine, random_mode
     assert all(changed[key].token_ids != before[key].token_ids for key in before)
     engine.update_weights(LAB_MODEL, version + 2)
     assert {key: c.token_ids for key, c in run(engine).items()} == {key: c.token_ids for key, c in before.items()}
+
+
+def test_a_stale_engine_shows_as_drift(engine: RolloutEngine):
+    """The engine keeps the old weights under the new version, as if an update had been lost: the version check is blind to
+    it, the drift monitor is not, even if a single small matrix differs."""
+    policy = load_policy(LAB_MODEL, torch.device("cpu"))
+    learner = Learner(LAB_MODEL, TRAINING, num_updates=1)
+
+    def drift() -> float:
+        completions = run(engine)
+        rollouts = [
+            Rollout(
+                problem=problem,
+                sample=sample,
+                prompt_token_ids=PROMPTS[problem.problem_id],
+                completion=completions[f"{problem.problem_id}/{sample}"],
+                text="",
+                grade=Grade(outcome=Outcome.CORRECT, extracted=None),
+                reward=1.0,
+            )
+            for problem in PROBLEMS
+            for sample in range(2)
+        ]
+        groups = [RolloutGroup(problem=r.problem, rollouts=(r,)) for r in rollouts]
+        tokens = collate(groups, train_on_truncated=True)
+        experience = make_experience(tokens, learner.score(tokens), TRAINING.algo, kl_coef=0.0)
+        return experience_metrics(experience)["policy/sampler_drift_max"]
+
+    assert drift() < 1e-4
+    stale = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    stale["model.layers.1.mlp.down_proj.weight"] *= 1.01
+    engine.update_weights(stale.items(), engine.policy_version + 1)
+    assert drift() > 1e-3
+    engine.update_weights(LAB_MODEL, engine.policy_version + 1)
+    assert drift() < 1e-4
 
 
 def test_weights_may_not_change_while_sampling(engine: RolloutEngine):

@@ -110,8 +110,8 @@ def test_cosine():
 
 
 def test_thinkprune_limits_tighten_in_equal_stages():
-    limits = [stage_limit([1.0, 0.75, 0.5], 200, step, 6) for step in range(1, 7)]
-    assert limits == [200, 200, 150, 150, 100, 100]
+    limits = [stage_limit([1.0, 0.75, 0.5], 200, step / 6) for step in range(7)]
+    assert limits == [200, 200, 150, 150, 100, 100, 100]
 
 
 @pytest.mark.parametrize("factor", [1, 100])

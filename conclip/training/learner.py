@@ -26,7 +26,7 @@ from conclip.algo.losses import (
     ppo_clip_loss,
 )
 from conclip.algo.masking import masked_mean
-from conclip.batch import ExperienceBatch, TokenBatch, micro_batches, select_rows, to_device
+from conclip.batch import ExperienceBatch, TokenBatch, micro_batches, row_lengths, select_rows, to_device
 from conclip.config import Dtype, LearnConfig
 from conclip.models.critic import Critic
 from conclip.models.load import autocast, load_policy
@@ -128,14 +128,17 @@ class Learner:
             tokens.loss_mask[rows], algo.loss_aggregation, constant_tokens=algo.constant_tokens
         )
         stats: dict[str, float] = {}
+        padded = 0
         for micro in micro_batches(tokens, rows, self._trainer.max_tokens_per_micro_batch):
             part = to_device(select_rows(experience, micro), self.device)
+            padded += part.tokens.input_ids.numel()
             share = weights[micro, : part.advantages.shape[1]].to(self.device)
             sums = self._backward_policy(part, share, kl_coef) if train_policy else {}
             if self.critic is not None:
                 sums |= self._backward_critic(self.critic, part, share)
             for name, value in sums.items():
                 stats[name] = stats.get(name, 0.0) + value
+        stats["perf/padding_share"] = 1.0 - float(row_lengths(tokens)[rows].sum()) / padded
         if "policy/kl_gradient" in stats:
             kl, policy = stats.pop("policy/kl_gradient"), stats.pop("policy/policy_gradient")
             stats["policy/kl_gradient_share"] = kl / (kl + policy) if kl + policy > 0 else 0.0

@@ -1,9 +1,10 @@
 """One step's numbers, as pure functions of its rollouts and tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from conclip.algo.masking import masked_mean
@@ -82,3 +83,70 @@ def advantage_by_length(experience: ExperienceBatch, rows: Tensor) -> dict[str, 
     per_row = (experience.advantages * tokens.loss_mask).sum(-1) / tokens.loss_mask.sum(-1).clamp(min=1)
     thirds = zip(("short", "middle", "long"), order.tensor_split(3), strict=True)
     return {name: float(per_row[part].mean()) for name, part in thirds if len(part)}
+
+
+def step_warnings(metrics: Mapping[str, float], *, max_drift: float) -> dict[str, str]:
+    """What one step's metrics call for attention to: a name that stays the same, and the sentence for people."""
+    found: dict[str, str] = {}
+    drift = metrics["policy/sampler_drift_mean"]
+    if drift > max_drift:
+        found["drift"] = (
+            f"engine and trainer disagree by {drift:.2g} nats a token, above trainer.max_sampler_drift={max_drift:g}: "
+            "stale weights in the engine, or too coarse an arithmetic; model.dtype=float32 or algo.sampler_correction helps"
+        )
+    if metrics["rollout/share_groups_all_correct"] == 1:
+        found["solved"] = "every response of every problem is correct: choose harder problems, or stop here"
+    elif metrics["policy/share_zero_advantage_groups"] == 1:
+        found["silent"] = "no group has an advantage (each is all right or all wrong): this step taught nothing but KL"
+    if metrics.get("optim/skipped_updates", 0) > 0:
+        found["skipped"] = "an update was skipped: its gradient was NaN or infinite"
+    return found
+
+
+MONITORS = {
+    "outcome/correct": "correct",
+    "length/mean_tokens": "tokens",
+    "policy/share_zero_advantage_groups": "groups without an advantage",
+    "policy/kl_gradient_share": "KL's share of the gradient",
+    "policy/sampler_drift_max": "engine against trainer, largest [nats]",
+    "policy/end_probability_correct": "end-token probability, correct",
+    "policy/end_probability_wrong": "end-token probability, wrong",
+    "policy/advantage_correct_short": "advantage, correct, shortest third",
+    "policy/advantage_correct_long": "advantage, correct, longest third",
+    "policy/advantage_wrong_short": "advantage, wrong, shortest third",
+    "policy/advantage_wrong_long": "advantage, wrong, longest third",
+    "value/explained_variance": "critic's explained variance",
+    "policy/entropy": "entropy [nats]",
+    "policy/clip_fraction": "clipped tokens",
+    "optim/policy_grad_norm": "gradient norm",
+    "optim/skipped_updates": "skipped updates",
+}
+"""Metric -> its name in the summary of a phase."""
+
+
+def summarise_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Of each monitor: its mean over the first and the last quarter of its steps, its lowest and its highest."""
+    summary: dict[str, dict[str, float]] = {}
+    for name in MONITORS:
+        values = [step[name] for step in steps if name in step]
+        if values:
+            quarter = max(1, len(values) // 4)
+            summary[name] = {
+                "first": fmean(values[:quarter]),
+                "last": fmean(values[-quarter:]),
+                "lowest": min(values),
+                "highest": max(values),
+            }
+    return summary
+
+
+def summary_table(title: str, summary: Mapping[str, Mapping[str, float]]) -> Table:
+    """The summary for people; monitors that stayed 0 are left out."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("monitor")
+    for column in ("first quarter", "last quarter", "lowest", "highest"):
+        table.add_column(column, justify="right")
+    for name, values in summary.items():
+        if values["lowest"] or values["highest"]:
+            table.add_row(MONITORS[name], *(f"{values[key]:.3g}" for key in ("first", "last", "lowest", "highest")))
+    return table

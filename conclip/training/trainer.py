@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,8 @@ from conclip.seeding import python_stream, torch_stream
 from conclip.training.checkpoint import save_checkpoint
 from conclip.training.experience import kl_reward_share, make_experience
 from conclip.training.learner import Learner, NonFiniteGradient
-from conclip.training.monitors import experience_metrics, rollout_metrics
-from conclip.types import Outcome, Problem, RolloutGroup
+from conclip.training.monitors import experience_metrics, rollout_metrics, step_warnings
+from conclip.types import Outcome, Problem, RolloutGroup, SamplingSpec
 
 
 class StaleEngine(RuntimeError):
@@ -44,6 +44,8 @@ class TrainResult:
     checkpoint: Path
     best: Validation
     history: tuple[Validation, ...]
+    steps: tuple[Mapping[str, float], ...]
+    """Metrics of each step."""
 
 
 class Trainer:
@@ -66,6 +68,8 @@ class Trainer:
         self._shaper = make_shaper(config.length)
         self._kl_coef = config.algo.kl_coef
         self._monitor_tokens: list[int] = []
+        self._steps: list[Mapping[str, float]] = []
+        self._warned: set[str] = set()
         self._num_sampled_tokens = 0
         self._checkpoint = runtime.run.folder / "checkpoints" / f"{stage}-best"
         self._checkpoint.parent.mkdir(exist_ok=True)
@@ -106,7 +110,7 @@ class Trainer:
                 )
             if stopped or last:
                 break
-        return TrainResult(checkpoint=self._checkpoint, best=best, history=tuple(history))
+        return TrainResult(checkpoint=self._checkpoint, best=best, history=tuple(history), steps=tuple(self._steps))
 
     def _step(self, step: int) -> dict[str, float]:
         """One step of the algorithm. Steps up to 0 warm the critic up: the policy stays as it is."""
@@ -136,32 +140,39 @@ class Trainer:
     def _sample(self, step: int) -> list[RolloutGroup]:
         """The step's groups. With dynamic sampling, groups that are all right or all wrong (by the grader, whatever their
         rewards) are replaced by fresh ones, for so many rounds (DAPO, Yu et al. 2025, section 3.2)."""
-        wanted = self._phase.problems_per_step
-        groups = self._sample_problems(step, wanted)
+        wanted, spec = self._phase.problems_per_step, self._sampling_spec(step)
+        groups = self._sample_problems(step, spec, wanted)
         for extra in range(self._algo.dynamic_sampling_rounds):
             kept = _mixed(groups)
             if len(kept) == wanted:
                 break
-            groups = kept + self._sample_problems(step, wanted - len(kept), "extra", extra)
+            groups = kept + self._sample_problems(step, spec, wanted - len(kept), "extra", extra)
         if self._algo.dynamic_sampling_rounds:
             groups = _mixed(groups) or groups
         return groups
 
-    def _sample_problems(self, step: int, num_problems: int, *seed_parts: int | str) -> list[RolloutGroup]:
-        runtime, spec = self._runtime, self._runtime.training_spec
-        if self._config.length.kind == "thinkprune":
-            length = self._config.length
-            limit = stage_limit(length.limits, length.scale_tokens, max(1, step), self._phase.num_steps)
-            spec = dataclasses.replace(spec, max_tokens=min(spec.max_tokens, limit))
+    def _sample_problems(
+        self, step: int, spec: SamplingSpec, num_problems: int, *seed_parts: int | str
+    ) -> list[RolloutGroup]:
         problems = [next(self._order) for _ in range(num_problems)]
         label = f"{self._stage} step {step}"
-        groups = runtime.sample_groups(label, problems, spec, self._phase.group_size, self._stage, step, *seed_parts)
+        groups = self._runtime.sample_groups(label, problems, spec, self._phase.group_size, self._stage, step, *seed_parts)
         completions = [rollout.completion for group in groups for rollout in group.rollouts]
         versions = {completion.policy_version for completion in completions}
         if versions != {self._version}:
             raise StaleEngine(f"engine sampled with policy versions {sorted(versions)}, the learner is at {self._version}")
         self._num_sampled_tokens += sum(completion.num_tokens for completion in completions)
         return groups
+
+    def _sampling_spec(self, step: int) -> SamplingSpec:
+        """How the step samples: as the config says, under ThinkPrune up to the limit of its stage."""
+        spec, length = self._runtime.training_spec, self._config.length
+        if length.kind != "thinkprune":
+            return spec
+        by_tokens = self._num_sampled_tokens / self._phase.max_sampled_tokens if self._phase.max_sampled_tokens else 0.0
+        progress = max(0.0, (step - 1) / self._phase.num_steps, by_tokens)
+        limit = stage_limit(length.limits, length.scale_tokens, progress)
+        return dataclasses.replace(spec, max_tokens=min(spec.max_tokens, limit))
 
     def _push_weights(self) -> None:
         self._version = self._runtime.engine.policy_version + 1
@@ -207,6 +218,11 @@ class Trainer:
             f"kl {metrics.get('policy/approx_kl', 0.0):.4f}  drift {metrics['policy/sampler_drift_max']:.1e}  "
             f"{sum(self._times.values()):.1f} s"
         )
+        self._steps.append(metrics)
+        for name, text in step_warnings(metrics, max_drift=self._config.trainer.max_sampler_drift).items():
+            if name not in self._warned:
+                self._runtime.run.warn(f"{self._stage} step {step}: {text} (said once)")
+            self._warned.add(name)
 
     def _problem_order(self) -> Iterator[Problem]:
         """Endless passes over the problems, each in a fresh order."""

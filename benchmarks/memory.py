@@ -1,0 +1,102 @@
+"""Peak resident memory of one PPO step with a critic, and the chunked loss against one with whole [B, T, V] logits.
+
+    python benchmarks/memory.py --model FOLDER --responses 16 --tokens 256
+
+Needs no engine: the responses are random tokens. Prints one JSON object.
+"""
+
+import argparse
+import dataclasses
+import json
+import resource
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PreTrainedModel
+
+from conclip.batch import ExperienceBatch, collate
+from conclip.compose import load_config
+from conclip.config import LearnConfig
+from conclip.models.load import load_policy
+from conclip.seeding import torch_stream
+from conclip.training.experience import make_experience
+from conclip.training.learner import Learner
+from conclip.types import Completion, Grade, Outcome, Problem, Rollout, RolloutGroup
+
+PROMPT_TOKENS = 64
+
+
+def responses(vocabulary: int, num_responses: int, num_tokens: int) -> list[RolloutGroup]:
+    """Two groups of random responses, every other one correct."""
+    generator = torch_stream("memory")
+    problems = [Problem(problem_id=name, question="q", answer="1", source="random") for name in ("p", "q")]
+    rollouts = []
+    for sample in range(num_responses):
+        ids = torch.randint(0, vocabulary, (PROMPT_TOKENS + num_tokens,), generator=generator).tolist()
+        correct = sample % 2 == 0
+        rollouts.append(
+            Rollout(
+                problem=problems[sample * 2 // num_responses],
+                sample=sample,
+                prompt_token_ids=tuple(ids[:PROMPT_TOKENS]),
+                completion=Completion(
+                    request_id=str(sample),
+                    token_ids=tuple(ids[PROMPT_TOKENS:]),
+                    logprobs=(-1.0,) * num_tokens,
+                    finish_reason="stop",
+                    policy_version=1,
+                ),
+                text="",
+                grade=Grade(outcome=Outcome.CORRECT if correct else Outcome.WRONG, extracted=None),
+                reward=1.0 if correct else -0.5,
+            )
+        )
+    return [RolloutGroup(problem=p, rollouts=tuple(r for r in rollouts if r.problem is p)) for p in problems]
+
+
+@torch.no_grad()
+def whole_loss(policy: PreTrainedModel, experience: ExperienceBatch, config: LearnConfig) -> float:
+    """The PPO loss from the logits of all positions and the whole vocabulary at once."""
+    tokens, algo = experience.tokens, config.algo
+    logits = policy(input_ids=tokens.input_ids).logits[:, :-1].float() / config.rollout.temperature
+    logprobs = torch.log_softmax(logits, -1).gather(-1, tokens.targets.unsqueeze(-1)).squeeze(-1)
+    ratio = torch.exp(logprobs - experience.old_logprobs)
+    gain = torch.minimum(
+        ratio * experience.advantages, ratio.clamp(1 - algo.clip_low, 1 + algo.clip_high) * experience.advantages
+    )
+    return -float(((gain * tokens.loss_mask).sum(-1) / tokens.loss_mask.sum(-1)).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--responses", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--micro-batch", type=int, default=512, help="trainer.max_tokens_per_micro_batch")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    arguments = parser.parse_args()
+    loaded = load_config(
+        "train-phase2",
+        "model=hf",
+        f"model.path={arguments.model}",
+        f"model.dtype={arguments.dtype}",
+        f"trainer.max_tokens_per_micro_batch={arguments.micro_batch}",
+        "algo.updates_per_rollout=1",
+    )
+    assert isinstance(loaded, LearnConfig)
+    vocabulary = AutoConfig.from_pretrained(arguments.model).vocab_size
+    learner = Learner(arguments.model, loaded, num_updates=10)
+    tokens = collate(responses(vocabulary, arguments.responses, arguments.tokens), train_on_truncated=True)
+    scores = learner.score(tokens)
+    experience = make_experience(tokens, scores, loaded.algo, kl_coef=loaded.algo.kl_coef)
+    # an old policy some way off, so that the ratio is not 1 and the loss not the mean advantage
+    away = 0.1 * torch.randn(scores.old_logprobs.shape, generator=torch_stream("away"))
+    experience = dataclasses.replace(experience, old_logprobs=experience.old_logprobs + away * tokens.response_mask)
+    stats = learner.update(experience, torch_stream("order"), kl_coef=loaded.algo.kl_coef)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    whole = whole_loss(load_policy(arguments.model, learner.device), experience, loaded)
+    print(json.dumps({"peak_resident_gib": peak, "policy_loss": stats["policy/loss"], "whole_policy_loss": whole}))
+
+
+if __name__ == "__main__":
+    main()
