@@ -167,7 +167,7 @@ class TrainerConfig:
     validate_every: int
     validation_samples: int
     max_tokens_per_micro_batch: int
-    max_sampler_drift: float
+    max_sampler_drift: float | None
     transcripts_per_group: int
 
 

@@ -14,7 +14,13 @@ from conclip.compose import load_config
 from conclip.config import AlgoConfig, LearnConfig
 from conclip.training.experience import Scores, kl_reward_share, kl_rewards, make_experience, outcome_rewards
 from conclip.training.learner import Learner, NonFiniteGradient, explained_variance, lr_scale
-from conclip.training.monitors import advantage_by_length, experience_metrics, zero_advantage_share
+from conclip.training.monitors import (
+    advantage_by_length,
+    experience_metrics,
+    step_warnings,
+    summarise_steps,
+    zero_advantage_share,
+)
 from conclip.types import Outcome
 from tests.conftest import gradient_of, make_group, make_rollout
 
@@ -318,6 +324,30 @@ def test_monitors_by_hand():
     assert advantage_by_length(experience, everyone) == {"short": -0.5, "middle": -1.0, "long": 1.0}
     assert advantage_by_length(experience, tokens.truncated) == {"short": -1.0, "middle": -1.0}
     assert experience_metrics(experience)["policy/end_probability_wrong"] == pytest.approx(math.exp(-1))
+
+
+QUIET = {
+    "policy/sampler_drift_mean": 1e-6,
+    "rollout/share_groups_all_correct": 0.5,
+    "policy/share_zero_advantage_groups": 0.5,
+    "optim/skipped_updates": 0.0,
+}
+
+
+def test_warnings_name_what_needs_attention():
+    def warned(**changes: float) -> set[str]:
+        return set(step_warnings(QUIET | {name.replace("__", "/"): v for name, v in changes.items()}, max_drift=1e-3))
+
+    assert warned() == set()
+    assert warned(policy__sampler_drift_mean=0.01) == {"drift"}
+    assert warned(rollout__share_groups_all_correct=1.0, policy__share_zero_advantage_groups=1.0) == {"solved"}
+    assert warned(policy__share_zero_advantage_groups=1.0) == {"silent"}
+    assert warned(optim__skipped_updates=1.0) == {"skipped"}
+
+
+def test_the_summary_of_a_phase_by_hand():
+    steps = [{"policy/entropy": float(value)} for value in (8, 6, 5, 4, 3, 2, 1, 9)]
+    assert summarise_steps(steps) == {"policy/entropy": {"first": 7, "last": 5, "lowest": 1, "highest": 9}}
 
 
 def test_lr_schedule_by_hand():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from conclip.algo.masking import masked_mean
 from conclip.batch import ExperienceBatch
+from conclip.config import Dtype
 from conclip.training.learner import explained_variance
 from conclip.types import Outcome, RolloutGroup
 
@@ -83,6 +84,10 @@ def advantage_by_length(experience: ExperienceBatch, rows: Tensor) -> dict[str, 
     per_row = (experience.advantages * tokens.loss_mask).sum(-1) / tokens.loss_mask.sum(-1).clamp(min=1)
     thirds = zip(("short", "middle", "long"), order.tensor_split(3), strict=True)
     return {name: float(per_row[part].mean()) for name, part in thirds if len(part)}
+
+
+MAX_SAMPLER_DRIFT: dict[Dtype, float] = {"float32": 1e-3, "bfloat16": 0.03}
+"""Mean |engine - trainer| log-prob per token [nats] above which something is wrong; conf/trainer has the measurements."""
 
 
 def step_warnings(metrics: Mapping[str, float], *, max_drift: float) -> dict[str, str]:

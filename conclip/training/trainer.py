@@ -19,7 +19,7 @@ from conclip.seeding import python_stream, torch_stream
 from conclip.training.checkpoint import save_checkpoint
 from conclip.training.experience import kl_reward_share, make_experience
 from conclip.training.learner import Learner, NonFiniteGradient
-from conclip.training.monitors import experience_metrics, rollout_metrics, step_warnings
+from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings
 from conclip.types import Outcome, Problem, RolloutGroup, SamplingSpec
 
 
@@ -219,7 +219,8 @@ class Trainer:
             f"{sum(self._times.values()):.1f} s"
         )
         self._steps.append(metrics)
-        for name, text in step_warnings(metrics, max_drift=self._config.trainer.max_sampler_drift).items():
+        max_drift = self._config.trainer.max_sampler_drift or MAX_SAMPLER_DRIFT[self._config.model.dtype]
+        for name, text in step_warnings(metrics, max_drift=max_drift).items():
             if name not in self._warned:
                 self._runtime.run.warn(f"{self._stage} step {step}: {text} (said once)")
             self._warned.add(name)
