@@ -64,7 +64,7 @@ COMMON = (
     "phase2.num_steps=500",  # the budget ends the phase
     "phase2.group_size=8",
     "phase2.stop_accuracy_drop=1.0",
-    "trainer.validate_every=5",
+    "trainer.validate_every=50",
     "data.validation.chain.num_problems=40",
     "data.test.chain.num_problems=200",
     "optim.min_lr_fraction=1.0",
@@ -101,6 +101,7 @@ def runs() -> dict[str, tuple[str, ...]]:
                 "reward=binary",
                 f"length={kind}",
                 f"length.strength={strength}",
+                *(("trainer.validate_every=5",) if kind == "laser_d" else ()),  # it looks at the validation lengths
             )
     for name, limits in LIMITS.items():
         everything[f"thinkprune {name}"] = ("algo=grpo", "reward=binary", "length=thinkprune", f"length.limits={limits}")

@@ -1,144 +1,204 @@
 """The one grader of probing, training and evaluation.
 
-Extraction and comparison of equal texts happen here; everything symbolic happens in worker processes that are killed and
-replaced when they overrun, so that no answer can hang a run. A killed or failed comparison is `grader_error`, never
-"wrong".
+Extraction and the comparison of equal spellings happen here (`conclip.answers`); everything symbolic happens in worker
+processes (`conclip.grading_worker`) with a limit on processor time and memory for each answer, so that no answer can hang or
+swell a run and a loaded machine changes no verdict. An answer on which a worker dies is `grader_error`, never "wrong".
 """
 
 import json
 import logging
 import os
-import re
 import selectors
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from conclip.answers import Extraction, extract, normalise
 from conclip.types import FinishReason, Grade, Outcome
 
 LOG = logging.getLogger(__name__)
 
-GRADER_VERSION = 1
+GRADER_VERSION = 2
 """Raised whenever a verdict may change."""
 
-WALL_LIMIT_S = 20.0
-"""Longest time a worker may spend on one answer."""
+CPU_LIMIT_S = 5
+"""Processor time a worker may spend on one answer [whole seconds]; the kernel ends it there."""
+
+WALL_LIMIT_S = 60.0
+"""Guard for a worker that neither computes nor answers; generous, as a loaded machine must not change verdicts."""
 
 MAX_ANSWER_CHARS = 2000
 """A longer extracted answer is not an answer; it counts as wrong without being parsed."""
 
-_BOX = re.compile(r"\\f?boxed\s*\{")
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """What a worker is asked: whether `answer` states the same as `gold`."""
+
+    gold: str
+    answer: str
+    choices: tuple[str, ...] | None = None
+    decimals: int | None = None
 
 
-def extract_boxed(text: str) -> str | None:
-    """The content of the last ``\\boxed{...}`` with balanced braces; None when there is none or it is blank."""
-    for match in reversed(list(_BOX.finditer(text))):
-        depth = 1
-        for end in range(match.end(), len(text)):
-            character = text[end]
-            if character == "{":
-                depth += 1
-            elif character == "}":
-                depth -= 1
-                if depth == 0:
-                    return text[match.end() : end].strip() or None
-    return None
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    """A response that waits for a verdict."""
 
-
-def normalise(answer: str) -> str:
-    """A canonical spelling for the quick comparison: no spaces, dollar signs, thousands commas or final full stop."""
-    answer = answer.strip().strip("$").rstrip(".")
-    answer = re.sub(r"(?<=\d),(?=\d{3}(\D|$))", "", answer)
-    return re.sub(r"\\[ ,;!]|\s+", "", answer)
+    key: str
+    extraction: Extraction
 
 
 @dataclass(slots=True)
 class _Worker:
     process: subprocess.Popen[bytes]
-    pair: tuple[str, str] | None = None
+    ready: bool = False
+    """Its libraries are loaded: the clock of an answer starts only then."""
+    pair: _Pair | None = None
     deadline: float = 0.0
     buffer: bytes = b""
 
 
 @dataclass(slots=True)
-class _Waiting:
-    """Everyone who waits for the verdict on one (gold, answer) pair."""
+class _State:
+    """Everything the lock guards."""
 
-    keys: list[str] = field(default_factory=list[str])
+    workers: list[_Worker] = field(default_factory=list[_Worker])
+    queue: deque[_Pair] = field(default_factory=deque[_Pair])
+    waiting: dict[_Pair, list[_Asker]] = field(default_factory=dict[_Pair, list[_Asker]])
+    verdicts: dict[_Pair, Outcome] = field(default_factory=dict[_Pair, Outcome])
+    done: list[tuple[str, Grade]] = field(default_factory=list[tuple[str, Grade]])
+
+
+class GraderBroken(RuntimeError):
+    """Workers cannot start at all; grading everything as an error would hide it."""
 
 
 class Grader:
-    """Grades responses in the background: `submit` them, `poll` for verdicts. Not shared between threads."""
+    """Grades responses in the background: `submit` them, `poll` for verdicts. Usable from any thread."""
 
-    def __init__(self, *, num_workers: int = 2, wall_limit_s: float = WALL_LIMIT_S) -> None:
-        self._num_workers = num_workers
-        self._wall_limit_s = wall_limit_s
-        self._workers: list[_Worker] = []
-        self._queue: deque[tuple[str, str]] = deque()
-        self._waiting: dict[tuple[str, str], _Waiting] = {}
-        self._verdicts: dict[tuple[str, str], Outcome] = {}
-        self._ready: list[tuple[str, Grade]] = []
+    def __init__(self, *, num_workers: int = 2, cpu_limit_s: int = CPU_LIMIT_S, wall_limit_s: float = WALL_LIMIT_S) -> None:
+        self._num_workers, self._cpu_limit_s, self._wall_limit_s = num_workers, cpu_limit_s, wall_limit_s
+        self._lock = threading.RLock()
+        self._state = _State()
 
-    def submit(self, key: str, *, gold: str, text: str, finish_reason: FinishReason) -> None:
-        """Grade one response. `key` comes back with the verdict."""
-        answer = extract_boxed(text)
-        if finish_reason != "stop":
-            self._ready.append((key, Grade(outcome=Outcome.TRUNCATED, extracted=answer)))
-        elif answer is None:
-            self._ready.append((key, Grade(outcome=Outcome.NO_ANSWER, extracted=None)))
-        elif normalise(answer) == normalise(gold):
-            self._ready.append((key, Grade(outcome=Outcome.CORRECT, extracted=answer)))
-        elif len(answer) > MAX_ANSWER_CHARS:
-            self._ready.append((key, Grade(outcome=Outcome.WRONG, extracted=answer[:MAX_ANSWER_CHARS])))
-        elif (pair := (gold, answer)) in self._verdicts:
-            self._ready.append((key, Grade(outcome=self._verdicts[pair], extracted=answer)))
-        elif pair in self._waiting:
-            self._waiting[pair].keys.append(key)
-        else:
-            self._waiting[pair] = _Waiting(keys=[key])
-            self._queue.append(pair)
-            self._feed()
+    def submit(
+        self,
+        key: str,
+        *,
+        gold: str,
+        text: str,
+        finish_reason: FinishReason,
+        choices: Sequence[str] | None = None,
+        decimals: int | None = None,
+    ) -> None:
+        """Grade one response; `key` comes back with the verdict. `choices` are the texts of options A, B, ... of a
+        multiple-choice question; `decimals` to how many numbers must agree (default 6)."""
+        with self._lock:
+            extraction = extract(text, lenient=True)
+            if finish_reason != "stop":
+                self._done(_Asker(key, extraction or Extraction("", "whole")), Outcome.TRUNCATED)
+            elif extraction is None:
+                self._done(_Asker(key, Extraction("", "whole")), Outcome.NO_ANSWER)
+            else:
+                self._compare(_Asker(key, extraction), gold, tuple(choices) if choices else None, decimals)
 
-    @property
-    def num_pending(self) -> int:
-        """Responses submitted whose verdict has not been polled yet."""
-        return len(self._ready) + sum(len(w.keys) for w in self._waiting.values())
+    def submit_answer(
+        self,
+        key: str,
+        *,
+        gold: str,
+        answer: str,
+        choices: Sequence[str] | None = None,
+        decimals: int | None = None,
+    ) -> None:
+        """Grade text that is an answer as a whole."""
+        with self._lock:
+            self._compare(_Asker(key, Extraction(answer, "whole")), gold, tuple(choices) if choices else None, decimals)
 
     def poll(self, timeout_s: float = 0.0) -> list[tuple[str, Grade]]:
-        """Verdicts that are ready; waits up to `timeout_s` when there are none but some are under way."""
-        if self._waiting:
-            self._read(0.0 if self._ready else timeout_s)
-        ready, self._ready = self._ready, []
-        return ready
+        """Verdicts that are ready; waits up to `timeout_s` when there are none but some are under way. Raises GraderBroken
+        when a worker ends before it was ready."""
+        with self._lock:
+            state = self._state
+            if state.waiting:
+                self._read(0.0 if state.done else timeout_s)
+            done, state.done = state.done, []
+            return done
 
     def grade(self, *, gold: str, text: str, finish_reason: FinishReason = "stop") -> Grade:
-        """Grade one response and wait for it. Only when nothing else is pending."""
-        self.submit("", gold=gold, text=text, finish_reason=finish_reason)
-        while not (verdicts := self.poll(1.0)):
-            pass
-        return verdicts[0][1]
+        """Grade one response and wait for it."""
+        with self._lock:
+            key = f"grade {id(self)} {time.monotonic_ns()}"
+            self.submit(key, gold=gold, text=text, finish_reason=finish_reason)
+            others: list[tuple[str, Grade]] = []
+            mine: Grade | None = None
+            while mine is None:
+                for other, verdict in self.poll(1.0):
+                    if other == key:
+                        mine = verdict
+                    else:
+                        others.append((other, verdict))
+            self._state.done.extend(others)
+            return mine
 
     def close(self) -> None:
-        for worker in self._workers:
-            _kill(worker)
-        self._workers.clear()
+        with self._lock:
+            for worker in self._state.workers:
+                _kill(worker)
+            self._state.workers.clear()
+
+    def _compare(self, asker: _Asker, gold: str, choices: tuple[str, ...] | None, decimals: int | None) -> None:
+        answer, state = asker.extraction.answer, self._state
+        if choices is None and normalise(answer) == normalise(gold):
+            return self._done(asker, Outcome.CORRECT)
+        if len(answer) > MAX_ANSWER_CHARS:
+            return self._done(asker, Outcome.WRONG)
+        pair = _Pair(gold, answer, choices, decimals)
+        if pair in state.verdicts:
+            return self._done(asker, state.verdicts[pair])
+        if pair in state.waiting:
+            state.waiting[pair].append(asker)
+        else:
+            state.waiting[pair] = [asker]
+            state.queue.append(pair)
+            self._feed()
+        return None
+
+    def _done(self, asker: _Asker, verdict: Outcome) -> None:
+        """`verdict` on the answer wherever it was found; the strict outcome knows none outside a box."""
+        found = asker.extraction
+        extracted = found.answer[:MAX_ANSWER_CHARS] or None
+        boxed = found.method in ("boxed", "whole") or verdict is Outcome.TRUNCATED
+        grade = Grade(
+            outcome=verdict if boxed else Outcome.NO_ANSWER,
+            extracted=extracted if boxed else None,
+            lenient_outcome=verdict,
+            lenient_extracted=extracted,
+            method=found.method if extracted else None,
+        )
+        self._state.done.append((asker.key, grade))
 
     def _feed(self) -> None:
         """Give every idle worker a pair, starting workers up to the limit."""
-        idle = [worker for worker in self._workers if worker.pair is None]
-        while self._queue:
+        state = self._state
+        idle = [worker for worker in state.workers if worker.pair is None]
+        while state.queue:
             if not idle:
-                if len(self._workers) >= self._num_workers:
+                if len(state.workers) >= self._num_workers:
                     return
-                worker = _start_worker()
-                self._workers.append(worker)
+                worker = _start_worker(self._cpu_limit_s)
+                state.workers.append(worker)
                 idle.append(worker)
             worker = idle.pop()
-            worker.pair = self._queue.popleft()
+            worker.pair = state.queue.popleft()
             worker.deadline = time.monotonic() + self._wall_limit_s
-            line = json.dumps(worker.pair).encode() + b"\n"
+            pair = worker.pair
+            line = json.dumps([pair.gold, pair.answer, pair.choices, pair.decimals]).encode() + b"\n"
             try:
                 assert worker.process.stdin is not None
                 worker.process.stdin.write(line)
@@ -148,7 +208,7 @@ class Grader:
 
     def _read(self, timeout_s: float) -> None:
         with selectors.DefaultSelector() as selector:
-            busy = [worker for worker in self._workers if worker.pair is not None]
+            busy = [worker for worker in self._state.workers if worker.pair is not None]
             for worker in busy:
                 assert worker.process.stdout is not None
                 selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
@@ -161,38 +221,48 @@ class Grader:
                     self._lose(worker, "died")
                     continue
                 worker.buffer += data
-                if worker.buffer.endswith(b"\n"):
-                    verdict = json.loads(worker.buffer)
-                    worker.buffer = b""
-                    pair, worker.pair = worker.pair, None
-                    self._settle(pair, Outcome(verdict))
-        for worker in list(self._workers):
+                while (end := worker.buffer.find(b"\n")) >= 0:
+                    self._answered(worker, worker.buffer[:end])
+                    worker.buffer = worker.buffer[end + 1 :]
+        for worker in list(self._state.workers):
             if worker.pair is not None and time.monotonic() > worker.deadline:
-                self._lose(worker, f"took more than {self._wall_limit_s:g} s")
+                self._lose(worker, f"gave no answer in {self._wall_limit_s:g} s")
         self._feed()
+
+    def _answered(self, worker: _Worker, line: bytes) -> None:
+        if not worker.ready:
+            worker.ready = True
+            worker.deadline = time.monotonic() + self._wall_limit_s
+            return
+        pair, worker.pair = worker.pair, None
+        self._settle(pair, Outcome(json.loads(line)))
 
     def _lose(self, worker: _Worker, why: str) -> None:
         """Replace a worker; the pair it was on becomes a grader error."""
-        LOG.warning("grader worker %s on answer %.80r; replaced", why, worker.pair and worker.pair[1])
+        LOG.warning("grader worker %s on answer %.80r; replaced", why, worker.pair and worker.pair.answer)
         _kill(worker)
-        self._workers.remove(worker)
+        self._state.workers.remove(worker)
+        if not worker.ready:
+            raise GraderBroken(f"a grader worker {why} before it was ready; try: {' '.join(_COMMAND)} < /dev/null")
         self._settle(worker.pair, Outcome.GRADER_ERROR)
 
-    def _settle(self, pair: tuple[str, str] | None, outcome: Outcome) -> None:
+    def _settle(self, pair: _Pair | None, outcome: Outcome) -> None:
         assert pair is not None
-        self._verdicts[pair] = outcome
-        for key in self._waiting.pop(pair).keys:
-            self._ready.append((key, Grade(outcome=outcome, extracted=pair[1])))
+        self._state.verdicts[pair] = outcome
+        for asker in self._state.waiting.pop(pair):
+            self._done(asker, outcome)
 
 
-def _start_worker() -> _Worker:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+_COMMAND = (sys.executable, "-m", "conclip.grading_worker")
+
+
+def _start_worker(cpu_limit_s: int) -> _Worker:
     process = subprocess.Popen(
-        [sys.executable, "-m", "conclip.grading_worker"],
+        [*_COMMAND, str(cpu_limit_s)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     return _Worker(process=process)
 

@@ -1,35 +1,53 @@
-"""One grader process: reads [gold, answer] JSON lines, writes one outcome a line. Ends with its input."""
+"""One grader process: reads ``[gold, answer, choices, decimals]`` JSON lines, writes one outcome a line.
+
+Limits of its own, kept by the kernel: processor time for each answer, and memory. An answer that exceeds them ends the
+process, which the parent sees. The end of its input ends it, too.
+"""
 
 import json
+import logging
+import math
+import resource
 import signal
 import sys
 
-from math_verify import parse, verify
-from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig
-
+from conclip.equivalence import DECIMALS, same_answer
 from conclip.types import Outcome
 
-TARGETS = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
+MEMORY_LIMIT_BYTES = 2 << 30
+"""Address space of a worker."""
 
 
-def judge(gold: str, answer: str) -> Outcome:
-    """math-verify's verdict, gold first. Its own alarms are off: the parent process holds the clock."""
+def judge(gold: str, answer: str, choices: list[str] | None = None, decimals: int | None = None) -> Outcome:
+    """The verdict on one answer; what makes the libraries fail is an error of the grader, not of the answer."""
     try:
-        parsed_gold = parse(f"\\boxed{{{gold}}}", TARGETS, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-        parsed_answer = parse(f"\\boxed{{{answer}}}", TARGETS, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-        if not parsed_gold:
-            return Outcome.GRADER_ERROR
-        same = verify(parsed_gold, parsed_answer, timeout_seconds=None, raise_on_error=True)
+        places = DECIMALS if decimals is None else decimals
+        same = same_answer(gold, answer, choices=choices, decimals=places)
         return Outcome.CORRECT if same else Outcome.WRONG
     except Exception:
         return Outcome.GRADER_ERROR
 
 
+def allow_cpu_seconds(seconds: int) -> None:
+    """From now on so much processor time (rounded up to the next whole second), then SIGXCPU ends the process."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    used = math.ceil(usage.ru_utime + usage.ru_stime)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, hard))
+
+
 def main() -> None:
+    cpu_limit_s = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    logging.disable(logging.CRITICAL)
+    judge("1/2", "0.5")  # what loads on first use loads now
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     for line in sys.stdin:
-        gold, answer = json.loads(line)
-        sys.stdout.write(json.dumps(judge(gold, answer)) + "\n")
+        allow_cpu_seconds(cpu_limit_s)
+        sys.stdout.write(json.dumps(judge(*json.loads(line))) + "\n")
         sys.stdout.flush()
 
 

@@ -95,8 +95,14 @@ class Grade:
     """The grader's verdict on one response."""
 
     outcome: Outcome
+    """Strict: an answer outside a box is none. What trains, and what a result is by default."""
     extracted: str | None
     """The answer as found in the response; None when there is none."""
+    lenient_outcome: Outcome | None = None
+    """With the agreed fall-backs (`conclip.answers`) where there is no box; None when not looked for."""
+    lenient_extracted: str | None = None
+    method: str | None = None
+    """How the lenient answer was found: boxed, hashes, phrase, math, number, whole; None when there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

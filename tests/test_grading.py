@@ -1,11 +1,16 @@
-"""The grader on the real path: extraction, math-verify in worker processes, kills."""
+"""The grader on the real path: worker processes, math-verify, limits, kills, hostile answers."""
 
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
-from conclip.grading import Grader, extract_boxed, normalise
-from conclip.types import Outcome
+from conclip.grading import Grader, GraderBroken
+from conclip.types import Grade, Outcome
+from tests.grading_cases import CASES
+from tests.hostile_answers import HOSTILE
 
 
 @pytest.fixture(scope="module")
@@ -15,82 +20,120 @@ def grader() -> Iterator[Grader]:
     grader.close()
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (r"so \boxed{7}", "7"),
-        (r"\boxed{1} no, \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"\boxed{ 3 }", "3"),
-        (r"\boxed{}", None),
-        (r"\boxed{12", None),
-        (r"\boxed{1} then \boxed{2", "1"),
-        ("7", None),
-        (r"\fboxed{4}", "4"),
-        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-    ],
-)
-def test_extract_boxed(text: str, expected: str | None):
-    assert extract_boxed(text) == expected
+def all_of(grader: Grader, count: int) -> dict[str, Grade]:
+    verdicts: dict[str, Grade] = {}
+    while len(verdicts) < count:
+        verdicts |= dict(grader.poll(1.0))
+    return verdicts
 
 
-@pytest.mark.parametrize(("a", "b"), [("1,234", "1234"), ("$5$", "5"), (r"x \, + 1", "x+1"), ("3.", "3")])
-def test_normalise_joins(a: str, b: str):
-    assert normalise(a) == normalise(b)
+def boxed(answer: str) -> str:
+    return f"so it is \\boxed{{{answer}}}"
 
 
-def test_normalise_keeps_what_differs():
-    assert normalise("1,2") != normalise("12")
+@pytest.mark.parametrize("category", sorted(CASES))
+def test_every_pair_of_the_table(grader: Grader, category: str):
+    cases = CASES[category]
+    for number, (gold, answer, _) in enumerate(cases):
+        grader.submit_answer(str(number), gold=gold, answer=answer)
+    verdicts = all_of(grader, len(cases))
+    wrong = [
+        (gold, answer, verdicts[str(number)].outcome)
+        for number, (gold, answer, same) in enumerate(cases)
+        if (verdicts[str(number)].outcome is Outcome.CORRECT) is not same
+    ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize(
-    ("gold", "answer", "expected"),
-    [
-        ("7", "7", Outcome.CORRECT),
-        ("7", "4", Outcome.WRONG),
-        ("1/2", r"\frac{1}{2}", Outcome.CORRECT),
-        ("0.5", r"\frac12", Outcome.CORRECT),
-        ("2x+2", "2(x+1)", Outcome.CORRECT),
-        ("1234", "1,234", Outcome.CORRECT),
-        ("[1,2]", "(1,2)", Outcome.WRONG),
-        ("5", "five hundred", Outcome.WRONG),
-    ],
-)
-def test_verdicts(grader: Grader, gold: str, answer: str, expected: Outcome):
-    assert grader.grade(gold=gold, text=f"so \\boxed{{{answer}}}").outcome is expected
+def test_strict_and_lenient_side_by_side(grader: Grader):
+    both = grader.grade(gold="1/2", text=boxed("0.5"))
+    assert (both.outcome, both.lenient_outcome, both.method) == (Outcome.CORRECT, Outcome.CORRECT, "boxed")
+    said = grader.grade(gold="7", text="The answer is 7.")
+    assert (said.outcome, said.extracted) == (Outcome.NO_ANSWER, None)
+    assert (said.lenient_outcome, said.lenient_extracted, said.method) == (Outcome.CORRECT, "7", "phrase")
+    nothing = grader.grade(gold="7", text="no idea")
+    assert (nothing.outcome, nothing.lenient_outcome, nothing.method) == (Outcome.NO_ANSWER, Outcome.NO_ANSWER, None)
 
 
-def test_truncated_and_missing_answers_are_outcomes_of_their_own(grader: Grader):
-    cut = grader.grade(gold="7", text=r"\boxed{7} wait", finish_reason="length")
-    assert cut.outcome is Outcome.TRUNCATED and cut.extracted == "7"
-    assert grader.grade(gold="7", text="it is 7").outcome is Outcome.NO_ANSWER
+def test_a_truncated_response_is_neither_right_nor_wrong(grader: Grader):
+    cut = grader.grade(gold="7", text=boxed("7") + " wait", finish_reason="length")
+    assert cut.outcome is cut.lenient_outcome is Outcome.TRUNCATED and cut.extracted == "7"
+
+
+def test_choices_and_decimals(grader: Grader):
+    grader.submit("a", gold="B", text=boxed("12"), finish_reason="stop", choices=["10", "12"])
+    grader.submit("b", gold="B", text=boxed("10"), finish_reason="stop", choices=["10", "12"])
+    grader.submit("c", gold="0.333", text=boxed("0.3334"), finish_reason="stop", decimals=3)
+    grader.submit("d", gold="0.333", text=boxed("0.3334"), finish_reason="stop")
+    outcomes = {key: grade.outcome for key, grade in all_of(grader, 4).items()}
+    right, wrong = Outcome.CORRECT, Outcome.WRONG
+    assert outcomes == {"a": right, "b": wrong, "c": right, "d": wrong}
+
+
+def test_hostile_answers_end_within_the_limits_and_the_rest_is_graded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)  # where code that an answer got executed would write
+    grader = Grader(cpu_limit_s=2)
+    before = psutil.Process().memory_info().rss
+    try:
+        for name, text in HOSTILE.items():
+            grader.submit(name, gold="3", text=text, finish_reason="stop")
+            grader.submit(f"after {name}", gold="3", text=boxed(f"{len(name)}+0"), finish_reason="stop")
+        verdicts = all_of(grader, 2 * len(HOSTILE))
+        for name in HOSTILE:
+            assert verdicts[name].outcome is not Outcome.CORRECT, name
+            expected = Outcome.CORRECT if len(name) == 3 else Outcome.WRONG
+            assert verdicts[f"after {name}"].outcome is expected, name
+    finally:
+        grader.close()
+    assert list(tmp_path.iterdir()) == []
+    assert psutil.Process().memory_info().rss - before < 300 * 2**20
+    assert len(HOSTILE) >= 30
 
 
 def test_a_stuck_worker_is_killed_and_the_rest_is_graded():
-    grader = Grader(num_workers=1, wall_limit_s=3.0)
+    grader = Grader(num_workers=1, cpu_limit_s=1)
     try:
-        grader.submit("tower", gold="3", text=r"\boxed{9^{9^{9^{9^{9}}}} + \sin(9^{9^{9}})}", finish_reason="stop")
-        grader.submit("easy", gold="1/2", text=r"\boxed{\frac{2}{4}}", finish_reason="stop")
-        verdicts = {}
-        while len(verdicts) < 2:
-            verdicts |= dict(grader.poll(1.0))
-        assert verdicts["tower"].outcome is not Outcome.CORRECT
+        grader.submit("tower", gold="3", text=boxed(r"9^{9^{9^{9^{9}}}} + \sin(9^{9^{9}})"), finish_reason="stop")
+        grader.submit("easy", gold="1/2", text=boxed(r"\frac{2}{4}"), finish_reason="stop")
+        verdicts = all_of(grader, 2)
+        assert verdicts["tower"].outcome in (Outcome.GRADER_ERROR, Outcome.WRONG)
         assert verdicts["easy"].outcome is Outcome.CORRECT
     finally:
         grader.close()
 
 
-def test_a_worker_that_overruns_is_a_grader_error_never_wrong():
-    grader = Grader(num_workers=1, wall_limit_s=0.01)  # shorter than a worker needs to start
-    try:
-        assert grader.grade(gold="7", text=r"\boxed{4}").outcome is Outcome.GRADER_ERROR
-    finally:
-        grader.close()
-
-
-def test_a_worker_that_dies_is_replaced(grader: Grader):
-    grader.grade(gold="1", text=r"\boxed{2}")
-    for worker in grader._workers:
+def test_a_worker_that_dies_is_replaced_and_its_answer_is_a_grader_error(grader: Grader):
+    grader.grade(gold="1", text=boxed("2"))
+    for worker in grader._state.workers:
         worker.process.kill()
         worker.process.wait()
-    assert grader.grade(gold="1", text=r"\boxed{3}").outcome is Outcome.GRADER_ERROR
-    assert grader.grade(gold="1", text=r"\boxed{4}").outcome is Outcome.WRONG
+    verdicts = [grader.grade(gold="1", text=boxed(str(number))).outcome for number in range(3, 7)]
+    assert verdicts.count(Outcome.GRADER_ERROR) == 2  # one for each worker that was killed
+    assert verdicts.count(Outcome.WRONG) == 2
+
+
+def test_workers_that_cannot_start_are_not_taken_for_hard_answers(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONPATH", "/nonexistent")
+    monkeypatch.setenv("PYTHONHOME", "/nonexistent")
+    grader = Grader()
+    with pytest.raises(GraderBroken, match=r"conclip\.grading_worker"):
+        grader.grade(gold="1", text=boxed("2"))
+    grader.close()
+
+
+def test_any_thread_may_grade():
+    grader = Grader()
+    outcomes: dict[int, Outcome] = {}
+
+    def work(number: int) -> None:
+        for answer in range(5):
+            outcomes[5 * number + answer] = grader.grade(gold=f"{number}+1", text=boxed(f"{answer}+0")).outcome
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    grader.close()
+    expected = {5 * n + a: Outcome.CORRECT if a == n + 1 else Outcome.WRONG for n in range(6) for a in range(5)}
+    assert outcomes == expected

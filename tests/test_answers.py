@@ -1,0 +1,99 @@
+"""Finding an answer in a response, and its canonical spelling: literals."""
+
+import time
+
+import pytest
+
+from conclip.answers import Extraction, choice_letter, extract, extract_boxed, normalise
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"so \boxed{7}", "7"),
+        (r"\boxed{1} no, \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{ 3 }", "3"),
+        (r"\boxed{}", None),
+        (r"\boxed{12", None),
+        (r"\boxed{1} then \boxed{2", "1"),
+        ("7", None),
+        (r"\fboxed{4}", "4"),
+        (r"\boxed {4}", "4"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{[0, 1\}}", r"[0, 1\}"),
+        (r"\boxed{\boxed{7}}", "7"),
+        (r"\boxed{\text{(C)}}", r"\text{(C)}"),
+        (r"\boxed{1}} and } \boxed{2}", "2"),
+        (r"\boxed{\begin{pmatrix}1\\{2}\end{pmatrix}}", r"\begin{pmatrix}1\\{2}\end{pmatrix}"),
+        ("\\boxed{\n5\n}", "5"),
+    ],
+)
+def test_the_last_balanced_box(text: str, expected: str | None):
+    assert extract_boxed(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"The answer is 3. So \boxed{4}.", Extraction("4", "boxed")),
+        ("She has 3 + 4 = 7 eggs.\n#### 7", Extraction("7", "hashes")),
+        ("#### 1,234\n", Extraction("1,234", "hashes")),
+        ("The final answer is 12. I hope it is correct.", Extraction("12", "phrase")),
+        ("The final answer is $\\frac{1}{2}$. I hope it is correct.", Extraction(r"\frac{1}{2}", "phrase")),
+        ("**Answer:** $x=2$", Extraction("x=2", "phrase")),
+        ("Answer: B", Extraction("B", "phrase")),
+        ("the answer is 3.5", Extraction("3.5", "phrase")),
+        ("so we get $x = 4$ and then $y = 5$, done", Extraction("y = 5", "math")),
+        ("so \\(x\\) is \\[ 9 \\]", Extraction("9", "math")),
+        ("first 3 then 4 makes 1,200 apples", Extraction("1,200", "number")),
+        ("which is -3/4 of it", Extraction("-3/4", "number")),
+        ("no idea", None),
+        ("", None),
+    ],
+)
+def test_lenient_fall_backs_and_what_they_are_called(text: str, expected: Extraction | None):
+    assert extract(text, lenient=True) == expected
+
+
+def test_strict_knows_boxes_only():
+    assert extract("the answer is 7", lenient=False) is None
+    assert extract(r"\boxed{7}", lenient=False) == Extraction("7", "boxed")
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("1,234", "1234"), ("$5$", "5"), (r"x \, + 1", "x+1"), ("3.", "3"), ("10{,}000", "10000"), ("a ~ b", "ab")]
+)
+def test_normalise_joins(a: str, b: str):
+    assert normalise(a) == normalise(b)
+
+
+@pytest.mark.parametrize(("a", "b"), [("1,2", "12"), ("1.5", "15"), ("-1", "1"), ("(1)", "[1]")])
+def test_normalise_keeps_what_differs(a: str, b: str):
+    assert normalise(a) != normalise(b)
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices", "expected"),
+    [
+        ("C", None, "C"),
+        ("(c)", None, "C"),
+        ("C. 12", None, "C"),
+        (r"\textbf{(C)}\ 12", None, "C"),
+        ("12", ["10", "12", "14"], "B"),
+        ("12", ["12", "12"], None),
+        ("Cat", None, None),
+        ("12", None, None),
+    ],
+)
+def test_choice_letter(answer: str, choices: list[str] | None, expected: str | None):
+    assert choice_letter(answer, choices) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r"\boxed{" * 100_000, "{" * 1_000_000, r"\boxed{1}" * 100_000, "answer is " * 200_000, "$" * 1_000_000, "1" * 10**7],
+)
+def test_extraction_takes_linear_time(text: str):
+    began = time.process_time()
+    extract(text, lenient=True)
+    assert time.process_time() - began < 5  # quadratic work would take minutes
