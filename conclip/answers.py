@@ -85,12 +85,19 @@ def _sentence(rest: str) -> str:
 
 
 _SPACES = re.compile(r"\\[ ,;:!]|~|\s+")
-_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?:\D|$))")
+_EUROPEAN = re.compile(r"-?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|-?\d{1,3}(?:\.\d{3})+,\d+")
+THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?:\D|$))")
 
 
 def normalise(answer: str) -> str:
-    """A canonical spelling for the quick comparison: no spaces, dollar signs, thousands commas or final full stop."""
-    answer = _THOUSANDS.sub("", answer.strip().strip("$"))
+    """A canonical spelling for the quick comparison: no spaces, dollar signs, thousands separators or final full stop.
+
+    1.234.567 and 1.234,5 are read as Europeans write them; 1.234 and 1,234 as Americans do.
+    """
+    answer = answer.strip().strip("$")
+    if _EUROPEAN.fullmatch(answer):
+        answer = answer.replace(".", "").replace(",", ".")
+    answer = THOUSANDS.sub("", answer)
     return _SPACES.sub("", answer.removesuffix("."))
 
 

@@ -3,11 +3,13 @@
 Exit codes: 0 done, 1 a bug of ours (traceback), 2 bad input (one line), 130 interrupted.
 """
 
+import argparse
 import difflib
 import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ SUBCOMMANDS = {
     "eval": "accuracy and length of a model on test problems",
     "two-phase": "the whole recipe: probe, phase 1, probe, phase 2, proof on held-out problems",
 }
+
+PLAIN_SUBCOMMANDS = {
+    "grade": "grade any JSON lines with gold and response: conclip grade IN OUT",
+}
+"""They take arguments, not a config."""
 
 USAGE = """usage: conclip SUBCOMMAND [key=value | group=option ...]
 
@@ -47,18 +54,22 @@ def main() -> None:
     """Entry point of the console script."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        rows = "\n".join(f"  {name:<14} {what}" for name, what in SUBCOMMANDS.items())
+        rows = "\n".join(f"  {name:<14} {what}" for name, what in (SUBCOMMANDS | PLAIN_SUBCOMMANDS).items())
         sys.stdout.write(USAGE.format(rows=rows))
         return
     subcommand = arguments[0]
-    if subcommand not in SUBCOMMANDS:
-        near = difflib.get_close_matches(subcommand, SUBCOMMANDS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(SUBCOMMANDS)}"
+    known = [*SUBCOMMANDS, *PLAIN_SUBCOMMANDS]
+    if subcommand not in known:
+        near = difflib.get_close_matches(subcommand, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
         fail("conclip", f"unknown subcommand '{subcommand}': {hint}")
     sys.argv = [f"conclip {subcommand}", *arguments[1:]]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a traceback that reaches the user is a bug: show all of it
     try:
-        _run(subcommand, arguments[1:])
+        if subcommand == "grade":
+            _grade(arguments[1:])
+        else:
+            _run(subcommand, arguments[1:])
     except BrokenPipeError:  # the reader of a page (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except KeyboardInterrupt:
@@ -72,6 +83,28 @@ def fail(command: str, message: str) -> NoReturn:
     """One line on stderr, exit code 2."""
     sys.stderr.write(f"{command}: error: {' '.join(message.split())}\n")
     sys.exit(2)
+
+
+def _grade(arguments: list[str]) -> None:
+    from conclip.config import UserError  # noqa: PLC0415
+    from conclip.regrade import grade_file  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(
+        prog="conclip grade",
+        description="Grade JSON lines with columns gold and response (optional: choices, precision). A response without "
+        "\\boxed{} is taken whole as the answer. Adds outcome, extracted, method and grader_version to each row.",
+    )
+    parser.add_argument("source", metavar="IN", type=Path, help="JSON lines")
+    parser.add_argument("target", metavar="OUT", type=Path, help="the graded JSON lines")
+    parser.add_argument("--audit", action="store_true", help="grade with a second, independent comparison too")
+    options = parser.parse_args(arguments)
+    try:
+        counts = grade_file(options.source, options.target, audit=options.audit)
+    except UserError as error:
+        fail("conclip grade", str(error))
+    for name, count in sorted(counts.items()):
+        sys.stdout.write(f"{count:>8}  {name}\n")
+    sys.stdout.write(f"graded rows: {options.target}\n")
 
 
 def _run(subcommand: str, arguments: list[str]) -> None:

@@ -8,12 +8,21 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
 from math_verify import parse, verify
 from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig
+from sympy.parsing.latex import parse_latex
 
-from conclip.answers import choice_letter, extract, normalise
+from conclip.answers import THOUSANDS, choice_letter, extract, normalise
 
-_TARGETS = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
+# Units are this module's own: math-verify's list takes 2ab for 2.
+_NORMALIZATION = NormalizationConfig(
+    basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False
+)
+_TARGETS = (
+    LatexExtractionConfig(boxed_match_priority=0, normalization_config=_NORMALIZATION),
+    ExprExtractionConfig(),
+)
 
 DECIMALS = 6
 """Numbers that agree when rounded to so many decimals are equal."""
@@ -23,8 +32,22 @@ def same_answer(gold: str, answer: str, *, choices: Sequence[str] | None = None,
     """Whether `answer` states the same as `gold`, gold first (the comparison is not symmetric: the gold one decides what
     kind of thing is asked for).
 
-    Example: ``same_answer("1/2", "0.5")`` and ``same_answer("B", "(b) 12")`` hold, ``same_answer("(0,1)", "[0,1]")`` does not.
+    Example: ``same_answer("1/2", "0.5")`` and ``same_answer("B", "(b) 12")`` hold, ``same_answer("(0,1)", "[0,1]")`` does
+    not.
     """
+    if _same(gold, answer, choices, decimals):
+        return True
+    if not _PROSE.search(_OR.sub(" ", answer)) or _UNIT.fullmatch(clean(answer)):
+        return False
+    found = extract(answer, lenient=True) or extract(_plain(answer), lenient=True)
+    return found is not None and found.answer != answer and _same(gold, found.answer, choices, decimals)
+
+
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}[\s:*]+\S|\n")
+
+
+def _same(gold: str, answer: str, choices: Sequence[str] | None, decimals: int) -> bool:
+    """`same_answer` for an answer that is no sentence."""
     gold, answer = clean(gold), clean(answer)
     if not answer or not gold:
         return False
@@ -38,12 +61,7 @@ def same_answer(gold: str, answer: str, *, choices: Sequence[str] | None = None,
         return _words(gold) == _words(answer)
     if _LITERAL.fullmatch(normalise(gold)):
         return False  # a time, a ratio, a number in another base: only the same spelling is the same
-    if _same_value(gold, answer, decimals):
-        return True
-    if len(answer.split()) > 1 and re.search(r"[A-Za-z]{2}", answer):  # a sentence in the box
-        found = extract(_plain(answer), lenient=True)
-        return found is not None and found.answer != answer and _same_value(gold, clean(found.answer), decimals)
-    return False
+    return _same_value(gold, answer, decimals)
 
 
 _DELIMITERS = re.compile(r"^(?:\$\$(.*)\$\$|\$(.*)\$|\\\[(.*)\\\]|\\\((.*)\\\))$", re.DOTALL)
@@ -51,15 +69,42 @@ _STYLED = re.compile(r"\\(?:textbf|textit|mathbf|mathit|boldsymbol|mathrm|text|m
 _NOISE = re.compile(r"\\(?:displaystyle|textstyle|left|right|bigl?|bigr|Bigl?|Bigr|!)(?![a-zA-Z])")
 
 
+_SIGNS = str.maketrans(
+    {
+        "−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "∞": "\\infty ", "≤": "\\le ",
+        "≥": "\\ge ", "≠": "\\ne ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "²": "^2", "³": "^3", "°": "^\\circ",
+        "∅": "\\emptyset ", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}", "±": "\\pm ", "θ": "\\theta ",
+        "α": "\\alpha ", "β": "\\beta ", "\u00a0": " ",
+    }
+)  # fmt: skip
+_BASES = {
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
+
+
 def clean(text: str) -> str:
-    """The answer without formula delimiters, layout commands, a leading sign of (near) equality or a final full stop."""
-    text = text.strip()
+    """The answer in LaTeX's signs, without formula delimiters, layout commands, a leading sign of (near) equality or a final
+    full stop."""
+    text = text.translate(_SIGNS).strip()
     while match := _DELIMITERS.match(text):
         text = next(part for part in match.groups() if part is not None).strip()
     text = _NOISE.sub("", text).replace("{,}", ",").replace("\\%", "%")
     text = re.sub(r"(?<!\\)\\[;:, ]|~", " ", text)
-    text = re.sub(r"\\varnothing|\\empty(?![a-z])|∅", r"\\emptyset", text)
-    text = re.sub(r"_\s*\{(\w+)\}", r"_\1", text) if re.fullmatch(r"\s*\w+\s*_\s*\{\w+\}\s*", text) else text
+    text = re.sub(r"\\varnothing|\\empty(?![a-z])", r"\\emptyset", text)
+    text = re.sub(r"(?<!\\)√\s*(\d+|\([^()]*\))|(?<![\\a-zA-Z])sqrt\s*(\([^()]*\)|\d+)", _root, text)
+    text = re.sub(r"(?<![\\a-zA-Z])(pi|infinity|infty)(?![a-zA-Z])", r"\\\1 ", text).replace(r"\infinity", r"\infty")
+    text = re.sub(r"(?<=\d)[eE](?=[-+]?\d+$)", r" \\times 10^", text) if _FLOAT.fullmatch(text.strip()) else text
+    if based := _BASED.fullmatch(text):
+        text = f"{based.group(1)}_{_BASES.get(based.group(2), based.group(2))}"
+    text = re.sub(r"^(?:\\[\]\)]|\$)+|(?:\\[\[\]\(\)]|(?<!\\)\$)+$", "", text.strip()) if text.count("$") < 2 else text
     if text.endswith((")", "]")) and not re.search(r"[(\[]", text):
         text = text[:-1]
     text = re.sub(r"(?<!\\)\$", "", text) if text.count("$") == 1 and "\\$" not in text else text
@@ -71,6 +116,15 @@ def clean(text: str) -> str:
     if text.startswith("{") and text.endswith("}") and "{" not in text[1:] and "," not in text:
         text = text[1:-1].strip()
     return text.strip()
+
+
+_FLOAT = re.compile(r"[-+]?\d+(?:\.\d+)?[eE][-+]?\d+")
+_BASED = re.compile(r"\s*([0-9A-Fa-f]+)\s*_\s*\{?(?:\\text\s*\{)?\s*(\w+)\s*\}?\}?\s*")
+
+
+def _root(match: re.Match[str]) -> str:
+    inside = (match.group(1) or match.group(2)).strip("()")
+    return f"\\sqrt{{{inside}}}"
 
 
 def _plain(text: str) -> str:
@@ -101,7 +155,10 @@ def _same_value(gold: str, answer: str, decimals: int) -> bool:
     gold_value, gold_unit = split_unit(gold)
     answer_value, answer_unit = split_unit(answer)
     if gold_unit and answer_unit and gold_unit != answer_unit:
-        return _verified(gold, answer, decimals)
+        return False
+    is_set = gold_value.lstrip("\\").startswith("{")
+    if not is_set and _num_alternatives(gold_value) == 1 < _num_alternatives(_as_union(answer_value) or answer_value):
+        return False  # one value asked for, several given
     gold_percent, answer_percent = gold_unit == "%", answer_unit == "%"
     if _verified(gold_value, answer_value, decimals):
         return True
@@ -112,9 +169,17 @@ def _same_value(gold: str, answer: str, decimals: int) -> bool:
     return (gold_value, answer_value) != (gold, answer) and _verified(gold, answer, decimals)
 
 
+def _num_alternatives(text: str) -> int:
+    """How many values stand side by side, outside of brackets: 2 for ``x = 1, x = 2`` and for ``\\pm 3``."""
+    flat, before = _OR.sub(", ", THOUSANDS.sub("", text)), None
+    while flat != before:
+        before, flat = flat, re.sub(r"[\[({][^\[\](){}]*[\])}]", "", flat)
+    return len([part for part in flat.split(",") if part.strip()]) * (2 if "\\pm" in flat else 1)
+
+
 _NUMERIC = (
     r"(?:[-+]?(?:\d[\d,]*\.?\d*|\.\d+|\d*\s*\\[dtc]?frac\s*\{?\d+\}?\s*\{?\d+\}?"
-    r"|\d+\s*/\s*\d+|[\d.]*\s*\\sqrt\{\d+\}|\d*\\pi))"
+    r"|\d+\s*/\s*\d+|[\d.]*\s*\\sqrt\{\d+\}|\d*\\pi)(?:\s*(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{-?\d+\}|-?\d))?)"
 )
 _UNIT = re.compile(
     rf"({_NUMERIC})\s*(?:"
@@ -132,7 +197,7 @@ _SAME_UNIT = {
     "ft": "foot", "miles": "mile", "mi": "mile", "dollars": "dollar", "cents": "cent", "kilograms": "kg", "kilogram": "kg",
     "grams": "g", "gram": "g", "liters": "liter", "days": "day", "years": "year", "weeks": "week",
 }  # fmt: skip
-_KNOWN_UNITS = frozenset(_SAME_UNIT.values()) | {"mm", "mg", "kg"}
+_KNOWN_UNITS = frozenset(_SAME_UNIT.values()) | {"mm", "mg", "ml"}
 
 
 def split_unit(text: str) -> tuple[str, str | None]:
@@ -153,13 +218,36 @@ def split_unit(text: str) -> tuple[str, str | None]:
     if match.group("degrees"):
         return value, "degree"
     unit = _plain(match.group("styled") or match.group("plain") or "").strip(" .").casefold()
+    unit, power, exponent = re.sub(r"[{}\s]", "", unit).replace("square", "").partition("^")
     unit = _SAME_UNIT.get(unit, unit)
-    return value, unit if unit in _KNOWN_UNITS else None
+    return value, unit + power + exponent if unit in _KNOWN_UNITS else None
 
 
 _MIXED = re.compile(r"(-?)(\d+)\s+(\d+)\s*/\s*(\d+)")
 _REPEATING = re.compile(r"(-?)(\d*)\.(\d*)\\overline\{(\d+)\}")
 _OR = re.compile(r"\s*(?:\\text\s*\{\s*(?:or|and)\s*\}|\\(?:lor|land|quad|qquad)\b|\b(?:or|and)\b)\s*")
+
+
+_IMAGINARY = re.compile(r"(?<![A-Za-z\\_])i(?![A-Za-z]|\s*=)")
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
+_HALF_LINE = re.compile(r"\s*[a-zA-Z]\s*(<|>|\\leq?|\\geq?|\\leqslant|\\geqslant)\s*([^<>=]+)")
+
+
+def _as_union(text: str) -> str | None:
+    """``x < 2 or x > 5`` as a union of intervals, the alternatives in their order; None for anything else."""
+    parts = [_HALF_LINE.fullmatch(part) for part in _OR.split(text)]
+    if len(parts) < 2 or not all(parts):
+        return None
+    intervals: list[str] = []
+    for part in parts:
+        assert part is not None
+        relation, bound = part.group(1), part.group(2).strip(" ,")
+        closed = "e" in relation
+        if relation in ("<", "\\le", "\\leq", "\\leqslant"):
+            intervals.append(f"(-\\infty, {bound}{']' if closed else ')'}")
+        else:
+            intervals.append(f"{'[' if closed else '('}{bound}, \\infty)")
+    return " \\cup ".join(intervals)
 
 
 def _spellings(text: str) -> Iterator[str]:
@@ -174,6 +262,12 @@ def _spellings(text: str) -> Iterator[str]:
         yield f"{sign}\\frac{{{top}}}{{{'9' * len(period)}{'0' * len(fixed)}}}"
         return
     yield text
+    if imaginary := _IMAGINARY.sub("I", text) if _IMAGINARY.search(text) else None:
+        yield imaginary
+    if _TRIGONOMETRIC.search(text) and "\\circ" in text:
+        yield re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*\{?\s*\\circ\s*\}?", r"(\\frac{\1\\pi}{180})", text)
+    if union := _as_union(text):
+        yield union
     joined = re.sub(r"\s*,\s*,\s*", ", ", _OR.sub(", ", text)).strip(" ,")
     if joined != text:
         yield joined
@@ -206,3 +300,15 @@ def _equal(gold: list[Any], answer: list[Any], decimals: int) -> bool:
         timeout_seconds=None,
         raise_on_error=True,
     )
+
+
+def same_by_sympy(gold: str, answer: str, *, decimals: int = DECIMALS) -> bool:
+    """The auditing comparison: sympy's own LaTeX grammar instead of math-verify's, and equality of values. Raises what the
+    parser raises where it cannot read one side (intervals, sets, text)."""
+    left, right = (parse_latex(THOUSANDS.sub("", _plain(clean(text))), backend="lark") for text in (gold, answer))
+    if left == right:
+        return True
+    difference: Any = left - right  # pyright: ignore[reportOptionalOperand]
+    if difference.is_number:
+        return abs(difference.evalf()) < 0.5 * 10.0**-decimals
+    return difference.equals(0) is True

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from conclip.answers import Extraction, extract, normalise
+from conclip.answers import Extraction, Method, extract, normalise
 from conclip.types import FinishReason, Grade, Outcome
 
 LOG = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class _Pair:
     answer: str
     choices: tuple[str, ...] | None = None
     decimals: int | None = None
+    second_method: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ class Grader:
             elif extraction is None:
                 self._done(_Asker(key, Extraction("", "whole")), Outcome.NO_ANSWER)
             else:
-                self._compare(_Asker(key, extraction), gold, tuple(choices) if choices else None, decimals)
+                pair = _Pair(gold, extraction.answer, tuple(choices) if choices else None, decimals)
+                self._compare(_Asker(key, extraction), pair)
 
     def submit_answer(
         self,
@@ -113,12 +115,16 @@ class Grader:
         *,
         gold: str,
         answer: str,
+        method: Method = "whole",
         choices: Sequence[str] | None = None,
         decimals: int | None = None,
+        second_method: bool = False,
     ) -> None:
-        """Grade text that is an answer as a whole."""
+        """Grade an answer that was extracted already. `second_method` asks the auditing comparison instead: no conventions,
+        a parser of its own, `grader_error` where it cannot read one side."""
         with self._lock:
-            self._compare(_Asker(key, Extraction(answer, "whole")), gold, tuple(choices) if choices else None, decimals)
+            pair = _Pair(gold, answer, tuple(choices) if choices else None, decimals, second_method)
+            self._compare(_Asker(key, Extraction(answer, method)), pair)
 
     def poll(self, timeout_s: float = 0.0) -> list[tuple[str, Grade]]:
         """Verdicts that are ready; waits up to `timeout_s` when there are none but some are under way. Raises GraderBroken
@@ -152,13 +158,14 @@ class Grader:
                 _kill(worker)
             self._state.workers.clear()
 
-    def _compare(self, asker: _Asker, gold: str, choices: tuple[str, ...] | None, decimals: int | None) -> None:
-        answer, state = asker.extraction.answer, self._state
-        if choices is None and normalise(answer) == normalise(gold):
-            return self._done(asker, Outcome.CORRECT)
-        if len(answer) > MAX_ANSWER_CHARS:
+    def _compare(self, asker: _Asker, pair: _Pair) -> None:
+        state = self._state
+        if not pair.answer.strip():
+            return self._done(asker, Outcome.NO_ANSWER)
+        if len(pair.answer) > MAX_ANSWER_CHARS:
             return self._done(asker, Outcome.WRONG)
-        pair = _Pair(gold, answer, choices, decimals)
+        if pair.choices is None and normalise(pair.answer) == normalise(pair.gold):
+            return self._done(asker, Outcome.CORRECT)
         if pair in state.verdicts:
             return self._done(asker, state.verdicts[pair])
         if pair in state.waiting:
@@ -198,7 +205,7 @@ class Grader:
             worker.pair = state.queue.popleft()
             worker.deadline = time.monotonic() + self._wall_limit_s
             pair = worker.pair
-            line = json.dumps([pair.gold, pair.answer, pair.choices, pair.decimals]).encode() + b"\n"
+            line = json.dumps([pair.gold, pair.answer, pair.choices, pair.decimals, pair.second_method]).encode() + b"\n"
             try:
                 assert worker.process.stdin is not None
                 worker.process.stdin.write(line)

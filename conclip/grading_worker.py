@@ -1,4 +1,4 @@
-"""One grader process: reads ``[gold, answer, choices, decimals]`` JSON lines, writes one outcome a line.
+"""One grader process: reads ``[gold, answer, choices, decimals, second method]`` JSON lines, writes one outcome a line.
 
 Limits of its own, kept by the kernel: processor time for each answer, and memory. An answer that exceeds them ends the
 process, which the parent sees. The end of its input ends it, too.
@@ -11,18 +11,23 @@ import resource
 import signal
 import sys
 
-from conclip.equivalence import DECIMALS, same_answer
+from conclip.equivalence import DECIMALS, same_answer, same_by_sympy
 from conclip.types import Outcome
 
 MEMORY_LIMIT_BYTES = 2 << 30
 """Address space of a worker."""
 
 
-def judge(gold: str, answer: str, choices: list[str] | None = None, decimals: int | None = None) -> Outcome:
+def judge(
+    gold: str, answer: str, choices: list[str] | None = None, decimals: int | None = None, second_method: bool = False
+) -> Outcome:
     """The verdict on one answer; what makes the libraries fail is an error of the grader, not of the answer."""
     try:
         places = DECIMALS if decimals is None else decimals
-        same = same_answer(gold, answer, choices=choices, decimals=places)
+        if second_method:
+            same = same_by_sympy(gold, answer, decimals=places)
+        else:
+            same = same_answer(gold, answer, choices=choices, decimals=places)
         return Outcome.CORRECT if same else Outcome.WRONG
     except Exception:
         return Outcome.GRADER_ERROR

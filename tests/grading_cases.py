@@ -2,8 +2,8 @@ r"""Gold answer, model's boxed answer, whether they are the same. By category; e
 
 Conventions: exact and decimal forms of one number agree (1/2 and 0.5); a rounded decimal is not the exact number (0.33 and
 1/3); a percentage agrees with its number of percent and with its fraction (50\%, 50 and 0.5), as graders in the field have
-it; units and a leading "x =" may be left out, another unit may not be put in; order matters in tuples and intervals, not in sets
-and lists of solutions; brackets matter in intervals.
+it; units and a leading "x =" may be left out, another unit may not be put in; order matters in tuples and intervals, not in
+sets and lists of solutions; brackets matter in intervals.
 """
 
 CASES: dict[str, list[tuple[str, str, bool]]] = {

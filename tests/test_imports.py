@@ -54,14 +54,16 @@ def test_one_module_imports_vllm():
 
 
 LAYERS = [
-    ["types", "stats", "seeding", "terminal"],
+    ["types", "stats", "seeding", "terminal", "answers"],
     ["problems.arithmetic"],
     ["config"],
     ["validate", "length_rewards", "compose"],
+    ["equivalence"],
     ["grading", "grading_worker", "rewards", "prompts", "problems", "probe", "models.folder", "inputs", "algo"],
     ["batch", "models", "lab", "evaluation.metrics", "evaluation.tables"],
     ["rollout"],
     ["runlog", "runtime", "evaluation", "training", "report"],
+    ["regrade"],
     ["commands", "help", "cli", "__main__"],
 ]
 

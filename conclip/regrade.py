@@ -1,0 +1,131 @@
+"""`conclip grade IN OUT`: any JSON lines with `gold` and `response` columns get an outcome and an extracted answer a row.
+
+No model is needed: for old runs, other tools' outputs, and audits of the grader itself.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from conclip.answers import extract_boxed
+from conclip.config import UserError
+from conclip.grading import GRADER_VERSION, Grader
+from conclip.types import Grade, Outcome
+
+MAX_PENDING = 1000
+"""Rows held in memory at a time."""
+
+
+def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
+    """Grade every row of `source` into `target`, in order; returns how many rows have each outcome (and, audited, how many
+    the second method sees otherwise, agrees on, or cannot judge).
+
+    A row's columns stay; `outcome`, `extracted`, `method` and `grader_version` are added, `audit` when asked for. A response
+    without a box is taken whole as the answer. Optional columns: `choices` (texts of options A, B, ...), `precision`
+    (decimals to which numbers must agree). Raises UserError with the line number on unusable rows, before `target` is made.
+    """
+    if not source.is_file():
+        raise UserError(f"no file '{source}'; give JSON lines with columns 'gold' and 'response'")
+    if source.resolve() == target.resolve():
+        raise UserError(f"'{target}' is the input; give another file for the output")
+    if not target.parent.is_dir():
+        raise UserError(f"no folder '{target.parent}' for the output")
+    num_rows = sum(1 for _ in _rows(source))
+    if num_rows == 0:
+        raise UserError(f"'{source}' holds no rows; give JSON lines with columns 'gold' and 'response'")
+    counts: Counter[str] = Counter()
+    aside = target.with_name(target.name + ".part")
+    with aside.open("w", encoding="utf-8") as out:
+        for row, grade, second in _graded(source, audit=audit):
+            result = {"outcome": grade.outcome.value, "extracted": grade.extracted, "method": grade.method}
+            counts[grade.outcome.value] += 1
+            if second is not None:
+                result["audit"] = second
+                counts[f"audit: {second}"] += 1
+            out.write(json.dumps(row | result | {"grader_version": GRADER_VERSION}, ensure_ascii=False) + "\n")
+    aside.replace(target)
+    return counts
+
+
+def _graded(source: Path, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grade, str | None]]:
+    """Rows with their verdicts, in the order of the file; workers keep busy on the rows ahead."""
+    grader = Grader()
+    pending: dict[str, dict[str, Any]] = {}
+    verdicts: dict[str, Grade] = {}
+    next_out = 0
+
+    def ready() -> Iterator[tuple[dict[str, Any], Grade, str | None]]:
+        nonlocal next_out
+        while (key := str(next_out)) in verdicts and (not audit or f"{key} audit" in verdicts):
+            grade = verdicts.pop(key)
+            second = _agreement(grade, verdicts.pop(f"{key} audit")) if audit else None
+            yield pending.pop(key), grade, second
+            next_out += 1
+
+    try:
+        for number, row in enumerate(_rows(source)):
+            key = str(number)
+            pending[key] = row
+            _submit(grader, key, row)
+            if audit:
+                _submit(grader, f"{key} audit", row, second=True)
+            verdicts |= dict(grader.poll())
+            while len(pending) >= MAX_PENDING and str(next_out) not in verdicts:
+                verdicts |= dict(grader.poll(1.0))
+            yield from ready()
+        while pending:
+            verdicts |= dict(grader.poll(1.0))
+            yield from ready()
+    finally:
+        grader.close()
+
+
+def _submit(grader: Grader, key: str, row: dict[str, Any], *, second: bool = False) -> None:
+    gold, response = str(row["gold"]), str(row["response"])
+    answer = extract_boxed(response)
+    grader.submit_answer(
+        key,
+        gold=extract_boxed(gold) or gold,
+        answer=response.strip() if answer is None else answer,
+        method="whole" if answer is None else "boxed",
+        choices=row.get("choices"),
+        decimals=row.get("precision"),
+        second_method=second,
+    )
+
+
+def _agreement(first: Grade, second: Grade) -> str:
+    if Outcome.GRADER_ERROR in (first.outcome, second.outcome):
+        return "not judged"
+    return "agrees" if first.outcome is second.outcome else "disagrees"
+
+
+def _rows(source: Path) -> Iterator[dict[str, Any]]:
+    with source.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _checked(f"{source}:{number}", line)
+
+
+def _checked(where: str, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno}); each line must be one object") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a JSON {type(row).__name__}, not an object with columns")
+    row = cast(dict[str, Any], row)
+    for column in ("gold", "response"):
+        if column not in row:
+            raise UserError(f"{where}: no column '{column}'; columns here: {', '.join(sorted(row)) or 'none'}")
+        if isinstance(row[column], bool) or not isinstance(row[column], (str, int, float)):
+            raise UserError(f"{where}: column '{column}' must be text or a number")
+    choices = row.get("choices")
+    if choices is not None and not (isinstance(choices, list) and all(isinstance(c, str) for c in cast(list[Any], choices))):
+        raise UserError(f"{where}: column 'choices' must be a list of texts, or null")
+    precision = row.get("precision")
+    if precision is not None and (isinstance(precision, bool) or not isinstance(precision, int) or precision < 0):
+        raise UserError(f"{where}: column 'precision' must be a number of decimals, or null")
+    return row

@@ -1,0 +1,98 @@
+"""`conclip grade` on real files."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from conclip.cli import main
+from conclip.regrade import grade_file
+
+ROWS = [
+    {"gold": "1/2", "response": r"so \boxed{0.5}", "id": 7},
+    {"gold": "1/2", "response": "0.5"},
+    {"gold": "B", "response": "The answer is (B).", "choices": ["1", "2"]},
+    {"gold": "2", "response": r"\boxed{3}"},
+    {"gold": 2, "response": ""},
+    {"gold": "0.333", "response": "0.3334", "precision": 3},
+    {"gold": r"so \boxed{(0,1)}", "response": r"\boxed{(0, 1)}"},
+]
+OUTCOMES = ["correct", "correct", "correct", "wrong", "no_answer", "correct", "correct"]
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_row_gets_an_outcome_and_keeps_its_columns(tmp_path: Path):
+    target = tmp_path / "out.jsonl"
+    counts = grade_file(write(tmp_path / "in.jsonl", ROWS), target, audit=False)
+    rows = read(target)
+    assert [row["outcome"] for row in rows] == OUTCOMES
+    assert [row["method"] for row in rows] == ["boxed", "whole", "whole", "boxed", None, "whole", "boxed"]
+    assert rows[0]["extracted"] == "0.5" and rows[0]["id"] == 7
+    assert counts == {"correct": 5, "wrong": 1, "no_answer": 1}
+
+
+def test_order_holds_over_many_rows(tmp_path: Path):
+    rows: list[dict[str, object]] = [{"gold": f"{n}", "response": f"\\boxed{{{n % 7}+0}}", "n": n} for n in range(2500)]
+    grade_file(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", audit=False)
+    graded = read(tmp_path / "out.jsonl")
+    assert [row["n"] for row in graded] == list(range(2500))
+    assert [row["outcome"] == "correct" for row in graded] == [n < 7 for n in range(2500)]
+
+
+def test_an_audit_lists_where_a_second_method_disagrees(tmp_path: Path):
+    rows: list[dict[str, object]] = [
+        {"gold": r"\frac{1}{2}", "response": r"\boxed{\frac{2}{4}}"},
+        {"gold": "5", "response": r"\boxed{6}"},
+        {"gold": "50", "response": r"\boxed{x=50}"},  # a convention: the second method compares the equation itself
+        {"gold": "[0,1)", "response": r"\boxed{[0,1]}"},  # it reads no intervals
+    ]
+    counts = grade_file(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", audit=True)
+    assert [row["audit"] for row in read(tmp_path / "out.jsonl")][:2] == ["agrees", "agrees"]
+    assert read(tmp_path / "out.jsonl")[3]["audit"] == "not judged"
+    assert counts["audit: agrees"] == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no file"),
+        ("", "holds no rows"),
+        ('{"gold": "1", "response": "1"}\nnot json\n', ":2: not JSON"),
+        ('{"gold": "1"}\n', ":1: no column 'response'"),
+        ('{"gold": null, "response": "1"}\n', "column 'gold' must be text"),
+        ('{"gold": "1", "response": "1", "choices": "A"}\n', "column 'choices'"),
+        ('{"gold": "1", "response": "1", "precision": -1}\n', "column 'precision'"),
+        ("[1]\n", "a JSON list"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], content: str | None, said: str
+):
+    source = tmp_path / "in.jsonl"
+    if content is not None:
+        source.write_text(content)
+    monkeypatch.setattr(sys, "argv", ["conclip", "grade", str(source), str(tmp_path / "out.jsonl")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    out, err = capfd.readouterr()
+    assert end.value.code == 2 and out == ""
+    assert len(err.strip().splitlines()) == 1 and said in err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_command_says_how_many_rows_have_each_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    arguments = ["conclip", "grade", str(write(tmp_path / "in.jsonl", ROWS)), str(tmp_path / "out.jsonl")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    main()
+    assert "5  correct" in capfd.readouterr().out
