@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--responses", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--micro-batch", type=int, default=512, help="trainer.max_tokens_per_micro_batch")
+    parser.add_argument("--micro-batch", type=int, default=1024, help="trainer.max_tokens_per_micro_batch")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     arguments = parser.parse_args()
     loaded = load_config(

@@ -50,7 +50,7 @@ def extract_boxed(text: str) -> str | None:
 
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _PHRASE = re.compile(
-    r"(?:final\s+answer|answer|result)\s*(?:\([^()\n]{0,20}\)\s*)?(?:is|are|=|:)\s*:?\s*\**\s*([^\n]{1,300})", re.IGNORECASE
+    r"(?:answer|result|option|choice)\s*(?:\([^()\n]{0,20}\)\s*)?(?:is|are|=|:)\s*:?\s*\**[ \t]*(?=\S)", re.IGNORECASE
 )
 _MATH = re.compile(r"\$\$(.{1,2000}?)\$\$|\$([^$\n]{1,500})\$|\\\[(.{1,2000}?)\\\]|\\\((.{1,500}?)\\\)", re.DOTALL)
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?\s*(?:\\?%)?")
@@ -66,8 +66,8 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
     tail = text[-MAX_TAIL_CHARS:].rstrip()
     if hashes := _HASHES.findall(tail):
         return Extraction(hashes[-1].strip(), "hashes")
-    if phrases := _PHRASE.findall(tail):
-        return Extraction(_sentence(phrases[-1]), "phrase")
+    if phrases := list(_PHRASE.finditer(tail)):
+        return Extraction(_sentence(tail[phrases[-1].end() :].partition("\n")[0][:300]), "phrase")
     if formulas := _MATH.findall(tail):
         return Extraction("".join(formulas[-1]).strip(), "math")
     if numbers := _NUMBER.findall(tail):

@@ -60,7 +60,7 @@ def _same(gold: str, answer: str, choices: Sequence[str] | None, decimals: int) 
     if _is_text(gold):
         return _words(gold) == _words(answer)
     if _LITERAL.fullmatch(normalise(gold)):
-        return False  # a time, a ratio, a number in another base: only the same spelling is the same
+        return False  # times, ratios, other bases, minutes of arc, cases: only the same spelling is the same
     return _same_value(gold, answer, decimals)
 
 
@@ -77,6 +77,10 @@ _SIGNS = str.maketrans(
         "α": "\\alpha ", "β": "\\beta ", "\u00a0": " ",
     }
 )  # fmt: skip
+_ALIGNED = re.compile(
+    r"\\begin\{(?:aligned|align\*?|gathered|array)\}(.*)\\end\{(?:aligned|align\*?|gathered|array)\}", re.DOTALL
+)
+_SET_BUILDER = re.compile(r"\\?\{\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\\vert|:|\|)\s*(.*?)\s*\\?\}")
 _BASES = {
     "two": "2",
     "three": "3",
@@ -93,15 +97,19 @@ _BASES = {
 def clean(text: str) -> str:
     """The answer in LaTeX's signs, without formula delimiters, layout commands, a leading sign of (near) equality or a final
     full stop."""
-    text = text.translate(_SIGNS).strip()
+    text = text.translate(_SIGNS).replace("**", " ").strip()
     while match := _DELIMITERS.match(text):
         text = next(part for part in match.groups() if part is not None).strip()
-    text = _NOISE.sub("", text).replace("{,}", ",").replace("\\%", "%")
+    text = _NOISE.sub("", text).replace("{,}", ",").replace("\\%", "%").replace("^{\\circ}", "^\\circ")
+    if aligned := _ALIGNED.fullmatch(text):
+        text = aligned.group(1).replace("&", "").replace("\\\\", ", ")
+    if described := _SET_BUILDER.fullmatch(text):
+        text = described.group(1)
     text = re.sub(r"(?<!\\)\\[;:, ]|~", " ", text)
     text = re.sub(r"\\varnothing|\\empty(?![a-z])", r"\\emptyset", text)
     text = re.sub(r"(?<!\\)√\s*(\d+|\([^()]*\))|(?<![\\a-zA-Z])sqrt\s*(\([^()]*\)|\d+)", _root, text)
     text = re.sub(r"(?<![\\a-zA-Z])(pi|infinity|infty)(?![a-zA-Z])", r"\\\1 ", text).replace(r"\infinity", r"\infty")
-    text = re.sub(r"(?<=\d)[eE](?=[-+]?\d+$)", r" \\times 10^", text) if _FLOAT.fullmatch(text.strip()) else text
+    text = re.sub(r"(?<=\d)[eE](?=[-+]?\d+$)", r" \\times 10^{", text) + "}" if _FLOAT.fullmatch(text.strip()) else text
     if based := _BASED.fullmatch(text):
         text = f"{based.group(1)}_{_BASES.get(based.group(2), based.group(2))}"
     text = re.sub(r"^(?:\\[\]\)]|\$)+|(?:\\[\[\]\(\)]|(?<!\\)\$)+$", "", text.strip()) if text.count("$") < 2 else text
@@ -147,7 +155,7 @@ def _is_text(gold: str) -> bool:
     return styled or len(plain) >= 4 or (len(plain) >= 2 and plain[0].isupper())
 
 
-_LITERAL = re.compile(r"-?\d+(?::\d+)+|[0-9A-Fa-f]+_\{?\d+\}?")
+_LITERAL = re.compile(r"-?\d+(?::\d+)+|[0-9A-Fa-f]+_\{?\d+\}?|.*\\circ.*\d'.*|.*\\begin\{cases\}.*")
 
 
 def _same_value(gold: str, answer: str, decimals: int) -> bool:
@@ -250,8 +258,9 @@ def _as_union(text: str) -> str | None:
     return " \\cup ".join(intervals)
 
 
-def _spellings(text: str) -> Iterator[str]:
-    """The formula in ways math-verify reads: as it is; alternatives joined by commas; without the name before "="."""
+def _spellings(text: str, other: str) -> Iterator[str]:
+    """The formula in ways math-verify reads: as it is; alternatives joined by commas; without names before "=" where they
+    are all the same or the other side has none."""
     if mixed := _MIXED.fullmatch(text):
         sign, whole, top, bottom = mixed.groups()
         yield f"{sign}\\frac{{{int(whole) * int(bottom) + int(top)}}}{{{bottom}}}"
@@ -271,14 +280,15 @@ def _spellings(text: str) -> Iterator[str]:
     joined = re.sub(r"\s*,\s*,\s*", ", ", _OR.sub(", ", text)).strip(" ,")
     if joined != text:
         yield joined
-    if "," in joined and re.search(r"(?:^|,)\s*[a-zA-Z](?:_\{?\w\}?)?\s*=", joined):
+    names = {name[0] for name in re.findall(r"(?:^|,)\s*([a-zA-Z](?:_\{?\w\}?)?)\s*=", joined)}
+    if "," in joined and (len(names) == 1 or (names and "=" not in other)):
         yield re.sub(r"(^|,)\s*[a-zA-Z](?:_\{?\w\}?)?\s*=\s*", r"\1", joined)
 
 
 def _verified(gold: str, answer: str, decimals: int) -> bool:
     """math-verify's verdict on any pair of spellings."""
-    answers = [_parsed(spelling) for spelling in _spellings(answer)]
-    for spelling in _spellings(gold):
+    answers = [_parsed(spelling) for spelling in _spellings(answer, gold)]
+    for spelling in _spellings(gold, answer):
         parsed_gold = _parsed(spelling)
         for parsed_answer in answers:
             if parsed_gold and parsed_answer and _equal(parsed_gold, parsed_answer, decimals):

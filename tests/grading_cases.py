@@ -72,6 +72,7 @@ CASES: dict[str, list[tuple[str, str, bool]]] = {
         ("ab", "ba", True),
         ("2ab", r"2 \cdot a \cdot b", True),
         ("2ab", r"2 \times a \times b", True),
+        ("2ab", "2", False),
         ("x=5", "5", True),
         ("5", "x=5", True),
         ("x = 5", "x = 6", False),

@@ -1,5 +1,6 @@
 """The grader on the real path: worker processes, math-verify, limits, kills, hostile answers."""
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import psutil
 import pytest
 
 from conclip.grading import Grader, GraderBroken
+from conclip.regrade import grade_file
 from conclip.types import Grade, Outcome
 from tests.grading_cases import CASES
 from tests.hostile_answers import HOSTILE
@@ -43,6 +45,15 @@ def test_every_pair_of_the_table(grader: Grader, category: str):
         if (verdicts[str(number)].outcome is Outcome.CORRECT) is not same
     ]
     assert wrong == []
+
+
+def test_labelled_responses(tmp_path: Path):
+    """983 responses of every kind, labelled by others than the grader's author, through the command people use."""
+    target = tmp_path / "graded.jsonl"
+    grade_file(Path(__file__).parent / "answer_pairs.jsonl", target, audit=False)
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    wrong = [(r["gold"], r["response"], r["outcome"]) for r in rows if (r["outcome"] == "correct") is not r["label"]]
+    assert len(rows) == 983 and wrong == []
 
 
 def test_strict_and_lenient_side_by_side(grader: Grader):
