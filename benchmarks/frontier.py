@@ -125,7 +125,7 @@ def run_seed(seed: int, wanted: dict[str, tuple[str, ...]], budget: int, results
     with open_runtime(config, run, inputs.model_path, inputs.problems, config.eval.max_tokens) as runtime:
         groups = runtime.sample_groups("probe", inputs.pool, runtime.training_spec, 12, "probe base")
         problems = select("phase2", inputs.pool, pass_rates(groups), config.phase2, seed)
-        base = evaluate("base", runtime, inputs.test, config.eval, run.folder / "rows-base.jsonl")
+        base = evaluate("base", "base", runtime, inputs.test, config.eval, run.folder / "rows-base.jsonl")
         if "base" not in done:
             append(results, {"name": "base", "seed": seed} | measures(base, base))
         for name, overrides in wanted.items():
@@ -138,7 +138,7 @@ def run_seed(seed: int, wanted: dict[str, tuple[str, ...]], budget: int, results
                 stage, mine, phase, runtime, model_path=inputs.model_path, problems=problems, validation=inputs.validation
             )
             result = trainer.train()
-            rows = evaluate(stage, runtime, inputs.test, config.eval, run.folder / f"rows-{stage}.jsonl")
+            rows = evaluate(stage, stage, runtime, inputs.test, config.eval, run.folder / f"rows-{stage}.jsonl")
             curve = [(point.step, point.accuracy, point.mean_tokens) for point in result.history]
             append(results, {"name": name, "seed": seed, "curve": curve} | measures(base, rows) | trace(runtime, stage))
     run.close()

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a bug of ours (traceback), 2 bad input (one line), 130 int
 
 import argparse
 import difflib
+import json
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ SUBCOMMANDS = {
 
 PLAIN_SUBCOMMANDS = {
     "grade": "grade any JSON lines with gold and response: conclip grade IN OUT",
+    "compare": "paired statistics of two evaluations: conclip compare FIRST SECOND",
 }
 """They take arguments, not a config."""
 
@@ -68,6 +70,8 @@ def main() -> None:
     try:
         if subcommand == "grade":
             _grade(arguments[1:])
+        elif subcommand == "compare":
+            _compare(arguments[1:])
         else:
             _run(subcommand, arguments[1:])
     except BrokenPipeError:  # the reader of a page (`| head`) has seen enough
@@ -105,6 +109,47 @@ def _grade(arguments: list[str]) -> None:
     for name, count in sorted(counts.items()):
         sys.stdout.write(f"{count:>8}  {name}\n")
     sys.stdout.write(f"graded rows: {options.target}\n")
+
+
+def _compare(arguments: list[str]) -> None:
+    from conclip.config import UserError  # noqa: PLC0415
+    from conclip.evaluation import compare  # noqa: PLC0415
+    from conclip.evaluation.rows import read_rows, select_rows  # noqa: PLC0415
+    from conclip.terminal import open_console  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(
+        prog="conclip compare",
+        description="Differences in accuracy and length between two evaluations, paired by problem: intervals, permutation "
+        "tests, non-inferiority, and which outcomes turned into which.",
+    )
+    parser.add_argument("first", metavar="FIRST", type=Path, help="run folder of an evaluation, or a file with its rows")
+    parser.add_argument("second", metavar="SECOND", type=Path, help="the same, of what is compared with it")
+    parser.add_argument("--margin", type=float, default=0.03, help="accuracy counts as kept within it [probability]")
+    for name in ("model", "prompt", "temperature"):
+        kind = float if name == "temperature" else str
+        parser.add_argument(
+            f"--{name}", type=kind, nargs="+", help=f"{name} of FIRST (and of SECOND, if another) to compare"
+        )
+    parser.add_argument("--json", type=Path, help="write the numbers here, too")
+    options = parser.parse_args(arguments)
+    try:
+        chosen = {name: getattr(options, name) for name in ("model", "prompt", "temperature") if getattr(options, name)}
+        sides = [
+            select_rows(read_rows(path), **{name: values[min(side, len(values) - 1)] for name, values in chosen.items()})
+            for side, path in enumerate((options.first, options.second))
+        ]
+        results = compare.paired(*sides)
+    except UserError as error:
+        fail("conclip compare", str(error))
+    console = open_console()
+    for text in compare.differences(*sides):
+        console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+    for result in results:
+        for line in compare.sentences(result, options.margin):
+            console.print(line, markup=False, soft_wrap=True)
+        console.print(compare.transition_table(result))
+    if options.json:
+        options.json.write_text(json.dumps([compare.to_json(result) for result in results], indent=2) + "\n")
 
 
 def _run(subcommand: str, arguments: list[str]) -> None:

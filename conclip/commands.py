@@ -12,9 +12,9 @@ from conclip.config import (
     TrainRunConfig,
     TwoPhaseConfig,
 )
-from conclip.evaluation.evaluate import evaluate
+from conclip.evaluation.evaluate import earlier_rows, evaluate
 from conclip.evaluation.tables import (
-    Rows,
+    by_condition,
     describe_comparison,
     headline_comparisons,
     results_json,
@@ -22,6 +22,7 @@ from conclip.evaluation.tables import (
     summaries,
 )
 from conclip.inputs import Inputs
+from conclip.models.folder import model_hash
 from conclip.probe import PassRate, describe, pass_rates, select, write_pass_rates
 from conclip.report.curve import draw_curve
 from conclip.runlog import Run
@@ -49,9 +50,14 @@ def run_train(config: TrainRunConfig, inputs: Inputs, run: Run, *, stage: str) -
 
 
 def run_eval(config: EvalRunConfig, inputs: Inputs, run: Run) -> None:
-    with open_runtime(config, run, inputs.model_path, inputs.test, config.eval.max_tokens) as runtime:
-        rows = evaluate("eval", runtime, inputs.test, config.eval, run.folder / "rows.jsonl")
-    _conclude(run, {"model": rows}, config.eval)
+    """Every model in turn, each with an engine of its own."""
+    rows: list[EvalRow] = []
+    earlier = _earlier(run, config.eval)
+    for name, path in ({"model": inputs.model_path} | inputs.checkpoints).items():
+        with open_runtime(config, run, path, inputs.test, config.eval.max_tokens) as runtime:
+            target = run.folder / f"rows-{name}.jsonl"
+            rows += evaluate(name, model_hash(path), runtime, inputs.test, config.eval, target, earlier=earlier)
+    _conclude(run, rows, config.eval)
 
 
 def run_two_phase(config: TwoPhaseConfig, inputs: Inputs, run: Run) -> None:
@@ -70,16 +76,22 @@ def run_two_phase(config: TwoPhaseConfig, inputs: Inputs, run: Run) -> None:
         problems = select("phase2", fresh, rates, config.phase2, config.seed)
         second = _train("phase2", config, config.phase2, runtime, first.checkpoint, problems, inputs.validation)
 
-        rows: dict[str, list[EvalRow]] = {}
+        rows: list[EvalRow] = []
+        earlier = _earlier(run, config.eval)
         models = {"base": inputs.model_path, "phase1": first.checkpoint, "phase2": second.checkpoint}
         for name, path in models.items():
             _load(runtime, path)
-            rows[name] = evaluate(f"eval {name}", runtime, inputs.test, config.eval, run.folder / f"rows-{name}.jsonl")
+            target = run.folder / f"rows-{name}.jsonl"
+            rows += evaluate(name, model_hash(path), runtime, inputs.test, config.eval, target, earlier=earlier)
     curve = run.folder / "curve.png"
     draw_curve({"phase 1": first.history, "phase 2": second.history}, curve)
     _conclude(run, rows, config.eval)
     run.say(f"curve: {curve}")
     run.say(f"final model: {second.checkpoint}")
+
+
+def _earlier(run: Run, settings: EvalConfig) -> dict[str, EvalRow]:
+    return earlier_rows(run.folder.parent, run.folder) if settings.resume else {}
 
 
 def _load(runtime: Runtime, model_path: Path) -> None:
@@ -117,12 +129,13 @@ def _train(
     return result
 
 
-def _conclude(run: Run, rows: Rows, settings: EvalConfig) -> None:
+def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig) -> None:
     """The closing tables and sentences, and the same numbers in results.json."""
-    run.write_json("results.json", {"margin": settings.margin, "benchmarks": results_json(rows)})
-    for benchmark, models in summaries(rows).items():
+    columns = by_condition(rows)
+    run.write_json("results.json", {"margin": settings.margin, "benchmarks": results_json(columns)})
+    for benchmark, models in summaries(columns).items():
         run.show(results_table(benchmark, models))
-        for (first, second), comparison in headline_comparisons(rows, benchmark).items():
+        for (first, second), comparison in headline_comparisons(columns, benchmark).items():
             run.say(describe_comparison(first, second, comparison, settings.margin))
 
 

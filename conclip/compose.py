@@ -39,7 +39,9 @@ def compose_config(
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             name = primary or subcommand.replace("-", "_")
-            composed = compose(name, overrides=[*where, *overrides], return_hydra_config=True)
+            # names under `checkpoints` are the user's own: Hydra takes new ones with ++ only
+            free = ["++" + text if text.startswith("checkpoints") else text for text in overrides]
+            composed = compose(name, overrides=[*where, *free], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         text = str(error)
         for override in overrides:

@@ -19,6 +19,7 @@ SamplerCorrection = Literal["none", "token", "sequence"]
 Aggregation = Literal["sequence_mean", "token_mean", "constant"]
 KlPlacement = Literal["reward", "loss", "none"]
 Bootstrap = Literal["zero", "value"]
+PromptStyle = Literal["plain", "concise", "draft", "budget"]
 KeepBest = Literal["accuracy", "shortest"]
 LengthReward = Literal[
     "none",
@@ -174,11 +175,14 @@ class TrainerConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     samples_per_problem: int
-    temperature: float
+    temperatures: list[float]
+    prompts: list[PromptStyle]
+    budget_tokens: int
     top_p: float
     top_k: int
     max_tokens: int
     margin: float
+    resume: bool
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,7 @@ class ProbeRunConfig(BaseConfig):
 @dataclass(frozen=True)
 class EvalRunConfig(BaseConfig):
     eval: EvalConfig
+    checkpoints: dict[str, str]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ class Inputs:
     pool: list[Problem]
     validation: list[Problem]
     test: list[Problem]
+    checkpoints: dict[str, Path]
+    """Further models to evaluate, by name."""
     rates: list[PassRate] | None
     """Pass rates of an earlier probe; None to probe first."""
 
@@ -45,8 +47,14 @@ def load_inputs(config: BaseConfig) -> Inputs:
     if evaluates:
         check_model(model_path, "eval.max_tokens", config.eval.max_tokens)
     learns = isinstance(config, LearnConfig)
+    checkpoints: dict[str, Path] = {}
+    if isinstance(config, EvalRunConfig):
+        for name, path in config.checkpoints.items():
+            checkpoints[name] = find_model(path, f"checkpoints.{name}")
+            check_model(checkpoints[name], "eval.max_tokens", config.eval.max_tokens, f"checkpoints.{name}")
     inputs = Inputs(
         model_path=model_path,
+        checkpoints=checkpoints,
         pool=load_problems("data.pool", config.data.pool, config.seed) if probes else [],
         validation=load_problems("data.validation", config.data.validation, config.seed) if learns else [],
         test=load_problems("data.test", config.data.test, config.seed) if evaluates else [],

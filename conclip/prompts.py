@@ -2,15 +2,34 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from conclip.config import ModelConfig
+from conclip.config import ModelConfig, PromptStyle
+
+INSTRUCTIONS: dict[PromptStyle, str] = {
+    "plain": "",
+    "concise": "Be concise.",
+    "draft": "Think step by step, but keep only a minimum draft of each step, five words at most.",
+    "budget": "Use fewer than {budget_tokens} tokens.",
+}
+"""What is added to the question to ask for brevity: nothing; plainly; Chain of Draft (Xu et al. 2025); a token budget (Han
+et al. 2024)."""
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, question: str, model: ModelConfig) -> tuple[int, ...]:
-    """Token ids of the chat that asks `question`, the assistant's turn opened.
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    model: ModelConfig,
+    style: PromptStyle = "plain",
+    *,
+    budget_tokens: int = 0,
+) -> tuple[int, ...]:
+    """Token ids of the chat that asks `question` in the given style, the assistant's turn opened.
 
     The template's own special tokens are the only ones added (no second BOS).
     """
-    messages = [{"role": "user", "content": model.prompt.replace("{question}", question)}]
+    content = model.prompt.replace("{question}", question)
+    if instruction := INSTRUCTIONS[style]:
+        content += "\n" + instruction.replace("{budget_tokens}", str(budget_tokens))
+    messages = [{"role": "user", "content": content}]
     if model.system is not None:
         messages.insert(0, {"role": "system", "content": model.system})
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

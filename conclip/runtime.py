@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from conclip.config import BaseConfig, UserError
+from conclip.config import BaseConfig, EvalRunConfig, PromptStyle, TwoPhaseConfig, UserError
 from conclip.grading import Grader
 from conclip.models.load import load_tokenizer
 from conclip.prompts import encode_prompt
@@ -28,14 +28,16 @@ class Runtime:
     engine: RolloutEngine
     grader: Grader
     tokenizer: PreTrainedTokenizerBase
-    prompts: dict[str, tuple[int, ...]]
-    """Prompt token ids by problem id, for every problem the run may ask."""
+    prompts: dict[PromptStyle, dict[str, tuple[int, ...]]]
+    """Prompt token ids by instruction and problem id, for every problem the run may ask; "plain" is always there."""
 
     def sample_groups(
         self, label: str, problems: Sequence[Problem], spec: SamplingSpec, num_samples: int, *seed_parts: int | str
     ) -> list[RolloutGroup]:
         """Sample and grade `num_samples` responses per problem; groups in the order of `problems`."""
-        tasks = tasks_for(problems, self.prompts, num_samples=num_samples, seed_parts=(self.config.seed, *seed_parts))
+        tasks = tasks_for(
+            problems, self.prompts["plain"], num_samples=num_samples, seed_parts=(self.config.seed, *seed_parts)
+        )
         with self.run.progress(label) as on_progress:
             rollouts = list(
                 collect(
@@ -62,9 +64,21 @@ def open_runtime(
 ) -> Iterator[Runtime]:
     """Tokenise every prompt (refusing those that leave no room for `max_tokens`), then start the engine."""
     tokenizer = load_tokenizer(model_path)
-    prompts = {p.problem_id: encode_prompt(tokenizer, p.question, config.model) for p in problems}
-    longest = max(problems, key=lambda p: len(prompts[p.problem_id]))
-    needed = len(prompts[longest.problem_id]) + max_tokens
+    styles: list[PromptStyle] = ["plain"]
+    budget_tokens = 0
+    if isinstance(config, (EvalRunConfig, TwoPhaseConfig)):
+        styles = list(dict.fromkeys([*styles, *config.eval.prompts]))
+        budget_tokens = config.eval.budget_tokens
+    prompts: dict[PromptStyle, dict[str, tuple[int, ...]]] = {
+        style: {
+            p.problem_id: encode_prompt(tokenizer, p.question, config.model, style, budget_tokens=budget_tokens)
+            for p in problems
+        }
+        for style in styles
+    }
+    length = {p.problem_id: max(len(column[p.problem_id]) for column in prompts.values()) for p in problems}
+    longest = max(problems, key=lambda p: length[p.problem_id])
+    needed = length[longest.problem_id] + max_tokens
     limit = config.rollout.max_model_len or context_tokens(model_path)
     if limit is not None and needed > limit:
         raise UserError(

@@ -143,16 +143,33 @@ class EvalRow:
     benchmark: str
     problem_id: str
     level: int | None
+    subject: str | None
+    model: str
+    """Name of the model within the evaluation."""
+    prompt: str
+    """Name of the instruction (`conclip.prompts`)."""
     sample: int
     seed: int
     temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
     outcome: Outcome
+    """Strict: an answer counts in a box only."""
     extracted: str | None
+    lenient_outcome: Outcome
+    """With the agreed fall-backs where there is no box."""
+    lenient_extracted: str | None
+    method: str | None
+    """How the lenient answer was found."""
+    grader_version: int
     answer: str
     num_tokens: int
     """Generated token ids, the end token included."""
     num_prompt_tokens: int
     finish_reason: FinishReason
+    key: str
+    """Hash of everything that changes this response: model, prompt tokens, sampling, seed."""
     text: str
 
 

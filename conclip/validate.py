@@ -45,7 +45,7 @@ def to_config(schema: type[Config], composed: DictConfig) -> Config:
         raise UserError(f"config key '{error.full_key}': {str(error).splitlines()[0]}") from error
     known = plain_keys(schema)
     for key in _keys_of(plain):
-        if key not in known and re.sub(r"^(data\.\w+)\.[^.]+", r"\1.*", key) not in known:
+        if key not in known and re.sub(r"^(data\.\w+|checkpoints)\.[^.]+", r"\1.*", key) not in known:
             raise UserError(unknown_key(key, known))
     try:
         config = TypeAdapter(schema).validate_python(plain)
@@ -75,6 +75,8 @@ def plain_keys(schema: type, prefix: str = "") -> set[str]:
             keys |= plain_keys(cast(type, item.type), f"{name}.")
         elif item.type == dict[str, ProblemSetConfig]:
             keys |= {f"{name}.*"} | plain_keys(ProblemSetConfig, f"{name}.*.")
+        elif item.type == dict[str, str]:
+            keys.add(f"{name}.*")
     return keys
 
 
@@ -102,8 +104,14 @@ def check(config: BaseConfig) -> None:
     for part in dataclasses.fields(config.data):
         for name, problem_set in getattr(config.data, part.name).items():
             _check_problem_set(f"data.{part.name}.{name}", problem_set)
+    if isinstance(config, EvalRunConfig):
+        _need("model" not in config.checkpoints, "checkpoints.model", "is the name of model.path; choose another")
+        plain = all(name and "/" not in name for name in config.checkpoints)
+        _need(plain, "checkpoints", "must have plain names: they become file names")
     if isinstance(config, (EvalRunConfig, TwoPhaseConfig)):
         _check_eval(config.eval)
+        english = config.model.path != "lab" or config.eval.prompts == ["plain"]
+        _need(english, "eval.prompts", "must be [plain] for the lab's model, which reads no English")
         _need(bool(config.data.test), "data.test", "names no benchmark; add one")
     if isinstance(config, (ProbeRunConfig, LearnConfig)):
         _need(config.probe.samples_per_problem >= 2, "probe.samples_per_problem", "must be at least 2")
@@ -128,13 +136,16 @@ def _check_rollout(rollout: RolloutConfig) -> None:
 
 def _check_eval(settings: EvalConfig) -> None:
     _need(settings.samples_per_problem >= 1, "eval.samples_per_problem", "must be at least 1")
-    _need(settings.temperature >= 0, "eval.temperature", "must be 0 (greedy) or more")
+    good = bool(settings.temperatures) and all(value >= 0 for value in settings.temperatures)
+    _need(good, "eval.temperatures", "must list values of 0 (greedy) or more")
+    _need(len(set(settings.temperatures)) == len(settings.temperatures), "eval.temperatures", "lists a value twice")
+    _need(bool(settings.prompts), "eval.prompts", "must list at least one instruction")
+    _need(len(set(settings.prompts)) == len(settings.prompts), "eval.prompts", "lists an instruction twice")
+    _need(settings.budget_tokens >= 1, "eval.budget_tokens", "must be at least 1")
     _need(0 < settings.top_p <= 1, "eval.top_p", "must lie in (0, 1]")
     _need(settings.top_k == -1 or settings.top_k >= 1, "eval.top_k", "must be -1 (all) or at least 1")
     _need(settings.max_tokens >= 1, "eval.max_tokens", "must be at least 1")
     _need(settings.margin > 0, "eval.margin", "must be above 0")
-    greedy_once = settings.temperature > 0 or settings.samples_per_problem == 1
-    _need(greedy_once, "eval.samples_per_problem", "must be 1 when eval.temperature is 0: greedy samples are all equal")
 
 
 def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:

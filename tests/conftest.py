@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from conclip.batch import ExperienceBatch
 from conclip.lab.pretrain import model_config
 from conclip.lab.tokenizer import build_tokenizer
 from conclip.training.learner import Learner
-from conclip.types import Completion, FinishReason, Grade, Outcome, Problem, Rollout, RolloutGroup
+from conclip.types import Completion, EvalRow, FinishReason, Grade, Outcome, Problem, Rollout, RolloutGroup
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -54,6 +55,37 @@ def make_rollout(
         grade=Grade(outcome=outcome, extracted=None),
         reward=reward,
     )
+
+
+def make_row(problem: str, outcome: Outcome, tokens: int, sample: int = 0, **changes: Any) -> EvalRow:
+    """An evaluation row made by hand."""
+    values: dict[str, Any] = {
+        "benchmark": "b",
+        "problem_id": problem,
+        "level": None,
+        "subject": None,
+        "model": "model",
+        "prompt": "plain",
+        "sample": sample,
+        "seed": 0,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": -1,
+        "max_tokens": 512,
+        "outcome": outcome,
+        "extracted": None,
+        "lenient_outcome": outcome,
+        "lenient_extracted": None,
+        "method": None,
+        "grader_version": 2,
+        "answer": "1",
+        "num_tokens": tokens,
+        "num_prompt_tokens": 3,
+        "finish_reason": "stop",
+        "key": f"{problem}/{sample}",
+        "text": "",
+    }
+    return EvalRow(**(values | changes))
 
 
 def make_group(*rollouts: Rollout) -> RolloutGroup:

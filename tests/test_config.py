@@ -7,7 +7,7 @@ import pytest
 
 from conclip.cli import SUBCOMMANDS, main
 from conclip.compose import config_folder, load_config, sweep_jobs
-from conclip.config import UserError
+from conclip.config import EvalRunConfig, UserError
 from conclip.help import read_meanings
 
 CONF = config_folder()
@@ -107,9 +107,19 @@ def test_group_relative_refuses_kl_in_the_reward():
         load_config("train-phase2", "algo=grpo", "algo.kl=reward")
 
 
-def test_greedy_evaluation_samples_once():
-    with pytest.raises(UserError, match="samples_per_problem"):
-        load_config("eval", "eval.temperature=0")
+@pytest.mark.parametrize(
+    "override", ["eval.temperatures=[-1]", "eval.temperatures=[]", "eval.prompts=[]", "eval.budget_tokens=0"]
+)
+def test_evaluation_settings_are_checked(override: str):
+    with pytest.raises(UserError, match=override.split("=")[0].replace(".", r"\.")):
+        load_config("eval", override)
+
+
+def test_checkpoints_have_names_of_ones_own():
+    config = load_config("eval", "checkpoints={after: x/y}", "checkpoints.other=z")
+    assert isinstance(config, EvalRunConfig) and config.checkpoints == {"after": "x/y", "other": "z"}
+    with pytest.raises(UserError, match=r"checkpoints\.model"):
+        load_config("eval", "checkpoints.model=x")
 
 
 def test_sweeps_are_expanded_and_need_the_flag():

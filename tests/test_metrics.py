@@ -6,27 +6,10 @@ import random
 import pytest
 
 from conclip.evaluation.metrics import compare, summarise
-from conclip.evaluation.tables import describe_comparison, headline_comparisons, results_json
+from conclip.evaluation.tables import by_condition, describe_comparison, headline_comparisons, results_json
 from conclip.stats import clustered_interval
 from conclip.types import EvalRow, Outcome
-
-
-def row(problem: str, outcome: Outcome, tokens: int, sample: int = 0) -> EvalRow:
-    return EvalRow(
-        benchmark="b",
-        problem_id=problem,
-        level=None,
-        sample=sample,
-        seed=0,
-        temperature=1.0,
-        outcome=outcome,
-        extracted=None,
-        answer="1",
-        num_tokens=tokens,
-        num_prompt_tokens=3,
-        finish_reason="stop",
-        text="",
-    )
+from tests.conftest import make_row as row
 
 
 def test_summary_by_hand():
@@ -90,11 +73,31 @@ def test_interval_covers_at_its_rate():
 
 
 def test_last_model_is_compared_with_the_shortest_and_the_most_accurate():
-    base = [row("p", Outcome.WRONG, 50), row("q", Outcome.WRONG, 50)]
-    first = [row("p", Outcome.CORRECT, 80), row("q", Outcome.CORRECT, 90)]
-    second = [row("p", Outcome.CORRECT, 20), row("q", Outcome.CORRECT, 20)]
-    rows = {"base": base, "phase1": first, "phase2": second}
+    def rows_of(model: str, outcome: Outcome, *tokens: int) -> list[EvalRow]:
+        return [row(problem, outcome, count, model=model) for problem, count in zip("pq", tokens, strict=True)]
+
+    columns = [*rows_of("base", Outcome.WRONG, 50, 50), *rows_of("phase1", Outcome.CORRECT, 80, 90)]
+    rows = by_condition([*columns, *rows_of("phase2", Outcome.CORRECT, 20, 20)])
     assert list(headline_comparisons(rows, "b")) == [("base", "phase1"), ("phase1", "phase2"), ("base", "phase2")]
     results = results_json(rows)["b"]
     assert results["models"]["phase2"]["mean_tokens"]["mean"] == 20
     assert [c["second"] for c in results["comparisons"]] == ["phase1", "phase2", "phase2"]
+
+
+def test_training_is_compared_with_asking_for_brevity_at_each_temperature():
+    rows = [
+        row(problem, Outcome.CORRECT, 10, model=model, prompt=prompt, temperature=temperature)
+        for model in ("base", "after")
+        for temperature in (0.0, 0.6)
+        for prompt in ("plain", "concise")
+        for problem in ("p", "q")
+    ]
+    found = list(headline_comparisons(by_condition(rows), "b"))
+    assert found == [
+        ("base, plain, T 0", "after, plain, T 0"),
+        ("base, plain, T 0", "base, concise, T 0"),
+        ("base, concise, T 0", "after, plain, T 0"),
+        ("base, plain, T 0.6", "after, plain, T 0.6"),
+        ("base, plain, T 0.6", "base, concise, T 0.6"),
+        ("base, concise, T 0.6", "after, plain, T 0.6"),
+    ]

@@ -1,78 +1,151 @@
-"""Benchmarks x samples -> one row per response."""
+"""Problems x samples x temperatures x instructions -> one row per response.
 
-# pyarrow ships no annotations.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+The work is cut into units of a fixed batch of requests, each from a cold prefix cache. A unit whose rows all exist already,
+made by the same model, prompt tokens, sampling and seeds, is taken over from an earlier attempt; one that was cut is sampled
+anew as a whole, since another batch may give other tokens.
+"""
 
+import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice, product
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from conclip.config import EvalConfig
-from conclip.rollout.collect import collect, tasks_for
-from conclip.runlog import SCHEMA_VERSION
+from conclip.config import EvalConfig, UserError
+from conclip.evaluation.rows import read_lines, to_dict, write_parquet
+from conclip.grading import GRADER_VERSION
+from conclip.rollout.collect import Task, collect, tasks_for
 from conclip.runtime import Runtime
-from conclip.types import EvalRow, Problem, SamplingSpec
+from conclip.types import EvalRow, Problem, Rollout, SamplingSpec
+
+UNIT_RESPONSES = 2048
+"""Requests of one unit: what is lost at most when an evaluation is cut."""
 
 
-def evaluate(label: str, runtime: Runtime, problems: Sequence[Problem], settings: EvalConfig, path: Path) -> list[EvalRow]:
-    """Sample every test problem and append each row to `path` (JSON lines) as soon as it is graded; a Parquet
-    copy stands beside it once all are.
+def evaluate(
+    model: str,
+    model_hash: str,
+    runtime: Runtime,
+    problems: Sequence[Problem],
+    settings: EvalConfig,
+    path: Path,
+    *,
+    earlier: Mapping[str, EvalRow] | None = None,
+) -> list[EvalRow]:
+    """The rows of one model, appended to `path` (JSON lines) as they are graded, with a Parquet copy once all are.
 
-    The seeds depend on problem and sample only: models evaluated in one run get the same random streams.
+    `model` names it in the rows, `model_hash` tells its weights apart from all others. Seeds depend on problem and sample
+    only: all models, temperatures and instructions get the same random streams. Greedy responses are sampled once.
     """
-    spec = SamplingSpec(
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        max_tokens=settings.max_tokens,
-        logprobs=False,
-    )
-    tasks = tasks_for(
-        problems,
-        runtime.prompts,
-        num_samples=settings.samples_per_problem,
-        seed_parts=(runtime.config.seed, "eval"),
-    )
-    seeds = {task.key: task.seed for task in tasks}
     rows: list[EvalRow] = []
-    began = time.monotonic()
-    with path.open("a", encoding="utf-8") as out, runtime.run.progress(label) as on_progress:
+    with path.open("a", encoding="utf-8") as out:
+        for temperature, prompt in product(settings.temperatures, settings.prompts):
+            spec = SamplingSpec(
+                temperature=temperature,
+                top_p=settings.top_p,
+                top_k=settings.top_k,
+                max_tokens=settings.max_tokens,
+                logprobs=False,
+            )
+            tasks = tasks_for(
+                problems,
+                runtime.prompts[prompt],
+                num_samples=settings.samples_per_problem if temperature > 0 else 1,
+                seed_parts=(runtime.config.seed, "eval"),
+            )
+            keys = {task.key: response_key(model_hash, task, spec) for task in tasks}
+            label = f"eval {model}, {prompt}, temperature {temperature:g}"
+            began, num_new, num_tokens = time.monotonic(), 0, 0
+            for unit in _units(tasks):
+                known = [earlier[keys[task.key]] for task in unit if earlier and keys[task.key] in earlier]
+                if len(known) == len(unit):
+                    found = iter(known)
+                else:
+                    sampled = _sample(label, runtime, unit, spec)
+                    found = (_row(rollout, model, prompt, spec, task, keys[task.key]) for rollout, task in sampled)
+                for row in found:
+                    rows.append(row)
+                    out.write(json.dumps(to_dict(row), ensure_ascii=False) + "\n")
+                    if len(known) < len(unit):
+                        num_new, num_tokens = num_new + 1, num_tokens + row.num_tokens
+                out.flush()
+            speed = (
+                f"{num_tokens} tokens, {num_tokens / (time.monotonic() - began):.0f} tokens/s with grading"
+                if num_new
+                else ""
+            )
+            taken = f"{len(tasks) - num_new} taken from an earlier attempt" if num_new < len(tasks) else ""
+            said = ", ".join(part for part in (f"{len(tasks)} responses", speed, taken) if part)
+            runtime.run.say(f"{label}: {said}")
+    write_parquet(rows, path.with_suffix(".parquet"))
+    return rows
+
+
+def response_key(model_hash: str, task: Task, spec: SamplingSpec) -> str:
+    """Hash of everything that changes a response, and of how it is judged."""
+    parts = [model_hash, task.prompt_token_ids, asdict(spec), task.seed, task.problem.answer, GRADER_VERSION]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def earlier_rows(home: Path, current: Path) -> dict[str, EvalRow]:
+    """Rows of the other attempts of a run, by key; files of other schemas are passed over."""
+    found: dict[str, EvalRow] = {}
+    for file in sorted(home.glob("attempt-*/rows*.jsonl")):
+        if file.parent != current:
+            try:
+                found |= {row.key: row for row in read_lines(file)}
+            except (UserError, ValueError, KeyError):
+                continue
+    return found
+
+
+def _units(tasks: Sequence[Task]) -> Iterator[list[Task]]:
+    remaining = iter(tasks)
+    while unit := list(islice(remaining, UNIT_RESPONSES)):
+        yield unit
+
+
+def _sample(label: str, runtime: Runtime, unit: Sequence[Task], spec: SamplingSpec) -> Iterator[tuple[Rollout, Task]]:
+    by_key = {task.key: task for task in unit}
+    with runtime.run.progress(label) as on_progress:
         for rollout in collect(
-            tasks,
+            unit,
             spec,
             engine=runtime.engine,
             grader=runtime.grader,
             tokenizer=runtime.tokenizer,
             on_progress=on_progress,
         ):
-            row = EvalRow(
-                benchmark=rollout.problem.source,
-                problem_id=rollout.problem.problem_id,
-                level=rollout.problem.level,
-                sample=rollout.sample,
-                seed=seeds[f"{rollout.problem.problem_id}/{rollout.sample}"],
-                temperature=settings.temperature,
-                outcome=rollout.grade.outcome,
-                extracted=rollout.grade.extracted,
-                answer=rollout.problem.answer,
-                num_tokens=rollout.completion.num_tokens,
-                num_prompt_tokens=len(rollout.prompt_token_ids),
-                finish_reason=rollout.completion.finish_reason,
-                text=rollout.text,
-            )
-            rows.append(row)
-            out.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
-    seconds, num_tokens = time.monotonic() - began, sum(row.num_tokens for row in rows)
-    runtime.run.say(f"{label}: {len(rows)} responses, {num_tokens} tokens, {num_tokens / seconds:.0f} tokens/s with grading")
-    pq.write_table(pa.Table.from_pylist([_plain(row) for row in rows]), path.with_suffix(".parquet"))
-    return rows
+            yield rollout, by_key[f"{rollout.problem.problem_id}/{rollout.sample}"]
 
 
-def _plain(row: EvalRow) -> dict[str, Any]:
-    return {"schema": SCHEMA_VERSION, **asdict(row), "outcome": row.outcome.value}
+def _row(rollout: Rollout, model: str, prompt: str, spec: SamplingSpec, task: Task, key: str) -> EvalRow:
+    problem, grade = rollout.problem, rollout.grade
+    return EvalRow(
+        benchmark=problem.source,
+        problem_id=problem.problem_id,
+        level=problem.level,
+        subject=problem.subject,
+        model=model,
+        prompt=prompt,
+        sample=rollout.sample,
+        seed=task.seed,
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        top_k=spec.top_k,
+        max_tokens=spec.max_tokens,
+        outcome=grade.outcome,
+        extracted=grade.extracted,
+        lenient_outcome=grade.lenient_outcome or grade.outcome,
+        lenient_extracted=grade.lenient_extracted,
+        method=grade.method,
+        grader_version=GRADER_VERSION,
+        answer=problem.answer,
+        num_tokens=rollout.completion.num_tokens,
+        num_prompt_tokens=len(rollout.prompt_token_ids),
+        finish_reason=rollout.completion.finish_reason,
+        key=key,
+        text=rollout.text,
+    )

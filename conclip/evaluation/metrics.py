@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from conclip.stats import clustered_interval
+from conclip.stats import clustered_interval, clustered_proportion
 from conclip.types import EvalRow, Outcome
 
 
@@ -50,11 +50,11 @@ def summarise(rows: Sequence[EvalRow]) -> Summary:
     return Summary(
         num_problems=len({row.problem_id for row in rows}),
         num_responses=len(rows),
-        accuracy=_estimate((r.problem_id, float(r.outcome is Outcome.CORRECT)) for r in judged),
+        accuracy=_share((r.problem_id, float(r.outcome is Outcome.CORRECT)) for r in judged),
         mean_tokens=_estimate((r.problem_id, float(r.num_tokens)) for r in rows),
         correct_mean_tokens=_tokens_of(rows, Outcome.CORRECT),
         wrong_mean_tokens=_tokens_of(rows, Outcome.WRONG),
-        truncation_rate=_estimate((r.problem_id, float(r.outcome is Outcome.TRUNCATED)) for r in rows),
+        truncation_rate=_share((r.problem_id, float(r.outcome is Outcome.TRUNCATED)) for r in rows),
         grader_errors=len(rows) - len(judged),
     )
 
@@ -88,15 +88,24 @@ def _tokens_of(rows: Sequence[EvalRow], outcome: Outcome) -> Estimate | None:
 
 
 def _estimate(pairs: Iterable[tuple[str, float]]) -> Estimate:
-    """Mean over responses with an interval clustered by problem (unequal cluster sizes allowed: ratio estimator)."""
+    """Mean over responses with an interval clustered by problem."""
+    return Estimate(**_named(clustered_interval(_influence(pairs))))
+
+
+def _share(pairs: Iterable[tuple[str, float]]) -> Estimate:
+    """The same for a share of responses; nothing known without any."""
+    influence = _influence(pairs)
+    return Estimate(**_named(clustered_proportion(influence))) if influence else Estimate(mean=0.0, low=0.0, high=1.0)
+
+
+def _influence(pairs: Iterable[tuple[str, float]]) -> list[float]:
+    """Of each problem on the mean over responses (ratio estimator: problems may have unequal numbers of them)."""
     clusters = _by_problem(pairs)
-    if not clusters:
-        return Estimate(mean=0.0, low=0.0, high=1.0)
     values = [value for cluster in clusters.values() for value in cluster]
-    mean = fmean(values)
-    size = len(values) / len(clusters)
-    influence = [mean + sum(value - mean for value in cluster) / size for cluster in clusters.values()]
-    return Estimate(**_named(clustered_interval(influence)))
+    if not values:
+        return []
+    mean, size = fmean(values), len(values) / len(clusters)
+    return [mean + sum(value - mean for value in cluster) / size for cluster in clusters.values()]
 
 
 def _by_problem(pairs: Iterable[tuple[str, float]]) -> dict[str, list[float]]:

@@ -48,7 +48,7 @@ def results_table(benchmark: str, models: Mapping[str, Summary]) -> Table:
 def _cell(estimate: Estimate | None, form: str) -> str:
     if estimate is None:
         return "-"
-    return f"{estimate.mean:{form}} ±{estimate.high - estimate.mean:{form}}"
+    return f"{estimate.mean:{form}} ±{(estimate.high - estimate.low) / 2:{form}}"
 
 
 def _percent(estimate: Estimate) -> str:
@@ -73,15 +73,40 @@ def describe_comparison(first: str, second: str, comparison: Comparison, margin:
     )
 
 
+def by_condition(rows: Sequence[EvalRow]) -> dict[str, list[EvalRow]]:
+    """Rows by model, instruction and temperature, under names that leave out what never varies."""
+    several_prompts = len({row.prompt for row in rows}) > 1
+    several_temperatures = len({row.temperature for row in rows}) > 1
+    found: dict[str, list[EvalRow]] = {}
+    for row in rows:
+        name = row.model
+        name += f", {row.prompt}" if several_prompts else ""
+        name += f", T {row.temperature:g}" if several_temperatures else ""
+        found.setdefault(name, []).append(row)
+    return found
+
+
 def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Comparison]:
-    """The last model against the shortest and the most accurate of those before it, and each against its predecessor."""
+    """At each temperature, with the first instruction: the last model against the shortest and the most accurate of those
+    before it, and each against its predecessor. Then the first model's other instructions against its first, and the last
+    model against them: training against asking for brevity."""
     models = {name: [r for r in model if r.benchmark == benchmark] for name, model in rows.items()}
-    names = list(models)
-    pairs = list(pairwise(names))
-    if len(names) > 2:
-        before = {name: summarise(models[name]) for name in names[:-1]}
-        pairs.append((min(before, key=lambda n: before[n].mean_tokens.mean), names[-1]))
-        pairs.append((max(before, key=lambda n: before[n].accuracy.mean), names[-1]))
+    pairs: list[tuple[str, str]] = []
+    for temperature in dict.fromkeys(r.temperature for model in models.values() for r in model):
+        mine = {name: model for name, model in models.items() if model and model[0].temperature == temperature}
+        first_prompt = next(iter(mine.values()))[0].prompt
+        trained = {name: model for name, model in mine.items() if model[0].prompt == first_prompt}
+        names = list(trained)
+        pairs += pairwise(names)
+        if len(names) > 2:
+            before = {name: summarise(trained[name]) for name in names[:-1]}
+            pairs.append((min(before, key=lambda n: before[n].mean_tokens.mean), names[-1]))
+            pairs.append((max(before, key=lambda n: before[n].accuracy.mean), names[-1]))
+        base = trained[names[0]][0].model
+        asked = [name for name, model in mine.items() if model[0].model == base and name not in trained]
+        pairs += [(names[0], name) for name in asked]
+        if len(names) > 1:
+            pairs += [(name, names[-1]) for name in asked]
     return {pair: compare(models[pair[0]], models[pair[1]]) for pair in dict.fromkeys(pairs)}
 
 

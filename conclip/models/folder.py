@@ -1,5 +1,6 @@
 """Model folders: finding and checking them without loading anything heavy."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -10,8 +11,8 @@ LAB_MODEL = Path(__file__).parent.parent / "lab" / "weights"
 """The embedded default model."""
 
 
-def find_model(path: str) -> Path:
-    """The folder of `model.path`: ``lab``, a folder, or a hub id that is in the local cache or can be downloaded."""
+def find_model(path: str, key: str = "model.path") -> Path:
+    """The folder that config key `key` names: ``lab``, a folder, or a hub id that is cached or can be downloaded."""
     if path == "lab":
         return LAB_MODEL
     folder = Path(path).expanduser()
@@ -24,34 +25,34 @@ def find_model(path: str) -> Path:
             return Path(snapshot_download(path, ignore_patterns=["*.bin", "*.pth", "*.gguf"]))
         except Exception as error:
             raise UserError(
-                f"model.path: '{path}' is no folder here, and the hub does not give it ({type(error).__name__}); "
+                f"{key}: '{path}' is no folder here, and the hub does not give it ({type(error).__name__}); "
                 "check the name, or download it and give the folder"
             ) from error
-    raise UserError(f"model.path: no folder '{path}'; give 'lab', a Hugging Face model folder, or a hub id")
+    raise UserError(f"{key}: no folder '{path}'; give 'lab', a Hugging Face model folder, or a hub id")
 
 
-def check_model(folder: Path, key: str, max_tokens: int) -> None:
-    """Raise UserError unless `folder` is a whole HF model with a chat template and room for `max_tokens`, the value of
-    config key `key`."""
+def check_model(folder: Path, tokens_key: str, max_tokens: int, key: str = "model.path") -> None:
+    """Raise UserError unless `folder`, the value of config key `key`, is a whole HF model with a chat template and room for
+    `max_tokens`, the value of `tokens_key`."""
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise UserError(f"model.path: '{folder}' has no config.json; it is not a Hugging Face model folder")
+        raise UserError(f"{key}: '{folder}' has no config.json; it is not a Hugging Face model folder")
     try:
         config = cast(dict[str, Any], json.loads(config_file.read_text()))
     except json.JSONDecodeError as error:
-        raise UserError(f"model.path: '{config_file}' is not JSON ({error.msg}); the download may be damaged") from error
+        raise UserError(f"{key}: '{config_file}' is not JSON ({error.msg}); the download may be damaged") from error
     if not list(folder.glob("*.safetensors")):
-        raise UserError(f"model.path: '{folder}' has no *.safetensors weights; other formats are not loaded")
+        raise UserError(f"{key}: '{folder}' has no *.safetensors weights; other formats are not loaded")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise UserError(f"model.path: '{folder}' has no tokenizer; copy the base model's tokenizer files into it")
+        raise UserError(f"{key}: '{folder}' has no tokenizer; copy the base model's tokenizer files into it")
     if not has_chat_template(folder):
         raise UserError(
-            f"model.path: the tokenizer of '{folder}' has no chat template; use an instruct model or add chat_template.jinja"
+            f"{key}: the tokenizer of '{folder}' has no chat template; use an instruct model or add chat_template.jinja"
         )
     context = config.get("max_position_embeddings")
     if isinstance(context, int) and max_tokens >= context:
         raise UserError(
-            f"{key}={max_tokens} does not fit the model's context of {context} tokens (prompt included); lower it"
+            f"{tokens_key}={max_tokens} does not fit the model's context of {context} tokens (prompt included); lower it"
         )
 
 
@@ -63,3 +64,14 @@ def has_chat_template(folder: Path) -> bool:
         return bool(json.loads(file.read_text()).get("chat_template"))
     except (OSError, json.JSONDecodeError):
         return False
+
+
+def model_hash(folder: Path) -> str:
+    """Of everything in a model folder that changes a response: weights, config, tokenizer, chat template."""
+    digest = hashlib.sha256()
+    names = ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges*", "chat_template*", "special_tokens_map.json")
+    for file in sorted({file for name in names for file in folder.glob(name) if file.is_file()}):
+        digest.update(file.name.encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:24]

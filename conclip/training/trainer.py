@@ -20,6 +20,7 @@ from conclip.training.checkpoint import save_checkpoint
 from conclip.training.experience import kl_reward_share, make_experience
 from conclip.training.learner import Learner, NonFiniteGradient
 from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings
+from conclip.training.order import ProblemOrder
 from conclip.types import Outcome, Problem, RolloutGroup, SamplingSpec
 
 
@@ -63,7 +64,7 @@ class Trainer:
         validation: Sequence[Problem],
     ) -> None:
         self._stage, self._config, self._phase, self._runtime = stage, config, phase, runtime
-        self._problems, self._validation_problems = problems, validation
+        self._validation_problems = validation
         self._algo = config.algo
         self._shaper = make_shaper(config.length)
         self._kl_coef = config.algo.kl_coef
@@ -75,7 +76,7 @@ class Trainer:
         self._checkpoint.parent.mkdir(exist_ok=True)
         num_updates = phase.num_steps * config.algo.updates_per_rollout
         self._learner = Learner(model_path, config, num_updates=num_updates)
-        self._order = self._problem_order()
+        self._order = ProblemOrder(problems, python_stream(config.seed, stage, "order"))
         self._times: dict[str, float] = {}
         self._push_weights()
 
@@ -154,7 +155,7 @@ class Trainer:
     def _sample_problems(
         self, step: int, spec: SamplingSpec, num_problems: int, *seed_parts: int | str
     ) -> list[RolloutGroup]:
-        problems = [next(self._order) for _ in range(num_problems)]
+        problems = self._order.draw(num_problems)
         label = f"{self._stage} step {step}"
         groups = self._runtime.sample_groups(label, problems, spec, self._phase.group_size, self._stage, step, *seed_parts)
         completions = [rollout.completion for group in groups for rollout in group.rollouts]
@@ -224,12 +225,6 @@ class Trainer:
             if name not in self._warned:
                 self._runtime.run.warn(f"{self._stage} step {step}: {text} (said once)")
             self._warned.add(name)
-
-    def _problem_order(self) -> Iterator[Problem]:
-        """Endless passes over the problems, each in a fresh order."""
-        stream = python_stream(self._config.seed, self._stage, "order")
-        while True:
-            yield from stream.sample(list(self._problems), len(self._problems))
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -1,0 +1,140 @@
+"""`conclip compare FIRST SECOND`: two evaluations on the same problems, paired problem by problem."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from conclip.config import UserError
+from conclip.evaluation.measures import by_problem, efficiency_score, is_correct, transitions
+from conclip.evaluation.metrics import Comparison, Summary, compare, summarise
+from conclip.evaluation.tables import describe_comparison
+from conclip.stats import sign_flip_p_value
+from conclip.types import EvalRow, Outcome
+
+AES_WEIGHTS = {"alpha": 1.0, "beta": 3.0, "gamma": 5.0}
+"""Of the Accuracy-Efficiency Score; papers differ, so they are always printed with it."""
+
+SETTINGS = {
+    "prompt": "the instruction",
+    "temperature": "the temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "max_tokens": "the cap on tokens",
+    "grader_version": "the grader's version",
+}
+"""Columns that two evaluations should share, unless the difference is the point."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paired:
+    """One benchmark, two evaluations."""
+
+    benchmark: str
+    num_problems: int
+    first: Summary
+    second: Summary
+    comparison: Comparison
+    accuracy_p_value: float
+    """Sign-flip permutation test of the problems' accuracy differences."""
+    tokens_p_value: float
+    aes: float
+    transitions: Mapping[tuple[Outcome, Outcome], int]
+
+
+def paired(first: Sequence[EvalRow], second: Sequence[EvalRow], *, seed: int = 0) -> list[Paired]:
+    """Every benchmark both sides have, on the problems both have. Raises UserError when they share none, or a side mixes
+    models, instructions or temperatures."""
+    for rows in (first, second):
+        mixed = {(row.model, row.prompt, row.temperature) for row in rows}
+        if len(mixed) > 1:
+            found = "; ".join(f"{model}, {prompt}, temperature {t:g}" for model, prompt, t in sorted(mixed))
+            raise UserError(f"the rows mix evaluations ({found}); choose with --model, --prompt and --temperature")
+    results: list[Paired] = []
+    for benchmark in dict.fromkeys(row.benchmark for row in first):
+        columns = [[row for row in rows if row.benchmark == benchmark] for rows in (first, second)]
+        shared = {row.problem_id for row in columns[0]} & {row.problem_id for row in columns[1]}
+        if shared:
+            one, two = ([row for row in column if row.problem_id in shared] for column in columns)
+            results.append(_paired(benchmark, one, two, seed))
+    if not results:
+        raise UserError("the two evaluations share no problem; evaluate both on the same benchmark")
+    return results
+
+
+def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow], seed: int) -> Paired:
+    one, two = summarise(first), summarise(second)
+    groups = [by_problem(rows) for rows in (first, second)]
+    both = [problem for problem in groups[0] if problem in groups[1]]
+
+    def means(side: int, value: str) -> list[float]:
+        members = [groups[side][problem] for problem in both]
+        if value == "accuracy":
+            return [sum(map(is_correct, group)) / len(group) for group in members]
+        return [sum(row.num_tokens for row in group) / len(group) for group in members]
+
+    def p_value(value: str) -> float:
+        return sign_flip_p_value([b - a for a, b in zip(means(0, value), means(1, value), strict=True)], seed=seed)
+
+    return Paired(
+        benchmark=benchmark,
+        num_problems=len(both),
+        first=one,
+        second=two,
+        comparison=compare(first, second),
+        accuracy_p_value=p_value("accuracy"),
+        tokens_p_value=p_value("tokens"),
+        aes=efficiency_score(
+            two.accuracy.mean, two.mean_tokens.mean, one.accuracy.mean or 1e-9, one.mean_tokens.mean, **AES_WEIGHTS
+        ),
+        transitions=transitions(first, second),
+    )
+
+
+def differences(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> list[str]:
+    """What makes the two hard to compare, in words; empty when nothing does."""
+    found: list[str] = []
+    for column, name in SETTINGS.items():
+        values = [sorted({getattr(row, column) for row in rows}) for rows in (first, second)]
+        if values[0] != values[1]:
+            one, two = (", ".join(map(str, side)) for side in values)
+            found.append(f"{name} differs: {one} against {two}")
+    lost = {row.problem_id for row in first} ^ {row.problem_id for row in second}
+    if lost:
+        found.append(f"{len(lost)} problems stand on one side only and are left out")
+    return found
+
+
+def sentences(result: Paired, margin: float) -> list[str]:
+    """The result in words."""
+    weights = ", ".join(f"{name} {value:g}" for name, value in AES_WEIGHTS.items())
+    lines = [
+        f"{result.benchmark}, {result.num_problems} problems: "
+        + describe_comparison("first", "second", result.comparison, margin),
+        f"  permutation test: accuracy p = {result.accuracy_p_value:.4f}, tokens p = {result.tokens_p_value:.4f}; "
+        f"efficiency score {result.aes:+.3f} ({weights})",
+    ]
+    interval = result.comparison.accuracy_difference
+    if interval.low <= 0 <= interval.high:
+        lines.append("  in accuracy the two are not separable by this evaluation")
+    return lines
+
+
+def transition_table(result: Paired) -> Table:
+    """Outcomes of the first in rows, of the second in columns, in responses."""
+    outcomes = [o for o in Outcome if any(o in pair for pair in result.transitions)]
+    table = Table(title=f"{result.benchmark}: outcomes of the first (rows) and the second (columns)", title_justify="left")
+    table.add_column("")
+    for outcome in outcomes:
+        table.add_column(outcome.value, justify="right")
+    for before in outcomes:
+        table.add_row(before.value, *(str(result.transitions.get((before, after), 0)) for after in outcomes))
+    return table
+
+
+def to_json(result: Paired) -> dict[str, Any]:
+    """Plain data, transitions as ``"wrong -> correct": 12``."""
+    plain = asdict(result)
+    plain["transitions"] = {f"{a.value} -> {b.value}": count for (a, b), count in result.transitions.items()}
+    return plain | {"aes_weights": AES_WEIGHTS}

@@ -1,0 +1,169 @@
+"""Measures beyond accuracy and mean length: pure functions of evaluation rows.
+
+Rows of one model, prompt, temperature and benchmark unless said otherwise. Grader errors are left out of everything that
+asks whether a response is right. Lengths count generated token ids.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+import numpy as np
+
+from conclip.answers import normalise
+from conclip.stats import pass_at_k, wilson_interval
+from conclip.types import EvalRow, Outcome
+
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+
+
+def by_problem(rows: Iterable[EvalRow]) -> dict[str, list[EvalRow]]:
+    """Rows of each problem, judged ones only, in sample order."""
+    groups: dict[str, list[EvalRow]] = defaultdict(list)
+    for row in rows:
+        if row.outcome is not Outcome.GRADER_ERROR:
+            groups[row.problem_id].append(row)
+    return {problem: sorted(group, key=lambda row: row.sample) for problem, group in groups.items()}
+
+
+def is_correct(row: EvalRow) -> bool:
+    return row.outcome is Outcome.CORRECT
+
+
+def avg_at_k(rows: Sequence[EvalRow]) -> float:
+    """Mean over problems of the share of correct samples."""
+    return fmean(fmean(map(is_correct, group)) for group in by_problem(rows).values())
+
+
+def mean_pass_at_k(rows: Sequence[EvalRow], k: int) -> float:
+    """Mean over problems of the unbiased pass@k. Raises ValueError when a problem has fewer than k judged samples."""
+    return fmean(pass_at_k(len(group), sum(map(is_correct, group)), k) for group in by_problem(rows).values())
+
+
+def majority_share(group: Sequence[EvalRow]) -> float:
+    """1 when the most frequent answer of one problem's samples is right; tied answers share.
+
+    Right answers count as one whatever their spelling; wrong ones by normalised text; responses without an answer, truncated
+    ones among them, do not vote.
+
+    Example: answers 3, 3, 4, 4 with gold 3: 0.5.
+    """
+    votes: Counter[str] = Counter()
+    right = "\0right"
+    for row in group:
+        if is_correct(row):
+            votes[right] += 1
+        elif row.outcome is Outcome.WRONG and row.extracted is not None:
+            votes[normalise(row.extracted)] += 1
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    winners = [answer for answer, count in votes.items() if count == most]
+    return (right in winners) / len(winners)
+
+
+def maj_at_k(rows: Sequence[EvalRow], k: int, *, num_subsets: int = 100) -> float:
+    """Mean over problems of the majority vote of k samples: exact where a problem has k samples, else the mean over
+    `num_subsets` random subsets (seeded by nothing but k, so that it repeats). Raises ValueError for k above the samples."""
+    generator = np.random.default_rng(k)
+    shares: list[float] = []
+    for problem, group in by_problem(rows).items():
+        if k > len(group):
+            raise ValueError(f"maj@{k} needs at least {k} samples, problem '{problem}' has {len(group)}")
+        if k == len(group):
+            shares.append(majority_share(group))
+        else:
+            chosen: list[list[int]] = [generator.permutation(len(group))[:k].tolist() for _ in range(num_subsets)]
+            shares.append(fmean(majority_share([group[index] for index in subset]) for subset in chosen))
+    return fmean(shares)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """Length of some responses [tokens]."""
+
+    num_responses: int
+    mean: float
+    median: float
+    quantiles: Mapping[float, float]
+
+
+def lengths(rows: Iterable[EvalRow]) -> Lengths | None:
+    """None without rows."""
+    tokens = [row.num_tokens for row in rows]
+    if not tokens:
+        return None
+    quantiles = dict(zip(QUANTILES, map(float, np.quantile(tokens, QUANTILES)), strict=True))
+    return Lengths(num_responses=len(tokens), mean=fmean(tokens), median=float(median(tokens)), quantiles=quantiles)
+
+
+def lengths_by_outcome(rows: Sequence[EvalRow]) -> dict[str, Lengths | None]:
+    """Of all responses, and of the correct, wrong, unanswered and truncated ones apart."""
+    outcomes = (Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.TRUNCATED)
+    return {"all": lengths(rows)} | {o.value: lengths(r for r in rows if r.outcome is o) for o in outcomes}
+
+
+def accuracy_at_budgets(rows: Sequence[EvalRow], budgets: Sequence[int]) -> dict[int, float]:
+    """Share of responses that are right within so many tokens: what accuracy a lower cap would have left, had it changed
+    nothing else."""
+    judged = [row for group in by_problem(rows).values() for row in group]
+    return {budget: fmean(is_correct(row) and row.num_tokens <= budget for row in judged) for budget in budgets}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenComplexity:
+    """The length below which no sampled response of a problem is correct."""
+
+    tokens: int
+    """Length of the shortest correct response."""
+    longest_shorter_tokens: int
+    """Longest sampled response that is shorter; the true threshold may lie anywhere between the two, and below by luck."""
+    num_shorter: int
+    """Responses that are shorter: all wrong."""
+    max_success_below: float
+    """Upper 95 % bound (Wilson) of the chance that a response that short is right; 1 when none was sampled."""
+
+
+def token_complexity(group: Sequence[EvalRow]) -> TokenComplexity | None:
+    """Of one problem's samples; None when none is correct.
+
+    Example: lengths 10 (wrong), 20 (wrong), 30 (right), 25 (wrong): 30 tokens, three shorter ones, the longest 25.
+    """
+    right = [row.num_tokens for row in group if is_correct(row)]
+    if not right:
+        return None
+    shorter = [row.num_tokens for row in group if row.num_tokens < min(right)]
+    return TokenComplexity(
+        tokens=min(right),
+        longest_shorter_tokens=max(shorter, default=0),
+        num_shorter=len(shorter),
+        max_success_below=wilson_interval(0, len(shorter))[1],
+    )
+
+
+def efficiency_score(
+    accuracy: float, tokens: float, base_accuracy: float, base_tokens: float, *, alpha: float, beta: float, gamma: float
+) -> float:
+    """alpha * dL + beta * dA where accuracy rose or held, alpha * dL - gamma * |dA| where it fell, with relative changes
+    dL = (L_base - L) / L_base and dA = (A - A_base) / A_base: the Accuracy-Efficiency Score (O1-Pruner, Luo et al. 2025).
+    Its weights differ between papers, so they are always stated with it.
+
+    Example: 40 % shorter, accuracy 0.5 to 0.45, weights 1, 3, 5: 0.4 - 5 * 0.1 = -0.1.
+    """
+    shorter = (base_tokens - tokens) / base_tokens
+    gained = (accuracy - base_accuracy) / base_accuracy
+    return alpha * shorter + (beta * gained if gained >= 0 else -gamma * abs(gained))
+
+
+def macro_and_micro(values: Mapping[str, Sequence[float]]) -> tuple[float, float]:
+    """Mean over benchmarks of each one's mean, and mean over all problems; `values` per problem by benchmark."""
+    return fmean(map(fmean, values.values())), fmean(value for column in values.values() for value in column)
+
+
+def transitions(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> dict[tuple[Outcome, Outcome], int]:
+    """How many (problem, sample) pairs went from one outcome to another, so that gains of format or truncation are not
+    called reasoning. Samples that only one side has are left out."""
+    before = {(row.problem_id, row.sample): row.outcome for row in first}
+    after = {(row.problem_id, row.sample): row.outcome for row in second}
+    return dict(Counter((before[key], after[key]) for key in before if key in after))

@@ -1,0 +1,75 @@
+"""Paired comparison of two evaluations: numbers, words, warnings."""
+
+import random
+
+import pytest
+
+from conclip.config import UserError
+from conclip.evaluation.compare import differences, paired, sentences, to_json
+from conclip.types import EvalRow, Outcome
+from tests.conftest import make_row
+
+RIGHT, WRONG = Outcome.CORRECT, Outcome.WRONG
+
+
+def evaluation(p: float, tokens: int, *, seed: int = 0, **changes: object) -> list[EvalRow]:
+    stream = random.Random(seed)
+    return [
+        make_row(f"p{n}", RIGHT if stream.random() < p else WRONG, tokens + n % 7, s, **changes)
+        for n in range(100)
+        for s in range(4)
+    ]
+
+
+def test_the_same_evaluation_twice_is_not_separable():
+    rows = evaluation(0.5, 100)
+    (result,) = paired(rows, rows)
+    assert result.accuracy_p_value == result.tokens_p_value == 1
+    assert result.comparison.accuracy_difference.mean == 0 and result.aes == 0
+    assert any("not separable" in line for line in sentences(result, 0.03))
+    assert set(result.transitions) == {(RIGHT, RIGHT), (WRONG, WRONG)}
+
+
+def test_shorter_and_better_is_said_so():
+    (result,) = paired(evaluation(0.5, 100), evaluation(0.8, 40, seed=1))
+    said = " ".join(sentences(result, 0.03))
+    assert result.accuracy_p_value < 0.001 and result.tokens_p_value < 0.001
+    assert "accuracy rose" in said and "not separable" not in said and "alpha 1, beta 3, gamma 5" in said
+    assert to_json(result)["transitions"]["wrong -> correct"] > 50
+
+
+def test_what_makes_two_evaluations_hard_to_compare_is_named():
+    base = evaluation(0.5, 100)
+    other = evaluation(0.5, 100, prompt="concise", max_tokens=99, grader_version=1)[:396]
+    found = " | ".join(differences(base, other))
+    assert "the instruction differs: plain against concise" in found
+    assert "the cap on tokens differs: 512 against 99" in found
+    assert "the grader's version differs" in found
+    assert "1 problems stand on one side only" in found
+    assert differences(base, base) == []
+
+
+def test_mixed_or_disjoint_evaluations_are_refused():
+    base = evaluation(0.5, 100)
+    with pytest.raises(UserError, match="mix evaluations"):
+        paired([*base, *evaluation(0.5, 100, model="other")], base)
+    with pytest.raises(UserError, match="share no problem"):
+        paired(base, [make_row("elsewhere", RIGHT, 1)])
+
+
+def test_pairing_sees_what_two_separate_intervals_do_not():
+    """Problems differ far more than the models: paired, a gain of two points is shown; unpaired it drowns."""
+    stream = random.Random(5)
+    rates = [stream.random() for _ in range(800)]
+
+    def rows(shift: float) -> list[EvalRow]:
+        return [
+            make_row(f"p{n}", RIGHT if (s + 0.5) / 8 < rate + shift else WRONG, 50, s)
+            for n, rate in enumerate(rates)
+            for s in range(8)
+        ]
+
+    (result,) = paired(rows(0.0), rows(0.02))
+    difference = result.comparison.accuracy_difference
+    assert difference.low > 0
+    assert result.second.accuracy.low < result.first.accuracy.high  # the separate intervals overlap

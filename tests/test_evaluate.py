@@ -1,0 +1,87 @@
+"""Evaluation on the real engine: conditions, rows, taking over what exists; and `compare` on what it wrote."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from conclip.cli import main
+from conclip.config import UserError
+from conclip.evaluation.rows import from_dict, read_lines, read_rows, select_rows
+from conclip.models.folder import LAB_MODEL, model_hash
+from conclip.types import EvalRow, Outcome
+from tests.conftest import make_row
+
+SMALL = ["debug=eval", "data.test.chain.num_problems=12", "eval.samples_per_problem=2"]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["conclip", *arguments])
+    main()
+
+
+@pytest.mark.engine
+def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], random_model: Path
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["eval", *SMALL, "eval.temperatures=[0,1.0]", f"checkpoints={{after: {random_model}}}", "name=crossed"]
+    run(monkeypatch, *command)
+    said = capfd.readouterr().out
+    first = tmp_path / "outputs/eval/crossed/attempt-001"
+    rows = list(read_lines(first / "rows-model.jsonl"))
+    assert [
+        (row.temperature, len([r for r in rows if r.temperature == row.temperature])) for row in (rows[0], rows[-1])
+    ] == [
+        (0.0, 12),  # greedy once
+        (1.0, 24),
+    ]
+    assert rows == read_rows(first / "rows-model.parquet")
+    assert pq.read_table(first / "rows-after.parquet").num_rows == 36
+    assert "model, T 0" in said and "after, T 1" in said
+    accuracy = sum(row.outcome is Outcome.CORRECT for row in rows) / len(rows)
+    assert 0.3 < accuracy < 1  # the lab model; the random one is wrong throughout
+    assert not any(row.outcome is Outcome.CORRECT for row in read_lines(first / "rows-after.jsonl"))
+
+    # cut: the second model's file lost its end; what is whole is taken over, the rest sampled anew to the same rows
+    whole = (first / "rows-after.jsonl").read_text()
+    (first / "rows-after.jsonl").write_text(whole[: len(whole) // 2])
+    run(monkeypatch, *command)
+    said = capfd.readouterr().out
+    second = tmp_path / "outputs/eval/crossed/attempt-002"
+    assert said.count("taken from an earlier attempt") >= 2
+    again = {row.key: row for row in read_lines(second / "rows-after.jsonl")}
+    assert again == {row.key: row for row in map(json_row, whole.splitlines())}
+    assert len(read_rows(second)) == 72
+
+    run(monkeypatch, "compare", str(second), str(second), "--model", "model", "after", "--temperature", "1")
+    said = capfd.readouterr().out
+    assert "accuracy fell" in said and "correct" in said and "permutation test" in said
+
+
+def json_row(line: str) -> EvalRow:
+    return from_dict(json.loads(line))
+
+
+def test_a_model_hash_covers_weights_and_template(tmp_path: Path):
+    copy = tmp_path / "model"
+    shutil.copytree(LAB_MODEL, copy)
+    assert model_hash(copy) == model_hash(LAB_MODEL)
+    (copy / "chat_template.jinja").write_text("{{ messages }}")
+    assert model_hash(copy) != model_hash(LAB_MODEL)
+
+
+def test_rows_of_another_schema_or_none_are_refused(tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text('{"schema": 1}\n')
+    with pytest.raises(UserError, match="schema 1"):
+        read_rows(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("")
+    with pytest.raises(UserError, match="no rows"):
+        read_rows(tmp_path)
+    with pytest.raises(UserError, match="no file or folder"):
+        read_rows(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"model b; there are model a"):
+        select_rows([make_row("p", Outcome.WRONG, 1, model="a")], model="b")

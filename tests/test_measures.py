@@ -1,0 +1,141 @@
+"""Measures of rows: literals by hand, brute force, simulation."""
+
+import itertools
+import math
+import random
+from statistics import fmean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.coverage import coverage
+from conclip.evaluation.measures import (
+    accuracy_at_budgets,
+    avg_at_k,
+    efficiency_score,
+    lengths_by_outcome,
+    macro_and_micro,
+    maj_at_k,
+    majority_share,
+    mean_pass_at_k,
+    token_complexity,
+    transitions,
+)
+from conclip.stats import bootstrap_interval, clustered_interval, clustered_proportion, pass_at_k, sign_flip_p_value
+from conclip.types import EvalRow, Outcome
+from tests.conftest import make_row
+
+RIGHT, WRONG, CUT = Outcome.CORRECT, Outcome.WRONG, Outcome.TRUNCATED
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
+def test_pass_at_k_is_brute_force(correct: list[bool], data: st.DataObject):
+    k = data.draw(st.integers(1, len(correct)))
+    brute = fmean(any(subset) for subset in itertools.combinations(correct, k))
+    assert pass_at_k(len(correct), sum(correct), k) == pytest.approx(brute)
+
+
+def test_pass_at_k_needs_k_samples():
+    with pytest.raises(ValueError, match="pass@5 needs"):
+        pass_at_k(4, 1, 5)
+
+
+def samples(problem: str, *outcomes: Outcome, answers: str = "", tokens: tuple[int, ...] = ()) -> list[EvalRow]:
+    return [
+        make_row(
+            problem,
+            outcome,
+            tokens[n] if tokens else 10,
+            n,
+            extracted=answers[n] if answers else None,
+        )
+        for n, outcome in enumerate(outcomes)
+    ]
+
+
+def test_avg_and_pass_at_k_by_hand():
+    rows = [*samples("p", RIGHT, WRONG, WRONG, WRONG), *samples("q", RIGHT, RIGHT, CUT, WRONG)]
+    assert avg_at_k(rows) == pytest.approx((1 / 4 + 2 / 4) / 2)
+    assert mean_pass_at_k(rows, 2) == pytest.approx((1 / 2 + 5 / 6) / 2)
+
+
+def test_majority_by_hand():
+    assert majority_share(samples("p", RIGHT, RIGHT, WRONG, answers="334")) == 1
+    assert majority_share(samples("p", RIGHT, RIGHT, WRONG, WRONG, answers="3344")) == 0.5
+    assert majority_share(samples("p", RIGHT, WRONG, WRONG, answers="344")) == 0
+    assert majority_share(samples("p", RIGHT, WRONG, WRONG, answers="345")) == pytest.approx(1 / 3)
+    assert majority_share(samples("p", CUT, CUT)) == 0
+    rows = samples("p", RIGHT, WRONG, WRONG, answers="344")
+    assert maj_at_k(rows, 3) == 0 and maj_at_k(rows, 1) == pytest.approx(1 / 3, abs=0.15)
+    assert maj_at_k(rows, 1) == maj_at_k(rows, 1)
+
+
+def test_lengths_by_outcome_by_hand():
+    rows = samples("p", RIGHT, WRONG, CUT, RIGHT, tokens=(10, 30, 50, 20))
+    found = lengths_by_outcome(rows)
+    assert found["all"] is not None and (found["all"].mean, found["all"].median) == (27.5, 25)
+    assert found["correct"] is not None and found["correct"].mean == 15
+    assert found["truncated"] is not None and found["truncated"].quantiles[0.9] == 50
+    assert found["no_answer"] is None
+
+
+def test_accuracy_at_budgets_by_hand():
+    rows = samples("p", RIGHT, WRONG, CUT, RIGHT, tokens=(10, 5, 50, 20))
+    assert accuracy_at_budgets(rows, [5, 10, 20, 100]) == {5: 0, 10: 0.25, 20: 0.5, 100: 0.5}
+
+
+def test_token_complexity_by_hand():
+    found = token_complexity(samples("p", WRONG, WRONG, RIGHT, WRONG, RIGHT, tokens=(10, 20, 30, 25, 40)))
+    assert found is not None
+    assert (found.tokens, found.longest_shorter_tokens, found.num_shorter) == (30, 25, 3)
+    assert found.max_success_below == pytest.approx(3.8415 / (3 + 3.8415), rel=1e-3)  # Wilson, z = 1.96
+    assert token_complexity(samples("p", WRONG)) is None
+
+
+def test_efficiency_score_by_hand():
+    weights = {"alpha": 1.0, "beta": 3.0, "gamma": 5.0}
+    assert efficiency_score(0.45, 60, 0.5, 100, **weights) == pytest.approx(0.4 - 5 * 0.1)
+    assert efficiency_score(0.55, 60, 0.5, 100, **weights) == pytest.approx(0.4 + 3 * 0.1)
+
+
+def test_macro_and_micro_by_hand():
+    assert macro_and_micro({"a": [1.0], "b": [0.0, 0.0, 0.5]}) == (pytest.approx((1 + 1 / 6) / 2), pytest.approx(1.5 / 4))
+
+
+def test_transitions_by_hand():
+    first, second = samples("p", WRONG, CUT, RIGHT), samples("p", RIGHT, RIGHT, RIGHT)
+    assert transitions(first, second) == {(WRONG, RIGHT): 1, (CUT, RIGHT): 1, (RIGHT, RIGHT): 1}
+
+
+def test_sign_flips_by_hand():
+    assert sign_flip_p_value([0.0] * 5, seed=0) == 1
+    # eight differences of one sign: only all-plus and all-minus are as extreme, 2 of 256
+    assert sign_flip_p_value([1.0] * 8, seed=0) == pytest.approx(2 / 256, abs=0.004)
+    assert sign_flip_p_value([1.0, -1.0] * 10, seed=0) == 1
+
+
+@pytest.mark.parametrize("num_problems", [30, 100, 1000])
+@pytest.mark.parametrize("accuracy", [0.1, 0.5, 0.9])
+def test_accuracy_intervals_hold_the_truth_at_their_rate(num_problems: int, accuracy: float):
+    held = coverage(num_problems, accuracy, num_evaluations=2000 if num_problems < 1000 else 500, seed=1)
+    assert abs(held - 0.95) < (0.02 if num_problems < 1000 else 0.025)
+
+
+def test_a_share_on_which_all_problems_agree_still_has_an_interval():
+    mean, low, high = clustered_proportion([1.0] * 20)
+    assert mean == 1 and high == 1 and low == pytest.approx(1 / (1 + 2.093**2 / 20), abs=1e-3)
+
+
+def test_the_bootstrap_of_a_mean_agrees_with_the_formula_and_repeats():
+    stream = random.Random(3)
+    values = [stream.gauss(5, 2) for _ in range(200)]
+
+    def mean(chosen: list[int]) -> float:
+        return fmean(values[index] for index in chosen)
+
+    low, high = bootstrap_interval(200, mean, seed=1)
+    _, exact_low, exact_high = clustered_interval(values)
+    assert (low, high) == (pytest.approx(exact_low, abs=0.06), pytest.approx(exact_high, abs=0.06))
+    assert bootstrap_interval(200, mean, seed=1) == (low, high)
+    assert all(math.isnan(bound) for bound in bootstrap_interval(3, lambda _: math.nan, seed=0))
