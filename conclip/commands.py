@@ -141,6 +141,8 @@ def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig) -> None:
 
 def execute(subcommand: str, config: BaseConfig, inputs: Inputs, run: Run) -> None:
     """Run one subcommand."""
+    for note in inputs.notes:
+        run.warn(note)
     if isinstance(config, ProbeRunConfig):
         run_probe(config, inputs, run)
     elif isinstance(config, EvalRunConfig):

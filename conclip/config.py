@@ -10,7 +10,7 @@ class UserError(Exception):
 
 
 Dtype = Literal["float32", "bfloat16"]
-ProblemSource = Literal["arithmetic", "file"]
+ProblemSource = Literal["arithmetic", "dataset"]
 EngineKind = Literal["in_process", "child_process"]
 Advantage = Literal["gae", "monte_carlo", "group_relative", "leave_one_out", "shortest_correct"]
 AdvantageScale = Literal["group", "batch", "none"]
@@ -56,12 +56,25 @@ class ProblemSetConfig:
     family: str | None = None
     levels: list[int] | None = None
     split: str | None = None
-    # source: file
+    # source: dataset
     path: str | None = None
+    dataset: str | None = None
+    dataset_config: str | None = None
+    revision: str | None = None
     question: str = "question"
     answer: str = "answer"
+    choices: str | list[str] | None = None
+    level: str = "level"
+    subject: str = "subject"
     problem_id: str | None = None
     answer_pattern: str | None = None
+    answer_boxed: bool = False
+    subjects: list[str] | None = None
+    expected_problems: int | None = None
+    offset: int = 0
+    shots: int = 0
+    shots_split: str | None = None
+    shots_path: str | None = None
 
 
 @dataclass(frozen=True)

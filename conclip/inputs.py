@@ -1,6 +1,6 @@
 """What a config points at: found, read and checked before anything heavy loads and before anything is written."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from conclip.config import (
@@ -28,6 +28,8 @@ class Inputs:
     test: list[Problem]
     checkpoints: dict[str, Path]
     """Further models to evaluate, by name."""
+    notes: tuple[str, ...]
+    """What people should know of the data."""
     rates: list[PassRate] | None
     """Pass rates of an earlier probe; None to probe first."""
 
@@ -52,14 +54,17 @@ def load_inputs(config: BaseConfig) -> Inputs:
         for name, path in config.checkpoints.items():
             checkpoints[name] = find_model(path, f"checkpoints.{name}")
             check_model(checkpoints[name], "eval.max_tokens", config.eval.max_tokens, f"checkpoints.{name}")
+    notes: list[str] = []
     inputs = Inputs(
         model_path=model_path,
         checkpoints=checkpoints,
-        pool=load_problems("data.pool", config.data.pool, config.seed) if probes else [],
-        validation=load_problems("data.validation", config.data.validation, config.seed) if learns else [],
-        test=load_problems("data.test", config.data.test, config.seed) if evaluates else [],
+        pool=load_problems("data.pool", config.data.pool, config.seed, notes) if probes else [],
+        validation=load_problems("data.validation", config.data.validation, config.seed, notes) if learns else [],
+        test=load_problems("data.test", config.data.test, config.seed, notes) if evaluates else [],
         rates=_earlier_rates(config),
+        notes=(),
     )
+    inputs = replace(inputs, notes=tuple(notes))
     _check_disjoint(inputs)
     if isinstance(config, TrainRunConfig) and (inputs.rates is not None or config.phase.problem_ids is not None):
         select("phase", inputs.pool, inputs.rates or [], config.phase, config.seed)

@@ -40,6 +40,8 @@ class Problem:
     level: int | None = None
     """Difficulty as the data set states it; None when it states none."""
     subject: str | None = None
+    choices: tuple[str, ...] | None = None
+    """Texts of options A, B, ... of a multiple-choice question; its answer is a letter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

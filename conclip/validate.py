@@ -150,7 +150,9 @@ def _check_eval(settings: EvalConfig) -> None:
 
 def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
     _need(problems.num_problems is None or problems.num_problems >= 1, f"{key}.num_problems", "must be at least 1")
-    if problems.source == "file":
+    if problems.source == "dataset":
+        _need(problems.shots >= 0, f"{key}.shots", "must be 0 or more")
+        _need(not (problems.answer_boxed and problems.answer_pattern), f"{key}.answer_boxed", "excludes answer_pattern")
         return
     _need(problems.family in FAMILIES, f"{key}.family", f"must be one of {', '.join(FAMILIES)}")
     _need(problems.split in SPLITS, f"{key}.split", f"must be one of {', '.join(SPLITS)}")

@@ -72,7 +72,7 @@ def data_file(tmp_path: Path, content: str | None) -> str:
 
 
 GOOD = '{"question": "1+1", "answer": "2"}\n'
-JSONL = ["eval", "data=jsonl"]
+JSONL = ["eval", "data=mine"]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_bad_data_is_named_with_its_line(refused: Callable[..., None], tmp_path:
 def test_a_test_problem_in_the_pool_is_refused(refused: Callable[..., None], tmp_path: Path):
     path = data_file(tmp_path, GOOD)
     sets = [f"data.{name}.mine.path={path}" for name in ("pool", "validation", "test")]
-    refused("two-phase", "data=jsonl", *sets, said="disjoint")
+    refused("two-phase", "data=mine", *sets, said="disjoint")
 
 
 @pytest.mark.engine

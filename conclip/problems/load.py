@@ -4,31 +4,37 @@ from collections.abc import Mapping
 
 from conclip.config import ProblemSetConfig, UserError
 from conclip.problems.arithmetic import generate
-from conclip.problems.files import read_jsonl
+from conclip.problems.files import load_dataset
 from conclip.seeding import derive_seed
 from conclip.types import Problem
 
 
-def load_problems(key: str, sets: Mapping[str, ProblemSetConfig], run_seed: int) -> list[Problem]:
-    """All problems of the named sets, each carrying its set's name as `source`. Raises UserError on bad data.
+def load_problems(
+    key: str, sets: Mapping[str, ProblemSetConfig], run_seed: int, notes: list[str] | None = None
+) -> list[Problem]:
+    """All problems of the named sets, each carrying its set's name as `source`. Raises UserError on bad data; what people
+    should know of it is added to `notes`.
 
     `key` is the config key of the sets, for messages. Arithmetic sets are redrawn when `run_seed` changes.
     """
     problems: dict[str, Problem] = {}
     for name, settings in sets.items():
-        for problem in _load_set(f"{key}.{name}", name, settings, run_seed):
+        found, remarks = _load_set(f"{key}.{name}", name, settings, run_seed)
+        if notes is not None:
+            notes.extend(remarks)
+        for problem in found:
             if problem.problem_id in problems:
                 raise UserError(f"{key}.{name}: problem id '{problem.problem_id}' appears twice; ids must be unique")
             problems[problem.problem_id] = problem
     return list(problems.values())
 
 
-def _load_set(key: str, name: str, settings: ProblemSetConfig, run_seed: int) -> list[Problem]:
-    if settings.source == "file":
-        return read_jsonl(key, name, settings)
+def _load_set(key: str, name: str, settings: ProblemSetConfig, run_seed: int) -> tuple[list[Problem], list[str]]:
+    if settings.source == "dataset":
+        return load_dataset(key, name, settings)
     assert settings.family and settings.levels and settings.split and settings.num_problems
     try:
-        return generate(
+        problems = generate(
             settings.family,
             levels=tuple(settings.levels),
             split=settings.split,
@@ -36,5 +42,6 @@ def _load_set(key: str, name: str, settings: ProblemSetConfig, run_seed: int) ->
             seed=derive_seed("problems", run_seed, settings.seed),
             source=name,
         )
+        return problems, []
     except ValueError as error:
         raise UserError(f"{key}: {error}") from error

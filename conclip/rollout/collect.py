@@ -92,7 +92,13 @@ def collect(
                 task = by_key[completion.request_id]
                 text = str(tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
                 graded[task.key] = (completion, text)
-                grader.submit(task.key, gold=task.problem.answer, text=text, finish_reason=completion.finish_reason)
+                grader.submit(
+                    task.key,
+                    gold=task.problem.answer,
+                    text=text,
+                    finish_reason=completion.finish_reason,
+                    choices=task.problem.choices,
+                )
                 num_finished += 1
                 finished_tokens += completion.num_tokens
             for key, grade in grader.poll(0.0 if sampling else 1.0):

@@ -1,0 +1,117 @@
+"""Rows of data sets: local files of several formats, folders of them, and hub data sets; each row with where it stands."""
+
+import csv
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from conclip.config import ProblemSetConfig, UserError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+Row = tuple[str, dict[str, Any]]
+"""Where it stands (``file.jsonl:7``), and its columns."""
+
+
+def read_rows(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
+    """The rows of `path` where it is given, of the hub's `dataset` otherwise. Raises UserError, naming config key `key`."""
+    if settings.path:
+        path = Path(settings.path).expanduser()
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+            if not files:
+                raise UserError(f"{key}.path: folder '{path}' holds no {', '.join(SUFFIXES)}")
+            for file in files:
+                yield from _read_file(key, file)
+        else:
+            yield from _read_file(key, path)
+    elif settings.dataset:
+        yield from _read_hub(key, settings)
+    else:
+        raise UserError(f"config key '{key}.path' has no value; give a file or folder ({', '.join(SUFFIXES)})")
+
+
+def _read_file(key: str, path: Path) -> Iterator[Row]:
+    if not path.is_file():
+        raise UserError(f"{key}.path: no file '{path}'; give one of {', '.join(SUFFIXES)}, or a folder of them")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{key}.path: '{path}' is none of {', '.join(SUFFIXES)}")
+    if path.suffix == ".jsonl":
+        yield from _json_lines(path)
+    elif path.suffix == ".json":
+        yield from _json_list(path)
+    elif path.suffix == ".csv":
+        with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+            reader = csv.DictReader(lines)
+            for row in reader:
+                yield f"{path}:{reader.line_num}", {name: value for name, value in row.items() if name is not None}
+    else:
+        yield from _parquet(key, path)
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                where = f"{path}:{number}"
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    message = f"{where}: not JSON ({error.msg}, column {error.colno}); each line must be one object"
+                    raise UserError(message) from None
+                yield where, _object(where, row)
+
+
+def _json_list(path: Path) -> Iterator[Row]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: a JSON {type(rows).__name__}, not a list of objects")
+    for number, row in enumerate(cast(list[Any], rows), start=1):
+        where = f"{path}, item {number}"
+        yield where, _object(where, row)
+
+
+def _object(where: str, row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a JSON {type(row).__name__}, not an object with columns")
+    return cast(dict[str, Any], row)
+
+
+def _parquet(key: str, path: Path) -> Iterator[Row]:
+    import pyarrow as pa  # noqa: PLC0415  only when such a file is read
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except pa.ArrowException as error:
+        raise UserError(f"{key}.path: '{path}' is not a Parquet file ({error})") from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}, row {number}", row
+
+
+def _read_hub(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
+    """From the hub's cache or the hub. Offline, the message says what to download and how to use a local copy."""
+    import datasets  # noqa: PLC0415  a second to import
+
+    name = f"{settings.dataset}" + (f", config {settings.dataset_config}" if settings.dataset_config else "")
+    datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt to connect
+    assert settings.dataset is not None
+    try:
+        rows = datasets.load_dataset(
+            settings.dataset, settings.dataset_config, split=settings.split or "test", revision=settings.revision
+        )
+    except Exception as error:
+        revision = f" --revision {settings.revision}" if settings.revision else ""
+        raise UserError(
+            f"{key}: cannot get data set {name}, split {settings.split} ({type(error).__name__}); with a network: hf "
+            f"download --repo-type dataset {settings.dataset}{revision}; without: copy the split's file here and set "
+            f"{key}.path=FILE"
+        ) from error
+    for number, row in enumerate(cast(Any, rows), start=1):
+        yield f"{settings.dataset}/{settings.split}, row {number}", dict(row)
