@@ -10,7 +10,7 @@ PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast check format lint type lab-model lab-report bench theory frontier \
+.PHONY: help install demo demo-full test test-fast check format lint type lab-model lab-report bench bench-grading theory frontier \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -63,6 +63,9 @@ lab-report: $(VENV)/.installed ## measure the embedded model: accuracy and lengt
 bench: $(VENV)/.installed ## rollout speed against a bare LLM.generate
 	$(BIN)/python benchmarks/rollout_speed.py $(ARGS)
 
+bench-grading: $(VENV)/.installed ## gradings a second, symbolic and cached
+	$(BIN)/python benchmarks/grading_speed.py $(ARGS)
+
 frontier: $(VENV)/.installed ## accuracy x length of every algorithm and length reward on the lab (hours; continues where it was cut)
 	$(BIN)/python benchmarks/frontier.py $(ARGS)
 
@@ -73,7 +76,7 @@ test: $(VENV)/.installed-dev ## all tests, real engine included
 	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: $(VENV)/.installed-dev ## unit tests only (under a minute)
-	$(BIN)/python -m pytest -m "not engine and not cross_check" $(ARGS)
+	$(BIN)/python -m pytest -m "not engine and not slow" $(ARGS)
 
 format: $(VENV)/.installed-dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .

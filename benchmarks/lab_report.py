@@ -15,8 +15,8 @@ from statistics import fmean, median
 from bare import bare_llm
 from vllm import LLM, SamplingParams, TokensPrompt
 
+from conclip.answers import extract_boxed
 from conclip.config import ModelConfig
-from conclip.grading import extract_boxed
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_tokenizer
 from conclip.problems.arithmetic import generate

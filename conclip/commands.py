@@ -57,7 +57,7 @@ def run_eval(config: EvalRunConfig, inputs: Inputs, run: Run) -> None:
         with open_runtime(config, run, path, inputs.test, config.eval.max_tokens) as runtime:
             target = run.folder / f"rows-{name}.jsonl"
             rows += evaluate(name, model_hash(path), runtime, inputs.test, config.eval, target, earlier=earlier)
-    _conclude(run, rows, config.eval)
+    _conclude(run, rows, config.eval, inputs.notes)
 
 
 def run_two_phase(config: TwoPhaseConfig, inputs: Inputs, run: Run) -> None:
@@ -85,7 +85,7 @@ def run_two_phase(config: TwoPhaseConfig, inputs: Inputs, run: Run) -> None:
             rows += evaluate(name, model_hash(path), runtime, inputs.test, config.eval, target, earlier=earlier)
     curve = run.folder / "curve.png"
     draw_curve({"phase 1": first.history, "phase 2": second.history}, curve)
-    _conclude(run, rows, config.eval)
+    _conclude(run, rows, config.eval, inputs.notes)
     run.say(f"curve: {curve}")
     run.say(f"final model: {second.checkpoint}")
 
@@ -129,10 +129,10 @@ def _train(
     return result
 
 
-def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig) -> None:
+def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Sequence[str]) -> None:
     """The closing tables and sentences, and the same numbers in results.json."""
     columns = by_condition(rows)
-    run.write_json("results.json", {"margin": settings.margin, "benchmarks": results_json(columns)})
+    run.write_json("results.json", {"margin": settings.margin, "notes": notes, "benchmarks": results_json(columns)})
     for benchmark, models in summaries(columns).items():
         run.show(results_table(benchmark, models))
         for (first, second), comparison in headline_comparisons(columns, benchmark).items():

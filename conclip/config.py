@@ -196,6 +196,7 @@ class EvalConfig:
     max_tokens: int
     margin: float
     resume: bool
+    allow_overlap: bool
 
 
 @dataclass(frozen=True)

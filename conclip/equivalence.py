@@ -167,6 +167,10 @@ def _same_value(gold: str, answer: str, decimals: int) -> bool:
     is_set = gold_value.lstrip("\\").startswith("{")
     if not is_set and _num_alternatives(gold_value) == 1 < _num_alternatives(_as_union(answer_value) or answer_value):
         return False  # one value asked for, several given
+    gold_parts, answer_parts = _components(gold_value), _components(answer_value)
+    if gold_parts and answer_parts:  # tuples and intervals, part by part: their grammar is slow to parse as a whole
+        same_shape = gold_parts[0] == answer_parts[0] and len(gold_parts[1]) == len(answer_parts[1])
+        return same_shape and all(_same_value(g, a, decimals) for g, a in zip(gold_parts[1], answer_parts[1], strict=True))
     gold_percent, answer_percent = gold_unit == "%", answer_unit == "%"
     if _verified(gold_value, answer_value, decimals):
         return True
@@ -175,6 +179,25 @@ def _same_value(gold: str, answer: str, decimals: int) -> bool:
     if answer_percent and not gold_percent:
         return _verified(gold_value, f"\\frac{{{answer_value}}}{{100}}", decimals)
     return (gold_value, answer_value) != (gold, answer) and _verified(gold, answer, decimals)
+
+
+def _components(text: str) -> tuple[str, list[str]] | None:
+    """(brackets, elements) of one tuple or interval, ``[0, 1)`` giving ("[)", ["0", "1"]); None for anything else."""
+    if len(text) < 5 or text[0] not in "([" or text[-1] not in ")]":
+        return None
+    depth, begin, elements = 0, 1, []
+    for position, character in enumerate(text):
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+            if depth == 0 and position < len(text) - 1:
+                return None  # the first bracket closes before the end: several tuples, or a product
+        elif character == "," and depth == 1:
+            elements.append(text[begin:position].strip())
+            begin = position + 1
+    elements.append(text[begin:-1].strip())
+    return (text[0] + text[-1], elements) if len(elements) > 1 and depth == 0 and all(elements) else None
 
 
 def _num_alternatives(text: str) -> int:

@@ -13,6 +13,7 @@ from conclip.config import (
     UserError,
 )
 from conclip.models.folder import check_model, find_model
+from conclip.overlap import check_overlap
 from conclip.probe import PassRate, read_pass_rates, select
 from conclip.problems.load import load_problems
 from conclip.types import Problem
@@ -64,6 +65,11 @@ def load_inputs(config: BaseConfig) -> Inputs:
         rates=_earlier_rates(config),
         notes=(),
     )
+    if isinstance(config, (EvalRunConfig, TwoPhaseConfig)):
+        models = {"model.path": model_path} | {f"checkpoints.{name}": path for name, path in checkpoints.items()}
+        for key, path in models.items():
+            note = check_overlap(key, path, inputs.test, allowed=config.eval.allow_overlap)
+            notes += [note] if note else []
     inputs = replace(inputs, notes=tuple(notes))
     _check_disjoint(inputs)
     if isinstance(config, TrainRunConfig) and (inputs.rates is not None or config.phase.problem_ids is not None):

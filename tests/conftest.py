@@ -1,6 +1,5 @@
 """Shared fixtures. No test needs the network or a GPU."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from conclip.lab.pretrain import model_config
 from conclip.lab.tokenizer import build_tokenizer
 from conclip.training.learner import Learner
 from conclip.types import Completion, EvalRow, FinishReason, Grade, Outcome, Problem, Rollout, RolloutGroup
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session")

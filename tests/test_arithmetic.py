@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from conclip.grading import extract_boxed
+from conclip.answers import extract_boxed
 from conclip.lab.tokenizer import build_tokenizer
 from conclip.lab.traces import trace
 from conclip.models.folder import LAB_MODEL

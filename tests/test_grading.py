@@ -81,9 +81,10 @@ def test_choices_and_decimals(grader: Grader):
     assert outcomes == {"a": right, "b": wrong, "c": right, "d": wrong}
 
 
+@pytest.mark.slow
 def test_hostile_answers_end_within_the_limits_and_the_rest_is_graded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)  # where code that an answer got executed would write
-    grader = Grader(cpu_limit_s=2)
+    grader = Grader(cpu_limit_s=1)
     before = psutil.Process().memory_info().rss
     try:
         for name, text in HOSTILE.items():

@@ -1,6 +1,7 @@
 """Measures of rows: literals by hand, brute force, simulation."""
 
 import itertools
+import json
 import math
 import random
 from statistics import fmean
@@ -13,6 +14,7 @@ from benchmarks.coverage import coverage
 from conclip.evaluation.measures import (
     accuracy_at_budgets,
     avg_at_k,
+    details,
     efficiency_score,
     lengths_by_outcome,
     macro_and_micro,
@@ -139,3 +141,14 @@ def test_the_bootstrap_of_a_mean_agrees_with_the_formula_and_repeats():
     assert (low, high) == (pytest.approx(exact_low, abs=0.06), pytest.approx(exact_high, abs=0.06))
     assert bootstrap_interval(200, mean, seed=1) == (low, high)
     assert all(math.isnan(bound) for bound in bootstrap_interval(3, lambda _: math.nan, seed=0))
+
+
+def test_details_are_plain_data_of_all_measures():
+    rows = [row for n in range(20) for row in samples(f"p{n}", RIGHT, WRONG, RIGHT, CUT, tokens=(10 + n, 20, 30, 512))]
+    found = details(rows)
+    assert json.loads(json.dumps(found))["maj_at_k"] == {"4": 1.0}
+    assert found["avg_at_k"] == 0.5 and found["pass_at_k"] == {1: 0.5, 2: pytest.approx(5 / 6), 4: 1}
+    assert found["accuracy_at_budgets"] == {64: 0.5, 128: 0.5, 192: 0.5, 256: 0.5, 384: 0.5, 512: 0.5}
+    assert found["token_complexity"] == {"num_problems": 20, "median_tokens": 19.5}
+    low, high = found["median_tokens_interval"]
+    assert 20 <= low <= found["lengths"]["all"]["median"] <= high <= 30

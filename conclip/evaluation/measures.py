@@ -6,13 +6,14 @@ asks whether a response is right. Lengths count generated token ids.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean, median
+from typing import Any
 
 import numpy as np
 
 from conclip.answers import normalise
-from conclip.stats import pass_at_k, wilson_interval
+from conclip.stats import bootstrap_interval, pass_at_k, wilson_interval
 from conclip.types import EvalRow, Outcome
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
@@ -167,3 +168,31 @@ def transitions(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> dict[tup
     before = {(row.problem_id, row.sample): row.outcome for row in first}
     after = {(row.problem_id, row.sample): row.outcome for row in second}
     return dict(Counter((before[key], after[key]) for key in before if key in after))
+
+
+def details(rows: Sequence[EvalRow]) -> dict[str, Any]:
+    """All of the above for one model on one benchmark, as plain data; intervals are bootstrapped over problems."""
+    groups = by_problem(rows)
+    if not groups:
+        return {}
+    size = min(map(len, groups.values()))
+    cap = max(row.max_tokens for row in rows)
+    members = [[row.num_tokens for row in group] for group in groups.values()]
+    complexities = [found.tokens for group in groups.values() if (found := token_complexity(group)) is not None]
+
+    def median_tokens(chosen: Sequence[int]) -> float:
+        return float(median(tokens for index in chosen for tokens in members[index]))
+
+    powers = [2**power for power in range(size.bit_length()) if 2**power <= size]
+    return {
+        "avg_at_k": avg_at_k(rows),
+        "pass_at_k": {k: mean_pass_at_k(rows, k) for k in powers},
+        "maj_at_k": {size: maj_at_k(rows, size)},
+        "lengths": {name: None if found is None else asdict(found) for name, found in lengths_by_outcome(rows).items()},
+        "median_tokens_interval": bootstrap_interval(len(members), median_tokens, seed=0),
+        "accuracy_at_budgets": accuracy_at_budgets(rows, [max(1, cap * share // 8) for share in (1, 2, 3, 4, 6, 8)]),
+        "token_complexity": {
+            "num_problems": len(complexities),
+            "median_tokens": float(median(complexities)) if complexities else None,
+        },
+    }

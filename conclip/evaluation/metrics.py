@@ -25,6 +25,8 @@ class Summary:
     num_responses: int
     accuracy: Estimate
     """Share of correct responses; truncated and unanswered ones are not correct, grader errors are left out."""
+    lenient_accuracy: Estimate
+    """The same where an answer outside a box counts, too: how much of a difference is format."""
     mean_tokens: Estimate
     correct_mean_tokens: Estimate | None
     """None when no response is correct."""
@@ -51,6 +53,11 @@ def summarise(rows: Sequence[EvalRow]) -> Summary:
         num_problems=len({row.problem_id for row in rows}),
         num_responses=len(rows),
         accuracy=_share((r.problem_id, float(r.outcome is Outcome.CORRECT)) for r in judged),
+        lenient_accuracy=_share(
+            (r.problem_id, float(r.lenient_outcome is Outcome.CORRECT))
+            for r in rows
+            if r.lenient_outcome is not Outcome.GRADER_ERROR
+        ),
         mean_tokens=_estimate((r.problem_id, float(r.num_tokens)) for r in rows),
         correct_mean_tokens=_tokens_of(rows, Outcome.CORRECT),
         wrong_mean_tokens=_tokens_of(rows, Outcome.WRONG),

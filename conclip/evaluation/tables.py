@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from conclip.evaluation.measures import details
 from conclip.evaluation.metrics import Comparison, Estimate, Summary, compare, summarise
 from conclip.types import EvalRow
 
@@ -31,12 +32,13 @@ def results_table(benchmark: str, models: Mapping[str, Summary]) -> Table:
         title_justify="left",
     )
     table.add_column("model")
-    for name in ("accuracy", "tokens", "if correct", "if wrong", "truncated"):
+    for name in ("accuracy", "lenient", "tokens", "if correct", "if wrong", "truncated"):
         table.add_column(name, justify="right")
     for name, summary in models.items():
         table.add_row(
             name,
             _cell(summary.accuracy, ".3f"),
+            f"{summary.lenient_accuracy.mean:.3f}",
             _cell(summary.mean_tokens, ".1f"),
             _cell(summary.correct_mean_tokens, ".1f"),
             _cell(summary.wrong_mean_tokens, ".1f"),
@@ -111,12 +113,16 @@ def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Co
 
 
 def results_json(rows: Rows) -> dict[str, Any]:
-    """Everything the table and the sentences say, as plain data."""
+    """Everything the table and the sentences say, as plain data, and the measures beyond them."""
     results: dict[str, Any] = {}
     for benchmark, models in summaries(rows).items():
         comparisons = [
             {"first": first, "second": second, **asdict(comparison)}
             for (first, second), comparison in headline_comparisons(rows, benchmark).items()
         ]
-        results[benchmark] = {"models": {n: asdict(s) for n, s in models.items()}, "comparisons": comparisons}
+        mine = {name: [row for row in rows[name] if row.benchmark == benchmark] for name in models}
+        results[benchmark] = {
+            "models": {name: asdict(summary) | {"details": details(mine[name])} for name, summary in models.items()},
+            "comparisons": comparisons,
+        }
     return results

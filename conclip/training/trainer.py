@@ -13,6 +13,7 @@ from conclip.algo.losses import next_kl_coef
 from conclip.batch import collate
 from conclip.config import LearnConfig, PhaseConfig
 from conclip.length_rewards import make_shaper, stage_limit
+from conclip.overlap import trained_on
 from conclip.rewards import reward_group
 from conclip.runtime import Runtime
 from conclip.seeding import python_stream, torch_stream
@@ -64,7 +65,8 @@ class Trainer:
         validation: Sequence[Problem],
     ) -> None:
         self._stage, self._config, self._phase, self._runtime = stage, config, phase, runtime
-        self._validation_problems = validation
+        self._problems, self._validation_problems = problems, validation
+        self._trained_on = trained_on(model_path)
         self._algo = config.algo
         self._shaper = make_shaper(config.length)
         self._kl_coef = config.algo.kl_coef
@@ -209,7 +211,8 @@ class Trainer:
         return holds and now.mean_tokens < best.mean_tokens
 
     def _save(self) -> None:
-        save_checkpoint(self._checkpoint, self._learner.policy, self._runtime.tokenizer)
+        tokenizer, earlier = self._runtime.tokenizer, self._trained_on
+        save_checkpoint(self._checkpoint, self._learner.policy, tokenizer, problems=self._problems, earlier=earlier)
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
         self._runtime.run.log_metrics(self._stage, step, metrics)

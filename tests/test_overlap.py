@@ -1,0 +1,47 @@
+"""The overlap guard: same text, near text, formulas, the record in a checkpoint."""
+
+from pathlib import Path
+
+import pytest
+
+from conclip.config import UserError
+from conclip.overlap import check_overlap, overlapping, trained_on, write_record
+from conclip.types import Problem
+
+
+def problem(question: str, name: str = "p") -> Problem:
+    return Problem(problem_id=name, question=question, answer="1", source="s")
+
+
+STORY = "A baker sells twelve loaves in the morning and thirty loaves in the afternoon of the same day. How many in all?"
+
+
+def test_the_same_text_overlaps_whatever_its_spaces_and_case():
+    assert overlapping([problem(f"  {STORY.upper()}\n")], [STORY])
+    assert overlapping([problem("a=3;b=a+4;b?")], ["A = 3; b = a + 4; b?"])
+
+
+def test_a_rephrased_end_still_overlaps_and_another_story_does_not():
+    assert overlapping([problem(STORY.replace("How many in all?", "What is the total?"))], [STORY])
+    other = "A farmer owns seven cows and four horses and buys three more cows at the market in town. How many are there?"
+    assert not overlapping([problem(other)], [STORY])
+
+
+def test_formulas_with_the_same_signs_do_not_overlap():
+    trained = [f"a={n};b=a+{n};c=b*3;d=c-{n};d?" for n in range(1, 9)]
+    assert not overlapping([problem("a=9;b=a+9;c=b*3;d=c-9;d?")], trained)
+    assert not overlapping([problem("a=1;b=a-1;c=b*3;d=c-1;d?")], trained)
+
+
+def test_a_checkpoint_says_what_it_was_trained_on_through_all_phases(tmp_path: Path):
+    assert trained_on(tmp_path) == []
+    write_record(tmp_path, ["first"], [problem("second"), problem("first")])
+    assert trained_on(tmp_path) == ["first", "second"]
+    with pytest.raises(UserError, match=r"model\.path: trained on 1 of the 2 test problems.*allow_overlap=true"):
+        check_overlap("model.path", tmp_path, [problem("second", "q"), problem("third")], allowed=False)
+    note = check_overlap("model.path", tmp_path, [problem("second", "q")], allowed=True)
+    assert note is not None and "memory" in note
+    assert check_overlap("model.path", tmp_path, [problem("third")], allowed=False) is None
+    (tmp_path / "trained_on.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        trained_on(tmp_path)
