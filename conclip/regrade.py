@@ -12,6 +12,7 @@ from typing import Any, cast
 from conclip.answers import extract_boxed
 from conclip.config import UserError
 from conclip.grading import GRADER_VERSION, Grader
+from conclip.problems.tables import json_lines
 from conclip.types import Grade, Outcome
 
 MAX_PENDING = 1000
@@ -103,20 +104,10 @@ def _agreement(first: Grade, second: Grade) -> str:
 
 
 def _rows(source: Path) -> Iterator[dict[str, Any]]:
-    with source.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _checked(f"{source}:{number}", line)
+    return (_checked(where, row) for where, row in json_lines(source))
 
 
-def _checked(where: str, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno}); each line must be one object") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: a JSON {type(row).__name__}, not an object with columns")
-    row = cast(dict[str, Any], row)
+def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
     for column in ("gold", "response"):
         if column not in row:
             raise UserError(f"{where}: no column '{column}'; columns here: {', '.join(sorted(row)) or 'none'}")

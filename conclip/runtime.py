@@ -13,10 +13,10 @@ from conclip.config import BaseConfig, EvalRunConfig, PromptStyle, TwoPhaseConfi
 from conclip.grading import Grader
 from conclip.models.load import load_tokenizer
 from conclip.prompts import encode_prompt
-from conclip.rollout.collect import collect, group_rollouts, tasks_for
+from conclip.rollout.collect import Task, collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
 from conclip.runlog import Run
-from conclip.types import Problem, RolloutGroup, SamplingSpec
+from conclip.types import Problem, Rollout, RolloutGroup, SamplingSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,18 +38,19 @@ class Runtime:
         tasks = tasks_for(
             problems, self.prompts["plain"], num_samples=num_samples, seed_parts=(self.config.seed, *seed_parts)
         )
+        return group_rollouts(list(self.collect(label, tasks, spec)), problems)
+
+    def collect(self, label: str, tasks: Sequence[Task], spec: SamplingSpec) -> Iterator[Rollout]:
+        """Sample and grade the tasks, with a live display called `label`; rollouts in the order they finish."""
         with self.run.progress(label) as on_progress:
-            rollouts = list(
-                collect(
-                    tasks,
-                    spec,
-                    engine=self.engine,
-                    grader=self.grader,
-                    tokenizer=self.tokenizer,
-                    on_progress=on_progress,
-                )
+            yield from collect(
+                tasks,
+                spec,
+                engine=self.engine,
+                grader=self.grader,
+                tokenizer=self.tokenizer,
+                on_progress=on_progress,
             )
-        return group_rollouts(rollouts, problems)
 
     @property
     def training_spec(self) -> SamplingSpec:

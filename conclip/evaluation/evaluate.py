@@ -16,7 +16,7 @@ from pathlib import Path
 from conclip.config import EvalConfig, UserError
 from conclip.evaluation.rows import read_lines, to_dict, write_parquet
 from conclip.grading import GRADER_VERSION
-from conclip.rollout.collect import Task, collect, tasks_for
+from conclip.rollout.collect import Task, tasks_for
 from conclip.runtime import Runtime
 from conclip.types import EvalRow, Problem, Rollout, SamplingSpec
 
@@ -55,16 +55,15 @@ def evaluate(
                 num_samples=settings.samples_per_problem if temperature > 0 else 1,
                 seed_parts=(runtime.config.seed, "eval"),
             )
-            keys = {task.key: response_key(model_hash, task, spec) for task in tasks}
+            keys = {task.key: (response_key(model_hash, task, spec), task.seed) for task in tasks}
             label = f"eval {model}, {prompt}, temperature {temperature:g}"
             began, num_new, num_tokens = time.monotonic(), 0, 0
             for unit in _units(tasks):
-                known = [earlier[keys[task.key]] for task in unit if earlier and keys[task.key] in earlier]
+                known = [earlier[keys[task.key][0]] for task in unit if earlier and keys[task.key][0] in earlier]
                 if len(known) == len(unit):
                     found = iter(known)
                 else:
-                    sampled = _sample(label, runtime, unit, spec)
-                    found = (_row(rollout, model, prompt, spec, task, keys[task.key]) for rollout, task in sampled)
+                    found = (_row(r, model, prompt, spec, keys) for r in runtime.collect(label, unit, spec))
                 for row in found:
                     rows.append(row)
                     out.write(json.dumps(to_dict(row), ensure_ascii=False) + "\n")
@@ -107,22 +106,10 @@ def _units(tasks: Sequence[Task]) -> Iterator[list[Task]]:
         yield unit
 
 
-def _sample(label: str, runtime: Runtime, unit: Sequence[Task], spec: SamplingSpec) -> Iterator[tuple[Rollout, Task]]:
-    by_key = {task.key: task for task in unit}
-    with runtime.run.progress(label) as on_progress:
-        for rollout in collect(
-            unit,
-            spec,
-            engine=runtime.engine,
-            grader=runtime.grader,
-            tokenizer=runtime.tokenizer,
-            on_progress=on_progress,
-        ):
-            yield rollout, by_key[f"{rollout.problem.problem_id}/{rollout.sample}"]
-
-
-def _row(rollout: Rollout, model: str, prompt: str, spec: SamplingSpec, task: Task, key: str) -> EvalRow:
+def _row(rollout: Rollout, model: str, prompt: str, spec: SamplingSpec, keys: Mapping[str, tuple[str, int]]) -> EvalRow:
+    """`keys`: response key and seed by task key."""
     problem, grade = rollout.problem, rollout.grade
+    key, seed = keys[f"{problem.problem_id}/{rollout.sample}"]
     return EvalRow(
         benchmark=problem.source,
         problem_id=problem.problem_id,
@@ -131,7 +118,7 @@ def _row(rollout: Rollout, model: str, prompt: str, spec: SamplingSpec, task: Ta
         model=model,
         prompt=prompt,
         sample=rollout.sample,
-        seed=task.seed,
+        seed=seed,
         temperature=spec.temperature,
         top_p=spec.top_p,
         top_k=spec.top_k,

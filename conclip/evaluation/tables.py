@@ -28,7 +28,7 @@ def results_table(benchmark: str, models: Mapping[str, Summary]) -> Table:
     """One row per model: accuracy, lengths and truncation with 95 % intervals."""
     some = next(iter(models.values()))
     table = Table(
-        title=f"{benchmark}: {some.num_problems} problems, {some.num_responses} responses a model; ± half a 95 % interval",
+        title=f"{benchmark}: {some.num_problems} problems; ± half a 95 % interval",
         title_justify="left",
     )
     table.add_column("model")

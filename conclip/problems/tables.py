@@ -39,7 +39,7 @@ def _read_file(key: str, path: Path) -> Iterator[Row]:
     if path.suffix not in SUFFIXES:
         raise UserError(f"{key}.path: '{path}' is none of {', '.join(SUFFIXES)}")
     if path.suffix == ".jsonl":
-        yield from _json_lines(path)
+        yield from json_lines(path)
     elif path.suffix == ".json":
         yield from _json_list(path)
     elif path.suffix == ".csv":
@@ -51,7 +51,8 @@ def _read_file(key: str, path: Path) -> Iterator[Row]:
         yield from _parquet(key, path)
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
+def json_lines(path: Path) -> Iterator[Row]:
+    """Raises UserError with the line number on a line that is no object."""
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
