@@ -26,7 +26,7 @@ from conclip.models.folder import model_hash
 from conclip.probe import PassRate, describe, pass_rates, select, write_pass_rates
 from conclip.report.curve import draw_curve
 from conclip.runlog import Run
-from conclip.runtime import Runtime, open_runtime
+from conclip.runtime import Runtime, open_endpoint, open_runtime
 from conclip.training.monitors import summarise_steps, summary_table
 from conclip.training.trainer import Trainer, TrainResult
 from conclip.types import EvalRow, Problem
@@ -53,7 +53,14 @@ def run_eval(config: EvalRunConfig, inputs: Inputs, run: Run) -> None:
     """Every model in turn, each with an engine of its own."""
     rows: list[EvalRow] = []
     earlier = _earlier(run, config.eval)
-    for name, path in ({"model": inputs.model_path} | inputs.checkpoints).items():
+    models = {"model": inputs.model_path} | inputs.checkpoints
+    if inputs.served_name is not None:
+        del models["model"]
+        with open_endpoint(config, run, inputs.served_name, inputs.test) as runtime:
+            target = run.folder / "rows-model.jsonl"
+            identity = f"{config.model.url} {inputs.served_name}"
+            rows += evaluate("model", identity, runtime, inputs.test, config.eval, target, earlier=earlier)
+    for name, path in models.items():
         with open_runtime(config, run, path, inputs.test, config.eval.max_tokens) as runtime:
             target = run.folder / f"rows-{name}.jsonl"
             rows += evaluate(name, model_hash(path), runtime, inputs.test, config.eval, target, earlier=earlier)

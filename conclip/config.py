@@ -45,6 +45,8 @@ class ModelConfig:
     dtype: Dtype
     prompt: str
     system: str | None
+    url: str | None = None
+    served_name: str | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ class Inputs:
     pool: list[Problem]
     validation: list[Problem]
     test: list[Problem]
+    served_name: str | None
+    """What the model behind `model.url` is called there; None for a model of one's own, in `model_path`."""
     checkpoints: dict[str, Path]
     """Further models to evaluate, by name."""
     notes: tuple[str, ...]
@@ -44,10 +46,15 @@ def load_inputs(config: BaseConfig) -> Inputs:
     the model, and on a problem that stands in two of pool, validation and test."""
     probes = isinstance(config, (ProbeRunConfig, LearnConfig))
     evaluates = isinstance(config, (EvalRunConfig, TwoPhaseConfig))
-    model_path = find_model(config.model.path)
+    served_name: str | None = None
+    if config.model.url is not None:
+        from conclip.models.server import find_served  # noqa: PLC0415  a second to import
+
+        served_name = find_served(config.model.url, config.model.served_name)
+    model_path = find_model(config.model.path) if served_name is None else Path(config.model.path)
     if probes:
         check_model(model_path, "rollout.max_tokens", config.rollout.max_tokens)
-    if evaluates:
+    if evaluates and served_name is None:
         check_model(model_path, "eval.max_tokens", config.eval.max_tokens)
     learns = isinstance(config, LearnConfig)
     checkpoints: dict[str, Path] = {}
@@ -58,6 +65,7 @@ def load_inputs(config: BaseConfig) -> Inputs:
     notes: list[str] = []
     inputs = Inputs(
         model_path=model_path,
+        served_name=served_name,
         checkpoints=checkpoints,
         pool=load_problems("data.pool", config.data.pool, config.seed, notes) if probes else [],
         validation=load_problems("data.validation", config.data.validation, config.seed, notes) if learns else [],

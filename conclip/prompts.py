@@ -3,6 +3,7 @@
 from transformers import PreTrainedTokenizerBase
 
 from conclip.config import ModelConfig, PromptStyle
+from conclip.types import Messages
 
 INSTRUCTIONS: dict[PromptStyle, str] = {
     "plain": "",
@@ -12,6 +13,15 @@ INSTRUCTIONS: dict[PromptStyle, str] = {
 }
 """What is added to the question to ask for brevity: nothing; plainly; Chain of Draft (Xu et al. 2025); a token budget (Han
 et al. 2024)."""
+
+
+def messages_for(question: str, model: ModelConfig, style: PromptStyle = "plain", *, budget_tokens: int = 0) -> Messages:
+    """The chat that asks `question` in the given style."""
+    content = model.prompt.replace("{question}", question)
+    if instruction := INSTRUCTIONS[style]:
+        content += "\n" + instruction.replace("{budget_tokens}", str(budget_tokens))
+    system = () if model.system is None else (("system", model.system),)
+    return (*system, ("user", content))
 
 
 def encode_prompt(
@@ -26,11 +36,7 @@ def encode_prompt(
 
     The template's own special tokens are the only ones added (no second BOS).
     """
-    content = model.prompt.replace("{question}", question)
-    if instruction := INSTRUCTIONS[style]:
-        content += "\n" + instruction.replace("{budget_tokens}", str(budget_tokens))
-    messages = [{"role": "user", "content": content}]
-    if model.system is not None:
-        messages.insert(0, {"role": "system", "content": model.system})
+    turns = messages_for(question, model, style, budget_tokens=budget_tokens)
+    messages = [{"role": role, "content": content} for role, content in turns]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return tuple(tokenizer.encode(str(text), add_special_tokens=False))

@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from conclip.config import BaseConfig, EvalRunConfig, PromptStyle, TwoPhaseConfig, UserError
 from conclip.grading import Grader
 from conclip.models.load import load_tokenizer
-from conclip.prompts import encode_prompt
+from conclip.prompts import encode_prompt, messages_for
 from conclip.rollout.collect import Task, collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
 from conclip.runlog import Run
-from conclip.types import Problem, Rollout, RolloutGroup, SamplingSpec
+from conclip.types import Messages, Problem, Rollout, RolloutGroup, SamplingSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +27,12 @@ class Runtime:
     run: Run
     engine: RolloutEngine
     grader: Grader
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
+    """None for a model behind a server."""
     prompts: dict[PromptStyle, dict[str, tuple[int, ...]]]
-    """Prompt token ids by instruction and problem id, for every problem the run may ask; "plain" is always there."""
+    """Prompt token ids by instruction and problem id, for every problem the run may ask; "plain" is always there.
+    Empty for a model behind a server, which gets `messages`."""
+    messages: dict[PromptStyle, dict[str, Messages]]
 
     def sample_groups(
         self, label: str, problems: Sequence[Problem], spec: SamplingSpec, num_samples: int, *seed_parts: int | str
@@ -89,7 +92,34 @@ def open_runtime(
     grader = Grader()
     engine = start_engine(config, model_path, max_model_len=limit or needed)
     try:
-        yield Runtime(config=config, run=run, engine=engine, grader=grader, tokenizer=tokenizer, prompts=prompts)
+        yield Runtime(
+            config=config, run=run, engine=engine, grader=grader, tokenizer=tokenizer, prompts=prompts, messages={}
+        )
+    finally:
+        engine.close()
+        grader.close()
+
+
+@contextmanager
+def open_endpoint(config: EvalRunConfig, run: Run, served_name: str, problems: Sequence[Problem]) -> Iterator[Runtime]:
+    """The runtime of the model that is called `served_name` at `model.url`."""
+    from conclip.rollout.endpoint import EndpointEngine  # noqa: PLC0415
+
+    assert config.model.url is not None
+    engine = EndpointEngine(config.model.url, served_name, max_concurrent=min(256, config.rollout.max_num_seqs))
+    messages: dict[PromptStyle, dict[str, Messages]] = {
+        style: {
+            p.problem_id: messages_for(p.question, config.model, style, budget_tokens=config.eval.budget_tokens)
+            for p in problems
+        }
+        for style in config.eval.prompts
+    }
+    grader = Grader()
+    nothing: dict[PromptStyle, dict[str, tuple[int, ...]]] = {style: {} for style in config.eval.prompts}
+    try:
+        yield Runtime(
+            config=config, run=run, engine=engine, grader=grader, tokenizer=None, prompts=nothing, messages=messages
+        )
     finally:
         engine.close()
         grader.close()

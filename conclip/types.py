@@ -59,6 +59,10 @@ class SamplingSpec:
     """Whether the engine reports the log-probability of each sampled token."""
 
 
+Messages = tuple[tuple[str, str], ...]
+"""(role, content) of each turn of a chat."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One response to sample."""
@@ -67,6 +71,8 @@ class Request:
     prompt_token_ids: tuple[int, ...]
     seed: int
     """Seed of this response's own random stream."""
+    messages: Messages = ()
+    """The chat itself, for a server that makes the token ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +92,15 @@ class Completion:
     finish_reason: FinishReason
     policy_version: int
     """Version of the weights that sampled it."""
+    text: str | None = None
+    """The response where a server gives text and no token ids; None: decode them."""
+    reported_tokens: int | None = None
+    """Length as such a server reports it."""
+    reported_prompt_tokens: int | None = None
 
     @property
     def num_tokens(self) -> int:
-        return len(self.token_ids)
+        return len(self.token_ids) if self.reported_tokens is None else self.reported_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,6 +100,8 @@ def check(config: BaseConfig) -> None:
     _need(bool(config.name) and "/" not in config.name, "name", "must be a plain folder name")
     _need(0 <= config.seed < 2**31, "seed", f"must lie in [0, 2^31), got {config.seed}")
     _need("{question}" in config.model.prompt, "model.prompt", "must contain {question}")
+    local = config.model.url is None or isinstance(config, EvalRunConfig)
+    _need(local, "model.url", "is for conclip eval only: probing and training need the weights")
     _check_rollout(config.rollout)
     for part in dataclasses.fields(config.data):
         for name, problem_set in getattr(config.data, part.name).items():

@@ -25,12 +25,16 @@ def options() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("group", "option"), options())
 def test_every_option_composes(group: str, option: str):
-    filled = {"hf": ["model.path=somewhere"]}.get(option, [])
+    filled = {"hf": ["model.path=somewhere"], "endpoint": ["model.url=http://localhost/v1"]}.get(option, [])
     uses = re.compile(rf"^  - {group}(@\w+)?:", re.M)
     users = [name for name in SUBCOMMANDS if uses.search((CONF / f"{name.replace('-', '_')}.yaml").read_text())]
     assert users
     if group == "data" and not load_config("eval", f"data={option}").data.pool:
         users = ["eval"]  # a benchmark, with nothing to train on
+    if option == "endpoint":
+        users = ["eval"]
+        with pytest.raises(UserError, match="conclip eval only"):
+            load_config("probe", "model=endpoint", *filled)
     for subcommand in users:
         key = "phase@phase1" if (group, subcommand) == ("phase", "two-phase") else group
         load_config(subcommand, f"{key}={option}", *filled)

@@ -54,6 +54,7 @@ def evaluate(
                 runtime.prompts[prompt],
                 num_samples=settings.samples_per_problem if temperature > 0 else 1,
                 seed_parts=(runtime.config.seed, "eval"),
+                messages=runtime.messages.get(prompt),
             )
             keys = {task.key: (response_key(model_hash, task, spec), task.seed) for task in tasks}
             label = f"eval {model}, {prompt}, temperature {temperature:g}"
@@ -84,7 +85,8 @@ def evaluate(
 
 def response_key(model_hash: str, task: Task, spec: SamplingSpec) -> str:
     """Hash of everything that changes a response, and of how it is judged."""
-    parts = [model_hash, task.prompt_token_ids, asdict(spec), task.seed, task.problem.answer, GRADER_VERSION]
+    asked = task.messages or task.prompt_token_ids
+    parts = [model_hash, asked, asdict(spec), task.seed, task.problem.answer, GRADER_VERSION]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
@@ -131,7 +133,7 @@ def _row(rollout: Rollout, model: str, prompt: str, spec: SamplingSpec, keys: Ma
         grader_version=GRADER_VERSION,
         answer=problem.answer,
         num_tokens=rollout.completion.num_tokens,
-        num_prompt_tokens=len(rollout.prompt_token_ids),
+        num_prompt_tokens=rollout.completion.reported_prompt_tokens or len(rollout.prompt_token_ids),
         finish_reason=rollout.completion.finish_reason,
         key=key,
         text=rollout.text,

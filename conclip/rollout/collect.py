@@ -1,7 +1,7 @@
 """Sampling and grading together: the one loop behind probing, training and evaluation."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from conclip.grading import Grader
 from conclip.rollout.engine import RolloutEngine
 from conclip.seeding import derive_seed
-from conclip.types import Completion, Grade, Problem, Request, Rollout, RolloutGroup, SamplingSpec
+from conclip.types import Completion, Grade, Messages, Problem, Request, Rollout, RolloutGroup, SamplingSpec
 
 PROGRESS_EVERY_S = 0.5
 
@@ -35,6 +35,7 @@ class Task:
     sample: int
     prompt_token_ids: tuple[int, ...]
     seed: int
+    messages: Messages = ()
 
     @property
     def key(self) -> str:
@@ -47,6 +48,7 @@ def tasks_for(
     *,
     num_samples: int,
     seed_parts: tuple[int | str, ...],
+    messages: Mapping[str, Messages] | None = None,
 ) -> list[Task]:
     """`num_samples` tasks per problem, problem by problem. Each one's seed depends on `seed_parts`, problem and sample
     alone, so that the same response can be asked for again."""
@@ -54,8 +56,9 @@ def tasks_for(
         Task(
             problem=problem,
             sample=sample,
-            prompt_token_ids=prompts[problem.problem_id],
+            prompt_token_ids=prompts.get(problem.problem_id, ()),
             seed=derive_seed(*seed_parts, problem.problem_id, sample),
+            messages=messages[problem.problem_id] if messages else (),
         )
         for problem in problems
         for sample in range(num_samples)
@@ -68,7 +71,7 @@ def collect(
     *,
     engine: RolloutEngine,
     grader: Grader,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     on_progress: Callable[[CollectProgress], None] | None = None,
 ) -> Iterator[Rollout]:
     """Sample and grade every task, yielding rollouts as their verdicts arrive, in any order.
@@ -84,13 +87,16 @@ def collect(
     tokens_before = engine.progress()
     began = last_report = time.monotonic()
     engine.reset_cache()
-    engine.submit([Request(request_id=t.key, prompt_token_ids=t.prompt_token_ids, seed=t.seed) for t in tasks], spec)
+    requests = [
+        Request(request_id=t.key, prompt_token_ids=t.prompt_token_ids, seed=t.seed, messages=t.messages) for t in tasks
+    ]
+    engine.submit(requests, spec)
     try:
         while num_done < len(tasks):
             sampling = num_finished < len(tasks)
             for completion in engine.poll() if sampling else ():
                 task = by_key[completion.request_id]
-                text = str(tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
+                text = _text(completion, tokenizer)
                 graded[task.key] = (completion, text)
                 grader.submit(
                     task.key,
@@ -121,6 +127,13 @@ def collect(
     finally:
         if num_finished < len(tasks):
             engine.abort()
+
+
+def _text(completion: Completion, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    if completion.text is not None:
+        return completion.text
+    assert tokenizer is not None
+    return str(tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
 
 
 def _rollout(task: Task, completion: Completion, text: str, grade: Grade) -> Rollout:

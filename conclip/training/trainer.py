@@ -212,6 +212,7 @@ class Trainer:
 
     def _save(self) -> None:
         tokenizer, earlier = self._runtime.tokenizer, self._trained_on
+        assert tokenizer is not None
         save_checkpoint(self._checkpoint, self._learner.policy, tokenizer, problems=self._problems, earlier=earlier)
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:

@@ -1,0 +1,96 @@
+"""A model behind a server that speaks the OpenAI protocol, as a `RolloutEngine` that can only be evaluated: no weights, no
+log-probs, no token ids. Lengths are the tokens the server reports."""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import openai
+
+from conclip.models.server import connect
+from conclip.rollout.engine import EngineDied
+from conclip.types import Completion, Request, SamplingSpec
+
+if TYPE_CHECKING:
+    import torch
+
+POLL_S = 0.2
+
+
+class EndpointEngine:
+    """Chat requests to a server, many at a time; the server applies its own chat template."""
+
+    def __init__(self, url: str, served_name: str, *, max_concurrent: int) -> None:
+        self._url, self._served_name = url, served_name
+        self._client = connect(url)
+        self._threads = ThreadPoolExecutor(max_concurrent)
+        self._in_flight: dict[Future[Completion], str] = {}
+        self._num_tokens = 0
+
+    @property
+    def policy_version(self) -> int:
+        return 0
+
+    def submit(self, requests: Sequence[Request], spec: SamplingSpec) -> None:
+        for request in requests:
+            self._in_flight[self._threads.submit(self._ask, request, spec)] = request.request_id
+
+    def _ask(self, request: Request, spec: SamplingSpec) -> Completion:
+        extra = {"extra_body": {"top_k": spec.top_k}} if spec.top_k != -1 else {}
+        reply = self._client.chat.completions.create(
+            model=self._served_name,
+            messages=cast(Any, [{"role": role, "content": content} for role, content in request.messages]),
+            temperature=spec.temperature,
+            top_p=spec.top_p,
+            max_tokens=spec.max_tokens,
+            seed=request.seed,
+            **cast(Any, extra),
+        )
+        choice = reply.choices[0]
+        if reply.usage is None:
+            raise EngineDied(f"'{self._url}' reports no usage, so lengths are unknown")
+        return Completion(
+            request_id=request.request_id,
+            token_ids=(),
+            logprobs=(),
+            finish_reason="length" if choice.finish_reason == "length" else "stop",
+            policy_version=0,
+            text=choice.message.content or "",
+            reported_tokens=reply.usage.completion_tokens,
+            reported_prompt_tokens=reply.usage.prompt_tokens,
+        )
+
+    def poll(self) -> list[Completion]:
+        done, _ = wait(self._in_flight, timeout=POLL_S, return_when=FIRST_COMPLETED)
+        finished: list[Completion] = []
+        for future in done:
+            del self._in_flight[future]
+            try:
+                finished.append(future.result())
+            except openai.OpenAIError as error:
+                raise EngineDied(f"'{self._url}' failed after several tries: {error}") from error
+        self._num_tokens += sum(completion.num_tokens for completion in finished)
+        return finished
+
+    def progress(self) -> int:
+        return self._num_tokens
+
+    def abort(self) -> None:
+        for future in self._in_flight:
+            future.cancel()
+        self._in_flight.clear()
+
+    def update_weights(self, source: "Path | Iterable[tuple[str, torch.Tensor]]", version: int) -> None:
+        raise RuntimeError("the weights behind a server are not ours to change")
+
+    def reset_cache(self) -> None: ...
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None:
+        self.abort()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._client.close()

@@ -1,0 +1,96 @@
+"""Evaluation of a model behind a real vLLM server, beside the same model in process."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from conclip.cli import main
+from conclip.evaluation.rows import read_rows
+from conclip.models.folder import LAB_MODEL
+from conclip.types import Outcome
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """vLLM's own server with the lab model, on a free port of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = {"--model": str(LAB_MODEL), "--served-model-name": "lab", "--port": str(port), "--host": "127.0.0.1"}
+    options |= {"--dtype": "float32", "--max-model-len": "512", "--max-num-seqs": "64", "--max-num-batched-tokens": "4096"}
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", "--no-enable-chunked-prefill"]
+    for name, value in options.items():
+        command += [name, value]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    log = (tmp_path_factory.mktemp("server") / "log").open("w")
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 240
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()[-2000:]
+            try:
+                if httpx.get(f"{url}/health").status_code == 200:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.5)
+        yield f"{url}/v1"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["conclip", *arguments])
+    main()
+
+
+def test_a_served_model_gives_the_rows_of_the_same_model_in_process(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-of-mine")
+    small = [
+        "data.test.chain.num_problems=12",
+        "data.test.chain.levels=[1,2]",
+        "eval.temperatures=[0]",
+        "eval.max_tokens=120",
+    ]
+    run(monkeypatch, "eval", *small, "name=here")
+    run(monkeypatch, "eval", *small, "name=there", "model=endpoint", f"model.url={server}", "model.prompt='{question}'")
+    here = {row.problem_id: row for row in read_rows(tmp_path / "outputs/eval/here/latest")}
+    there = {row.problem_id: row for row in read_rows(tmp_path / "outputs/eval/there/latest")}
+    assert {key: row.num_tokens for key, row in here.items()} == {key: row.num_tokens for key, row in there.items()}
+    assert {key: row.outcome for key, row in here.items()} == {key: row.outcome for key, row in there.items()}
+    assert all(row.num_prompt_tokens == here[key].num_prompt_tokens for key, row in there.items())
+    assert sum(row.outcome is Outcome.CORRECT for row in there.values()) > 8
+    everything = "".join(
+        p.read_text(errors="replace") for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".parquet"
+    )
+    assert "secret-of-mine" not in everything
+
+    run(monkeypatch, "eval", *small, "name=there", "model=endpoint", f"model.url={server}", "model.prompt='{question}'")
+    assert "12 taken from an earlier attempt" in capfd.readouterr().out
+
+
+def test_a_wrong_name_or_address_is_one_line(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    for arguments, said in (
+        ([f"model.url={server}", "model.served_name=other"], "does not serve 'other' but lab"),
+        (["model.url=http://127.0.0.1:9/v1"], "does not answer as an OpenAI server"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            run(monkeypatch, "eval", "model=endpoint", *arguments, "data.test.chain.num_problems=2")
+        assert end.value.code == 2
+        assert said in capfd.readouterr().err
