@@ -246,8 +246,8 @@ def picture(found: Sequence[Line], path: Path) -> None:
         axes.axvline(0, color="0.7", linewidth=0.8)
         axes.grid(alpha=0.25)
     left.set_ylabel("accuracy against base [points]")
-    right.legend(fontsize=8, ncols=2, loc="lower left")
-    figure.savefig(path)
+        axes.legend(fontsize=8, ncols=2, loc="lower left")
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
@@ -273,14 +273,15 @@ def _point(axes: Any, mine: Sequence[Line], label: str) -> None:
         ecolor=f"C{count % 10}",
         alpha=0.35,
     )
-    if len(mine) == 1:
-        axes.annotate(label, (x[0], y[0]), xytext=(5, 4), textcoords="offset points", fontsize=8)
 
 
 def render(out: Path) -> None:
-    """The table and the picture into docs/."""
+    """The table, the picture and the rows behind them into docs/."""
+    (DOCS / "frontier").mkdir(exist_ok=True)
+    for results in sorted(out.glob("seed-*.jsonl")):
+        (DOCS / "frontier" / results.name).write_text(results.read_text())
     found = lines(row for results in sorted(out.glob("seed-*.jsonl")) for row in read(results))
-    picture(found, DOCS / "frontier.svg")
+    picture(found, DOCS / "frontier" / "frontier.png")
     page = DOCS / "algorithms.md"
     text = page.read_text()
     begin, end = "<!-- frontier -->\n", "<!-- /frontier -->"
