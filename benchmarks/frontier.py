@@ -245,8 +245,8 @@ def picture(found: Sequence[Line], path: Path) -> None:
         axes.axhline(0, color="0.7", linewidth=0.8)
         axes.axvline(0, color="0.7", linewidth=0.8)
         axes.grid(alpha=0.25)
-    left.set_ylabel("accuracy against base [points]")
         axes.legend(fontsize=8, ncols=2, loc="lower left")
+    left.set_ylabel("accuracy against base [points]")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
