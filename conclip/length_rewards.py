@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
+from scipy.special import expit
+
 from conclip.config import LengthConfig
 
 
@@ -70,7 +72,7 @@ def arora(group: GradedGroup, *, alpha: float) -> list[float]:
     mean, deviation = fmean(lengths), pstdev(lengths)
 
     def factor(length: int) -> float:
-        return 1.0 - alpha / (1.0 + math.exp(-(length - mean) / (deviation + 1e-7)))
+        return 1.0 - alpha * float(expit((length - mean) / (deviation + 1e-7)))  # one correct response: no deviation
 
     return _scale(group, [factor(length) for length in group.num_tokens])
 

@@ -1,10 +1,15 @@
 """Length-aware rewards: every formula against numbers worked out by hand."""
 
+import math
+from typing import get_args
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conclip import length_rewards as shape
-from conclip.config import RewardConfig
-from conclip.length_rewards import GradedGroup, stage_limit
+from conclip.config import LengthConfig, LengthReward, RewardConfig
+from conclip.length_rewards import GradedGroup, make_shaper, stage_limit
 from conclip.rewards import reward_group
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
@@ -139,3 +144,32 @@ def test_a_group_is_shaped_without_the_responses_the_grader_lost():
     assert [r.reward for r in plain.rollouts] == [1.0, None, 1.0]
     shaped = reward_group(group, table, lambda judged: shape.kimi(judged, weight=0.4))
     assert [r.reward for r in shaped.rollouts] == [pytest.approx(1.2), None, pytest.approx(0.8)]
+
+
+def test_arora_with_one_correct_response_prices_it_by_half():
+    group = GradedGroup(
+        rewards=(1.0, 0.0, 0.0), correct=(True, False, False), truncated=(False,) * 3, num_tokens=(100, 20, 300)
+    )
+    assert shape.arora(group, alpha=0.4) == pytest.approx([0.8, 0.0, 0.0])  # sigmoid(0) = 0.5; the others stay
+
+
+@given(
+    kind=st.sampled_from([k for k in get_args(LengthReward) if k not in ("none", "thinkprune")]),
+    responses=st.lists(st.tuples(st.integers(1, 30_000), st.booleans()), min_size=1, max_size=16),
+    monitor=st.lists(st.integers(1, 30_000), max_size=4),
+)
+def test_every_length_reward_is_finite_whatever_the_group(kind: str, responses: list[tuple[int, bool]], monitor: list[int]):
+    shaper = make_shaper(
+        LengthConfig(kind=kind, strength=0.5, scale_tokens=384, target_tokens=128, limits=[1.0])  # type: ignore[arg-type]
+    )
+    assert shaper is not None
+    rewards = shaper(
+        GradedGroup(
+            rewards=tuple(1.0 if good else -0.5 for _, good in responses),
+            correct=tuple(good for _, good in responses),
+            truncated=(False,) * len(responses),
+            num_tokens=tuple(length for length, _ in responses),
+            monitor_tokens=tuple(monitor),
+        )
+    )
+    assert len(rewards) == len(responses) and all(math.isfinite(reward) for reward in rewards)
