@@ -53,9 +53,10 @@ def run_eval(config: EvalRunConfig, inputs: Inputs, run: Run) -> None:
     """Every model in turn, each with an engine of its own."""
     rows: list[EvalRow] = []
     earlier = _earlier(run, config.eval)
-    models = {"model": inputs.model_path} | inputs.checkpoints
-    if inputs.served_name is not None:
-        del models["model"]
+    models = inputs.checkpoints
+    if inputs.served_name is None:
+        models = {"model": inputs.model_path} | models
+    else:
         with open_endpoint(config, run, inputs.served_name, inputs.test) as runtime:
             target = run.folder / "rows-model.jsonl"
             identity = f"{config.model.url} {inputs.served_name}"
