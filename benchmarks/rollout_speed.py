@@ -1,50 +1,68 @@
-"""Rollout speed: our `collect` (sampling, decoding, grading) against a bare LLM.generate, same prompts, seeds and log-probs.
+"""Speed of `conclip eval` (sampling, decoding, grading, writing) against a bare LLM.generate: same prompts, seeds, sampling.
 
-    make bench
+    make bench                           # the embedded model
+    make bench ARGS="--rounds 1 model=hf model.path=MODEL data=mine data.test.mine.path=FILE eval.temperatures=[0]"
 
-Each side runs in a process of its own, several rounds in turn; the first round warms up and is not counted.
+Overrides are those of `conclip eval`. Each side runs in a process of its own, several rounds with seeds of their own, the
+sides in turn; the first round of each process warms up and is not counted.
 """
 
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from statistics import fmean
 
-NUM_PROBLEMS, NUM_SAMPLES, MAX_TOKENS = 64, 8, 512
+from conclip.compose import load_config
+from conclip.config import EvalRunConfig
+from conclip.inputs import Inputs, load_inputs
+
+DEFAULTS = (
+    "name=bench",
+    "logger.progress=false",
+    "data.test.chain.levels=[4,5,6,7,8]",
+    "data.test.chain.num_problems=64",
+    "eval.samples_per_problem=8",
+)
+"""Without any override: 512 responses of the embedded model a round."""
 
 
-def problems_and_prompts():
-    from conclip.config import ModelConfig
-    from conclip.models.folder import LAB_MODEL
-    from conclip.models.load import load_tokenizer
-    from conclip.problems.arithmetic import generate
-    from conclip.prompts import encode_prompt
-
-    problems = generate("chain", levels=(4, 5, 6, 7, 8), split="test", num_problems=NUM_PROBLEMS, seed=0, source="chain")
-    tokenizer = load_tokenizer(LAB_MODEL)
-    plain = ModelConfig(path="lab", dtype="float32", prompt="{question}", system=None)
-    prompts = {problem.problem_id: encode_prompt(tokenizer, problem.question, plain) for problem in problems}
-    return problems, prompts, tokenizer
+def load(overrides: list[str]) -> tuple[EvalRunConfig, Inputs]:
+    config = load_config("eval", *(overrides or DEFAULTS))
+    assert isinstance(config, EvalRunConfig)
+    return config, load_inputs(config)
 
 
-def bare(rounds: int) -> None:
+def bare(rounds: int, overrides: list[str]) -> None:
     from bare import bare_llm
     from vllm import SamplingParams, TokensPrompt
 
-    from conclip.models.folder import LAB_MODEL
+    from conclip.models.load import load_tokenizer
+    from conclip.prompts import encode_prompt
     from conclip.rollout.collect import tasks_for
+    from conclip.runtime import context_tokens
 
-    problems, prompts, tokenizer = problems_and_prompts()
-    llm = bare_llm(str(LAB_MODEL))
+    config, inputs = load(overrides)
+    settings, rollout = config.eval, config.rollout
+    tokenizer = load_tokenizer(inputs.model_path)
+    prompts = {p.problem_id: encode_prompt(tokenizer, p.question, config.model) for p in inputs.test}
+    llm = bare_llm(
+        str(inputs.model_path),
+        dtype=config.model.dtype,
+        max_model_len=rollout.max_model_len or context_tokens(inputs.model_path) or 1024,
+        kv_cache_gib=rollout.kv_cache_gib,
+    )
     for number in range(rounds + 1):
-        tasks = tasks_for(problems, prompts, num_samples=NUM_SAMPLES, seed_parts=("bench", number))
+        tasks = tasks_for(inputs.test, prompts, num_samples=settings.samples_per_problem, seed_parts=(number, "eval"))
         parameters = [
             SamplingParams(
-                temperature=1.0,
-                max_tokens=MAX_TOKENS,
+                temperature=settings.temperatures[0],
+                top_p=settings.top_p,
+                top_k=settings.top_k,
+                max_tokens=settings.max_tokens,
                 seed=task.seed,
-                logprobs=0,
                 detokenize=False,
                 stop_token_ids=[tokenizer.eos_token_id],
             )
@@ -58,37 +76,22 @@ def bare(rounds: int) -> None:
         report(number, sum(len(output.outputs[0].token_ids) for output in outputs), time.monotonic() - began)
 
 
-def ours(rounds: int) -> None:
-    from conclip.config import RolloutConfig
-    from conclip.grading import Grader
-    from conclip.models.folder import LAB_MODEL
-    from conclip.rollout.collect import collect, tasks_for
-    from conclip.rollout.vllm_engine import VllmEngine
-    from conclip.types import SamplingSpec
+def ours(rounds: int, overrides: list[str]) -> None:
+    from conclip.evaluation.evaluate import evaluate
+    from conclip.runlog import Run
+    from conclip.runtime import open_runtime
 
-    problems, prompts, tokenizer = problems_and_prompts()
-    config = RolloutConfig(
-        engine="in_process",
-        temperature=1.0,
-        max_tokens=MAX_TOKENS,
-        max_model_len=1024,
-        max_num_seqs=256,
-        max_num_batched_tokens=8192,
-        kv_cache_gib=1.0,
-        gpu_memory_utilization=0.4,
-        tensor_parallel_size=1,
-        enforce_eager=True,
-    )
-    engine = VllmEngine(LAB_MODEL, config, dtype="float32", seed=0, max_model_len=1024)
-    grader = Grader()
-    for number in range(rounds + 1):
-        tasks = tasks_for(problems, prompts, num_samples=NUM_SAMPLES, seed_parts=("bench", number))
-        began = time.monotonic()
-        spec = SamplingSpec(temperature=1.0, max_tokens=MAX_TOKENS)
-        rollouts = list(collect(tasks, spec, engine=engine, grader=grader, tokenizer=tokenizer))
-        report(number, sum(rollout.completion.num_tokens for rollout in rollouts), time.monotonic() - began)
-    grader.close()
-    engine.close()
+    with tempfile.TemporaryDirectory() as folder:
+        config, inputs = load([*(overrides or DEFAULTS), f"paths.outputs={folder}"])
+        run = Run("eval", config)
+        with open_runtime(config, run, inputs.model_path, inputs.test, config.eval.max_tokens) as runtime:
+            for number in range(rounds + 1):
+                began = time.monotonic()
+                target = run.folder / f"rows-{number}.jsonl"
+                seeded = replace(runtime, config=replace(config, seed=number))
+                rows = evaluate("model", "bench", seeded, inputs.test, config.eval, target)
+                report(number, sum(row.num_tokens for row in rows), time.monotonic() - began)
+        run.close()
 
 
 def report(number: int, num_tokens: int, seconds: float) -> None:
@@ -98,22 +101,27 @@ def report(number: int, num_tokens: int, seconds: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", choices=("bare", "ours"))
+    parser.add_argument("--side", choices=("bare", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds in each process")
     parser.add_argument("--repeats", type=int, default=2, help="processes of each side, taking turns")
+    parser.add_argument("overrides", nargs="*", help="of conclip eval")
     arguments = parser.parse_args()
     if arguments.side:
-        {"bare": bare, "ours": ours}[arguments.side](arguments.rounds)
+        {"bare": bare, "ours": ours}[arguments.side](arguments.rounds, arguments.overrides)
         return
-    rates: dict[str, list[float]] = {"bare": [], "ours": []}
+    rates: dict[str, list[tuple[float, int]]] = {"bare": [], "ours": []}
     for _ in range(arguments.repeats):
         for side in rates:
-            command = [sys.executable, __file__, "--side", side, "--rounds", str(arguments.rounds)]
-            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            rates[side] += [float(line.split()[1]) for line in output.splitlines() if line.startswith("RATE")]
+            command = [sys.executable, __file__, "--side", side, "--rounds", str(arguments.rounds), *arguments.overrides]
+            output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            found = [line.split() for line in output.splitlines() if line.startswith("RATE")]
+            rates[side] += [(float(rate), int(tokens)) for _, rate, tokens in found]
     for side, values in rates.items():
-        print(f"{side:<5} {fmean(values):8.0f} tokens/s  (rounds: {', '.join(f'{v:.0f}' for v in values)})")
-    print(f"ours / bare: {fmean(rates['ours']) / fmean(rates['bare']):.3f}")
+        rounds = ", ".join(f"{rate:.0f}" for rate, _ in values)
+        print(f"{side:<5} {fmean(rate for rate, _ in values):8.0f} tokens/s  (rounds: {rounds})")
+    same = [tokens for _, tokens in rates["bare"]] == [tokens for _, tokens in rates["ours"]]
+    print(f"ours / bare: {fmean(r for r, _ in rates['ours']) / fmean(r for r, _ in rates['bare']):.3f}", end="")
+    print(", the same number of tokens in every round" if same else ", with different numbers of tokens")
 
 
 if __name__ == "__main__":

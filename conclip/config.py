@@ -197,6 +197,7 @@ class EvalConfig:
     top_k: int
     max_tokens: int
     margin: float
+    unit_responses: int
     resume: bool
     allow_overlap: bool
 

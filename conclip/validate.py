@@ -148,6 +148,7 @@ def _check_eval(settings: EvalConfig) -> None:
     _need(settings.top_k == -1 or settings.top_k >= 1, "eval.top_k", "must be -1 (all) or at least 1")
     _need(settings.max_tokens >= 1, "eval.max_tokens", "must be at least 1")
     _need(settings.margin > 0, "eval.margin", "must be above 0")
+    _need(settings.unit_responses >= 1, "eval.unit_responses", "must be at least 1")
 
 
 def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:

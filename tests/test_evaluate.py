@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -53,13 +55,39 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     said = capfd.readouterr().out
     second = tmp_path / "outputs/eval/crossed/attempt-002"
     assert said.count("taken from an earlier attempt") >= 2
-    again = {row.key: row for row in read_lines(second / "rows-after.jsonl")}
-    assert again == {row.key: row for row in map(json_row, whole.splitlines())}
+    assert by_key(second / "rows-after.jsonl") == {row.key: row for row in map(json_row, whole.splitlines())}
     assert len(read_rows(second)) == 72
 
     run(monkeypatch, "compare", str(second), str(second), "--model", "model", "after", "--temperature", "1")
     said = capfd.readouterr().out
     assert "accuracy fell" in said and "correct" in said and "permutation test" in said
+
+
+@pytest.mark.engine
+def test_a_killed_evaluation_goes_on_to_the_rows_of_one_that_was_left_alone(tmp_path: Path):
+    small = ["debug=eval", "data.test.chain.num_problems=40", "eval.samples_per_problem=4", "eval.unit_responses=16"]
+    command = [sys.executable, "-m", "conclip", "eval", *small]
+    subprocess.run([*command, "name=alone"], cwd=tmp_path, check=True, capture_output=True)
+    process = subprocess.Popen([*command, "name=killed"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    rows = tmp_path / "outputs/eval/killed/attempt-001/rows-model.jsonl"
+    deadline = time.monotonic() + 240
+    while not (rows.exists() and rows.read_bytes().count(b"\n") >= 24):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    num_before = rows.read_bytes().count(b"\n")
+    assert num_before < 160 and not rows.with_suffix(".parquet").exists()
+
+    again = subprocess.run([*command, "name=killed"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert f"{16 * (num_before // 16)} taken from an earlier attempt" in again.stdout
+    finished, alone = (tmp_path / "outputs/eval" / name for name in ("killed/attempt-002", "alone/attempt-001"))
+    for name in ("rows-model.jsonl", "rows-model.parquet", "results.json"):
+        assert (finished / name).read_bytes() == (alone / name).read_bytes()
+
+
+def by_key(path: Path) -> dict[str, EvalRow]:
+    return {row.key: row for row in read_lines(path)}
 
 
 def json_row(line: str) -> EvalRow:

@@ -8,8 +8,8 @@ anew as a whole, since another batch may give other tokens.
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from itertools import islice, product
 from pathlib import Path
 
@@ -19,9 +19,6 @@ from conclip.grading import GRADER_VERSION
 from conclip.rollout.collect import Task, tasks_for
 from conclip.runtime import Runtime
 from conclip.types import EvalRow, Problem, Rollout, SamplingSpec
-
-UNIT_RESPONSES = 2048
-"""Requests of one unit: what is lost at most when an evaluation is cut."""
 
 
 def evaluate(
@@ -34,7 +31,7 @@ def evaluate(
     *,
     earlier: Mapping[str, EvalRow] | None = None,
 ) -> list[EvalRow]:
-    """The rows of one model, appended to `path` (JSON lines) as they are graded, with a Parquet copy once all are.
+    """The rows of one model, appended to `path` (JSON lines) unit by unit, with a Parquet copy once all are there.
 
     `model` names it in the rows, `model_hash` tells its weights apart from all others. Seeds depend on problem and sample
     only: all models, temperatures and instructions get the same random streams. Greedy responses are sampled once.
@@ -59,17 +56,14 @@ def evaluate(
             keys = {task.key: (response_key(model_hash, task, spec), task.seed) for task in tasks}
             label = f"eval {model}, {prompt}, temperature {temperature:g}"
             began, num_new, num_tokens = time.monotonic(), 0, 0
-            for unit in _units(tasks):
-                known = [earlier[keys[task.key][0]] for task in unit if earlier and keys[task.key][0] in earlier]
-                if len(known) == len(unit):
-                    found = iter(known)
-                else:
-                    found = (_row(r, model, prompt, spec, keys) for r in runtime.collect(label, unit, spec))
-                for row in found:
-                    rows.append(row)
-                    out.write(json.dumps(to_dict(row), ensure_ascii=False) + "\n")
-                    if len(known) < len(unit):
-                        num_new, num_tokens = num_new + 1, num_tokens + row.num_tokens
+            for unit in _units(tasks, settings.unit_responses):
+                names = [keys[task.key][0] for task in unit]
+                known = [replace(earlier[n], model=model, prompt=prompt) for n in names if earlier and n in earlier]
+                if len(known) < len(unit):
+                    known = _in_order(unit, runtime.collect(label, unit, spec), model, prompt, spec, keys)
+                    num_new, num_tokens = num_new + len(unit), num_tokens + sum(row.num_tokens for row in known)
+                rows += known
+                out.writelines(json.dumps(to_dict(row), ensure_ascii=False) + "\n" for row in known)
                 out.flush()
             speed = (
                 f"{num_tokens} tokens, {num_tokens / (time.monotonic() - began):.0f} tokens/s with grading"
@@ -102,10 +96,23 @@ def earlier_rows(home: Path, current: Path) -> dict[str, EvalRow]:
     return found
 
 
-def _units(tasks: Sequence[Task]) -> Iterator[list[Task]]:
+def _units(tasks: Sequence[Task], size: int) -> Iterator[list[Task]]:
     remaining = iter(tasks)
-    while unit := list(islice(remaining, UNIT_RESPONSES)):
+    while unit := list(islice(remaining, size)):
         yield unit
+
+
+def _in_order(
+    unit: Sequence[Task],
+    rollouts: Iterable[Rollout],
+    model: str,
+    prompt: str,
+    spec: SamplingSpec,
+    keys: Mapping[str, tuple[str, int]],
+) -> list[EvalRow]:
+    """A unit's rows in the order of its tasks, in whatever order they finished: no number depends on the latter."""
+    found = {f"{r.problem.problem_id}/{r.sample}": _row(r, model, prompt, spec, keys) for r in rollouts}
+    return [found[task.key] for task in unit]
 
 
 def _row(rollout: Rollout, model: str, prompt: str, spec: SamplingSpec, keys: Mapping[str, tuple[str, int]]) -> EvalRow:
