@@ -25,10 +25,12 @@ from conclip.compose import load_config
 from conclip.config import TwoPhaseConfig
 from conclip.evaluation.evaluate import evaluate
 from conclip.evaluation.metrics import compare, summarise
-from conclip.inputs import load_inputs
-from conclip.probe import pass_rates, select
+from conclip.evaluation.units import RowFile
+from conclip.inputs import Inputs, load_inputs
 from conclip.runlog import Run
-from conclip.runtime import Runtime, open_runtime
+from conclip.runtime import Runtime
+from conclip.selection import select
+from conclip.stages import Stages
 from conclip.stats import clustered_interval
 from conclip.training.trainer import Trainer
 from conclip.types import EvalRow
@@ -121,11 +123,12 @@ def run_seed(seed: int, wanted: dict[str, tuple[str, ...]], budget: int, results
         return
     config = load(seed)
     inputs = load_inputs(config)
-    run = Run("frontier", dataclasses.replace(config, name=f"seed-{seed}"))
-    with open_runtime(config, run, inputs.model_path, inputs.problems, config.eval.max_tokens) as runtime:
-        groups = runtime.sample_groups("probe", inputs.pool, runtime.training_spec, 12, "probe base")
-        problems = select("phase2", inputs.pool, pass_rates(groups), config.phase2, seed)
-        base = evaluate("base", "base", runtime, inputs.test, config.eval, run.folder / "rows-base.jsonl")
+    run = Run("frontier", dataclasses.replace(config, name=f"seed-{seed}", resume="never"), "frontier")
+    with Stages(config, inputs, run) as stages:
+        rates = stages.probe("probe-base", "probe base", inputs.model_path, inputs.pool, config.phase2, "pass_rates.jsonl")
+        selection = select("phase2", inputs.pool, rates, config.phase2, seed)
+        runtime = stages.runtime_with(inputs.model_path)
+        base = measured(runtime, "base", inputs, config)
         if "base" not in done:
             append(results, {"name": "base", "seed": seed} | measures(base, base))
         for name, overrides in wanted.items():
@@ -135,13 +138,19 @@ def run_seed(seed: int, wanted: dict[str, tuple[str, ...]], budget: int, results
             phase = dataclasses.replace(mine.phase2, max_sampled_tokens=budget)
             stage = name.replace(" ", "-")
             trainer = Trainer(
-                stage, mine, phase, runtime, model_path=inputs.model_path, problems=problems, validation=inputs.validation
+                stage, mine, phase, runtime, model_path=inputs.model_path, selection=selection, validation=inputs.validation
             )
             result = trainer.train()
-            rows = evaluate(stage, stage, runtime, inputs.test, config.eval, run.folder / f"rows-{stage}.jsonl")
+            rows = measured(runtime, stage, inputs, config)
             curve = [(point.step, point.accuracy, point.mean_tokens) for point in result.history]
             append(results, {"name": name, "seed": seed, "curve": curve} | measures(base, rows) | trace(runtime, stage))
     run.close()
+
+
+def measured(runtime: Runtime, name: str, inputs: Inputs, config: TwoPhaseConfig) -> list[EvalRow]:
+    """Rows of what the engine holds, best or not."""
+    file = RowFile(runtime.run.folder / f"rows-{name}.jsonl", model=name, model_hash=name)
+    return evaluate(name, runtime, inputs.test, config.eval, file)
 
 
 def measures(base: list[EvalRow], rows: list[EvalRow]) -> dict[str, Any]:

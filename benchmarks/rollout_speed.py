@@ -78,18 +78,19 @@ def bare(rounds: int, overrides: list[str]) -> None:
 
 def ours(rounds: int, overrides: list[str]) -> None:
     from conclip.evaluation.evaluate import evaluate
+    from conclip.evaluation.units import RowFile
     from conclip.runlog import Run
     from conclip.runtime import open_runtime
 
     with tempfile.TemporaryDirectory() as folder:
         config, inputs = load([*(overrides or DEFAULTS), f"paths.outputs={folder}"])
-        run = Run("eval", config)
+        run = Run("eval", config, "bench")
         with open_runtime(config, run, inputs.model_path, inputs.test, config.eval.max_tokens) as runtime:
             for number in range(rounds + 1):
                 began = time.monotonic()
-                target = run.folder / f"rows-{number}.jsonl"
                 seeded = replace(runtime, config=replace(config, seed=number))
-                rows = evaluate("model", "bench", seeded, inputs.test, config.eval, target)
+                file = RowFile(run.folder / f"rows-{number}.jsonl", model="model", model_hash="bench")
+                rows = evaluate("model", seeded, inputs.test, config.eval, file)
                 report(number, sum(row.num_tokens for row in rows), time.monotonic() - began)
         run.close()
 

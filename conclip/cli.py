@@ -42,6 +42,7 @@ Shortens the chains of thought of a reasoning model with reinforcement learning,
   conclip SUBCOMMAND --help        groups, keys and their present values
   conclip SUBCOMMAND --cfg job     the composed config
   conclip SUBCOMMAND -m key=a,b    one run per value, each in a process of its own
+  conclip SUBCOMMAND --dry-run     the stages, what of them is done, and what the rest will cost
 
 Examples
   conclip two-phase
@@ -160,7 +161,8 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     from conclip.config import UserError  # noqa: PLC0415
     from conclip.help import show_help  # noqa: PLC0415
 
-    flags = get_args_parser().parse_args(arguments)
+    dry_run = "--dry-run" in arguments
+    flags = get_args_parser().parse_args([argument for argument in arguments if argument != "--dry-run"])
     primary = flags.config_name or subcommand.replace("-", "_")
     compose = partial(compose_config, subcommand, primary=flags.config_name, config_dir=flags.config_dir)
     try:
@@ -173,7 +175,7 @@ def _run(subcommand: str, arguments: list[str]) -> None:
             compose(flags.overrides)
         elif not (flags.hydra_help or flags.shell_completion):
             (overrides,) = sweep_jobs(flags.overrides, sweeping=False)
-            return _execute(subcommand, compose(overrides)[0])
+            return (_plan if dry_run else _execute)(subcommand, compose(overrides)[0])
     except UserError as error:
         fail(f"conclip {subcommand}", str(error))
 
@@ -199,14 +201,20 @@ def _check(subcommand: str, composed: "DictConfig") -> "tuple[BaseConfig, Inputs
 def _execute(subcommand: str, composed: "DictConfig") -> None:
     config, inputs = _check(subcommand, composed)
     from conclip.commands import execute  # noqa: PLC0415  imports torch and vLLM: only now
-    from conclip.runlog import Run  # noqa: PLC0415
 
-    run = Run(subcommand, config)
-    try:
-        execute(subcommand, config, inputs, run)
-        run.say(f"run folder: {run.folder}")
-    finally:
-        run.close()
+    execute(subcommand, config, inputs)
+
+
+def _plan(subcommand: str, composed: "DictConfig") -> None:
+    """Say what would be done, what of it is done already, and what the rest will cost. Nothing is written."""
+    config, inputs = _check(subcommand, composed)
+    from conclip.commands import run_identity  # noqa: PLC0415
+    from conclip.plan import plan_table, planned_stages  # noqa: PLC0415
+    from conclip.runlog import run_home  # noqa: PLC0415
+    from conclip.terminal import open_console  # noqa: PLC0415
+
+    planned = planned_stages(subcommand, config, inputs)
+    open_console().print(plan_table(planned, run_home(subcommand, config), run_identity(subcommand, config, inputs)))
 
 
 def _run_in_own_process(subcommand: str, config_dir: str | None, overrides: list[str], name: str, number: int) -> None:

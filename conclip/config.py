@@ -21,6 +21,7 @@ KlPlacement = Literal["reward", "loss", "none"]
 Bootstrap = Literal["zero", "value"]
 PromptStyle = Literal["plain", "concise", "draft", "budget"]
 KeepBest = Literal["accuracy", "shortest"]
+Resume = Literal["auto", "never"]
 LengthReward = Literal[
     "none",
     "kimi",
@@ -88,15 +89,22 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    samples_per_problem: int
+    first_samples: int
+    more_samples: int
+    max_samples: int
+    mean_samples: float | None
+    indifference: float
+    confidence: float
 
 
 @dataclass(frozen=True)
 class PhaseConfig:
     pass_rate_low: float
     pass_rate_high: float
+    band_confidence: float
     num_problems: int
     problem_ids: list[str] | None
+    answers: list[str] | None
     problems_per_step: int
     group_size: int
     num_steps: int
@@ -104,6 +112,10 @@ class PhaseConfig:
     keep_best: KeepBest
     max_accuracy_drop: float
     stop_accuracy_drop: float
+    refresh: bool
+    refresh_memory: float
+    retire_below: float
+    retire_above: float
 
 
 @dataclass(frozen=True)
@@ -159,6 +171,7 @@ class RolloutConfig:
     max_model_len: int | None
     max_num_seqs: int
     max_num_batched_tokens: int
+    unit_responses: int
     kv_cache_gib: float
     gpu_memory_utilization: float
     tensor_parallel_size: int
@@ -197,8 +210,6 @@ class EvalConfig:
     top_k: int
     max_tokens: int
     margin: float
-    unit_responses: int
-    resume: bool
     allow_overlap: bool
 
 
@@ -218,6 +229,7 @@ class BaseConfig:
 
     name: str
     seed: int
+    resume: Resume
     model: ModelConfig
     data: DataConfig
     rollout: RolloutConfig
@@ -228,6 +240,7 @@ class BaseConfig:
 @dataclass(frozen=True)
 class ProbeRunConfig(BaseConfig):
     probe: ProbeConfig
+    phase: PhaseConfig
 
 
 @dataclass(frozen=True)
@@ -256,6 +269,7 @@ class TrainRunConfig(LearnConfig):
 
 @dataclass(frozen=True)
 class TwoPhaseConfig(LearnConfig):
+    skip_phase1: bool
     phase1: PhaseConfig
     phase2: PhaseConfig
     eval: EvalConfig

@@ -12,10 +12,11 @@ from conclip.config import (
     TwoPhaseConfig,
     UserError,
 )
-from conclip.models.folder import check_model, find_model
+from conclip.models.folder import check_model, find_model, model_hash
 from conclip.overlap import check_overlap
-from conclip.probe import PassRate, read_pass_rates, select
+from conclip.probe import PassRate, read_pass_rates
 from conclip.problems.load import load_problems
+from conclip.selection import select
 from conclip.types import Problem
 
 
@@ -78,9 +79,13 @@ def load_inputs(config: BaseConfig) -> Inputs:
         for key, path in models.items():
             note = check_overlap(key, path, inputs.test, allowed=config.eval.allow_overlap)
             notes += [note] if note else []
+    if inputs.rates and inputs.rates[0].model_hash != model_hash(model_path):
+        notes.append("pass_rates: measured on another model than model.path; its pass rates may be others")
     inputs = replace(inputs, notes=tuple(notes))
     _check_disjoint(inputs)
-    if isinstance(config, TrainRunConfig) and (inputs.rates is not None or config.phase.problem_ids is not None):
+    if isinstance(config, TrainRunConfig) and (
+        inputs.rates is not None or config.phase.problem_ids is not None or config.phase.answers is not None
+    ):
         select("phase", inputs.pool, inputs.rates or [], config.phase, config.seed)
     return inputs
 

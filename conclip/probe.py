@@ -1,18 +1,105 @@
-"""Pass rates of problems, measured, and the choice of training problems by them."""
+"""Pass rates of problems: how they are measured sequentially, and their file.
+
+Responses are drawn in rounds. After each one, problems whose class (below, inside or above the wanted band) is clear stop;
+the rest of the budget goes where it is expected to make a class clear. "Never solved" cannot be proved by sampling: near the
+band's ends, within the indifference zone, either verdict will do.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from conclip.config import PhaseConfig, UserError
-from conclip.seeding import python_stream
-from conclip.stats import wilson_interval
-from conclip.types import Outcome, Problem, RolloutGroup
+import numpy as np
+from scipy.special import betainc, betaincinv
+from scipy.stats import betabinom
 
-SCHEMA_VERSION = 1
+from conclip.config import ProbeConfig, UserError
+from conclip.types import EvalRow, Outcome
+
+SCHEMA_VERSION = 2
+
+Verdict = Literal["below", "inside", "above"]
+
+PRIOR = (0.5, 0.5)
+"""Jeffreys' Beta prior: few responses already speak."""
+
+LOOK_AHEAD = 8
+"""Responses whose effect on what is known of a problem is weighed before they are asked for."""
+
+MIN_ROUND_PROBLEMS = 32
+"""Fewer in a round would leave the engine idle."""
+
+Counts = Any
+"""One number, or an array of them."""
+Probabilities = Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """The pass rates wanted, both ends included."""
+
+    low: float
+    high: float
+
+    def holds(self, pass_rate: float) -> bool:
+        return self.low <= pass_rate <= self.high
+
+
+def probabilities(num_correct: Counts, num_judged: Counts, band: Band, zone: float = 0.0) -> Probabilities:
+    """Posterior probabilities of below, inside and above the band under `PRIOR`, [3, ...]; the ends of each class moved
+    outwards by `zone` (so they may add up to more than 1). A band that begins at 0 has nothing below it, one that ends at 1
+    nothing above.
+
+    Example: 0 of 12 with band 0.2 to 0.8 is below it with probability 0.98.
+    """
+    a, b = _posterior(num_correct, num_judged)
+    below = betainc(a, b, min(1.0, band.low + zone)) * (band.low > 0)
+    above = (1 - betainc(a, b, max(0.0, band.high - zone))) * (band.high < 1)
+    inside = betainc(a, b, min(1.0, band.high + zone)) - betainc(a, b, max(0.0, band.low - zone))
+    return np.stack([below, inside, above])
+
+
+def expected_gain(num_correct: Counts, num_judged: Counts, band: Band, zone: float) -> Probabilities:
+    """How much `LOOK_AHEAD` more responses are expected to add to the probability of the likeliest class: its mean over the
+    beta-binomial prediction of their outcomes, minus what it is now (the knowledge gradient, Frazier et al. 2008)."""
+    a, b = _posterior(num_correct, num_judged)
+    now = probabilities(num_correct, num_judged, band, zone).max(0)
+    outcomes = range(LOOK_AHEAD + 1)
+    then = [probabilities(num_correct + k, num_judged + LOOK_AHEAD, band, zone).max(0) for k in outcomes]
+    return sum(betabinom.pmf(k, LOOK_AHEAD, a, b) * value for k, value in enumerate(then)) - now
+
+
+def _posterior(num_correct: Counts, num_judged: Counts) -> tuple[Counts, Counts]:
+    return PRIOR[0] + num_correct, PRIOR[1] + num_judged - num_correct
+
+
+def next_round(counts: Mapping[str, tuple[int, int, int]], band: Band, settings: ProbeConfig) -> dict[str, int]:
+    """How many more responses each problem gets, from its (correct, judged, sampled) counts so far; empty when probing is
+    over.
+
+    First `first_samples` each. Then `more_samples` for those problems whose class is not yet clear and where they are
+    expected to help most, an eighth of the pool in a round, while the budget lasts.
+    """
+    names = list(counts)
+    correct, judged, sampled = np.array(list(counts.values())).T
+    if (sampled == 0).any():
+        return {name: settings.first_samples for name, number in zip(names, sampled, strict=True) if number == 0}
+    mean_samples = settings.max_samples if settings.mean_samples is None else settings.mean_samples
+    left = int(mean_samples * len(names)) - int(sampled.sum())
+    clearest = probabilities(correct, judged, band, settings.indifference).max(0)
+    unclear = np.flatnonzero((clearest < settings.confidence) & (sampled < settings.max_samples))
+    gain = expected_gain(correct[unclear], judged[unclear], band, settings.indifference)
+    wanted: dict[str, int] = {}
+    for index in unclear[np.argsort(-gain, kind="stable")][: max(MIN_ROUND_PROBLEMS, len(names) // 8)]:
+        number = min(settings.more_samples, settings.max_samples - int(sampled[index]), left)
+        if number > 0:
+            wanted[names[index]] = number
+            left -= number
+    return wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,52 +109,74 @@ class PassRate:
     problem_id: str
     source: str
     level: int | None
+    subject: str | None
     num_samples: int
     """Responses the grader could judge."""
     num_correct: int
     num_truncated: int
+    """They count as not passed."""
     low: float
-    """Wilson 95 % interval of the pass rate."""
+    """95 % interval of the pass rate: the posterior's, equal tails."""
     high: float
+    verdict: Verdict
+    """Where the measured rate lies with respect to the band."""
+    band_probability: float
+    """Posterior probability that the pass rate lies in the band."""
     mean_tokens: float
     correct_mean_tokens: float | None
     wrong_mean_tokens: float | None
+    model_hash: str
+    sampling_hash: str
+    """Of everything else that changes a response: instruction, temperature, token limit."""
+    grader_version: int
 
     @property
     def pass_rate(self) -> float:
         return self.num_correct / self.num_samples if self.num_samples else 0.0
 
 
-def pass_rates(groups: Sequence[RolloutGroup]) -> list[PassRate]:
-    """The pass rate of every group, truncated responses counted as not passed."""
+def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling_hash: str) -> list[PassRate]:
+    """The pass rate of every problem of a probe, in the order of its rows (those of one problem stand together)."""
     rates: list[PassRate] = []
-    for group in groups:
-        judged = [r for r in group.rollouts if r.grade.outcome is not Outcome.GRADER_ERROR]
-        correct = [r.completion.num_tokens for r in judged if r.grade.outcome is Outcome.CORRECT]
-        wrong = [r.completion.num_tokens for r in judged if r.grade.outcome is Outcome.WRONG]
-        low, high = wilson_interval(len(correct), len(judged))
+    for problem_id, group in groupby(rows, key=lambda row: row.problem_id):
+        found = list(group)
+        judged = [row for row in found if row.outcome is not Outcome.GRADER_ERROR]
+        correct = [row.num_tokens for row in judged if row.outcome is Outcome.CORRECT]
+        wrong = [row.num_tokens for row in judged if row.outcome is Outcome.WRONG]
+        rate = len(correct) / len(judged) if judged else 0.0
+        a, b = _posterior(len(correct), len(judged))
+        band_probability = float(probabilities(len(correct), len(judged), band)[1])
         rates.append(
             PassRate(
-                problem_id=group.problem.problem_id,
-                source=group.problem.source,
-                level=group.problem.level,
+                problem_id=problem_id,
+                source=found[0].benchmark,
+                level=found[0].level,
+                subject=found[0].subject,
                 num_samples=len(judged),
                 num_correct=len(correct),
-                num_truncated=sum(r.grade.outcome is Outcome.TRUNCATED for r in judged),
-                low=low,
-                high=high,
-                mean_tokens=fmean(r.completion.num_tokens for r in group.rollouts),
+                num_truncated=sum(row.outcome is Outcome.TRUNCATED for row in judged),
+                low=float(betaincinv(a, b, 0.025)),
+                high=float(betaincinv(a, b, 0.975)),
+                verdict="inside" if band.holds(rate) else "below" if rate < band.low else "above",
+                band_probability=band_probability,
+                mean_tokens=fmean(row.num_tokens for row in found),
                 correct_mean_tokens=fmean(correct) if correct else None,
                 wrong_mean_tokens=fmean(wrong) if wrong else None,
+                model_hash=model_hash,
+                sampling_hash=sampling_hash,
+                grader_version=found[0].grader_version,
             )
         )
     return rates
 
 
 def write_pass_rates(path: Path, rates: Sequence[PassRate]) -> None:
-    with path.open("w", encoding="utf-8") as out:
+    """Write aside and rename."""
+    aside = path.with_name(path.name + ".part")
+    with aside.open("w", encoding="utf-8") as out:
         for rate in rates:
             out.write(json.dumps({"schema": SCHEMA_VERSION, **asdict(rate)}) + "\n")
+    aside.replace(path)
 
 
 def read_pass_rates(path: Path) -> list[PassRate]:
@@ -88,52 +197,20 @@ def read_pass_rates(path: Path) -> list[PassRate]:
     return rates
 
 
-def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], phase: PhaseConfig, seed: int) -> list[Problem]:
-    """The phase's training problems: those named in the config, else `num_problems` with a pass rate in its band.
+BINS = {"never": 0.0, "up to 0.2": 0.2, "0.2-0.5": 0.5, "0.5-0.8": 0.8, "above 0.8": 1.0, "always": None}
+"""Name -> upper end of the bins people see; "always" is what never failed."""
 
-    From the band, the levels take turns (a spread over difficulties), in an order the seed decides. Raises UserError with
-    the distribution of pass rates when the band holds too few.
-    """
-    by_id = {problem.problem_id: problem for problem in problems}
-    if phase.problem_ids is not None:
-        unknown = [problem_id for problem_id in phase.problem_ids if problem_id not in by_id]
-        if unknown:
-            raise UserError(f"{key}.problem_ids: '{unknown[0]}' is not in data.pool")
-        return [by_id[problem_id] for problem_id in phase.problem_ids]
-    band = [r for r in rates if r.problem_id in by_id and phase.pass_rate_low <= r.pass_rate <= phase.pass_rate_high]
-    if len(band) < phase.num_problems:
-        raise UserError(
-            f"{key}: {len(band)} of {len(rates)} probed problems have a pass rate in "
-            f"[{phase.pass_rate_low:g}, {phase.pass_rate_high:g}], {phase.num_problems} are needed ({describe(rates)}); "
-            f"widen {key}.pass_rate_low/high, lower {key}.num_problems, or give data.pool easier or harder problems"
-        )
-    stream = python_stream(seed, key, "select")
-    by_level: dict[int, list[PassRate]] = {}
-    for rate in stream.sample(band, len(band)):
-        by_level.setdefault(rate.level or 0, []).append(rate)
-    chosen: list[Problem] = []
-    while len(chosen) < phase.num_problems:
-        for level in sorted(by_level):
-            if by_level[level] and len(chosen) < phase.num_problems:
-                chosen.append(by_id[by_level[level].pop().problem_id])
-    return chosen
+
+def histogram(rates: Sequence[PassRate]) -> dict[str, int]:
+    """Number of problems in each of `BINS`."""
+    counts = dict.fromkeys(BINS, 0)
+    for rate in rates:
+        p = rate.pass_rate
+        name = "always" if p == 1 else next(name for name, end in BINS.items() if end is not None and p <= end)
+        counts[name] += 1
+    return counts
 
 
 def describe(rates: Sequence[PassRate]) -> str:
-    """Pass rates in five bins, in words."""
-    bins = {"never": 0, "up to 0.2": 0, "0.2-0.8": 0, "above 0.8": 0, "always": 0}
-    for rate in rates:
-        p = rate.pass_rate
-        name = (
-            "never"
-            if p == 0
-            else "always"
-            if p == 1
-            else "up to 0.2"
-            if p <= 0.2
-            else "0.2-0.8"
-            if p <= 0.8
-            else "above 0.8"
-        )
-        bins[name] += 1
-    return "solved " + ", ".join(f"{name}: {count}" for name, count in bins.items())
+    """The histogram in words."""
+    return "solved " + ", ".join(f"{name}: {count}" for name, count in histogram(rates).items())

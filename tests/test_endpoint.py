@@ -10,10 +10,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from conclip.cli import main
 from conclip.evaluation.rows import read_rows
 from conclip.models.folder import LAB_MODEL
+from conclip.models.load import load_policy, load_tokenizer
+from conclip.training.checkpoint import save_checkpoint
 from conclip.types import Outcome
 
 pytestmark = pytest.mark.engine
@@ -21,11 +24,15 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """vLLM's own server with the lab model, on a free port of this machine."""
+    """vLLM's own server with a checkpoint as training saves it (the lab model's weights), on a free port of this machine."""
+    checkpoint = tmp_path_factory.mktemp("served") / "phase2-best"
+    policy, tokenizer = load_policy(LAB_MODEL, torch.device("cpu")), load_tokenizer(LAB_MODEL)
+    save_checkpoint(checkpoint, policy, tokenizer, problems=[], earlier=[])
+    (checkpoint / "README.md").write_text("# a model card\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = {"--model": str(LAB_MODEL), "--served-model-name": "lab", "--port": str(port), "--host": "127.0.0.1"}
+    options = {"--model": str(checkpoint), "--served-model-name": "lab", "--port": str(port), "--host": "127.0.0.1"}
     options |= {"--dtype": "float32", "--max-model-len": "512", "--max-num-seqs": "64", "--max-num-batched-tokens": "4096"}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", "--no-enable-chunked-prefill"]
     for name, value in options.items():
@@ -79,7 +86,7 @@ def test_a_served_model_gives_the_rows_of_the_same_model_in_process(
     assert "secret-of-mine" not in everything
 
     run(monkeypatch, "eval", *small, "name=there", "model=endpoint", f"model.url={server}", "model.prompt='{question}'")
-    assert "12 taken from an earlier attempt" in capfd.readouterr().out
+    assert "eval-model: done before" in capfd.readouterr().out
 
 
 def test_a_wrong_name_or_address_is_one_line(

@@ -1,6 +1,5 @@
 """Evaluation on the real engine: conditions, rows, taking over what exists; and `compare` on what it wrote."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -12,9 +11,9 @@ import pytest
 
 from conclip.cli import main
 from conclip.config import UserError
-from conclip.evaluation.rows import from_dict, read_lines, read_rows, select_rows
+from conclip.evaluation.rows import read_lines, read_rows, select_rows
 from conclip.models.folder import LAB_MODEL, model_hash
-from conclip.types import EvalRow, Outcome
+from conclip.types import Outcome
 from tests.conftest import make_row
 
 SMALL = ["debug=eval", "data.test.chain.num_problems=12", "eval.samples_per_problem=2"]
@@ -48,15 +47,20 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     assert 0.3 < accuracy < 1  # the lab model; the random one is wrong throughout
     assert not any(row.outcome is Outcome.CORRECT for row in read_lines(first / "rows-after.jsonl"))
 
-    # cut: the second model's file lost its end; what is whole is taken over, the rest sampled anew to the same rows
+    # the second model's file lost its end: what is whole is taken over, the rest sampled anew to the same rows
     whole = (first / "rows-after.jsonl").read_text()
     (first / "rows-after.jsonl").write_text(whole[: len(whole) // 2])
     run(monkeypatch, *command)
     said = capfd.readouterr().out
-    second = tmp_path / "outputs/eval/crossed/attempt-002"
-    assert said.count("taken from an earlier attempt") >= 2
-    assert by_key(second / "rows-after.jsonl") == {row.key: row for row in map(json_row, whole.splitlines())}
-    assert len(read_rows(second)) == 72
+    assert "eval-model: done before" in said and said.count("taken over") >= 2
+    assert (first / "rows-after.jsonl").read_text() == whole
+    assert len(read_rows(first)) == 72 and not (first.parent / "attempt-002").exists()
+
+    # another temperature is another run; it takes over what the first one has of the same responses
+    run(monkeypatch, *command[:-2], "eval.temperatures=[1.0]", command[-2], command[-1])
+    assert capfd.readouterr().out.count("24 taken over from before") == 2
+    second = first.parent / "attempt-002"
+    assert {row.key for row in read_rows(second)} == {row.key for row in read_rows(first) if row.temperature == 1}
 
     run(monkeypatch, "compare", str(second), str(second), "--model", "model", "after", "--temperature", "1")
     said = capfd.readouterr().out
@@ -65,7 +69,7 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
 
 @pytest.mark.engine
 def test_a_killed_evaluation_goes_on_to_the_rows_of_one_that_was_left_alone(tmp_path: Path):
-    small = ["debug=eval", "data.test.chain.num_problems=40", "eval.samples_per_problem=4", "eval.unit_responses=16"]
+    small = ["debug=eval", "data.test.chain.num_problems=40", "eval.samples_per_problem=4", "rollout.unit_responses=16"]
     command = [sys.executable, "-m", "conclip", "eval", *small]
     subprocess.run([*command, "name=alone"], cwd=tmp_path, check=True, capture_output=True)
     process = subprocess.Popen([*command, "name=killed"], cwd=tmp_path, stdout=subprocess.DEVNULL)
@@ -80,18 +84,10 @@ def test_a_killed_evaluation_goes_on_to_the_rows_of_one_that_was_left_alone(tmp_
     assert num_before < 160 and not rows.with_suffix(".parquet").exists()
 
     again = subprocess.run([*command, "name=killed"], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert f"{16 * (num_before // 16)} taken from an earlier attempt" in again.stdout
-    finished, alone = (tmp_path / "outputs/eval" / name for name in ("killed/attempt-002", "alone/attempt-001"))
+    assert f"{16 * (num_before // 16)} taken over from before" in again.stdout
+    finished, alone = (tmp_path / "outputs/eval" / name / "attempt-001" for name in ("killed", "alone"))
     for name in ("rows-model.jsonl", "rows-model.parquet", "results.json"):
         assert (finished / name).read_bytes() == (alone / name).read_bytes()
-
-
-def by_key(path: Path) -> dict[str, EvalRow]:
-    return {row.key: row for row in read_lines(path)}
-
-
-def json_row(line: str) -> EvalRow:
-    return from_dict(json.loads(line))
 
 
 def test_a_model_hash_covers_weights_and_template(tmp_path: Path):

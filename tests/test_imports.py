@@ -17,6 +17,8 @@ LIGHT = [
     "conclip.seeding",
     "conclip.stats",
     "conclip.probe",
+    "conclip.selection",
+    "conclip.identity",
     "conclip.problems.load",
     "conclip.models.folder",
     "conclip.inputs",
@@ -66,6 +68,8 @@ LAYERS = [
         "prompts",
         "problems",
         "probe",
+        "selection",
+        "identity",
         "models.folder",
         "models.server",
         "inputs",
@@ -73,8 +77,8 @@ LAYERS = [
     ],
     ["batch", "models", "lab", "evaluation.metrics", "evaluation.measures", "evaluation.tables"],
     ["rollout"],
-    ["runlog", "runtime", "evaluation", "training", "report"],
-    ["regrade"],
+    ["runlog", "runtime", "evaluation", "training", "report", "pipeline"],
+    ["regrade", "stages", "plan"],
     ["commands", "help", "cli", "__main__"],
 ]
 

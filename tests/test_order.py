@@ -1,14 +1,17 @@
-"""Which problems a step asks: passes, no repetition within a draw."""
+"""Which problems a step asks: passes, no repetition within a draw, replacement of what is settled."""
 
+import json
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conclip.training.order import ProblemOrder
-from conclip.types import Problem
+from conclip.training.order import ProblemOrder, Refresher
+from conclip.types import Outcome, Problem, RolloutGroup
+from tests.conftest import make_group, make_rollout
 
 
 def problems(count: int) -> list[Problem]:
@@ -36,3 +39,64 @@ def test_a_pass_is_in_a_fresh_order_and_whole():
 def test_more_problems_than_there_are_is_an_error():
     with pytest.raises(ValueError, match="there are 2"):
         ProblemOrder(problems(2), Random(0)).draw(3)
+
+
+def test_a_restored_order_goes_on_as_the_old_one_would_have():
+    order = ProblemOrder(problems(5), Random(3))
+    order.draw(3)
+    state = json.loads(json.dumps(order.state_dict()))
+    restored = ProblemOrder(problems(5), Random(0))
+    restored.load_state_dict(state, {problem.problem_id: problem for problem in problems(5)})
+    assert [order.draw(2) for _ in range(20)] == [restored.draw(2) for _ in range(20)]
+
+
+def group(problem: Problem, outcomes: str) -> RolloutGroup:
+    kinds = {"c": Outcome.CORRECT, "w": Outcome.WRONG, "e": Outcome.GRADER_ERROR}
+    made = make_group(*(make_rollout([1], outcome=kinds[letter], sample=n) for n, letter in enumerate(outcomes)))
+    return replace(made, problem=problem)
+
+
+def refresher(reserve: int = 1) -> tuple[ProblemOrder, Refresher, list[Problem]]:
+    everyone = problems(2 + reserve)
+    order = ProblemOrder(everyone[:2], Random(0))
+    counts = {problem.problem_id: (6.0, 6.0) for problem in everyone}
+    made = Refresher(order, everyone[2:], counts, memory=0.5, retire_below=0.1, retire_above=0.9)
+    return order, made, everyone
+
+
+def test_belief_by_hand():
+    _, found, everyone = refresher()
+    assert found.belief(everyone[0]) == 0.5
+    found.observe([group(everyone[0], "c" * 16)])  # counts 3 + 16 and 3 + 0 under Beta(1/2, 1/2)
+    assert found.belief(everyone[0]) == pytest.approx(19.5 / 23)
+    found.observe([group(everyone[0], "ewwww")])  # 9.5 and 1.5 + 4; the grader's error says nothing
+    assert found.belief(everyone[0]) == pytest.approx(10 / 16)
+
+
+def test_settled_problems_are_replaced_while_there_are_others():
+    order, found, everyone = refresher()
+    found.observe([group(everyone[0], "c" * 16), group(everyone[1], "cw" * 8)])
+    assert order.problems == everyone[:2]
+    found.observe([group(everyone[0], "c" * 16)])
+    assert order.problems == [everyone[2], everyone[1]]
+    assert everyone[0] not in {problem for _ in range(5) for problem in order.draw(2)}
+    metrics = found.metrics()
+    assert metrics["rollout/retired_problems"] == 1 and metrics["rollout/reserve_problems"] == 0
+    assert metrics["rollout/working_set_pass_rate"] == 0.5
+    for _ in range(9):
+        found.observe([group(everyone[1], "w" * 16)])  # never solved, but nobody is left to take its place
+    assert order.problems == [everyone[2], everyone[1]]
+
+
+def test_a_restored_refresher_believes_the_same():
+    order, found, everyone = refresher(reserve=3)
+    known = {problem.problem_id: problem for problem in everyone}
+    found.observe([group(everyone[0], "w" * 16)])
+    states = json.loads(json.dumps([order.state_dict(), found.state_dict()]))
+    again_order, again, _ = refresher(reserve=3)
+    again_order.load_state_dict(states[0], known)
+    again.load_state_dict(states[1], known)
+    for made in (found, again):
+        made.observe([group(everyone[0], "w" * 16)])
+    assert order.problems == again_order.problems != everyone[:2]
+    assert found.metrics() == again.metrics()

@@ -1,102 +1,130 @@
-"""Pass rates and the choice of problems."""
+"""Sequential probing and pass rates."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from conclip.config import PhaseConfig, UserError
-from conclip.probe import PassRate, describe, pass_rates, read_pass_rates, select, write_pass_rates
-from conclip.stats import wilson_interval
-from conclip.types import Outcome, Problem
-from tests.conftest import make_group, make_rollout
+from conclip.config import ProbeConfig, UserError
+from conclip.probe import (
+    Band,
+    PassRate,
+    describe,
+    expected_gain,
+    histogram,
+    next_round,
+    pass_rates,
+    probabilities,
+    read_pass_rates,
+    write_pass_rates,
+)
+from conclip.types import EvalRow, Outcome
+from tests.conftest import make_row
+
+BAND = Band(low=0.2, high=0.8)
+SETTINGS = ProbeConfig(
+    first_samples=4, more_samples=4, max_samples=32, mean_samples=None, indifference=0.05, confidence=0.95
+)
 
 
-def rate(name: str, num_correct: int, level: int = 1) -> PassRate:
-    low, high = wilson_interval(num_correct, 10)
-    return PassRate(
-        problem_id=name,
-        source="s",
-        level=level,
-        num_samples=10,
-        num_correct=num_correct,
-        num_truncated=0,
-        low=low,
-        high=high,
-        mean_tokens=5.0,
-        correct_mean_tokens=None,
-        wrong_mean_tokens=None,
-    )
+def rows(name: str, outcomes: str) -> list[EvalRow]:
+    """One row per letter: c(orrect), w(rong), t(runcated), e(rror); lengths 1, 2, 3, ..."""
+    kinds = {"c": Outcome.CORRECT, "w": Outcome.WRONG, "t": Outcome.TRUNCATED, "e": Outcome.GRADER_ERROR}
+    return [make_row(name, kinds[letter], number + 1, number) for number, letter in enumerate(outcomes)]
 
 
-def phase(**changes: object) -> PhaseConfig:
-    settings: dict[str, object] = {
-        "pass_rate_low": 0.2,
-        "pass_rate_high": 0.8,
-        "num_problems": 2,
-        "problem_ids": None,
-        "problems_per_step": 2,
-        "group_size": 2,
-        "num_steps": 1,
-        "max_sampled_tokens": None,
-        "keep_best": "shortest",
-        "max_accuracy_drop": 0.0,
-        "stop_accuracy_drop": 0.1,
-    }
-    return PhaseConfig(**(settings | changes))  # type: ignore[arg-type]
-
-
-RATES = [rate("never", 0), rate("rare", 1), rate("some", 5), rate("more", 8, level=2), rate("also", 6), rate("always", 10)]
-PROBLEMS = [Problem(problem_id=r.problem_id, question=r.problem_id, answer="1", source="s") for r in RATES]
+def rates_of(*problems: tuple[str, str]) -> list[PassRate]:
+    found = [row for name, outcomes in problems for row in rows(name, outcomes)]
+    return pass_rates(found, BAND, model_hash="m", sampling_hash="s")
 
 
 def test_pass_rate_counts_outcomes():
-    group = make_group(
-        make_rollout([1, 2]),
-        make_rollout([1, 2, 3, 4], sample=1, outcome=Outcome.WRONG),
-        make_rollout([1] * 9, sample=2, outcome=Outcome.TRUNCATED),
-        make_rollout([1], sample=3, outcome=Outcome.GRADER_ERROR),
+    (rate,) = rates_of(("p", "cwwte"))
+    assert (rate.num_samples, rate.num_correct, rate.num_truncated, rate.pass_rate) == (4, 1, 1, 0.25)
+    assert (rate.mean_tokens, rate.correct_mean_tokens, rate.wrong_mean_tokens) == (3.0, 1.0, 2.5)
+    assert rate.verdict == "inside" and rate.low < 0.25 < rate.high
+
+
+def test_posterior_by_hand():
+    # nothing seen: Jeffreys' prior, Beta(1/2, 1/2), has distribution function 2/pi asin(sqrt(p))
+    assert probabilities(0, 0, Band(low=0.25, high=0.75)) == pytest.approx([1 / 3] * 3)
+    assert probabilities(3, 12, BAND).sum() == pytest.approx(1)
+    assert (probabilities(3, 12, BAND, 0.05) > probabilities(3, 12, BAND)).all()
+    assert probabilities(0, 12, BAND)[0] == pytest.approx(0.98, abs=0.01)
+    assert probabilities(12, 12, Band(low=0.5, high=1))[2] == 0
+    assert probabilities(0, 12, Band(low=0, high=0.5))[0] == 0
+
+
+def test_more_responses_help_where_the_class_is_open():
+    correct = np.array([0, 8, 5])
+    gain = expected_gain(correct, np.array([24, 16, 24]), BAND, 0.05)
+    assert (gain >= -1e-12).all() and gain[2] > 10 * gain[0] and gain[2] > 10 * gain[1]  # 5 of 24 may be below or inside
+
+
+def test_rounds_ask_everything_once_and_then_what_is_unclear():
+    assert next_round({"a": (0, 0, 0), "b": (0, 4, 4)}, BAND, SETTINGS) == {"a": 4}
+    # 0 of 24 is clearly below, 12 of 24 clearly inside; 4 of 24 may be either
+    assert next_round({"a": (0, 24, 24), "b": (12, 24, 24), "c": (4, 24, 24)}, BAND, SETTINGS) == {"c": 4}
+    assert next_round({"c": (6, 30, 30)}, BAND, SETTINGS) == {"c": 2}  # up to max_samples
+    assert next_round({"c": (6, 32, 32)}, BAND, SETTINGS) == {}
+
+
+def test_the_budget_goes_where_it_helps_most():
+    settings = replace(SETTINGS, mean_samples=14.0)
+    counts = {"even": (6, 12, 12), "edge": (3, 12, 12), "solved": (11, 12, 12)}  # 42 responses in all, 36 are spent
+    asked = next_round(counts, BAND, settings)
+    assert list(asked.values()) == [4, 2] and "even" not in asked
+
+
+def test_probing_ends_when_the_grader_judges_nothing():
+    counts, rounds = (0, 0, 0), 0
+    while wanted := next_round({"a": counts}, BAND, SETTINGS):
+        counts, rounds = (0, 0, counts[2] + wanted["a"]), rounds + 1
+    assert counts == (0, 0, 32) and rounds == 8
+
+
+def simulate(truth: np.ndarray, settings: ProbeConfig, seed: int) -> tuple[dict[str, tuple[int, int, int]], int]:
+    generator = np.random.default_rng(seed)
+    counts = {str(n): (0, 0, 0) for n in range(len(truth))}
+    while wanted := next_round(counts, BAND, settings):
+        for name, more in wanted.items():
+            correct, judged, sampled = counts[name]
+            counts[name] = (correct + int(generator.binomial(more, truth[int(name)])), judged + more, sampled + more)
+    return counts, sum(sampled for _, _, sampled in counts.values())
+
+
+def test_sequential_probing_errs_no_more_than_a_fixed_probe_of_twice_the_size():
+    """Outside the indifference zone, on uniform pass rates: simulated responses, 500 problems, five seeds."""
+    settings = ProbeConfig(
+        first_samples=6, more_samples=2, max_samples=96, mean_samples=16, indifference=0.05, confidence=0.99
     )
-    (found,) = pass_rates([group])
-    assert (found.num_samples, found.num_correct, found.num_truncated) == (3, 1, 1)
-    assert found.pass_rate == pytest.approx(1 / 3)
-    assert (found.mean_tokens, found.correct_mean_tokens, found.wrong_mean_tokens) == (4, 2, 4)
+    errors = {"sequential": 0, "fixed": 0}
+    for seed in range(5):
+        truth = np.random.default_rng(100 + seed).uniform(size=500)
+        clear = (np.abs(truth - BAND.low) > 0.05) & (np.abs(truth - BAND.high) > 0.05)
+        counts, spent = simulate(truth, settings, seed)
+        assert spent <= 16 * 500
+        fixed = np.random.default_rng(200 + seed).binomial(32, truth) / 32
+        for n in np.flatnonzero(clear):
+            correct, judged, _ = counts[str(n)]
+            errors["sequential"] += BAND.holds(correct / judged) != BAND.holds(truth[n])
+            errors["fixed"] += BAND.holds(fixed[n]) != BAND.holds(truth[n])
+    assert errors["sequential"] <= errors["fixed"]
 
 
-def test_wilson_interval_by_hand():
-    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.27753), abs=1e-4)  # z^2 / (n + z^2)
-    assert wilson_interval(5, 10) == pytest.approx((0.23659, 0.76341), abs=1e-4)
-    assert wilson_interval(0, 0) == (0.0, 1.0)
-
-
-def test_selection_stays_in_the_band_spreads_over_levels_and_repeats():
-    chosen = [p.problem_id for p in select("phase", PROBLEMS, RATES, phase(), seed=0)]
-    assert "more" in chosen and set(chosen) < {"some", "more", "also"}
-    assert chosen == [p.problem_id for p in select("phase", PROBLEMS, RATES, phase(), seed=0)]
-    picks = {select("phase", PROBLEMS, RATES, phase(num_problems=1), seed=s)[0].problem_id for s in range(20)}
-    assert picks == {"some", "also"}
-
-
-def test_selection_by_hand():
-    assert [p.problem_id for p in select("phase", PROBLEMS, [], phase(problem_ids=["never"]), 0)] == ["never"]
-    with pytest.raises(UserError, match="'nowhere'"):
-        select("phase", PROBLEMS, [], phase(problem_ids=["nowhere"]), 0)
-
-
-def test_too_few_candidates_says_what_the_pass_rates_were_and_what_to_change():
-    with pytest.raises(UserError) as caught:
-        select("phase2", PROBLEMS, RATES[:1] + RATES[-1:], phase(), 0)
-    assert "0 of 2" in str(caught.value)
-    assert "never: 1" in str(caught.value) and "always: 1" in str(caught.value)
-    assert "phase2.pass_rate_low" in str(caught.value)
-
-
-def test_describe_bins():
-    assert describe(RATES) == "solved never: 1, up to 0.2: 1, 0.2-0.8: 3, above 0.8: 0, always: 1"
+def test_histogram_bins():
+    rates = rates_of(
+        ("never", "wwww"), ("rare", "cwwwww"), ("some", "cw"), ("more", "cccw"), ("most", "cccccw"), ("all", "cc")
+    )
+    assert list(histogram(rates).values()) == [1, 1, 1, 1, 1, 1]
+    assert describe(rates).startswith("solved never: 1, up to 0.2: 1")
 
 
 def test_pass_rates_survive_the_file(tmp_path: Path):
-    write_pass_rates(tmp_path / "rates.jsonl", RATES)
-    assert read_pass_rates(tmp_path / "rates.jsonl") == RATES
+    rates = rates_of(("a", "cw"), ("b", "ww"))
+    write_pass_rates(tmp_path / "rates.jsonl", rates)
+    assert read_pass_rates(tmp_path / "rates.jsonl") == rates
 
 
 @pytest.mark.parametrize("content", ["", "x\n", '{"schema": 99}\n', '{"problem_id": "a"}\n', "[]\n"])

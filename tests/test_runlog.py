@@ -24,7 +24,7 @@ def config(tmp_path: Path) -> Iterator[BaseConfig]:
 
 def test_attempts_are_numbered_and_the_newest_is_latest(config: BaseConfig, tmp_path: Path):
     for number in (1, 2):
-        run = Run("eval", config)
+        run = Run("eval", config, f"identity {number}")
         run.close()
         assert run.folder == tmp_path / f"eval/x/attempt-00{number}"
         assert (tmp_path / "eval/x/latest").resolve() == run.folder.resolve()
@@ -36,7 +36,7 @@ def test_attempts_are_numbered_and_the_newest_is_latest(config: BaseConfig, tmp_
 def test_library_chatter_goes_to_the_log_and_standard_error_comes_back(
     config: BaseConfig, capfd: pytest.CaptureFixture[str]
 ):
-    run = Run("eval", config)
+    run = Run("eval", config, "identity")
     os.write(2, b"chatter of a C library\n")
     logging.getLogger("some.library").warning("chatter of a Python library")
     run.say("for people")
@@ -49,7 +49,7 @@ def test_library_chatter_goes_to_the_log_and_standard_error_comes_back(
 
 
 def test_metrics_are_whole_lines_and_transcripts_show_best_and_worst(config: BaseConfig):
-    run = Run("eval", config)
+    run = Run("eval", config, "identity")
     run.log_metrics("phase1", 3, {"reward/mean": 0.5})
     group = make_group(
         make_rollout([1, 2, 3]),

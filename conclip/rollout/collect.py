@@ -49,9 +49,10 @@ def tasks_for(
     num_samples: int,
     seed_parts: tuple[int | str, ...],
     messages: Mapping[str, Messages] | None = None,
+    first_sample: int = 0,
 ) -> list[Task]:
-    """`num_samples` tasks per problem, problem by problem. Each one's seed depends on `seed_parts`, problem and sample
-    alone, so that the same response can be asked for again."""
+    """`num_samples` tasks per problem from `first_sample` on, problem by problem. Each one's seed depends on `seed_parts`,
+    problem and sample alone, so that the same response can be asked for again."""
     return [
         Task(
             problem=problem,
@@ -61,7 +62,7 @@ def tasks_for(
             messages=messages[problem.problem_id] if messages else (),
         )
         for problem in problems
-        for sample in range(num_samples)
+        for sample in range(first_sample, first_sample + num_samples)
     ]
 
 

@@ -17,11 +17,12 @@ from conclip.overlap import trained_on
 from conclip.rewards import reward_group
 from conclip.runtime import Runtime
 from conclip.seeding import python_stream, torch_stream
+from conclip.selection import Selection
 from conclip.training.checkpoint import save_checkpoint
 from conclip.training.experience import kl_reward_share, make_experience
 from conclip.training.learner import Learner, NonFiniteGradient
-from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings
-from conclip.training.order import ProblemOrder
+from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings, summarise_steps
+from conclip.training.order import ProblemOrder, make_refresher
 from conclip.types import Outcome, Problem, RolloutGroup, SamplingSpec
 
 
@@ -46,8 +47,10 @@ class TrainResult:
     checkpoint: Path
     best: Validation
     history: tuple[Validation, ...]
-    steps: tuple[Mapping[str, float], ...]
-    """Metrics of each step."""
+    monitors: Mapping[str, Mapping[str, float]]
+    """Summary of each monitor over the steps (`monitors.summarise_steps`)."""
+    asked: tuple[str, ...]
+    """Ids of all problems that trained."""
 
 
 class Trainer:
@@ -61,11 +64,11 @@ class Trainer:
         runtime: Runtime,
         *,
         model_path: Path,
-        problems: Sequence[Problem],
+        selection: Selection,
         validation: Sequence[Problem],
     ) -> None:
         self._stage, self._config, self._phase, self._runtime = stage, config, phase, runtime
-        self._problems, self._validation_problems = problems, validation
+        self._validation_problems = validation
         self._trained_on = trained_on(model_path)
         self._algo = config.algo
         self._shaper = make_shaper(config.length)
@@ -74,11 +77,14 @@ class Trainer:
         self._steps: list[Mapping[str, float]] = []
         self._warned: set[str] = set()
         self._num_sampled_tokens = 0
+        self.num_responses = 0  # sampled, validation included
         self._checkpoint = runtime.run.folder / "checkpoints" / f"{stage}-best"
         self._checkpoint.parent.mkdir(exist_ok=True)
         num_updates = phase.num_steps * config.algo.updates_per_rollout
         self._learner = Learner(model_path, config, num_updates=num_updates)
-        self._order = ProblemOrder(problems, python_stream(config.seed, stage, "order"))
+        self._order = ProblemOrder(selection.problems, python_stream(config.seed, stage, "order"))
+        self._asked = {problem.problem_id: problem for problem in selection.problems}
+        self._refresher = make_refresher(self._order, selection, phase) if phase.refresh else None
         self._times: dict[str, float] = {}
         self._push_weights()
 
@@ -113,7 +119,13 @@ class Trainer:
                 )
             if stopped or last:
                 break
-        return TrainResult(checkpoint=self._checkpoint, best=best, history=tuple(history), steps=tuple(self._steps))
+        return TrainResult(
+            checkpoint=self._checkpoint,
+            best=best,
+            history=tuple(history),
+            monitors=summarise_steps(self._steps),
+            asked=tuple(self._asked),
+        )
 
     def _step(self, step: int) -> dict[str, float]:
         """One step of the algorithm. Steps up to 0 warm the critic up: the policy stays as it is."""
@@ -136,6 +148,9 @@ class Trainer:
         metrics |= {"policy/kl_coef": self._kl_coef, "rollout/num_sampled_tokens": float(self._num_sampled_tokens)}
         if algo.kl == "reward":
             metrics["policy/kl_gradient_share"] = kl_reward_share(tokens, scores, algo, self._kl_coef)
+        if self._refresher is not None:
+            self._refresher.observe(sampled)
+            metrics |= self._refresher.metrics()
         if algo.kl_target is not None:
             self._kl_coef = next_kl_coef(self._kl_coef, metrics["policy/kl_to_reference"], algo.kl_target)
         return metrics
@@ -158,6 +173,7 @@ class Trainer:
         self, step: int, spec: SamplingSpec, num_problems: int, *seed_parts: int | str
     ) -> list[RolloutGroup]:
         problems = self._order.draw(num_problems)
+        self._asked |= {problem.problem_id: problem for problem in problems}
         label = f"{self._stage} step {step}"
         groups = self._runtime.sample_groups(label, problems, spec, self._phase.group_size, self._stage, step, *seed_parts)
         completions = [rollout.completion for group in groups for rollout in group.rollouts]
@@ -165,6 +181,7 @@ class Trainer:
         if versions != {self._version}:
             raise StaleEngine(f"engine sampled with policy versions {sorted(versions)}, the learner is at {self._version}")
         self._num_sampled_tokens += sum(completion.num_tokens for completion in completions)
+        self.num_responses += len(completions)
         return groups
 
     def _sampling_spec(self, step: int) -> SamplingSpec:
@@ -192,6 +209,7 @@ class Trainer:
             "validation",
         )
         rollouts = [r for group in groups for r in group.rollouts]
+        self.num_responses += len(rollouts)
         self._monitor_tokens = [r.completion.num_tokens for r in rollouts if r.grade.outcome is Outcome.CORRECT]
         judged = [r for r in rollouts if r.grade.outcome is not Outcome.GRADER_ERROR]
         result = Validation(
@@ -213,7 +231,9 @@ class Trainer:
     def _save(self) -> None:
         tokenizer, earlier = self._runtime.tokenizer, self._trained_on
         assert tokenizer is not None
-        save_checkpoint(self._checkpoint, self._learner.policy, tokenizer, problems=self._problems, earlier=earlier)
+        save_checkpoint(
+            self._checkpoint, self._learner.policy, tokenizer, problems=list(self._asked.values()), earlier=earlier
+        )
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
         self._runtime.run.log_metrics(self._stage, step, metrics)

@@ -1,0 +1,64 @@
+"""What decides whether two runs, or two stages, would give the same result: hashes of values and files."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from conclip.config import BaseConfig
+from conclip.types import Problem
+
+IRRELEVANT = {
+    ("name",),
+    ("resume",),
+    ("paths",),
+    ("logger",),
+    ("data",),  # the problems themselves are hashed
+    ("checkpoints",),  # and so are the models
+    ("pass_rates",),
+    ("model", "path"),
+    ("model", "url"),
+    ("model", "served_name"),
+    ("rollout", "engine"),
+    ("rollout", "gpu_memory_utilization"),
+    ("trainer", "transcripts_per_group"),
+    ("trainer", "max_sampler_drift"),
+    ("eval", "allow_overlap"),
+    ("eval", "margin"),
+}
+"""Config keys that change no token, no weight and no outcome."""
+
+
+def digest(value: Any) -> str:
+    """24 hexadecimal digits of a JSON-like value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:24]
+
+
+def relevant(config: BaseConfig, parts: Iterable[str] | None = None) -> dict[str, Any]:
+    """The result-relevant keys of a config, or of some of its top-level parts."""
+    plain = _without(asdict(config), ())
+    return plain if parts is None else {part: plain[part] for part in parts}
+
+
+def _without(values: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        name: _without(value, (*where, name)) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if (*where, name) not in IRRELEVANT
+    }
+
+
+def problems_hash(problems: Sequence[Problem]) -> str:
+    """Of problems in their order, with everything a run uses of them."""
+    return digest([asdict(problem) for problem in problems])
+
+
+def path_hash(path: Path) -> str:
+    """Of a file's content, or of all files below a folder but its README.md, which people may edit."""
+    if path.is_file():
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()[:24]
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "README.md")
+    return digest([(str(file.relative_to(path)), path_hash(file)) for file in files])

@@ -1,0 +1,135 @@
+"""The stages of a run and their manifest: each is done once, recorded, and skipped while nothing it rests on has changed.
+
+`manifest.json` has for each stage the hashes of its inputs, the files it made with theirs, its main numbers, sampled tokens
+and wall time. A stage counts as done when its inputs are the same and its files are unharmed, in this attempt or, by hard
+links or copies, in another one of the same run.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from conclip.identity import digest, path_hash
+from conclip.runlog import MANIFEST, Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What doing a stage gave."""
+
+    outputs: Sequence[str]
+    """Files and folders it made, relative to the run folder."""
+    numbers: Mapping[str, float] = field(default_factory=dict[str, float])
+    num_tokens: int
+    """Sampled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRecord:
+    """One stage in `manifest.json`."""
+
+    key: str
+    """Hash of all inputs."""
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    """Path relative to the run folder -> hash of its content."""
+    numbers: dict[str, float]
+    num_tokens: int
+    wall_s: float
+    finished: str
+    taken_from: str | None = None
+    """The attempt that did it, when it was another one."""
+
+
+class Pipeline:
+    """Does the stages of one run, in the order they are asked for."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def do(self, name: str, inputs: Mapping[str, Any], work: Callable[[], Work]) -> StageRecord:
+        """The record of a stage, done now unless it is done already. Its results are the files it names."""
+        hashes = {key: value if isinstance(value, str) else digest(value) for key, value in inputs.items()}
+        key = digest([name, hashes])
+        record = self.done(name, key) or self._adopt(name, key)
+        if record is not None:
+            source = f" in {record.taken_from}" if record.taken_from else ""
+            self._run.say(f"{name}: done before{source} ({record.wall_s:.0f} s), taken over")
+            return record
+        self._run.forget_stage(name)
+        began = time.monotonic()
+        done = work()
+        record = StageRecord(
+            key=key,
+            inputs=hashes,
+            outputs={path: path_hash(self._run.folder / path) for path in done.outputs},
+            numbers=dict(done.numbers),
+            num_tokens=done.num_tokens,
+            wall_s=round(time.monotonic() - began, 3),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        self._write(name, record)
+        return record
+
+    def done(self, name: str, key: str) -> StageRecord | None:
+        """The record of a stage of this attempt that has these inputs and whose files are unharmed."""
+        record = read_stages(self._run.folder).get(name)
+        return record if record is not None and record.key == key and unharmed(self._run.folder, record) else None
+
+    def _adopt(self, name: str, key: str) -> StageRecord | None:
+        """The same from another attempt of this run, newest first, its files linked here."""
+        for folder in self._run.other_attempts():
+            record = read_stages(folder).get(name)
+            if record is None or record.key != key or not unharmed(folder, record):
+                continue
+            self._run.forget_stage(name)
+            for path in record.outputs:
+                _link(folder / path, self._run.folder / path)
+            self._run.adopt_metrics(folder, name)
+            record = replace(record, taken_from=record.taken_from or folder.name)
+            self._write(name, record)
+            return record
+        return None
+
+    def _write(self, name: str, record: StageRecord) -> None:
+        stages = {key: asdict(value) for key, value in read_stages(self._run.folder).items()}
+        self._run.update_manifest(stages=stages | {name: asdict(record)})
+
+
+def read_stages(folder: Path) -> dict[str, StageRecord]:
+    """Stages recorded in a run folder; none when it has no manifest, or one of another version."""
+    try:
+        stages = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["stages"]
+        return {name: StageRecord(**record) for name, record in stages.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def unharmed(folder: Path, record: StageRecord) -> bool:
+    """Whether every file a stage made is as it was."""
+    paths = {folder / path: known for path, known in record.outputs.items()}
+    return all(path.exists() and path_hash(path) == known for path, known in paths.items())
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file or folder at another place: hard links, or copies across file systems."""
+    if source.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target, copy_function=_link_file)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        _link_file(source, target)
+
+
+def _link_file(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,132 @@
+"""What a run would do: its stages, which of them are done, and what the others will cost, by what earlier stages cost."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from conclip.config import (
+    BaseConfig,
+    EvalRunConfig,
+    LearnConfig,
+    PhaseConfig,
+    ProbeConfig,
+    ProbeRunConfig,
+    TrainRunConfig,
+    TwoPhaseConfig,
+)
+from conclip.inputs import Inputs
+from conclip.pipeline import StageRecord, read_stages, unharmed
+from conclip.runlog import attempts, find_attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedStage:
+    """One stage of a run, before it is done."""
+
+    name: str
+    num_responses: int
+    """At most."""
+    max_tokens: int
+    """Longest response."""
+
+    @property
+    def kind(self) -> str:
+        return self.name.split("-")[0].rstrip("12")
+
+
+def planned_stages(subcommand: str, config: BaseConfig, inputs: Inputs) -> list[PlannedStage]:
+    """The stages in the order they are done."""
+    return list(_stages(subcommand, config, inputs))
+
+
+def _stages(subcommand: str, config: BaseConfig, inputs: Inputs) -> Iterator[PlannedStage]:
+    if isinstance(config, ProbeRunConfig):
+        yield _probe("probe", config, config.probe, inputs)
+    elif isinstance(config, TrainRunConfig):
+        if inputs.rates is None and config.phase.problem_ids is None and config.phase.answers is None:
+            yield _probe("probe", config, config.probe, inputs)
+        yield _training(subcommand.removeprefix("train-"), config, config.phase, inputs)
+    elif isinstance(config, TwoPhaseConfig):
+        yield _probe("probe-base", config, config.probe, inputs)
+        if not config.skip_phase1:
+            yield _training("phase1", config, config.phase1, inputs)
+            yield _probe("probe-phase1", config, config.probe, inputs)
+        yield _training("phase2", config, config.phase2, inputs)
+        for name in ("base", "phase2") if config.skip_phase1 else ("base", "phase1", "phase2"):
+            yield _evaluation(name, config, inputs)
+    elif isinstance(config, EvalRunConfig):
+        for name in ("model", *inputs.checkpoints):
+            yield _evaluation(name, config, inputs)
+
+
+def _probe(name: str, config: BaseConfig, probe: ProbeConfig, inputs: Inputs) -> PlannedStage:
+    mean = probe.max_samples if probe.mean_samples is None else probe.mean_samples
+    return PlannedStage(name=name, num_responses=int(mean * len(inputs.pool)), max_tokens=config.rollout.max_tokens)
+
+
+def _training(name: str, config: LearnConfig, phase: PhaseConfig, inputs: Inputs) -> PlannedStage:
+    steps = phase.num_steps + config.algo.critic_warmup_steps
+    sampled = steps * phase.problems_per_step * phase.group_size * (1 + config.algo.dynamic_sampling_rounds)
+    looks = 1 + math.ceil(phase.num_steps / config.trainer.validate_every)
+    validation = looks * len(inputs.validation) * config.trainer.validation_samples
+    return PlannedStage(name=name, num_responses=sampled + validation, max_tokens=config.rollout.max_tokens)
+
+
+def _evaluation(name: str, config: EvalRunConfig | TwoPhaseConfig, inputs: Inputs) -> PlannedStage:
+    settings = config.eval
+    samples = sum(settings.samples_per_problem if temperature > 0 else 1 for temperature in settings.temperatures)
+    number = samples * len(settings.prompts) * len(inputs.test)
+    return PlannedStage(name=f"eval-{name}", num_responses=number, max_tokens=settings.max_tokens)
+
+
+def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str) -> Table:
+    """What is done, what is to do, and what it will cost: tokens and seconds per response as the newest stage of the same
+    kind cost under this run's name or, failing that, under another name beside it.
+
+    Without any such stage, half of the longest response is taken for the mean length, and no time is given.
+    """
+    current = find_attempt(home, identity)
+    done = {name: r for name, r in read_stages(current).items() if unharmed(current, r)} if current else {}
+    history = _history(home)
+    table = Table(title="what would be done", title_justify="left")
+    for name in ("stage", "state", "responses", "tokens", "time", "estimated from"):
+        table.add_column(name, justify="left" if name in ("stage", "state", "estimated from") else "right")
+    totals = [0.0, 0.0]
+    for stage in planned:
+        if record := done.get(stage.name):
+            table.add_row(stage.name, "done", "", str(record.num_tokens), _duration(record.wall_s), "measured")
+            continue
+        like = history.get(stage.name) or history.get(stage.kind)
+        responses = (like.numbers.get("num_responses") if like else None) or 0
+        if like and responses and like.num_tokens:
+            tokens = like.num_tokens / responses * stage.num_responses
+            seconds = like.wall_s / like.num_tokens * tokens
+            source = f"{responses:.0f} responses, finished {like.finished[:10]}"
+        else:
+            tokens, seconds, source = stage.num_responses * stage.max_tokens / 2, math.nan, "half of the longest response"
+        totals = [totals[0] + tokens, totals[1] + seconds]
+        table.add_row(stage.name, "to do", str(stage.num_responses), f"{tokens:.0f}", _duration(seconds), source)
+    table.add_section()
+    table.add_row("to do in all", "", "", f"{totals[0]:.0f}", _duration(totals[1]), "")
+    return table
+
+
+def _history(home: Path) -> dict[str, StageRecord]:
+    """The newest record of each stage name and kind, this run's own before those of the runs beside it."""
+    found: dict[str, StageRecord] = {}
+    others = sorted(path for path in home.parent.glob("*") if path != home and path.is_dir())
+    for folder in [attempt for run in (home, *others) for attempt in attempts(run)]:
+        for name, record in read_stages(folder).items():
+            for key in (name, name.split("-")[0].rstrip("12")):
+                found.setdefault(key, record)
+    return found
+
+
+def _duration(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

@@ -1,0 +1,122 @@
+"""The README.md of a checkpoint: what it was made from and of, what it costs and gains, and how to make it again."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from conclip.config import LearnConfig, TwoPhaseConfig
+from conclip.evaluation.metrics import Estimate, compare, summarise
+from conclip.evaluation.tables import describe_comparison
+from conclip.runlog import Run
+from conclip.types import EvalRow
+
+MAX_PROBLEMS = 32
+"""So many training problems of a stage are listed; the run folder has all."""
+
+
+def write_card(
+    run: Run, config: LearnConfig, checkpoint: Path, *, stages: Sequence[str], rows: Sequence[EvalRow] = ()
+) -> None:
+    """Write the model card of a checkpoint that went through `stages`; `rows` of the base and the trained models, where an
+    evaluation was part of the run."""
+    base = base_name(config)
+    data = ModelCardData(
+        base_model=None if config.model.path == "lab" else base,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["conclip", "reinforcement-learning", "concise-reasoning"],
+    )
+    title = f"# {base}, after {' and '.join(stages)} of conclip"
+    parts = [
+        f"---\n{data.to_yaml()}\n---\n\n{title}\n",
+        "Trained by conclip's two-phase recipe ([Fatemi et al. 2025](https://arxiv.org/abs/2504.05185)): reinforcement "
+        "learning on hard problems for accuracy, then on a few occasionally solvable ones for brevity. "
+        f"Base model: {base}.",
+        _results(stages[-1], rows, config),
+        _problems(run.folder, stages),
+        _reproduction(run.folder),
+        _limits(rows),
+    ]
+    path = checkpoint / "README.md"
+    aside = path.with_name(path.name + ".part")
+    aside.write_text("\n".join(part for part in parts if part), encoding="utf-8")
+    aside.replace(path)
+
+
+def base_name(config: LearnConfig) -> str:
+    """The base model's name, without the folders it lies in."""
+    path = config.model.path
+    if path == "lab":
+        return "conclip-lab"
+    is_folder = Path(path).expanduser().is_dir()
+    return Path(path).name if is_folder else path
+
+
+def _results(model: str, rows: Sequence[EvalRow], config: LearnConfig) -> str:
+    mine = [row for row in rows if row.model in ("base", model) and row.prompt == rows[0].prompt]
+    if not mine or not isinstance(config, TwoPhaseConfig):
+        return "\n## Results\n\nNot evaluated in the run that made it.\n"
+    text = ["\n## Before and after\n", "| benchmark | model | accuracy | tokens | truncated |", "|---|---|---|---|---|"]
+    said: list[str] = []
+    for benchmark in dict.fromkeys(row.benchmark for row in mine):
+        for temperature in dict.fromkeys(row.temperature for row in mine):
+            sides = {
+                name: [r for r in mine if (r.benchmark, r.temperature, r.model) == (benchmark, temperature, name)]
+                for name in ("base", model)
+            }
+            for name, side in sides.items():
+                summary = summarise(side)
+                label = "this model" if name == model else name
+                text.append(
+                    f"| {benchmark}, temperature {temperature:g}, {summary.num_problems} problems, {summary.num_responses} "
+                    f"responses | {label} | {_interval(summary.accuracy, '.3f')} | {_interval(summary.mean_tokens, '.1f')} "
+                    f"| {summary.truncation_rate.mean:.4f} |"
+                )
+            difference = compare(sides["base"], sides[model])
+            said.append(describe_comparison("base", "this model", difference, config.eval.margin) + f" ({benchmark})")
+    return "\n".join([*text, "", "95 % intervals, clustered by problem.", "", *(f"- {line}" for line in said), ""])
+
+
+def _interval(estimate: Estimate, form: str) -> str:
+    return f"{estimate.mean:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
+
+
+def _problems(folder: Path, stages: Sequence[str]) -> str:
+    text = ["\n## Training problems\n"]
+    for stage in stages:
+        saved: dict[str, Any] = json.loads((folder / f"problems-{stage}.json").read_text(encoding="utf-8"))
+        chosen: list[dict[str, str]] = saved["chosen"]
+        text.append(f"{stage}: {len(chosen)} problems, set hash `{saved['hash']}`\n")
+        text += [f"- `{choice['problem_id']}`: {choice['reason']}" for choice in chosen[:MAX_PROBLEMS]]
+        more = len(chosen) - MAX_PROBLEMS
+        text.append(f"- and {more} more in problems-{stage}.json of the run folder\n" if more > 0 else "")
+    text.append("`trained_on.json` beside this file has every training question; `conclip eval` refuses to test on them.\n")
+    return "\n".join(text)
+
+
+def _reproduction(folder: Path) -> str:
+    environment: dict[str, Any] = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    git = environment["git"]
+    revision = f"conclip at `{git['revision']}`{' with local changes' if git['dirty'] else ''}, " if git else ""
+    lines = (folder / "config.yaml").read_text(encoding="utf-8").splitlines()
+    config = "\n".join(line for line in lines if not line.lstrip().startswith(("path:", "outputs:")))
+    command = " ".join(["conclip", environment["subcommand"], *(a for a in environment["arguments"] if "path" not in a)])
+    return (
+        f"\n## How to make it again\n\n```sh\n{command}\n```\n\n{revision}{packages}; Python {environment['python']}, "
+        f"{environment['machine']}, {environment['num_cpus']} processors. Paths are left out.\n\n"
+        f"<details><summary>The whole config</summary>\n\n```yaml\n{config}\n```\n\n</details>\n"
+    )
+
+
+def _limits(rows: Sequence[EvalRow]) -> str:
+    where = ", ".join(dict.fromkeys(row.benchmark for row in rows)) if rows else ""
+    measured = f"Measured on {where} only, at the temperatures of the table" if rows else "Nothing was measured"
+    return (
+        f"\n## Limits\n\n- {measured}; other tasks, languages and longer problems may behave otherwise.\n"
+        "- It was trained to end its answers in `\\boxed{}`; ask it with the base model's chat template.\n"
+        "- Shorter reasoning shows less of what the answer rests on.\n"
+    )

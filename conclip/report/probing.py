@@ -1,0 +1,40 @@
+"""Pass rates for people: a histogram by level."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from rich.table import Table
+
+from conclip.probe import BINS, Band, PassRate, histogram
+
+BAR = 20
+"""Characters of the longest bar."""
+
+
+def pass_rate_table(title: str, rates: Sequence[PassRate], band: Band) -> Table:
+    """Pass rates in bins, a bar for each, then one line per level (where there are some)."""
+    table = Table(title=f"{title}: pass rates, wanted {band.low:g} to {band.high:g}", title_justify="left")
+    for name in ("solved", "problems", "", "in band", "tokens"):
+        table.add_column(name, justify="left" if name in ("solved", "") else "right")
+    counts = histogram(rates)
+    longest = max(1, *counts.values())
+    for name in BINS:
+        mine = [rate for rate in rates if histogram([rate])[name]]
+        bar = "█" * round(BAR * counts[name] / longest)
+        table.add_row(name, str(counts[name]), bar, str(_inside(mine)), _tokens(mine))
+    levels = sorted({rate.level for rate in rates if rate.level is not None})
+    if len(levels) > 1:
+        table.add_section()
+        for level in levels:
+            mine = [rate for rate in rates if rate.level == level]
+            mean = fmean(rate.pass_rate for rate in mine)
+            table.add_row(f"level {level}", str(len(mine)), f"mean {mean:.2f}", str(_inside(mine)), _tokens(mine))
+    return table
+
+
+def _inside(rates: Sequence[PassRate]) -> int:
+    return sum(rate.verdict == "inside" for rate in rates)
+
+
+def _tokens(rates: Sequence[PassRate]) -> str:
+    return f"{fmean(rate.mean_tokens for rate in rates):.0f}" if rates else "-"

@@ -1,0 +1,252 @@
+"""The stages runs are made of: probing, training and evaluating, each recorded in the manifest and done once.
+
+A stage writes its results to files of the run folder and hands on what it reads back from them, so that one that was done
+before gives the same as one that is done now.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from conclip.config import BaseConfig, EvalRunConfig, LearnConfig, PhaseConfig, ProbeRunConfig, TwoPhaseConfig
+from conclip.evaluation.evaluate import evaluate
+from conclip.evaluation.rows import read_rows
+from conclip.evaluation.units import RowFile
+from conclip.grading import GRADER_VERSION
+from conclip.identity import digest, problems_hash, relevant
+from conclip.inputs import Inputs
+from conclip.models.folder import model_hash
+from conclip.pipeline import Pipeline, Work
+from conclip.probe import Band, PassRate, describe, next_round, pass_rates, read_pass_rates, write_pass_rates
+from conclip.report.probing import pass_rate_table
+from conclip.rollout.collect import tasks_for
+from conclip.runlog import Run
+from conclip.runtime import Runtime, open_runtime
+from conclip.selection import Selection
+from conclip.training.monitors import summary_table
+from conclip.training.trainer import Trainer, TrainResult, Validation
+from conclip.types import EvalRow, Outcome, Problem
+
+
+class Stages:
+    """The stages of one run. The engine starts with the first one that has work to do."""
+
+    def __init__(self, config: BaseConfig, inputs: Inputs, run: Run) -> None:
+        self._config, self._inputs, self._run = config, inputs, run
+        self._pipeline = Pipeline(run)
+        self._open = ExitStack()
+        self._runtime: Runtime | None = None
+        self._loaded: Path | None = None
+        self._hashes: dict[Path, str] = {}
+
+    def __enter__(self) -> "Stages":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def probe(
+        self, name: str, label: str, model: Path, problems: Sequence[Problem], phase: PhaseConfig, file: str
+    ) -> list[PassRate]:
+        """Pass rates of the problems, written to `file`, measured until it is clear which lie in the phase's band."""
+        config = self._config
+        assert isinstance(config, (ProbeRunConfig, LearnConfig))
+        band = Band(low=phase.pass_rate_low, high=phase.pass_rate_high)
+        sampling = relevant(config, ("seed", "model", "rollout"))
+        rows_file = f"probe_rows-{name.removeprefix('probe-')}.jsonl"
+
+        def work() -> Work:
+            runtime = self.runtime_with(model)
+            tokens_before = runtime.engine.progress()
+            rows = RowFile(
+                self._run.folder / rows_file,
+                model=name,
+                model_hash=self._hash(model),
+                attempts=self._run.other_attempts(),
+            )
+            found: dict[str, list[EvalRow]] = {problem.problem_id: [] for problem in problems}
+            by_id = {problem.problem_id: problem for problem in problems}
+            number = 0
+            while wanted := next_round({key: _counts(group) for key, group in found.items()}, band, config.probe):
+                number += 1
+                tasks = [
+                    task
+                    for problem_id, more in wanted.items()
+                    for task in tasks_for(
+                        [by_id[problem_id]],
+                        runtime.prompts["plain"],
+                        num_samples=more,
+                        first_sample=len(found[problem_id]),
+                        seed_parts=(config.seed, label),
+                    )
+                ]
+                for row in rows.sample(runtime, f"{label}, round {number}", "plain", tasks, runtime.training_spec):
+                    found[row.problem_id].append(row)
+            ordered = [row for group in found.values() for row in group]
+            rows.finish(ordered)
+            rates = pass_rates(ordered, band, model_hash=self._hash(model), sampling_hash=digest(sampling))
+            write_pass_rates(self._run.folder / file, rates)
+            return Work(
+                outputs=[file, rows_file],
+                numbers={"num_responses": len(ordered), "mean_tokens": fmean(row.num_tokens for row in ordered)},
+                num_tokens=runtime.engine.progress() - tokens_before,
+            )
+
+        inputs = {
+            "model": self._hash(model),
+            "problems": problems_hash(problems),
+            "sampling": sampling,
+            "probe": [asdict(config.probe), asdict(band)],
+            "grader": str(GRADER_VERSION),
+        }
+        self._pipeline.do(name, inputs, work)
+        rates = read_pass_rates(self._run.folder / file)
+        num_responses = sum(rate.num_samples for rate in rates)
+        self._run.say(f"{label}: {len(rates)} problems, {num_responses} responses; {describe(rates)}")
+        self._run.show(pass_rate_table(label, rates, band))
+        return rates
+
+    def train(self, stage: str, phase: PhaseConfig, model: Path, selection: Selection) -> TrainResult:
+        """One phase of training from `model`."""
+        config = self._config
+        assert isinstance(config, LearnConfig)
+        problems_file, result_file = f"problems-{stage}.json", f"training-{stage}.json"
+        chosen, reserve = selection.problems, [choice.problem for choice in selection.reserve]
+
+        def work() -> Work:
+            runtime = self.runtime_with(model)
+            self._loaded = None  # the engine follows the learner from here on
+            tokens_before = runtime.engine.progress()
+            self._run.write_json(problems_file, describe_selection(selection))
+            self._run.say(f"{stage}: {len(chosen)} problems, {phase.num_steps} steps")
+            trainer = Trainer(
+                stage, config, phase, runtime, model_path=model, selection=selection, validation=self._inputs.validation
+            )
+            result = trainer.train()
+            self._run.write_json(
+                result_file,
+                {
+                    "best": asdict(result.best),
+                    "history": [asdict(point) for point in result.history],
+                    "monitors": result.monitors,
+                    "asked": result.asked,
+                },
+            )
+            return Work(
+                outputs=[str(result.checkpoint.relative_to(self._run.folder)), problems_file, result_file],
+                numbers={
+                    "num_responses": trainer.num_responses,
+                    "best_step": result.best.step,
+                    "validation_accuracy": result.best.accuracy,
+                }
+                | {"validation_mean_tokens": result.best.mean_tokens},
+                num_tokens=runtime.engine.progress() - tokens_before,
+            )
+
+        inputs = {
+            "model": self._hash(model),
+            "problems": [problems_hash(chosen), problems_hash(reserve) if phase.refresh else ""],
+            "validation": problems_hash(self._inputs.validation),
+            "config": relevant(config, ("seed", "model", "rollout", "algo", "reward", "length", "optim", "trainer")),
+            "phase": asdict(phase),
+            "grader": str(GRADER_VERSION),
+        }
+        record = self._pipeline.do(stage, inputs, work)
+        (checkpoint,) = (path for path in record.outputs if path.startswith("checkpoints/"))
+        result = _read_result(self._run.folder / result_file, self._run.folder / checkpoint)
+        self._run.say(
+            f"{stage}: kept step {result.best.step} (validation accuracy {result.best.accuracy:.3f}, "
+            f"length {result.best.mean_tokens:.1f})"
+        )
+        self._run.show(summary_table(f"{stage}: monitors", result.monitors))
+        return result
+
+    def evaluate(
+        self,
+        name: str,
+        identity: str,
+        open_model: Callable[[], AbstractContextManager[Runtime]],
+    ) -> list[EvalRow]:
+        """Rows of one model on the test problems; `identity` tells its weights apart from all others."""
+        config = self._config
+        assert isinstance(config, (EvalRunConfig, TwoPhaseConfig))
+        file = f"rows-{name}.jsonl"
+
+        def work() -> Work:
+            with open_model() as runtime:
+                tokens_before = runtime.engine.progress()
+                rows = RowFile(self._run.folder / file, model=name, model_hash=identity, attempts=self._run.other_attempts())
+                found = evaluate(name, runtime, self._inputs.test, config.eval, rows)
+                correct = fmean(row.outcome is Outcome.CORRECT for row in found)
+                numbers = {"num_responses": len(found), "mean_tokens": fmean(row.num_tokens for row in found)}
+                return Work(
+                    outputs=[file, str(Path(file).with_suffix(".parquet"))],
+                    numbers=numbers | {"share_correct": correct},
+                    num_tokens=runtime.engine.progress() - tokens_before,
+                )
+
+        inputs = {
+            "model": identity,
+            "problems": problems_hash(self._inputs.test),
+            "config": relevant(config, ("seed", "model", "rollout", "eval")),
+            "grader": str(GRADER_VERSION),
+        }
+        self._pipeline.do(f"eval-{name}", inputs, work)
+        return read_rows(self._run.folder / file)
+
+    def evaluate_checkpoint(self, name: str, model: Path) -> list[EvalRow]:
+        """`evaluate` of a model of the architecture this run trains, by the engine that is open."""
+        return self.evaluate(name, self._hash(model), lambda: nullcontext(self.runtime_with(model)))
+
+    def runtime_with(self, model: Path) -> Runtime:
+        """The run's engine, holding this model's weights."""
+        if self._runtime is None:
+            config, start = self._config, self._inputs.model_path
+            max_tokens = config.rollout.max_tokens
+            if isinstance(config, TwoPhaseConfig):
+                max_tokens = max(max_tokens, config.eval.max_tokens)
+            opened = open_runtime(config, self._run, start, self._inputs.problems, max_tokens)
+            self._runtime = self._open.enter_context(opened)
+            self._loaded = start
+        if self._loaded != model:
+            self._runtime.engine.update_weights(model, self._runtime.engine.policy_version + 1)
+            self._loaded = model
+        return self._runtime
+
+    def _hash(self, model: Path) -> str:
+        if model not in self._hashes:
+            self._hashes[model] = model_hash(model)
+        return self._hashes[model]
+
+
+def _counts(group: Sequence[EvalRow]) -> tuple[int, int, int]:
+    """(correct, judged, sampled)."""
+    judged = [row for row in group if row.outcome is not Outcome.GRADER_ERROR]
+    return sum(row.outcome is Outcome.CORRECT for row in judged), len(judged), len(group)
+
+
+def describe_selection(selection: Selection) -> dict[str, Any]:
+    """What problems-<stage>.json says: the problems, why each was chosen, and how many more there would have been."""
+    chosen = [{"problem_id": choice.problem.problem_id, "reason": choice.reason} for choice in selection.chosen]
+    ids = [problem.problem_id for problem in selection.problems]
+    return {
+        "problem_ids": ids,
+        "hash": problems_hash(selection.problems),
+        "chosen": chosen,
+        "num_reserve": len(selection.reserve),
+    }
+
+
+def _read_result(path: Path, checkpoint: Path) -> TrainResult:
+    saved: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return TrainResult(
+        checkpoint=checkpoint,
+        best=Validation(**saved["best"]),
+        history=tuple(Validation(**point) for point in saved["history"]),
+        monitors=saved["monitors"],
+        asked=tuple(saved["asked"]),
+    )

@@ -1,0 +1,100 @@
+"""Attempts and stages: what is done once stays done while nothing it rests on changes."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conclip.compose import load_config
+from conclip.config import BaseConfig
+from conclip.identity import digest, path_hash, relevant
+from conclip.pipeline import Pipeline, Work, read_stages
+from conclip.runlog import Run
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Iterator[BaseConfig]:
+    handlers = list(logging.getLogger().handlers)
+    yield load_config("eval", f"paths.outputs={tmp_path}", "name=x")
+    logging.getLogger().handlers = handlers
+
+
+def do(config: BaseConfig, identity: str, content: str, **inputs: str) -> tuple[Path, bool]:
+    """(run folder, whether the work was done now) of a run with one stage that writes a file and a line of metrics."""
+    run = Run("eval", config, identity)
+    worked: list[bool] = []
+
+    def work() -> Work:
+        worked.append(True)
+        (run.folder / "out.txt").write_text(content)
+        run.log_metrics("stage", len(worked), {"x": float(len(content))})
+        return Work(outputs=["out.txt"], numbers={"length": len(content)}, num_tokens=7)
+
+    Pipeline(run).do("stage", inputs, work)
+    run.close()
+    return run.folder, bool(worked)
+
+
+def test_a_finished_stage_is_skipped_and_recorded(config: BaseConfig):
+    folder, worked = do(config, "same", "abc", model="m")
+    assert worked
+    record = read_stages(folder)["stage"]
+    assert (record.num_tokens, record.numbers, record.taken_from) == (7, {"length": 3}, None)
+    assert record.outputs == {"out.txt": path_hash(folder / "out.txt")}
+    assert do(config, "same", "abc", model="m") == (folder, False)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["identity"] == "same" and len(manifest["starts"]) == 2 and manifest["schema"] == 1
+
+
+def test_a_stage_is_done_again_when_an_input_changes_or_its_file_is_harmed(config: BaseConfig):
+    folder, _ = do(config, "same", "abc", model="m")
+    assert do(config, "same", "abc", model="other") == (folder, True)
+    (folder / "out.txt").write_text("harmed")
+    assert do(config, "same", "abc", model="other") == (folder, True)
+    (folder / "out.txt").unlink()
+    assert do(config, "same", "abc", model="other") == (folder, True)
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in metrics] == [1]  # what was done again is there once
+
+
+def test_another_attempt_of_the_run_lends_its_stages(config: BaseConfig, tmp_path: Path):
+    first, _ = do(config, "one", "abc", model="m")
+    second, worked = do(config, "two", "other", model="m")
+    assert second != first and not worked
+    assert (second / "out.txt").read_text() == "abc"
+    assert read_stages(second)["stage"].taken_from == "attempt-001"
+    assert (second / "metrics.jsonl").read_text() == (first / "metrics.jsonl").read_text()
+    (second / "out.txt").unlink()
+    third, worked = do(config, "three", "new", model="another")
+    assert third not in (first, second) and worked
+    assert (first / "out.txt").read_text() == "abc"
+
+
+def test_resume_never_starts_anew(tmp_path: Path, config: BaseConfig):
+    first, _ = do(config, "same", "abc", model="m")
+    anew = load_config("eval", f"paths.outputs={tmp_path}", "name=x", "resume=never")
+    second, worked = do(anew, "same", "abc", model="m")
+    assert second != first and worked
+
+
+def test_a_cut_line_of_metrics_and_a_broken_manifest_do_not_stop_a_run(config: BaseConfig):
+    folder, _ = do(config, "same", "abc", model="m")
+    with (folder / "metrics.jsonl").open("a") as out:
+        out.write('{"schema": 1, "sta')
+    assert do(config, "same", "abc", model="m") == (folder, False)
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1]
+    (folder / "manifest.json").write_text("{")
+    second, worked = do(config, "same", "abc", model="m")
+    assert second != folder and worked
+
+
+def test_identity_rests_on_what_changes_a_result_only():
+    def identity(*overrides: str) -> str:
+        return digest(relevant(load_config("two-phase", *overrides)))
+
+    same = ["name=other", "paths.outputs=elsewhere", "logger.progress=false", "rollout.engine=child_process", "resume=never"]
+    assert all(identity(override) == identity() for override in same)
+    other = ["seed=1", "algo.gae_lambda=0.9", "rollout.max_num_seqs=64", "phase2.num_steps=3", "eval.temperatures=[0]"]
+    assert len({identity(override) for override in other} | {identity()}) == len(other) + 1

@@ -1,0 +1,86 @@
+"""The choice of training problems."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from conclip.compose import load_config
+from conclip.config import PhaseConfig, TrainRunConfig, UserError
+from conclip.probe import Band, PassRate, pass_rates
+from conclip.selection import select
+from conclip.types import Outcome, Problem
+from tests.conftest import make_row
+
+BAND = Band(low=0.2, high=0.8)
+
+
+def rate(name: str, num_correct: int, *, of: int = 10, level: int = 1, subject: str | None = None) -> PassRate:
+    found = [make_row(name, Outcome.CORRECT if n < num_correct else Outcome.WRONG, 5, n, level=level) for n in range(of)]
+    (made,) = pass_rates(found, BAND, model_hash="m", sampling_hash="s")
+    return replace(made, subject=subject)
+
+
+@cache
+def shipped() -> PhaseConfig:
+    config = load_config("train-phase2", "phase.num_problems=2", "phase.problems_per_step=2")
+    assert isinstance(config, TrainRunConfig)
+    return config.phase
+
+
+def phase(**changes: object) -> PhaseConfig:
+    return replace(shipped(), **changes)  # type: ignore[arg-type]
+
+
+RATES = [rate("never", 0), rate("rare", 1), rate("some", 5), rate("more", 8, level=2), rate("also", 6), rate("always", 10)]
+PROBLEMS = [Problem(problem_id=r.problem_id, question=r.problem_id, answer=str(n), source="s") for n, r in enumerate(RATES)]
+
+
+def ids(*arguments: object, **changes: object) -> list[str]:
+    return [problem.problem_id for problem in select("phase", PROBLEMS, RATES, phase(**changes), 0).problems]
+
+
+def test_selection_stays_in_the_band_spreads_over_levels_and_repeats():
+    assert "more" in ids() and set(ids()) < {"some", "more", "also"}
+    assert ids() == ids()
+    picks = {select("phase", PROBLEMS, RATES, phase(num_problems=1), seed).problems[0].problem_id for seed in range(20)}
+    assert picks == {"some", "also"}
+
+
+def test_selection_spreads_over_subjects():
+    rates = [rate(f"{subject}-{n}", 5, subject=subject) for subject in ("algebra", "geometry", "logic") for n in range(4)]
+    problems = [Problem(problem_id=r.problem_id, question=r.problem_id, answer="1", source="s") for r in rates]
+    chosen = select("phase", problems, rates, phase(num_problems=3), 0).problems
+    assert {problem.problem_id.split("-")[0] for problem in chosen} == {"algebra", "geometry", "logic"}
+
+
+def test_every_choice_has_its_reason_and_the_rest_waits_in_reserve():
+    selection = select("phase", PROBLEMS, RATES, phase(), 0)
+    more = next(choice for choice in selection.chosen if choice.problem.problem_id == "more")
+    assert more.reason.startswith("solved 8 of 10 times [") and more.reason.endswith("; level 2")
+    assert len(selection.reserve) == 1
+    everyone = {choice.problem.problem_id for choice in (*selection.chosen, *selection.reserve)}
+    assert everyone == {"some", "more", "also"}
+
+
+def test_doubtful_problems_are_left_out_when_confidence_is_asked_for():
+    assert set(ids(num_problems=2, band_confidence=0.9)) == {"some", "also"}  # 8 of 10 may well be above 0.8
+    with pytest.raises(UserError, match=r"3 without asking for probability 0\.9"):
+        ids(num_problems=3, band_confidence=0.9)
+
+
+def test_selection_by_hand():
+    assert ids(problem_ids=["never"]) == ["never"]
+    assert ids(answers=["5", "0"]) == ["always", "never"]
+    with pytest.raises(UserError, match="'nowhere'"):
+        ids(problem_ids=["nowhere"])
+    with pytest.raises(UserError, match=r"phase.answers: 0 problems .* '77'"):
+        ids(answers=["77"])
+
+
+def test_too_few_candidates_says_what_the_pass_rates_were_and_what_to_change():
+    with pytest.raises(UserError) as caught:
+        select("phase2", PROBLEMS, RATES[:1] + RATES[-1:], phase(), 0)
+    said = str(caught.value)
+    assert "0 of 2" in said and "never: 1" in said and "always: 1" in said
+    assert all(remedy in said for remedy in ("phase2.pass_rate_low/high", "phase2.num_problems", "data.pool"))
