@@ -157,7 +157,7 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     import hydra  # noqa: PLC0415  the usage page above should not wait for it
     from hydra._internal.utils import get_args_parser  # noqa: PLC0415
 
-    from conclip.compose import compose_config, config_folder, sweep_jobs  # noqa: PLC0415
+    from conclip.compose import compose_config, config_folder, free_key, sweep_jobs  # noqa: PLC0415
     from conclip.config import UserError  # noqa: PLC0415
     from conclip.help import show_help  # noqa: PLC0415
 
@@ -178,6 +178,8 @@ def _run(subcommand: str, arguments: list[str]) -> None:
             return (_plan if dry_run else _execute)(subcommand, compose(overrides)[0])
     except UserError as error:
         fail(f"conclip {subcommand}", str(error))
+
+    sys.argv = [sys.argv[0], *map(free_key, arguments)]
 
     def job(composed: "DictConfig") -> None:
         from hydra.core.hydra_config import HydraConfig  # noqa: PLC0415

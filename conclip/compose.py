@@ -1,5 +1,7 @@
 """From overrides to a config: Hydra composes conf/, `conclip.validate` types and checks the outcome."""
 
+import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -10,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from conclip.config import SCHEMAS, BaseConfig, UserError
+from conclip.config import SCHEMAS, BaseConfig, ProblemSetConfig, UserError
 from conclip.validate import plain_keys, to_config, unknown_key
 
 
@@ -39,9 +41,7 @@ def compose_config(
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             name = primary or subcommand.replace("-", "_")
-            # names under `checkpoints` are the user's own: Hydra takes new ones with ++ only
-            free = ["++" + text if text.startswith("checkpoints") else text for text in overrides]
-            composed = compose(name, overrides=[*where, *free], return_hydra_config=True)
+            composed = compose(name, overrides=[*where, *map(free_key, overrides)], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         text = str(error)
         for override in overrides:
@@ -51,6 +51,14 @@ def compose_config(
         raise UserError(text.replace("\n", " ")) from error
     with open_dict(composed):
         return composed, composed.pop("hydra").runtime.choices
+
+
+def free_key(override: str) -> str:
+    """The override as Hydra takes it. Names under `checkpoints` are the user's own, and a preset of `data` may leave out keys
+    that a problem set has: Hydra takes new ones with ++ only."""
+    in_set = re.match(r"data\.(pool|validation|test)\.\w+\.(\w+)=", override)
+    known = in_set is not None and in_set[2] in {item.name for item in dataclasses.fields(ProblemSetConfig)}
+    return f"++{override}" if known or override.startswith("checkpoints") else override
 
 
 def sweep_jobs(overrides: Sequence[str], *, sweeping: bool) -> Iterator[list[str]]:

@@ -134,3 +134,10 @@ def test_sweeps_are_expanded_and_need_the_flag():
         list(sweep_jobs(["a=1,2"], sweeping=False))
     with pytest.raises(UserError, match="override"):
         list(sweep_jobs(["a b"], sweeping=False))
+
+
+def test_a_preset_takes_every_key_of_a_problem_set():
+    config = load_config("eval", "data=mmlu_stem", "data.test.mmlu_stem.num_problems=400", "data.test.mmlu_stem.seed=1")
+    assert (config.data.test["mmlu_stem"].num_problems, config.data.test["mmlu_stem"].seed) == (400, 1)
+    with pytest.raises(UserError, match="num_problem"):
+        load_config("eval", "data=mmlu_stem", "data.test.mmlu_stem.num_problem=400")
