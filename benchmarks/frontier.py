@@ -236,7 +236,7 @@ def table(found: Sequence[Line]) -> str:
 
 def picture(found: Sequence[Line], path: Path) -> None:
     """Left: algorithms without a length term; right: length rewards, a line through each one's strengths."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6), sharex=True, sharey=True, layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 7), sharex=True, sharey=True, layout="constrained")
     plain = [line for line in found if line.name in (*ALGORITHMS, *VARIANTS, "base", "grpo binary")]
     for line in plain:
         _point(left, [line], line.name)
@@ -254,19 +254,28 @@ def picture(found: Sequence[Line], path: Path) -> None:
         axes.axhline(0, color="0.7", linewidth=0.8)
         axes.axvline(0, color="0.7", linewidth=0.8)
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8, ncols=2, loc="lower left")
+        axes.legend(fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
     left.set_ylabel("accuracy against base [points]")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 MARKERS = "osD^v<>Ph*Xp8"
+COLOURS = [*matplotlib.colormaps["tab10"].colors, "black", "navy", "darkgreen", "maroon", "indigo"]
 
 
 def _point(axes: Any, mine: Sequence[Line], label: str) -> None:
     count = len(axes.containers)
     x, y = [line.percent[0] for line in mine], [line.points[0] for line in mine]
-    axes.plot(x, y, marker=MARKERS[count % len(MARKERS)], color=f"C{count % 10}", label=label, linewidth=0.9, markersize=5)
+    axes.plot(
+        x,
+        y,
+        marker=MARKERS[count % len(MARKERS)],
+        color=COLOURS[count % len(COLOURS)],
+        label=label,
+        linewidth=0.9,
+        markersize=5,
+    )
     axes.errorbar(
         x,
         y,
@@ -279,7 +288,7 @@ def _point(axes: Any, mine: Sequence[Line], label: str) -> None:
             [high - m for m, _, high in (line.points for line in mine)],
         ],
         fmt="none",
-        ecolor=f"C{count % 10}",
+        ecolor=COLOURS[count % len(COLOURS)],
         alpha=0.35,
     )
 

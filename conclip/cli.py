@@ -170,7 +170,9 @@ def _run(subcommand: str, arguments: list[str]) -> None:
             return show_help(config_folder(), primary, *compose(flags.overrides))
         if flags.multirun:
             for overrides in sweep_jobs(flags.overrides, sweeping=True):
-                _check(subcommand, compose(overrides)[0])
+                (_plan if dry_run else _check)(subcommand, compose(overrides)[0])
+            if dry_run:
+                return None
         elif flags.cfg or flags.info:
             compose(flags.overrides)
         elif not (flags.hydra_help or flags.shell_completion):

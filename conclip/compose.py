@@ -54,8 +54,8 @@ def compose_config(
 
 
 def free_key(override: str) -> str:
-    """The override as Hydra takes it. Names under `checkpoints` are the user's own, and a preset of `data` may leave out keys
-    that a problem set has: Hydra takes new ones with ++ only."""
+    """The override as Hydra takes it: a key that no file has needs ++. Names under `checkpoints` are the user's own, and a
+    preset of `data` may leave out keys that a problem set has."""
     in_set = re.match(r"data\.(pool|validation|test)\.\w+\.(\w+)=", override)
     known = in_set is not None and in_set[2] in {item.name for item in dataclasses.fields(ProblemSetConfig)}
     return f"++{override}" if known or override.startswith("checkpoints") else override

