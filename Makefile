@@ -10,7 +10,7 @@ PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast check format lint type lab-model lab-report bench bench-grading theory frontier faults \
+.PHONY: help install demo demo-full test test-fast check format lint type lab-model lab-report bench bench-grading theory frontier selection probing faults \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -68,6 +68,12 @@ bench-grading: $(VENV)/.installed ## gradings a second, symbolic and cached
 
 frontier: $(VENV)/.installed ## accuracy x length of every algorithm and length reward on the lab (hours; continues where it was cut)
 	$(BIN)/python benchmarks/frontier.py $(ARGS)
+
+selection: $(VENV)/.installed ## which problems phase 2 should train on: number, pass rate, refresh (hours; continues where it was cut)
+	$(BIN)/python benchmarks/selection.py $(ARGS)
+
+probing: $(VENV)/.installed ## sequential against fixed probing, and how many chosen problems truly lie in the band (about 25 minutes)
+	$(BIN)/python benchmarks/probing.py $(ARGS)
 
 faults: $(VENV)/.installed ## kill a run at random moments and compare what its second start leaves (about 10 minutes)
 	$(BIN)/python benchmarks/faults.py $(ARGS)

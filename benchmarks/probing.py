@@ -1,0 +1,126 @@
+"""How well a probe sorts problems into below, inside and above a band: sequential against fixed, on the lab's pass rates.
+
+    make probing
+
+First 500 lab problems are sampled 256 times each (about 20 minutes on 2 cores; done once, `outputs/probe/bank`): these rates
+are the truth. Then every probe draws responses with exactly these probabilities, five seeds of all problems. An error is a
+problem outside the indifference zone whose verdict is not the truth's. Selection takes eight problems from the sequential
+probe's rates with several demands on their certainty, and counts how many truly lie in the band.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from conclip.compose import load_config
+from conclip.config import PhaseConfig, ProbeConfig, ProbeRunConfig, UserError
+from conclip.probe import Band, PassRate, next_round, probabilities, read_pass_rates
+from conclip.selection import select
+from conclip.stats import clustered_interval
+from conclip.types import Problem
+
+BANK = (
+    "name=bank",
+    "seed=11",
+    "data.pool.chain.num_problems=500",
+    "data.pool.chain.levels=[1,2,3,4,5,6,7,8,9,10]",
+    "probe.first_samples=256",
+    "probe.max_samples=256",
+    "rollout.max_tokens=384",
+)
+SEQUENTIAL = ProbeConfig(
+    first_samples=6, more_samples=2, max_samples=96, mean_samples=16, indifference=0.05, confidence=0.99
+)
+BANDS = {"phase 2": Band(low=0.2, high=0.8), "phase 1": Band(low=0.05, high=0.2)}
+CONFIDENCES = (0.0, 0.5, 0.8, 0.9, 0.95)
+
+Counts = dict[str, tuple[int, int, int]]
+"""(correct, judged, sampled) by problem id."""
+
+
+def bank() -> list[PassRate]:
+    """The measured truth, sampled when it is not there yet."""
+    subprocess.run([sys.executable, "-m", "conclip", "probe", *BANK], check=True)
+    return read_pass_rates(Path("outputs/probe/bank/latest/pass_rates.jsonl"))
+
+
+def sequential(truth: dict[str, float], band: Band, random: np.random.Generator) -> Counts:
+    counts: Counts = dict.fromkeys(truth, (0, 0, 0))
+    while wanted := next_round(counts, band, SEQUENTIAL):
+        for name, more in wanted.items():
+            correct, judged, sampled = counts[name]
+            counts[name] = (correct + int(random.binomial(more, truth[name])), judged + more, sampled + more)
+    return counts
+
+
+def fixed(number: int) -> Callable[[dict[str, float], Band, np.random.Generator], Counts]:
+    def probe(truth: dict[str, float], band: Band, random: np.random.Generator) -> Counts:
+        return {name: (int(random.binomial(number, rate)), number, number) for name, rate in truth.items()}
+
+    return probe
+
+
+def errors(counts: Counts, truth: dict[str, float], band: Band) -> float:
+    """Share of wrong verdicts among the problems outside the indifference zone [%]."""
+    zone = SEQUENTIAL.indifference
+    clear = [n for n, rate in truth.items() if min(abs(rate - band.low), abs(rate - band.high)) > zone]
+    return 100 * float(np.mean([band.holds(counts[n][0] / counts[n][1]) != band.holds(truth[n]) for n in clear]))
+
+
+def hits(rates: list[PassRate], phase: PhaseConfig, band: Band, seeds: int) -> list[float]:
+    """Share of the chosen problems whose true rate lies in the band [%], seed by seed; empty with too few candidates."""
+    truth = {rate.problem_id: rate.pass_rate for rate in rates}
+    problems = [Problem(problem_id=name, question=name, answer="", source="") for name in truth]
+    shares: list[float] = []
+    for seed in range(seeds):
+        counts = sequential(truth, band, np.random.default_rng(seed))
+        measured = [as_measured(rate, counts[rate.problem_id], band) for rate in rates]
+        try:
+            chosen = select("phase", problems, measured, phase, seed).problems
+        except UserError:
+            return []
+        shares.append(100 * float(np.mean([band.holds(truth[problem.problem_id]) for problem in chosen])))
+    return shares
+
+
+def as_measured(rate: PassRate, counts: tuple[int, int, int], band: Band) -> PassRate:
+    """What the probe would have written of a problem."""
+    correct, judged, _ = counts
+    inside = float(probabilities(correct, judged, band)[1])
+    return replace(rate, num_correct=correct, num_samples=judged, band_probability=inside)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    arguments = parser.parse_args()
+    rates = bank()
+    truth = {rate.problem_id: rate.pass_rate for rate in rates}
+    config = load_config("probe")
+    assert isinstance(config, ProbeRunConfig)
+    print("\n| band | probe | responses a problem | errors outside the zone |\n|---|---|---:|---|")
+    for title, band in BANDS.items():
+        for name, probe in (("sequential", sequential), ("fixed 16", fixed(16)), ("fixed 32", fixed(32))):
+            found = [probe(truth, band, np.random.default_rng(seed)) for seed in range(arguments.seeds)]
+            spent = np.mean([sampled for counts in found for _, _, sampled in counts.values()])
+            mean, low, high = clustered_interval([errors(counts, truth, band) for counts in found])
+            ends = f"{band.low:g} to {band.high:g}"
+            print(f"| {ends} ({title}) | {name} | {spent:.1f} | {mean:.2f} % [{low:.2f}, {high:.2f}] |")
+    print("\n| band | `band_confidence` | chosen problems truly in the band |\n|---|---:|---|")
+    for title, band in BANDS.items():
+        for confidence in CONFIDENCES:
+            settings = {"pass_rate_low": band.low, "pass_rate_high": band.high, "band_confidence": confidence}
+            phase = replace(config.phase, num_problems=8, problems_per_step=8, **settings)
+            shares = hits(rates, phase, band, arguments.seeds)
+            mean, low, high = clustered_interval(shares) if shares else (0.0, 0.0, 0.0)
+            said = f"{mean:.1f} % [{low:.1f}, {min(100.0, high):.1f}]" if shares else "too few candidates"
+            print(f"| {band.low:g} to {band.high:g} ({title}) | {confidence:g} | {said} |")
+
+
+if __name__ == "__main__":
+    main()
