@@ -12,7 +12,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from conclip.config import BaseConfig, EvalRunConfig, LearnConfig, PhaseConfig, ProbeRunConfig, TwoPhaseConfig
+from conclip.config import (
+    BaseConfig,
+    EvalRunConfig,
+    LearnConfig,
+    PhaseConfig,
+    ProbeConfig,
+    ProbeRunConfig,
+    TwoPhaseConfig,
+)
 from conclip.evaluation.evaluate import evaluate
 from conclip.evaluation.rows import read_rows
 from conclip.evaluation.units import RowFile
@@ -68,25 +76,7 @@ class Stages:
                 model_hash=self._hash(model),
                 attempts=self._run.other_attempts(),
             )
-            found: dict[str, list[EvalRow]] = {problem.problem_id: [] for problem in problems}
-            by_id = {problem.problem_id: problem for problem in problems}
-            number = 0
-            while wanted := next_round({key: _counts(group) for key, group in found.items()}, band, config.probe):
-                number += 1
-                tasks = [
-                    task
-                    for problem_id, more in wanted.items()
-                    for task in tasks_for(
-                        [by_id[problem_id]],
-                        runtime.prompts["plain"],
-                        num_samples=more,
-                        first_sample=len(found[problem_id]),
-                        seed_parts=(config.seed, label),
-                    )
-                ]
-                for row in rows.sample(runtime, f"{label}, round {number}", "plain", tasks, runtime.training_spec):
-                    found[row.problem_id].append(row)
-            ordered = [row for group in found.values() for row in group]
+            ordered = sample_in_rounds(label, runtime, problems, band, config.probe, rows)
             rows.finish(ordered)
             rates = pass_rates(ordered, band, model_hash=self._hash(model), sampling_hash=digest(sampling))
             write_pass_rates(self._run.folder / file, rates)
@@ -221,6 +211,31 @@ class Stages:
         if model not in self._hashes:
             self._hashes[model] = model_hash(model)
         return self._hashes[model]
+
+
+def sample_in_rounds(
+    label: str, runtime: Runtime, problems: Sequence[Problem], band: Band, settings: ProbeConfig, file: RowFile
+) -> list[EvalRow]:
+    """Responses to the problems, round after round until `next_round` asks for no more; problem by problem."""
+    by_id = {problem.problem_id: problem for problem in problems}
+    found: dict[str, list[EvalRow]] = {problem_id: [] for problem_id in by_id}
+    number = 0
+    while wanted := next_round({key: _counts(group) for key, group in found.items()}, band, settings):
+        number += 1
+        tasks = [
+            task
+            for problem_id, more in wanted.items()
+            for task in tasks_for(
+                [by_id[problem_id]],
+                runtime.prompts["plain"],
+                num_samples=more,
+                first_sample=len(found[problem_id]),
+                seed_parts=(runtime.config.seed, label),
+            )
+        ]
+        for row in file.sample(runtime, f"{label}, round {number}", "plain", tasks, runtime.training_spec):
+            found[row.problem_id].append(row)
+    return [row for group in found.values() for row in group]
 
 
 def _counts(group: Sequence[EvalRow]) -> tuple[int, int, int]:

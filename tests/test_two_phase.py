@@ -1,0 +1,58 @@
+"""The recipe as stages, on the real engine: what is done stays done, what changed is done again, the rest is planned."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from conclip.cli import main
+from conclip.pipeline import read_stages
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["conclip", "two-phase", "debug=two_phase", *arguments])
+    main()
+
+
+def test_a_dry_run_lists_every_stage_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "--dry-run")
+    said = capfd.readouterr().out
+    assert [line.split("│")[1].strip() for line in said.splitlines() if "to do │" in line] == [
+        *("probe-base", "phase1", "probe-phase1", "phase2"),
+        *("eval-base", "eval-phase1", "eval-phase2"),
+    ]
+    # 24 problems x 8; 2 steps x 4 x 4 and 3 looks x 4 x 2; 10 problems x 2
+    assert [line.split("│")[3].strip() for line in said.splitlines() if "to do │" in line] == [
+        *("192", "56", "192", "56", "20", "20", "20")
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.engine
+def test_a_changed_phase_2_takes_over_what_came_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "skip_phase1=true")
+    first, second = (tmp_path / "outputs/two-phase/debug" / f"attempt-00{number}" for number in (1, 2))
+    assert list(read_stages(first)) == ["probe-base", "phase2", "eval-base", "eval-phase2"]
+    capfd.readouterr()
+
+    run(monkeypatch, "skip_phase1=true", "phase2.num_steps=1")
+    said = capfd.readouterr().out
+    assert said.count("done before in attempt-001") == 2
+    stages = read_stages(second)
+    assert stages["probe-base"].taken_from == stages["eval-base"].taken_from == "attempt-001"
+    assert stages["phase2"].taken_from is None
+    assert (second / "pass_rates.jsonl").read_text() == (first / "pass_rates.jsonl").read_text()
+    steps = [json.loads(line)["step"] for line in (second / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1]
+
+    run(monkeypatch, "skip_phase1=true", "phase2.num_steps=1")
+    assert capfd.readouterr().out.count("done before") == 4
+    run(monkeypatch, "skip_phase1=true", "phase2.num_steps=1", "--dry-run")
+    assert capfd.readouterr().out.count("│ done  │") == 4
