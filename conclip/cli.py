@@ -169,8 +169,13 @@ def _run(subcommand: str, arguments: list[str]) -> None:
         if flags.help:
             return show_help(config_folder(), primary, *compose(flags.overrides))
         if flags.multirun:
-            for overrides in sweep_jobs(flags.overrides, sweeping=True):
-                (_plan if dry_run else _check)(subcommand, compose(overrides)[0])
+            for number, overrides in enumerate(sweep_jobs(flags.overrides, sweeping=True)):
+                composed = compose(overrides)[0]
+                if dry_run:
+                    composed.name = f"{composed.name}-{number}"
+                    _plan(subcommand, composed)
+                else:
+                    _check(subcommand, composed)
             if dry_run:
                 return None
         elif flags.cfg or flags.info:
@@ -218,7 +223,8 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     from conclip.terminal import open_console  # noqa: PLC0415
 
     planned = planned_stages(subcommand, config, inputs)
-    open_console().print(plan_table(planned, run_home(subcommand, config), run_identity(subcommand, config, inputs)))
+    home, identity = run_home(subcommand, config), run_identity(subcommand, config, inputs)
+    open_console().print(plan_table(planned, home, identity, anew=config.resume == "never"))
 
 
 def _run_in_own_process(subcommand: str, config_dir: str | None, overrides: list[str], name: str, number: int) -> None:

@@ -44,7 +44,7 @@ def run_train(config: TrainRunConfig, inputs: Inputs, run: Run, *, stage: str) -
     model, phase = inputs.model_path, config.phase
     with Stages(config, inputs, run) as stages:
         rates = inputs.rates
-        if rates is None and phase.problem_ids is None and phase.answers is None:
+        if rates is None and not phase.by_hand:
             rates = stages.probe("probe", "probe", model, inputs.pool, phase, "pass_rates.jsonl")
         result = stages.train(stage, phase, model, select("phase", inputs.pool, rates or [], phase, config.seed))
     draw_curve({stage: result.history}, run.folder / "curve.png")
@@ -82,7 +82,9 @@ def run_two_phase(config: TwoPhaseConfig, inputs: Inputs, run: Run) -> None:
             probe, label, file = "probe-phase1", "probe phase 1", "pass_rates-phase1.jsonl"
         start = models.get("phase1", inputs.model_path)
         rates = stages.probe(probe, label, start, inputs.pool, config.phase2, file)
-        second = stages.train("phase2", config.phase2, start, select("phase2", pool, rates, config.phase2, config.seed))
+        offered = inputs.pool if config.phase2.by_hand else pool
+        selection = select("phase2", offered, rates, config.phase2, config.seed)
+        second = stages.train("phase2", config.phase2, start, selection)
         models["phase2"], curves["phase 2"] = second.checkpoint, second.history
         rows = [row for name, path in models.items() for row in stages.evaluate_checkpoint(name, path)]
     draw_curve(curves, run.folder / "curve.png")

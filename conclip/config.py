@@ -104,7 +104,7 @@ class PhaseConfig:
     band_confidence: float
     num_problems: int
     problem_ids: list[str] | None
-    answers: list[str] | None
+    answers: list[str | int] | None
     problems_per_step: int
     group_size: int
     num_steps: int
@@ -116,6 +116,11 @@ class PhaseConfig:
     refresh_memory: float
     retire_below: float
     retire_above: float
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether the config names the training problems."""
+        return self.problem_ids is not None or self.answers is not None
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,7 @@ class OptimConfig:
 @dataclass(frozen=True)
 class TrainerConfig:
     validate_every: int
+    save_every: int
     validation_samples: int
     max_tokens_per_micro_batch: int
     max_sampler_drift: float | None

@@ -24,6 +24,7 @@ IRRELEVANT = {
     ("rollout", "engine"),
     ("rollout", "gpu_memory_utilization"),
     ("trainer", "transcripts_per_group"),
+    ("trainer", "save_every"),
     ("trainer", "max_sampler_drift"),
     ("eval", "allow_overlap"),
     ("eval", "margin"),
@@ -50,15 +51,28 @@ def _without(values: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, Any
     }
 
 
+def sampling_hash(config: BaseConfig) -> str:
+    """Of what decides how a model's training and probing responses are distributed, the model itself apart."""
+    model, rollout = config.model, config.rollout
+    return digest([model.prompt, model.system, model.dtype, rollout.temperature, rollout.max_tokens])
+
+
 def problems_hash(problems: Sequence[Problem]) -> str:
     """Of problems in their order, with everything a run uses of them."""
     return digest([asdict(problem) for problem in problems])
 
 
 def path_hash(path: Path) -> str:
-    """Of a file's content, or of all files below a folder but its README.md, which people may edit."""
+    """Of a file's content, or of all files below a folder; not of its README.md, which people may edit, nor of hidden and
+    unfinished files. Of what does not exist, a hash that no file has."""
+    if not path.exists():
+        return "missing"
     if path.is_file():
         with path.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()[:24]
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "README.md")
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not _passed_over(file))
     return digest([(str(file.relative_to(path)), path_hash(file)) for file in files])
+
+
+def _passed_over(file: Path) -> bool:
+    return file.name == "README.md" or file.name.startswith(".") or file.suffix == ".part"

@@ -12,6 +12,7 @@ from conclip.config import (
     TwoPhaseConfig,
     UserError,
 )
+from conclip.identity import sampling_hash
 from conclip.models.folder import check_model, find_model, model_hash
 from conclip.overlap import check_overlap
 from conclip.probe import PassRate, read_pass_rates
@@ -81,11 +82,15 @@ def load_inputs(config: BaseConfig) -> Inputs:
             notes += [note] if note else []
     if inputs.rates and inputs.rates[0].model_hash != model_hash(model_path):
         notes.append("pass_rates: measured on another model than model.path; its pass rates may be others")
+    if inputs.rates and inputs.rates[0].sampling_hash != sampling_hash(config):
+        notes.append("pass_rates: measured with another prompt, dtype, temperature or max_tokens; they may be others here")
     inputs = replace(inputs, notes=tuple(notes))
     _check_disjoint(inputs)
-    if isinstance(config, TrainRunConfig) and (
-        inputs.rates is not None or config.phase.problem_ids is not None or config.phase.answers is not None
-    ):
+    if isinstance(config, TwoPhaseConfig):
+        for key, phase in (("phase1", config.phase1), ("phase2", config.phase2)):
+            if phase.by_hand:
+                select(key, inputs.pool, [], phase, config.seed)
+    if isinstance(config, TrainRunConfig) and (inputs.rates is not None or config.phase.by_hand):
         select("phase", inputs.pool, inputs.rates or [], config.phase, config.seed)
     return inputs
 

@@ -43,6 +43,8 @@ class StageRecord:
     num_tokens: int
     wall_s: float
     finished: str
+    made_by: dict[str, str]
+    """Versions of the packages and of the project's code that did it."""
     taken_from: str | None = None
     """The attempt that did it, when it was another one."""
 
@@ -55,14 +57,18 @@ class Pipeline:
 
     def do(self, name: str, inputs: Mapping[str, Any], work: Callable[[], Work]) -> StageRecord:
         """The record of a stage, done now unless it is done already. Its results are the files it names."""
-        hashes = {key: value if isinstance(value, str) else digest(value) for key, value in inputs.items()}
-        key = digest([name, hashes])
+        hashes, key = input_hashes(inputs), stage_key(name, inputs)
         record = self.done(name, key) or self._adopt(name, key)
         if record is not None:
             source = f" in {record.taken_from}" if record.taken_from else ""
             self._run.say(f"{name}: done before{source} ({record.wall_s:.0f} s), taken over")
+            if record.made_by != self._run.versions:
+                changed = sorted(k for k, v in self._run.versions.items() if record.made_by.get(k) != v)
+                self._run.warn(f"{name} was done with another version of {', '.join(changed)}; resume=never does it anew")
             return record
-        self._run.forget_stage(name)
+        if before := read_stages(self._run.folder).get(name):
+            for path in before.outputs:
+                _break_links(self._run.folder / path)
         began = time.monotonic()
         done = work()
         record = StageRecord(
@@ -72,6 +78,7 @@ class Pipeline:
             numbers=dict(done.numbers),
             num_tokens=done.num_tokens,
             wall_s=round(time.monotonic() - began, 3),
+            made_by=self._run.versions,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self._write(name, record)
@@ -88,7 +95,6 @@ class Pipeline:
             record = read_stages(folder).get(name)
             if record is None or record.key != key or not unharmed(folder, record):
                 continue
-            self._run.forget_stage(name)
             for path in record.outputs:
                 _link(folder / path, self._run.folder / path)
             self._run.adopt_metrics(folder, name)
@@ -100,6 +106,16 @@ class Pipeline:
     def _write(self, name: str, record: StageRecord) -> None:
         stages = {key: asdict(value) for key, value in read_stages(self._run.folder).items()}
         self._run.update_manifest(stages=stages | {name: asdict(record)})
+
+
+def input_hashes(inputs: Mapping[str, Any]) -> dict[str, str]:
+    """Inputs that are hashes already stay, all others are hashed."""
+    return {key: value if isinstance(value, str) else digest(value) for key, value in inputs.items()}
+
+
+def stage_key(name: str, inputs: Mapping[str, Any]) -> str:
+    """Hash of a stage and everything it rests on."""
+    return digest([name, input_hashes(inputs)])
 
 
 def read_stages(folder: Path) -> dict[str, StageRecord]:
@@ -126,6 +142,15 @@ def _link(source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         _link_file(source, target)
+
+
+def _break_links(path: Path) -> None:
+    """Give a file, or all below a folder, content of its own: what is written here must not change another attempt."""
+    for file in path.rglob("*") if path.is_dir() else [path] if path.exists() else []:
+        if file.is_file() and file.stat().st_nlink > 1:
+            aside = file.with_name(file.name + ".part")
+            shutil.copy2(file, aside)
+            aside.replace(file)
 
 
 def _link_file(source: str | Path, target: str | Path) -> None:

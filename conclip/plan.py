@@ -46,7 +46,7 @@ def _stages(subcommand: str, config: BaseConfig, inputs: Inputs) -> Iterator[Pla
     if isinstance(config, ProbeRunConfig):
         yield _probe("probe", config, config.probe, inputs)
     elif isinstance(config, TrainRunConfig):
-        if inputs.rates is None and config.phase.problem_ids is None and config.phase.answers is None:
+        if inputs.rates is None and not config.phase.by_hand:
             yield _probe("probe", config, config.probe, inputs)
         yield _training(subcommand.removeprefix("train-"), config, config.phase, inputs)
     elif isinstance(config, TwoPhaseConfig):
@@ -82,13 +82,14 @@ def _evaluation(name: str, config: EvalRunConfig | TwoPhaseConfig, inputs: Input
     return PlannedStage(name=f"eval-{name}", num_responses=number, max_tokens=settings.max_tokens)
 
 
-def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str) -> Table:
+def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, *, anew: bool) -> Table:
     """What is done, what is to do, and what it will cost: tokens and seconds per response as the newest stage of the same
     kind cost under this run's name or, failing that, under another name beside it.
 
-    Without any such stage, half of the longest response is taken for the mean length, and no time is given.
+    `anew`: nothing done before counts. What another attempt would lend is not foreseen. Without any stage like it, half of
+    the longest response is taken for the mean length, and no time is given.
     """
-    current = find_attempt(home, identity)
+    current = None if anew else find_attempt(home, identity)
     done = {name: r for name, r in read_stages(current).items() if unharmed(current, r)} if current else {}
     history = _history(home)
     table = Table(title="what would be done", title_justify="left")
@@ -102,7 +103,7 @@ def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str) -> Ta
         like = history.get(stage.name) or history.get(stage.kind)
         responses = (like.numbers.get("num_responses") if like else None) or 0
         if like and responses and like.num_tokens:
-            tokens = like.num_tokens / responses * stage.num_responses
+            tokens = like.numbers.get("mean_tokens", like.num_tokens / responses) * stage.num_responses
             seconds = like.wall_s / like.num_tokens * tokens
             source = f"{responses:.0f} responses, finished {like.finished[:10]}"
         else:

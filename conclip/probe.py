@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any, Literal, cast
 
 import numpy as np
+from pydantic import TypeAdapter
 from scipy.special import betainc, betaincinv
 from scipy.stats import betabinom
 
@@ -184,14 +185,16 @@ def read_pass_rates(path: Path) -> list[PassRate]:
     if not path.is_file():
         raise UserError(f"pass_rates: no file '{path}'; give the pass_rates.jsonl of a probe, or null to probe first")
     rates: list[PassRate] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
+    schema = TypeAdapter(PassRate)
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
             row = cast(dict[str, Any], json.loads(line))
             if row.pop("schema") != SCHEMA_VERSION:
                 raise ValueError("written by another version")
-            rates.append(PassRate(**row))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}:{number}: not a line of pass_rates.jsonl ({error}); probe again") from error
+            rates.append(schema.validate_python(row))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}:{len(rates) + 1}: not a line of pass_rates.jsonl ({reason}); probe again") from error
     if not rates:
         raise UserError(f"pass_rates: '{path}' is empty; probe again")
     return rates

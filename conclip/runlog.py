@@ -5,11 +5,13 @@ a number back to the response, the config and the code is written there. A run w
 config and inputs) as an earlier attempt goes on in its folder.
 """
 
+import fcntl
 import json
 import logging
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -19,13 +21,13 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from conclip.config import BaseConfig
+from conclip.config import BaseConfig, UserError
 from conclip.rollout.collect import CollectProgress
 from conclip.terminal import open_console
 from conclip.types import Rollout, RolloutGroup
@@ -51,10 +53,15 @@ class Run:
         self._resume = config.resume
         continued = find_attempt(self.home, identity) if config.resume == "auto" else None
         self.folder = continued or _new_attempt(self.home)
+        self._lock = _lock(self.folder)
         self.console = open_console()
         self._progress_on = config.logger.progress
         (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
         environment = describe_environment(subcommand)
+        self.versions: dict[str, str] = dict(environment["packages"])
+        if environment["git"]:
+            changed = "+" if environment["git"]["dirty"] else ""
+            self.versions["conclip"] += f" {environment['git']['revision'][:12]}{changed}"
         self.write_json("environment.json", environment)
         starts = [*_manifest(self.folder).get("starts", []), environment]
         self.update_manifest(subcommand=subcommand, identity=identity, starts=starts)
@@ -94,16 +101,28 @@ class Run:
         """Folders of this run's other attempts, newest first; none when the run starts anew."""
         return [path for path in attempts(self.home) if path != self.folder] if self._resume == "auto" else []
 
-    def forget_stage(self, stage: str) -> None:
-        """Remove the metrics and transcripts of a stage that is done again from its beginning."""
-        self._rewrite_metrics(row for row in _metric_lines(self.folder) if json.loads(row)["stage"] != stage)
-        for path in (self.folder / "rollouts").glob(f"{stage}-*.jsonl"):
-            path.unlink()
+    def forget_stage(self, stage: str, after_step: float = -math.inf) -> None:
+        """Remove the metrics of a stage's steps that are done again: all, or those after a step."""
+
+        def stays(line: str) -> bool:
+            row = json.loads(line)
+            return row["stage"] != stage or row["step"] <= after_step
+
+        self._rewrite_metrics(line for line in _metric_lines(self.folder) if stays(line))
+
+    def stage_metrics(self, stage: str) -> list[Mapping[str, float]]:
+        """The metrics of a stage's steps so far, null as NaN."""
+        rows = [row for row in map(json.loads, _metric_lines(self.folder)) if row.pop("stage") == stage]
+        return [{k: math.nan if v is None else v for k, v in row.items() if k not in ("schema", "step")} for row in rows]
 
     def adopt_metrics(self, folder: Path, stage: str) -> None:
         """Take over the metrics of a stage that another attempt did."""
         theirs = [row for row in _metric_lines(folder) if json.loads(row)["stage"] == stage]
-        self._rewrite_metrics([*_metric_lines(self.folder), *theirs])
+        mine = [row for row in _metric_lines(self.folder) if json.loads(row)["stage"] != stage]
+        self._rewrite_metrics([*mine, *theirs])
+        for path in (folder / "rollouts").glob(f"{stage}-*.jsonl"):
+            (self.folder / "rollouts").mkdir(exist_ok=True)
+            shutil.copy2(path, self.folder / "rollouts" / path.name)
 
     def _rewrite_metrics(self, lines: Iterable[str]) -> None:
         path = self.folder / "metrics.jsonl"
@@ -166,6 +185,7 @@ class Run:
         return update
 
     def close(self) -> None:
+        self._lock.close()
         self._metrics.close()
         sys.stderr.flush()
         os.dup2(self._stderr, 2)
@@ -213,6 +233,18 @@ def find_attempt(home: Path, identity: str) -> Path | None:
     return next((path for path in attempts(home) if _manifest(path).get("identity") == identity), None)
 
 
+def _lock(folder: Path) -> IO[str]:
+    """Keep other processes out of an attempt until the file is closed or this process ends, however it ends. Raises
+    UserError when one is at work there."""
+    lock = (folder / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise UserError(f"'{folder}' is being worked on by another process; wait for it, or choose another name=") from error
+    return lock
+
+
 def drop_cut_line(path: Path) -> None:
     """Cut a file of lines after its last whole one: a killed writer may have left a part of a line."""
     if not path.exists():
@@ -248,13 +280,22 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _metric_lines(folder: Path) -> list[str]:
     """Whole lines of an attempt's metrics."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n") and _is_metrics(line)]
+
+
+def _is_metrics(line: str) -> bool:
+    try:
+        row = json.loads(line)
+        return isinstance(row, dict) and {"stage", "step"} <= row.keys()
+    except ValueError:
+        return False
 
 
 def _point_latest(home: Path, folder: Path) -> None:
     link = home / "latest"
     aside = home / f".latest-{os.getpid()}"
+    aside.unlink(missing_ok=True)
     aside.symlink_to(folder.name)
     aside.replace(link)
 

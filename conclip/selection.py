@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conclip.config import PhaseConfig, UserError
-from conclip.probe import Band, PassRate, describe
+from conclip.probe import Band, PassRate, describe, probabilities
 from conclip.seeding import python_stream
 from conclip.types import Problem
 
@@ -44,11 +44,11 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
             raise UserError(f"{key}.problem_ids: '{unknown[0]}' is not in data.pool")
         return _by_hand([by_id[problem_id] for problem_id in phase.problem_ids], "named by problem_ids")
     if phase.answers is not None:
-        return _by_hand([_by_answer(key, answer, problems) for answer in phase.answers], "named by answers")
+        return _by_hand([_by_answer(key, str(answer), problems) for answer in phase.answers], "named by answers")
     band = Band(low=phase.pass_rate_low, high=phase.pass_rate_high)
     known = [rate for rate in rates if rate.problem_id in by_id]
-    inside = [rate for rate in known if band.holds(rate.pass_rate)]
-    sure = [rate for rate in inside if rate.band_probability >= phase.band_confidence]
+    inside = [rate for rate in known if rate.num_samples and band.holds(rate.pass_rate)]
+    sure = [rate for rate in inside if _probability(rate, band) >= phase.band_confidence]
     if len(sure) < phase.num_problems:
         unsure = f", {len(inside)} without asking for probability {phase.band_confidence:g}" if sure != inside else ""
         raise UserError(
@@ -61,6 +61,10 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
 
 
 def _by_hand(problems: Sequence[Problem], reason: str) -> Selection:
+    """Raises UserError when a problem is named twice."""
+    ids = [problem.problem_id for problem in problems]
+    if twice := [problem_id for problem_id in ids if ids.count(problem_id) > 1]:
+        raise UserError(f"problem '{twice[0]}' is {reason} twice; name each training problem once")
     return Selection(chosen=tuple(Choice(problem=p, reason=reason, rate=None) for p in problems), reserve=())
 
 
@@ -87,6 +91,11 @@ def _spread(rates: Sequence[PassRate], key: str, seed: int) -> list[PassRate]:
     return ordered
 
 
+def _probability(rate: PassRate, band: Band) -> float:
+    """That the pass rate lies in this band, which need not be the one it was probed for."""
+    return float(probabilities(rate.num_correct, rate.num_samples, band)[1])
+
+
 def _reason(rate: PassRate, band: Band) -> str:
     where = ", ".join(
         [
@@ -96,5 +105,5 @@ def _reason(rate: PassRate, band: Band) -> str:
     )
     return (
         f"solved {rate.num_correct} of {rate.num_samples} times [{rate.low:.2f}, {rate.high:.2f}], in "
-        f"[{band.low:g}, {band.high:g}] with probability {rate.band_probability:.2f}{f'; {where}' if where else ''}"
+        f"[{band.low:g}, {band.high:g}] with probability {_probability(rate, band):.2f}{f'; {where}' if where else ''}"
     )

@@ -5,6 +5,7 @@ before gives the same as one that is done now.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
@@ -25,10 +26,10 @@ from conclip.evaluation.evaluate import evaluate
 from conclip.evaluation.rows import read_rows
 from conclip.evaluation.units import RowFile
 from conclip.grading import GRADER_VERSION
-from conclip.identity import digest, problems_hash, relevant
+from conclip.identity import problems_hash, relevant, sampling_hash
 from conclip.inputs import Inputs
 from conclip.models.folder import model_hash
-from conclip.pipeline import Pipeline, Work
+from conclip.pipeline import Pipeline, Work, stage_key
 from conclip.probe import Band, PassRate, describe, next_round, pass_rates, read_pass_rates, write_pass_rates
 from conclip.report.probing import pass_rate_table
 from conclip.rollout.collect import tasks_for
@@ -78,10 +79,10 @@ class Stages:
             )
             ordered = sample_in_rounds(label, runtime, problems, band, config.probe, rows)
             rows.finish(ordered)
-            rates = pass_rates(ordered, band, model_hash=self._hash(model), sampling_hash=digest(sampling))
+            rates = pass_rates(ordered, band, model_hash=self._hash(model), sampling_hash=sampling_hash(config))
             write_pass_rates(self._run.folder / file, rates)
             return Work(
-                outputs=[file, rows_file],
+                outputs=[file, rows_file, str(Path(rows_file).with_suffix(".parquet"))],
                 numbers={"num_responses": len(ordered), "mean_tokens": fmean(row.num_tokens for row in ordered)},
                 num_tokens=runtime.engine.progress() - tokens_before,
             )
@@ -104,17 +105,23 @@ class Stages:
         """One phase of training from `model`."""
         config = self._config
         assert isinstance(config, LearnConfig)
-        problems_file, result_file = f"problems-{stage}.json", f"training-{stage}.json"
+        result_file = f"training-{stage}.json"
         chosen, reserve = selection.problems, [choice.problem for choice in selection.reserve]
 
         def work() -> Work:
             runtime = self.runtime_with(model)
             self._loaded = None  # the engine follows the learner from here on
             tokens_before = runtime.engine.progress()
-            self._run.write_json(problems_file, describe_selection(selection))
             self._run.say(f"{stage}: {len(chosen)} problems, {phase.num_steps} steps")
             trainer = Trainer(
-                stage, config, phase, runtime, model_path=model, selection=selection, validation=self._inputs.validation
+                stage,
+                config,
+                phase,
+                runtime,
+                model_path=model,
+                selection=selection,
+                validation=self._inputs.validation,
+                key=stage_key(stage, inputs),
             )
             result = trainer.train()
             self._run.write_json(
@@ -127,7 +134,7 @@ class Stages:
                 },
             )
             return Work(
-                outputs=[str(result.checkpoint.relative_to(self._run.folder)), problems_file, result_file],
+                outputs=[str(result.checkpoint.relative_to(self._run.folder)), result_file],
                 numbers={
                     "num_responses": trainer.num_responses,
                     "best_step": result.best.step,
@@ -139,13 +146,16 @@ class Stages:
 
         inputs = {
             "model": self._hash(model),
-            "problems": [problems_hash(chosen), problems_hash(reserve) if phase.refresh else ""],
+            "problems": problems_hash(chosen),
+            "refresh": [problems_hash(reserve), _beliefs(selection)] if phase.refresh else "",
             "validation": problems_hash(self._inputs.validation),
             "config": relevant(config, ("seed", "model", "rollout", "algo", "reward", "length", "optim", "trainer")),
             "phase": asdict(phase),
             "grader": str(GRADER_VERSION),
         }
+        self._run.write_json(f"problems-{stage}.json", describe_selection(selection))
         record = self._pipeline.do(stage, inputs, work)
+        shutil.rmtree(self._run.folder / "resume" / stage, ignore_errors=True)  # the phase is whole
         (checkpoint,) = (path for path in record.outputs if path.startswith("checkpoints/"))
         result = _read_result(self._run.folder / result_file, self._run.folder / checkpoint)
         self._run.say(
@@ -242,6 +252,12 @@ def _counts(group: Sequence[EvalRow]) -> tuple[int, int, int]:
     """(correct, judged, sampled)."""
     judged = [row for row in group if row.outcome is not Outcome.GRADER_ERROR]
     return sum(row.outcome is Outcome.CORRECT for row in judged), len(judged), len(group)
+
+
+def _beliefs(selection: Selection) -> list[tuple[int, int]]:
+    """What refresh starts from."""
+    rates = [choice.rate for choice in (*selection.chosen, *selection.reserve)]
+    return [(rate.num_correct, rate.num_samples) for rate in rates if rate is not None]
 
 
 def describe_selection(selection: Selection) -> dict[str, Any]:

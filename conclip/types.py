@@ -5,9 +5,9 @@ problem, grade and reward, a `group` is all rollouts of one problem in one step.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -188,12 +188,3 @@ class EvalRow:
 
 Metrics = Mapping[str, float]
 """One step's numbers by name (families: rollout/ outcome/ reward/ length/ policy/ value/ optim/ time/ perf/ eval/)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepRecord:
-    """One line of `metrics.jsonl`."""
-
-    step: int
-    metrics: Metrics
-    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])

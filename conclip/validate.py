@@ -118,6 +118,7 @@ def check(config: BaseConfig) -> None:
         _need(bool(config.data.test), "data.test", "names no benchmark; add one")
     if isinstance(config, (ProbeRunConfig, LearnConfig)):
         _check_probe(config.probe)
+        _need(bool(config.data.pool), "data.pool", "names no problems; add a set")
     if isinstance(config, LearnConfig):
         _check_learning(config)
     if isinstance(config, ProbeRunConfig):
@@ -185,11 +186,11 @@ def _check_learning(config: LearnConfig) -> None:
     _need(optim.weight_decay >= 0, "optim.weight_decay", "must be 0 or more")
     _need(optim.max_skipped_updates >= 0, "optim.max_skipped_updates", "must be 0 or more")
     _need(trainer.validate_every >= 1, "trainer.validate_every", "must be at least 1")
+    _need(trainer.save_every >= 1, "trainer.save_every", "must be at least 1")
     _need(trainer.validation_samples >= 1, "trainer.validation_samples", "must be at least 1")
     _need(trainer.transcripts_per_group >= 0, "trainer.transcripts_per_group", "must be 0 or more")
     room = trainer.max_tokens_per_micro_batch >= config.rollout.max_tokens
     _need(room, "trainer.max_tokens_per_micro_batch", "must hold at least one response of rollout.max_tokens")
-    _need(bool(config.data.pool), "data.pool", "names no problems; add a set")
     _need(bool(config.data.validation), "data.validation", "names no problems; add a set")
 
 
@@ -273,5 +274,7 @@ def _check_phase_algo(key: str, phase: PhaseConfig, algo: AlgoConfig) -> None:
         "algo.updates_per_rollout",
         f"must not exceed the {num_responses} responses of a step",
     )
+    filtered = phase.refresh and algo.dynamic_sampling_rounds > 0
+    _need(not filtered, f"{key}.refresh", "excludes algo.dynamic_sampling_rounds, which hides settled problems from it")
     grouped = algo.advantage not in ("group_relative", "leave_one_out") or phase.group_size >= 2
     _need(grouped, f"{key}.group_size", f"must be at least 2 with algo.advantage={algo.advantage}")

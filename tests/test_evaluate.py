@@ -47,9 +47,13 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     assert 0.3 < accuracy < 1  # the lab model; the random one is wrong throughout
     assert not any(row.outcome is Outcome.CORRECT for row in read_lines(first / "rows-after.jsonl"))
 
-    # the second model's file lost its end: what is whole is taken over, the rest sampled anew to the same rows
+    # the second model's file lost its end, and a verdict was altered: the rest is taken over, these are sampled anew
     whole = (first / "rows-after.jsonl").read_text()
-    (first / "rows-after.jsonl").write_text(whole[: len(whole) // 2])
+    altered = whole.replace('"outcome": "wrong"', '"outcome": "correct"', 1).replace(
+        '"outcome": "no_answer"', '"outcome": "correct"', 1
+    )
+    assert altered != whole
+    (first / "rows-after.jsonl").write_text("garbage\n" + altered[: len(whole) // 2])
     run(monkeypatch, *command)
     said = capfd.readouterr().out
     assert "eval-model: done before" in said and said.count("taken over") >= 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conclip.compose import load_config
-from conclip.config import BaseConfig
+from conclip.config import BaseConfig, UserError
 from conclip.identity import digest, path_hash, relevant
 from conclip.pipeline import Pipeline, Work, read_stages
 from conclip.runlog import Run
@@ -28,6 +28,7 @@ def do(config: BaseConfig, identity: str, content: str, **inputs: str) -> tuple[
 
     def work() -> Work:
         worked.append(True)
+        run.forget_stage("stage")
         (run.folder / "out.txt").write_text(content)
         run.log_metrics("stage", len(worked), {"x": float(len(content))})
         return Work(outputs=["out.txt"], numbers={"length": len(content)}, num_tokens=7)
@@ -67,9 +68,17 @@ def test_another_attempt_of_the_run_lends_its_stages(config: BaseConfig, tmp_pat
     assert read_stages(second)["stage"].taken_from == "attempt-001"
     assert (second / "metrics.jsonl").read_text() == (first / "metrics.jsonl").read_text()
     (second / "out.txt").unlink()
-    third, worked = do(config, "three", "new", model="another")
-    assert third not in (first, second) and worked
+    assert do(config, "two", "other", model="m") == (second, False)  # lent once more
+    assert do(config, "two", "changed", model="another") == (second, True)
     assert (first / "out.txt").read_text() == "abc"
+
+
+def test_two_processes_cannot_work_in_one_attempt(config: BaseConfig):
+    run = Run("eval", config, "same")
+    with pytest.raises(UserError, match="being worked on"):
+        Run("eval", config, "same")
+    run.close()
+    Run("eval", config, "same").close()
 
 
 def test_resume_never_starts_anew(tmp_path: Path, config: BaseConfig):
@@ -82,9 +91,10 @@ def test_resume_never_starts_anew(tmp_path: Path, config: BaseConfig):
 def test_a_cut_line_of_metrics_and_a_broken_manifest_do_not_stop_a_run(config: BaseConfig):
     folder, _ = do(config, "same", "abc", model="m")
     with (folder / "metrics.jsonl").open("a") as out:
-        out.write('{"schema": 1, "sta')
+        out.write('garbage\n[1]\n{"schema": 1, "sta')
     assert do(config, "same", "abc", model="m") == (folder, False)
-    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1]
+    assert (folder / "metrics.jsonl").read_text().endswith("[1]\n")
+    assert do(config, "same", "abc", model="other") == (folder, True)
     (folder / "manifest.json").write_text("{")
     second, worked = do(config, "same", "abc", model="m")
     assert second != folder and worked

@@ -69,9 +69,17 @@ def test_doubtful_problems_are_left_out_when_confidence_is_asked_for():
         ids(num_problems=3, band_confidence=0.9)
 
 
+def test_certainty_is_that_of_the_phases_band_whatever_it_was_probed_for():
+    chosen = select("phase", PROBLEMS, RATES, phase(num_problems=1, pass_rate_low=0.05, pass_rate_high=0.15), 0).chosen
+    assert [choice.problem.problem_id for choice in chosen] == ["rare"]
+    assert "in [0.05, 0.15] with probability 0.4" in chosen[0].reason
+
+
 def test_selection_by_hand():
     assert ids(problem_ids=["never"]) == ["never"]
-    assert ids(answers=["5", "0"]) == ["always", "never"]
+    assert ids(answers=["5", "0"]) == ids(answers=[5, 0]) == ["always", "never"]
+    with pytest.raises(UserError, match="named by answers twice"):
+        ids(answers=["5", "05"])
     with pytest.raises(UserError, match="'nowhere'"):
         ids(problem_ids=["nowhere"])
     with pytest.raises(UserError, match=r"phase.answers: 0 problems .* '77'"):

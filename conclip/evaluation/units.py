@@ -5,18 +5,17 @@ prompt tokens, sampling and seeds, is taken over; one that was cut is sampled an
 other tokens.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
-from conclip.config import PromptStyle, UserError
-from conclip.evaluation.rows import read_lines, to_dict, write_parquet
+from conclip.config import BaseConfig, PromptStyle, UserError
+from conclip.evaluation.rows import from_dict, to_dict, write_parquet
 from conclip.grading import GRADER_VERSION
+from conclip.identity import digest
 from conclip.rollout.collect import Task
-from conclip.runlog import drop_cut_line
 from conclip.runtime import Runtime
 from conclip.types import EvalRow, Rollout, SamplingSpec
 
@@ -30,8 +29,9 @@ class RowFile:
         self.path, self.rows = path, list[EvalRow]()
         self.num_sampled = self.num_sampled_tokens = 0
         self._model, self._model_hash = model, model_hash
-        drop_cut_line(path)
         own = _known_rows(path)
+        if path.exists():
+            _write(path, own.values())  # whole lines only, and in a file that no other attempt has a link to
         self._written = dict.fromkeys(own)
         self._earlier = _rows_of(attempts, path) | own
 
@@ -42,16 +42,15 @@ class RowFile:
         found: list[EvalRow] = []
         with self.path.open("a", encoding="utf-8") as out:
             for unit in _units(tasks, runtime.config.rollout.unit_responses):
-                keys = {task.key: response_key(self._model_hash, task, spec) for task in unit}
-                earlier = [self._earlier[key] for key in keys.values() if key in self._earlier]
-                rows = [replace(row, model=self._model, prompt=prompt) for row in earlier]
+                keys = {task.key: response_key(self._model_hash, task, spec, runtime.config) for task in unit}
+                rows = [self._taken(self._earlier[keys[t.key]], t, prompt) for t in unit if keys[t.key] in self._earlier]
                 if len(rows) < len(unit):
                     rollouts = {_task_key(rollout): rollout for rollout in runtime.collect(label, unit, spec)}
                     rows = [self._row(rollouts[t.key], t, prompt, spec, keys[t.key]) for t in unit]
                     self.num_sampled += len(rows)
                     self.num_sampled_tokens += sum(row.num_tokens for row in rows)
                 new = [row for row in rows if row.key not in self._written]
-                out.writelines(json.dumps(to_dict(row), ensure_ascii=False) + "\n" for row in new)
+                out.writelines(map(_line, new))
                 out.flush()
                 self._written |= dict.fromkeys(row.key for row in new)
                 found += rows
@@ -61,12 +60,22 @@ class RowFile:
     def finish(self, rows: Iterable[EvalRow] | None = None) -> None:
         """Leave exactly the given rows (default: all sampled) in their order, here and in a Parquet copy."""
         final = list(self.rows if rows is None else rows)
-        if list(self._written) != [row.key for row in final]:
-            aside = self.path.with_name(self.path.name + ".part")
-            with aside.open("w", encoding="utf-8") as out:
-                out.writelines(json.dumps(to_dict(row), ensure_ascii=False) + "\n" for row in final)
-            aside.replace(self.path)
+        _write(self.path, final)
         write_parquet(final, self.path.with_suffix(".parquet"))
+
+    def _taken(self, row: EvalRow, task: Task, prompt: str) -> EvalRow:
+        """An earlier row under the names things have now."""
+        problem = task.problem
+        return replace(
+            row,
+            model=self._model,
+            prompt=prompt,
+            benchmark=problem.source,
+            problem_id=problem.problem_id,
+            level=problem.level,
+            subject=problem.subject,
+            sample=task.sample,
+        )
 
     def _row(self, rollout: Rollout, task: Task, prompt: str, spec: SamplingSpec, key: str) -> EvalRow:
         problem, grade = rollout.problem, rollout.grade
@@ -98,11 +107,27 @@ class RowFile:
         )
 
 
-def response_key(model_hash: str, task: Task, spec: SamplingSpec) -> str:
-    """Hash of everything that changes a response, and of how it is judged."""
-    asked = task.messages or task.prompt_token_ids
-    parts = [model_hash, asked, asdict(spec), task.seed, task.problem.answer, GRADER_VERSION]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+def response_key(model_hash: str, task: Task, spec: SamplingSpec, config: BaseConfig) -> str:
+    """Hash of everything that changes a response, and of how it is judged. Batches count by the engine's limits, not by
+    what else a unit held."""
+    asked, rollout, problem = task.messages or task.prompt_token_ids, config.rollout, task.problem
+    engine = [config.model.dtype, rollout.max_num_seqs, rollout.max_num_batched_tokens, rollout.tensor_parallel_size]
+    judged = [problem.answer, problem.choices, GRADER_VERSION]
+    return digest([model_hash, asked, asdict(spec), task.seed, engine, judged])
+
+
+def _line(row: EvalRow) -> str:
+    """A row as JSON, with a hash that tells an altered one."""
+    values = to_dict(row)
+    return json.dumps(values | {"check": digest(values)}, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, rows: Iterable[EvalRow]) -> None:
+    """Write aside and rename."""
+    aside = path.with_name(path.name + ".part")
+    with aside.open("w", encoding="utf-8") as out:
+        out.writelines(map(_line, rows))
+    aside.replace(path)
 
 
 def _task_key(rollout: Rollout) -> str:
@@ -116,11 +141,17 @@ def _units(tasks: Sequence[Task], size: int) -> Iterator[list[Task]]:
 
 
 def _known_rows(path: Path) -> dict[str, EvalRow]:
-    """Rows of a file by key; none of one that is missing, damaged or of another schema."""
-    try:
-        return {row.key: row for row in read_lines(path)}
-    except (OSError, UserError, ValueError, KeyError):
-        return {}
+    """Rows of a file by key; lines that are cut, altered or of another schema are passed over."""
+    found: dict[str, EvalRow] = {}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    for line in lines:
+        try:
+            values = json.loads(line)
+            if values.pop("check") == digest(values):
+                found[values["key"]] = from_dict(values)
+        except (UserError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return found
 
 
 def _rows_of(attempts: Iterable[Path], path: Path) -> dict[str, EvalRow]:

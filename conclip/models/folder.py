@@ -70,6 +70,7 @@ def model_hash(folder: Path) -> str:
     """Of everything in a model folder that changes a response: weights, config, tokenizer, chat template."""
     digest = hashlib.sha256()
     names = ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges*", "chat_template*", "special_tokens_map.json")
+    names += ("generation_config.json", "added_tokens.json", "*.model")
     for file in sorted({file for name in names for file in folder.glob(name) if file.is_file()}):
         digest.update(file.name.encode())
         with file.open("rb") as content:

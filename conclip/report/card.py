@@ -1,6 +1,7 @@
 """The README.md of a checkpoint: what it was made from and of, what it costs and gains, and how to make it again."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from conclip.types import EvalRow
 
 MAX_PROBLEMS = 32
 """So many training problems of a stage are listed; the run folder has all."""
+
+
+PATH_NAMES = ("path", "outputs", "pass_rates", "shots_path", "url")
+PATHS = tuple(f"{name}:" for name in PATH_NAMES)
+"""Keys that hold places of one machine."""
 
 
 def write_card(
@@ -40,10 +46,9 @@ def write_card(
         _reproduction(run.folder),
         _limits(rows),
     ]
-    path = checkpoint / "README.md"
-    aside = path.with_name(path.name + ".part")
+    aside = checkpoint / "README.md.part"
     aside.write_text("\n".join(part for part in parts if part), encoding="utf-8")
-    aside.replace(path)
+    aside.replace(checkpoint / "README.md")
 
 
 def base_name(config: LearnConfig) -> str:
@@ -76,7 +81,8 @@ def _results(model: str, rows: Sequence[EvalRow], config: LearnConfig) -> str:
                     f"| {summary.truncation_rate.mean:.4f} |"
                 )
             difference = compare(sides["base"], sides[model])
-            said.append(describe_comparison("base", "this model", difference, config.eval.margin) + f" ({benchmark})")
+            sentence = describe_comparison("base", "this model", difference, config.eval.margin)
+            said.append(f"{sentence} ({benchmark}, temperature {temperature:g})")
     return "\n".join([*text, "", "95 % intervals, clustered by problem.", "", *(f"- {line}" for line in said), ""])
 
 
@@ -103,8 +109,9 @@ def _reproduction(folder: Path) -> str:
     git = environment["git"]
     revision = f"conclip at `{git['revision']}`{' with local changes' if git['dirty'] else ''}, " if git else ""
     lines = (folder / "config.yaml").read_text(encoding="utf-8").splitlines()
-    config = "\n".join(line for line in lines if not line.lstrip().startswith(("path:", "outputs:")))
-    command = " ".join(["conclip", environment["subcommand"], *(a for a in environment["arguments"] if "path" not in a)])
+    config = "\n".join(line for line in lines if not line.lstrip().startswith(PATHS))
+    arguments = [a for a in environment["arguments"] if not a.partition("=")[0].split(".")[-1].startswith(PATH_NAMES)]
+    command = shlex.join(["conclip", environment["subcommand"], *arguments])
     return (
         f"\n## How to make it again\n\n```sh\n{command}\n```\n\n{revision}{packages}; Python {environment['python']}, "
         f"{environment['machine']}, {environment['num_cpus']} processors. Paths are left out.\n\n"

@@ -5,10 +5,10 @@ Computation is device-agnostic: it was only ever run on CPU by the project's own
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -80,6 +80,39 @@ class Learner:
         """The policy's weights under their HF names, for the engine."""
         for name, tensor in self.policy.state_dict().items():
             yield name, tensor.detach()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON-like values from which `load_state` goes on exactly."""
+        tensors: dict[str, Tensor] = {}
+        values: dict[str, Any] = {"skipped_in_a_row": self._skipped_in_a_row}
+        for name, module, optimizer in self._trained():
+            tensors |= {f"{name}/{key}": parameter.detach() for key, parameter in module.named_parameters()}
+            saved = optimizer.optimizer.state_dict()
+            for index, moments in saved["state"].items():
+                tensors |= {f"{name}.optimizer/{index}/{key}": tensor for key, tensor in moments.items()}
+            values[name] = {"groups": saved["param_groups"], "schedule": optimizer.state_dict()}
+        return tensors, values
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Become what `state` described. Raises KeyError when it is another model's."""
+        self._skipped_in_a_row = values["skipped_in_a_row"]
+        for name, module, optimizer in self._trained():
+            with torch.no_grad():
+                for key, parameter in module.named_parameters():
+                    parameter.copy_(tensors[f"{name}/{key}"])
+            moments: dict[int, dict[str, Tensor]] = {}
+            for path, tensor in tensors.items():
+                owner, _, rest = path.partition("/")
+                if owner == f"{name}.optimizer":
+                    index, _, key = rest.partition("/")
+                    moments.setdefault(int(index), {})[key] = tensor
+            optimizer.optimizer.load_state_dict({"state": moments, "param_groups": values[name]["groups"]})
+            optimizer.load_state_dict(values[name]["schedule"])
+
+    def _trained(self) -> list[tuple[str, torch.nn.Module, LambdaLR]]:
+        """(name, model, its optimiser under its schedule)."""
+        found: list[tuple[str, torch.nn.Module, LambdaLR]] = [("policy", self.policy, self._policy_optimizer)]
+        return found + ([("critic", self.critic, self._critic_optimizer)] if self.critic is not None else [])
 
     @torch.no_grad()
     def score(self, tokens: TokenBatch) -> Scores:

@@ -12,6 +12,7 @@ from statistics import fmean
 from conclip.algo.losses import next_kl_coef
 from conclip.batch import collate
 from conclip.config import LearnConfig, PhaseConfig
+from conclip.identity import path_hash
 from conclip.length_rewards import make_shaper, stage_limit
 from conclip.overlap import trained_on
 from conclip.rewards import reward_group
@@ -23,6 +24,7 @@ from conclip.training.experience import kl_reward_share, make_experience
 from conclip.training.learner import Learner, NonFiniteGradient
 from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings, summarise_steps
 from conclip.training.order import ProblemOrder, make_refresher
+from conclip.training.resume import PhaseState, newest_state, save_state
 from conclip.types import Outcome, Problem, RolloutGroup, SamplingSpec
 
 
@@ -66,8 +68,10 @@ class Trainer:
         model_path: Path,
         selection: Selection,
         validation: Sequence[Problem],
+        key: str = "",
     ) -> None:
-        self._stage, self._config, self._phase, self._runtime = stage, config, phase, runtime
+        """`key`: hash of everything the phase rests on; it goes on from a state that was saved with the same one."""
+        self._stage, self._config, self._phase, self._runtime, self._run = stage, config, phase, runtime, runtime.run
         self._validation_problems = validation
         self._trained_on = trained_on(model_path)
         self._algo = config.algo
@@ -75,6 +79,8 @@ class Trainer:
         self._kl_coef = config.algo.kl_coef
         self._monitor_tokens: list[int] = []
         self._steps: list[Mapping[str, float]] = []
+        self._history: list[Validation] = []
+        self._best = Validation(step=0, accuracy=0.0, mean_tokens=0.0)
         self._warned: set[str] = set()
         self._num_sampled_tokens = 0
         self.num_responses = 0  # sampled, validation included
@@ -83,46 +89,57 @@ class Trainer:
         num_updates = phase.num_steps * config.algo.updates_per_rollout
         self._learner = Learner(model_path, config, num_updates=num_updates)
         self._order = ProblemOrder(selection.problems, python_stream(config.seed, stage, "order"))
+        self._key, self._states = key, runtime.run.folder / "resume" / stage
+        self._known = {choice.problem.problem_id: choice.problem for choice in (*selection.chosen, *selection.reserve)}
         self._asked = {problem.problem_id: problem for problem in selection.problems}
         self._refresher = make_refresher(self._order, selection, phase) if phase.refresh else None
         self._times: dict[str, float] = {}
         self._push_weights()
 
     def train(self) -> TrainResult:
-        """Run the phase. The best validated checkpoint is kept; a run whose accuracy degrades stops."""
-        first = best = self._validate(0)
-        history = [first]
-        self._save()
-        stopped = False
-        for step in range(1 - self._algo.critic_warmup_steps, 1):
-            self._report(step, self._step(step))
-        for step in range(1, self._phase.num_steps + 1):
+        """Run the phase, from its last saved state if it has one. The best validated checkpoint is kept; a run whose
+        accuracy degrades stops."""
+        done = self._restore()
+        if done is None:
+            done = -self._algo.critic_warmup_steps
+            self._run.forget_stage(self._stage)
+            self._history.append(self._validate(0))
+            self._best = self._history[0]
+            self._save()
+        stopped = improved = False
+        for step in range(done + 1, self._phase.num_steps + 1):
             try:
                 metrics = self._step(step)
             except NonFiniteGradient as error:
-                self._runtime.run.warn(f"{self._stage} stops at step {step}: {error}; the best checkpoint so far is kept")
+                self._run.warn(f"{self._stage} stops at step {step}: {error}; the best checkpoint so far is kept")
                 break
-            last = step == self._phase.num_steps or self._num_sampled_tokens >= (self._phase.max_sampled_tokens or math.inf)
-            if step % self._config.trainer.validate_every == 0 or last:
+            spent = self._num_sampled_tokens >= (self._phase.max_sampled_tokens or math.inf)
+            last = step == self._phase.num_steps or (step > 0 and spent)
+            if step > 0 and (step % self._config.trainer.validate_every == 0 or last):
                 now = self._validate(step)
-                history.append(now)
+                improved = self._better(now)
                 metrics |= {"validation/accuracy": now.accuracy, "validation/mean_tokens": now.mean_tokens}
-                if self._better(now, best, first):
-                    best = now
+                if improved:
+                    self._best = now
                     self._save()
-                stopped = now.accuracy < first.accuracy - self._phase.stop_accuracy_drop
+                self._history.append(now)
+                stopped = now.accuracy < self._history[0].accuracy - self._phase.stop_accuracy_drop
             self._report(step, metrics)
             if stopped:
-                self._runtime.run.warn(
-                    f"{self._stage} stops at step {step}: validation accuracy {history[-1].accuracy:.3f} fell more than "
-                    f"{self._phase.stop_accuracy_drop:g} below the {first.accuracy:.3f} it began with"
+                began, ended = self._history[0].accuracy, self._history[-1].accuracy
+                self._run.warn(
+                    f"{self._stage} stops at step {step}: validation accuracy {ended:.3f} fell more than "
+                    f"{self._phase.stop_accuracy_drop:g} below the {began:.3f} it began with"
                 )
             if stopped or last:
                 break
+            if improved or step % self._config.trainer.save_every == 0:
+                self._save_state(step)
+                improved = False
         return TrainResult(
             checkpoint=self._checkpoint,
-            best=best,
-            history=tuple(history),
+            best=self._best,
+            history=tuple(self._history),
             monitors=summarise_steps(self._steps),
             asked=tuple(self._asked),
         )
@@ -143,7 +160,7 @@ class Trainer:
             updated = self._learner.update(experience, random, kl_coef=self._kl_coef, train_policy=step > 0)
         with self._timed("push_weights"):
             self._push_weights()
-        self._runtime.run.write_transcripts(self._stage, step, groups, self._config.trainer.transcripts_per_group)
+        self._run.write_transcripts(self._stage, step, groups, self._config.trainer.transcripts_per_group)
         metrics = rollout_metrics(groups) | experience_metrics(experience) | updated | self._times
         metrics |= {"policy/kl_coef": self._kl_coef, "rollout/num_sampled_tokens": float(self._num_sampled_tokens)}
         if algo.kl == "reward":
@@ -222,7 +239,8 @@ class Trainer:
         )
         return result
 
-    def _better(self, now: Validation, best: Validation, first: Validation) -> bool:
+    def _better(self, now: Validation) -> bool:
+        best, first = self._best, self._history[0]
         if self._phase.keep_best == "accuracy":
             return (now.accuracy, -now.mean_tokens) > (best.accuracy, -best.mean_tokens)
         holds = now.accuracy >= first.accuracy - self._phase.max_accuracy_drop
@@ -235,9 +253,53 @@ class Trainer:
             self._checkpoint, self._learner.policy, tokenizer, problems=list(self._asked.values()), earlier=earlier
         )
 
+    def _save_state(self, step: int) -> None:
+        """Everything the phase needs to go on after this step."""
+        tensors, learner = self._learner.state()
+        values = {
+            "learner": learner,
+            "order": self._order.state_dict(),
+            "refresher": self._refresher.state_dict() if self._refresher else None,
+            "kl_coef": self._kl_coef,
+            "num_sampled_tokens": self._num_sampled_tokens,
+            "num_responses": self.num_responses,
+            "monitor_tokens": self._monitor_tokens,
+            "history": [dataclasses.asdict(point) for point in self._history],
+            "best": dataclasses.asdict(self._best),
+            "best_checkpoint": path_hash(self._checkpoint),
+            "asked": list(self._asked),
+            "warned": sorted(self._warned),
+        }
+        save_state(self._states, self._key, PhaseState(step=step, values=values, tensors=tensors))
+
+    def _restore(self) -> int | None:
+        """Go back to the last saved state; returns its step, or None when there is none."""
+        state = newest_state(self._states, self._key, self._run.warn) if self._key else None
+        if state is None:
+            return None
+        values = state.values
+        if path_hash(self._checkpoint) != values["best_checkpoint"]:
+            self._run.warn(f"{self._stage} starts anew: '{self._checkpoint}' is not the best one of its saved state")
+            return None
+        self._learner.load_state(state.tensors, values["learner"])
+        self._order.load_state_dict(values["order"], self._known)
+        if self._refresher is not None:
+            self._refresher.load_state_dict(values["refresher"], self._known)
+        self._kl_coef, self._monitor_tokens = values["kl_coef"], values["monitor_tokens"]
+        self._num_sampled_tokens, self.num_responses = values["num_sampled_tokens"], values["num_responses"]
+        self._history = [Validation(**point) for point in values["history"]]
+        self._best = Validation(**values["best"])
+        self._asked = {problem_id: self._known[problem_id] for problem_id in values["asked"]}
+        self._warned = set(values["warned"])
+        self._run.forget_stage(self._stage, after_step=state.step)
+        self._steps = self._run.stage_metrics(self._stage)
+        self._push_weights()
+        self._run.say(f"{self._stage}: goes on after step {state.step}")
+        return state.step
+
     def _report(self, step: int, metrics: dict[str, float]) -> None:
-        self._runtime.run.log_metrics(self._stage, step, metrics)
-        self._runtime.run.say(
+        self._run.log_metrics(self._stage, step, metrics)
+        self._run.say(
             f"{self._stage} step {step:>3}/{self._phase.num_steps}  accuracy {metrics['outcome/correct']:.3f}  "
             f"length {metrics['length/mean_tokens']:6.1f}  reward {metrics['reward/mean']:+.3f}  "
             f"kl {metrics.get('policy/approx_kl', 0.0):.4f}  drift {metrics['policy/sampler_drift_max']:.1e}  "
@@ -247,7 +309,7 @@ class Trainer:
         max_drift = self._config.trainer.max_sampler_drift or MAX_SAMPLER_DRIFT[self._config.model.dtype]
         for name, text in step_warnings(metrics, max_drift=max_drift).items():
             if name not in self._warned:
-                self._runtime.run.warn(f"{self._stage} step {step}: {text} (said once)")
+                self._run.warn(f"{self._stage} step {step}: {text} (said once)")
             self._warned.add(name)
 
     @contextmanager
