@@ -37,6 +37,7 @@ from conclip.runlog import Run
 from conclip.runtime import Runtime, open_runtime
 from conclip.selection import Selection
 from conclip.training.monitors import summary_table
+from conclip.training.resume import RESUME
 from conclip.training.trainer import Trainer, TrainResult, Validation
 from conclip.types import EvalRow, Outcome, Problem
 
@@ -155,7 +156,7 @@ class Stages:
         }
         self._run.write_json(f"problems-{stage}.json", describe_selection(selection))
         record = self._pipeline.do(stage, inputs, work)
-        shutil.rmtree(self._run.folder / "resume" / stage, ignore_errors=True)  # the phase is whole
+        shutil.rmtree(self._run.folder / RESUME / stage, ignore_errors=True)  # the phase is whole
         (checkpoint,) = (path for path in record.outputs if path.startswith("checkpoints/"))
         result = _read_result(self._run.folder / result_file, self._run.folder / checkpoint)
         self._run.say(

@@ -18,6 +18,8 @@ from torch import Tensor
 from conclip.identity import path_hash
 
 SCHEMA = 1
+RESUME = "resume"
+"""Folder of the states in a run folder."""
 KEPT = 2
 """Newest states that stay: the last one may turn out to be damaged."""
 

@@ -24,7 +24,7 @@ from conclip.training.experience import kl_reward_share, make_experience
 from conclip.training.learner import Learner, NonFiniteGradient
 from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings, summarise_steps
 from conclip.training.order import ProblemOrder, make_refresher
-from conclip.training.resume import PhaseState, newest_state, save_state
+from conclip.training.resume import RESUME, PhaseState, newest_state, save_state
 from conclip.types import Outcome, Problem, RolloutGroup, SamplingSpec
 
 
@@ -89,7 +89,7 @@ class Trainer:
         num_updates = phase.num_steps * config.algo.updates_per_rollout
         self._learner = Learner(model_path, config, num_updates=num_updates)
         self._order = ProblemOrder(selection.problems, python_stream(config.seed, stage, "order"))
-        self._key, self._states = key, runtime.run.folder / "resume" / stage
+        self._key, self._states = key, runtime.run.folder / RESUME / stage
         self._known = {choice.problem.problem_id: choice.problem for choice in (*selection.chosen, *selection.reserve)}
         self._asked = {problem.problem_id: problem for problem in selection.problems}
         self._refresher = make_refresher(self._order, selection, phase) if phase.refresh else None
