@@ -19,7 +19,7 @@ import numpy as np
 
 from conclip.compose import load_config
 from conclip.config import PhaseConfig, ProbeConfig, ProbeRunConfig, UserError
-from conclip.probe import Band, PassRate, next_round, probabilities, read_pass_rates
+from conclip.probe import Band, PassRate, next_round, read_pass_rates
 from conclip.selection import select
 from conclip.stats import clustered_interval
 from conclip.types import Problem
@@ -79,20 +79,14 @@ def hits(rates: list[PassRate], phase: PhaseConfig, band: Band, seeds: int) -> l
     shares: list[float] = []
     for seed in range(seeds):
         counts = sequential(truth, band, np.random.default_rng(seed))
-        measured = [as_measured(rate, counts[rate.problem_id], band) for rate in rates]
+        found = {name: {"num_correct": correct, "num_samples": judged} for name, (correct, judged, _) in counts.items()}
+        measured = [replace(rate, **found[rate.problem_id]) for rate in rates]
         try:
             chosen = select("phase", problems, measured, phase, seed).problems
         except UserError:
             return []
         shares.append(100 * float(np.mean([band.holds(truth[problem.problem_id]) for problem in chosen])))
     return shares
-
-
-def as_measured(rate: PassRate, counts: tuple[int, int, int], band: Band) -> PassRate:
-    """What the probe would have written of a problem."""
-    correct, judged, _ = counts
-    inside = float(probabilities(correct, judged, band)[1])
-    return replace(rate, num_correct=correct, num_samples=judged, band_probability=inside)
 
 
 def main() -> None:

@@ -32,9 +32,10 @@ class PlannedStage:
     max_tokens: int
     """Longest response."""
 
-    @property
-    def kind(self) -> str:
-        return self.name.split("-")[0].rstrip("12")
+
+def kind_of(stage: str) -> str:
+    """What a stage does: probe, phase or eval."""
+    return stage.split("-")[0].rstrip("12")
 
 
 def planned_stages(subcommand: str, config: BaseConfig, inputs: Inputs) -> list[PlannedStage]:
@@ -100,7 +101,7 @@ def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, *, an
         if record := done.get(stage.name):
             table.add_row(stage.name, "done", "", str(record.num_tokens), _duration(record.wall_s), "measured")
             continue
-        like = history.get(stage.name) or history.get(stage.kind)
+        like = history.get(stage.name) or history.get(kind_of(stage.name))
         responses = (like.numbers.get("num_responses") if like else None) or 0
         if like and responses and like.num_tokens:
             tokens = like.numbers.get("mean_tokens", like.num_tokens / responses) * stage.num_responses
@@ -121,7 +122,7 @@ def _history(home: Path) -> dict[str, StageRecord]:
     others = sorted(path for path in home.parent.glob("*") if path != home and path.is_dir())
     for folder in [attempt for run in (home, *others) for attempt in attempts(run)]:
         for name, record in read_stages(folder).items():
-            for key in (name, name.split("-")[0].rstrip("12")):
+            for key in (name, kind_of(name)):
                 found.setdefault(key, record)
     return found
 

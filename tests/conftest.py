@@ -1,6 +1,6 @@
 """Shared fixtures. No test needs the network or a GPU."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,14 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from conclip.batch import ExperienceBatch
+from conclip.compose import load_config
+from conclip.config import TrainRunConfig
+from conclip.inputs import Inputs, load_inputs
 from conclip.lab.pretrain import model_config
 from conclip.lab.tokenizer import build_tokenizer
+from conclip.runlog import Run
+from conclip.runtime import Runtime, open_runtime
+from conclip.selection import Choice, Selection
 from conclip.training.learner import Learner
 from conclip.types import Completion, EvalRow, FinishReason, Grade, Outcome, Problem, Rollout, RolloutGroup
 
@@ -24,6 +30,31 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Qwen2ForCausalLM(model_config(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def train_config(*overrides: str) -> TrainRunConfig:
+    """A phase of two small steps."""
+    small = ["debug=train", "phase.num_steps=2", "trainer.validate_every=2", "data.validation.chain.num_problems=2"]
+    loaded = load_config("train-phase2", *small, *overrides)
+    assert isinstance(loaded, TrainRunConfig)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, Inputs]]:
+    """One engine for everything a module trains."""
+    settings = train_config(f"paths.outputs={tmp_path_factory.mktemp('runs')}")
+    inputs = load_inputs(settings)
+    run = Run("train-phase2", settings, "test")
+    try:
+        with open_runtime(settings, run, inputs.model_path, inputs.problems, settings.rollout.max_tokens) as opened:
+            yield opened, inputs
+    finally:
+        run.close()
+
+
+def by_hand(problems: Sequence[Problem]) -> Selection:
+    return Selection(chosen=tuple(Choice(problem=p, reason="by hand", rate=None) for p in problems), reserve=())
 
 
 def make_rollout(

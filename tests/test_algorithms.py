@@ -2,56 +2,30 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 
-from conclip.compose import config_folder, load_config
-from conclip.config import TrainRunConfig
-from conclip.inputs import Inputs, load_inputs
+from conclip.compose import config_folder
+from conclip.inputs import Inputs
 from conclip.models.folder import LAB_MODEL
 from conclip.probe import Band, pass_rates
-from conclip.runlog import Run
-from conclip.runtime import Runtime, open_runtime
-from conclip.selection import Choice, Selection, select
+from conclip.runtime import Runtime
+from conclip.selection import select
 from conclip.training.trainer import StaleEngine, Trainer
-from conclip.types import Outcome, Problem
-from tests.conftest import make_row
+from conclip.types import Outcome
+from tests.conftest import by_hand, make_row, train_config
 
 pytestmark = pytest.mark.engine
-
-
-def config(*overrides: str) -> TrainRunConfig:
-    small = ["debug=train", "phase.num_steps=2", "trainer.validate_every=2", "data.validation.chain.num_problems=2"]
-    loaded = load_config("train-phase2", *small, *overrides)
-    assert isinstance(loaded, TrainRunConfig)
-    return loaded
-
-
-@pytest.fixture(scope="module")
-def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, Inputs]]:
-    settings = config(f"paths.outputs={tmp_path_factory.mktemp('runs')}")
-    inputs = load_inputs(settings)
-    run = Run("train-phase2", settings, "test")
-    try:
-        with open_runtime(settings, run, inputs.model_path, inputs.problems, settings.rollout.max_tokens) as opened:
-            yield opened, inputs
-    finally:
-        run.close()
 
 
 def options(group: str) -> list[str]:
     return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
 
 
-def by_hand(problems: Sequence[Problem]) -> Selection:
-    return Selection(chosen=tuple(Choice(problem=p, reason="by hand", rate=None) for p in problems), reserve=())
-
-
 def train(runtime: tuple[Runtime, Inputs], stage: str, *overrides: str) -> list[dict[str, float]]:
     opened, inputs = runtime
-    settings = config(*overrides)
+    settings = train_config(*overrides)
     trainer = Trainer(
         stage,
         settings,
@@ -72,7 +46,7 @@ def train(runtime: tuple[Runtime, Inputs], stage: str, *overrides: str) -> list[
 @pytest.mark.parametrize("algo", options("algo"))
 def test_an_algorithm_takes_its_steps(runtime: tuple[Runtime, Inputs], algo: str):
     steps = train(runtime, algo, f"algo={algo}")
-    warmup = config(f"algo={algo}").algo.critic_warmup_steps
+    warmup = train_config(f"algo={algo}").algo.critic_warmup_steps
     assert [row["step"] for row in steps] == list(range(1 - warmup, 3))
     assert all(("policy/loss" in row) == (row["step"] > 0) for row in steps)
     assert all(row["policy/sampler_drift_max"] < 1e-4 for row in steps)
@@ -104,7 +78,7 @@ def test_the_kl_coefficient_adapts(runtime: tuple[Runtime, Inputs]):
 
 def test_an_engine_at_another_version_does_not_train(runtime: tuple[Runtime, Inputs]):
     opened, inputs = runtime
-    settings = config()
+    settings = train_config()
     trainer = Trainer(
         "stale",
         settings,
@@ -121,7 +95,7 @@ def test_an_engine_at_another_version_does_not_train(runtime: tuple[Runtime, Inp
 
 def test_a_budget_of_tokens_ends_the_phase(runtime: tuple[Runtime, Inputs]):
     opened, inputs = runtime
-    settings = config("phase.num_steps=50", "phase.max_sampled_tokens=3000", "phase.stop_accuracy_drop=1")
+    settings = train_config("phase.num_steps=50", "phase.max_sampled_tokens=3000", "phase.stop_accuracy_drop=1")
     selection = by_hand(inputs.pool[:4])
     trainer = Trainer(
         "budget", settings, settings.phase, opened, model_path=LAB_MODEL, selection=selection, validation=inputs.validation
@@ -134,7 +108,7 @@ def test_a_budget_of_tokens_ends_the_phase(runtime: tuple[Runtime, Inputs]):
 
 def test_refresh_replaces_settled_problems_and_remembers_all_that_trained(runtime: tuple[Runtime, Inputs]):
     opened, inputs = runtime
-    settings = config("phase.refresh=true", "phase.refresh_memory=0", "phase.retire_above=0.1", "phase.num_steps=2")
+    settings = train_config("phase.refresh=true", "phase.refresh_memory=0", "phase.retire_above=0.1", "phase.num_steps=2")
     pool = [problem for problem in inputs.pool if problem.level == 3]
     band = Band(low=0, high=1)
     rows = [make_row(problem.problem_id, Outcome.CORRECT, 5) for problem in pool]

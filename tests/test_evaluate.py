@@ -12,6 +12,7 @@ import pytest
 from conclip.cli import main
 from conclip.config import UserError
 from conclip.evaluation.rows import read_lines, read_rows, select_rows
+from conclip.evaluation.units import RowFile
 from conclip.models.folder import LAB_MODEL, model_hash
 from conclip.types import Outcome
 from tests.conftest import make_row
@@ -92,6 +93,19 @@ def test_a_killed_evaluation_goes_on_to_the_rows_of_one_that_was_left_alone(tmp_
     finished, alone = (tmp_path / "outputs/eval" / name / "attempt-001" for name in ("killed", "alone"))
     for name in ("rows-model.jsonl", "rows-model.parquet", "results.json"):
         assert (finished / name).read_bytes() == (alone / name).read_bytes()
+
+
+def test_rows_are_known_again_whatever_line_ends_a_response_holds(tmp_path: Path):
+    rows = [
+        make_row(str(n), Outcome.WRONG, 5, key=str(n), text=f"a{end}b") for n, end in enumerate("\n\r\x0b\x85\u2028\u2029")
+    ]
+    path = tmp_path / "rows-model.jsonl"
+    file = RowFile(path, model="model", model_hash="m")
+    file.finish(rows)
+    assert list(read_lines(path)) == rows
+    before = path.read_bytes()
+    RowFile(path, model="model", model_hash="m")  # keeps the rows it knows, and no others
+    assert path.read_bytes() == before
 
 
 def test_a_model_hash_covers_weights_and_template(tmp_path: Path):

@@ -1,22 +1,20 @@
 """A phase that was cut ends as one that was left alone, bit for bit; damaged states are passed over."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from conclip.compose import load_config
 from conclip.config import TrainRunConfig
-from conclip.inputs import Inputs, load_inputs
+from conclip.inputs import Inputs
 from conclip.models.folder import LAB_MODEL, model_hash
 from conclip.runlog import Run
-from conclip.runtime import Runtime, open_runtime
-from conclip.selection import Choice, Selection
+from conclip.runtime import Runtime
 from conclip.training.resume import PhaseState, newest_state, save_state
 from conclip.training.trainer import Trainer, TrainResult
+from tests.conftest import by_hand, train_config
 
 
 class Cut(Exception):
@@ -24,33 +22,16 @@ class Cut(Exception):
 
 
 def config(*overrides: str) -> TrainRunConfig:
-    small = ["debug=train", "phase.num_steps=4", "trainer.validate_every=2", "data.validation.chain.num_problems=2"]
-    loaded = load_config("train-phase2", *small, "trainer.save_every=1", *overrides)
-    assert isinstance(loaded, TrainRunConfig)
-    return loaded
-
-
-@pytest.fixture(scope="module")
-def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, Inputs]]:
-    settings = config(f"paths.outputs={tmp_path_factory.mktemp('runs')}")
-    inputs = load_inputs(settings)
-    run = Run("train-phase2", settings, "test")
-    try:
-        with open_runtime(settings, run, inputs.model_path, inputs.problems, settings.rollout.max_tokens) as opened:
-            yield opened, inputs
-    finally:
-        run.close()
+    return train_config("phase.num_steps=4", "trainer.save_every=1", *overrides)
 
 
 def train(
     runtime: tuple[Runtime, Inputs], stage: str, key: str, settings: TrainRunConfig, cut_at: int | None = None
 ) -> TrainResult:
-    """Train a stage whose random numbers are those of stage "x"."""
+    """Train a stage, or go on with the one of this key; it breaks off as step `cut_at` begins."""
     opened, inputs = runtime
-    chosen = tuple(Choice(problem=problem, reason="", rate=None) for problem in inputs.pool[:4])
-    selection = Selection(chosen=chosen, reserve=())
-    arguments: dict[str, Any] = {"model_path": LAB_MODEL, "selection": selection, "validation": inputs.validation}
-    trainer = Trainer(stage, settings, settings.phase, opened, key=key, **arguments)
+    arguments: dict[str, Any] = {"model_path": LAB_MODEL, "validation": inputs.validation, "key": key}
+    trainer = Trainer(stage, settings, settings.phase, opened, selection=by_hand(inputs.pool[:4]), **arguments)
     step = trainer._step
 
     def until_cut(number: int) -> dict[str, float]:

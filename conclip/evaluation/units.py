@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from conclip.config import BaseConfig, PromptStyle, UserError
 from conclip.evaluation.rows import from_dict, to_dict, write_parquet
@@ -43,7 +44,8 @@ class RowFile:
         with self.path.open("a", encoding="utf-8") as out:
             for unit in _units(tasks, runtime.config.rollout.unit_responses):
                 keys = {task.key: response_key(self._model_hash, task, spec, runtime.config) for task in unit}
-                rows = [self._taken(self._earlier[keys[t.key]], t, prompt) for t in unit if keys[t.key] in self._earlier]
+                known = [(t, self._earlier[keys[t.key]]) for t in unit if keys[t.key] in self._earlier]
+                rows = [replace(row, **self._names(task, prompt)) for task, row in known]
                 if len(rows) < len(unit):
                     rollouts = {_task_key(rollout): rollout for rollout in runtime.collect(label, unit, spec)}
                     rows = [self._row(rollouts[t.key], t, prompt, spec, keys[t.key]) for t in unit]
@@ -63,30 +65,23 @@ class RowFile:
         _write(self.path, final)
         write_parquet(final, self.path.with_suffix(".parquet"))
 
-    def _taken(self, row: EvalRow, task: Task, prompt: str) -> EvalRow:
-        """An earlier row under the names things have now."""
+    def _names(self, task: Task, prompt: str) -> dict[str, Any]:
+        """What a row is called now, whoever sampled it."""
         problem = task.problem
-        return replace(
-            row,
-            model=self._model,
-            prompt=prompt,
-            benchmark=problem.source,
-            problem_id=problem.problem_id,
-            level=problem.level,
-            subject=problem.subject,
-            sample=task.sample,
-        )
+        return {
+            "model": self._model,
+            "prompt": prompt,
+            "benchmark": problem.source,
+            "problem_id": problem.problem_id,
+            "level": problem.level,
+            "subject": problem.subject,
+            "sample": task.sample,
+        }
 
     def _row(self, rollout: Rollout, task: Task, prompt: str, spec: SamplingSpec, key: str) -> EvalRow:
-        problem, grade = rollout.problem, rollout.grade
+        grade = rollout.grade
         return EvalRow(
-            benchmark=problem.source,
-            problem_id=problem.problem_id,
-            level=problem.level,
-            subject=problem.subject,
-            model=self._model,
-            prompt=prompt,
-            sample=rollout.sample,
+            **self._names(task, prompt),
             seed=task.seed,
             temperature=spec.temperature,
             top_p=spec.top_p,
@@ -98,7 +93,7 @@ class RowFile:
             lenient_extracted=grade.lenient_extracted,
             method=grade.method,
             grader_version=GRADER_VERSION,
-            answer=problem.answer,
+            answer=task.problem.answer,
             num_tokens=rollout.completion.num_tokens,
             num_prompt_tokens=rollout.completion.reported_prompt_tokens or len(rollout.prompt_token_ids),
             finish_reason=rollout.completion.finish_reason,
@@ -143,8 +138,8 @@ def _units(tasks: Sequence[Task], size: int) -> Iterator[list[Task]]:
 def _known_rows(path: Path) -> dict[str, EvalRow]:
     """Rows of a file by key; lines that are cut, altered or of another schema are passed over."""
     found: dict[str, EvalRow] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    for line in lines:
+    content = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in content.split("\n"):  # not splitlines: responses may hold other line ends (U+2028, say)
         try:
             values = json.loads(line)
             if values.pop("check") == digest(values):
