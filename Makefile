@@ -10,7 +10,7 @@ PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast check format lint type lab-model lab-report bench bench-grading theory frontier selection probing faults \
+.PHONY: help install demo demo-full test test-fast check format lint type lab-model lab-report bench bench-grading theory frontier selection probing kills faults \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -75,7 +75,10 @@ selection: $(VENV)/.installed ## which problems phase 2 should train on: number,
 probing: $(VENV)/.installed ## sequential against fixed probing, and how many chosen problems truly lie in the band (about 25 minutes)
 	$(BIN)/python benchmarks/probing.py $(ARGS)
 
-faults: $(VENV)/.installed ## kill a run at random moments and compare what its second start leaves (about 10 minutes)
+kills: $(VENV)/.installed ## kill runs at 40 random moments and compare what their second start leaves (about an hour)
+	$(BIN)/python benchmarks/kills.py $(ARGS)
+
+faults: $(VENV)/.installed-dev ## full disks, lost processes, lack of memory and more: the table of docs/reliability.md (half an hour)
 	$(BIN)/python benchmarks/faults.py $(ARGS)
 
 theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on length

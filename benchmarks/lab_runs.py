@@ -88,7 +88,14 @@ def run_seed(seed: int, wanted: dict[str, tuple[str, ...]], budget: int, results
             phase = dataclasses.replace(mine.phase2, max_sampled_tokens=mine.phase2.max_sampled_tokens or budget)
             stage = name.replace(" ", "-")
             trainer = Trainer(
-                stage, mine, phase, runtime, model_path=inputs.model_path, selection=selection, validation=inputs.validation
+                stage,
+                mine,
+                phase,
+                runtime,
+                model_path=inputs.model_path,
+                selection=selection,
+                validation=inputs.validation,
+                key=stage,
             )
             result = trainer.train()
             rows = measured(runtime, stage, inputs, config)

@@ -1,17 +1,21 @@
 """The command line: subcommand -> Hydra main, exit codes, and nothing else.
 
-Exit codes: 0 done, 1 a bug of ours (traceback), 2 bad input (one line), 130 interrupted.
+Exit codes: 0 done, 1 a bug of ours (traceback), 2 bad input (one line), 3 the machine failed the run (one line: disk,
+memory, a process that was killed), 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 import argparse
 import difflib
 import json
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from conclip.interrupts import Interrupted, handle_signals
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -50,7 +54,8 @@ Examples
   conclip train-phase2 algo=grpo phase.num_steps=10
 """
 
-INTERRUPTED = 130
+REFUSED, FAILED = 2, 3
+"""Exit codes: bad input; a failure of the machine."""
 
 
 def main() -> None:
@@ -67,6 +72,7 @@ def main() -> None:
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
         fail("conclip", f"unknown subcommand '{subcommand}': {hint}")
     sys.argv = [f"conclip {subcommand}", *arguments[1:]]
+    handle_signals()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a traceback that reaches the user is a bug: show all of it
     try:
         if subcommand == "grade":
@@ -77,17 +83,24 @@ def main() -> None:
             _run(subcommand, arguments[1:])
     except BrokenPipeError:  # the reader of a page (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; what was written so far is whole\n")
+    except Interrupted as stopped:
+        sys.stderr.write(f"\nstopped by {stopped}; the same command goes on from what is whole\n")
         sys.stdout.flush()
         # Everything is closed by now; taking torch and vLLM apart object by object would cost seconds more.
-        os._exit(INTERRUPTED)
+        os._exit(stopped.exit_code)
+    except Exception as error:
+        from conclip.failures import explain  # noqa: PLC0415  only when something failed
+
+        said = explain(error)
+        if said is None:
+            raise
+        fail(f"conclip {subcommand}", said, FAILED)
 
 
-def fail(command: str, message: str) -> NoReturn:
-    """One line on stderr, exit code 2."""
+def fail(command: str, message: str, code: int = REFUSED) -> NoReturn:
+    """One line on stderr, and the exit code."""
     sys.stderr.write(f"{command}: error: {' '.join(message.split())}\n")
-    sys.exit(2)
+    sys.exit(code)
 
 
 def _grade(arguments: list[str]) -> None:
@@ -232,6 +245,13 @@ def _run_in_own_process(subcommand: str, config_dir: str | None, overrides: list
     where = ["--config-dir", config_dir] if config_dir is not None else []
     named = [override for override in overrides if not override.startswith("name=")]
     command = [sys.executable, "-m", "conclip", subcommand, *where, *named, f"name={name}-{number}"]
-    outcome = subprocess.run(command, check=False)
-    if outcome.returncode != 0:
-        sys.exit(outcome.returncode)
+    process = subprocess.Popen(command)
+    try:
+        code = process.wait()
+    except Interrupted as stopped:
+        if stopped.signal_number == signal.SIGTERM:  # Ctrl-C reaches the whole process group by itself
+            process.terminate()
+        process.wait()
+        raise
+    if code != 0:
+        sys.exit(code)

@@ -1,5 +1,6 @@
 """What each subcommand does, once its config is typed and its inputs are checked."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -138,6 +139,9 @@ def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
         elif isinstance(config, TrainRunConfig):
             run_train(config, inputs, run, stage=subcommand.removeprefix("train-"))
         run.say(f"run folder: {run.folder}")
+    except Exception:
+        logging.getLogger("conclip").exception("the run failed")
+        raise
     finally:
         run.close()
     return run.folder

@@ -200,6 +200,8 @@ class OptimConfig:
 class TrainerConfig:
     validate_every: int
     save_every: int
+    keep_last: int
+    save_in_background: bool
     validation_samples: int
     max_tokens_per_micro_batch: int
     max_sampler_drift: float | None

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -30,6 +31,9 @@ CPU_LIMIT_S = 5
 
 WALL_LIMIT_S = 60.0
 """Guard for a worker that neither computes nor answers; generous, as a loaded machine must not change verdicts."""
+
+MAX_FAILED_STARTS = 3
+"""Workers in a row that end before they are ready; then something is wrong with all of them."""
 
 MAX_ANSWER_CHARS = 2000
 """A longer extracted answer is not an answer; it counts as wrong without being parsed."""
@@ -71,6 +75,10 @@ class _State:
     workers: list[_Worker] = field(default_factory=list[_Worker])
     queue: deque[_Pair] = field(default_factory=deque[_Pair])
     waiting: dict[_Pair, list[_Asker]] = field(default_factory=dict[_Pair, list[_Asker]])
+    killed: set[_Pair] = field(default_factory=set[_Pair])
+    """Pairs whose worker somebody killed; each gets one more."""
+    failed_starts: int = 0
+    """Workers in a row that ended before they were ready."""
     verdicts: dict[_Pair, Outcome] = field(default_factory=dict[_Pair, Outcome])
     done: list[tuple[str, Grade]] = field(default_factory=list[tuple[str, Grade]])
 
@@ -128,7 +136,7 @@ class Grader:
 
     def poll(self, timeout_s: float = 0.0) -> list[tuple[str, Grade]]:
         """Verdicts that are ready; waits up to `timeout_s` when there are none but some are under way. Raises GraderBroken
-        when a worker ends before it was ready."""
+        when one worker after the other ends before it was ready."""
         with self._lock:
             state = self._state
             if state.waiting:
@@ -211,7 +219,7 @@ class Grader:
                 worker.process.stdin.write(line)
                 worker.process.stdin.flush()
             except OSError:
-                self._lose(worker, "died")
+                self._lose(worker, "died", begun=False)
 
     def _read(self, timeout_s: float) -> None:
         with selectors.DefaultSelector() as selector:
@@ -225,7 +233,7 @@ class Grader:
                 worker = event.data
                 data = os.read(event.fd, 65536)
                 if not data:
-                    self._lose(worker, "died")
+                    self._lose(worker, "died", begun=worker.ready)
                     continue
                 worker.buffer += data
                 while (end := worker.buffer.find(b"\n")) >= 0:
@@ -233,25 +241,38 @@ class Grader:
                     worker.buffer = worker.buffer[end + 1 :]
         for worker in list(self._state.workers):
             if worker.pair is not None and time.monotonic() > worker.deadline:
-                self._lose(worker, f"gave no answer in {self._wall_limit_s:g} s")
+                self._lose(worker, f"gave no answer in {self._wall_limit_s:g} s", begun=worker.ready)
         self._feed()
 
     def _answered(self, worker: _Worker, line: bytes) -> None:
         if not worker.ready:
-            worker.ready = True
+            worker.ready, self._state.failed_starts = True, 0
             worker.deadline = time.monotonic() + self._wall_limit_s
             return
         pair, worker.pair = worker.pair, None
         self._settle(pair, Outcome(json.loads(line)))
 
-    def _lose(self, worker: _Worker, why: str) -> None:
-        """Replace a worker; the pair it was on becomes a grader error."""
-        LOG.warning("grader worker %s on answer %.80r; replaced", why, worker.pair and worker.pair.answer)
+    def _lose(self, worker: _Worker, why: str, *, begun: bool) -> None:
+        """Replace a worker. The pair it was on becomes a grader error; it gets another worker when this one had not `begun`
+        with it, and once when somebody killed this one (its own limits end it by other signals)."""
+        state, pair = self._state, worker.pair
+        LOG.warning("grader worker %s on answer %.80r; replaced", why, pair and pair.answer)
+        was_killed = why == "died" and _end_code(worker) == -signal.SIGKILL
         _kill(worker)
-        self._state.workers.remove(worker)
+        state.workers.remove(worker)
         if not worker.ready:
-            raise GraderBroken(f"a grader worker {why} before it was ready; try: {' '.join(_COMMAND)} < /dev/null")
-        self._settle(worker.pair, Outcome.GRADER_ERROR)
+            state.failed_starts += 1
+            if state.failed_starts >= MAX_FAILED_STARTS:
+                raise GraderBroken(
+                    f"{MAX_FAILED_STARTS} grader workers in a row {why} before they were ready; try: "
+                    f"{' '.join(_COMMAND)} < /dev/null"
+                )
+        if pair is not None and (not begun or (was_killed and pair not in state.killed)):
+            if begun:
+                state.killed.add(pair)
+            state.queue.appendleft(pair)
+        else:
+            self._settle(pair, Outcome.GRADER_ERROR)
 
     def _settle(self, pair: _Pair | None, outcome: Outcome) -> None:
         assert pair is not None
@@ -272,6 +293,14 @@ def _start_worker(cpu_limit_s: int) -> _Worker:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     return _Worker(process=process)
+
+
+def _end_code(worker: _Worker) -> int | None:
+    """How a worker ended; None when it has not, shortly after its output did."""
+    try:
+        return worker.process.wait(timeout=1.0)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _kill(worker: _Worker) -> None:

@@ -43,7 +43,8 @@ def allow_cpu_seconds(seconds: int) -> None:
 
 def main() -> None:
     cpu_limit_s = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent's to handle, which the whole process group may get
+        signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     logging.disable(logging.CRITICAL)

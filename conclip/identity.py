@@ -25,6 +25,8 @@ IRRELEVANT = {
     ("rollout", "gpu_memory_utilization"),
     ("trainer", "transcripts_per_group"),
     ("trainer", "save_every"),
+    ("trainer", "keep_last"),
+    ("trainer", "save_in_background"),
     ("trainer", "max_sampler_drift"),
     ("eval", "allow_overlap"),
     ("eval", "margin"),

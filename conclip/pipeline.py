@@ -6,8 +6,6 @@ links or copies, in another one of the same run.
 """
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from conclip.files import break_links, link
 from conclip.identity import digest, path_hash
 from conclip.runlog import MANIFEST, Run
 
@@ -68,7 +67,7 @@ class Pipeline:
             return record
         if before := read_stages(self._run.folder).get(name):
             for path in before.outputs:
-                _break_links(self._run.folder / path)
+                break_links(self._run.folder / path)
         began = time.monotonic()
         done = work()
         record = StageRecord(
@@ -96,7 +95,7 @@ class Pipeline:
             if record is None or record.key != key or not unharmed(folder, record):
                 continue
             for path in record.outputs:
-                _link(folder / path, self._run.folder / path)
+                link(folder / path, self._run.folder / path)
             self._run.adopt_metrics(folder, name)
             record = replace(record, taken_from=record.taken_from or folder.name)
             self._write(name, record)
@@ -131,30 +130,3 @@ def unharmed(folder: Path, record: StageRecord) -> bool:
     """Whether every file a stage made is as it was."""
     paths = {folder / path: known for path, known in record.outputs.items()}
     return all(path.exists() and path_hash(path) == known for path, known in paths.items())
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file or folder at another place: hard links, or copies across file systems."""
-    if source.is_dir():
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target, copy_function=_link_file)
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        _link_file(source, target)
-
-
-def _break_links(path: Path) -> None:
-    """Give a file, or all below a folder, content of its own: what is written here must not change another attempt."""
-    for file in path.rglob("*") if path.is_dir() else [path] if path.exists() else []:
-        if file.is_file() and file.stat().st_nlink > 1:
-            aside = file.with_name(file.name + ".part")
-            shutil.copy2(file, aside)
-            aside.replace(file)
-
-
-def _link_file(source: str | Path, target: str | Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

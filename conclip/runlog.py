@@ -28,6 +28,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from conclip.config import BaseConfig, UserError
+from conclip.failures import check_folder
+from conclip.files import drop_cut_line, write_json, write_text
 from conclip.rollout.collect import CollectProgress
 from conclip.terminal import open_console
 from conclip.types import Rollout, RolloutGroup
@@ -87,7 +89,9 @@ class Run:
         self.console.print(table)
 
     def log_metrics(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """One JSON line, NaN and infinity as null; readable up to the last whole line whatever happens later."""
+        """One JSON line, NaN and infinity as null; readable up to the last whole line whatever happens later. Raises
+        RunFolderGone when somebody removed the folder."""
+        check_folder(self.folder)
         known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         row = {"schema": SCHEMA_VERSION, "stage": stage, "step": step, **known}
         self._metrics.write(json.dumps(row) + "\n")
@@ -126,10 +130,9 @@ class Run:
 
     def _rewrite_metrics(self, lines: Iterable[str]) -> None:
         path = self.folder / "metrics.jsonl"
-        aside = path.with_name(path.name + ".part")
-        aside.write_text("".join(lines), encoding="utf-8")
+        content = "".join(lines)
         self._metrics.close()
-        aside.replace(path)
+        write_text(path, content)
         self._metrics = path.open("a", encoding="utf-8")
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -191,13 +194,6 @@ class Run:
         os.dup2(self._stderr, 2)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write aside and rename, so that a reader never sees half a file."""
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.rename(path)
-
-
 def transcript(rollout: Rollout) -> dict[str, Any]:
     """A rollout as a flat JSON object."""
     return {
@@ -243,17 +239,6 @@ def _lock(folder: Path) -> IO[str]:
         lock.close()
         raise UserError(f"'{folder}' is being worked on by another process; wait for it, or choose another name=") from error
     return lock
-
-
-def drop_cut_line(path: Path) -> None:
-    """Cut a file of lines after its last whole one: a killed writer may have left a part of a line."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
 
 
 def attempts(home: Path) -> list[Path]:

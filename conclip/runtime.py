@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +90,7 @@ def open_runtime(
             f"{max_tokens}), the context holds {limit}; lower max_tokens or drop the problem"
         )
     grader = Grader()
-    engine = start_engine(config, model_path, max_model_len=limit or needed)
+    engine = start_engine(config, model_path, max_model_len=limit or needed, warn=run.warn)
     try:
         yield Runtime(
             config=config, run=run, engine=engine, grader=grader, tokenizer=tokenizer, prompts=prompts, messages={}
@@ -125,13 +125,13 @@ def open_endpoint(config: EvalRunConfig, run: Run, served_name: str, problems: S
         grader.close()
 
 
-def start_engine(config: BaseConfig, model_path: Path, *, max_model_len: int) -> RolloutEngine:
-    """The engine the config asks for."""
+def start_engine(config: BaseConfig, model_path: Path, *, max_model_len: int, warn: Callable[[str], None]) -> RolloutEngine:
+    """The engine the config asks for; `warn` hears of what goes wrong with it and is put right."""
     settings = {"dtype": config.model.dtype, "seed": config.seed, "max_model_len": max_model_len}
     if config.rollout.engine == "child_process":
         from conclip.rollout.child import ChildEngine  # noqa: PLC0415  only what is used gets imported
 
-        return ChildEngine(model_path, config.rollout, **settings)
+        return ChildEngine(model_path, config.rollout, warn=warn, **settings)
     from conclip.rollout.vllm_engine import VllmEngine  # noqa: PLC0415
 
     return VllmEngine(model_path, config.rollout, **settings)

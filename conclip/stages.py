@@ -5,7 +5,6 @@ before gives the same as one that is done now.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
@@ -36,9 +35,10 @@ from conclip.rollout.collect import tasks_for
 from conclip.runlog import Run
 from conclip.runtime import Runtime, open_runtime
 from conclip.selection import Selection
+from conclip.training.checkpoint import leave_models
 from conclip.training.monitors import summary_table
-from conclip.training.resume import RESUME
-from conclip.training.trainer import Trainer, TrainResult, Validation
+from conclip.training.progress import Validation
+from conclip.training.trainer import Trainer, TrainResult
 from conclip.types import EvalRow, Outcome, Problem
 
 
@@ -156,7 +156,7 @@ class Stages:
         }
         self._run.write_json(f"problems-{stage}.json", describe_selection(selection))
         record = self._pipeline.do(stage, inputs, work)
-        shutil.rmtree(self._run.folder / RESUME / stage, ignore_errors=True)  # the phase is whole
+        leave_models(self._run.folder / "checkpoints" / stage)
         (checkpoint,) = (path for path in record.outputs if path.startswith("checkpoints/"))
         result = _read_result(self._run.folder / result_file, self._run.folder / checkpoint)
         self._run.say(

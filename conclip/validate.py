@@ -187,6 +187,7 @@ def _check_learning(config: LearnConfig) -> None:
     _need(optim.max_skipped_updates >= 0, "optim.max_skipped_updates", "must be 0 or more")
     _need(trainer.validate_every >= 1, "trainer.validate_every", "must be at least 1")
     _need(trainer.save_every >= 1, "trainer.save_every", "must be at least 1")
+    _need(trainer.keep_last >= 1, "trainer.keep_last", "must be at least 1")
     _need(trainer.validation_samples >= 1, "trainer.validation_samples", "must be at least 1")
     _need(trainer.transcripts_per_group >= 0, "trainer.transcripts_per_group", "must be 0 or more")
     room = trainer.max_tokens_per_micro_batch >= config.rollout.max_tokens

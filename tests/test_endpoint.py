@@ -16,7 +16,7 @@ from conclip.cli import main
 from conclip.evaluation.rows import read_rows
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy, load_tokenizer
-from conclip.training.checkpoint import save_checkpoint
+from conclip.training.checkpoint import save_model
 from conclip.types import Outcome
 
 pytestmark = pytest.mark.engine
@@ -27,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """vLLM's own server with a checkpoint as training saves it (the lab model's weights), on a free port of this machine."""
     checkpoint = tmp_path_factory.mktemp("served") / "phase2-best"
     policy, tokenizer = load_policy(LAB_MODEL, torch.device("cpu")), load_tokenizer(LAB_MODEL)
-    save_checkpoint(checkpoint, policy, tokenizer, problems=[], earlier=[])
+    save_model(checkpoint, policy, policy.state_dict(), tokenizer, problems=[], earlier=[])
     (checkpoint / "README.md").write_text("# a model card\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -194,17 +195,54 @@ def test_collect_grades_everything_in_a_stable_order(engine: RolloutEngine):
     assert first.text.endswith("}") and "<|" not in first.text
 
 
-def test_a_child_process_gives_the_same_tokens_and_its_death_is_noticed(engine: RolloutEngine, random_model: Path):
+def tokens(completions: dict[str, Completion]) -> dict[str, tuple[int, ...]]:
+    return {key: completion.token_ids for key, completion in completions.items()}
+
+
+def test_a_child_process_gives_the_same_tokens_even_when_it_is_killed(engine: RolloutEngine, random_model: Path):
     here = run(engine)
-    child = ChildEngine(LAB_MODEL, rollout_config(), **SETTINGS)
+    said: list[str] = []
+    child = ChildEngine(LAB_MODEL, rollout_config(), warn=said.append, **SETTINGS)
     try:
-        there = run(child)
-        assert {k: c.token_ids for k, c in there.items()} == {k: c.token_ids for k, c in here.items()}
+        assert tokens(run(child)) == tokens(here)
+        num_tokens = child.progress()
         child.update_weights(load_policy(random_model, torch.device("cpu")).state_dict().items(), 5)
-        assert {c.policy_version for c in run(child).values()} == {5}
-        child._process.kill()
-        with pytest.raises(EngineDied):
-            run(child)
+        updated = run(child)
+        child._process.kill()  # between two units
+        assert tokens(run(child)) == tokens(updated)
+        assert tokens(killed_amid(child)) == tokens(updated)
+        assert {completion.policy_version for completion in updated.values()} == {5}
+        assert child.progress() == num_tokens + 3 * sum(len(ids) for ids in tokens(updated).values())
+        assert len(said) == 2 and all("started again" in text for text in said)
+        child.update_weights(LAB_MODEL, 6)
+        assert tokens(run(child)) == tokens(here)
     finally:
         child.close()
     assert not child._process.is_alive()
+
+
+def killed_amid(child: ChildEngine) -> dict[str, Completion]:
+    """`run`, its process killed when some responses are delivered and others are not; none may come twice."""
+    child.reset_cache()
+    wanted = requests()
+    child.submit(wanted, SPEC)
+    delivered: list[Completion] = []
+    killed = False
+    while len({completion.request_id for completion in delivered}) < len(wanted):
+        delivered += child.poll()
+        if delivered and not killed:
+            child._process.kill()
+            killed = True
+    assert len(delivered) == len(wanted)
+    return {completion.request_id: completion for completion in delivered}
+
+
+def test_a_child_that_cannot_be_started_again_is_given_up():
+    child = ChildEngine(LAB_MODEL, rollout_config(), **SETTINGS)
+    number = child._process.pid
+    child._arguments = (Path("nowhere"), rollout_config(), SETTINGS)
+    child._process.kill()
+    with pytest.raises(EngineDied, match="restarts did not help"):
+        run(child)
+    child.close()
+    assert number is not None and not psutil.pid_exists(number)

@@ -1,6 +1,7 @@
 """The grader on the real path: worker processes, math-verify, limits, kills, hostile answers."""
 
 import json
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,14 +115,28 @@ def test_a_stuck_worker_is_killed_and_the_rest_is_graded():
         grader.close()
 
 
-def test_a_worker_that_dies_is_replaced_and_its_answer_is_a_grader_error(grader: Grader):
+def test_idle_workers_that_are_killed_cost_no_verdict(grader: Grader):
     grader.grade(gold="1", text=boxed("2"))
     for worker in grader._state.workers:
         worker.process.kill()
         worker.process.wait()
-    verdicts = [grader.grade(gold="1", text=boxed(str(number))).outcome for number in range(3, 7)]
-    assert verdicts.count(Outcome.GRADER_ERROR) == 2  # one for each worker that was killed
-    assert verdicts.count(Outcome.WRONG) == 2
+    assert [grader.grade(gold="1", text=boxed(str(number))).outcome for number in range(3, 7)] == [Outcome.WRONG] * 4
+
+
+@pytest.mark.parametrize(("before", "outcome"), [(0, Outcome.CORRECT), (1, Outcome.GRADER_ERROR)])
+def test_an_answer_whose_worker_is_killed_gets_one_more(before: int, outcome: Outcome):
+    grader = Grader(num_workers=1)
+    try:
+        grader.grade(gold="1", text=boxed("2"))
+        (worker,) = grader._state.workers
+        worker.process.send_signal(signal.SIGSTOP)  # it must not answer before it is killed
+        grader.submit("asked", gold="1/2", text=boxed(r"\frac{2}{4}"), finish_reason="stop")
+        if before:
+            grader._state.killed.update(grader._state.waiting)
+        worker.process.kill()
+        assert all_of(grader, 1)["asked"].outcome is outcome
+    finally:
+        grader.close()
 
 
 def test_workers_that_cannot_start_are_not_taken_for_hard_answers(monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,11 @@
 """A phase that was cut ends as one that was left alone, bit for bit; damaged states are passed over."""
 
+import errno
+import os
 import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +14,11 @@ import torch
 
 from conclip.config import TrainRunConfig
 from conclip.inputs import Inputs
+from conclip.interrupts import Interrupted, handle_signals
 from conclip.models.folder import LAB_MODEL, model_hash
 from conclip.runlog import Run
 from conclip.runtime import Runtime
-from conclip.training.resume import PhaseState, newest_state, save_state
+from conclip.training.checkpoint import Checkpoints, PhaseState, leave_models
 from conclip.training.trainer import Trainer, TrainResult
 from tests.conftest import by_hand, train_config
 
@@ -25,19 +31,22 @@ def config(*overrides: str) -> TrainRunConfig:
     return train_config("phase.num_steps=4", "trainer.save_every=1", *overrides)
 
 
+def make_trainer(opened: Runtime, inputs: Inputs, key: str, settings: TrainRunConfig, stage: str = "phase2") -> Trainer:
+    arguments: dict[str, Any] = {"model_path": LAB_MODEL, "validation": inputs.validation, "key": key}
+    return Trainer(stage, settings, settings.phase, opened, selection=by_hand(inputs.pool[:4]), **arguments)
+
+
 def train(
     runtime: tuple[Runtime, Inputs], stage: str, key: str, settings: TrainRunConfig, cut_at: int | None = None
 ) -> TrainResult:
     """Train a stage, or go on with the one of this key; it breaks off as step `cut_at` begins."""
-    opened, inputs = runtime
-    arguments: dict[str, Any] = {"model_path": LAB_MODEL, "validation": inputs.validation, "key": key}
-    trainer = Trainer(stage, settings, settings.phase, opened, selection=by_hand(inputs.pool[:4]), **arguments)
+    trainer = make_trainer(*runtime, key, settings, stage)
     step = trainer._step
 
-    def until_cut(number: int) -> dict[str, float]:
+    def until_cut(number: int) -> None:
         if number == cut_at:
             raise Cut
-        return step(number)
+        step(number)
 
     trainer._step = until_cut  # type: ignore[method-assign]
     return trainer.train()
@@ -63,39 +72,127 @@ def test_a_cut_phase_ends_as_one_that_was_left_alone(runtime: tuple[Runtime, Inp
         assert all(step for step in found["steps"])
 
 
-def state(step: int) -> PhaseState:
-    return PhaseState(step=step, values={"step": step}, tensors={"w": torch.full((3,), float(step))})
+@pytest.mark.engine
+@pytest.mark.parametrize("moment", ["sampling", "update", "validation"])
+def test_a_signal_costs_the_step_in_flight_at_most(runtime: tuple[Runtime, Inputs], moment: str):
+    """SIGTERM while step 3 samples, is amid its update, or is looked at; no checkpoint was due before it."""
+    settings, (opened, inputs) = config("trainer.save_every=100", "trainer.validate_every=3"), runtime
+    alone = left_by(opened.run, train(runtime, "phase2", f"alone {moment}", settings))
+    key = f"stopped in {moment}"
+    trainer = make_trainer(opened, inputs, key, settings)
+    name = {"sampling": "_sample", "update": "_push_weights", "validation": "_validate"}[moment]
+    original = getattr(trainer, name)
+
+    def told_to_stop(*arguments: Any) -> Any:
+        if trainer._now.step == (3 if moment == "validation" else 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    setattr(trainer, name, told_to_stop)
+    with signals_handled(), pytest.raises(Interrupted) as stopped:
+        trainer.train()
+    assert stopped.value.exit_code == 143
+    again = make_trainer(opened, inputs, key, settings)
+    again._restore()
+    assert again._now.step == (2 if moment == "sampling" else 3)
+    assert left_by(opened.run, train(runtime, "phase2", key, settings)) == alone
 
 
-def test_the_newest_whole_state_of_the_same_phase_is_taken(tmp_path: Path):
+@contextmanager
+def signals_handled() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handle_signals()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def state(number: int, best: int = 5) -> PhaseState:
+    return PhaseState(number=number, best=best, values={"step": number}, tensors={"w": torch.full((3,), float(number))})
+
+
+def write_model(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"weights of " + folder.name.encode())
+
+
+def opened(folder: Path, said: list[str], key: str = "key", **changes: Any) -> Checkpoints:
+    return Checkpoints(folder, key=key, warn=said.append, **({"keep_last": 2, "in_background": True} | changes))
+
+
+def saved(folder: Path, said: list[str], *numbers: int, **changes: Any) -> Checkpoints:
+    checkpoints = opened(folder, said, **changes)
+    for number in numbers:
+        checkpoints.save(state(number), write_model)
+    checkpoints.wait()
+    return checkpoints
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path, in_background: bool):
     said: list[str] = []
-    assert newest_state(tmp_path, "key", said.append) is None
-    for step in (5, 10, 15):
-        save_state(tmp_path, "key", state(step))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000015"]
-    found = newest_state(tmp_path, "key", said.append)
-    assert found is not None and found.step == 15 and found.values == {"step": 15}
-    assert torch.equal(found.tensors["w"], torch.full((3,), 15.0))
-    assert newest_state(tmp_path, "another key", said.append) is None and said == []
+    assert opened(tmp_path, said).newest() is None
+    checkpoints = saved(tmp_path, said, 5, 10, 15, 20, in_background=in_background)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000005", "step-000015", "step-000020"]
+    found = checkpoints.newest()
+    assert found is not None and found.number == 20 and found.values == {"step": 20}
+    assert torch.equal(found.tensors["w"], torch.full((3,), 20.0))
+    assert opened(tmp_path, said, "another key").newest() is None and said == []
 
 
-@pytest.mark.parametrize("harm", ["tensors cut", "tensors changed", "no state", "state cut", "unfinished"])
-def test_a_damaged_state_is_passed_over(tmp_path: Path, harm: str):
-    for step in (5, 10):
-        save_state(tmp_path, "key", state(step))
-    newest = tmp_path / "step-000010"
-    tensors = newest / "tensors.safetensors"
+def test_a_phase_that_is_done_leaves_models(tmp_path: Path):
+    checkpoints = saved(tmp_path / "phase", [], 5, 10)
+    checkpoints.publish(5, tmp_path / "phase-best")
+    assert [path.name for path in (tmp_path / "phase-best").iterdir()] == ["model.safetensors"]
+    leave_models(tmp_path / "phase")
+    assert not list(tmp_path.rglob("training")) and checkpoints.newest() is None
+    assert (tmp_path / "phase/step-000010/model.safetensors").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_by_the_next_wait(tmp_path: Path):
+    checkpoints = opened(tmp_path, [])
+
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    checkpoints.save(state(5), full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.wait()
+    assert checkpoints.newest() is None
+    checkpoints.save(state(5), write_model)
+    checkpoints.wait()
+    assert checkpoints.newest() is not None
+
+
+@pytest.mark.parametrize(
+    "harm",
+    ["tensors cut", "tensors changed", "model changed", "model gone", "no state", "state cut", "best gone", "unfinished"],
+)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, harm: str):
+    said: list[str] = []
+    checkpoints = saved(tmp_path, said, 5, 10)
+    if harm == "best gone":
+        checkpoints.save(state(15, best=12), write_model)
+        checkpoints.wait()
+    newest = checkpoints.path(15 if harm == "best gone" else 10)
+    tensors, model, head = (
+        newest / name for name in ("training/tensors.safetensors", "model.safetensors", "training/state.json")
+    )
     if harm == "tensors cut":
         tensors.write_bytes(tensors.read_bytes()[:-4])
     elif harm == "tensors changed":
         tensors.write_bytes(tensors.read_bytes()[:-1] + b"\x00")
+    elif harm == "model changed":
+        model.write_bytes(b"other")
+    elif harm == "model gone":
+        model.unlink()
     elif harm == "no state":
-        (newest / "state.json").unlink()
+        head.unlink()
     elif harm == "state cut":
-        (newest / "state.json").write_text((newest / "state.json").read_text()[:40])
-    else:
-        shutil.move(newest, tmp_path / "step-000010.part")
-    said: list[str] = []
-    found = newest_state(tmp_path, "key", said.append)
-    assert found is not None and found.step == 5
-    assert len(said) == (harm != "unfinished") and all("step-000010" in text for text in said)
+        head.write_text(head.read_text()[:40])
+    elif harm == "unfinished":
+        shutil.move(newest, newest.with_name(newest.name + ".part"))
+    found = checkpoints.newest()
+    assert found is not None and found.number < int(newest.name[5:])
+    assert len(said) == (harm != "unfinished") and all(newest.name in text for text in said)

@@ -14,6 +14,7 @@ from typing import Any
 
 from conclip.config import BaseConfig, PromptStyle, UserError
 from conclip.evaluation.rows import from_dict, to_dict, write_parquet
+from conclip.failures import check_folder
 from conclip.grading import GRADER_VERSION
 from conclip.identity import digest
 from conclip.rollout.collect import Task
@@ -51,6 +52,7 @@ class RowFile:
                     rows = [self._row(rollouts[t.key], t, prompt, spec, keys[t.key]) for t in unit]
                     self.num_sampled += len(rows)
                     self.num_sampled_tokens += sum(row.num_tokens for row in rows)
+                check_folder(self.path.parent)
                 new = [row for row in rows if row.key not in self._written]
                 out.writelines(map(_line, new))
                 out.flush()

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData
 from conclip.config import LearnConfig, TwoPhaseConfig
 from conclip.evaluation.metrics import Estimate, compare, summarise
 from conclip.evaluation.tables import describe_comparison
+from conclip.files import write_text
 from conclip.runlog import Run
 from conclip.types import EvalRow
 
@@ -46,9 +47,7 @@ def write_card(
         _reproduction(run.folder),
         _limits(rows),
     ]
-    aside = checkpoint / "README.md.part"
-    aside.write_text("\n".join(part for part in parts if part), encoding="utf-8")
-    aside.replace(checkpoint / "README.md")
+    write_text(checkpoint / "README.md", "\n".join(part for part in parts if part))
 
 
 def base_name(config: LearnConfig) -> str:

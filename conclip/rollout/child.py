@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,17 @@ from conclip.types import Completion, Request, SamplingSpec
 POLL_S = 0.05
 """How long one `poll` waits for news from the child."""
 
+MAX_RESTARTS = 3
+"""Of one unit of work."""
+
 
 def _serve(pipe: Connection, model_path: Path, config: RolloutConfig, settings: dict[str, Any]) -> None:
     """The child's life: obey commands, generate whenever something is in flight, send completions as they finish.
 
     Every command is answered with ("done", value) or ("error", text); completions travel as ("finished", list, tokens).
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent's to handle, which the whole process group may get
+        signal.signal(number, signal.SIG_IGN)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  open for the process's whole life
     from conclip.rollout.vllm_engine import VllmEngine  # noqa: PLC0415  vLLM belongs in the child only
 
@@ -57,67 +61,130 @@ def _serve(pipe: Connection, model_path: Path, config: RolloutConfig, settings: 
 
 
 class ChildEngine:
-    """`RolloutEngine` whose work happens in a child process. Raises EngineDied when that process is gone."""
+    """`RolloutEngine` whose work happens in a child process.
 
-    def __init__(self, model_path: Path, config: RolloutConfig, **settings: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, model_path, config, settings), daemon=True)
-        self._process.start()
-        theirs.close()
-        atexit.register(self.close)
-        self._finished: list[Completion] = []
-        self._num_in_flight = 0
-        self._num_tokens = 0
+    A child that dies is started again with the weights it had, and the unit of work it was on (everything submitted since
+    the cache was last reset) is done anew: from a cold cache the same requests give the same tokens, and what was delivered
+    already is not delivered twice. Raises EngineDied when that does not help.
+    """
+
+    def __init__(
+        self, model_path: Path, config: RolloutConfig, *, warn: Callable[[str], None] = lambda text: None, **settings: Any
+    ) -> None:
+        self._arguments, self._warn = (model_path, config, settings), warn
+        self._weights: Path | None = None
+        """Folder of the child's present weights; None for those it starts with."""
+        self._shared: tempfile.TemporaryDirectory[str] | None = None
         self._version = 0
-        self._wait_done()
+        self._unit: list[tuple[list[Request], SamplingSpec]] = []
+        self._open: set[str] = set()
+        """Requests of the unit that have not been delivered."""
+        self._finished: list[Completion] = []
+        self._tokens_before_unit = self._tokens_before_child = self._tokens_of_child = 0
+        self._num_restarts = 0
+        """Of this unit."""
+        atexit.register(self.close)
+        self._start()
 
     @property
     def policy_version(self) -> int:
         return self._version
 
     def submit(self, requests: Sequence[Request], spec: SamplingSpec) -> None:
-        self._call("submit", list(requests), spec)
-        self._num_in_flight += len(requests)
+        self._unit.append((list(requests), spec))
+        self._open |= {request.request_id for request in requests}
+        self._do("submit", list(requests), spec)
 
     def poll(self) -> list[Completion]:
-        if self._num_in_flight and not self._finished and self._pipe.poll(POLL_S):
-            self._receive()
-        finished, self._finished = self._finished, []
-        self._num_in_flight -= len(finished)
+        if self._open and not self._finished:
+            try:
+                if self._pipe.poll(POLL_S):
+                    self._receive()
+            except EngineDied as error:
+                self._revive(error)
+        finished, self._finished = [c for c in self._finished if c.request_id in self._open], []
+        self._open -= {completion.request_id for completion in finished}
         return finished
 
     def progress(self) -> int:
-        return self._num_tokens
+        return self._tokens_before_child + self._tokens_of_child
 
     def abort(self) -> None:
-        self._call("abort")
+        self._forget_unit()
+        self._do("abort")
         self._finished.clear()
-        self._num_in_flight = 0
 
     def update_weights(self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        old, self._version = self._shared, version
         if isinstance(source, Path):
-            self._call("update_weights", source, version)
+            self._weights, self._shared = source, None
         else:
-            # A folder in shared memory where there is one: weights never travel through the pipe.
-            shared = Path("/dev/shm")
-            with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
-                tensors = {name: tensor.detach().cpu().clone() for name, tensor in source}
-                save_file(tensors, Path(folder) / "model.safetensors")
-                self._call("update_weights", Path(folder), version)
-        self._version = version
+            # A folder in shared memory where there is one: weights never travel through the pipe. It stays until the next
+            # update, for a child that must be started again.
+            memory = Path("/dev/shm")
+            self._shared = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
+            self._weights = Path(self._shared.name)
+            tensors = {name: tensor.detach().cpu().clone() for name, tensor in source}
+            save_file(tensors, self._weights / "model.safetensors")
+        self._do("update_weights", self._weights, version)
+        if old is not None:
+            old.cleanup()
 
     def reset_cache(self) -> None:
-        self._call("reset_cache")
+        self._forget_unit()
+        self._do("reset_cache")
 
     def sleep(self) -> None:
-        self._call("sleep")
+        self._do("sleep")
 
     def wake(self) -> None:
-        self._call("wake")
+        self._do("wake")
 
     def close(self) -> None:
         atexit.unregister(self.close)
+        self._stop()
+        if self._shared is not None:
+            self._shared.cleanup()
+
+    def _forget_unit(self) -> None:
+        self._unit.clear()
+        self._open.clear()
+        self._tokens_before_unit, self._num_restarts = self.progress(), 0
+
+    def _do(self, name: str, *arguments: Any) -> None:
+        """Have the child do a command whose effect is noted here already, so that a new child gets it by `_revive`."""
+        try:
+            self._ask(name, *arguments)
+        except EngineDied as error:
+            self._revive(error)
+
+    def _revive(self, error: EngineDied) -> None:
+        """A new child in the state the old one should be in."""
+        self._num_restarts += 1
+        if self._num_restarts > MAX_RESTARTS:
+            raise EngineDied(f"{error}; {MAX_RESTARTS} restarts did not help") from error
+        self._warn(f"{error}; it is started again, and what it was sampling is sampled anew")
+        self._stop()
+        self._finished.clear()
+        self._tokens_before_child, self._tokens_of_child = self._tokens_before_unit, 0
+        try:
+            self._start()
+            if self._weights is not None:
+                self._ask("update_weights", self._weights, self._version)
+            for requests, spec in self._unit:
+                self._ask("submit", requests, spec)
+        except EngineDied as again:
+            self._revive(again)
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._wait_done()
+
+    def _stop(self) -> None:
         if self._process.is_alive():
             try:
                 self._pipe.send(("close", ()))
@@ -129,7 +196,7 @@ class ChildEngine:
             self._process.join()
         self._pipe.close()
 
-    def _call(self, name: str, *arguments: Any) -> None:
+    def _ask(self, name: str, *arguments: Any) -> None:
         try:
             self._pipe.send((name, arguments))
         except OSError as error:
@@ -145,11 +212,12 @@ class ChildEngine:
         try:
             kind, *content = self._pipe.recv()
         except (EOFError, OSError) as error:
+            self._process.join(timeout=5)
             raise EngineDied(f"the engine process is gone (exit code {self._process.exitcode})") from error
         if kind == "error":
             raise EngineDied(f"the engine process failed: {content[0]}")
         if kind == "finished":
             self._finished += content[0]
-            self._num_tokens = content[1]
+            self._tokens_of_child = content[1]
             return False
         return True

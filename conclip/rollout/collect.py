@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from conclip.grading import Grader
+from conclip.interrupts import deferred
 from conclip.rollout.engine import RolloutEngine
 from conclip.seeding import derive_seed
 from conclip.types import Completion, Grade, Messages, Problem, Request, Rollout, RolloutGroup, SamplingSpec
@@ -95,7 +96,9 @@ def collect(
     try:
         while num_done < len(tasks):
             sampling = num_finished < len(tasks)
-            for completion in engine.poll() if sampling else ():
+            with deferred():  # a signal must not leave the engine amid a step
+                finished = engine.poll() if sampling else []
+            for completion in finished:
                 task = by_key[completion.request_id]
                 text = _text(completion, tokenizer)
                 graded[task.key] = (completion, text)

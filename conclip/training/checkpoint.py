@@ -1,29 +1,184 @@
-"""Checkpoint folders: a complete HF model that plain transformers and vLLM load."""
+"""Checkpoints of a phase: each a complete HF model, with everything the phase needs to go on exactly from there.
 
+`checkpoints/<stage>/step-NNNNNN/`, by the number of steps done (those that warm the critic up included), has the policy as
+plain transformers and vLLM load it, and in `training/` critic and optimiser moments (`tensors.safetensors`) and all else
+(`state.json`, which has the hash of every file). A checkpoint is written aside, synced and renamed: it is whole whenever it
+has its name. `checkpoints/<stage>-best/` is the best one's model, once the phase is done.
+"""
+
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from conclip.files import link, sync
+from conclip.identity import path_hash
 from conclip.overlap import write_record
 from conclip.types import Problem
 
+SCHEMA = 2
+TRAINING = "training"
+"""Folder of what only the phase itself needs."""
 
-def save_checkpoint(
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseState:
+    """What a checkpoint holds besides the policy."""
+
+    number: int
+    """Of the checkpoint: steps done."""
+    best: int
+    """Number of the best checkpoint so far."""
+    values: Mapping[str, Any]
+    """JSON-like."""
+    tensors: Mapping[str, Tensor]
+
+
+class Checkpoints:
+    """The checkpoints of one phase in its folder: the newest ones, and the best ones these name."""
+
+    def __init__(self, folder: Path, *, key: str, keep_last: int, in_background: bool, warn: Callable[[str], None]) -> None:
+        """`key`: hash of all inputs of the phase; only the same phase goes on from its checkpoints. `in_background`: write
+        while the phase goes on, one checkpoint at a time."""
+        self._folder, self._key, self._keep_last, self._warn = folder, key, keep_last, warn
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if in_background else None
+        self._pending: Future[None] | None = None
+
+    def path(self, number: int) -> Path:
+        return self._folder / f"step-{number:06d}"
+
+    def save(self, state: PhaseState, write_model: Callable[[Path], None]) -> None:
+        """Write one checkpoint, `write_model` the policy into a new folder, and remove those no longer kept. Neither the
+        state nor what `write_model` writes may change until `wait` returns. Raises what an earlier write failed with."""
+        self.wait()
+        if self._writer is None:
+            self._write(state, write_model)
+        else:
+            self._pending = self._writer.submit(self._write, state, write_model)
+
+    def wait(self) -> None:
+        """Until everything is on the disk. Raises what the writing failed with."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def newest(self) -> PhaseState | None:
+        """The newest whole state of this phase; what is passed over is said."""
+        for path in _numbered(self._folder):
+            state = self._read(path)
+            if state is not None:
+                return state
+        return None
+
+    def clear(self) -> None:
+        """Remove all checkpoints."""
+        self.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def publish(self, number: int, target: Path) -> None:
+        """The model of one checkpoint as a folder of its own."""
+        self.wait()
+        link(self.path(number), target, without=TRAINING)
+
+    def _write(self, state: PhaseState, write_model: Callable[[Path], None]) -> None:
+        target = self.path(state.number)
+        aside = target.with_name(target.name + ".part")
+        shutil.rmtree(aside, ignore_errors=True)
+        (aside / TRAINING).mkdir(parents=True)
+        write_model(aside)
+        save_file({name: t.contiguous() for name, t in state.tensors.items()}, aside / TRAINING / "tensors.safetensors")
+        head = {"schema": SCHEMA, "key": self._key, "number": state.number, "best": state.best}
+        hashes = {str(file.relative_to(aside)): path_hash(file) for file in _files(aside)}
+        text = json.dumps(head | {"files": hashes, "values": state.values})
+        (aside / TRAINING / "state.json").write_text(text, encoding="utf-8")
+        for path in (*_files(aside), aside / TRAINING, aside):
+            sync(path)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+        sync(self._folder)
+        self._prune()
+
+    def _prune(self) -> None:
+        found = _numbered(self._folder)
+        kept = found[: self._keep_last]
+        kept += [self.path(head["best"]) for path in kept if (head := _head(path)) is not None]
+        for path in found:
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _read(self, path: Path) -> PhaseState | None:
+        if not (path / TRAINING).is_dir():
+            return None  # of a phase that is done
+        try:
+            head = json.loads((path / TRAINING / "state.json").read_text(encoding="utf-8"))
+            if head["key"] != self._key or head["schema"] != SCHEMA:
+                return None
+            for name, known in head["files"].items():
+                if path_hash(path / name) != known:
+                    raise ValueError(f"{name} is not what was saved")
+            if not self.path(head["best"]).is_dir():
+                raise ValueError(f"the best checkpoint it names, {head['best']}, is gone")
+            tensors = load_file(path / TRAINING / "tensors.safetensors")
+            return PhaseState(number=head["number"], best=head["best"], values=head["values"], tensors=tensors)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            self._warn(f"checkpoint '{path}' is damaged ({error}); an earlier one is taken, or the phase starts anew")
+            return None
+
+
+def save_model(
     folder: Path,
     policy: PreTrainedModel,
+    weights: dict[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
     *,
     problems: Sequence[Problem],
     earlier: Sequence[str],
 ) -> None:
-    """Write aside and rename: `folder` is whole whenever it exists. It says what the model was trained on: `problems`, and
-    the questions of `earlier` phases."""
-    aside = folder.with_name(folder.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    policy.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    write_record(aside, earlier, problems)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    """A complete HF model: `weights` in the shape of `policy`. It says what the model was trained on: `problems`, and the
+    questions of `earlier` phases."""
+    policy.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)
+    write_record(folder, earlier, problems)
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they are now, in main memory; what was shared stays shared."""
+    copies: dict[tuple[int, torch.Size], Tensor] = {}
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tensor.shape)
+        if place not in copies or not tensor.numel():
+            copies[place] = tensor.detach().to("cpu", copy=True)
+        found[name] = copies[place]
+    return found
+
+
+def leave_models(folder: Path) -> None:
+    """Of a phase that is done: what only going on would need is removed."""
+    for path in _numbered(folder):
+        shutil.rmtree(path / TRAINING, ignore_errors=True)
+
+
+def _head(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((path / TRAINING / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((path for path in folder.glob("step-*") if path.suffix != ".part"), reverse=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

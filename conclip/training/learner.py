@@ -82,24 +82,28 @@ class Learner:
             yield name, tensor.detach()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON-like values from which `load_state` goes on exactly."""
+        """Critic and optimiser moments, and JSON-like values: with the policy, what `load_state` goes on from exactly."""
         tensors: dict[str, Tensor] = {}
         values: dict[str, Any] = {"skipped_in_a_row": self._skipped_in_a_row}
-        for name, module, optimizer in self._trained():
-            tensors |= {f"{name}/{key}": parameter.detach() for key, parameter in module.named_parameters()}
+        if self.critic is not None:
+            tensors |= {f"critic/{key}": parameter.detach() for key, parameter in self.critic.named_parameters()}
+        for name, optimizer in self._optimizers():
             saved = optimizer.optimizer.state_dict()
             for index, moments in saved["state"].items():
                 tensors |= {f"{name}.optimizer/{index}/{key}": tensor for key, tensor in moments.items()}
             values[name] = {"groups": saved["param_groups"], "schedule": optimizer.state_dict()}
         return tensors, values
 
-    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Become what `state` described. Raises KeyError when it is another model's."""
+    def load_state(self, policy: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Become what `state` described, with the policy of a model folder. Raises KeyError when it is another model's."""
         self._skipped_in_a_row = values["skipped_in_a_row"]
-        for name, module, optimizer in self._trained():
-            with torch.no_grad():
-                for key, parameter in module.named_parameters():
-                    parameter.copy_(tensors[f"{name}/{key}"])
+        with torch.no_grad():
+            saved = dict(load_policy(policy, self.device).named_parameters())
+            for key, parameter in self.policy.named_parameters():
+                parameter.copy_(saved[key])
+            for key, parameter in self.critic.named_parameters() if self.critic is not None else ():
+                parameter.copy_(tensors[f"critic/{key}"])
+        for name, optimizer in self._optimizers():
             moments: dict[int, dict[str, Tensor]] = {}
             for path, tensor in tensors.items():
                 owner, _, rest = path.partition("/")
@@ -109,10 +113,11 @@ class Learner:
             optimizer.optimizer.load_state_dict({"state": moments, "param_groups": values[name]["groups"]})
             optimizer.load_state_dict(values[name]["schedule"])
 
-    def _trained(self) -> list[tuple[str, torch.nn.Module, LambdaLR]]:
-        """(name, model, its optimiser under its schedule)."""
-        found: list[tuple[str, torch.nn.Module, LambdaLR]] = [("policy", self.policy, self._policy_optimizer)]
-        return found + ([("critic", self.critic, self._critic_optimizer)] if self.critic is not None else [])
+    def _optimizers(self) -> list[tuple[str, LambdaLR]]:
+        """Each trained model's name and optimiser, under its schedule."""
+        return [("policy", self._policy_optimizer)] + (
+            [("critic", self._critic_optimizer)] if self.critic is not None else []
+        )
 
     @torch.no_grad()
     def score(self, tokens: TokenBatch) -> Scores:

@@ -1,0 +1,56 @@
+"""What the machine did to a run, in one line: failures that are nobody's bug and nobody's input."""
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+from conclip.grading import GraderBroken
+from conclip.rollout.engine import EngineDied
+
+AGAIN = "then give the same command again: it goes on from what is whole"
+
+MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")
+FULL = ("no space left on device", "os error 28", "disk quota exceeded")
+READ_ONLY = ("read-only file system", "os error 30")
+
+
+class RunFolderGone(RuntimeError):
+    """Somebody removed the folder a run writes to."""
+
+
+def explain(error: BaseException) -> str | None:
+    """One line on what failed and what to do; None when the error, and all it came from, looks like a bug of ours."""
+    for cause in _chain(error):
+        text = " ".join(str(cause).split())
+        lower = text.lower()
+        where = f" ('{cause.filename}')" if isinstance(cause, OSError) and cause.filename else ""
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(part in lower for part in FULL):
+            return f"no space left on the disk{where}; free some, {AGAIN}"
+        if isinstance(cause, MemoryError) or number == errno.ENOMEM or any(part in lower for part in MEMORY):
+            return (
+                f"out of memory ({text[:160] or type(cause).__name__}); lower rollout.kv_cache_gib, rollout.max_num_seqs or "
+                f"trainer.max_tokens_per_micro_batch, or set trainer.save_in_background=false, {AGAIN}"
+            )
+        if number in (errno.EROFS, errno.EACCES, errno.EPERM) or any(part in lower for part in READ_ONLY):
+            return f"no permission{where}; make the place writable, or choose another one, {AGAIN}"
+        if number == errno.EIO:
+            return f"the disk failed{where}; look at the machine's log"
+        if isinstance(cause, (EngineDied, GraderBroken, RunFolderGone)):
+            return f"{text}; {AGAIN}"
+    return None
+
+
+def check_folder(folder: Path) -> None:
+    """Raise RunFolderGone unless a run's folder is there: open files would swallow what is written to a removed one."""
+    if not folder.is_dir():
+        raise RunFolderGone(f"the run folder '{folder}' is gone")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
