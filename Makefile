@@ -10,7 +10,7 @@ PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast check format lint type lab-model lab-report bench bench-grading theory frontier selection probing kills faults \
+.PHONY: help install demo demo-full test test-fast fuzz check format lint type lab-model lab-report bench bench-grading theory frontier selection probing kills faults \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -86,6 +86,9 @@ theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on len
 
 test: $(VENV)/.installed-dev ## all tests, real engine included
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/.installed-dev ## 12,000 random configs, data files and files of earlier runs (about ten minutes)
+	CONCLIP_FUZZ=4000 $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
 
 test-fast: $(VENV)/.installed-dev ## unit tests only (under a minute)
 	$(BIN)/python -m pytest -m "not engine and not slow" $(ARGS)

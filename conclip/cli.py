@@ -4,24 +4,20 @@ Exit codes: 0 done, 1 a bug of ours (traceback), 2 bad input (one line), 3 the m
 memory, a process that was killed), 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
-import argparse
 import difflib
-import json
 import os
 import signal
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from conclip.config import UserError
 from conclip.interrupts import Interrupted, handle_signals
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from conclip.config import BaseConfig
-    from conclip.inputs import Inputs
 
 SUBCOMMANDS = {
     "probe": "measure the pass rate of each problem",
@@ -34,6 +30,7 @@ SUBCOMMANDS = {
 PLAIN_SUBCOMMANDS = {
     "grade": "grade any JSON lines with gold and response: conclip grade IN OUT",
     "compare": "paired statistics of two evaluations: conclip compare FIRST SECOND",
+    "doctor": "what this machine can run, and what a config would need: conclip doctor [SUBCOMMAND key=value ...]",
 }
 """They take arguments, not a config."""
 
@@ -54,8 +51,11 @@ Examples
   conclip train-phase2 algo=grpo phase.num_steps=10
 """
 
-REFUSED, FAILED = 2, 3
-"""Exit codes: bad input; a failure of the machine."""
+MAX_LINE = 1000
+"""Characters of an error; of a longer one both ends are shown."""
+
+REFUSED = 2
+"""Exit code of bad input."""
 
 
 def main() -> None:
@@ -75,12 +75,14 @@ def main() -> None:
     handle_signals()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a traceback that reaches the user is a bug: show all of it
     try:
-        if subcommand == "grade":
-            _grade(arguments[1:])
-        elif subcommand == "compare":
-            _compare(arguments[1:])
+        if subcommand in PLAIN_SUBCOMMANDS:
+            from conclip import tools  # noqa: PLC0415  only what is used gets imported
+
+            getattr(tools, subcommand)(arguments[1:])
         else:
             _run(subcommand, arguments[1:])
+    except UserError as error:
+        fail(f"conclip {subcommand}", str(error))
     except BrokenPipeError:  # the reader of a page (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except Interrupted as stopped:
@@ -89,7 +91,7 @@ def main() -> None:
         # Everything is closed by now; taking torch and vLLM apart object by object would cost seconds more.
         os._exit(stopped.exit_code)
     except Exception as error:
-        from conclip.failures import explain  # noqa: PLC0415  only when something failed
+        from conclip.failures import FAILED, explain  # noqa: PLC0415  only when something failed
 
         said = explain(error)
         if said is None:
@@ -99,71 +101,11 @@ def main() -> None:
 
 def fail(command: str, message: str, code: int = REFUSED) -> NoReturn:
     """One line on stderr, and the exit code."""
-    sys.stderr.write(f"{command}: error: {' '.join(message.split())}\n")
+    line = " ".join(message.split())
+    if len(line) > MAX_LINE:
+        line = f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
+    sys.stderr.write(f"{command}: error: {line}\n")
     sys.exit(code)
-
-
-def _grade(arguments: list[str]) -> None:
-    from conclip.config import UserError  # noqa: PLC0415
-    from conclip.regrade import grade_file  # noqa: PLC0415
-
-    parser = argparse.ArgumentParser(
-        prog="conclip grade",
-        description="Grade JSON lines with columns gold and response (optional: choices, precision). A response without "
-        "\\boxed{} is taken whole as the answer. Adds outcome, extracted, method and grader_version to each row.",
-    )
-    parser.add_argument("source", metavar="IN", type=Path, help="JSON lines")
-    parser.add_argument("target", metavar="OUT", type=Path, help="the graded JSON lines")
-    parser.add_argument("--audit", action="store_true", help="grade with a second, independent comparison too")
-    options = parser.parse_args(arguments)
-    try:
-        counts = grade_file(options.source, options.target, audit=options.audit)
-    except UserError as error:
-        fail("conclip grade", str(error))
-    for name, count in sorted(counts.items()):
-        sys.stdout.write(f"{count:>8}  {name}\n")
-    sys.stdout.write(f"graded rows: {options.target}\n")
-
-
-def _compare(arguments: list[str]) -> None:
-    from conclip.config import UserError  # noqa: PLC0415
-    from conclip.evaluation import compare  # noqa: PLC0415
-    from conclip.evaluation.rows import read_rows, select_rows  # noqa: PLC0415
-    from conclip.terminal import open_console  # noqa: PLC0415
-
-    parser = argparse.ArgumentParser(
-        prog="conclip compare",
-        description="Differences in accuracy and length between two evaluations, paired by problem: intervals, permutation "
-        "tests, non-inferiority, and which outcomes turned into which.",
-    )
-    parser.add_argument("first", metavar="FIRST", type=Path, help="run folder of an evaluation, or a file with its rows")
-    parser.add_argument("second", metavar="SECOND", type=Path, help="the same, of what is compared with it")
-    parser.add_argument("--margin", type=float, default=0.03, help="accuracy counts as kept within it [probability]")
-    for name in ("model", "prompt", "temperature"):
-        kind = float if name == "temperature" else str
-        parser.add_argument(
-            f"--{name}", type=kind, nargs="+", help=f"{name} of FIRST (and of SECOND, if another) to compare"
-        )
-    parser.add_argument("--json", type=Path, help="write the numbers here, too")
-    options = parser.parse_args(arguments)
-    try:
-        chosen = {name: getattr(options, name) for name in ("model", "prompt", "temperature") if getattr(options, name)}
-        sides = [
-            select_rows(read_rows(path), **{name: values[min(side, len(values) - 1)] for name, values in chosen.items()})
-            for side, path in enumerate((options.first, options.second))
-        ]
-        results = compare.paired(*sides)
-    except UserError as error:
-        fail("conclip compare", str(error))
-    console = open_console()
-    for text in compare.differences(*sides):
-        console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
-    for result in results:
-        for line in compare.sentences(result, options.margin):
-            console.print(line, markup=False, soft_wrap=True)
-        console.print(compare.transition_table(result))
-    if options.json:
-        options.json.write_text(json.dumps([compare.to_json(result) for result in results], indent=2) + "\n")
 
 
 def _run(subcommand: str, arguments: list[str]) -> None:
@@ -171,33 +113,32 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     from hydra._internal.utils import get_args_parser  # noqa: PLC0415
 
     from conclip.compose import compose_config, config_folder, free_key, sweep_jobs  # noqa: PLC0415
-    from conclip.config import UserError  # noqa: PLC0415
     from conclip.help import show_help  # noqa: PLC0415
+    from conclip.inputs import checked  # noqa: PLC0415
 
     dry_run = "--dry-run" in arguments
-    flags = get_args_parser().parse_args([argument for argument in arguments if argument != "--dry-run"])
+    parser = get_args_parser()
+    parser.error = _refuse_flag
+    flags = parser.parse_args([argument for argument in arguments if argument != "--dry-run"])
     primary = flags.config_name or subcommand.replace("-", "_")
     compose = partial(compose_config, subcommand, primary=flags.config_name, config_dir=flags.config_dir)
-    try:
-        if flags.help:
-            return show_help(config_folder(), primary, *compose(flags.overrides))
-        if flags.multirun:
-            for number, overrides in enumerate(sweep_jobs(flags.overrides, sweeping=True)):
-                composed = compose(overrides)[0]
-                if dry_run:
-                    composed.name = f"{composed.name}-{number}"
-                    _plan(subcommand, composed)
-                else:
-                    _check(subcommand, composed)
+    if flags.help:
+        return show_help(config_folder(), primary, *compose(flags.overrides))
+    if flags.multirun:
+        for number, overrides in enumerate(sweep_jobs(flags.overrides, sweeping=True)):
+            composed = compose(overrides)[0]
             if dry_run:
-                return None
-        elif flags.cfg or flags.info:
-            compose(flags.overrides)
-        elif not (flags.hydra_help or flags.shell_completion):
-            (overrides,) = sweep_jobs(flags.overrides, sweeping=False)
-            return (_plan if dry_run else _execute)(subcommand, compose(overrides)[0])
-    except UserError as error:
-        fail(f"conclip {subcommand}", str(error))
+                composed.name = f"{composed.name}-{number}"
+                _plan(subcommand, composed)
+            else:
+                checked(subcommand, composed)
+        if dry_run:
+            return None
+    elif flags.cfg or flags.info:
+        compose(flags.overrides)
+    elif not (flags.hydra_help or flags.shell_completion):
+        (overrides,) = sweep_jobs(flags.overrides, sweeping=False)
+        return (_plan if dry_run else _execute)(subcommand, compose(overrides)[0])
 
     sys.argv = [sys.argv[0], *map(free_key, arguments)]
 
@@ -210,18 +151,14 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(job)()
 
 
-def _check(subcommand: str, composed: "DictConfig") -> "tuple[BaseConfig, Inputs]":
-    """The typed config and what it points at, found and read. Raises UserError; nothing is written."""
-    from conclip.config import SCHEMAS  # noqa: PLC0415
-    from conclip.inputs import load_inputs  # noqa: PLC0415
-    from conclip.validate import to_config  # noqa: PLC0415
-
-    config = to_config(SCHEMAS[subcommand], composed)
-    return config, load_inputs(config)
+def _refuse_flag(message: str) -> NoReturn:
+    raise UserError(f"{message}; see --help and --hydra-help")
 
 
 def _execute(subcommand: str, composed: "DictConfig") -> None:
-    config, inputs = _check(subcommand, composed)
+    from conclip.inputs import checked  # noqa: PLC0415
+
+    config, inputs = checked(subcommand, composed)
     from conclip.commands import execute  # noqa: PLC0415  imports torch and vLLM: only now
 
     execute(subcommand, config, inputs)
@@ -229,7 +166,9 @@ def _execute(subcommand: str, composed: "DictConfig") -> None:
 
 def _plan(subcommand: str, composed: "DictConfig") -> None:
     """Say what would be done, what of it is done already, and what the rest will cost. Nothing is written."""
-    config, inputs = _check(subcommand, composed)
+    from conclip.inputs import checked  # noqa: PLC0415
+
+    config, inputs = checked(subcommand, composed)
     from conclip.commands import run_identity  # noqa: PLC0415
     from conclip.plan import plan_table, planned_stages  # noqa: PLC0415
     from conclip.runlog import run_home  # noqa: PLC0415

@@ -10,7 +10,6 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from conclip.config import SCHEMAS, BaseConfig, ProblemSetConfig, UserError
 from conclip.validate import plain_keys, to_config, unknown_key
@@ -37,12 +36,14 @@ def compose_config(
     UserError, with the nearest name for an unknown key.
     """
     known = plain_keys(SCHEMAS[subcommand])
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir: no folder '{config_dir}'")
     where = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir is not None else []
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             name = primary or subcommand.replace("-", "_")
             composed = compose(name, overrides=[*where, *map(free_key, overrides)], return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:  # whatever Hydra stumbles over stands in the overrides or the files they name
         text = str(error)
         for override in overrides:
             key = override.lstrip("+~").split("=", 1)[0]

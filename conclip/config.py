@@ -46,6 +46,7 @@ class ModelConfig:
     dtype: Dtype
     prompt: str
     system: str | None
+    trust_remote_code: bool
     url: str | None = None
     served_name: str | None = None
 

@@ -7,6 +7,9 @@ from pathlib import Path
 from conclip.grading import GraderBroken
 from conclip.rollout.engine import EngineDied
 
+FAILED = 3
+"""Exit code of a run that the machine failed."""
+
 AGAIN = "then give the same command again: it goes on from what is whole"
 
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")

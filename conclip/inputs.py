@@ -3,7 +3,10 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from conclip.config import (
+    SCHEMAS,
     BaseConfig,
     EvalRunConfig,
     LearnConfig,
@@ -19,6 +22,7 @@ from conclip.probe import PassRate, read_pass_rates
 from conclip.problems.load import load_problems
 from conclip.selection import select
 from conclip.types import Problem
+from conclip.validate import to_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,16 @@ class Inputs:
         return [*self.pool, *self.validation, *self.test]
 
 
+def checked(subcommand: str, composed: DictConfig) -> tuple[BaseConfig, Inputs]:
+    """The typed config and what it points at, found and read. Raises UserError; nothing is written."""
+    try:
+        config = to_config(SCHEMAS[subcommand], composed)
+        return config, load_inputs(config)
+    except OSError as error:
+        where = f" '{error.filename}'" if error.filename else ""
+        raise UserError(f"cannot read{where}: {error.strerror or error}") from error
+
+
 def load_inputs(config: BaseConfig) -> Inputs:
     """Raises UserError on a missing or damaged model folder, data file or pass-rate file, on token limits that do not fit
     the model, and on a problem that stands in two of pool, validation and test."""
@@ -54,17 +68,21 @@ def load_inputs(config: BaseConfig) -> Inputs:
 
         served_name = find_served(config.model.url, config.model.served_name)
     model_path = find_model(config.model.path) if served_name is None else Path(config.model.path)
+    trust = config.model.trust_remote_code
     if probes:
-        check_model(model_path, "rollout.max_tokens", config.rollout.max_tokens)
+        check_model(model_path, "rollout.max_tokens", config.rollout.max_tokens, trust_remote_code=trust)
     if evaluates and served_name is None:
-        check_model(model_path, "eval.max_tokens", config.eval.max_tokens)
+        check_model(model_path, "eval.max_tokens", config.eval.max_tokens, trust_remote_code=trust)
     learns = isinstance(config, LearnConfig)
     checkpoints: dict[str, Path] = {}
     if isinstance(config, EvalRunConfig):
         for name, path in config.checkpoints.items():
             checkpoints[name] = find_model(path, f"checkpoints.{name}")
-            check_model(checkpoints[name], "eval.max_tokens", config.eval.max_tokens, f"checkpoints.{name}")
+            limit, key = config.eval.max_tokens, f"checkpoints.{name}"
+            check_model(checkpoints[name], "eval.max_tokens", limit, key, trust_remote_code=trust)
     notes: list[str] = []
+    if trust:
+        notes.append("model.trust_remote_code: Python code from the model's folder runs on this machine")
     inputs = Inputs(
         model_path=model_path,
         served_name=served_name,

@@ -49,7 +49,7 @@ def trained_on(model_path: Path) -> list[str]:
     try:
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return [str(question) for question in record["questions"]]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"'{file}' is damaged ({type(error).__name__}); it says what the model was trained on") from error
 
 

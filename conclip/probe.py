@@ -192,7 +192,7 @@ def read_pass_rates(path: Path) -> list[PassRate]:
             if row.pop("schema") != SCHEMA_VERSION:
                 raise ValueError("written by another version")
             rates.append(schema.validate_python(row))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}:{len(rates) + 1}: not a line of pass_rates.jsonl ({reason}); probe again") from error
     if not rates:

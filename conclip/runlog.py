@@ -54,8 +54,12 @@ class Run:
         self.home = run_home(subcommand, config)
         self._resume = config.resume
         continued = find_attempt(self.home, identity) if config.resume == "auto" else None
-        self.folder = continued or _new_attempt(self.home)
-        self._lock = _lock(self.folder)
+        try:
+            self.folder = continued or _new_attempt(self.home)
+            self._lock = _lock(self.folder)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"paths.outputs: cannot make or use '{error.filename}' ({reason}); choose another") from error
         self.console = open_console()
         self._progress_on = config.logger.progress
         (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))

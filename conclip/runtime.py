@@ -67,7 +67,7 @@ def open_runtime(
     config: BaseConfig, run: Run, model_path: Path, problems: Sequence[Problem], max_tokens: int
 ) -> Iterator[Runtime]:
     """Tokenise every prompt (refusing those that leave no room for `max_tokens`), then start the engine."""
-    tokenizer = load_tokenizer(model_path)
+    tokenizer = load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code)
     styles: list[PromptStyle] = ["plain"]
     budget_tokens = 0
     if isinstance(config, (EvalRunConfig, TwoPhaseConfig)):
@@ -83,7 +83,7 @@ def open_runtime(
     length = {p.problem_id: max(len(column[p.problem_id]) for column in prompts.values()) for p in problems}
     longest = max(problems, key=lambda p: length[p.problem_id])
     needed = length[longest.problem_id] + max_tokens
-    limit = config.rollout.max_model_len or context_tokens(model_path)
+    limit = config.rollout.max_model_len or context_tokens(model_path, trust_remote_code=config.model.trust_remote_code)
     if limit is not None and needed > limit:
         raise UserError(
             f"problem '{longest.problem_id}' needs {needed} tokens (prompt {needed - max_tokens} + max_tokens "
@@ -127,7 +127,12 @@ def open_endpoint(config: EvalRunConfig, run: Run, served_name: str, problems: S
 
 def start_engine(config: BaseConfig, model_path: Path, *, max_model_len: int, warn: Callable[[str], None]) -> RolloutEngine:
     """The engine the config asks for; `warn` hears of what goes wrong with it and is put right."""
-    settings = {"dtype": config.model.dtype, "seed": config.seed, "max_model_len": max_model_len}
+    settings = {
+        "dtype": config.model.dtype,
+        "seed": config.seed,
+        "max_model_len": max_model_len,
+        "trust_remote_code": config.model.trust_remote_code,
+    }
     if config.rollout.engine == "child_process":
         from conclip.rollout.child import ChildEngine  # noqa: PLC0415  only what is used gets imported
 
@@ -137,8 +142,9 @@ def start_engine(config: BaseConfig, model_path: Path, *, max_model_len: int, wa
     return VllmEngine(model_path, config.rollout, **settings)
 
 
-def context_tokens(model_path: Path) -> int | None:
+def context_tokens(model_path: Path, *, trust_remote_code: bool) -> int | None:
     """The model's context length as its config states it."""
     from transformers import AutoConfig  # noqa: PLC0415
 
-    return getattr(AutoConfig.from_pretrained(model_path), "max_position_embeddings", None)
+    found = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    return getattr(found, "max_position_embeddings", None)

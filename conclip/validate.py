@@ -6,6 +6,7 @@ that names the key and says what to do.
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, cast
@@ -32,15 +33,18 @@ from conclip.config import (
 )
 from conclip.problems.arithmetic import FAMILIES, MAX_LEVEL, SPLITS
 
+MAX_NAME_BYTES = 200
+"""Of a run's name; file systems hold 255."""
+
 Config = TypeVar("Config", bound=BaseConfig)
 
 
 def to_config(schema: type[Config], composed: DictConfig) -> Config:
     """The typed, checked config. Raises UserError naming the key at fault."""
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        raise UserError(f"config key '{missing[0]}' has no value; set it: {missing[0]}=...")
     try:
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            raise UserError(f"config key '{missing[0]}' has no value; set it: {missing[0]}=...")
         plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
         raise UserError(f"config key '{error.full_key}': {str(error).splitlines()[0]}") from error
@@ -64,6 +68,17 @@ def _keys_of(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{name}"
         if isinstance(value, dict):
             yield from _keys_of(cast(dict[str, Any], value), f"{prefix}{name}.")
+
+
+def _values_of(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested mapping, items of lists included, with its dotted key."""
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            yield from _values_of(cast(dict[str, Any], value), f"{prefix}{name}.")
+        else:
+            yield from (
+                (f"{prefix}{name}", item) for item in (cast(list[Any], value) if isinstance(value, list) else [value])
+            )
 
 
 def plain_keys(schema: type, prefix: str = "") -> set[str]:
@@ -98,7 +113,11 @@ def _need(condition: bool, key: str, message: str) -> None:
 
 def check(config: BaseConfig) -> None:
     """Ranges and cross-field rules. Raises UserError; touches neither disk nor models."""
-    _need(bool(config.name) and "/" not in config.name, "name", "must be a plain folder name")
+    for key, value in _values_of(dataclasses.asdict(config)):
+        _need(not isinstance(value, float) or math.isfinite(value), key, f"must be a finite number, got {value}")
+    plain = config.name.isprintable() and config.name.strip() == config.name and config.name not in ("", ".", "..")
+    short = len(config.name.encode()) <= MAX_NAME_BYTES
+    _need(plain and short and "/" not in config.name, "name", f"must be a folder name of up to {MAX_NAME_BYTES} bytes")
     _need(0 <= config.seed < 2**31, "seed", f"must lie in [0, 2^31), got {config.seed}")
     _need("{question}" in config.model.prompt, "model.prompt", "must contain {question}")
     local = config.model.url is None or isinstance(config, EvalRunConfig)
@@ -161,6 +180,7 @@ def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
     _need(problems.num_problems is None or problems.num_problems >= 1, f"{key}.num_problems", "must be at least 1")
     if problems.source == "dataset":
         _need(problems.shots >= 0, f"{key}.shots", "must be 0 or more")
+        _need(problems.offset >= 0, f"{key}.offset", "must be 0 or more")
         _need(not (problems.answer_boxed and problems.answer_pattern), f"{key}.answer_boxed", "excludes answer_pattern")
         return
     _need(problems.family in FAMILIES, f"{key}.family", f"must be one of {', '.join(FAMILIES)}")

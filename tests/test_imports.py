@@ -79,8 +79,8 @@ LAYERS = [
     ["rollout"],
     ["failures"],
     ["runlog", "runtime", "evaluation", "training", "report", "pipeline"],
-    ["regrade", "stages", "plan"],
-    ["commands", "help", "cli", "__main__"],
+    ["regrade", "stages", "plan", "doctor"],
+    ["commands", "tools", "help", "cli", "__main__"],
 ]
 
 

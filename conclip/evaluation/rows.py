@@ -69,7 +69,7 @@ def _read_file(path: Path) -> list[EvalRow]:
         if path.suffix == ".parquet":
             return [from_dict(values) for values in cast(list[dict[str, Any]], pq.read_table(path).to_pylist())]
         return list(read_lines(path))
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"'{path}' does not hold evaluation rows ({type(error).__name__}: {error})") from error
 
 

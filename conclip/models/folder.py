@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+from safetensors import SafetensorError, safe_open
+
 from conclip.config import UserError
 
 LAB_MODEL = Path(__file__).parent.parent / "lab" / "weights"
@@ -31,18 +33,23 @@ def find_model(path: str, key: str = "model.path") -> Path:
     raise UserError(f"{key}: no folder '{path}'; give 'lab', a Hugging Face model folder, or a hub id")
 
 
-def check_model(folder: Path, tokens_key: str, max_tokens: int, key: str = "model.path") -> None:
-    """Raise UserError unless `folder`, the value of config key `key`, is a whole HF model with a chat template and room for
-    `max_tokens`, the value of `tokens_key`."""
+def check_model(
+    folder: Path, tokens_key: str, max_tokens: int, key: str = "model.path", *, trust_remote_code: bool = False
+) -> None:
+    """Raise UserError unless `folder`, the value of config key `key`, is a whole HF model of a known type with a chat
+    template and room for `max_tokens`, the value of `tokens_key`."""
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UserError(f"{key}: '{folder}' has no config.json; it is not a Hugging Face model folder")
     try:
-        config = cast(dict[str, Any], json.loads(config_file.read_text()))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{key}: '{config_file}' is not JSON ({error.msg}); the download may be damaged") from error
-    if not list(folder.glob("*.safetensors")):
-        raise UserError(f"{key}: '{folder}' has no *.safetensors weights; other formats are not loaded")
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{key}: '{config_file}' is not JSON ({error}); the download may be damaged") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{key}: '{config_file}' is no JSON object; the download may be damaged")
+    config = cast(dict[str, Any], config)
+    _check_type(key, folder, config.get("model_type"), trust_remote_code=trust_remote_code)
+    _check_weights(key, folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"{key}: '{folder}' has no tokenizer; copy the base model's tokenizer files into it")
     if not has_chat_template(folder):
@@ -56,13 +63,41 @@ def check_model(folder: Path, tokens_key: str, max_tokens: int, key: str = "mode
         )
 
 
+def _check_type(key: str, folder: Path, model_type: Any, *, trust_remote_code: bool) -> None:
+    if folder == LAB_MODEL or trust_remote_code:
+        return
+    from transformers import CONFIG_MAPPING  # noqa: PLC0415  two seconds to import
+
+    if model_type not in CONFIG_MAPPING:
+        raise UserError(
+            f"{key}: '{folder}' is of model_type {model_type!r}, which this version of transformers does not know; where "
+            "the folder brings its own code, and you have read it, set model.trust_remote_code=true"
+        )
+
+
+def _check_weights(key: str, folder: Path) -> None:
+    """Heads and lengths of the weight files; not their content."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{key}: '{folder}' has no *.safetensors weights; other formats are not loaded")
+    index = folder / "model.safetensors.index.json"
+    try:
+        if index.is_file():
+            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        for file in files:
+            with safe_open(file, framework="numpy"):
+                pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise UserError(f"{key}: the weights in '{folder}' are damaged or not all there ({error}); download anew") from error
+
+
 def has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
     file = folder / "tokenizer_config.json"
     try:
-        return bool(json.loads(file.read_text()).get("chat_template"))
-    except (OSError, json.JSONDecodeError):
+        return bool(json.loads(file.read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 

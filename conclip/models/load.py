@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from conclip.config import Dtype, UserError
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -23,10 +23,12 @@ def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, tensors.get_tensor(name)
 
 
-def load_policy(folder: Path, device: torch.device) -> PreTrainedModel:
+def load_policy(folder: Path, device: torch.device, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal language model with fp32 weights (small learning rates vanish in bf16 ones), in eval mode: dropout
     would make the trainer's log-probs differ from the engine's."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=True
+    )
     if getattr(model.config, "final_logit_softcapping", None) is not None:
         raise UserError("model.path: models with logit soft-capping are not supported for training")
     return cast(PreTrainedModel, cast(torch.nn.Module, model).to(device).eval())

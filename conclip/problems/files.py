@@ -37,6 +37,8 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
         notes.append(f"{key}: {num_repeated} of {len(problems)} problems repeat the text of another one (kept)")
     if settings.seed:
         problems = python_stream("file", settings.seed).sample(problems, len(problems))
+    if settings.offset >= len(problems):
+        raise UserError(f"{key}.offset: there are {len(problems)} problems, none from {settings.offset} on")
     problems = problems[settings.offset :]
     if settings.num_problems is not None and settings.num_problems > len(problems):
         raise UserError(f"{key}.num_problems: there are {len(problems)} problems, not {settings.num_problems}")

@@ -45,8 +45,11 @@ def _read_file(key: str, path: Path) -> Iterator[Row]:
     elif path.suffix == ".csv":
         with path.open(encoding="utf-8", errors="replace", newline="") as lines:
             reader = csv.DictReader(lines)
-            for row in reader:
-                yield f"{path}:{reader.line_num}", {name: value for name, value in row.items() if name is not None}
+            try:
+                for row in reader:
+                    yield f"{path}:{reader.line_num}", {name: value for name, value in row.items() if name is not None}
+            except csv.Error as error:
+                raise UserError(f"{path}:{reader.line_num}: not CSV ({error})") from None
     else:
         yield from _parquet(key, path)
 
@@ -57,24 +60,32 @@ def json_lines(path: Path) -> Iterator[Row]:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 where = f"{path}:{number}"
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    message = f"{where}: not JSON ({error.msg}, column {error.colno}); each line must be one object"
-                    raise UserError(message) from None
-                yield where, _object(where, row)
+                yield where, _object(where, _parse(where, line, "; each line must be one object"))
 
 
 def _json_list(path: Path) -> Iterator[Row]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    rows = _parse(str(path), path.read_text(encoding="utf-8", errors="replace"), is_file=True)
     if not isinstance(rows, list):
         raise UserError(f"{path}: a JSON {type(rows).__name__}, not a list of objects")
     for number, row in enumerate(cast(list[Any], rows), start=1):
         where = f"{path}, item {number}"
         yield where, _object(where, row)
+
+
+def _parse(where: str, text: str, hint: str = "", *, is_file: bool = False) -> Any:
+    """Raises UserError on what is no JSON, nested too deeply, or no valid text once its escapes are read."""
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except json.JSONDecodeError as error:
+        line = f":{error.lineno}" if is_file else ""
+        raise UserError(f"{where}{line}: not JSON ({error.msg}, column {error.colno}){hint}") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: holds half a character (a lone surrogate); write the file as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not usable JSON ({str(error)[:80]}){hint}") from None
 
 
 def _object(where: str, row: Any) -> dict[str, Any]:

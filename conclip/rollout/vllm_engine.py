@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 
-from conclip.config import RolloutConfig
+from conclip.config import RolloutConfig, UserError
 from conclip.models.load import read_weights
 from conclip.types import Completion, Request, SamplingSpec
 
@@ -31,7 +31,17 @@ class VllmEngine:
     Log-probs are the processed ones (temperature applied), of the sampled token only.
     """
 
-    def __init__(self, model_path: Path, config: RolloutConfig, *, dtype: str, seed: int, max_model_len: int) -> None:
+    def __init__(
+        self,
+        model_path: Path,
+        config: RolloutConfig,
+        *,
+        dtype: str,
+        seed: int,
+        max_model_len: int,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Raises UserError when vLLM refuses the model or the settings."""
         _configure_environment()
         from vllm import EngineArgs, LLMEngine  # noqa: PLC0415  seconds to import, and reads the environment above
 
@@ -56,13 +66,16 @@ class VllmEngine:
             enable_sleep_mode=not on_cpu,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
         )
-        self._engine = LLMEngine.from_engine_args(arguments)
+        try:
+            self._engine = LLMEngine.from_engine_args(arguments)
+        except ValueError as error:
+            raise UserError(f"vLLM refuses model '{model_path}' or the rollout settings: {error}") from error
         torch.set_rng_state(random_state)  # starting an engine must not move the run's own random stream
         gc.freeze()  # what lives until the end need not be looked at again and again: a tenth of the engine's speed
         self._on_cpu = on_cpu
-        self._stop_token_ids = list(stop_token_ids(model_path))
+        self._stop_token_ids = list(stop_token_ids(model_path, trust_remote_code=trust_remote_code))
         self._tied = bool(self._engine.model_config.hf_config.tie_word_embeddings)
         self._in_flight: dict[str, str] = {}
         self._num_tokens = 0
@@ -177,7 +190,7 @@ def _with_head(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[st
         yield "lm_head.weight", embedding
 
 
-def stop_token_ids(model_path: Path) -> tuple[int, ...]:
+def stop_token_ids(model_path: Path, *, trust_remote_code: bool = False) -> tuple[int, ...]:
     """Every token that ends a response: the generation config's end tokens, else the model config's."""
     from transformers import AutoConfig, GenerationConfig  # noqa: PLC0415
 
@@ -186,6 +199,6 @@ def stop_token_ids(model_path: Path) -> tuple[int, ...]:
         end = GenerationConfig.from_pretrained(model_path).eos_token_id
         found.update([end] if isinstance(end, int) else end or [])
     if not found:
-        end = AutoConfig.from_pretrained(model_path).eos_token_id
+        end = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).eos_token_id
         found.update([end] if isinstance(end, int) else end or [])
     return tuple(sorted(found))

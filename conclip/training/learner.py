@@ -54,8 +54,9 @@ class Learner:
         self._algo, self._optim, self._trainer = config.algo, config.optim, config.trainer
         self._temperature = config.rollout.temperature
         self._dtype: Dtype = config.model.dtype
+        self._trust_remote_code = config.model.trust_remote_code
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.policy: PreTrainedModel = load_policy(model_path, self.device)
+        self.policy: PreTrainedModel = self._load(model_path)
         wants_reference = self._algo.kl != "none" and self._algo.kl_coef > 0
         self.reference = copy.deepcopy(self.policy).requires_grad_(False) if wants_reference else None
         self.critic = Critic(self.policy) if self._algo.advantage == "gae" else None
@@ -64,6 +65,9 @@ class Learner:
             warmup = self._algo.critic_warmup_steps * self._algo.updates_per_rollout
             self._critic_optimizer = self._optimizer(self.critic, self._optim.critic_lr, num_updates + warmup)
         self._skipped_in_a_row = 0
+
+    def _load(self, folder: Path) -> PreTrainedModel:
+        return load_policy(folder, self.device, trust_remote_code=self._trust_remote_code)
 
     def _optimizer(self, module: torch.nn.Module, lr: float, num_updates: int) -> LambdaLR:
         betas = (self._optim.beta1, self._optim.beta2)
@@ -98,7 +102,7 @@ class Learner:
         """Become what `state` described, with the policy of a model folder. Raises KeyError when it is another model's."""
         self._skipped_in_a_row = values["skipped_in_a_row"]
         with torch.no_grad():
-            saved = dict(load_policy(policy, self.device).named_parameters())
+            saved = dict(self._load(policy).named_parameters())
             for key, parameter in self.policy.named_parameters():
                 parameter.copy_(saved[key])
             for key, parameter in self.critic.named_parameters() if self.critic is not None else ():

@@ -1,0 +1,105 @@
+"""The subcommands that take arguments instead of a config: grade, compare, doctor."""
+
+import argparse
+import json
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import NoReturn
+
+from rich.text import Text
+
+from conclip.compose import compose_config
+from conclip.config import SCHEMAS, UserError
+from conclip.doctor import config_checks, machine_checks
+from conclip.evaluation import compare as paired_results
+from conclip.evaluation.rows import read_rows, select_rows
+from conclip.failures import FAILED
+from conclip.inputs import checked
+from conclip.regrade import grade_file
+from conclip.terminal import open_console
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad arguments end like all bad input: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def grade(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="conclip grade",
+        description="Grade JSON lines with columns gold and response (optional: choices, precision). A response without "
+        "\\boxed{} is taken whole as the answer. Adds outcome, extracted, method and grader_version to each row.",
+    )
+    parser.add_argument("source", metavar="IN", type=Path, help="JSON lines")
+    parser.add_argument("target", metavar="OUT", type=Path, help="the graded JSON lines")
+    parser.add_argument("--audit", action="store_true", help="grade with a second, independent comparison too")
+    options = parser.parse_args(arguments)
+    counts = grade_file(options.source, options.target, audit=options.audit)
+    for name, count in sorted(counts.items()):
+        sys.stdout.write(f"{count:>8}  {name}\n")
+    sys.stdout.write(f"graded rows: {options.target}\n")
+
+
+def compare(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="conclip compare",
+        description="Differences in accuracy and length between two evaluations, paired by problem: intervals, permutation "
+        "tests, non-inferiority, and which outcomes turned into which.",
+    )
+    parser.add_argument("first", metavar="FIRST", type=Path, help="run folder of an evaluation, or a file with its rows")
+    parser.add_argument("second", metavar="SECOND", type=Path, help="the same, of what is compared with it")
+    parser.add_argument("--margin", type=float, default=0.03, help="accuracy counts as kept within it [probability]")
+    for name in ("model", "prompt", "temperature"):
+        kind = float if name == "temperature" else str
+        parser.add_argument(
+            f"--{name}", type=kind, nargs="+", help=f"{name} of FIRST (and of SECOND, if another) to compare"
+        )
+    parser.add_argument("--json", type=Path, help="write the numbers here, too")
+    options = parser.parse_args(arguments)
+    chosen = {name: getattr(options, name) for name in ("model", "prompt", "temperature") if getattr(options, name)}
+    sides = [
+        select_rows(read_rows(path), **{name: values[min(side, len(values) - 1)] for name, values in chosen.items()})
+        for side, path in enumerate((options.first, options.second))
+    ]
+    results = paired_results.paired(*sides)
+    console = open_console()
+    for text in paired_results.differences(*sides):
+        console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+    for result in results:
+        for line in paired_results.sentences(result, options.margin):
+            console.print(line, markup=False, soft_wrap=True)
+        console.print(paired_results.transition_table(result))
+    if options.json:
+        options.json.write_text(json.dumps([paired_results.to_json(result) for result in results], indent=2) + "\n")
+
+
+def doctor(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="conclip doctor",
+        description="One line a check of this machine and, with a subcommand and its overrides, of that config and what it "
+        "needs. Nothing is written. Exit code 2 when the config is refused, 3 when a check failed.",
+    )
+    names = list(SCHEMAS)
+    parser.add_argument("subcommand", metavar="SUBCOMMAND", nargs="?", choices=names, help=", ".join(names))
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="as the subcommand takes them")
+    options = parser.parse_args(arguments)
+    outputs, refused, checks = Path("outputs"), None, iter(())
+    if options.subcommand is not None:
+        try:
+            config, inputs = checked(options.subcommand, compose_config(options.subcommand, options.overrides)[0])
+            outputs, checks = Path(config.paths.outputs).expanduser(), config_checks(config, inputs)
+        except UserError as error:
+            refused = error
+    console, failed = open_console(), False
+    for check in chain(machine_checks(outputs), checks):
+        style = {"ok": "green", "note": "yellow", "FAILED": "red"}[check.state]
+        line = f"{check.name:<22}{check.found}" + (f": {check.remedy}" if check.remedy else "")
+        console.print(Text.assemble((f"{check.state:<8}", style), line), soft_wrap=True)
+        failed |= check.state == "FAILED"
+    if refused is not None:
+        raise refused
+    if failed:
+        sys.exit(FAILED)

@@ -1,0 +1,251 @@
+"""Bad input of every kind ends in one line that names the culprit and the remedy, code 2, at once, with nothing written."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from conclip.cli import main
+from conclip.models.folder import LAB_MODEL
+
+LIMIT_S = 5.0
+
+GOOD = '{"question": "1+1", "answer": "2"}\n'
+ROW = {"gold": "1", "response": "1"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a case puts what it needs, beside the folder in which the command runs."""
+
+    folder: Path
+
+    def file(self, content: str | bytes, name: str = "data.jsonl") -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
+        return path
+
+    def model(self, *, without: str = "", **changes: object) -> Path:
+        """The lab's model as a folder of one's own, some files left out, some keys of config.json changed."""
+        folder = self.folder / "model"
+        shutil.copytree(LAB_MODEL, folder)
+        for path in folder.glob(without) if without else []:
+            path.unlink()
+        if changes:
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(config | changes))
+        return folder
+
+    def trained(self, record: str) -> Path:
+        folder = self.model()
+        (folder / "trained_on.json").write_text(record)
+        return folder
+
+
+Arguments = Callable[[Place], list[str]]
+
+
+def of(*arguments: str) -> Arguments:
+    return lambda place: list(arguments)
+
+
+def data(content: str | bytes, *more: str, name: str = "data.jsonl") -> Arguments:
+    return lambda place: ["eval", "data=mine", f"data.test.mine.path={place.file(content, name)}", *more]
+
+
+def model(*, without: str = "", subcommand: str = "eval", **changes: object) -> Arguments:
+    return lambda place: [subcommand, f"model.path={place.model(without=without, **changes)}"]
+
+
+def weights(content: bytes | None, name: str = "model.safetensors") -> Arguments:
+    def make(place: Place) -> list[str]:
+        folder = place.model()
+        (folder / name).write_bytes((folder / name).read_bytes()[:-100] if content is None else content)
+        return ["eval", f"model.path={folder}"]
+
+    return make
+
+
+def sharded(place: Place) -> list[str]:
+    folder = place.model(without="*.safetensors")
+    save_file({"a": np.zeros(1)}, folder / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return ["eval", f"model.path={folder}"]
+
+
+def rates(content: str) -> Arguments:
+    return lambda place: ["train-phase2", f"pass_rates={place.file(content)}"]
+
+
+def graded(content: str, *more: str) -> Arguments:
+    return lambda place: ["grade", str(place.file(content)), "out.jsonl", *more]
+
+
+def compared(content: str) -> Arguments:
+    return lambda place: ["compare", str(place.file(content)), str(place.file(content))]
+
+
+def same_everywhere(place: Place) -> list[str]:
+    path = place.file(GOOD)
+    return ["two-phase", "data=mine", *(f"data.{name}.mine.path={path}" for name in ("pool", "validation", "test"))]
+
+
+def trained_on_the_test(place: Place) -> list[str]:
+    folder = place.trained(json.dumps({"schema": 1, "questions": ["1+1"]}))
+    return ["eval", "data=mine", f"data.test.mine.path={place.file(GOOD)}", f"checkpoints={{mine: {folder}}}"]
+
+
+CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
+    # the command line
+    "subcommand": (of("train"), ("'train'", "train-phase1")),
+    "flag": (of("eval", "--fast"), ("--fast", "--help")),
+    "flag of grade": (of("grade", "in", "out", "--fast"), ("--fast", "conclip grade --help")),
+    "grade without files": (of("grade"), ("IN", "--help")),
+    "compare with one side": (of("compare", "a"), ("SECOND", "--help")),
+    "doctor of nothing": (of("doctor", "trian"), ("trian", "train-phase2")),
+    "doctor of a bad config": (of("compare", "a", "b", "--margin", "wide"), ("wide", "--help")),
+    "no override": (of("eval", "temperature 1"), ("temperature 1", "key=value")),
+    "override without a key": (of("eval", "=1"), ("override",)),
+    "brackets": (of("eval", "eval.temperatures=[0"), ("override",)),
+    "several values": (of("eval", "eval.top_p=0.5,1.0"), ("eval.top_p", "-m")),
+    "one bad value of a sweep": (of("eval", "-m", "eval.top_p=0.5,2"), ("eval.top_p",)),
+    # keys, groups and values
+    "key": (of("train-phase2", "algo.gae_lamda=1"), ("did you mean 'algo.gae_lambda'",)),
+    "key of another subcommand": (of("eval", "phase.num_steps=1"), ("phase.num_steps",)),
+    "old key": (of("eval", "eval.temperature=1"), ("eval.temperatures",)),
+    "key added": (of("eval", "+eval.speed=1"), ("eval.speed",)),
+    "group": (of("eval", "modle=hf"), ("modle",)),
+    "option": (of("train-phase2", "algo=ppi"), ("ppi", "ppo")),
+    "type": (of("train-phase2", "algo.gamma=high"), ("algo.gamma", "high")),
+    "number for a list": (of("eval", "eval.temperatures=1"), ("eval.temperatures",)),
+    "list for a number": (of("eval", "seed=[1]"), ("seed",)),
+    "fraction for a count": (of("train-phase2", "phase.num_steps=1.5"), ("phase.num_steps", "1.5")),
+    "null": (of("eval", "seed=null"), ("seed",)),
+    "choice": (of("eval", "model.dtype=float64"), ("model.dtype", "bfloat16")),
+    "missing value": (of("eval", "model=hf"), ("model.path",)),
+    "interpolation": (of("eval", "name=${nowhere}"), ("name", "nowhere")),
+    "name with a slash": (of("eval", "name=a/b"), ("name", "folder name")),
+    "name of dots": (of("eval", "name=.."), ("name", "folder name")),
+    "name too long": (of("eval", f"name={'n' * 300}"), ("name", "folder name")),
+    "seed": (of("eval", "seed=-1"), ("seed", "[0, 2^31)")),
+    "not a number": (of("train-phase2", "optim.policy_lr=nan"), ("optim.policy_lr",)),
+    "infinity": (of("train-phase2", "optim.policy_lr=inf"), ("optim.policy_lr",)),
+    "negative": (of("train-phase2", "phase.group_size=-2"), ("phase.group_size",)),
+    "range": (of("train-phase2", "algo.gae_lambda=1.5"), ("algo.gae_lambda",)),
+    "empty list": (of("eval", "eval.temperatures=[]"), ("eval.temperatures",)),
+    "value twice": (of("eval", "eval.temperatures=[1,1]"), ("eval.temperatures", "twice")),
+    "prompt without a place": (of("eval", "model.prompt=hello"), ("model.prompt", "{question}")),
+    "instructions for the lab": (of("eval", "eval.prompts=[concise]"), ("eval.prompts", "lab")),
+    "band upside down": (of("probe", "phase.pass_rate_low=0.9", "phase.pass_rate_high=0.1"), ("pass_rate",)),
+    "more than there are": (of("train-phase2", "phase.problems_per_step=100"), ("problems_per_step",)),
+    "rewards upside down": (of("train-phase2", "reward.wrong=2"), ("reward.correct",)),
+    "groups of one": (of("train-phase2", "algo=grpo", "phase.group_size=1"), ("group_size",)),
+    "settings that exclude": (of("train-phase2", "algo=dapo", "phase.refresh=true"), ("phase.refresh",)),
+    "training behind a server": (of("probe", "model=endpoint", "model.url=http://localhost:9/v1"), ("model.url",)),
+    "server that is not there": (of("eval", "model=endpoint", "model.url=http://127.0.0.1:9/v1"), ("127.0.0.1:9", "/v1")),
+    # problems
+    "nothing to train on": (of("probe", "data=math500"), ("data.pool",)),
+    "no file given": (of("eval", "data=mine"), ("data.test.mine.path",)),
+    "no such file": (of("eval", "data=mine", "data.test.mine.path=./nowhere.jsonl"), ("nowhere.jsonl",)),
+    "suffix": (data(GOOD, name="data.txt"), ("data.txt", ".jsonl")),
+    "empty file": (data(""), ("no problems",)),
+    "empty folder": (lambda p: ["eval", "data=mine", f"data.test.mine.path={p.folder}"], ("holds no",)),
+    "path too long": (of("eval", "data=mine", f"data.test.mine.path={'d' * 5000}"), ("name too long",)),
+    "not JSON": (data(GOOD + "{broken\n"), (":2: not JSON",)),
+    "binary": (data(b"\x00\xff\xfe\x01"), (":1: not JSON",)),
+    "nested": (data("[" * 100_000), (":1:",)),
+    "endless number": (data('{"question": "1", "answer": ' + "9" * 5000 + "}\n"), (":1:",)),
+    "half a character": (data('{"question": "\\ud800", "answer": "1"}\n'), (":1:", "surrogate", "UTF-8")),
+    "list": (data(GOOD + "[1]\n"), (":2: a JSON list",)),
+    "no answer column": (data(GOOD + '{"question": "1+1"}\n'), (":2: no column 'answer'",)),
+    "empty answer": (data(GOOD + '{"question": "1+1", "answer": ""}\n'), (":2: column 'answer'",)),
+    "null question": (data(GOOD + '{"question": null, "answer": "2"}\n'), (":2: column 'question'",)),
+    "JSON object": (data('{"a": 1}', name="data.json"), ("not a list",)),
+    "damaged Parquet": (data(b"PAR1 no", name="data.parquet"), ("data.parquet", "Parquet")),
+    "column not there": (data("a,b\n1,2\n", name="data.csv"), (":2: no column 'question'", "a, b")),
+    "more than the file has": (data(GOOD, "data.test.mine.num_problems=5"), ("num_problems", "1 problems, not 5")),
+    "not the expected number": (data(GOOD, "data.test.mine.expected_problems=7"), ("7 are expected",)),
+    "pattern": (data(GOOD, "data.test.mine.answer_pattern='('"), ("answer_pattern",)),
+    "pattern without a group": (data(GOOD, "data.test.mine.answer_pattern=x"), ("answer_pattern", "group")),
+    "pattern that finds nothing": (data(GOOD, "data.test.mine.answer_pattern='#(.*)'"), (":1:", "answer_pattern")),
+    "id twice": (
+        data('{"id": "a", "question": "1", "answer": "2"}\n' * 2, "data.test.mine.problem_id=id"),
+        ("'a'", "twice"),
+    ),
+    "levels": (of("eval", "data.test.chain.levels=[99]"), ("data.test.chain.levels",)),
+    "family": (of("eval", "data.test.chain.family=sums"), ("data.test.chain.family", "chain")),
+    "fewer problems than asked for": (of("eval", "data.test.chain.levels=[1]"), ("distinct",)),
+    "set without a source": (of("eval", "data.test.mine={}"), ("data.test.mine",)),
+    "test problems in the pool": (same_everywhere, ("disjoint",)),
+    "tested on what it learned": (trained_on_the_test, ("checkpoints.mine", "eval.allow_overlap")),
+    "unknown problem": (of("train-phase2", "phase.problem_ids=[nobody]", "phase.problems_per_step=1"), ("nobody",)),
+    # models and checkpoints
+    "no such model": (of("eval", "model.path=./nowhere"), ("./nowhere",)),
+    "model without config": (model(without="config.json"), ("config.json",)),
+    "model without weights": (model(without="*.safetensors"), ("safetensors",)),
+    "model without tokenizer": (model(without="tokenizer.json"), ("no tokenizer",)),
+    "model without chat template": (model(without="chat_template*"), ("no chat template",)),
+    "config that is not JSON": (lambda p: ["eval", f"model.path={p.file('{', 'm/config.json').parent}"], ("not JSON",)),
+    "config that is a list": (lambda p: ["eval", f"model.path={p.file('[]', 'm/config.json').parent}"], ("no JSON object",)),
+    "unknown architecture": (model(model_type="gpt99"), ("gpt99", "trust_remote_code")),
+    "short context": (model(max_position_embeddings=100), ("eval.max_tokens", "100 tokens")),
+    "responses too long": (of("probe", "rollout.max_tokens=1024"), ("rollout.max_tokens", "1024")),
+    "weights cut": (weights(None), ("damaged",)),
+    "weights of another kind": (weights(b"\x80\x04pickle"), ("damaged",)),
+    "a part of the weights": (sharded, ("00002-of-00002", "not all there")),
+    "checkpoint of nothing": (of("eval", "checkpoints={a: ./nowhere}"), ("checkpoints.a",)),
+    "checkpoint with a bad name": (of("eval", "checkpoints={a/b: lab}"), ("checkpoints",)),
+    "damaged record": (lambda p: ["eval", f"checkpoints={{a: {p.trained('{')}}}"], ("trained_on.json", "damaged")),
+    # files of earlier runs
+    "no pass rates": (of("train-phase2", "pass_rates=./nowhere.jsonl"), ("nowhere.jsonl",)),
+    "empty pass rates": (rates(""), ("empty",)),
+    "other lines for pass rates": (rates(GOOD), (":1:", "probe again")),
+    "rows without columns": (compared(GOOD), ("rows", "schema")),
+    "rows that are no JSON": (compared("{\n"), ("evaluation rows",)),
+    "rows that are no objects": (compared("[1]\n"), ("evaluation rows",)),
+    "graded file into itself": (lambda p: ["grade", str(f := p.file(json.dumps(ROW))), str(f)], ("is the input",)),
+    "graded file without gold": (graded('{"response": "1"}\n'), (":1:", "gold")),
+    "graded choices": (graded(json.dumps(ROW | {"choices": 3})), (":1:", "choices")),
+    "graded precision": (graded(json.dumps(ROW | {"precision": "high"})), (":1:", "precision")),
+    # the surroundings
+    "outputs in a file": (lambda p: ["eval", "debug=eval", f"paths.outputs={p.file('x')}/here"], ("paths.outputs",)),
+    "dry run of a bad value": (of("two-phase", "--dry-run", "phase2.num_steps=0"), ("phase2.num_steps",)),
+    "config folder": (of("eval", "--config-dir", "./nowhere", "seed=x"), ("nowhere",)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_one_line_and_code_2(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    arguments, said = CASES[name]
+    here = tmp_path / "here"
+    here.mkdir()
+    beside = Place(tmp_path / "beside")
+    beside.folder.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "argv", ["conclip", *arguments(beside)])
+    before = {path: path.stat().st_mtime_ns for path in beside.folder.rglob("*")}
+    capfd.readouterr()
+    began = time.process_time()
+    with pytest.raises(SystemExit) as end:
+        main()
+    took = time.process_time() - began
+    out, err = capfd.readouterr()
+    assert end.value.code == 2, err
+    assert len(err.strip().splitlines()) == 1, err
+    assert len(err) < 1500
+    assert all(part.casefold() in err.casefold() for part in said), err
+    assert "Traceback" not in err and out == ""
+    assert took < LIMIT_S
+    assert list(here.iterdir()) == []
+    assert {path: path.stat().st_mtime_ns for path in beside.folder.rglob("*")} == before
