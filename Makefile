@@ -10,7 +10,7 @@ PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast fuzz check format lint type lab-model lab-report bench bench-grading theory frontier selection probing kills faults \
+.PHONY: help install demo demo-full test test-fast fuzz check format lint type lab-model lab-report bench bench-grading theory frontier selection probing kills faults soak \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -80,6 +80,9 @@ kills: $(VENV)/.installed ## kill runs at 40 random moments and compare what the
 
 faults: $(VENV)/.installed-dev ## full disks, lost processes, lack of memory and more: the table of docs/reliability.md (half an hour)
 	$(BIN)/python benchmarks/faults.py $(ARGS)
+
+soak: $(VENV)/.installed ## train for an hour and watch memory, processes and file handles
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on length
 	$(BIN)/python benchmarks/theory_table.py

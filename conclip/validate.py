@@ -57,6 +57,8 @@ def to_config(schema: type[Config], composed: DictConfig) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing" and first["loc"][0] == "data":
+            raise UserError(_unknown_set(key, plain["data"])) from error
         raise UserError(f"config key '{key}': {first['msg']}, got {first['input']!r}") from error
     check(config)
     return config
@@ -106,6 +108,15 @@ def unknown_key(key: str, known: set[str]) -> str:
     return f"unknown config key '{key}': {hint}"
 
 
+def _unknown_set(key: str, data: Mapping[str, Mapping[str, Any]]) -> str:
+    """The error line for a problem set that lacks what every set has: most often its name is misspelt."""
+    _, part, name, missing = key.split(".", 3)
+    others = [other for other in data[part] if other != name]
+    near = difflib.get_close_matches(name, others, n=1)
+    hint = f"did you mean 'data.{part}.{near[0]}'?" if near else f"the sets of data.{part}: {', '.join(others) or 'none'}"
+    return f"config key '{key}' has no value, and no option of data= has a set '{name}' there; {hint} or set its {missing}"
+
+
 def _need(condition: bool, key: str, message: str) -> None:
     if not condition:
         raise UserError(f"config key '{key}' {message}")
@@ -121,6 +132,11 @@ def check(config: BaseConfig) -> None:
     _need(0 <= config.seed < 2**31, "seed", f"must lie in [0, 2^31), got {config.seed}")
     _need("{question}" in config.model.prompt, "model.prompt", "must contain {question}")
     local = config.model.url is None or isinstance(config, EvalRunConfig)
+    if config.model.url is not None:
+        http = re.match(r"https?://[^/@]+(/|$)", config.model.url) is not None
+        no_key = re.match(r"\w+://[^/]*@", config.model.url) is None
+        _need(no_key, "model.url", "must hold no key, as it is written down; export OPENAI_API_KEY=...")
+        _need(http, "model.url", "must begin with http:// or https:// and a host")
     _need(local, "model.url", "is for conclip eval only: probing and training need the weights")
     _check_rollout(config.rollout)
     for part in dataclasses.fields(config.data):

@@ -151,6 +151,8 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "groups of one": (of("train-phase2", "algo=grpo", "phase.group_size=1"), ("group_size",)),
     "settings that exclude": (of("train-phase2", "algo=dapo", "phase.refresh=true"), ("phase.refresh",)),
     "training behind a server": (of("probe", "model=endpoint", "model.url=http://localhost:9/v1"), ("model.url",)),
+    "server with a key": (of("eval", "model=endpoint", "model.url=http://me:secret@localhost/v1"), ("OPENAI_API_KEY",)),
+    "server without http": (of("eval", "model=endpoint", "model.url=localhost"), ("model.url", "http://")),
     "server that is not there": (of("eval", "model=endpoint", "model.url=http://127.0.0.1:9/v1"), ("127.0.0.1:9", "/v1")),
     # problems
     "nothing to train on": (of("probe", "data=math500"), ("data.pool",)),
@@ -184,7 +186,11 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "levels": (of("eval", "data.test.chain.levels=[99]"), ("data.test.chain.levels",)),
     "family": (of("eval", "data.test.chain.family=sums"), ("data.test.chain.family", "chain")),
     "fewer problems than asked for": (of("eval", "data.test.chain.levels=[1]"), ("distinct",)),
-    "set without a source": (of("eval", "data.test.mine={}"), ("data.test.mine",)),
+    "set without a source": (of("eval", "data.test.mine.num_problems=1"), ("data.test.mine", "source", "chain")),
+    "set misspelt": (
+        of("eval", "data=gsm8k", "data.test.gms8k.path=x"),
+        ("data.test.gms8k", "did you mean 'data.test.gsm8k'"),
+    ),
     "test problems in the pool": (same_everywhere, ("disjoint",)),
     "tested on what it learned": (trained_on_the_test, ("checkpoints.mine", "eval.allow_overlap")),
     "unknown problem": (of("train-phase2", "phase.problem_ids=[nobody]", "phase.problems_per_step=1"), ("nobody",)),

@@ -101,13 +101,21 @@ def has_chat_template(folder: Path) -> bool:
         return False
 
 
+_HASHES: dict[tuple[tuple[str, int, int], ...], str] = {}
+"""Of folders read before, by name, size and time of their files."""
+
+
 def model_hash(folder: Path) -> str:
     """Of everything in a model folder that changes a response: weights, config, tokenizer, chat template."""
-    digest = hashlib.sha256()
     names = ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges*", "chat_template*", "special_tokens_map.json")
     names += ("generation_config.json", "added_tokens.json", "*.model")
-    for file in sorted({file for name in names for file in folder.glob(name) if file.is_file()}):
-        digest.update(file.name.encode())
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:24]
+    files = sorted({file for name in names for file in folder.glob(name) if file.is_file()})
+    stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    if stamp not in _HASHES:
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(file.name.encode())
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        _HASHES[stamp] = digest.hexdigest()[:24]
+    return _HASHES[stamp]
