@@ -10,7 +10,7 @@ PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast fuzz check format lint type lab-model lab-report bench bench-grading theory frontier selection probing kills faults soak \
+.PHONY: help install demo demo-full test test-fast test-page browser fuzz check format lint type lab-model lab-report bench bench-grading theory frontier selection probing kills faults soak \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -66,10 +66,10 @@ bench: $(VENV)/.installed ## rollout speed against a bare LLM.generate
 bench-grading: $(VENV)/.installed ## gradings a second, symbolic and cached
 	$(BIN)/python benchmarks/grading_speed.py $(ARGS)
 
-frontier: $(VENV)/.installed ## accuracy x length of every algorithm and length reward on the lab (hours; continues where it was cut)
+frontier: $(VENV)/.installed-dev ## accuracy x length of every algorithm and length reward on the lab (hours; continues where it was cut)
 	$(BIN)/python benchmarks/frontier.py $(ARGS)
 
-selection: $(VENV)/.installed ## which problems phase 2 should train on: number, pass rate, refresh (hours; continues where it was cut)
+selection: $(VENV)/.installed-dev ## which problems phase 2 should train on: number, pass rate, refresh (hours; continues where it was cut)
 	$(BIN)/python benchmarks/selection.py $(ARGS)
 
 probing: $(VENV)/.installed ## sequential against fixed probing, and how many chosen problems truly lie in the band (about 25 minutes)
@@ -81,7 +81,7 @@ kills: $(VENV)/.installed ## kill runs at 40 random moments and compare what the
 faults: $(VENV)/.installed-dev ## full disks, lost processes, lack of memory and more: the table of docs/reliability.md (half an hour)
 	$(BIN)/python benchmarks/faults.py $(ARGS)
 
-soak: $(VENV)/.installed ## train for an hour and watch memory, processes and file handles
+soak: $(VENV)/.installed-dev ## train for an hour and watch memory, processes and file handles
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on length
@@ -90,11 +90,17 @@ theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on len
 test: $(VENV)/.installed-dev ## all tests, real engine included
 	$(BIN)/python -m pytest $(ARGS)
 
+browser: ## install Debian's chromium, for the tests of the report page (needs root)
+	apt-get update -qq && apt-get install -y -qq chromium
+
+test-page: $(VENV)/.installed-dev ## the report page in a real browser
+	$(BIN)/python -m pytest -m browser $(ARGS)
+
 fuzz: $(VENV)/.installed-dev ## 12,000 random configs, data files and files of earlier runs (about ten minutes)
 	CONCLIP_FUZZ=4000 $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
 
 test-fast: $(VENV)/.installed-dev ## unit tests only (under a minute)
-	$(BIN)/python -m pytest -m "not engine and not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not engine and not slow and not browser" $(ARGS)
 
 format: $(VENV)/.installed-dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .

@@ -33,7 +33,7 @@ CASES = {
     "eval": ("eval", "debug=eval", "eval.temperatures=[0,1]", "rollout.unit_responses=8"),
     "two-phase": ("two-phase", "debug=two_phase"),
 }
-PER_RUN = ("environment.json", "manifest.json", "run.log", "lock")
+PER_RUN = ("environment.json", "manifest.json", "report.html", "run.log", "lock")
 """What says when and by which starts a run was made."""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 GONE_S = 15.0

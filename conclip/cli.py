@@ -30,6 +30,7 @@ SUBCOMMANDS = {
 PLAIN_SUBCOMMANDS = {
     "grade": "grade any JSON lines with gold and response: conclip grade IN OUT",
     "compare": "paired statistics of two evaluations: conclip compare FIRST SECOND",
+    "report": "one HTML page of a run or of several: conclip report RUN [RUN ...]",
     "doctor": "what this machine can run, and what a config would need: conclip doctor [SUBCOMMAND key=value ...]",
 }
 """They take arguments, not a config."""

@@ -20,7 +20,9 @@ from conclip.identity import digest, problems_hash, relevant
 from conclip.inputs import Inputs
 from conclip.models.folder import model_hash
 from conclip.report.card import write_card
-from conclip.report.curve import draw_curve
+from conclip.report.data import read_run
+from conclip.report.export import write_curve
+from conclip.report.page import write_page
 from conclip.runlog import Run
 from conclip.runtime import open_endpoint, open_runtime
 from conclip.selection import select
@@ -48,7 +50,7 @@ def run_train(config: TrainRunConfig, inputs: Inputs, run: Run, *, stage: str) -
         if rates is None and not phase.by_hand:
             rates = stages.probe("probe", "probe", model, inputs.pool, phase, "pass_rates.jsonl")
         result = stages.train(stage, phase, model, select("phase", inputs.pool, rates or [], phase, config.seed))
-    draw_curve({stage: result.history}, run.folder / "curve.png")
+    write_curve(read_run(run.folder), run.folder / "curve.png")
     write_card(run, config, result.checkpoint, stages=[stage])
     run.say(f"checkpoint: {result.checkpoint}")
 
@@ -72,13 +74,13 @@ def run_eval(config: EvalRunConfig, inputs: Inputs, run: Run) -> None:
 def run_two_phase(config: TwoPhaseConfig, inputs: Inputs, run: Run) -> None:
     """Probe, phase 1, probe, phase 2, then base, phase-1 and phase-2 model on the test problems."""
     models, pool = {"base": inputs.model_path}, inputs.pool
-    curves, probe, label, file = {}, "probe-base", "probe base", "pass_rates.jsonl"
+    probe, label, file = "probe-base", "probe base", "pass_rates.jsonl"
     with Stages(config, inputs, run) as stages:
         if not config.skip_phase1:
             rates = stages.probe(probe, label, models["base"], inputs.pool, config.phase1, file)
             selection = select("phase1", pool, rates, config.phase1, config.seed)
             first = stages.train("phase1", config.phase1, models["base"], selection)
-            models["phase1"], curves["phase 1"] = first.checkpoint, first.history
+            models["phase1"] = first.checkpoint
             pool = [problem for problem in pool if problem.problem_id not in first.asked]
             probe, label, file = "probe-phase1", "probe phase 1", "pass_rates-phase1.jsonl"
         start = models.get("phase1", inputs.model_path)
@@ -86,14 +88,16 @@ def run_two_phase(config: TwoPhaseConfig, inputs: Inputs, run: Run) -> None:
         offered = inputs.pool if config.phase2.by_hand else pool
         selection = select("phase2", offered, rates, config.phase2, config.seed)
         second = stages.train("phase2", config.phase2, start, selection)
-        models["phase2"], curves["phase 2"] = second.checkpoint, second.history
+        models["phase2"] = second.checkpoint
         rows = [row for name, path in models.items() for row in stages.evaluate_checkpoint(name, path)]
-    draw_curve(curves, run.folder / "curve.png")
     _conclude(run, rows, config.eval, inputs.notes)
     trained = [name for name in models if name != "base"]
     for number, name in enumerate(trained, start=1):
         write_card(run, config, models[name], stages=trained[:number], rows=rows)
-    run.say(f"curve: {run.folder / 'curve.png'}")
+    data = read_run(run.folder)
+    write_curve(data, run.folder / "curve.png")
+    write_page([data], run.folder / "report.html")
+    run.say(f"report: {run.folder / 'report.html'}")
     run.say(f"final model: {second.checkpoint}")
 
 

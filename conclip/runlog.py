@@ -21,7 +21,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -30,9 +30,11 @@ from rich.table import Table
 from conclip.config import BaseConfig, UserError
 from conclip.failures import check_folder
 from conclip.files import drop_cut_line, write_json, write_text
-from conclip.rollout.collect import CollectProgress
 from conclip.terminal import open_console
 from conclip.types import Rollout, RolloutGroup
+
+if TYPE_CHECKING:
+    from conclip.rollout.collect import CollectProgress
 
 SCHEMA_VERSION = 1
 """Of every file in a run folder."""
@@ -152,7 +154,7 @@ class Run:
                     out.write(json.dumps(transcript(rollout)) + "\n")
 
     @contextmanager
-    def progress(self, label: str) -> Iterator[Callable[[CollectProgress], None] | None]:
+    def progress(self, label: str) -> "Iterator[Callable[[CollectProgress], None] | None]":
         """A live bar for one `collect` call on a terminal; a line a minute when piped."""
         if not self._progress_on:
             yield None
@@ -170,17 +172,17 @@ class Run:
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task(label, total=None, rate="")
 
-            def update(now: CollectProgress) -> None:
+            def update(now: "CollectProgress") -> None:
                 rate = f"{now.tokens_per_s:,.0f} tok/s, mean {now.mean_tokens:.0f} tok"
                 bar.update(task, completed=now.num_finished, total=now.num_total, rate=rate)
 
             yield update
 
-    def _plain_progress(self, label: str) -> Callable[[CollectProgress], None]:
+    def _plain_progress(self, label: str) -> "Callable[[CollectProgress], None]":
         """A line each `PLAIN_PROGRESS_S`."""
         said = time.monotonic()
 
-        def update(now: CollectProgress) -> None:
+        def update(now: "CollectProgress") -> None:
             nonlocal said
             if time.monotonic() - said > PLAIN_PROGRESS_S:
                 said = time.monotonic()

@@ -24,20 +24,22 @@ from conclip.config import (
 from conclip.evaluation.evaluate import evaluate
 from conclip.evaluation.rows import read_rows
 from conclip.evaluation.units import RowFile
+from conclip.files import write_text
 from conclip.grading import GRADER_VERSION
 from conclip.identity import problems_hash, relevant, sampling_hash
 from conclip.inputs import Inputs
 from conclip.models.folder import model_hash
 from conclip.pipeline import Pipeline, Work, stage_key
 from conclip.probe import Band, PassRate, describe, next_round, pass_rates, read_pass_rates, write_pass_rates
+from conclip.report.data import QUESTIONS
 from conclip.report.probing import pass_rate_table
 from conclip.rollout.collect import tasks_for
 from conclip.runlog import Run
 from conclip.runtime import Runtime, open_runtime
 from conclip.selection import Selection
 from conclip.training.checkpoint import leave_models
-from conclip.training.monitors import summary_table
 from conclip.training.progress import Validation
+from conclip.training.summary import summary_table
 from conclip.training.trainer import Trainer, TrainResult
 from conclip.types import EvalRow, Outcome, Problem
 
@@ -180,12 +182,13 @@ class Stages:
         def work() -> Work:
             with open_model() as runtime:
                 tokens_before = runtime.engine.progress()
+                write_questions(self._inputs.test, self._run.folder / QUESTIONS)
                 rows = RowFile(self._run.folder / file, model=name, model_hash=identity, attempts=self._run.other_attempts())
                 found = evaluate(name, runtime, self._inputs.test, config.eval, rows)
                 correct = fmean(row.outcome is Outcome.CORRECT for row in found)
                 numbers = {"num_responses": len(found), "mean_tokens": fmean(row.num_tokens for row in found)}
                 return Work(
-                    outputs=[file, str(Path(file).with_suffix(".parquet"))],
+                    outputs=[file, str(Path(file).with_suffix(".parquet")), QUESTIONS],
                     numbers=numbers | {"share_correct": correct},
                     num_tokens=runtime.engine.progress() - tokens_before,
                 )
@@ -247,6 +250,12 @@ def sample_in_rounds(
         for row in file.sample(runtime, f"{label}, round {number}", "plain", tasks, runtime.training_spec):
             found[row.problem_id].append(row)
     return [row for group in found.values() for row in group]
+
+
+def write_questions(problems: Sequence[Problem], path: Path) -> None:
+    """The test problems, for those who read the responses to them."""
+    lines = [json.dumps({"schema": 1, **asdict(problem)}, ensure_ascii=False) for problem in problems]
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _counts(group: Sequence[EvalRow]) -> tuple[int, int, int]:

@@ -1,8 +1,9 @@
-"""The subcommands that take arguments instead of a config: grade, compare, doctor."""
+"""The subcommands that take arguments instead of a config: grade, compare, report, doctor."""
 
 import argparse
 import json
 import sys
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +18,9 @@ from conclip.evaluation.rows import read_rows, select_rows
 from conclip.failures import FAILED
 from conclip.inputs import checked
 from conclip.regrade import grade_file
+from conclip.report.data import read_run
+from conclip.report.export import write_files
+from conclip.report.page import write_page
 from conclip.terminal import open_console
 
 
@@ -74,6 +78,29 @@ def compare(arguments: list[str]) -> None:
         console.print(paired_results.transition_table(result))
     if options.json:
         options.json.write_text(json.dumps([paired_results.to_json(result) for result in results], indent=2) + "\n")
+
+
+def report(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="conclip report",
+        description="One HTML page of a run, or of several side by side: result, figures, every response, lineage. It opens "
+        "from disk and loads nothing.",
+    )
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="outputs/<subcommand>/<name>, or an attempt in it")
+    parser.add_argument("--out", type=Path, help="the page; default: report.html in the run's folder, or here for several")
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also figures as SVG and PNG, tables as .md and .tex")
+    options = parser.parse_args(arguments)
+    runs = [read_run(path) for path in options.runs]
+    if len({run.name for run in runs}) < len(runs):
+        runs = [replace(run, name=f"{run.name} {run.folder.name}") for run in runs]
+    page = options.out or (runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html"))
+    if not page.absolute().parent.is_dir():
+        raise UserError(f"--out: no folder '{page.parent}'")
+    write_page(runs, page)
+    sys.stdout.write(f"report: {page}\n")
+    if options.figures is not None:
+        for path in write_files(runs, options.figures):
+            sys.stdout.write(f"{path}\n")
 
 
 def doctor(arguments: list[str]) -> None:

@@ -28,6 +28,7 @@ def test_experiment_runs(experiment: str, tmp_path: Path):
     models = json.loads((folder / "results.json").read_text())["benchmarks"]["chain"]["models"]
     assert list(models) == ["base", "phase1", "phase2"]
     assert (folder / "curve.png").stat().st_size > 10_000
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
     assert "## Before and after" in (folder / "checkpoints/phase2-best/README.md").read_text()
     assert set(read_stages(folder)) >= {"probe-base", "phase1", "probe-phase1", "phase2", "eval-base", "eval-phase2"}
     model = AutoModelForCausalLM.from_pretrained(folder / "checkpoints/phase2-best")

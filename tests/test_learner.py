@@ -18,9 +18,9 @@ from conclip.training.monitors import (
     advantage_by_length,
     experience_metrics,
     step_warnings,
-    summarise_steps,
     zero_advantage_share,
 )
+from conclip.training.summary import summarise_steps
 from conclip.types import Outcome
 from tests.conftest import gradient_of, make_group, make_rollout
 

@@ -32,19 +32,23 @@ def results_table(benchmark: str, models: Mapping[str, Summary]) -> Table:
         title_justify="left",
     )
     table.add_column("model")
-    for name in ("accuracy", "lenient", "tokens", "if correct", "if wrong", "truncated"):
+    for name in results_cells(some):
         table.add_column(name, justify="right")
     for name, summary in models.items():
-        table.add_row(
-            name,
-            _cell(summary.accuracy, ".3f"),
-            f"{summary.lenient_accuracy.mean:.3f}",
-            _cell(summary.mean_tokens, ".1f"),
-            _cell(summary.correct_mean_tokens, ".1f"),
-            _cell(summary.wrong_mean_tokens, ".1f"),
-            _percent(summary.truncation_rate),
-        )
+        table.add_row(name, *results_cells(summary).values())
     return table
+
+
+def results_cells(summary: Summary) -> dict[str, str]:
+    """One model's numbers by column, ± half a 95 % interval."""
+    return {
+        "accuracy": _cell(summary.accuracy, ".3f"),
+        "lenient": f"{summary.lenient_accuracy.mean:.3f}",
+        "tokens": _cell(summary.mean_tokens, ".1f"),
+        "if correct": _cell(summary.correct_mean_tokens, ".1f"),
+        "if wrong": _cell(summary.wrong_mean_tokens, ".1f"),
+        "truncated": _percent(summary.truncation_rate),
+    }
 
 
 def _cell(estimate: Estimate | None, form: str) -> str:
@@ -58,21 +62,24 @@ def _percent(estimate: Estimate) -> str:
 
 
 def describe_comparison(first: str, second: str, comparison: Comparison, margin: float) -> str:
-    """The change from `first` to `second` in one sentence; "kept" only when non-inferiority is shown."""
+    """The change from `first` to `second` in one sentence."""
     accuracy, ratio = comparison.accuracy_difference, comparison.tokens_ratio
-    if accuracy.low > 0:
-        verdict = "accuracy rose"
-    elif accuracy.low > -margin:
-        verdict = f"accuracy kept (margin {100 * margin:g} points)"
-    elif accuracy.high < 0:
-        verdict = "accuracy fell"
-    else:
-        verdict = f"accuracy not shown to be kept (margin {100 * margin:g} points)"
     return (
         f"{second} against {first}: tokens {100 * (ratio.mean - 1):+.1f} % "
         f"[{100 * (ratio.low - 1):+.1f}, {100 * (ratio.high - 1):+.1f}], accuracy {100 * accuracy.mean:+.1f} points "
-        f"[{100 * accuracy.low:+.1f}, {100 * accuracy.high:+.1f}]: {verdict}"
+        f"[{100 * accuracy.low:+.1f}, {100 * accuracy.high:+.1f}]: {verdict(accuracy, margin)}"
     )
+
+
+def verdict(difference: Estimate, margin: float) -> str:
+    """On a difference in accuracy; "kept" only when non-inferiority is shown."""
+    if difference.low > 0:
+        return "accuracy rose"
+    if difference.low > -margin:
+        return f"accuracy kept (margin {100 * margin:g} points)"
+    if difference.high < 0:
+        return "accuracy fell"
+    return f"accuracy not shown to be kept (margin {100 * margin:g} points)"
 
 
 def by_condition(rows: Sequence[EvalRow]) -> dict[str, list[EvalRow]]:

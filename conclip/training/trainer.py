@@ -26,9 +26,10 @@ from conclip.selection import Selection
 from conclip.training.checkpoint import Checkpoints, PhaseState, copied, save_model
 from conclip.training.experience import kl_reward_share, make_experience
 from conclip.training.learner import Learner, NonFiniteGradient
-from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings, summarise_steps
+from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings
 from conclip.training.order import ProblemOrder, make_refresher
 from conclip.training.progress import Progress, Validation
+from conclip.training.summary import summarise_steps
 from conclip.types import Outcome, Problem, RolloutGroup, SamplingSpec
 
 
@@ -44,7 +45,7 @@ class TrainResult:
     best: Validation
     history: tuple[Validation, ...]
     monitors: Mapping[str, Mapping[str, float]]
-    """Summary of each monitor over the steps (`monitors.summarise_steps`)."""
+    """Summary of each monitor over the steps (`summary.summarise_steps`)."""
     asked: tuple[str, ...]
     """Ids of all problems that trained."""
 

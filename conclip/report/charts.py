@@ -1,0 +1,341 @@
+"""The figures of a report, as Vega-Lite charts: pure functions of run data. Pages embed them, files are made of them."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from conclip.evaluation.measures import accuracy_at_budgets
+from conclip.evaluation.metrics import Summary, summarise
+from conclip.report.data import RunData
+from conclip.training.summary import MONITORS
+from conclip.types import EvalRow, Outcome
+
+OUTCOMES = {
+    Outcome.CORRECT: "#439b66",
+    Outcome.WRONG: "#d0634a",
+    Outcome.NO_ANSWER: "#9478bd",
+    Outcome.TRUNCATED: "#d9a03f",
+    Outcome.GRADER_ERROR: "#8c8c8c",
+}
+MODELS = ("#8b919a", "#3b87c8", "#d0634a", "#439b66", "#9478bd", "#d9a03f")
+"""Colours of models and runs, in the order they come: grey for what training began with."""
+
+NUM_BINS = 40
+NUM_BUDGETS = 48
+WIDTH = "container"
+
+Values = list[dict[str, Any]]
+Chart = alt.Chart | alt.LayerChart | alt.FacetChart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One or several charts, and what people who cannot see it are told."""
+
+    name: str
+    title: str
+    says: str
+    panels: Mapping[str, Chart]
+    """By title ("" for an only one); each as wide as the place it gets."""
+    columns: int = 1
+    """Panels side by side, where there is room."""
+
+    @property
+    def specs(self) -> dict[str, dict[str, Any]]:
+        """Vega-Lite of each panel."""
+        return {title: panel.to_dict() for title, panel in self.panels.items()}
+
+    def whole(self, width: int) -> alt.TopLevelMixin:
+        """All panels as one chart of about so many pixels, for files."""
+        each = width // self.columns - 60 * (self.columns > 1)
+        parts = [panel.properties(width=each, title=title) for title, panel in self.panels.items()]
+        return alt.concat(*parts, columns=self.columns) if len(parts) > 1 else parts[0]
+
+
+def figures(runs: Sequence[RunData]) -> list[Figure]:
+    """Every figure the runs have data for."""
+    several = len(runs) > 1
+    models = {label(run, name, several): rows for run in runs for name, rows in models_of(run).items()}
+    made = [
+        curves(runs),
+        lengths(models),
+        scatter(models),
+        budgets(models),
+        *(pass_rates(run, phase, several) for run in runs for phase in run.rates),
+        *(monitors(run, several) for run in runs),
+    ]
+    return [figure for figure in made if figure is not None]
+
+
+def label(run: RunData, model: str, several: bool) -> str:
+    return f"{run.name}: {model}" if several else model
+
+
+def models_of(run: RunData) -> dict[str, list[EvalRow]]:
+    """Rows by model, with the first instruction only."""
+    found: dict[str, list[EvalRow]] = {}
+    for row in run.rows:
+        if row.prompt == run.rows[0].prompt:
+            found.setdefault(row.model, []).append(row)
+    return found
+
+
+def curves(runs: Sequence[RunData]) -> Figure | None:
+    """Validation accuracy and length over the steps, phase after phase."""
+    points: Values = []
+    bounds: Values = []
+    for run in runs:
+        offset = 0.0
+        for phase, history in run.history.items():
+            for point in history:
+                step = offset + point["step"]
+                kept = point["step"] == run.best[phase]["step"]
+                points.append({"run": run.name, "phase": phase, "step": step, "kept": kept} | _named(point))
+            offset += history[-1]["step"]
+            bounds.append({"step": offset, "run": run.name})
+    if not points:
+        return None
+    colour = alt.Color("run:N", title="run", scale=alt.Scale(range=list(MODELS[1:])))
+    shown = colour if len(runs) > 1 else alt.value(MODELS[1])
+    panels: dict[str, Chart] = {}
+    for field, title in (("accuracy", "validation accuracy"), ("tokens", "mean response tokens")):
+        base = alt.Chart(alt.Data(values=points)).encode(
+            x=alt.X("step:Q", title="training steps"),
+            y=alt.Y(f"{field}:Q", title=None, scale=alt.Scale(zero=True)),
+            color=shown,
+            tooltip=[
+                "run:N",
+                "phase:N",
+                "step:Q",
+                alt.Tooltip("accuracy:Q", format=".3f"),
+                alt.Tooltip("tokens:Q", format=".1f"),
+            ],
+        )
+        line = base.mark_line().encode(detail=["run:N", "phase:N"])
+        dots = base.mark_point(filled=True, size=45)
+        kept = base.mark_point(size=220, strokeWidth=2).transform_filter("datum.kept")
+        rule = (
+            alt.Chart(alt.Data(values=bounds[:-1] if len(runs) == 1 else [])).mark_rule(strokeDash=[4, 4]).encode(x="step:Q")
+        )
+        panels[title] = alt.layer(line, dots, kept, rule).properties(width=WIDTH, height=190)
+    first, last = points[0], points[-1]
+    return Figure(
+        name="curves",
+        title="Accuracy and length over training",
+        says=f"Validation accuracy from {first['accuracy']:.3f} to {last['accuracy']:.3f} and mean tokens from "
+        f"{first['tokens']:.0f} to {last['tokens']:.0f} over the steps. A ring marks the checkpoint that was kept, a dashed "
+        "line the end of phase 1.",
+        panels=panels,
+        columns=2,
+    )
+
+
+def _named(point: Mapping[str, float]) -> dict[str, float]:
+    return {"accuracy": point["accuracy"], "tokens": point["mean_tokens"]}
+
+
+def lengths(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
+    """How long responses are, by model and outcome."""
+    if not models:
+        return None
+    longest = max(row.num_tokens for rows in models.values() for row in rows)
+    width = max(1, -(-longest // NUM_BINS))
+    counts = {name: Counter((row.num_tokens // width, row.outcome) for row in rows) for name, rows in models.items()}
+    present = [outcome for outcome in OUTCOMES if any(key[1] is outcome for found in counts.values() for key in found)]
+    panels: dict[str, Chart] = {}
+    for name, rows in models.items():
+        values: Values = [
+            {"from": number * width, "to": (number + 1) * width, "outcome": o.value, "share": 100 * count / len(rows)}
+            for (number, o), count in sorted(counts[name].items())
+        ]
+        panels[name] = (
+            alt.Chart(alt.Data(values=values))
+            .mark_bar()
+            .encode(
+                x=alt.X("from:Q", bin="binned", title="response tokens", scale=alt.Scale(domain=[0, longest + width])),
+                x2="to:Q",
+                y=alt.Y("share:Q", stack="zero", title="% of responses"),
+                color=alt.Color(
+                    "outcome:N",
+                    scale=alt.Scale(domain=[o.value for o in present], range=[OUTCOMES[o] for o in present]),
+                    legend=alt.Legend(orient="top", title=None),
+                ),
+                tooltip=["outcome:N", "from:Q", "to:Q", alt.Tooltip("share:Q", format=".2f", title="% of responses")],
+            )
+            .properties(width=WIDTH, height=130)
+        )
+    means = ", ".join(f"{name} {sum(r.num_tokens for r in rows) / len(rows):.0f}" for name, rows in models.items())
+    return Figure(
+        name="lengths",
+        title="How long responses are",
+        says=f"Histograms of response length by outcome, one for each model, on one scale of tokens. Mean tokens: {means}.",
+        panels=panels,
+    )
+
+
+def scatter(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
+    """Accuracy against length, with 95 % intervals, by benchmark and temperature."""
+    values: Values = []
+    for name, rows in models.items():
+        for benchmark in dict.fromkeys(row.benchmark for row in rows):
+            for temperature in dict.fromkeys(row.temperature for row in rows):
+                mine = [r for r in rows if r.benchmark == benchmark and r.temperature == temperature]
+                if mine:
+                    values.append({"model": name, "where": f"{benchmark}, T {temperature:g}"} | _point(summarise(mine)))
+    if not values:
+        return None
+    wheres = list(dict.fromkeys(value["where"] for value in values))
+    base = alt.Chart(alt.Data(values=values)).encode(
+        color=alt.Color(
+            "model:N",
+            sort=list(models),
+            scale=alt.Scale(domain=list(models), range=list(MODELS)),
+            legend=alt.Legend(orient="top", title=None),
+        ),
+        tooltip=["model:N", "where:N", alt.Tooltip("accuracy:Q", format=".3f"), alt.Tooltip("tokens:Q", format=".1f")],
+    )
+    across = base.mark_rule(strokeWidth=2).encode(
+        x=alt.X("tokens_low:Q", title="mean response tokens", scale=alt.Scale(zero=False, padding=15)),
+        x2="tokens_high:Q",
+        y="accuracy:Q",
+    )
+    up = base.mark_rule(strokeWidth=2).encode(
+        x="tokens:Q",
+        y=alt.Y("accuracy_low:Q", title="accuracy", scale=alt.Scale(zero=False, padding=15)),
+        y2="accuracy_high:Q",
+    )
+    dots = base.mark_point(filled=True, size=90, opacity=1).encode(x="tokens:Q", y="accuracy:Q")
+    if len(wheres) > 1:
+        dots = dots.encode(shape=alt.Shape("where:N", title=None, legend=alt.Legend(orient="top")))
+    told = "; ".join(
+        f"{v['model']} ({v['where']}): accuracy {v['accuracy']:.3f} at {v['tokens']:.0f} tokens" for v in values
+    )
+    return Figure(
+        name="scatter",
+        title="Accuracy against length",
+        says=f"With 95 % intervals, clustered by problem. {told}.",
+        panels={"": alt.layer(across, up, dots).properties(width=WIDTH, height=300)},
+    )
+
+
+def _point(summary: Summary) -> dict[str, float]:
+    return {
+        "accuracy": summary.accuracy.mean,
+        "accuracy_low": summary.accuracy.low,
+        "accuracy_high": summary.accuracy.high,
+        "tokens": summary.mean_tokens.mean,
+        "tokens_low": summary.mean_tokens.low,
+        "tokens_high": summary.mean_tokens.high,
+    }
+
+
+def budgets(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
+    """Share of responses that are right within so many tokens."""
+    if not models:
+        return None
+    longest = max(row.num_tokens for rows in models.values() for row in rows)
+    marks = sorted({max(1, longest * number // NUM_BUDGETS) for number in range(1, NUM_BUDGETS + 1)})
+    values: Values = [
+        {"model": name, "budget": budget, "accuracy": accuracy}
+        for name, rows in models.items()
+        for budget, accuracy in accuracy_at_budgets(rows, marks).items()
+    ]
+    chart = (
+        alt.Chart(alt.Data(values=values))
+        .mark_line(interpolate="step-after", strokeWidth=2)
+        .encode(
+            x=alt.X("budget:Q", title="token budget"),
+            y=alt.Y("accuracy:Q", title="right within the budget", scale=alt.Scale(domain=[0, 1])),
+            color=alt.Color(
+                "model:N",
+                sort=list(models),
+                scale=alt.Scale(domain=list(models), range=list(MODELS)),
+                legend=alt.Legend(orient="top", title=None),
+            ),
+            tooltip=["model:N", "budget:Q", alt.Tooltip("accuracy:Q", format=".3f")],
+        )
+        .properties(width=WIDTH, height=260)
+    )
+    half = {name: accuracy_at_budgets(rows, [longest // 4])[longest // 4] for name, rows in models.items()}
+    told = ", ".join(f"{name} {accuracy:.3f}" for name, accuracy in half.items())
+    return Figure(
+        name="budgets",
+        title="Accuracy at token budgets",
+        says=f"Share of responses that are right within a number of tokens. Within {longest // 4}: {told}.",
+        panels={"": chart},
+    )
+
+
+def pass_rates(run: RunData, phase: str, several: bool) -> Figure | None:
+    """Measured pass rates, the chosen problems marked."""
+    chosen = {choice.problem_id for choice in run.chosen.get(phase, ())}
+    counts = Counter((min(9, int(10 * rate.pass_rate)), rate.problem_id in chosen) for rate in run.rates[phase])
+    values: Values = [
+        {"from": tenth / 10, "to": (tenth + 1) / 10, "problems": count, "kind": "chosen" if is_chosen else "not chosen"}
+        for (tenth, is_chosen), count in sorted(counts.items())
+    ]
+    chart = (
+        alt.Chart(alt.Data(values=values))
+        .mark_bar()
+        .encode(
+            x=alt.X("from:Q", bin=alt.Bin(binned=True, step=0.1), title="measured pass rate"),
+            x2="to:Q",
+            y=alt.Y("problems:Q", stack="zero", title="problems"),
+            color=alt.Color(
+                "kind:N",
+                scale=alt.Scale(domain=["chosen", "not chosen"], range=[MODELS[1], "#a9afb8"]),
+                legend=alt.Legend(orient="top", title=None),
+            ),
+            tooltip=["kind:N", "from:Q", "to:Q", "problems:Q"],
+        )
+        .properties(width=WIDTH, height=200)
+    )
+    title = f"Pass rates before {phase.replace('phase', 'phase ')}" if phase else "Pass rates"
+    return Figure(
+        name=f"pass-rates-{phase or 'probe'}" + (f"-{run.name}" if several else ""),
+        title=title + (f": {run.name}" if several else ""),
+        says=f"{len(run.rates[phase])} problems were probed, {len(chosen)} chosen to train on.",
+        panels={"": chart},
+    )
+
+
+def monitors(run: RunData, several: bool) -> Figure | None:
+    """The monitors of every step, a panel each, phase after phase; those that stayed 0 are left out."""
+    values: Values = []
+    offset = 0
+    for phase, steps in run.steps.items():
+        for row in steps:
+            values += [
+                {"monitor": title, "phase": phase, "step": offset + row["step"], "value": row[name]}
+                for name, title in MONITORS.items()
+                if row.get(name) is not None
+            ]
+        offset += steps[-1]["step"] if steps else 0
+    panels: dict[str, Chart] = {}
+    for title in MONITORS.values():
+        mine = [value for value in values if value["monitor"] == title]
+        if any(value["value"] for value in mine):
+            panels[title] = (
+                alt.Chart(alt.Data(values=mine))
+                .mark_line(point=alt.OverlayMarkDef(size=14), color=MODELS[1])
+                .encode(
+                    x=alt.X("step:Q", title="step"),
+                    y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+                    detail="phase:N",
+                    tooltip=["phase:N", "step:Q", alt.Tooltip("value:Q", format=".4g")],
+                )
+                .properties(width=WIDTH, height=110)
+            )
+    if not panels:
+        return None
+    return Figure(
+        name="monitors" + (f"-{run.name}" if several else ""),
+        title="Monitors of every step" + (f": {run.name}" if several else ""),
+        says=f"Panels over {offset} steps: {', '.join(panels)}. Their first, last, lowest and highest values stand in "
+        "training-<phase>.json.",
+        panels=panels,
+        columns=3,
+    )

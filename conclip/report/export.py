@@ -1,0 +1,89 @@
+"""A report's figures and tables as files: SVG and PNG, Markdown and LaTeX."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+
+from conclip.files import write_text
+from conclip.report.charts import Figure, curves, figures
+from conclip.report.data import RunData
+from conclip.report.page import result_tables
+
+WIDTH_PX = 760
+PNG_SCALE = 2.0
+
+PAPER: Mapping[str, Any] = {
+    "background": "white",
+    "view": {"stroke": None},
+    "axis": {"labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#e3e6ea"},
+    "axisX": {"grid": False},
+    "title": {"anchor": "start", "fontSize": 12, "fontWeight": "normal"},
+}
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """One figure as SVG or PNG, by the file's suffix."""
+    spec = figure.whole(WIDTH_PX).to_dict() | {"config": PAPER}
+    if path.suffix == ".svg":
+        write_text(path, vl_convert.vegalite_to_svg(spec))
+    else:
+        path.write_bytes(vl_convert.vegalite_to_png(spec, scale=PNG_SCALE))
+
+
+def write_curve(run: RunData, path: Path) -> None:
+    """Accuracy and length over the steps of a run's phases."""
+    figure = curves([run])
+    if figure is not None:
+        write_figure(figure, path)
+
+
+def write_files(runs: Sequence[RunData], folder: Path) -> list[Path]:
+    """Every figure as SVG and PNG, and the results as results.md and results.tex; returns what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    for figure in figures(runs):
+        for suffix in (".svg", ".png"):
+            paths.append(folder / f"{figure.name}{suffix}")
+            write_figure(figure, paths[-1])
+    tables = result_tables(runs)
+    if tables:
+        write_text(folder / "results.md", "\n".join(map(markdown, tables)))
+        write_text(folder / "results.tex", "\n".join(map(latex, tables)))
+        paths += [folder / "results.md", folder / "results.tex"]
+    return paths
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    lines = [
+        f"{_caption(table)}\n",
+        f"| model | {' | '.join(table['columns'])} |",
+        "|---" + "|---:" * len(table["columns"]) + "|",
+    ]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in table["rows"]]
+    return "\n".join(lines) + "\n"
+
+
+def latex(table: Mapping[str, Any]) -> str:
+    """A tabular with booktabs rules."""
+    lines = [
+        f"% {_caption(table)}",
+        rf"\begin{{tabular}}{{l{'r' * len(table['columns'])}}}",
+        r"\toprule",
+        " & ".join(["model", *table["columns"]]) + r" \\",
+        r"\midrule",
+    ]
+    for name, cells in table["rows"]:
+        lines.append(" & ".join([_tex(name), *map(_tex, cells)]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _caption(table: Mapping[str, Any]) -> str:
+    return f"{table['benchmark']}: {table['num_problems']} problems; ± half a 95 % interval, clustered by problem"
+
+
+def _tex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    special |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    return "".join(special.get(character, character) for character in text)

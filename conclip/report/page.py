@@ -1,0 +1,248 @@
+"""The report: one HTML file that opens from disk, needs no network, and shows what a run did."""
+
+import base64
+import gzip
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from conclip.evaluation.metrics import Comparison, compare
+from conclip.evaluation.tables import (
+    by_condition,
+    describe_comparison,
+    headline_comparisons,
+    results_cells,
+    summaries,
+    verdict,
+)
+from conclip.files import write_text
+from conclip.report.charts import Figure, figures, label, models_of
+from conclip.report.data import RunData
+from conclip.types import EvalRow, Outcome
+
+TEMPLATES = Path(__file__).parent / "page"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headline:
+    """What the last model of a run is against the first, on one benchmark at one temperature."""
+
+    where: str
+    first: str
+    last: str
+    tokens: str
+    tokens_interval: str
+    tokens_high: float
+    accuracy: str
+    accuracy_interval: str
+    verdict: str
+    kept: bool
+
+
+def write_page(runs: Sequence[RunData], path: Path) -> None:
+    """Write the page of one run, or of several side by side."""
+    drawn = figures(runs)
+    several = len(runs) > 1
+    shown = [
+        (figure, [(f"chart-{figure.name}-{i}", *item) for i, item in enumerate(figure.specs.items())]) for figure in drawn
+    ]
+    rows = rows_for_browser(runs)
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    text = environment.get_template("page.html").render(
+        title=" and ".join(run.name for run in runs),
+        subtitle=_subtitle(runs),
+        subcommand=", ".join(dict.fromkeys(run.subcommand for run in runs)),
+        version=version("conclip"),
+        sections=_sections(runs, drawn),
+        notes=[note for run in runs for note in run.notes],
+        headlines=[headline for run in runs for headline in headlines(run, several)],
+        tables=result_tables(runs),
+        sentences=[sentence for run in runs for sentence in sentences(run)] if not several else [],
+        figures=[
+            {
+                "name": re.sub(r"[^\w-]", "-", figure.name),
+                "title": figure.title,
+                "says": figure.says,
+                "columns": figure.columns,
+                "panels": [{"id": key, "title": title, "height": spec["height"]} for key, title, spec in panels],
+            }
+            for figure, panels in shown
+        ],
+        num_rows=len(rows["rows"]),
+        chosen=[
+            (f"{run.name}, {phase or 'probe'}" if several else phase or "chosen", choices)
+            for run in runs
+            for phase, choices in run.chosen.items()
+            if choices
+        ],
+        lineage=[_lineage(run) for run in runs],
+        folders=", ".join(f"{run.subcommand}/{run.name}/{run.folder.name}" for run in runs),
+        charts_json=in_script({key: spec for _, panels in shown for key, _, spec in panels}),
+        rows_packed=base64.b64encode(gzip.compress(json.dumps(rows).encode(), mtime=0)).decode() if rows["rows"] else "",
+        vega=vl_convert.javascript_bundle(),  # pyright: ignore[reportCallIssue]
+        css=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
+        js=(TEMPLATES / "page.js").read_text(encoding="utf-8"),
+    )
+    write_text(path, text)
+
+
+def in_script(value: Any) -> str:
+    """JSON that may stand inside a script element: nothing in it can end the element. Infinite bounds (an interval of one
+    problem) and NaN become null."""
+    return json.dumps(_finite(value), allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def headlines(run: RunData, several: bool) -> list[Headline]:
+    """None when a run has one model only."""
+    models = models_of(run)
+    if len(models) < 2:
+        return []
+    names = list(models)
+    made: list[Headline] = []
+    for benchmark, temperature in dict.fromkeys((row.benchmark, row.temperature) for row in models[names[0]]):
+        first, last = (
+            [row for row in models[name] if (row.benchmark, row.temperature) == (benchmark, temperature)]
+            for name in (names[0], names[-1])
+        )
+        found = compare(first, last)
+        where = f"{benchmark}, temperature {temperature:g}" + (f": {run.name}" if several else "")
+        made.append(_headline(where, names[0], names[-1], found, run.margin))
+    return made
+
+
+def _headline(where: str, first: str, last: str, found: Comparison, margin: float) -> Headline:
+    tokens, accuracy = found.tokens_ratio, found.accuracy_difference
+    return Headline(
+        where=where,
+        first=first,
+        last=last,
+        tokens=f"{100 * (tokens.mean - 1):+.1f} %",
+        tokens_interval=f"{100 * (tokens.low - 1):+.1f} to {100 * (tokens.high - 1):+.1f} %",
+        tokens_high=tokens.high - 1,
+        accuracy=f"{100 * accuracy.mean:+.1f} points",
+        accuracy_interval=f"{100 * accuracy.low:+.1f} to {100 * accuracy.high:+.1f} points",
+        verdict=verdict(accuracy, margin),
+        kept=accuracy.low > -margin,
+    )
+
+
+def result_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """One table a benchmark, rows of all runs."""
+    several = len(runs) > 1
+    rows: dict[str, list[EvalRow]] = {
+        label(run, name, several): mine for run in runs for name, mine in by_condition(run.rows).items()
+    }
+    made: list[dict[str, Any]] = []
+    for benchmark, models in summaries(rows).items():
+        cells = {name: results_cells(summary) for name, summary in models.items()}
+        columns = list(next(iter(cells.values())))
+        body = [(name, list(row.values())) for name, row in cells.items()]
+        problems = max(summary.num_problems for summary in models.values())
+        made.append({"benchmark": benchmark, "num_problems": problems, "columns": columns, "rows": body})
+    return made
+
+
+def sentences(run: RunData) -> list[str]:
+    """The closing sentences of the run."""
+    columns = by_condition(run.rows)
+    return [
+        f"{benchmark}: {describe_comparison(first, second, found, run.margin)}"
+        for benchmark in summaries(columns)
+        for (first, second), found in headline_comparisons(columns, benchmark).items()
+    ]
+
+
+def rows_for_browser(runs: Sequence[RunData]) -> dict[str, Any]:
+    """Problems, models, sampling conditions and responses, with indices in place of names."""
+    several = len(runs) > 1
+    outcomes = [outcome.value for outcome in Outcome]
+    problems: dict[str, dict[str, Any]] = {}
+    models: dict[str, int] = {}
+    conditions: dict[str, int] = {}
+    places: dict[str, int] = {}
+    rows: list[list[Any]] = []
+    for run in runs:
+        for row in run.rows:
+            if row.problem_id not in problems:
+                places[row.problem_id] = len(problems)
+                problems[row.problem_id] = {
+                    "id": row.problem_id,
+                    "question": run.questions.get(row.problem_id, ""),
+                    "answer": row.answer,
+                    "level": row.level,
+                    "benchmark": row.benchmark,
+                }
+            model = models.setdefault(label(run, row.model, several), len(models))
+            condition = conditions.setdefault(f"{row.prompt}, temperature {row.temperature:g}", len(conditions))
+            outcome = outcomes.index(row.outcome.value)
+            place = places[row.problem_id]
+            rows.append([place, model, condition, row.sample, outcome, row.num_tokens, row.extracted, row.text])
+    return {
+        "problems": list(problems.values()),
+        "models": list(models),
+        "conditions": list(conditions),
+        "outcomes": outcomes,
+        "rows": rows,
+    }
+
+
+def _subtitle(runs: Sequence[RunData]) -> str:
+    started = [str(run.environment.get("started", ""))[:10] for run in runs]
+    problems = len({row.problem_id for run in runs for row in run.rows})
+    said = [f"started {', '.join(dict.fromkeys(started))}"]
+    return ", ".join(said + ([f"{problems} test problems"] if problems else []))
+
+
+def _sections(runs: Sequence[RunData], drawn: Sequence[Figure]) -> list[tuple[str, str]]:
+    has_rows = any(run.rows for run in runs)
+    there = {
+        "result": has_rows,
+        "figures": bool(drawn),
+        "responses": has_rows,
+        "problems-trained": any(choices for run in runs for choices in run.chosen.values()),
+        "lineage": True,
+    }
+    names = {"problems-trained": "Training problems"}
+    return [(anchor, names.get(anchor, anchor.capitalize())) for anchor, shown in there.items() if shown]
+
+
+def _lineage(run: RunData) -> dict[str, Any]:
+    environment = run.environment
+    git: Mapping[str, Any] = environment.get("git") or {}
+    facts = {
+        "command": " ".join(["conclip", run.subcommand, *environment.get("arguments", [])]),
+        "started": environment.get("started"),
+        "machine": f"{environment.get('machine')}, {environment.get('num_cpus')} processors, {environment.get('platform')}",
+        "Python": environment.get("python"),
+        "packages": ", ".join(f"{name} {found}" for name, found in environment.get("packages", {}).items()),
+        "revision": f"{git.get('revision')}{', with local changes' if git.get('dirty') else ''}" if git else "no checkout",
+    }
+    stages = [
+        {
+            "name": name,
+            "responses": f"{stage.numbers['num_responses']:.0f}" if "num_responses" in stage.numbers else "",
+            "tokens": f"{stage.num_tokens:,}".replace(",", "\u202f"),
+            "time": f"{stage.wall_s:.0f} s",
+            "finished": stage.finished.replace("T", " ")[:16],
+            "made": f"in {stage.taken_from}" if stage.taken_from else "here",
+            "inputs": ", ".join(f"{key} {value[:8]}" for key, value in stage.inputs.items() if value),
+        }
+        for name, stage in run.stages.items()
+    ]
+    return {"name": run.name, "stages": stages, "config": run.config, "environment": list(facts.items())}

@@ -1,0 +1,54 @@
+"""The monitors of a whole phase: their names, what they began and ended with, and the table of it."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from rich.table import Table
+
+MONITORS = {
+    "outcome/correct": "correct",
+    "length/mean_tokens": "tokens",
+    "policy/share_zero_advantage_groups": "groups without an advantage",
+    "policy/kl_gradient_share": "KL's share of the gradient",
+    "policy/sampler_drift_max": "engine against trainer, largest [nats]",
+    "policy/end_probability_correct": "end-token probability, correct",
+    "policy/end_probability_wrong": "end-token probability, wrong",
+    "policy/advantage_correct_short": "advantage, correct, shortest third",
+    "policy/advantage_correct_long": "advantage, correct, longest third",
+    "policy/advantage_wrong_short": "advantage, wrong, shortest third",
+    "policy/advantage_wrong_long": "advantage, wrong, longest third",
+    "value/explained_variance": "critic's explained variance",
+    "policy/entropy": "entropy [nats]",
+    "policy/clip_fraction": "clipped tokens",
+    "optim/policy_grad_norm": "gradient norm",
+    "optim/skipped_updates": "skipped updates",
+}
+"""Metric -> its name in the summary of a phase."""
+
+
+def summarise_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Of each monitor: its mean over the first and the last quarter of its steps, its lowest and its highest."""
+    summary: dict[str, dict[str, float]] = {}
+    for name in MONITORS:
+        values = [step[name] for step in steps if name in step]
+        if values:
+            quarter = max(1, len(values) // 4)
+            summary[name] = {
+                "first": fmean(values[:quarter]),
+                "last": fmean(values[-quarter:]),
+                "lowest": min(values),
+                "highest": max(values),
+            }
+    return summary
+
+
+def summary_table(title: str, summary: Mapping[str, Mapping[str, float]]) -> Table:
+    """The summary for people; monitors that stayed 0 are left out."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("monitor")
+    for column in ("first quarter", "last quarter", "lowest", "highest"):
+        table.add_column(column, justify="right")
+    for name, values in summary.items():
+        if values["lowest"] or values["highest"]:
+            table.add_row(MONITORS[name], *(f"{values[key]:.3g}" for key in ("first", "last", "lowest", "highest")))
+    return table

@@ -1,0 +1,127 @@
+"""The report as a file: what it holds, and that nothing in it can act."""
+
+import base64
+import gzip
+import json
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conclip.cli import main
+from conclip.report.charts import figures
+from conclip.report.data import read_run
+from conclip.report.export import latex, markdown
+from conclip.report.page import headlines, in_script, result_tables
+from tests.made_runs import HOSTILE, MODELS, made_run
+
+
+def report(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["conclip", "report", *map(str, arguments)])
+    main()
+
+
+class Page(HTMLParser):
+    """The elements of a page, and the text of its scripts by id."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: set[str] = set()
+        self.ids: set[str] = set()
+        self.scripts: dict[str, str] = {}
+        self.text = ""
+        self._inside: str | None = None
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.ids |= {value for name, value in attrs if name == "id" and value}
+        self._inside = dict(attrs).get("id") or "" if tag == "script" else None
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = None
+
+    def handle_data(self, data: str) -> None:
+        if self._inside is not None:
+            self.scripts[self._inside] = self.scripts.get(self._inside, "") + data
+        else:
+            self.text += data
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        return json.loads(gzip.decompress(base64.b64decode(self.scripts["rows-data"])))
+
+
+def test_the_page_of_a_run_has_its_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = made_run(tmp_path / "attempt-001")
+    report(monkeypatch, folder)
+    page = Page(folder / "report.html")
+    for part in ("-56.9 %", "+50.0 points", "phase2 against base", "Pass rates before phase 2", "model 01234567", "seed: 0"):
+        assert part in page.text, part
+    rows = page.rows
+    assert rows["models"] == list(MODELS) and len(rows["problems"]) == 12 and len(rows["rows"]) == 3 * 12 * 2
+    assert json.loads(page.scripts["charts-data"]).keys() == {name for name in page.ids if name.startswith("chart-")}
+
+
+def test_hostile_text_stays_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tame, wild = (made_run(tmp_path / name / "attempt-001", texts=texts) for name, texts in (("a", ("x",)), ("b", HOSTILE)))
+    report(monkeypatch, tame)
+    report(monkeypatch, wild)
+    pages = [Page(folder / "report.html") for folder in (tame, wild)]
+    assert pages[0].tags == pages[1].tags and pages[0].attributes == pages[1].attributes
+    assert "onerror" not in pages[1].attributes
+    assert {row[7] for row in pages[1].rows["rows"]} == set(HOSTILE)
+    assert HOSTILE[0] in pages[1].text  # a note and a reason: shown as it is
+
+
+def test_json_in_a_script_cannot_end_it():
+    value = {"a": "</script><!--\u2028"}
+    assert "<" not in in_script(value) and "\u2028" not in in_script(value)
+    assert json.loads(in_script(value)) == value
+    assert json.loads(in_script([float("nan"), {"low": float("-inf")}])) == [None, {"low": None}]
+
+
+def test_several_runs_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [made_run(tmp_path / name / "attempt-001", name=name) for name in ("one", "two")]
+    report(monkeypatch, *folders, "--figures", "paper")
+    page = Page(tmp_path / "report.html")
+    assert page.rows["models"] == [f"{run}: {model}" for run in ("one", "two") for model in MODELS]
+    names = {path.name for path in (tmp_path / "paper").iterdir()}
+    assert {"curves.svg", "curves.png", "lengths.svg", "budgets.svg", "scatter.png", "results.md", "results.tex"} <= names
+    assert (tmp_path / "paper/curves.svg").read_text().startswith("<svg")
+    assert (tmp_path / "paper/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "one: phase2" in (tmp_path / "paper/results.md").read_text()
+
+
+def test_the_headline_is_the_last_model_against_the_first(tmp_path: Path):
+    (headline,) = headlines(read_run(made_run(tmp_path / "attempt-001")), several=False)
+    assert (headline.first, headline.last) == ("base", "phase2")
+    # mean tokens 105.5 and 45.5; right in a quarter and in three quarters of the responses
+    assert headline.tokens == f"{100 * (45.5 / 105.5 - 1):+.1f} %" and headline.accuracy == "+50.0 points"
+    assert headline.kept and headline.verdict == "accuracy rose"
+
+
+def test_a_probe_or_an_evaluation_alone_has_a_page_of_what_there_is(tmp_path: Path):
+    folder = made_run(tmp_path / "attempt-001")
+    for name in (
+        "rows-base.jsonl",
+        "rows-phase1.jsonl",
+        "rows-phase2.jsonl",
+        "training-phase1.json",
+        "training-phase2.json",
+        "metrics.jsonl",
+    ):
+        (folder / name).unlink()
+    assert [figure.name for figure in figures([read_run(folder)])] == ["pass-rates-phase2"]
+
+
+def test_tables_for_papers_escape_what_latex_reads(tmp_path: Path):
+    (table,) = result_tables([read_run(made_run(tmp_path / "attempt-001"))])
+    table["rows"][0] = ("a_b & 50 %", table["rows"][0][1])
+    assert r"a\_b \& 50 \% &" in latex(table)
+    assert markdown(table).splitlines()[2].startswith("| model | accuracy")
