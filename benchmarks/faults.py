@@ -91,12 +91,13 @@ def last_line(said: str) -> str:
 
 def stopped_by(number: signal.Signals) -> Callable[[Bench, Path], Outcome]:
     def fault(bench: Bench, here: Path) -> Outcome:
-        process = bench.running(here)
+        process = bench.running(here, "trainer.save_every=100")
         began = time.monotonic()
         process.send_signal(number)
-        finish(process, 128 + number)
-        took = time.monotonic() - began
-        assert took < 20, took
+        said = finish(process, 128 + number)
+        assert time.monotonic() - began < 20
+        steps = len((folder_of(CASE, here) / "metrics.jsonl").read_text().splitlines())
+        assert f"step {steps} is saved" in said, said
         happens = "stops within the step, state saved"
         return Outcome(happens=happens, code=process.returncode, same=bench.again(here))
 
@@ -104,15 +105,22 @@ def stopped_by(number: signal.Signals) -> Callable[[Bench, Path], Outcome]:
 
 
 def children(process: subprocess.Popen[str], part: str) -> list[psutil.Process]:
-    """Child processes with a word in their command line."""
-    return [c for c in psutil.Process(process.pid).children(recursive=True) if part in " ".join(c.cmdline())]
+    """Child processes with a word in their command line; there must be some."""
+    found = [c for c in psutil.Process(process.pid).children(recursive=True) if part in " ".join(c.cmdline())]
+    assert found, part
+    return found
 
 
-def goes_on(bench: Bench, here: Path, process: subprocess.Popen[str], happens: str, *, but: tuple[str, ...] = ()) -> Outcome:
-    """Of a run that must end by itself as if nothing had been."""
-    said = finish(process)
-    if "warning:" in said:
-        print("    " + next(line for line in said.splitlines() if "warning:" in line))
+ENGINE = ("config.yaml", "README.md", "manifest.json")
+"""Files that name the kind of engine."""
+
+
+def goes_on(
+    bench: Bench, here: Path, process: subprocess.Popen[str], happens: str, sign: str, *, but: tuple[str, ...] = ()
+) -> Outcome:
+    """Of a run that must end by itself as if nothing had been, with a sign in its log that there was something."""
+    finish(process)
+    assert sign in (folder_of(CASE, here) / "run.log").read_text(), sign
     return Outcome(happens=happens, code=0, same=bench.same(here, but=but))
 
 
@@ -120,21 +128,21 @@ def engine_killed(bench: Bench, here: Path) -> Outcome:
     process = bench.running(here, "rollout.engine=child_process")
     for child in children(process, "spawn_main"):
         child.kill()
-    return goes_on(bench, here, process, "started again, its unit of work done anew", but=("config.yaml", "README.md"))
+    return goes_on(bench, here, process, "started again, its unit of work done anew", "started again", but=ENGINE)
 
 
 def engine_memory(bench: Bench, here: Path) -> Outcome:
     process = bench.running(here, "rollout.engine=child_process")
     for child in children(process, "spawn_main"):
         resource.prlimit(child.pid, resource.RLIMIT_AS, (child.memory_info().vms, -1))
-    return goes_on(bench, here, process, "started again, its unit of work done anew", but=("config.yaml", "README.md"))
+    return goes_on(bench, here, process, "started again, its unit of work done anew", "started again", but=ENGINE)
 
 
 def graders_killed(bench: Bench, here: Path) -> Outcome:
     process = bench.running(here)
     for worker in children(process, "grading_worker"):
         worker.kill()
-    return goes_on(bench, here, process, "replaced, the answers graded anew")
+    return goes_on(bench, here, process, "replaced, the answers graded anew", "grader worker died")
 
 
 def killed_run(bench: Bench, here: Path) -> Path:
@@ -230,7 +238,7 @@ def folder_removed(bench: Bench, here: Path) -> Outcome:
     process = bench.running(here)
     shutil.rmtree(folder_of(CASE, here))
     said = finish(process, 3)
-    assert "gone" in last_line(said) or "No such file" in last_line(said), said
+    assert "is gone" in last_line(said), said
     return Outcome(happens="stops within the step; the next start begins anew", code=3, same=bench.again(here))
 
 
@@ -264,7 +272,7 @@ def clock_jumps(bench: Bench, here: Path) -> Outcome:
     try:
         process = bench.running(here)
         clock.write_text("-40d")
-        return goes_on(bench, here, process, "nothing: no decision rests on the time of day")
+        return goes_on(bench, here, process, "nothing: no decision rests on the time of day", "step   8")
     finally:
         ENVIRONMENT.clear()
         ENVIRONMENT.update(before)

@@ -4,20 +4,22 @@
     make kills ARGS="--kills 1 --only eval"    # fewer
 
 Each kill is SIGKILL, at a moment drawn between the command's start and the time the uninterrupted run took; those of
-train-phase2 strike while a checkpoint is being written. Then the same command runs to its end. Everything but durations and
-versions of the engine's weights must be the same in every file: metrics, rows, pass rates, transcripts, chosen problems,
-weights, results, model cards and pictures. No process may be left over.
+train-phase2 strike while a checkpoint is being written, and every other two-phase run is killed in its second start as well.
+Then the same command runs to its end. Everything but durations, starts and versions of the engine's weights must be the
+same: metrics, rows, pass rates, transcripts, chosen problems, weights, results, model cards, pictures, and the manifest's
+hashes and counts. No process may be left over.
 """
 
 import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,10 @@ CASES = {
     "eval": ("eval", "debug=eval", "eval.temperatures=[0,1]", "rollout.unit_responses=8"),
     "two-phase": ("two-phase", "debug=two_phase"),
 }
-PER_RUN = ("environment.json", "manifest.json", "report.html", "run.log", "lock")
+PER_RUN = ("environment.json", "report.html", "run.log", "lock")
 """What says when and by which starts a run was made."""
+OF_STAGES = ("key", "inputs", "outputs", "numbers")
+"""What the manifest says of a stage, apart from when, by what and in how many starts it was done."""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 GONE_S = 15.0
 """So long the children of a killed run may take to notice."""
@@ -67,6 +71,9 @@ def left_by(folder: Path) -> dict[str, Any]:
 
 
 def content(path: Path) -> Any:
+    if path.name == "manifest.json":
+        stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+        return {name: {key: stage[key] for key in OF_STAGES} for name, stage in stages.items()}
     if path.suffix == ".jsonl":
         return [kept(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
     if path.suffix == ".parquet":
@@ -114,35 +121,41 @@ def at(moment: float) -> Callable[[], bool]:
     return lambda: time.monotonic() > moment
 
 
-def run_case(case: str, place: Path, kills: int, seed: int, log: Callable[[str], None]) -> list[dict[str, Any]]:
-    """One uninterrupted run, then so many killed ones."""
+def log(text: str) -> None:
+    print(text, flush=True)
+
+
+def run_case(case: str, place: Path, kills: int, seed: int) -> Iterator[dict[str, Any]]:
+    """One uninterrupted run, then so many killed ones: a row for each of these."""
     moments = random.Random(f"{seed} {case}")
     began = time.monotonic()
     finish(start(case, place / "alone"))
     duration = time.monotonic() - began
     alone = left_by(folder_of(case, place / "alone"))
     log(f"{case}: uninterrupted {duration:.0f} s, {len(alone)} files")
-    rows: list[dict[str, Any]] = []
-    while len(rows) < kills:
-        number = len(rows)
+    number = 0
+    while number < kills:
         here = place / f"killed-{number}"
         began, after = time.monotonic(), moments.uniform(0, duration)
         process = start(case, here)
         saving = case == "train-phase2"
-        strike = while_saving(folder_of(case, here), 1 + number % 9) if saving else at(began + after)
+        strike = while_saving(folder_of(case, here), moments.randint(1, 9)) if saving else at(began + after)
         alive, left = killed(process, strike)
-        if not alive:
-            log(f"{case}: ended before it was killed, drawn anew")
-            subprocess.run(["rm", "-rf", here], check=True)
+        half_written = list(folder_of(case, here).glob("checkpoints/*/step-*.part"))
+        if not alive or (saving and not half_written):
+            log(f"{case}: ended, or its checkpoint was whole, before it was killed; drawn anew")
+            shutil.rmtree(here)
             continue
         moment = time.monotonic() - began
+        if case == "two-phase" and number % 2:
+            left += killed(start(case, here), at(time.monotonic() + moments.uniform(0, duration)))[1]
         finish(start(case, here))
         differing = differences(alone, left_by(folder_of(case, here)))
-        rows.append({"case": case, "moment": moment, "of": duration, "differing": differing, "leftovers": left})
         what = "a checkpoint half written" if saving else "anywhere"
         result = f"DIFFERS in {differing}" if differing else "same"
         log(f"{case}: killed at {moment:.1f} s ({what}): {result}{f', {left} processes left over' if left else ''}")
-    return rows
+        yield {"case": case, "moment": moment, "of": duration, "differing": differing, "leftovers": left}
+        number += 1
 
 
 def main() -> None:
@@ -155,10 +168,11 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
         for case in arguments.only:
-            rows += run_case(case, Path(place) / case, arguments.kills, arguments.seed, lambda text: print(text, flush=True))
-    if arguments.out:
-        with arguments.out.open("a") as out:
-            out.writelines(json.dumps(row) + "\n" for row in rows)
+            for row in run_case(case, Path(place) / case, arguments.kills, arguments.seed):
+                rows.append(row)
+                if arguments.out:
+                    with arguments.out.open("a") as out:
+                        out.write(json.dumps(row) + "\n")
     good = sum(not row["differing"] and not row["leftovers"] for row in rows)
     print(f"{good} of {len(rows)} the same as the uninterrupted run")
     sys.exit(good != len(rows))

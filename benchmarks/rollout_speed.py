@@ -85,7 +85,7 @@ def ours(rounds: int, overrides: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         config, inputs = load([*(overrides or DEFAULTS), f"paths.outputs={folder}"])
         run = Run("eval", config, "bench")
-        with open_runtime(config, run, inputs.model_path, inputs.test, config.eval.max_tokens) as runtime:
+        with open_runtime(config, run, inputs.model_path, inputs.test) as runtime:
             for number in range(rounds + 1):
                 began = time.monotonic()
                 seeded = replace(runtime, config=replace(config, seed=number))

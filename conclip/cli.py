@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from conclip.config import UserError
+from conclip.failures import FAILED, MachineFailure, explain
 from conclip.interrupts import Interrupted, handle_signals
 
 if TYPE_CHECKING:
@@ -87,13 +88,12 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a page (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except Interrupted as stopped:
-        sys.stderr.write(f"\nstopped by {stopped}; the same command goes on from what is whole\n")
+        goes_on = "" if subcommand in PLAIN_SUBCOMMANDS else "; the same command goes on from what is whole"
+        sys.stderr.write(f"\nstopped by {stopped}{goes_on}\n")
         sys.stdout.flush()
-        # Everything is closed by now; taking torch and vLLM apart object by object would cost seconds more.
+        # Run folder, engine and grader are closed by now; taking torch and vLLM apart object by object would cost seconds.
         os._exit(stopped.exit_code)
     except Exception as error:
-        from conclip.failures import FAILED, explain  # noqa: PLC0415  only when something failed
-
         said = explain(error)
         if said is None:
             raise
@@ -185,13 +185,14 @@ def _run_in_own_process(subcommand: str, config_dir: str | None, overrides: list
     where = ["--config-dir", config_dir] if config_dir is not None else []
     named = [override for override in overrides if not override.startswith("name=")]
     command = [sys.executable, "-m", "conclip", subcommand, *where, *named, f"name={name}-{number}"]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, start_new_session=True)  # it gets each signal once, from here
     try:
         code = process.wait()
     except Interrupted as stopped:
-        if stopped.signal_number == signal.SIGTERM:  # Ctrl-C reaches the whole process group by itself
-            process.terminate()
+        process.send_signal(stopped.signal_number)
         process.wait()
         raise
-    if code != 0:
+    if code < 0:
+        raise MachineFailure(f"job {name}-{number} was killed by {signal.Signals(-code).name}; the same command goes on")
+    if code > 0:
         sys.exit(code)

@@ -15,6 +15,7 @@ from conclip.evaluation.tables import (
     results_table,
     summaries,
 )
+from conclip.failures import MachineFailure
 from conclip.grading import GRADER_VERSION
 from conclip.identity import digest, problems_hash, relevant
 from conclip.inputs import Inputs
@@ -24,7 +25,7 @@ from conclip.report.data import read_run
 from conclip.report.export import write_curve
 from conclip.report.page import write_page
 from conclip.runlog import Run
-from conclip.runtime import open_endpoint, open_runtime
+from conclip.runtime import encode_prompts, longest_response, open_endpoint, open_runtime
 from conclip.selection import select
 from conclip.stages import Stages, describe_selection
 from conclip.types import EvalRow
@@ -66,7 +67,7 @@ def run_eval(config: EvalRunConfig, inputs: Inputs, run: Run) -> None:
         endpoint = partial(open_endpoint, config, run, inputs.served_name, inputs.test)
         rows += stages.evaluate("model", f"{config.model.url} {inputs.served_name}", endpoint)
     for name, path in models.items():
-        opened = partial(open_runtime, config, run, path, inputs.test, config.eval.max_tokens)
+        opened = partial(open_runtime, config, run, path, inputs.test)
         rows += stages.evaluate(name, model_hash(path), opened)
     _conclude(run, rows, config.eval, inputs.notes)
 
@@ -129,7 +130,10 @@ def run_identity(subcommand: str, config: BaseConfig, inputs: Inputs) -> str:
 
 
 def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
-    """Run one subcommand; returns its run folder."""
+    """Run one subcommand; returns its run folder. Raises UserError, before anything is written, on a prompt too long."""
+    models = {"model": inputs.model_path} if inputs.served_name is None else {}
+    for path in (models | inputs.checkpoints).values():
+        encode_prompts(config, path, inputs.problems, longest_response(config))
     run = Run(subcommand, config, run_identity(subcommand, config, inputs))
     try:
         for note in inputs.notes:
@@ -143,8 +147,10 @@ def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
         elif isinstance(config, TrainRunConfig):
             run_train(config, inputs, run, stage=subcommand.removeprefix("train-"))
         run.say(f"run folder: {run.folder}")
-    except Exception:
+    except Exception as error:
         logging.getLogger("conclip").exception("the run failed")
+        if not run.folder.is_dir():
+            raise MachineFailure(f"the run folder '{run.folder}' is gone; the same command begins it anew") from error
         raise
     finally:
         run.close()

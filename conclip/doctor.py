@@ -1,5 +1,6 @@
 """What this machine can run, and what a config would need: one line a check, and a remedy where one fails."""
 
+import math
 import os
 import platform
 import shutil
@@ -270,8 +271,8 @@ def _memory_needed(config: BaseConfig, size: int) -> Check:
     available = available_memory_gib()
     if total > available:
         remedy = (
-            f"{available:.1f} GiB are available; lower rollout.kv_cache_gib, set trainer.save_in_background=false or "
-            "algo=grpo (no critic), or take a smaller model"
+            f"{available:.1f} GiB are available; lower rollout.kv_cache_gib, take a smaller model, or, where it trains, set "
+            "trainer.save_in_background=false or algo=grpo (no critic)"
         )
         return Check(name="memory it needs", state="FAILED", found=found, remedy=remedy)
     return Check(name="memory it needs", state="ok", found=found)
@@ -307,14 +308,9 @@ def _disk_needed(config: LearnConfig, size: int) -> Check:
 
 
 def num_parameters(folder: Path) -> int:
-    """Of a model folder, from the heads of its weight files; tied weights count once."""
-    total = 0
+    """Of a model folder, from the heads of its weight files; a tensor that stands in two files counts once."""
+    sizes: dict[str, int] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  not a dict
-                shape = tensors.get_slice(name).get_shape()
-                product = 1
-                for side in shape:
-                    product *= side
-                total += product
-    return total
+            sizes |= {name: math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return sum(sizes.values())

@@ -4,56 +4,52 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-from conclip.grading import GraderBroken
-from conclip.rollout.engine import EngineDied
-
 FAILED = 3
 """Exit code of a run that the machine failed."""
-
-AGAIN = "then give the same command again: it goes on from what is whole"
 
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")
 FULL = ("no space left on device", "os error 28", "disk quota exceeded")
 READ_ONLY = ("read-only file system", "os error 30")
 
 
-class RunFolderGone(RuntimeError):
-    """Somebody removed the folder a run writes to."""
+class MachineFailure(RuntimeError):
+    """Something outside the run failed it; the message says what, and what to do."""
 
 
 def explain(error: BaseException) -> str | None:
-    """One line on what failed and what to do; None when the error, and all it came from, looks like a bug of ours."""
+    """One line on what failed and what to do; None when the error, and all it was raised from, looks like a bug of ours."""
     for cause in _chain(error):
+        if isinstance(cause, MachineFailure):
+            return str(cause)
         text = " ".join(str(cause).split())
         lower = text.lower()
         where = f" ('{cause.filename}')" if isinstance(cause, OSError) and cause.filename else ""
         number = cause.errno if isinstance(cause, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or any(part in lower for part in FULL):
-            return f"no space left on the disk{where}; free some, {AGAIN}"
+            return f"no space left on the disk{where}; free some, then give the same command again: it goes on"
         if isinstance(cause, MemoryError) or number == errno.ENOMEM or any(part in lower for part in MEMORY):
             return (
-                f"out of memory ({text[:160] or type(cause).__name__}); lower rollout.kv_cache_gib, rollout.max_num_seqs or "
-                f"trainer.max_tokens_per_micro_batch, or set trainer.save_in_background=false, {AGAIN}"
+                f"out of memory ({text[:160] or type(cause).__name__}); with more of it, or with "
+                "trainer.save_in_background=false where it trains, the same command goes on; lower rollout.kv_cache_gib, "
+                "rollout.max_num_seqs or trainer.max_tokens_per_micro_batch help, too, but begin a new attempt"
             )
         if number in (errno.EROFS, errno.EACCES, errno.EPERM) or any(part in lower for part in READ_ONLY):
-            return f"no permission{where}; make the place writable, or choose another one, {AGAIN}"
+            return f"no permission{where}; change that, or choose another place, then give the same command again"
         if number == errno.EIO:
-            return f"the disk failed{where}; look at the machine's log"
-        if isinstance(cause, (EngineDied, GraderBroken, RunFolderGone)):
-            return f"{text}; {AGAIN}"
+            return f"the disk failed{where}; the machine's log says more"
     return None
 
 
 def check_folder(folder: Path) -> None:
-    """Raise RunFolderGone unless a run's folder is there: open files would swallow what is written to a removed one."""
+    """Raise MachineFailure unless a run's folder is there: open files would swallow what is written to a removed one."""
     if not folder.is_dir():
-        raise RunFolderGone(f"the run folder '{folder}' is gone")
+        raise MachineFailure(f"the run folder '{folder}' is gone; the same command begins it anew")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from."""
+    """An error and what it was raised from."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__

@@ -16,6 +16,7 @@ def write_text(path: Path, content: str) -> None:
         out.flush()
         os.fsync(out.fileno())
     aside.replace(path)
+    sync(path.parent)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 Extraction and the comparison of equal spellings happen here (`conclip.answers`); everything symbolic happens in worker
 processes (`conclip.grading_worker`) with a limit on processor time and memory for each answer, so that no answer can hang or
-swell a run and a loaded machine changes no verdict. An answer on which a worker dies is `grader_error`, never "wrong".
+swell a run and a loaded machine changes no verdict. An answer that ends its worker is `grader_error`, never "wrong".
 """
 
 import json
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from conclip.answers import Extraction, Method, extract, normalise
+from conclip.failures import MachineFailure
 from conclip.types import FinishReason, Grade, Outcome
 
 LOG = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ CPU_LIMIT_S = 5
 
 WALL_LIMIT_S = 60.0
 """Guard for a worker that neither computes nor answers; generous, as a loaded machine must not change verdicts."""
+
+LONGEST_GAP_S = 10.0
+"""Between two looks at the workers; a longer one prolongs their deadlines by itself."""
 
 MAX_FAILED_STARTS = 3
 """Workers in a row that end before they are ready; then something is wrong with all of them."""
@@ -75,6 +79,8 @@ class _State:
     workers: list[_Worker] = field(default_factory=list[_Worker])
     queue: deque[_Pair] = field(default_factory=deque[_Pair])
     waiting: dict[_Pair, list[_Asker]] = field(default_factory=dict[_Pair, list[_Asker]])
+    last_read: float = 0.0
+    """When the workers were last looked at."""
     killed: set[_Pair] = field(default_factory=set[_Pair])
     """Pairs whose worker somebody killed; each gets one more."""
     failed_starts: int = 0
@@ -83,7 +89,7 @@ class _State:
     done: list[tuple[str, Grade]] = field(default_factory=list[tuple[str, Grade]])
 
 
-class GraderBroken(RuntimeError):
+class GraderBroken(MachineFailure):
     """Workers cannot start at all; grading everything as an error would hide it."""
 
 
@@ -222,6 +228,10 @@ class Grader:
                 self._lose(worker, "died", begun=False)
 
     def _read(self, timeout_s: float) -> None:
+        # Nobody looked, be it that this process was stopped: that time is not the workers'.
+        gap = time.monotonic() - self._state.last_read
+        for worker in self._state.workers if gap > LONGEST_GAP_S else ():
+            worker.deadline += gap
         with selectors.DefaultSelector() as selector:
             busy = [worker for worker in self._state.workers if worker.pair is not None]
             for worker in busy:
@@ -242,6 +252,7 @@ class Grader:
         for worker in list(self._state.workers):
             if worker.pair is not None and time.monotonic() > worker.deadline:
                 self._lose(worker, f"gave no answer in {self._wall_limit_s:g} s", begun=worker.ready)
+        self._state.last_read = time.monotonic()
         self._feed()
 
     def _answered(self, worker: _Worker, line: bytes) -> None:

@@ -27,6 +27,8 @@ class Work:
     numbers: Mapping[str, float] = field(default_factory=dict[str, float])
     num_tokens: int
     """Sampled."""
+    wall_s: float | None = None
+    """Where the stage knows better than the time of this start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +78,7 @@ class Pipeline:
             outputs={path: path_hash(self._run.folder / path) for path in done.outputs},
             numbers=dict(done.numbers),
             num_tokens=done.num_tokens,
-            wall_s=round(time.monotonic() - began, 3),
+            wall_s=round(time.monotonic() - began if done.wall_s is None else done.wall_s, 3),
             made_by=self._run.versions,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )

@@ -144,8 +144,14 @@ class Run:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_json(self.folder / name, {"schema": SCHEMA_VERSION, **content})
 
+    def sync(self) -> None:
+        """Have all metrics on the disk: a checkpoint rests on them."""
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
+
     def write_transcripts(self, stage: str, step: int, groups: Iterable[RolloutGroup], per_group: int) -> None:
         """Best, worst and other sampled responses of each group, as JSON lines in rollouts/."""
+        check_folder(self.folder)
         folder = self.folder / "rollouts"
         folder.mkdir(exist_ok=True)
         with (folder / f"{stage}-{step:04d}.jsonl").open("w", encoding="utf-8") as out:
@@ -241,7 +247,7 @@ def _lock(folder: Path) -> IO[str]:
     lock = (folder / "lock").open("a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         lock.close()
         raise UserError(f"'{folder}' is being worked on by another process; wait for it, or choose another name=") from error
     return lock

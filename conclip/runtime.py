@@ -62,12 +62,19 @@ class Runtime:
         return SamplingSpec(temperature=rollout.temperature, max_tokens=rollout.max_tokens)
 
 
-@contextmanager
-def open_runtime(
-    config: BaseConfig, run: Run, model_path: Path, problems: Sequence[Problem], max_tokens: int
-) -> Iterator[Runtime]:
-    """Tokenise every prompt (refusing those that leave no room for `max_tokens`), then start the engine."""
-    tokenizer = load_tokenizer(model_path, trust_remote_code=config.model.trust_remote_code)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """Every prompt a run may ask a model, and the tokens of prompt and response together that its engine must hold."""
+
+    tokenizer: PreTrainedTokenizerBase
+    by_style: dict[PromptStyle, dict[str, tuple[int, ...]]]
+    max_model_len: int
+
+
+def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Problem], max_tokens: int) -> Prompts:
+    """Raises UserError naming a problem whose prompt leaves no room for `max_tokens`."""
+    trust = config.model.trust_remote_code
+    tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
     styles: list[PromptStyle] = ["plain"]
     budget_tokens = 0
     if isinstance(config, (EvalRunConfig, TwoPhaseConfig)):
@@ -83,17 +90,39 @@ def open_runtime(
     length = {p.problem_id: max(len(column[p.problem_id]) for column in prompts.values()) for p in problems}
     longest = max(problems, key=lambda p: length[p.problem_id])
     needed = length[longest.problem_id] + max_tokens
-    limit = config.rollout.max_model_len or context_tokens(model_path, trust_remote_code=config.model.trust_remote_code)
+    limit = config.rollout.max_model_len or context_tokens(model_path, trust_remote_code=trust)
     if limit is not None and needed > limit:
         raise UserError(
             f"problem '{longest.problem_id}' needs {needed} tokens (prompt {needed - max_tokens} + max_tokens "
-            f"{max_tokens}), the context holds {limit}; lower max_tokens or drop the problem"
+            f"{max_tokens}), rollout.max_model_len or the model's context hold {limit}; lower max_tokens or drop the problem"
         )
+    return Prompts(tokenizer=tokenizer, by_style=prompts, max_model_len=limit or needed)
+
+
+def longest_response(config: BaseConfig) -> int:
+    """Token limit of the longest response a run samples."""
+    if isinstance(config, EvalRunConfig):
+        return config.eval.max_tokens
+    if isinstance(config, TwoPhaseConfig):
+        return max(config.rollout.max_tokens, config.eval.max_tokens)
+    return config.rollout.max_tokens
+
+
+@contextmanager
+def open_runtime(config: BaseConfig, run: Run, model_path: Path, problems: Sequence[Problem]) -> Iterator[Runtime]:
+    """Tokenise every prompt, then start the engine."""
+    prompts = encode_prompts(config, model_path, problems, longest_response(config))
     grader = Grader()
-    engine = start_engine(config, model_path, max_model_len=limit or needed, warn=run.warn)
+    engine = start_engine(config, model_path, max_model_len=prompts.max_model_len, warn=run.warn)
     try:
         yield Runtime(
-            config=config, run=run, engine=engine, grader=grader, tokenizer=tokenizer, prompts=prompts, messages={}
+            config=config,
+            run=run,
+            engine=engine,
+            grader=grader,
+            tokenizer=prompts.tokenizer,
+            prompts=prompts.by_style,
+            messages={},
         )
     finally:
         engine.close()

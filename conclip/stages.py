@@ -114,7 +114,6 @@ class Stages:
         def work() -> Work:
             runtime = self.runtime_with(model)
             self._loaded = None  # the engine follows the learner from here on
-            tokens_before = runtime.engine.progress()
             self._run.say(f"{stage}: {len(chosen)} problems, {phase.num_steps} steps")
             trainer = Trainer(
                 stage,
@@ -134,17 +133,20 @@ class Stages:
                     "history": [asdict(point) for point in result.history],
                     "monitors": result.monitors,
                     "asked": result.asked,
+                    "num_responses": result.num_responses,
+                    "num_tokens": result.num_tokens,
                 },
             )
             return Work(
                 outputs=[str(result.checkpoint.relative_to(self._run.folder)), result_file],
                 numbers={
-                    "num_responses": trainer.num_responses,
+                    "num_responses": result.num_responses,
                     "best_step": result.best.step,
                     "validation_accuracy": result.best.accuracy,
                 }
                 | {"validation_mean_tokens": result.best.mean_tokens},
-                num_tokens=runtime.engine.progress() - tokens_before,
+                num_tokens=result.num_tokens,
+                wall_s=trainer.wall_s,
             )
 
         inputs = {
@@ -209,11 +211,8 @@ class Stages:
     def runtime_with(self, model: Path) -> Runtime:
         """The run's engine, holding this model's weights."""
         if self._runtime is None:
-            config, start = self._config, self._inputs.model_path
-            max_tokens = config.rollout.max_tokens
-            if isinstance(config, TwoPhaseConfig):
-                max_tokens = max(max_tokens, config.eval.max_tokens)
-            opened = open_runtime(config, self._run, start, self._inputs.problems, max_tokens)
+            start = self._inputs.model_path
+            opened = open_runtime(self._config, self._run, start, self._inputs.problems)
             self._runtime = self._open.enter_context(opened)
             self._loaded = start
         if self._loaded != model:
@@ -290,4 +289,6 @@ def _read_result(path: Path, checkpoint: Path) -> TrainResult:
         history=tuple(Validation(**point) for point in saved["history"]),
         monitors=saved["monitors"],
         asked=tuple(saved["asked"]),
+        num_responses=saved["num_responses"],
+        num_tokens=saved["num_tokens"],
     )

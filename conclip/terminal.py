@@ -1,14 +1,24 @@
 """The console every page, table and line of progress goes through."""
 
+import os
+
 from rich.console import Console
 
 PIPED_WIDTH = 120
 """Columns where the output goes to a file or a pipe; a terminal says its own width."""
 
 
+class OutputConsole(Console):
+    """A reader that went away (`| head`) ends no run: what is said from then on goes to the log only."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def open_console() -> Console:
     """Standard output, without colouring of numbers."""
-    console = Console(highlight=False)
+    console = OutputConsole(highlight=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     return console

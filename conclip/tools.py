@@ -68,6 +68,8 @@ def compare(arguments: list[str]) -> None:
         select_rows(read_rows(path), **{name: values[min(side, len(values) - 1)] for name, values in chosen.items()})
         for side, path in enumerate((options.first, options.second))
     ]
+    if options.json and not options.json.absolute().parent.is_dir():
+        raise UserError(f"--json: no folder '{options.json.parent}'")
     results = paired_results.paired(*sides)
     console = open_console()
     for text in paired_results.differences(*sides):

@@ -151,7 +151,9 @@ def check(config: BaseConfig) -> None:
         english = config.model.path != "lab" or config.eval.prompts == ["plain"]
         _need(english, "eval.prompts", "must be [plain] for the lab's model, which reads no English")
         _need(bool(config.data.test), "data.test", "names no benchmark; add one")
+        _check_room(config.rollout, "eval.max_tokens", config.eval.max_tokens)
     if isinstance(config, (ProbeRunConfig, LearnConfig)):
+        _check_room(config.rollout, "rollout.max_tokens", config.rollout.max_tokens)
         _check_probe(config.probe)
         _need(bool(config.data.pool), "data.pool", "names no problems; add a set")
     if isinstance(config, LearnConfig):
@@ -176,6 +178,11 @@ def _check_rollout(rollout: RolloutConfig) -> None:
     _need(rollout.kv_cache_gib > 0, "rollout.kv_cache_gib", "must be above 0")
     _need(0 < rollout.gpu_memory_utilization <= 1, "rollout.gpu_memory_utilization", "must lie in (0, 1]")
     _need(rollout.tensor_parallel_size >= 1, "rollout.tensor_parallel_size", "must be at least 1")
+
+
+def _check_room(rollout: RolloutConfig, key: str, max_tokens: int) -> None:
+    room = rollout.max_model_len is None or rollout.max_model_len > max_tokens
+    _need(room, "rollout.max_model_len", f"must exceed {key}={max_tokens}: it holds the prompt as well")
 
 
 def _check_eval(settings: EvalConfig) -> None:

@@ -47,7 +47,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime,
     inputs = load_inputs(settings)
     run = Run("train-phase2", settings, "test")
     try:
-        with open_runtime(settings, run, inputs.model_path, inputs.problems, settings.rollout.max_tokens) as opened:
+        with open_runtime(settings, run, inputs.model_path, inputs.problems) as opened:
             yield opened, inputs
     finally:
         run.close()

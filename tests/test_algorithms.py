@@ -34,6 +34,7 @@ def train(runtime: tuple[Runtime, Inputs], stage: str, *overrides: str) -> list[
         model_path=LAB_MODEL,
         selection=by_hand([problem for problem in inputs.pool if problem.level == 4][:4]),
         validation=inputs.validation,
+        key="any",
     )
     result = trainer.train()
     assert result.history[0].step == 0 and result.history[-1].step == 2
@@ -87,8 +88,15 @@ def test_an_engine_at_another_version_does_not_train(runtime: tuple[Runtime, Inp
         model_path=LAB_MODEL,
         selection=by_hand(inputs.pool[:4]),
         validation=inputs.validation,
+        key="any",
     )
-    opened.engine.update_weights(LAB_MODEL, opened.engine.policy_version + 1)  # behind the trainer's back
+    begin = trainer._begin
+
+    def begin_and_spoil() -> None:
+        begin()
+        opened.engine.update_weights(LAB_MODEL, opened.engine.policy_version + 1)  # behind the trainer's back
+
+    trainer._begin = begin_and_spoil  # type: ignore[method-assign]
     with pytest.raises(StaleEngine, match="the learner is at"):
         trainer.train()
 
@@ -98,7 +106,14 @@ def test_a_budget_of_tokens_ends_the_phase(runtime: tuple[Runtime, Inputs]):
     settings = train_config("phase.num_steps=50", "phase.max_sampled_tokens=3000", "phase.stop_accuracy_drop=1")
     selection = by_hand(inputs.pool[:4])
     trainer = Trainer(
-        "budget", settings, settings.phase, opened, model_path=LAB_MODEL, selection=selection, validation=inputs.validation
+        "budget",
+        settings,
+        settings.phase,
+        opened,
+        model_path=LAB_MODEL,
+        selection=selection,
+        validation=inputs.validation,
+        key="any",
     )
     assert 0 < trainer.train().history[-1].step < 10
     rows = [json.loads(line) for line in (opened.run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -122,6 +137,7 @@ def test_refresh_replaces_settled_problems_and_remembers_all_that_trained(runtim
         model_path=LAB_MODEL,
         selection=selection,
         validation=inputs.validation,
+        key="any",
     )
     result = trainer.train()
     asked = set(result.asked)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
@@ -82,6 +84,15 @@ def sharded(place: Place) -> list[str]:
     return ["eval", f"model.path={folder}"]
 
 
+def parquet(place: Place) -> Path:
+    """A text column that is not UTF-8."""
+    column = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe")]
+    )
+    pq.write_table(pa.table({"question": column, "answer": ["1"]}), place.folder / "data.parquet")
+    return place.folder / "data.parquet"
+
+
 def rates(content: str) -> Arguments:
     return lambda place: ["train-phase2", f"pass_rates={place.file(content)}"]
 
@@ -112,7 +123,8 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "grade without files": (of("grade"), ("IN", "--help")),
     "compare with one side": (of("compare", "a"), ("SECOND", "--help")),
     "doctor of nothing": (of("doctor", "trian"), ("trian", "train-phase2")),
-    "doctor of a bad config": (of("compare", "a", "b", "--margin", "wide"), ("wide", "--help")),
+    "compare with a bad margin": (of("compare", "a", "b", "--margin", "wide"), ("wide", "--help")),
+    "report of nothing": (lambda p: ["report", str(p.folder)], ("no run folder",)),
     "no override": (of("eval", "temperature 1"), ("temperature 1", "key=value")),
     "override without a key": (of("eval", "=1"), ("override",)),
     "brackets": (of("eval", "eval.temperatures=[0"), ("override",)),
@@ -172,6 +184,7 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "empty answer": (data(GOOD + '{"question": "1+1", "answer": ""}\n'), (":2: column 'answer'",)),
     "null question": (data(GOOD + '{"question": null, "answer": "2"}\n'), (":2: column 'question'",)),
     "JSON object": (data('{"a": 1}', name="data.json"), ("not a list",)),
+    "Parquet that is no text": (lambda p: ["eval", "data=mine", f"data.test.mine.path={parquet(p)}"], ("Parquet",)),
     "damaged Parquet": (data(b"PAR1 no", name="data.parquet"), ("data.parquet", "Parquet")),
     "column not there": (data("a,b\n1,2\n", name="data.csv"), (":2: no column 'question'", "a, b")),
     "more than the file has": (data(GOOD, "data.test.mine.num_problems=5"), ("num_problems", "1 problems, not 5")),
@@ -203,6 +216,8 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "config that is not JSON": (lambda p: ["eval", f"model.path={p.file('{', 'm/config.json').parent}"], ("not JSON",)),
     "config that is a list": (lambda p: ["eval", f"model.path={p.file('[]', 'm/config.json').parent}"], ("no JSON object",)),
     "unknown architecture": (model(model_type="gpt99"), ("gpt99", "trust_remote_code")),
+    "context of the engine": (of("eval", "rollout.max_model_len=64"), ("rollout.max_model_len", "eval.max_tokens")),
+    "prompt without room": (of("eval", "rollout.max_model_len=513", "eval.max_tokens=512"), ("512", "drop the problem")),
     "short context": (model(max_position_embeddings=100), ("eval.max_tokens", "100 tokens")),
     "responses too long": (of("probe", "rollout.max_tokens=1024"), ("rollout.max_tokens", "1024")),
     "weights cut": (weights(None), ("damaged",)),

@@ -11,7 +11,7 @@ import torch
 
 from conclip.batch import collate
 from conclip.compose import load_config
-from conclip.config import RolloutConfig, TrainRunConfig
+from conclip.config import RolloutConfig, TrainRunConfig, UserError
 from conclip.grading import Grader
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy, load_tokenizer
@@ -55,9 +55,9 @@ def requests(num_samples: int = 2) -> list[Request]:
     return [Request(request_id=t.key, prompt_token_ids=t.prompt_token_ids, seed=t.seed) for t in tasks]
 
 
-def run(engine: RolloutEngine, spec: SamplingSpec = SPEC) -> dict[str, Completion]:
+def run(engine: RolloutEngine, spec: SamplingSpec = SPEC, wanted: list[Request] | None = None) -> dict[str, Completion]:
     engine.reset_cache()
-    wanted = requests()
+    wanted = wanted or requests()
     engine.submit(wanted, spec)
     done: dict[str, Completion] = {}
     while len(done) < len(wanted):
@@ -221,6 +221,30 @@ def test_a_child_process_gives_the_same_tokens_even_when_it_is_killed(engine: Ro
     assert not child._process.is_alive()
 
 
+def test_a_child_that_dies_between_units_brings_nothing_of_the_last_one(engine: RolloutEngine):
+    """The same request ids, other seeds: as in two steps of training."""
+    other = [dataclasses.replace(request, seed=request.seed + 1) for request in requests()]
+    here, elsewhere = run(engine), run(engine, wanted=other)
+    assert tokens(here) != tokens(elsewhere)
+    child = ChildEngine(LAB_MODEL, rollout_config(), **SETTINGS)
+    try:
+        assert tokens(run(child)) == tokens(here)
+        child._process.kill()
+        child.update_weights(LAB_MODEL, 2)
+        assert tokens(run(child, wanted=other)) == tokens(elsewhere)
+        child.submit(requests(), SPEC)
+        child._process.kill()
+        child.abort()  # starts nothing
+        assert not child._process.is_alive() and tokens(run(child)) == tokens(here)
+    finally:
+        child.close()
+
+
+def test_what_vllm_refuses_in_a_child_is_bad_input():
+    with pytest.raises(UserError, match="vLLM refuses"):
+        ChildEngine(LAB_MODEL, dataclasses.replace(rollout_config(), kv_cache_gib=1e-6), **SETTINGS)
+
+
 def killed_amid(child: ChildEngine) -> dict[str, Completion]:
     """`run`, its process killed when some responses are delivered and others are not; none may come twice."""
     child.reset_cache()
@@ -240,7 +264,11 @@ def killed_amid(child: ChildEngine) -> dict[str, Completion]:
 def test_a_child_that_cannot_be_started_again_is_given_up():
     child = ChildEngine(LAB_MODEL, rollout_config(), **SETTINGS)
     number = child._process.pid
-    child._arguments = (Path("nowhere"), rollout_config(), SETTINGS)
+
+    def start() -> None:
+        raise EngineDied("the engine process failed: out of memory")
+
+    child._start = start  # type: ignore[method-assign]
     child._process.kill()
     with pytest.raises(EngineDied, match="restarts did not help"):
         run(child)

@@ -56,7 +56,7 @@ def test_one_module_imports_vllm():
 
 
 LAYERS = [
-    ["types", "stats", "seeding", "terminal", "answers", "files", "interrupts"],
+    ["types", "stats", "seeding", "terminal", "answers", "files", "interrupts", "failures"],
     ["problems.arithmetic"],
     ["config"],
     ["validate", "length_rewards", "compose"],
@@ -77,7 +77,6 @@ LAYERS = [
     ],
     ["batch", "models", "lab", "evaluation.metrics", "evaluation.measures", "evaluation.tables"],
     ["rollout"],
-    ["failures"],
     ["runlog", "runtime", "evaluation", "training", "report", "pipeline"],
     ["regrade", "stages", "plan", "doctor"],
     ["commands", "tools", "help", "cli", "__main__"],

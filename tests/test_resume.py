@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from conclip.config import TrainRunConfig
+from conclip.failures import MachineFailure
 from conclip.inputs import Inputs
 from conclip.interrupts import Interrupted, handle_signals
 from conclip.models.folder import LAB_MODEL, model_hash
@@ -139,6 +140,49 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path, in_backgro
     assert found is not None and found.number == 20 and found.values == {"step": 20}
     assert torch.equal(found.tensors["w"], torch.full((3,), 20.0))
     assert opened(tmp_path, said, "another key").newest() is None and said == []
+
+
+def test_damaged_checkpoints_do_not_count_as_newer_than_what_follows(tmp_path: Path):
+    said: list[str] = []
+    checkpoints = saved(tmp_path, said, 5, 10, keep_last=1)
+    (checkpoints.path(10) / "model.safetensors").write_bytes(b"other")
+    found = checkpoints.newest()
+    assert found is not None and found.number == 5
+    checkpoints.save(state(7), write_model)
+    checkpoints.wait()
+    found = checkpoints.newest()
+    assert found is not None and found.number == 7
+
+
+def test_a_damaged_best_checkpoint_is_found_out(tmp_path: Path):
+    said: list[str] = []
+    checkpoints = saved(tmp_path, said, 5, 10)
+    (checkpoints.path(5) / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(MachineFailure, match="step-000005"):
+        checkpoints.publish(5, tmp_path / "best")
+    assert checkpoints.newest() is None and not (tmp_path / "best").exists()
+    assert all("step-000005" in text for text in said)
+
+
+def test_a_checkpoint_off_schedule_stays_only_while_it_is_the_newest(tmp_path: Path):
+    checkpoints = saved(tmp_path, [], 5, 10, 15)
+    checkpoints.save(state(17), write_model, due=False)
+    checkpoints.wait()
+    assert checkpoints.path(17).exists() and checkpoints.path(15).exists()
+    checkpoints.save(state(20), write_model)
+    checkpoints.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000005", "step-000015", "step-000020"]
+
+
+def test_a_checkpoint_cut_while_it_replaced_another_is_there_as_it_was(tmp_path: Path):
+    checkpoints = saved(tmp_path, [], 5, 10)
+    checkpoints.path(10).rename(tmp_path / "step-000010.old")
+    (tmp_path / "step-000010.part").mkdir()
+    found = checkpoints.newest()
+    assert found is not None and found.number == 10
+    checkpoints.save(state(15), write_model)
+    checkpoints.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000005", "step-000010", "step-000015"]
 
 
 def test_a_phase_that_is_done_leaves_models(tmp_path: Path):

@@ -8,6 +8,7 @@ from typing import Any, cast
 from safetensors import SafetensorError, safe_open
 
 from conclip.config import UserError
+from conclip.failures import explain
 
 LAB_MODEL = Path(__file__).parent.parent / "lab" / "weights"
 """The embedded default model."""
@@ -26,6 +27,8 @@ def find_model(path: str, key: str = "model.path") -> Path:
         try:
             return Path(snapshot_download(path, ignore_patterns=["*.bin", "*.pth", "*.gguf"]))
         except Exception as error:
+            if explain(error) is not None:
+                raise
             raise UserError(
                 f"{key}: '{path}' is no folder here, and the hub does not give it ({type(error).__name__}); "
                 "check the name, or download it and give the folder"
@@ -108,7 +111,7 @@ _HASHES: dict[tuple[tuple[str, int, int], ...], str] = {}
 def model_hash(folder: Path) -> str:
     """Of everything in a model folder that changes a response: weights, config, tokenizer, chat template."""
     names = ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges*", "chat_template*", "special_tokens_map.json")
-    names += ("generation_config.json", "added_tokens.json", "*.model")
+    names += ("generation_config.json", "added_tokens.json", "*.model", "*.py")
     files = sorted({file for name in names for file in folder.glob(name) if file.is_file()})
     stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     if stamp not in _HASHES:

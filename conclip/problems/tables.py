@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from conclip.config import ProblemSetConfig, UserError
+from conclip.failures import explain
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -43,7 +44,7 @@ def _read_file(key: str, path: Path) -> Iterator[Row]:
     elif path.suffix == ".json":
         yield from _json_list(path)
     elif path.suffix == ".csv":
-        with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
             reader = csv.DictReader(lines)
             try:
                 for row in reader:
@@ -100,7 +101,7 @@ def _parquet(key: str, path: Path) -> Iterator[Row]:
 
     try:
         rows = pq.read_table(path).to_pylist()
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError) as error:
         raise UserError(f"{key}.path: '{path}' is not a Parquet file ({error})") from error
     for number, row in enumerate(rows, start=1):
         yield f"{path}, row {number}", row
@@ -119,6 +120,8 @@ def _read_hub(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
             settings.dataset, settings.dataset_config, split=settings.split or "test", revision=settings.revision
         )
     except Exception as error:
+        if explain(error) is not None:
+            raise
         revision = f" --revision {settings.revision}" if settings.revision else ""
         raise UserError(
             f"{key}: cannot get data set {name}, split {settings.split} ({type(error).__name__}); with a network: hf "

@@ -97,7 +97,12 @@ def write_page(runs: Sequence[RunData], path: Path) -> None:
 def in_script(value: Any) -> str:
     """JSON that may stand inside a script element: nothing in it can end the element. Infinite bounds (an interval of one
     problem) and NaN become null."""
-    return json.dumps(_finite(value), allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return (
+        json.dumps(_finite(value), allow_nan=False)
+        .replace("<", "\\u003c")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )
 
 
 def _finite(value: Any) -> Any:

@@ -3,9 +3,11 @@
 import atexit
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,12 +16,18 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from conclip.config import RolloutConfig
+from conclip.config import RolloutConfig, UserError
+from conclip.failures import explain
 from conclip.rollout.engine import EngineDied
 from conclip.types import Completion, Request, SamplingSpec
 
 POLL_S = 0.05
 """How long one `poll` waits for news from the child."""
+
+MEMORY = Path("/dev/shm")
+"""A file system in main memory, where there is one."""
+
+PREFIX = "conclip-weights-"
 
 MAX_RESTARTS = 3
 """Of one unit of work."""
@@ -28,7 +36,8 @@ MAX_RESTARTS = 3
 def _serve(pipe: Connection, model_path: Path, config: RolloutConfig, settings: dict[str, Any]) -> None:
     """The child's life: obey commands, generate whenever something is in flight, send completions as they finish.
 
-    Every command is answered with ("done", value) or ("error", text); completions travel as ("finished", list, tokens).
+    Every command is answered with ("done", value), or the last one with why it is the last: ("refused", text) for bad input,
+    ("failed", text) for the machine, ("bug", traceback); completions travel as ("finished", list, tokens).
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent's to handle, which the whole process group may get
         signal.signal(number, signal.SIG_IGN)
@@ -56,8 +65,19 @@ def _serve(pipe: Connection, model_path: Path, config: RolloutConfig, settings: 
             pipe.send(("finished", finished, engine.progress()))
     except (EOFError, BrokenPipeError):
         return  # the parent is gone
+    except UserError as error:
+        pipe.send(("refused", str(error)))
     except Exception as error:
-        pipe.send(("error", f"{type(error).__name__}: {error}"))
+        said = explain(error)
+        pipe.send(("failed", said) if said is not None else ("bug", traceback.format_exc()))
+
+
+def _remove_orphans() -> None:
+    """Weights that runs which were killed have left in shared memory."""
+    for folder in MEMORY.glob(f"{PREFIX}*"):
+        number = folder.name.removeprefix(PREFIX).partition("-")[0]
+        if number.isdigit() and not Path(f"/proc/{number}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class ChildEngine:
@@ -84,7 +104,12 @@ class ChildEngine:
         self._num_restarts = 0
         """Of this unit."""
         atexit.register(self.close)
-        self._start()
+        _remove_orphans()
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def policy_version(self) -> int:
@@ -104,6 +129,8 @@ class ChildEngine:
                 self._revive(error)
         finished, self._finished = [c for c in self._finished if c.request_id in self._open], []
         self._open -= {completion.request_id for completion in finished}
+        if self._unit and not self._open:  # done: what comes next begins another one
+            self._forget_unit()
         return finished
 
     def progress(self) -> int:
@@ -111,7 +138,10 @@ class ChildEngine:
 
     def abort(self) -> None:
         self._forget_unit()
-        self._do("abort")
+        try:
+            self._ask("abort")
+        except EngineDied:
+            return  # there is nothing to abort; the next command starts a new child
         self._finished.clear()
 
     def update_weights(self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int) -> None:
@@ -121,10 +151,11 @@ class ChildEngine:
         else:
             # A folder in shared memory where there is one: weights never travel through the pipe. It stays until the next
             # update, for a child that must be started again.
-            memory = Path("/dev/shm")
-            self._shared = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
-            self._weights = Path(self._shared.name)
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in source}
+            num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+            fits = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 * num_bytes
+            self._shared = tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY if fits else None)
+            self._weights = Path(self._shared.name)
             save_file(tensors, self._weights / "model.safetensors")
         self._do("update_weights", self._weights, version)
         if old is not None:
@@ -149,6 +180,7 @@ class ChildEngine:
     def _forget_unit(self) -> None:
         self._unit.clear()
         self._open.clear()
+        self._finished.clear()
         self._tokens_before_unit, self._num_restarts = self.progress(), 0
 
     def _do(self, name: str, *arguments: Any) -> None:
@@ -214,8 +246,12 @@ class ChildEngine:
         except (EOFError, OSError) as error:
             self._process.join(timeout=5)
             raise EngineDied(f"the engine process is gone (exit code {self._process.exitcode})") from error
-        if kind == "error":
+        if kind == "refused":
+            raise UserError(content[0])
+        if kind == "failed":
             raise EngineDied(f"the engine process failed: {content[0]}")
+        if kind == "bug":
+            raise RuntimeError(f"in the engine process: {content[0]}")
         if kind == "finished":
             self._finished += content[0]
             self._tokens_of_child = content[1]

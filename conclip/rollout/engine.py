@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from conclip.failures import MachineFailure
 from conclip.types import Completion, Request, SamplingSpec
 
 if TYPE_CHECKING:
     import torch
 
 
-class EngineDied(RuntimeError):
+class EngineDied(MachineFailure):
     """The engine's process is gone; what was in flight is lost, the weights and the run are not."""
 
 

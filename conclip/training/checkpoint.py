@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from conclip.failures import MachineFailure
 from conclip.files import link, sync
 from conclip.identity import path_hash
 from conclip.overlap import write_record
@@ -56,27 +57,44 @@ class Checkpoints:
     def path(self, number: int) -> Path:
         return self._folder / f"step-{number:06d}"
 
-    def save(self, state: PhaseState, write_model: Callable[[Path], None]) -> None:
+    def save(self, state: PhaseState, write_model: Callable[[Path], None], *, due: bool = True) -> None:
         """Write one checkpoint, `write_model` the policy into a new folder, and remove those no longer kept. Neither the
-        state nor what `write_model` writes may change until `wait` returns. Raises what an earlier write failed with."""
+        state nor what `write_model` writes may change until `wait` returns. Raises what an earlier write failed with.
+
+        `due=False`: outside the schedule, because of a signal; it goes as soon as it is not the newest.
+        """
         self.wait()
         if self._writer is None:
-            self._write(state, write_model)
+            self._write(state, write_model, due)
         else:
-            self._pending = self._writer.submit(self._write, state, write_model)
+            self._pending = self._writer.submit(self._write, state, write_model, due)
 
     def wait(self) -> None:
         """Until everything is on the disk. Raises what the writing failed with."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
+        if self._pending is not None:
+            self._pending.exception()  # interrupted here, one can wait again
+            pending, self._pending = self._pending, None
             pending.result()
 
     def newest(self) -> PhaseState | None:
-        """The newest whole state of this phase; what is passed over is said."""
+        """The newest whole state of this phase; what is passed over is said, and removed: it must not count as newer than
+        what follows."""
+        for path in self._folder.glob("step-*.old"):  # cut between two renames
+            if not path.with_suffix("").exists():
+                path.rename(path.with_suffix(""))
         for path in _numbered(self._folder):
-            state = self._read(path)
-            if state is not None:
-                return state
+            if not (path / TRAINING).is_dir():
+                continue  # of a phase that is done
+            try:
+                head = self._whole(path)
+                if head["key"] != self._key or head["schema"] != SCHEMA:
+                    continue
+                self._whole(self.path(head["best"]))
+                tensors = load_file(path / TRAINING / "tensors.safetensors")
+                return PhaseState(number=head["number"], best=head["best"], values=head["values"], tensors=tensors)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+                self._warn(f"checkpoint '{path}' is damaged ({error}); an earlier one is taken, or the phase starts anew")
+                shutil.rmtree(path, ignore_errors=True)
         return None
 
     def clear(self) -> None:
@@ -85,53 +103,61 @@ class Checkpoints:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def publish(self, number: int, target: Path) -> None:
-        """The model of one checkpoint as a folder of its own."""
+        """The model of one checkpoint as a folder of its own. Raises MachineFailure when it is not what was saved."""
         self.wait()
+        try:
+            self._whole(self.path(number))
+        except (OSError, ValueError) as error:
+            raise MachineFailure(f"{error}; the same command goes back to an earlier checkpoint") from error
         link(self.path(number), target, without=TRAINING)
 
-    def _write(self, state: PhaseState, write_model: Callable[[Path], None]) -> None:
+    def _whole(self, path: Path) -> dict[str, Any]:
+        """What `state.json` of a checkpoint says. Raises OSError or ValueError when a file is not what was saved."""
+        head = json.loads((path / TRAINING / "state.json").read_text(encoding="utf-8"))
+        for name, known in head["files"].items():
+            if path_hash(path / name) != known:
+                raise ValueError(f"'{path / name}' is not what was saved")
+        return head
+
+    def _write(self, state: PhaseState, write_model: Callable[[Path], None], due: bool) -> None:
         target = self.path(state.number)
-        aside = target.with_name(target.name + ".part")
-        shutil.rmtree(aside, ignore_errors=True)
-        (aside / TRAINING).mkdir(parents=True)
-        write_model(aside)
-        save_file({name: t.contiguous() for name, t in state.tensors.items()}, aside / TRAINING / "tensors.safetensors")
-        head = {"schema": SCHEMA, "key": self._key, "number": state.number, "best": state.best}
-        hashes = {str(file.relative_to(aside)): path_hash(file) for file in _files(aside)}
-        text = json.dumps(head | {"files": hashes, "values": state.values})
-        (aside / TRAINING / "state.json").write_text(text, encoding="utf-8")
-        for path in (*_files(aside), aside / TRAINING, aside):
-            sync(path)
-        shutil.rmtree(target, ignore_errors=True)
+        aside, old = target.with_name(target.name + ".part"), target.with_name(target.name + ".old")
+        for path in self._folder.glob("step-*.part"):  # what was never finished
+            shutil.rmtree(path, ignore_errors=True)
+        self._folder.mkdir(exist_ok=True)  # in a run folder that must be there
+        aside.mkdir()
+        try:
+            self._fill(aside, state, write_model, due)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        if target.exists():
+            target.rename(old)
         aside.rename(target)
         sync(self._folder)
+        shutil.rmtree(old, ignore_errors=True)
         self._prune()
 
+    def _fill(self, folder: Path, state: PhaseState, write_model: Callable[[Path], None], due: bool) -> None:
+        (folder / TRAINING).mkdir()
+        write_model(folder)
+        save_file({name: t.contiguous() for name, t in state.tensors.items()}, folder / TRAINING / "tensors.safetensors")
+        head = {"schema": SCHEMA, "key": self._key, "number": state.number, "best": state.best, "due": due}
+        hashes = {str(file.relative_to(folder)): path_hash(file) for file in _files(folder)}
+        text = json.dumps(head | {"files": hashes, "values": state.values})
+        (folder / TRAINING / "state.json").write_text(text, encoding="utf-8")
+        for path in (*_files(folder), folder / TRAINING, folder):
+            sync(path)
+
     def _prune(self) -> None:
+        """Keep the newest, up to `keep_last` with those on schedule before it, and the best ones these name."""
         found = _numbered(self._folder)
-        kept = found[: self._keep_last]
-        kept += [self.path(head["best"]) for path in kept if (head := _head(path)) is not None]
+        heads = {path: head for path in found if (head := _head(path)) is not None}
+        kept = [path for path in found if path == found[0] or heads.get(path, {}).get("due")][: self._keep_last]
+        kept += [self.path(heads[path]["best"]) for path in kept if path in heads]
         for path in found:
             if path not in kept:
                 shutil.rmtree(path, ignore_errors=True)
-
-    def _read(self, path: Path) -> PhaseState | None:
-        if not (path / TRAINING).is_dir():
-            return None  # of a phase that is done
-        try:
-            head = json.loads((path / TRAINING / "state.json").read_text(encoding="utf-8"))
-            if head["key"] != self._key or head["schema"] != SCHEMA:
-                return None
-            for name, known in head["files"].items():
-                if path_hash(path / name) != known:
-                    raise ValueError(f"{name} is not what was saved")
-            if not self.path(head["best"]).is_dir():
-                raise ValueError(f"the best checkpoint it names, {head['best']}, is gone")
-            tensors = load_file(path / TRAINING / "tensors.safetensors")
-            return PhaseState(number=head["number"], best=head["best"], values=head["values"], tensors=tensors)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            self._warn(f"checkpoint '{path}' is damaged ({error}); an earlier one is taken, or the phase starts anew")
-            return None
 
 
 def save_model(
@@ -164,8 +190,8 @@ def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def leave_models(folder: Path) -> None:
     """Of a phase that is done: what only going on would need is removed."""
-    for path in _numbered(folder):
-        shutil.rmtree(path / TRAINING, ignore_errors=True)
+    for path in folder.glob("step-*"):
+        shutil.rmtree(path if path.suffix else path / TRAINING, ignore_errors=True)
 
 
 def _head(path: Path) -> dict[str, Any] | None:
@@ -177,7 +203,7 @@ def _head(path: Path) -> dict[str, Any] | None:
 
 def _numbered(folder: Path) -> list[Path]:
     """Newest first."""
-    return sorted((path for path in folder.glob("step-*") if path.suffix != ".part"), reverse=True)
+    return sorted((path for path in folder.glob("step-*") if not path.suffix), reverse=True)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -29,6 +29,9 @@ class Progress:
     """In training, validation apart."""
     num_responses: int = 0
     """Sampled, validation included."""
+    num_validation_tokens: int = 0
+    wall_s: float = 0.0
+    """Spent on the steps so far, interruptions apart."""
     monitor_tokens: list[int] = field(default_factory=list[int])
     """Lengths of the correct responses of the last validation."""
     history: list[Validation] = field(default_factory=list[Validation])

@@ -48,6 +48,9 @@ class TrainResult:
     """Summary of each monitor over the steps (`summary.summarise_steps`)."""
     asked: tuple[str, ...]
     """Ids of all problems that trained."""
+    num_responses: int
+    """Sampled in the whole phase, validation included."""
+    num_tokens: int
 
 
 class Trainer:
@@ -75,6 +78,7 @@ class Trainer:
         self._order = ProblemOrder(selection.problems, python_stream(config.seed, stage, "order"))
         self._refresher = make_refresher(self._order, selection, phase) if phase.refresh else None
         self._known = {choice.problem.problem_id: choice.problem for choice in (*selection.chosen, *selection.reserve)}
+        (runtime.run.folder / "checkpoints").mkdir(exist_ok=True)
         self._checkpoints = Checkpoints(
             runtime.run.folder / "checkpoints" / stage,
             key=key,
@@ -88,13 +92,15 @@ class Trainer:
             asked=[problem.problem_id for problem in selection.problems],
         )
         self._state: dict[str, Any] | None = None  # after the last change; None amid one
+        self._saved: dict[str, Any] | None = None  # what the newest checkpoint has of it
         self._steps: list[Mapping[str, float]] = []
+        self._began = time.monotonic()
         self._times: dict[str, float] = {}
 
     @property
-    def num_responses(self) -> int:
-        """Sampled in the whole phase, validation included."""
-        return self._now.num_responses
+    def wall_s(self) -> float:
+        """Spent on the phase so far, interruptions apart."""
+        return self._now.wall_s
 
     def train(self) -> TrainResult:
         """Run the phase, from its newest checkpoint if it has one. The best validated checkpoint is kept; a run whose
@@ -112,10 +118,12 @@ class Trainer:
         except NonFiniteGradient as error:
             self._run.warn(f"{self._stage} stops after step {self._now.step}: {error}; the best checkpoint so far is kept")
         except Interrupted:
-            self._save_interrupted()
+            with deferred():
+                self._save_interrupted()
             raise
         finally:
-            self._checkpoints.wait()
+            with deferred():
+                self._checkpoints.wait()
         checkpoint = self._run.folder / "checkpoints" / f"{self._stage}-best"
         self._checkpoints.publish(self._now.best_checkpoint, checkpoint)
         return TrainResult(
@@ -124,6 +132,8 @@ class Trainer:
             history=tuple(self._now.history),
             monitors=summarise_steps(self._steps),
             asked=tuple(self._now.asked),
+            num_responses=self._now.num_responses,
+            num_tokens=self._now.num_sampled_tokens + self._now.num_validation_tokens,
         )
 
     def _step(self, step: int) -> None:
@@ -247,6 +257,7 @@ class Trainer:
         )
         rollouts = [r for group in groups for r in group.rollouts]
         self._now.num_responses += len(rollouts)
+        self._now.num_validation_tokens += sum(r.completion.num_tokens for r in rollouts)
         self._now.monitor_tokens = [r.completion.num_tokens for r in rollouts if r.grade.outcome is Outcome.CORRECT]
         judged = [r for r in rollouts if r.grade.outcome is not Outcome.GRADER_ERROR]
         result = Validation(
@@ -278,6 +289,8 @@ class Trainer:
         with deferred():
             self._state = None
             yield
+            now = time.monotonic()
+            self._now.wall_s, self._began = self._now.wall_s + now - self._began, now
             self._state = {
                 "progress": self._now.to_json(),
                 "order": self._order.state_dict(),
@@ -285,9 +298,11 @@ class Trainer:
                 "learner": self._learner.state()[1],
             }
 
-    def _save(self) -> None:
-        """A checkpoint of the state after the last change."""
+    def _save(self, *, due: bool = True) -> None:
+        """A checkpoint of the state after the last change. `due`: on schedule."""
         assert self._state is not None and self._runtime.tokenizer is not None
+        self._checkpoints.wait()  # before copies are made: one set of them at a time
+        self._run.sync()
         progress = Progress.from_json(self._state["progress"])
         keep = copied if self._config.trainer.save_in_background else dict[str, Tensor]
         write_model = partial(
@@ -304,16 +319,18 @@ class Trainer:
             values=self._state,
             tensors=keep(self._learner.state()[0]),
         )
-        self._checkpoints.save(state, write_model)
+        self._checkpoints.save(state, write_model, due=due)
+        self._saved = self._state
 
     def _save_interrupted(self) -> None:
         """What a signal leaves for the next start."""
         if self._state is None:
-            self._run.say(f"{self._stage}: stopped amid an update; the last checkpoint stands")
-        else:
-            self._save()
-            self._checkpoints.wait()
-            self._run.say(f"{self._stage}: stopped; step {self._state['progress']['step']} is saved")
+            self._run.say(f"{self._stage}: stopped where there is nothing new to save")
+            return
+        if self._state is not self._saved:
+            self._save(due=False)
+        self._checkpoints.wait()
+        self._run.say(f"{self._stage}: stopped; step {self._state['progress']['step']} is saved")
 
     def _restore(self) -> None:
         """Go back to the newest checkpoint, if there is one."""
@@ -321,13 +338,20 @@ class Trainer:
         if state is None:
             return
         values = state.values
-        self._now = now = Progress.from_json(values["progress"])
+        try:
+            self._now = now = Progress.from_json(values["progress"])
+        except ValueError as error:
+            self._run.warn(
+                f"{self._stage} starts anew: its checkpoint is of another version ({' '.join(str(error).split())})"
+            )
+            return
         self._learner.load_state(self._checkpoints.path(state.number), state.tensors, values["learner"])
         self._order.load_state_dict(values["order"], self._known)
         if self._refresher is not None:
             self._refresher.load_state_dict(values["refresher"], self._known)
         self._run.forget_stage(self._stage, after_step=now.step if now.unreported is None else now.step - 1)
         self._steps = self._run.stage_metrics(self._stage)
+        self._state = self._saved = dict(values)
         self._run.say(f"{self._stage}: goes on after step {now.step}")
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:

@@ -1,0 +1,135 @@
+"""What the machine does to a run is told apart from bugs; signals strike where nothing is half-changed."""
+
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from conclip import tools
+from conclip.compose import load_config
+from conclip.config import LearnConfig, UserError
+from conclip.doctor import Check, config_checks, machine_checks, memory_needed_gib, num_parameters
+from conclip.failures import MachineFailure, check_folder, explain
+from conclip.inputs import load_inputs
+from conclip.interrupts import Interrupted, deferred, handle_signals
+from conclip.models.folder import LAB_MODEL
+
+
+def from_cause(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "rows.jsonl"), "no space left on the disk ('rows.jsonl')"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "no space left"),
+        (OSError(errno.EROFS, "Read-only file system", "x"), "no permission ('x')"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "no permission ('x')"),
+        (MemoryError(), "out of memory (MemoryError)"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
+        (MachineFailure("the engine process is gone"), "the engine process is gone"),
+        (from_cause(ValueError("cannot write"), OSError(errno.ENOSPC, "No space left on device")), "no space left"),
+    ],
+)
+def test_failures_of_the_machine_are_said(error: Exception, said: str):
+    found = explain(error)
+    assert found is not None and found.startswith(said)
+
+
+def test_bugs_are_not_blamed_on_the_machine():
+    assert explain(ValueError("shapes do not match")) is None
+    assert explain(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
+    try:
+        try:
+            raise PermissionError(errno.EPERM, "not permitted", "x")
+        except PermissionError:
+            raise KeyError("a bug in the fall-back")  # noqa: B904
+    except KeyError as error:
+        assert explain(error) is None
+
+
+def test_a_folder_that_is_gone_is_noticed(tmp_path: Path):
+    check_folder(tmp_path)
+    with pytest.raises(MachineFailure, match="is gone"):
+        check_folder(tmp_path / "removed")
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handle_signals()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_waits_for_the_end_of_a_change(signals: None):
+    done: list[str] = []
+    with pytest.raises(Interrupted) as stopped, deferred():
+        with deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("inner")
+        done.append("outer")
+    assert done == ["inner", "outer"] and stopped.value.exit_code == 143
+    with deferred():
+        pass  # it struck once
+
+
+def test_a_second_signal_waits_for_nothing(signals: None):
+    done: list[str] = []
+    with pytest.raises(Interrupted), deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append("first")
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("second")
+    assert done == ["first"]
+
+
+def test_a_signal_outside_strikes_at_once(signals: None):
+    with pytest.raises(Interrupted) as stopped:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert stopped.value.exit_code == 130
+
+
+def checks(*overrides: str) -> dict[str, Check]:
+    config = load_config("train-phase2", *overrides)
+    return {check.name: check for check in config_checks(config, load_inputs(config))}
+
+
+def test_doctor_knows_what_a_config_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The lab: 872,000 parameters or so. PPO in fp32 with KL: 16 bytes for policy and critic each, 4 for the reference."""
+    size = num_parameters(LAB_MODEL)
+    assert 0.8e6 < size < 1e6
+    config = load_config("train-phase2")
+    assert isinstance(config, LearnConfig)
+    needed = memory_needed_gib(config, size)
+    assert needed["learner"] == size * 36 / 2**30 and needed["checkpoint"] == size * 24 / 2**30
+    assert needed["engine"] == size * 4 / 2**30 + config.rollout.kv_cache_gib
+    found = checks()
+    assert [check.state for check in found.values()] == ["ok"] * 3 and "pool" in found["config"].found
+    found = checks("rollout.kv_cache_gib=1000000")
+    assert found["memory it needs"].state == "FAILED" and "kv_cache_gib" in found["memory it needs"].remedy
+
+
+def test_doctor_refuses_a_bad_config_after_its_checks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(tools, "machine_checks", lambda outputs: iter([Check(name="memory", state="ok", found="plenty")]))
+    with pytest.raises(UserError, match=r"did you mean 'algo\.gae_lambda'"):
+        tools.doctor(["train-phase2", "algo.gae_lamda=1"])
+    assert "plenty" in capsys.readouterr().out
+
+
+@pytest.mark.engine
+def test_doctor_finds_this_machine_fit_and_says_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found = {check.name: check for check in machine_checks(tmp_path / "outputs")}
+    assert {check.state for check in found.values()} <= {"ok", "note"}
+    assert {"memory", "disk", "packages", "vLLM", "grader"} <= found.keys()
+    monkeypatch.setenv("OMP_NUM_THREADS", "999")
+    threads = {check.name: check for check in machine_checks(tmp_path)}["threads"]
+    assert threads.state == "FAILED" and "OMP_NUM_THREADS" in threads.remedy
