@@ -14,10 +14,12 @@ from conclip.config import TrainRunConfig
 from conclip.inputs import Inputs, load_inputs
 from conclip.lab.pretrain import model_config
 from conclip.lab.tokenizer import build_tokenizer
+from conclip.models.folder import LAB_MODEL
 from conclip.runlog import Run
 from conclip.runtime import Runtime, open_runtime
 from conclip.selection import Choice, Selection
 from conclip.training.learner import Learner
+from conclip.training.trainer import Trainer
 from conclip.types import Completion, EvalRow, FinishReason, Grade, Outcome, Problem, Rollout, RolloutGroup
 
 
@@ -51,6 +53,19 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime,
             yield opened, inputs
     finally:
         run.close()
+
+
+def make_trainer(
+    opened: Runtime, inputs: Inputs, stage: str, settings: TrainRunConfig, selection: Selection, key: str = "any"
+) -> Trainer:
+    """A phase of the lab's model on the module's engine."""
+    arguments: dict[str, Any] = {
+        "model_path": LAB_MODEL,
+        "selection": selection,
+        "validation": inputs.validation,
+        "key": key,
+    }
+    return Trainer(stage, settings, settings.phase, opened, **arguments)
 
 
 def by_hand(problems: Sequence[Problem]) -> Selection:

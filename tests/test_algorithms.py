@@ -12,9 +12,9 @@ from conclip.models.folder import LAB_MODEL
 from conclip.probe import Band, pass_rates
 from conclip.runtime import Runtime
 from conclip.selection import select
-from conclip.training.trainer import StaleEngine, Trainer
+from conclip.training.trainer import StaleEngine
 from conclip.types import Outcome
-from tests.conftest import by_hand, make_row, train_config
+from tests.conftest import by_hand, make_row, make_trainer, train_config
 
 pytestmark = pytest.mark.engine
 
@@ -26,16 +26,8 @@ def options(group: str) -> list[str]:
 def train(runtime: tuple[Runtime, Inputs], stage: str, *overrides: str) -> list[dict[str, float]]:
     opened, inputs = runtime
     settings = train_config(*overrides)
-    trainer = Trainer(
-        stage,
-        settings,
-        settings.phase,
-        opened,
-        model_path=LAB_MODEL,
-        selection=by_hand([problem for problem in inputs.pool if problem.level == 4][:4]),
-        validation=inputs.validation,
-        key="any",
-    )
+    chosen = by_hand([problem for problem in inputs.pool if problem.level == 4][:4])
+    trainer = make_trainer(opened, inputs, stage, settings, chosen)
     result = trainer.train()
     assert result.history[0].step == 0 and result.history[-1].step == 2
     rows = [json.loads(line) for line in (opened.run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -80,16 +72,7 @@ def test_the_kl_coefficient_adapts(runtime: tuple[Runtime, Inputs]):
 def test_an_engine_at_another_version_does_not_train(runtime: tuple[Runtime, Inputs]):
     opened, inputs = runtime
     settings = train_config()
-    trainer = Trainer(
-        "stale",
-        settings,
-        settings.phase,
-        opened,
-        model_path=LAB_MODEL,
-        selection=by_hand(inputs.pool[:4]),
-        validation=inputs.validation,
-        key="any",
-    )
+    trainer = make_trainer(opened, inputs, "stale", settings, by_hand(inputs.pool[:4]))
     begin = trainer._begin
 
     def begin_and_spoil() -> None:
@@ -104,17 +87,7 @@ def test_an_engine_at_another_version_does_not_train(runtime: tuple[Runtime, Inp
 def test_a_budget_of_tokens_ends_the_phase(runtime: tuple[Runtime, Inputs]):
     opened, inputs = runtime
     settings = train_config("phase.num_steps=50", "phase.max_sampled_tokens=3000", "phase.stop_accuracy_drop=1")
-    selection = by_hand(inputs.pool[:4])
-    trainer = Trainer(
-        "budget",
-        settings,
-        settings.phase,
-        opened,
-        model_path=LAB_MODEL,
-        selection=selection,
-        validation=inputs.validation,
-        key="any",
-    )
+    trainer = make_trainer(opened, inputs, "budget", settings, by_hand(inputs.pool[:4]))
     assert 0 < trainer.train().history[-1].step < 10
     rows = [json.loads(line) for line in (opened.run.folder / "metrics.jsonl").read_text().splitlines()]
     sampled = [row["rollout/num_sampled_tokens"] for row in rows if row["stage"] == "budget"]
@@ -129,16 +102,7 @@ def test_refresh_replaces_settled_problems_and_remembers_all_that_trained(runtim
     rows = [make_row(problem.problem_id, Outcome.CORRECT, 5) for problem in pool]
     rates = pass_rates(rows, band, model_hash="m", sampling_hash="s")
     selection = select("phase", pool, rates, replace(settings.phase, pass_rate_low=0, pass_rate_high=1), seed=0)
-    trainer = Trainer(
-        "refreshed",
-        settings,
-        settings.phase,
-        opened,
-        model_path=LAB_MODEL,
-        selection=selection,
-        validation=inputs.validation,
-        key="any",
-    )
+    trainer = make_trainer(opened, inputs, "refreshed", settings, selection)
     result = trainer.train()
     asked = set(result.asked)
     assert len(asked) > 4 and asked <= {problem.problem_id for problem in pool}

@@ -16,12 +16,12 @@ from conclip.config import TrainRunConfig
 from conclip.failures import MachineFailure
 from conclip.inputs import Inputs
 from conclip.interrupts import Interrupted, handle_signals
-from conclip.models.folder import LAB_MODEL, model_hash
+from conclip.models.folder import model_hash
 from conclip.runlog import Run
 from conclip.runtime import Runtime
 from conclip.training.checkpoint import Checkpoints, PhaseState, leave_models
 from conclip.training.trainer import Trainer, TrainResult
-from tests.conftest import by_hand, train_config
+from tests.conftest import by_hand, make_trainer, train_config
 
 
 class Cut(Exception):
@@ -32,16 +32,15 @@ def config(*overrides: str) -> TrainRunConfig:
     return train_config("phase.num_steps=4", "trainer.save_every=1", *overrides)
 
 
-def make_trainer(opened: Runtime, inputs: Inputs, key: str, settings: TrainRunConfig, stage: str = "phase2") -> Trainer:
-    arguments: dict[str, Any] = {"model_path": LAB_MODEL, "validation": inputs.validation, "key": key}
-    return Trainer(stage, settings, settings.phase, opened, selection=by_hand(inputs.pool[:4]), **arguments)
+def resumable(opened: Runtime, inputs: Inputs, key: str, settings: TrainRunConfig, stage: str = "phase2") -> Trainer:
+    return make_trainer(opened, inputs, stage, settings, by_hand(inputs.pool[:4]), key)
 
 
 def train(
     runtime: tuple[Runtime, Inputs], stage: str, key: str, settings: TrainRunConfig, cut_at: int | None = None
 ) -> TrainResult:
     """Train a stage, or go on with the one of this key; it breaks off as step `cut_at` begins."""
-    trainer = make_trainer(*runtime, key, settings, stage)
+    trainer = resumable(*runtime, key, settings, stage)
     step = trainer._step
 
     def until_cut(number: int) -> None:
@@ -80,7 +79,7 @@ def test_a_signal_costs_the_step_in_flight_at_most(runtime: tuple[Runtime, Input
     settings, (opened, inputs) = config("trainer.save_every=100", "trainer.validate_every=3"), runtime
     alone = left_by(opened.run, train(runtime, "phase2", f"alone {moment}", settings))
     key = f"stopped in {moment}"
-    trainer = make_trainer(opened, inputs, key, settings)
+    trainer = resumable(opened, inputs, key, settings)
     name = {"sampling": "_sample", "update": "_push_weights", "validation": "_validate"}[moment]
     original = getattr(trainer, name)
 
@@ -93,7 +92,7 @@ def test_a_signal_costs_the_step_in_flight_at_most(runtime: tuple[Runtime, Input
     with signals_handled(), pytest.raises(Interrupted) as stopped:
         trainer.train()
     assert stopped.value.exit_code == 143
-    again = make_trainer(opened, inputs, key, settings)
+    again = resumable(opened, inputs, key, settings)
     again._restore()
     assert again._now.step == (2 if moment == "sampling" else 3)
     assert left_by(opened.run, train(runtime, "phase2", key, settings)) == alone
