@@ -24,7 +24,7 @@ from conclip.report.card import write_card
 from conclip.report.data import read_run
 from conclip.report.export import write_curve
 from conclip.report.page import write_page
-from conclip.runlog import Run
+from conclip.runlog import MANIFEST, Run
 from conclip.runtime import encode_prompts, longest_response, open_endpoint, open_runtime
 from conclip.selection import select
 from conclip.stages import Stages, describe_selection
@@ -149,7 +149,7 @@ def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
         run.say(f"run folder: {run.folder}")
     except Exception as error:
         logging.getLogger("conclip").exception("the run failed")
-        if not run.folder.is_dir():
+        if not (run.folder / MANIFEST).is_file():  # a library that saves a model may have made the folder again
             raise MachineFailure(f"the run folder '{run.folder}' is gone; the same command begins it anew") from error
         raise
     finally:

@@ -96,7 +96,7 @@ class Run:
 
     def log_metrics(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """One JSON line, NaN and infinity as null; readable up to the last whole line whatever happens later. Raises
-        RunFolderGone when somebody removed the folder."""
+        MachineFailure when somebody removed the folder."""
         check_folder(self.folder)
         known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         row = {"schema": SCHEMA_VERSION, "stage": stage, "step": step, **known}
