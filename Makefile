@@ -10,7 +10,7 @@ PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast test-page browser fuzz check format lint type lab-model lab-report bench bench-grading theory frontier selection probing kills faults soak \
+.PHONY: help install demo demo-full test test-fast test-page browser fuzz check format lint type lab-model lab-report bench bench-grading theory frontier selection probing kills faults soak docs pictures docs-commands \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -83,6 +83,16 @@ faults: $(VENV)/.installed-dev ## full disks, lost processes, lack of memory and
 
 soak: $(VENV)/.installed-dev ## train for an hour and watch memory, processes and file handles
 	$(BIN)/python benchmarks/soak.py $(ARGS)
+
+docs: $(VENV)/.installed-dev ## the pages of docs/ as a site, in site/index.html
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
+pictures: $(VENV)/.installed-dev ## the pictures of docs/ and README, from the demo's run (needs make browser)
+	$(BIN)/python docs/pictures.py $(ARGS)
+
+docs-commands: $(VENV)/.installed-dev ## run every command of README and docs/, made small (about twenty minutes)
+	$(BIN)/python benchmarks/docs_commands.py $(ARGS)
 
 theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on length
 	$(BIN)/python benchmarks/theory_table.py

@@ -183,7 +183,7 @@ def nan_gradient(bench: Bench, here: Path) -> Outcome:
         "from conclip.cli import main; main()"
     )
     subcommand, *overrides = CASES[CASE]
-    command = [sys.executable, "-c", poisoned, subcommand, *overrides, f"name={RUN}", "logger.progress=false"]
+    command = [sys.executable, "-c", poisoned, subcommand, *overrides, f"name={RUN}", "logger.display=plain"]
     process = subprocess.run(command, cwd=here, env=ENVIRONMENT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     metrics = [json.loads(line) for line in (folder_of(CASE, here) / "metrics.jsonl").open()]

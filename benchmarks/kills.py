@@ -48,7 +48,7 @@ def start(case: str, place: Path, *more: str) -> subprocess.Popen[str]:
     """A command of the table, in a folder of its own."""
     place.mkdir(parents=True, exist_ok=True)
     subcommand, *overrides = CASES[case]
-    command = [sys.executable, "-m", "conclip", subcommand, *overrides, f"name={RUN}", "logger.progress=false", *more]
+    command = [sys.executable, "-m", "conclip", subcommand, *overrides, f"name={RUN}", "logger.display=plain", *more]
     return subprocess.Popen(command, cwd=place, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -21,7 +21,7 @@ from conclip.inputs import Inputs, load_inputs
 
 DEFAULTS = (
     "name=bench",
-    "logger.progress=false",
+    "logger.display=plain",
     "data.test.chain.levels=[4,5,6,7,8]",
     "data.test.chain.num_problems=64",
     "eval.samples_per_problem=8",

@@ -36,7 +36,7 @@ COMMAND = (
     "optim.critic_lr=1e-7",
     "trainer.validate_every=10",
     "data.validation.chain.num_problems=20",
-    "logger.progress=false",
+    "logger.display=plain",
 )
 SETTLED_STEPS = 20
 LARGEST_GROWTH = 0.05

@@ -33,6 +33,7 @@ PLAIN_SUBCOMMANDS = {
     "compare": "paired statistics of two evaluations: conclip compare FIRST SECOND",
     "report": "one HTML page of a run or of several: conclip report RUN [RUN ...]",
     "doctor": "what this machine can run, and what a config would need: conclip doctor [SUBCOMMAND key=value ...]",
+    "completion": "completion of subcommands, groups and keys for a shell: conclip completion bash",
 }
 """They take arguments, not a config."""
 

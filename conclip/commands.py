@@ -41,7 +41,7 @@ def run_probe(config: ProbeRunConfig, inputs: Inputs, run: Run) -> None:
         return
     run.write_json("problems.json", describe_selection(selection))
     for choice in selection.chosen:
-        run.say(f"chosen: {choice.problem.problem_id}: {choice.reason}")
+        run.say(f"chosen: {choice.problem.problem_id}: {choice.reason}", result=True)
 
 
 def run_train(config: TrainRunConfig, inputs: Inputs, run: Run, *, stage: str) -> None:
@@ -53,7 +53,7 @@ def run_train(config: TrainRunConfig, inputs: Inputs, run: Run, *, stage: str) -
         result = stages.train(stage, phase, model, select("phase", inputs.pool, rates or [], phase, config.seed))
     write_curve(read_run(run.folder), run.folder / "curve.png")
     write_card(run, config, result.checkpoint, stages=[stage])
-    run.say(f"checkpoint: {result.checkpoint}")
+    run.say(f"checkpoint: {result.checkpoint}", result=True)
 
 
 def run_eval(config: EvalRunConfig, inputs: Inputs, run: Run) -> None:
@@ -98,8 +98,8 @@ def run_two_phase(config: TwoPhaseConfig, inputs: Inputs, run: Run) -> None:
     data = read_run(run.folder)
     write_curve(data, run.folder / "curve.png")
     write_page([data], run.folder / "report.html")
-    run.say(f"report: {run.folder / 'report.html'}")
-    run.say(f"final model: {second.checkpoint}")
+    run.say(f"report: {run.folder / 'report.html'}", result=True)
+    run.say(f"final model: {second.checkpoint}", result=True)
 
 
 def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Sequence[str]) -> None:
@@ -107,9 +107,12 @@ def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Se
     columns = by_condition(rows)
     run.write_json("results.json", {"margin": settings.margin, "notes": notes, "benchmarks": results_json(columns)})
     for benchmark, models in summaries(columns).items():
-        run.show(results_table(benchmark, models))
+        run.show(results_table(benchmark, models), result=True)
+        for name, summary in models.items():
+            numbers = {"accuracy": summary.accuracy.mean, "mean_tokens": summary.mean_tokens.mean}
+            run.track("eval", 0, {f"{benchmark}/{name}/{key}": value for key, value in numbers.items()})
         for (first, second), comparison in headline_comparisons(columns, benchmark).items():
-            run.say(describe_comparison(first, second, comparison, settings.margin))
+            run.say(describe_comparison(first, second, comparison, settings.margin), result=True)
 
 
 def run_identity(subcommand: str, config: BaseConfig, inputs: Inputs) -> str:
@@ -146,7 +149,7 @@ def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
             run_two_phase(config, inputs, run)
         elif isinstance(config, TrainRunConfig):
             run_train(config, inputs, run, stage=subcommand.removeprefix("train-"))
-        run.say(f"run folder: {run.folder}")
+        run.say(f"run folder: {run.folder}", result=True)
     except Exception as error:
         logging.getLogger("conclip").exception("the run failed")
         if not (run.folder / MANIFEST).is_file():  # a library that saves a model may have made the folder again

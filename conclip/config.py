@@ -22,6 +22,8 @@ Bootstrap = Literal["zero", "value"]
 PromptStyle = Literal["plain", "concise", "draft", "budget"]
 KeepBest = Literal["accuracy", "shortest"]
 Resume = Literal["auto", "never"]
+DisplayMode = Literal["auto", "live", "plain", "quiet", "json"]
+TrackerKind = Literal["tensorboard", "wandb", "mlflow"]
 LengthReward = Literal[
     "none",
     "kimi",
@@ -224,7 +226,9 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class LoggerConfig:
-    progress: bool
+    display: DisplayMode
+    trackers: list[TrackerKind]
+    project: str
 
 
 @dataclass(frozen=True)

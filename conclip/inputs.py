@@ -21,6 +21,7 @@ from conclip.overlap import check_overlap
 from conclip.probe import PassRate, read_pass_rates
 from conclip.problems.load import load_problems
 from conclip.selection import select
+from conclip.trackers import check_installed
 from conclip.types import Problem
 from conclip.validate import to_config
 
@@ -60,6 +61,7 @@ def checked(subcommand: str, composed: DictConfig) -> tuple[BaseConfig, Inputs]:
 def load_inputs(config: BaseConfig) -> Inputs:
     """Raises UserError on a missing or damaged model folder, data file or pass-rate file, on token limits that do not fit
     the model, and on a problem that stands in two of pool, validation and test."""
+    check_installed(config.logger.trackers)
     probes = isinstance(config, (ProbeRunConfig, LearnConfig))
     evaluates = isinstance(config, (EvalRunConfig, TwoPhaseConfig))
     served_name: str | None = None

@@ -56,8 +56,11 @@ class Pipeline:
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def do(self, name: str, inputs: Mapping[str, Any], work: Callable[[], Work]) -> StageRecord:
-        """The record of a stage, done now unless it is done already. Its results are the files it names."""
+    def do(
+        self, name: str, inputs: Mapping[str, Any], work: Callable[[], Work], *, num_steps: int | None = None
+    ) -> StageRecord:
+        """The record of a stage, done now unless it is done already. Its results are the files it names. `num_steps`: of one
+        that trains."""
         hashes, key = input_hashes(inputs), stage_key(name, inputs)
         record = self.done(name, key) or self._adopt(name, key)
         if record is not None:
@@ -70,6 +73,7 @@ class Pipeline:
         if before := read_stages(self._run.folder).get(name):
             for path in before.outputs:
                 break_links(self._run.folder / path)
+        self._run.begin(name, num_steps)
         began = time.monotonic()
         done = work()
         record = StageRecord(

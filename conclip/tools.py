@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from rich.text import Text
 
+from conclip.cli import PLAIN_SUBCOMMANDS, SUBCOMMANDS
+from conclip.completion import SCRIPTS, script
 from conclip.compose import compose_config
 from conclip.config import SCHEMAS, UserError
 from conclip.doctor import config_checks, machine_checks
@@ -132,3 +134,14 @@ def doctor(arguments: list[str]) -> None:
         raise refused
     if failed:
         sys.exit(FAILED)
+
+
+def completion(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="conclip completion",
+        description="Prints what makes a shell complete subcommands, groups, options and keys. bash, zsh: put "
+        'eval "$(conclip completion bash)" into the shell\'s start file; fish: conclip completion fish | source.',
+    )
+    parser.add_argument("shell", choices=SCRIPTS)
+    options = parser.parse_args(arguments)
+    sys.stdout.write(script(options.shell, [*SUBCOMMANDS, *PLAIN_SUBCOMMANDS], list(SCHEMAS)))

@@ -1,6 +1,7 @@
 """The command line as a person meets it: help, errors in one line, nothing written before validation passes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -34,6 +35,33 @@ def test_bad_input_ends_the_console_command(tmp_path: Path):
     assert outcome.returncode == 2 and outcome.stdout == ""
     assert len(outcome.stderr.strip().splitlines()) == 1 and "did you mean" in outcome.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+BASH_COMPLETION = """
+eval "$(conclip completion bash)"
+complete_line() { COMP_LINE=$1 COMP_POINT=${#1} COMPREPLY=(); _conclip; echo "${COMPREPLY[*]}"; }
+complete_line "conclip tr"
+complete_line "conclip two-phase algo=gr"
+COMP_WORDBREAKS=" "
+complete_line "conclip two-phase algo=gr"
+complete_line "conclip two-phase seed=1 phase1.num_p"
+complete_line "conclip report outp"
+"""
+
+
+@pytest.mark.slow
+def test_bash_completes_subcommands_options_and_keys(tmp_path: Path):
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    script = ["bash", "-c", BASH_COMPLETION]
+    outcome = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PATH": path})
+    assert outcome.stdout.splitlines() == [
+        "train-phase1 train-phase2",
+        "grpo",  # bash has broken off what stands before the =
+        "algo=grpo",
+        "phase1.num_problems=",
+        "",
+    ]
+    assert outcome.stderr == "" and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.engine

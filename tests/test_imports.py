@@ -56,9 +56,10 @@ def test_one_module_imports_vllm():
 
 
 LAYERS = [
-    ["types", "stats", "seeding", "terminal", "answers", "files", "interrupts", "failures"],
+    ["types", "stats", "seeding", "terminal", "answers", "files", "interrupts", "failures", "completion"],
     ["problems.arithmetic"],
     ["config"],
+    ["display", "trackers"],
     ["validate", "length_rewards", "compose"],
     ["equivalence", "overlap"],
     [

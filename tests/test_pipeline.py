@@ -104,7 +104,7 @@ def test_identity_rests_on_what_changes_a_result_only():
     def identity(*overrides: str) -> str:
         return digest(relevant(load_config("two-phase", *overrides)))
 
-    same = ["name=other", "paths.outputs=elsewhere", "logger.progress=false", "rollout.engine=child_process", "resume=never"]
+    same = ["name=other", "paths.outputs=elsewhere", "logger.display=plain", "rollout.engine=child_process", "resume=never"]
     assert all(identity(override) == identity() for override in same)
     other = ["seed=1", "algo.gae_lambda=0.9", "rollout.max_num_seqs=64", "phase2.num_steps=3", "eval.temperatures=[0]"]
     assert len({identity(override) for override in other} | {identity()}) == len(other) + 1

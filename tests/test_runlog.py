@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 
 from conclip.compose import load_config
 from conclip.config import BaseConfig
-from conclip.rollout.collect import CollectProgress
 from conclip.runlog import Run
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
@@ -68,22 +66,3 @@ def test_metrics_are_whole_lines_and_transcripts_show_best_and_worst(config: Bas
     }
     rows = [json.loads(line) for line in (run.folder / "rollouts/phase1-0003.jsonl").read_text().splitlines()]
     assert [row["sample"] for row in rows] == [1, 2]  # the shortest correct one, and the wrong one
-
-
-def test_a_piped_run_says_now_and_then_how_far_it_is(
-    config: BaseConfig, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    run = Run("eval", config, "identity")
-    with run.progress("eval base") as update:
-        assert update is not None
-        for seconds, finished in ((30.0, 1), (61.0, 2), (62.0, 3), (125.0, 4)):
-            now[0] = seconds
-            progress = CollectProgress(
-                num_finished=finished, num_total=9, num_tokens=100 * finished, mean_tokens=5.0, tokens_per_s=3.0
-            )
-            update(progress)
-    run.close()
-    lines = capfd.readouterr().out.splitlines()
-    assert lines == [f"eval base: {n} of 9 responses, {100 * n} tokens, 3 tokens/s" for n in (2, 4)]

@@ -48,7 +48,9 @@ class RowFile:
                 known = [(t, self._earlier[keys[t.key]]) for t in unit if keys[t.key] in self._earlier]
                 rows = [replace(row, **self._names(task, prompt)) for task, row in known]
                 if len(rows) < len(unit):
-                    rollouts = {_task_key(rollout): rollout for rollout in runtime.collect(label, unit, spec)}
+                    before, after = len(found), len(tasks) - len(found) - len(unit)
+                    collected = runtime.collect(label, unit, spec, num_before=before, num_after=after)
+                    rollouts = {_task_key(rollout): rollout for rollout in collected}
                     rows = [self._row(rollouts[t.key], t, prompt, spec, keys[t.key]) for t in unit]
                     self.num_sampled += len(rows)
                     self.num_sampled_tokens += sum(row.num_tokens for row in rows)

@@ -6,26 +6,14 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from conclip.display import Sampling
 from conclip.grading import Grader
 from conclip.interrupts import deferred
 from conclip.rollout.engine import RolloutEngine
 from conclip.seeding import derive_seed
-from conclip.types import Completion, Grade, Messages, Problem, Request, Rollout, RolloutGroup, SamplingSpec
+from conclip.types import Completion, Grade, Messages, Outcome, Problem, Request, Rollout, RolloutGroup, SamplingSpec
 
 PROGRESS_EVERY_S = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CollectProgress:
-    """What a live display shows."""
-
-    num_finished: int
-    num_total: int
-    num_tokens: int
-    """Generated so far in this call, unfinished responses included."""
-    mean_tokens: float
-    """Mean length of the finished responses."""
-    tokens_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +62,8 @@ def collect(
     engine: RolloutEngine,
     grader: Grader,
     tokenizer: PreTrainedTokenizerBase | None,
-    on_progress: Callable[[CollectProgress], None] | None = None,
+    on_progress: Callable[[Sampling], None] | None = None,
+    label: str = "",
 ) -> Iterator[Rollout]:
     """Sample and grade every task, yielding rollouts as their verdicts arrive, in any order.
 
@@ -85,6 +74,7 @@ def collect(
     if len(by_key) != len(tasks):
         raise ValueError("two tasks share a problem id and sample number")
     graded: dict[str, tuple[Completion, str]] = {}
+    outcomes = dict.fromkeys(Outcome, 0)
     num_done = num_finished = finished_tokens = 0
     tokens_before = engine.progress()
     began = last_report = time.monotonic()
@@ -114,18 +104,22 @@ def collect(
             for key, grade in grader.poll(0.0 if sampling else 1.0):
                 completion, text = graded.pop(key)
                 num_done += 1
+                outcomes[grade.outcome] += 1
                 yield _rollout(by_key[key], completion, text, grade)
             now = time.monotonic()
             if on_progress is not None and (now - last_report > PROGRESS_EVERY_S or num_done == len(tasks)):
                 last_report = now
                 num_tokens = engine.progress() - tokens_before
                 on_progress(
-                    CollectProgress(
+                    Sampling(
+                        label=label,
                         num_finished=num_finished,
                         num_total=len(tasks),
                         num_tokens=num_tokens,
                         mean_tokens=finished_tokens / max(1, num_finished),
                         tokens_per_s=num_tokens / max(1e-9, now - began),
+                        outcomes=dict(outcomes),
+                        seconds=now - began,
                     )
                 )
     finally:

@@ -1,0 +1,150 @@
+"""Writes docs/config.md: every config key with its type, default and meaning, from the schema and the comments in conf/.
+
+make docs    # this, then the site
+"""
+
+import dataclasses
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+
+from omegaconf import OmegaConf
+
+from conclip.compose import compose_config, config_folder
+from conclip.config import SCHEMAS, ProblemSetConfig
+from conclip.help import group_meanings, leaves, read_meanings
+
+PAGE = Path(__file__).parent / "config.md"
+
+GROUPS = {
+    "model": "two-phase",
+    "data": "two-phase",
+    "rollout": "two-phase",
+    "probe": "two-phase",
+    "phase": "train-phase2",
+    "algo": "two-phase",
+    "reward": "two-phase",
+    "length": "two-phase",
+    "optim": "two-phase",
+    "trainer": "two-phase",
+    "eval": "two-phase",
+    "logger": "two-phase",
+    "paths": "two-phase",
+}
+"""Each config group, and a subcommand that has it."""
+
+HEAD = "| key | type | default | meaning |\n|---|---|---|---|"
+
+INTRODUCTION = """# Every config key
+
+Made from the schema and from the comments in `conf/` by `make docs`; `conclip SUBCOMMAND --help` shows the same with the
+values a command would have. `key=value` changes a key, `group=option` takes another file of a group; what stands in
+`experiment=` and `debug=` changes keys of any group. `two-phase` has the group `phase` twice, as `phase1` and `phase2`.
+Lengths and counts are in tokens, responses or problems as the name says; times are in seconds; units of all others stand in
+brackets.
+"""
+
+
+def main() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    parts = [INTRODUCTION, *_own_keys(), *(part for group in GROUPS for part in _group(group)), *_presets()]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _own_keys() -> Iterator[str]:
+    """The keys that stand in no group, of each subcommand."""
+    yield "## Keys of the subcommands\n"
+    yield HEAD
+    seen: dict[str, list[str]] = {}
+    rows: dict[str, str] = {}
+    for subcommand, schema in SCHEMAS.items():
+        primary = subcommand.replace("-", "_")
+        composed, meanings = compose_config(subcommand, [])[0], read_meanings(config_folder() / f"{primary}.yaml")[1]
+        for item in dataclasses.fields(schema):
+            if not dataclasses.is_dataclass(item.type):
+                meaning = meanings[item.name].replace(f"outputs/{subcommand}/", "outputs/SUBCOMMAND/")
+                rows[item.name] = _row(item.name, item.type, _plain(composed[item.name]), meaning)
+                seen.setdefault(item.name, []).append(subcommand)
+    for name, row in rows.items():
+        where = "" if len(seen[name]) == len(SCHEMAS) else f" ({', '.join(seen[name])})"
+        yield row.removesuffix(" |") + f"{where} |"
+    yield ""
+
+
+def _group(group: str) -> Iterator[str]:
+    folder, subcommand = config_folder() / group, GROUPS[group]
+    composed, choices = compose_config(subcommand, [])
+    option = choices[group]
+    assert option is not None
+    yield f"## {group}\n"
+    meanings = group_meanings(folder, option)
+    if group == "data":
+        yield "Problem sets stand under `data.pool`, `data.validation` and `data.test`, each by a name of its own (`*`).\n"
+        yield HEAD
+        for item in dataclasses.fields(ProblemSetConfig):
+            yield _row(f"data.*.*.{item.name}", item.type, item.default, meanings[f"*.{item.name}"])
+    else:
+        schema = next(f.type for f in dataclasses.fields(SCHEMAS[subcommand]) if f.name == group)
+        assert isinstance(schema, type)
+        yield HEAD
+        values = dict(leaves(composed[group]))
+        for item in dataclasses.fields(schema):
+            yield _row(f"{group}.{item.name}", item.type, _plain(values.get(item.name)), meanings[item.name])
+    yield ""
+    options = sorted(folder.glob("*.yaml"), key=lambda path: (path.stem != option, path.stem))
+    if len(options) > 1:
+        yield "| option | |\n|---|---|"
+        for path in options:
+            name = f"`{group}={path.stem}`" + (" (default)" if path.stem == option else "")
+            yield f"| {name} | {_escape(read_meanings(path)[0])} |"
+        yield ""
+
+
+def _presets() -> Iterator[str]:
+    for group in ("experiment", "debug"):
+        yield f"## {group}\n"
+        yield "| option | |\n|---|---|"
+        for path in sorted((config_folder() / group).glob("*.yaml")):
+            yield f"| `{group}={path.stem}` | {_escape(read_meanings(path)[0])} |"
+        yield ""
+
+
+def _row(key: str, kind: typing.Any, default: typing.Any, meaning: str) -> str:
+    return f"| `{key}` | {_escape(describe(kind))} | {_value(default)} | {_escape(meaning)} |"
+
+
+def describe(kind: typing.Any) -> str:
+    """A type in words."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return " or ".join(f"`{value}`" for value in parts)
+    if origin in (typing.Union, UnionType):
+        return " or ".join(describe(part) for part in parts)
+    if origin is list:
+        return f"list of {describe(parts[0])}"
+    if origin is dict:
+        return f"names to {describe(parts[1])}"
+    return {int: "integer", float: "number", str: "text", bool: "true or false", NoneType: "null"}[kind]
+
+
+def _plain(value: typing.Any) -> typing.Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _value(value: typing.Any) -> str:
+    if value is dataclasses.MISSING:
+        return "must be given"
+    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return "`" + _escape(shown) + "`"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()

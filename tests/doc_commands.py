@@ -1,0 +1,57 @@
+"""The commands that README and docs/ name, and what stands for MODEL and the like when they are run."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from conclip.compose import load_config
+from conclip.problems.load import load_problems
+
+TOP = Path(__file__).parent.parent
+LAB = TOP / "conclip/lab/weights"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    page: str
+    line: str
+
+
+def commands() -> Iterator[Command]:
+    """Every command line in the shell blocks of README and docs/, continuation lines joined, comments left out."""
+    for page in [TOP / "README.md", *sorted(TOP.glob("docs/*.md"))]:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.S):
+            if block.startswith("#!"):
+                continue  # a script for another machine
+            shell: dict[str, str] = {}
+            for line in block.replace("\\\n", " ").splitlines():
+                line = re.sub(r"\s+#.*", "", line).strip()
+                if found := re.fullmatch(r'([A-Z]+)="(.*)"', line):
+                    shell[found[1]] = found[2]
+                elif line:
+                    for name, value in shell.items():
+                        line = line.replace(f"${name}", value)
+                    yield Command(page=page.name, line=line)
+
+
+def filled(line: str, place: Path) -> str:
+    """A command with files of this machine for the names that stand for the reader's own."""
+    names = ("train.jsonl", "validation.jsonl", "test.jsonl", "problems.jsonl")
+    line = re.sub(r"(?<![\w./])(?:/path/to/\S*/)?(" + "|".join(names) + r")\b", lambda found: str(place / found[1]), line)
+    line = re.sub(r"/path/to/gsm8k/(\S+)", lambda found: str(place / found[1]), line)
+    line = re.sub(r"(?<=model\.path=)(MODEL|BASE|/path/to/\S+|Qwen\S+)|(?<=after: )TRAINED", str(LAB), line)
+    return line.replace("FILE", str(place / "test.jsonl"))
+
+
+def write_problems(place: Path) -> None:
+    """Files with the columns of GSM8K, which are also those of `data=mine`; no question stands in two of them."""
+    config = load_config("two-phase", "data.pool.chain.num_problems=60")
+    for name, sets in (("train", config.data.pool), ("validation", config.data.validation), ("test", config.data.test)):
+        rows = [
+            {"question": problem.question, "answer": f"#### {problem.answer}"}
+            for problem in load_problems(f"data.{name}", sets, 0, [])
+        ]
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "problems.jsonl").write_text((place / "test.jsonl").read_text().replace("#### ", ""))

@@ -1,0 +1,196 @@
+"""What people see while a run works."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from conclip.display import LiveDisplay, Sampling, View, clock, open_display, outcome_bar, render, sparkline
+from conclip.terminal import as_text, open_console
+from conclip.types import Outcome
+
+STEP = {f"outcome/{outcome.value}": 0.0 for outcome in Outcome} | {
+    "outcome/correct": 0.75,
+    "outcome/wrong": 0.25,
+    "length/mean_tokens": 61.5,
+}
+
+
+EQUAL = dict.fromkeys(Outcome, 0.2)
+
+
+def sampling(**changes: object) -> Sampling:
+    values = {
+        "label": "phase2 step 8",
+        "num_finished": 30,
+        "num_total": 120,
+        "num_tokens": 3000,
+        "tokens_per_s": 1500.0,
+        "mean_tokens": 61.0,
+        "outcomes": {Outcome.CORRECT: 15, Outcome.TRUNCATED: 15},
+        "seconds": 10.0,
+    }
+    return Sampling(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_the_view_says_stage_step_time_left_speed_and_outcomes():
+    view = View(
+        title="two-phase x",
+        began=0.0,
+        stage="phase2",
+        stage_began=3000.0,
+        num_steps=16,
+        step=8,
+        steps_before=4,
+        accuracies=(0.5, 0.75),
+        lengths=(90.0, 61.5),
+        shares={Outcome.CORRECT: 0.75, Outcome.WRONG: 0.25},
+        sampling=sampling(),
+        warnings=("watch out",),
+    )
+    shown = as_text(render(view, now=3720.0, width=90))
+    assert "two-phase x  1:02:00" in shown
+    assert "step 8 of 16, about 24:00 left" in shown  # four steps of this start took 12 minutes
+    assert "30 of 120 responses, 1,500 tokens/s" in shown and "phase2 step 8" in shown
+    assert "0.500 -> 0.750" in shown and "90.0 -> 61.5" in shown
+    assert "correct 75%" in shown and "wrong 25%" in shown and "truncated" not in shown
+    assert "watch out" in shown
+    assert max(len(line) for line in shown.splitlines()) == 90
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_the_view_keeps_to_its_width(width: int):
+    view = View(
+        title="t" * 90, began=0.0, stage_began=0.0, sampling=sampling(label="x" * 200), warnings=("w" * 300,), shares=EQUAL
+    )
+    assert all(len(line) == width for line in as_text(render(view, now=1.0, width=width)).splitlines())
+
+
+def test_batches_of_one_evaluation_count_together():
+    now = sampling(num_before=200, num_after=180)
+    assert now.finished == "230 of 500 responses"
+    assert now.seconds_left == pytest.approx(10.0 / 30 * 270)
+    assert sampling(num_finished=0).seconds_left is None
+
+
+def test_clock_sparkline_and_outcome_bar():
+    assert [clock(s) for s in (0, 59.9, 61, 3600, 36_061)] == ["0:00", "0:59", "1:01", "1:00:00", "10:01:01"]
+    assert sparkline([1, 2, 3]) == "▁▅█" and sparkline([2, 2]) == "▄▄" and len(sparkline(range(99))) == 40
+    bar = outcome_bar(dict.fromkeys(Outcome, 0.2), width=24).plain
+    assert sum(bar[:24].count(fill) for fill in "█▓▒░?") == 24
+
+
+def test_quiet_shows_warnings_and_results_only(capsys: pytest.CaptureFixture[str]):
+    display = open_display("quiet", "t")
+    display.message("on the way")
+    display.message("the result", result=True)
+    display.table(Table("a"))
+    display.warning("careful")
+    display.sampling(sampling())
+    display.close()
+    assert capsys.readouterr().out.splitlines() == ["the result", "warning: careful"]
+
+
+def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]):
+    display = open_display("json", "t")
+    display.message("two\nlines \u2028 end", result=True)
+    table = Table("model", "accuracy", title="lab")
+    table.add_row("base", "0.5")
+    display.table(table)
+    display.stage("phase1", 4, [])
+    display.step("phase1", 1, STEP)
+    display.close()
+    events = [json.loads(line) for line in capsys.readouterr().out.rstrip("\n").split("\n")]
+    assert [event["event"] for event in events] == ["message", "table", "stage", "step"]
+    assert events[1] == {
+        "event": "table",
+        "title": "lab",
+        "columns": ["model", "accuracy"],
+        "rows": [["base", "0.5"]],
+        "result": False,
+    }
+    assert events[2]["num_steps"] == 4 and events[3]["metrics"]["outcome/correct"] == 0.75
+
+
+def test_a_pipe_gets_a_line_a_minute(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    display = open_display("auto", "t")
+    for seconds, finished in ((30.0, 1), (61.0, 2), (62.0, 3), (125.0, 4)):
+        now[0] = seconds
+        display.sampling(sampling(num_finished=finished, num_total=8, seconds=seconds))
+    assert capsys.readouterr().out.splitlines() == [
+        "phase2 step 8: 2 of 8 responses, 1500 tokens/s, about 3:03 left",
+        "phase2 step 8: 4 of 8 responses, 1500 tokens/s, about 2:05 left",
+    ]
+
+
+def test_the_live_view_goes_on_with_a_resumed_stage(capsys: pytest.CaptureFixture[str]):
+    display = open_display("live", "t")
+    assert isinstance(display, LiveDisplay)
+    try:
+        display.stage("phase1", 10, [STEP, STEP | {"outcome/correct": 0.5}])
+        display.step("phase1", 3, STEP)
+        shown = as_text(render(display._view, time.monotonic(), 90))  # pyright: ignore[reportPrivateUsage]
+    finally:
+        display.close()
+    assert "step 3 of 10" in shown and "0.750 -> 0.750" in shown
+
+
+def test_the_console_is_that_of_the_moment(capsys: pytest.CaptureFixture[str]):
+    open_console().print("x")
+    assert capsys.readouterr().out == "x\n"
+
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def in_terminal(command: list[str], cwd: Path) -> str:
+    """All that a command writes to a terminal of 100 columns."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(cwd)
+        os.environ |= {"COLUMNS": "100", "LINES": "40", "TERM": "xterm-256color"}
+        os.execv(command[0], command)
+    written = b""
+    while True:
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:  # Linux's way of saying that the other end is closed
+            break
+        if not part:
+            break
+        written += part
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, written.decode(errors="replace")[-2000:]
+    return written.decode(errors="replace")
+
+
+@pytest.mark.engine
+def test_a_run_on_a_terminal_shows_itself_and_loses_nothing(tmp_path: Path):
+    written = in_terminal([sys.executable, "-m", "conclip", "train-phase2", "debug=train"], tmp_path)
+    assert "\x1b[?25l" in written and written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is back
+    plain = ESCAPES.sub("", written)
+    assert re.search(r"step 1 of \d+, about \d+:\d\d left", plain) and "tokens/s" in plain
+    folder = tmp_path / "outputs/train-phase2/debug/latest"
+    log = (folder / "run.log").read_text()
+    for line in plain.splitlines():
+        if re.match(r"(phase2|probe|checkpoint|run folder)[ :]", line.strip()) and "│" not in line and "about" not in line:
+            assert line.strip() in log
+    assert "│" in log and plain.count("phase2 step   1/") == 1  # tables are in the log, too
+
+
+@pytest.mark.engine
+def test_a_run_in_json_mode_writes_nothing_but_json(tmp_path: Path):
+    command = [sys.executable, "-m", "conclip", "probe", "debug=probe", "logger.display=json"]
+    outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    events = [json.loads(line) for line in outcome.stdout.splitlines()]
+    assert outcome.returncode == 0 and outcome.stderr == ""
+    assert events[-1]["text"].startswith("run folder") and {event["event"] for event in events} >= {"stage", "table"}

@@ -1,0 +1,88 @@
+"""README and docs/: every key documented, every link resolves, every command would start."""
+
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conclip.compose import load_config, sweep_jobs
+from conclip.config import SCHEMAS
+from conclip.validate import plain_keys
+from tests.doc_commands import commands, filled
+
+TOP = Path(__file__).parent.parent
+PAGES = sorted([*TOP.glob("*.md"), *TOP.glob("docs/*.md")])
+
+
+def test_the_page_of_all_keys_is_what_the_schema_and_the_comments_say():
+    made = runpy.run_path(str(TOP / "docs/generate.py"))["page"]()
+    assert (TOP / "docs/config.md").read_text() == made, "make docs"
+
+
+def test_every_key_of_every_subcommand_is_documented():
+    documented = set(re.findall(r"^\| `([^`]+)` \|", (TOP / "docs/config.md").read_text(), re.M))
+    groups = {name.partition(".")[0] for name in documented if "." in name}
+    for subcommand, schema in SCHEMAS.items():
+        for key in plain_keys(schema):
+            same = re.sub(r"^phase[12]\b", "phase", re.sub(r"^data\.\w+\.\*\.", "data.*.*.", key))
+            is_part = same in groups or re.fullmatch(r"data\.\w+(\.\*)?|checkpoints\.\*", same)
+            assert is_part or same in documented, f"{subcommand}: {key}"
+
+
+def test_every_key_has_a_meaning():
+    rows = re.findall(r"^\| `([^`]+)` \| .* \| ([^|]*) \|$", (TOP / "docs/config.md").read_text(), re.M)
+    assert len(rows) > 100 and all(len(meaning) >= 8 for _, meaning in rows)
+
+
+def anchors(page: Path) -> set[str]:
+    """What its headings are called in links."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def links() -> Iterator[tuple[Path, str]]:
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+        yield from ((page, target) for target in re.findall(r"\]\(([^)\s]+)\)", text))
+
+
+@pytest.mark.parametrize(("page", "target"), [pytest.param(p, t, id=f"{p.name}:{t}") for p, t in links()])
+def test_a_link_resolves(page: Path, target: str):
+    if target.startswith("https://"):
+        return  # not asked here: tests need no network
+    file, _, anchor = target.partition("#")
+    found = page.parent / file if file else page
+    assert found.exists()
+    assert not anchor or anchor in anchors(found)
+
+
+def test_every_make_target_that_is_named_exists():
+    targets = set(re.findall(r"^([a-z0-9-]+):", (TOP / "Makefile").read_text(), re.M))
+    named = {name for page in PAGES for name in re.findall(r"\bmake ([a-z][a-z0-9-]+)\b", page.read_text())}
+    assert named - targets <= {"it", "that", "responses"}, "words after make that are no target"
+
+
+@pytest.mark.parametrize("line", [pytest.param(c.line, id=f"{c.page}:{c.line[:60]}") for c in commands()])
+def test_a_command_of_the_docs_composes(line: str, tmp_path: Path):
+    words = [word for word in shlex.split(filled(line, tmp_path)) if not re.match(r"[A-Z_]+=", word)]
+    if words[0] == "conclip" and words[1] in SCHEMAS:
+        overrides = [word for word in words[2:] if not word.startswith("-")]
+        for job in sweep_jobs(overrides, sweeping="-m" in words):
+            load_config(words[1], *job)
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path):
+    command = [sys.executable, "-m", "mkdocs", "build", "-q", "-d", str(tmp_path / "site")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    outcome = subprocess.run(command, cwd=TOP, capture_output=True, text=True, env=environment)
+    assert outcome.returncode == 0 and outcome.stderr == ""
+    pages = list((tmp_path / "site").glob("*.html"))
+    loaded = [found for page in pages for found in re.findall(r'(?:src|<link[^>]*href)="(https?://[^"]+)', page.read_text())]
+    assert len(pages) >= 13 and [url for url in loaded if "mkdocs-material" not in url] == []
