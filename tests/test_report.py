@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,14 @@ def test_several_runs_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "paper/curves.svg").read_text().startswith("<svg")
     assert (tmp_path / "paper/curves.png").read_bytes().startswith(b"\x89PNG")
     assert "one: phase2" in (tmp_path / "paper/results.md").read_text()
+
+
+def test_runs_of_different_benchmarks_have_a_table_each(tmp_path: Path):
+    first = read_run(made_run(tmp_path / "attempt-001"))
+    other = replace(first, name="other", rows=[replace(row, benchmark="c") for row in first.rows])
+    tables = {table["benchmark"]: [name for name, _ in table["rows"]] for table in result_tables([first, other])}
+    assert tables == {"b": [f"made: {m}" for m in MODELS], "c": [f"other: {m}" for m in MODELS]}
+    assert "made, accuracy from" in figures([first, other])[0].says
 
 
 def test_the_headline_is_the_last_model_against_the_first(tmp_path: Path):

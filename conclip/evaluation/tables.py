@@ -16,12 +16,15 @@ Rows = Mapping[str, Sequence[EvalRow]]
 
 
 def summaries(rows: Rows) -> dict[str, dict[str, Summary]]:
-    """benchmark -> model -> summary."""
-    benchmarks = list(dict.fromkeys(row.benchmark for model in rows.values() for row in model))
-    return {
-        benchmark: {name: summarise([r for r in model if r.benchmark == benchmark]) for name, model in rows.items()}
-        for benchmark in benchmarks
-    }
+    """benchmark -> model -> summary, of the models that have rows of it."""
+    found: dict[str, dict[str, Summary]] = {}
+    for name, model in rows.items():
+        by_benchmark: dict[str, list[EvalRow]] = {}
+        for row in model:
+            by_benchmark.setdefault(row.benchmark, []).append(row)
+        for benchmark, mine in by_benchmark.items():
+            found.setdefault(benchmark, {})[name] = summarise(mine)
+    return found
 
 
 def results_table(benchmark: str, models: Mapping[str, Summary]) -> Table:

@@ -20,7 +20,7 @@ OUTCOMES = {
     Outcome.TRUNCATED: "#d9a03f",
     Outcome.GRADER_ERROR: "#8c8c8c",
 }
-MODELS = ("#8b919a", "#3b87c8", "#d0634a", "#439b66", "#9478bd", "#d9a03f")
+MODELS = ("#8b919a", "#3b87c8", "#d0634a", "#439b66", "#9478bd", "#d9a03f", "#2a9d9d", "#b0567f", "#6b7f3a", "#4a5ba8")
 """Colours of models and runs, in the order they come: grey for what training began with."""
 
 NUM_BINS = 40
@@ -61,7 +61,7 @@ def figures(runs: Sequence[RunData]) -> list[Figure]:
     models = {label(run, name, several): rows for run in runs for name, rows in models_of(run).items()}
     made = [
         curves(runs),
-        lengths(models),
+        lengths(models, columns=max(len(models_of(run)) for run in runs) if several else 1),
         scatter(models),
         budgets(models),
         *(pass_rates(run, phase, several) for run in runs for phase in run.rates),
@@ -117,19 +117,26 @@ def curves(runs: Sequence[RunData]) -> Figure | None:
         line = base.mark_line().encode(detail=["run:N", "phase:N"])
         dots = base.mark_point(filled=True, size=45)
         kept = base.mark_point(size=220, strokeWidth=2).transform_filter("datum.kept")
-        rule = (
-            alt.Chart(alt.Data(values=bounds[:-1] if len(runs) == 1 else [])).mark_rule(strokeDash=[4, 4]).encode(x="step:Q")
-        )
-        panels[title] = alt.layer(line, dots, kept, rule).properties(width=WIDTH, height=190)
-    first, last = points[0], points[-1]
+        layers = [line, dots, kept]
+        if len(runs) == 1 and len(bounds) > 1:
+            layers.append(alt.Chart(alt.Data(values=bounds[:-1])).mark_rule(strokeDash=[4, 4]).encode(x="step:Q"))
+        panels[title] = alt.layer(*layers).properties(width=WIDTH, height=190)
+    told = "; ".join(_told([point for point in points if point["run"] == run.name], run.name) for run in runs if run.history)
+    end = ", a dashed line the end of phase 1" if len(runs) == 1 else ""
     return Figure(
         name="curves",
         title="Accuracy and length over training",
-        says=f"Validation accuracy from {first['accuracy']:.3f} to {last['accuracy']:.3f} and mean tokens from "
-        f"{first['tokens']:.0f} to {last['tokens']:.0f} over the steps. A ring marks the checkpoint that was kept, a dashed "
-        "line the end of phase 1.",
+        says=f"On the validation problems, over the steps: {told}. A ring marks the checkpoint that was kept{end}.",
         panels=panels,
         columns=2,
+    )
+
+
+def _told(points: Values, name: str) -> str:
+    first, last = points[0], points[-1]
+    return (
+        f"{name}, accuracy from {first['accuracy']:.3f} to {last['accuracy']:.3f}, mean tokens from {first['tokens']:.0f} "
+        f"to {last['tokens']:.0f}"
     )
 
 
@@ -137,7 +144,7 @@ def _named(point: Mapping[str, float]) -> dict[str, float]:
     return {"accuracy": point["accuracy"], "tokens": point["mean_tokens"]}
 
 
-def lengths(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
+def lengths(models: Mapping[str, Sequence[EvalRow]], *, columns: int) -> Figure | None:
     """How long responses are, by model and outcome."""
     if not models:
         return None
@@ -173,6 +180,7 @@ def lengths(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
         title="How long responses are",
         says=f"Histograms of response length by outcome, one for each model, on one scale of tokens. Mean tokens: {means}.",
         panels=panels,
+        columns=columns,
     )
 
 

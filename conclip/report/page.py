@@ -57,7 +57,7 @@ def write_page(runs: Sequence[RunData], path: Path) -> None:
     rows = rows_for_browser(runs)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     text = environment.get_template("page.html").render(
-        title=" and ".join(run.name for run in runs),
+        title=" and ".join(filter(None, (", ".join(run.name for run in runs[:-1]), runs[-1].name))),
         subtitle=_subtitle(runs),
         subcommand=", ".join(dict.fromkeys(run.subcommand for run in runs)),
         version=version("conclip"),
