@@ -300,7 +300,7 @@ def table(outcomes: dict[str, Outcome | str]) -> str:
     for name, outcome in outcomes.items():
         title = FAULTS[name][0]
         if isinstance(outcome, str):
-            lines.append(f"| {title} | not tried: {outcome} | | |")
+            lines.append(f"| {title} | {outcome} | | |")
             continue
         code = "killed" if outcome.code is None else str(outcome.code)
         again = "the same command ends as an undisturbed run" if outcome.code not in (0, 2) else "ends as an undisturbed run"
@@ -320,13 +320,16 @@ def main() -> None:
             try:
                 outcomes[name] = FAULTS[name][1](bench, bench.new(name))
             except LeftOut as why:
-                outcomes[name] = str(why)
+                outcomes[name] = f"not tried: {why}"
+            except (AssertionError, RuntimeError) as wrong:
+                outcomes[name] = f"FAILED: {' '.join(str(wrong).split())[-300:]}"
             print(f"{name}: {outcomes[name]}", flush=True)
     text = table(outcomes)
     print(text)
     if len(arguments.only) == len(FAULTS):
         into_page(DOCS / "reliability.md", "faults", text)
-    sys.exit(not all(isinstance(outcome, str) or outcome.same for outcome in outcomes.values()))
+    good = [not o.startswith("FAILED") if isinstance(o, str) else o.same for o in outcomes.values()]
+    sys.exit(not all(good))
 
 
 if __name__ == "__main__":
