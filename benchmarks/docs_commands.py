@@ -28,6 +28,12 @@ from tests.doc_commands import commands, filled, write_problems
 PRESETS = {"probe": "probe", "train-phase1": "train", "train-phase2": "train", "eval": "eval", "two-phase": "two_phase"}
 """subcommand -> option of debug="""
 
+OF_REAL_MODELS = (
+    r"optim=paper|(?:(?:eval|rollout)\.max_tokens|rollout\.max_model_len|trainer\.max_tokens_per_micro_batch"
+    r"|data\.test\.\w+\.num_problems)=\d+"
+)
+"""Settings that the embedded model does without."""
+
 LEFT_OUT = {
     r"^make (?!demo$)": "a target of its own",
     r"^make demo": "the demo itself",
@@ -57,7 +63,7 @@ def small(line: str) -> str:
     preset = PRESETS[found[1]]
     cut = [f"debug={preset}"]
     if "model=hf" in line:
-        line = re.sub(r"(eval\.max_tokens|rollout\.max_model_len|data\.test\.\w+\.num_problems)=\d+", "", line)
+        line = re.sub(OF_REAL_MODELS, "", line)
         cut += ["model.dtype=float32", """'model.prompt="{question}"'""", *(f"'{key}'" for key in of_files(line))]
     if "data=" in line:  # the preset is for generated problems: all of it but these
         chosen = cast(DictConfig, OmegaConf.load(config_folder() / f"debug/{preset}.yaml"))

@@ -137,7 +137,7 @@ def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
     models = {"model": inputs.model_path} if inputs.served_name is None else {}
     for path in (models | inputs.checkpoints).values():
         encode_prompts(config, path, inputs.problems, longest_response(config))
-    run = Run(subcommand, config, run_identity(subcommand, config, inputs))
+    run, failed = Run(subcommand, config, run_identity(subcommand, config, inputs)), True
     try:
         for note in inputs.notes:
             run.warn(note)
@@ -150,11 +150,12 @@ def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
         elif isinstance(config, TrainRunConfig):
             run_train(config, inputs, run, stage=subcommand.removeprefix("train-"))
         run.say(f"run folder: {run.folder}", result=True)
+        failed = False
     except Exception as error:
         logging.getLogger("conclip").exception("the run failed")
         if not (run.folder / MANIFEST).is_file():  # a library that saves a model may have made the folder again
             raise MachineFailure(f"the run folder '{run.folder}' is gone; the same command begins it anew") from error
         raise
     finally:
-        run.close()
+        run.close(failed=failed)
     return run.folder

@@ -36,6 +36,8 @@ def compose_config(
     UserError, with the nearest name for an unknown key.
     """
     known = plain_keys(SCHEMAS[subcommand])
+    if several := [text for text in overrides if text.startswith("logger=[")]:
+        raise UserError(f"'{several[0]}': the last one would win; name them by logger.trackers=[...]")
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir: no folder '{config_dir}'")
     where = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir is not None else []

@@ -1,9 +1,10 @@
 """What people see while a run works: a live view on a terminal, plain lines elsewhere, JSON lines for programs, or little.
 
-Nothing is only here: all that is said stands in run.log, all numbers in metrics.jsonl.
+No result is only here: messages, warnings and tables stand in run.log, all numbers in metrics.jsonl.
 """
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from rich.text import Text
 
 from conclip.config import DisplayMode
 from conclip.terminal import open_console
-from conclip.types import Outcome
+from conclip.types import Outcome, Sampling
 
 PLAIN_PROGRESS_S = 60.0
 """How often a run that is not looked at live says how far it is."""
@@ -47,38 +48,6 @@ STYLES = {
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How far one batch of responses is."""
-
-    label: str
-    num_finished: int
-    num_total: int
-    num_tokens: int
-    tokens_per_s: float
-    mean_tokens: float
-    """Of the finished responses."""
-    outcomes: Mapping[Outcome, int]
-    """Graded so far."""
-    seconds: float
-    """Since the batch began."""
-    num_before: int = 0
-    """Responses of the same kind that earlier batches brought."""
-    num_after: int = 0
-    """And that later ones will bring."""
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Until the last batch ends, at the speed of this one; None before anything is finished."""
-        return remaining(self.seconds, self.num_finished, self.num_total - self.num_finished + self.num_after)
-
-    @property
-    def finished(self) -> str:
-        """How much of all batches is done, in words."""
-        total = self.num_before + self.num_total + self.num_after
-        return f"{self.num_before + self.num_finished} of {total} responses"
-
-
 class Display(Protocol):
     """Where a run's events become visible."""
 
@@ -89,8 +58,8 @@ class Display(Protocol):
 
     def table(self, table: Table, *, result: bool = False) -> None: ...
 
-    def stage(self, name: str, num_steps: int | None, steps: Sequence[Mapping[str, float]]) -> None:
-        """A stage begins, or goes on after the `steps` it has done."""
+    def stage(self, name: str, num_steps: int | None, step: int, steps: Sequence[Mapping[str, float]]) -> None:
+        """A stage begins, or goes on after `step`; `steps` are the metrics of those it has done."""
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -106,7 +75,8 @@ def open_display(mode: DisplayMode, title: str) -> Display:
     console = open_console()
     if mode == "quiet":
         return PlainDisplay(console, quiet=True)
-    live = mode == "live" or (mode == "auto" and console.is_terminal)
+    able = sys.stdout.isatty() and console.is_interactive and not console.is_dumb_terminal
+    live = mode == "live" or (mode == "auto" and able)
     return LiveDisplay(console, title) if live else PlainDisplay(console)
 
 
@@ -141,7 +111,7 @@ class PlainDisplay:
         if result or not self._quiet:
             self._console.print(table)
 
-    def stage(self, name: str, num_steps: int | None, steps: Sequence[Mapping[str, float]]) -> None:
+    def stage(self, name: str, num_steps: int | None, step: int, steps: Sequence[Mapping[str, float]]) -> None:
         pass
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -149,10 +119,29 @@ class PlainDisplay:
 
     def sampling(self, now: Sampling) -> None:
         if not self._quiet and self._now.is_due():
-            self.message(f"{now.label}: {now.finished}, {now.tokens_per_s:.0f} tokens/s{_left(now.seconds_left)}")
+            done = f"{now.label}: {now.done} of {now.whole} responses"
+            self.message(f"{done}, {now.tokens_per_s:.0f} tokens/s{_left(now.seconds_left)}")
 
     def close(self) -> None:
         pass
+
+
+class NoDisplay:
+    """What a run goes on with when its terminal or its reader is gone: run.log and metrics.jsonl have everything."""
+
+    def message(self, text: str, *, result: bool = False) -> None: ...
+
+    def warning(self, text: str) -> None: ...
+
+    def table(self, table: Table, *, result: bool = False) -> None: ...
+
+    def stage(self, name: str, num_steps: int | None, step: int, steps: Sequence[Mapping[str, float]]) -> None: ...
+
+    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def sampling(self, now: Sampling) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class JsonDisplay:
@@ -173,8 +162,8 @@ class JsonDisplay:
         rows = [list(row) for row in zip(*columns, strict=True)]
         self._write("table", title=str(table.title or ""), columns=header, rows=rows, result=result)
 
-    def stage(self, name: str, num_steps: int | None, steps: Sequence[Mapping[str, float]]) -> None:
-        self._write("stage", stage=name, num_steps=num_steps, num_steps_done=len(steps))
+    def stage(self, name: str, num_steps: int | None, step: int, steps: Sequence[Mapping[str, float]]) -> None:
+        self._write("stage", stage=name, num_steps=num_steps, step=step)
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         self._write("step", stage=stage, step=step, metrics=dict(metrics))
@@ -184,8 +173,8 @@ class JsonDisplay:
             self._write(
                 "sampling",
                 label=now.label,
-                num_finished=now.num_before + now.num_finished,
-                num_total=now.num_before + now.num_total + now.num_after,
+                num_finished=now.done,
+                num_total=now.whole,
                 tokens_per_s=round(now.tokens_per_s, 1),
             )
 
@@ -193,7 +182,7 @@ class JsonDisplay:
         pass
 
     def _write(self, event: str, **values: Any) -> None:
-        line = json.dumps({"event": event, **values}, ensure_ascii=False)
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, ensure_ascii=False, allow_nan=False)
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
@@ -222,10 +211,10 @@ class LiveDisplay:
 
     def __init__(self, console: Console, title: str) -> None:
         now = time.monotonic()
-        self._lines = PlainDisplay(console)
+        self._console, self._lines = console, PlainDisplay(console)
         self._view = View(title=title, began=now, stage_began=now)
         self._live = Live(
-            get_renderable=lambda: render(self._view, time.monotonic(), min(WIDTH, console.width)),
+            get_renderable=self._picture,
             console=console,
             transient=True,
             refresh_per_second=4,
@@ -233,6 +222,14 @@ class LiveDisplay:
             redirect_stderr=False,
         )
         self._live.start()
+
+    def _picture(self) -> RenderableType:
+        """For rich's thread, where an exception would end all drawing."""
+        try:
+            return render(self._view, time.monotonic(), min(WIDTH, self._console.width))
+        except Exception:
+            logging.getLogger("conclip").exception("the live view failed")
+            return Text(self._view.stage)
 
     def message(self, text: str, *, result: bool = False) -> None:
         self._lines.message(text)
@@ -244,15 +241,15 @@ class LiveDisplay:
     def table(self, table: Table, *, result: bool = False) -> None:
         self._lines.table(table)
 
-    def stage(self, name: str, num_steps: int | None, steps: Sequence[Mapping[str, float]]) -> None:
+    def stage(self, name: str, num_steps: int | None, step: int, steps: Sequence[Mapping[str, float]]) -> None:
         self._view = View(
             title=self._view.title,
             began=self._view.began,
             stage=name,
             stage_began=time.monotonic(),
             num_steps=num_steps,
-            step=len(steps),
-            steps_before=len(steps),
+            step=step,
+            steps_before=step,
             accuracies=tuple(metrics["outcome/correct"] for metrics in steps),
             lengths=tuple(metrics["length/mean_tokens"] for metrics in steps),
             warnings=self._view.warnings,
@@ -293,12 +290,10 @@ def render(view: View, now: float, width: int) -> RenderableType:
     else:
         grid.add_row(view.stage, Text(f"since {clock(now - view.stage_began)}"))
     if sampling is not None:
-        said = f"{sampling.finished}, {sampling.tokens_per_s:,.0f} tokens/s"
+        said = f"{sampling.done} of {sampling.whole} responses, {sampling.tokens_per_s:,.0f} tokens/s"
         said += _left(sampling.seconds_left) if view.num_steps is None else ""
-        done = sampling.num_before + sampling.num_finished
-        total = sampling.num_before + sampling.num_total + sampling.num_after
         grid.add_row("sampling", Text(sampling.label, style="dim"))
-        grid.add_row("", _bar(done, total, said, bar_width))
+        grid.add_row("", _bar(sampling.done, sampling.whole, said, bar_width))
     if view.accuracies:
         grid.add_row("accuracy", _trend(view.accuracies, "{:.3f}"))
         grid.add_row("tokens", _trend(view.lengths, "{:.1f}"))

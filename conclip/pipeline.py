@@ -56,11 +56,8 @@ class Pipeline:
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def do(
-        self, name: str, inputs: Mapping[str, Any], work: Callable[[], Work], *, num_steps: int | None = None
-    ) -> StageRecord:
-        """The record of a stage, done now unless it is done already. Its results are the files it names. `num_steps`: of one
-        that trains."""
+    def do(self, name: str, inputs: Mapping[str, Any], work: Callable[[], Work]) -> StageRecord:
+        """The record of a stage, done now unless it is done already. Its results are the files it names."""
         hashes, key = input_hashes(inputs), stage_key(name, inputs)
         record = self.done(name, key) or self._adopt(name, key)
         if record is not None:
@@ -73,7 +70,7 @@ class Pipeline:
         if before := read_stages(self._run.folder).get(name):
             for path in before.outputs:
                 break_links(self._run.folder / path)
-        self._run.begin(name, num_steps)
+        self._run.begin(name)
         began = time.monotonic()
         done = work()
         record = StageRecord(

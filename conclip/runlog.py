@@ -11,10 +11,12 @@ import logging
 import math
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -25,13 +27,12 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from conclip.config import BaseConfig, UserError
-from conclip.display import Sampling, open_display
+from conclip.display import Display, NoDisplay, open_display
 from conclip.failures import check_folder
 from conclip.files import drop_cut_line, write_json, write_text
-from conclip.identity import digest
 from conclip.terminal import as_text
 from conclip.trackers import Described, Trackers
-from conclip.types import Rollout, RolloutGroup
+from conclip.types import Rollout, RolloutGroup, Sampling
 
 SCHEMA_VERSION = 1
 """Of every file in a run folder."""
@@ -71,10 +72,12 @@ class Run:
         _log_to(self.folder / "run.log")
         self._stderr = _divert_stderr(self.folder / "run.log")  # after all above: an error there must reach the terminal
         self._display = open_display(config.logger.display, f"{subcommand} {config.name}")
+        tracker_id = str(_manifest(self.folder).get("tracker_id") or secrets.token_hex(8))
+        self.update_manifest(tracker_id=tracker_id)
         described = Described(
             project=config.logger.project,
             name=f"{subcommand} {config.name}",
-            identity=digest([str(self.folder.resolve()), identity]),
+            identity=tracker_id,
             folder=self.folder,
             config=asdict(config),
         )
@@ -84,17 +87,27 @@ class Run:
 
     def say(self, text: str, *, result: bool = False) -> None:
         """One line for people, also kept in run.log. `result`: what the run was made for."""
-        self._display.message(text, result=result)
         logging.getLogger("conclip").info(text)
+        self._see(lambda display: display.message(text, result=result))
 
     def warn(self, text: str) -> None:
-        self._display.warning(text)
         logging.getLogger("conclip").warning(text)
+        self._see(lambda display: display.warning(text))
 
     def show(self, table: Table, *, result: bool = False) -> None:
         """A table for people, also kept in run.log."""
-        self._display.table(table, result=result)
         logging.getLogger("conclip").info("\n" + as_text(table))
+        self._see(lambda display: display.table(table, result=result))
+
+    def _see(self, show: Callable[[Display], None]) -> None:
+        """Show something; a terminal or a reader that is gone ends no run."""
+        try:
+            show(self._display)
+        except Exception as error:
+            logging.getLogger("conclip").exception("the display failed")
+            self._display = NoDisplay()
+            if isinstance(error, BrokenPipeError):  # or Python would complain of it at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def log_metrics(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """One JSON line, NaN and infinity as null; readable up to the last whole line whatever happens later. The trackers
@@ -104,7 +117,7 @@ class Run:
         row = {"schema": SCHEMA_VERSION, "stage": stage, "step": step, **dict.fromkeys(metrics), **finite}
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
-        self._display.step(stage, step, metrics)
+        self._see(lambda display: display.step(stage, step, finite))
         self._trackers.log(stage, step, finite)
 
     def update_manifest(self, **changes: Any) -> None:
@@ -163,22 +176,28 @@ class Run:
                 for rollout in _telling(group, per_group):
                     out.write(json.dumps(transcript(rollout)) + "\n")
 
-    def begin(self, stage: str, num_steps: int | None = None) -> None:
-        """A stage is at work from here on; for people only."""
-        self._display.stage(stage, num_steps, self.stage_metrics(stage) if num_steps else [])
+    def begin(self, stage: str, num_steps: int | None = None, step: int = 0) -> None:
+        """A stage, or its steps after `step`, are at work from here on; for people only."""
+        steps = self.stage_metrics(stage) if num_steps is not None else []
+        self._see(lambda display: display.stage(stage, num_steps, step, steps))
 
     def show_sampling(self, now: Sampling) -> None:
-        self._display.sampling(now)
+        self._see(lambda display: display.sampling(now))
 
     def track(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Give numbers to the trackers alone: those another file of the run folder has."""
         self._trackers.log(stage, step, metrics)
 
-    def close(self) -> None:
-        self._trackers.close()
-        self._display.close()
-        self._lock.close()
-        self._metrics.close()
+    def close(self, *, failed: bool = False) -> None:
+        """`failed`: the run did not come to its end, and its trackers are told so."""
+        with ExitStack() as closing:  # in reverse order, each whatever becomes of the others
+            closing.callback(self._restore_stderr)
+            closing.callback(self._metrics.close)
+            closing.callback(self._lock.close)
+            closing.callback(self._see, lambda display: display.close())
+            closing.callback(self._trackers.close, failed=failed)
+
+    def _restore_stderr(self) -> None:
         sys.stderr.flush()
         os.dup2(self._stderr, 2)
 

@@ -159,7 +159,7 @@ class Stages:
             "grader": str(GRADER_VERSION),
         }
         self._run.write_json(f"problems-{stage}.json", describe_selection(selection))
-        record = self._pipeline.do(stage, inputs, work, num_steps=phase.num_steps)
+        record = self._pipeline.do(stage, inputs, work)
         leave_models(self._run.folder / "checkpoints" / stage)
         (checkpoint,) = (path for path in record.outputs if path.startswith("checkpoints/"))
         result = _read_result(self._run.folder / result_file, self._run.folder / checkpoint)

@@ -1,7 +1,8 @@
 """The console every page, table and line of progress goes through."""
 
 import os
-from io import StringIO
+import sys
+from io import StringIO, TextIOWrapper
 
 from rich.console import Console, RenderableType
 
@@ -19,6 +20,8 @@ class OutputConsole(Console):
 
 def open_console() -> Console:
     """Standard output, without colouring of numbers."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an encoding without some sign must not end a run
     console = OutputConsole(highlight=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH

@@ -1,19 +1,24 @@
 """Metrics in TensorBoard, Weights & Biases and MLflow, by the names of metrics.jsonl: `<stage>/<metric>` at its step.
 
 Each tracker works in a thread of its own, so that a slow one delays no step; one that fails is given up with a warning.
-Steps that are done again after an interruption are logged again, with the same values.
+Steps that are done again after an interruption are logged again, with the same values, times apart.
 """
 
+import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from conclip.config import TrackerKind, UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 CLOSE_S = 20.0
 """So long a run waits at its end for what its trackers have not written yet."""
@@ -24,7 +29,7 @@ class Tracker(Protocol):
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, *, failed: bool) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +39,7 @@ class Described:
     project: str
     name: str
     identity: str
-    """The same in each start of one attempt."""
+    """Drawn when an attempt is made, the same in each start of it."""
     folder: Path
     config: Mapping[str, Any]
 
@@ -51,41 +56,56 @@ class Trackers:
 
     def __init__(self, kinds: Iterable[TrackerKind], run: Described, warn: Callable[[str], None]) -> None:
         self._warn = warn
-        self._workers = [_Worker(kind, run, warn) for kind in dict.fromkeys(kinds)]
+        self._workers = [_Worker(kind, run) for kind in dict.fromkeys(kinds)]
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         for worker in self._workers:
             worker.events.put((stage, step, dict(metrics)))
+        self._say_failures()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
+        """`failed`: the run did not come to its end. It then waits less."""
         for worker in self._workers:
-            worker.events.put(None)
-        deadline = time.monotonic() + CLOSE_S
+            worker.events.put(failed)
+        patience = CLOSE_S / 4 if failed else CLOSE_S
+        deadline = time.monotonic() + patience
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
             if worker.is_alive():
-                self._warn(f"{worker.name} did not take all metrics within {CLOSE_S:g} s; metrics.jsonl has them")
+                self._warn(f"{worker.name} did not take all metrics within {patience:g} s; metrics.jsonl has them")
+        self._say_failures()
+
+    def _say_failures(self) -> None:
+        for worker in [worker for worker in self._workers if worker.failure is not None]:
+            self._warn(f"{worker.name} gets no more metrics ({worker.failure}); metrics.jsonl has them")
+            self._workers.remove(worker)
 
 
 class _Worker(threading.Thread):
     """Writes what it is given to one tracker, until it fails."""
 
-    def __init__(self, kind: TrackerKind, run: Described, warn: Callable[[str], None]) -> None:
+    def __init__(self, kind: TrackerKind, run: Described) -> None:
         super().__init__(name=kind, daemon=True)
-        self.events: queue.Queue[tuple[str, int, dict[str, float]] | None] = queue.Queue()
+        self.events: queue.Queue[tuple[str, int, dict[str, float]] | bool] = queue.Queue()
+        """Metrics, and at the end whether the run failed."""
+        self.failure: str | None = None
         self._kind: TrackerKind = kind
-        self._described, self._give_warning = run, warn
+        self._described = run
         self.start()
 
     def run(self) -> None:
+        tracker: Tracker | None = None
         try:
             tracker = OPENERS[self._kind](self._described)
-            while (event := self.events.get()) is not None:
+            while not isinstance(event := self.events.get(), bool):
                 tracker.log(*event)
-            tracker.close()
+            tracker.close(failed=event)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            self._give_warning(f"{self._kind} gets no more metrics ({reason}); metrics.jsonl has them")
+            self.failure = " ".join(str(error).split())[:200] or type(error).__name__
+            logging.getLogger("conclip").exception("%s failed", self._kind)
+            if tracker is not None:
+                with suppress(Exception):
+                    tracker.close(failed=True)
 
 
 class TensorBoard:
@@ -101,7 +121,7 @@ class TensorBoard:
             self._writer.add_scalar(f"{stage}/{name}", value, step)
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         self._writer.close()
 
 
@@ -133,8 +153,8 @@ class WandB:
             self._stages.add(stage)
         self._run.log({f"{stage}/step": step} | {f"{stage}/{name}": value for name, value in metrics.items()})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
         self._teardown()  # waits for the process that writes: finish alone does not
 
 
@@ -147,7 +167,7 @@ class MLflow:
 
         self._client = client = MlflowClient()
         found = client.get_experiment_by_name(run.project)
-        experiment = found.experiment_id if found else client.create_experiment(run.project)
+        experiment = found.experiment_id if found else _made(client, run.project)
         earlier = client.search_runs([experiment], f"tags.conclip_run = '{run.identity}'")
         if earlier:
             self._run_id = earlier[0].info.run_id
@@ -161,12 +181,22 @@ class MLflow:
         from mlflow.entities import Metric  # noqa: PLC0415
 
         now = int(time.time() * 1000)
-        self._client.log_batch(
-            self._run_id, [Metric(f"{stage}/{name}", value, now, step) for name, value in metrics.items()]
-        )
+        named = {re.sub(r"[^\w\-. :/]", "_", f"{stage}/{name}"): value for name, value in metrics.items()}  # no others
+        self._client.log_batch(self._run_id, [Metric(name, value, now, step) for name, value in named.items()])
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run_id)
+    def close(self, *, failed: bool) -> None:
+        self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
+
+
+def _made(client: "MlflowClient", project: str) -> str:
+    """A new experiment, or that which another run has made meanwhile."""
+    try:
+        return client.create_experiment(project)
+    except Exception:
+        found = client.get_experiment_by_name(project)
+        if found is None:
+            raise
+        return found.experiment_id
 
 
 OPENERS: dict[TrackerKind, Callable[[Described], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}

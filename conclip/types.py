@@ -150,6 +150,43 @@ class RolloutGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How far one batch of responses is."""
+
+    label: str
+    num_finished: int
+    num_total: int
+    num_tokens: int
+    tokens_per_s: float
+    mean_tokens: float
+    """Of the finished responses."""
+    outcomes: Mapping[Outcome, int]
+    """Graded so far."""
+    seconds: float
+    """Since the batch began."""
+    num_before: int = 0
+    """Responses of the same kind that earlier batches brought."""
+    num_after: int = 0
+    """And that later ones will bring."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the last batch ends, at the speed of this one; None before anything is finished."""
+        left = self.num_total - self.num_finished + self.num_after
+        return self.seconds * left / self.num_finished if self.num_finished else None
+
+    @property
+    def done(self) -> int:
+        """Finished in all batches so far."""
+        return self.num_before + self.num_finished
+
+    @property
+    def whole(self) -> int:
+        """Responses of all batches."""
+        return self.num_before + self.num_total + self.num_after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalRow:
     """One response of an evaluation; every table and picture is a function of these."""
 

@@ -40,9 +40,11 @@ INTRODUCTION = """# Every config key
 
 Made from the schema and from the comments in `conf/` by `make docs`; `conclip SUBCOMMAND --help` shows the same with the
 values a command would have. `key=value` changes a key, `group=option` takes another file of a group; what stands in
-`experiment=` and `debug=` changes keys of any group. `two-phase` has the group `phase` twice, as `phase1` and `phase2`.
-Lengths and counts are in tokens, responses or problems as the name says; times are in seconds; units of all others stand in
-brackets.
+`experiment=` and `debug=` changes keys of any group. Lengths and counts are in tokens, responses or problems, as the name
+says.
+
+`two-phase` has the group `phase` twice: keys are `phase1.*` and `phase2.*`, another file is `phase@phase2=one`. The defaults
+below are those of phase 2; `conclip two-phase --help` shows both.
 """
 
 

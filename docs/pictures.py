@@ -43,7 +43,7 @@ def terminal(run: RunData, path: Path) -> None:
         lengths=tuple(row["length/mean_tokens"] for row in done),
         shares={outcome: last[f"outcome/{outcome.value}"] for outcome in Outcome},
         sampling=Sampling(
-            label=f"phase2 step {len(done)}",
+            label=f"phase2 step {len(done) + 1}",
             num_finished=num_responses // 2,
             num_total=num_responses,
             num_tokens=0,

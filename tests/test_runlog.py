@@ -10,6 +10,7 @@ import pytest
 
 from conclip.compose import load_config
 from conclip.config import BaseConfig
+from conclip.display import NoDisplay
 from conclip.runlog import Run
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
@@ -66,3 +67,21 @@ def test_metrics_are_whole_lines_and_transcripts_show_best_and_worst(config: Bas
     }
     rows = [json.loads(line) for line in (run.folder / "rollouts/phase1-0003.jsonl").read_text().splitlines()]
     assert [row["sample"] for row in rows] == [1, 2]  # the shortest correct one, and the wrong one
+
+
+def test_a_display_that_fails_ends_no_run(config: BaseConfig, capfd: pytest.CaptureFixture[str]):
+    class Gone(NoDisplay):
+        def message(self, text: str, *, result: bool = False) -> None:
+            raise OSError(5, "Input/output error")
+
+        close = message  # type: ignore[assignment]
+
+    run = Run("eval", config, "identity")
+    run._display = Gone()  # pyright: ignore[reportPrivateUsage]
+    run.say("one")
+    run.say("two")
+    run.close()
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
+    log = (run.folder / "run.log").read_text()
+    assert "INFO conclip: one" in log and "INFO conclip: two" in log and "the display failed" in log

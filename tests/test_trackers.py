@@ -17,6 +17,7 @@ import pytest
 from conclip.trackers import OPENERS, Described, Trackers
 
 ROWS = [("phase1", 1, {"length/mean_tokens": 98.5, "outcome/correct": 0.25}), ("phase1", 2, {"length/mean_tokens": 61.0})]
+EVAL = ("eval", 0, {"chain/after, concise, T 0.6/accuracy": 0.5})
 
 
 def described(folder: Path, identity: str = "abc123") -> Described:
@@ -29,9 +30,9 @@ def track(kind: str, folder: Path) -> list[str]:
     """Log ROWS; the warnings."""
     warnings: list[str] = []
     trackers = Trackers([kind], described(folder), warnings.append)  # type: ignore[list-item]
-    for row in ROWS:
+    for row in (*ROWS, EVAL):
         trackers.log(*row)
-    trackers.close()
+    trackers.close(failed=False)
     return warnings
 
 
@@ -56,7 +57,11 @@ def test_tensorboard_serves_the_scalars(in_folder: Path):
             if tags:
                 break
             time.sleep(0.2)
-        assert list(tags["tensorboard"]) == ["phase1/length/mean_tokens", "phase1/outcome/correct"]
+        assert list(tags["tensorboard"]) == [
+            "phase1/length/mean_tokens",
+            "phase1/outcome/correct",
+            "eval/chain/after, concise, T 0.6/accuracy",
+        ]
         query = f"{url}data/plugin/scalars/scalars?run=tensorboard&tag=phase1%2Flength%2Fmean_tokens"
         with urllib.request.urlopen(query) as answer:
             points = json.load(answer)
@@ -77,6 +82,7 @@ def test_wandb_writes_an_offline_run_without_the_key(in_folder: Path, monkeypatc
     assert history == [
         {"phase1/step": 1, "phase1/length/mean_tokens": 98.5, "phase1/outcome/correct": 0.25},
         {"phase1/step": 2, "phase1/length/mean_tokens": 61.0},
+        {"eval/step": 0, "eval/chain/after, concise, T 0.6/accuracy": 0.5},
     ]
     holders = [p for p in in_folder.rglob("*") if p.is_file() and key.encode() in p.read_bytes()]
     assert holders == []
@@ -139,6 +145,7 @@ def test_mlflow_goes_on_with_its_run(in_folder: Path, monkeypatch: pytest.Monkey
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.data.params == {"optim.policy_lr": "0.0001"} and run.info.status == "FINISHED"
+    assert run.data.metrics["eval/chain/after_ concise_ T 0.6/accuracy"] == 0.5
     history = client.get_metric_history(run.info.run_id, "phase1/length/mean_tokens")
     assert {(point.step, point.value) for point in history} == {(1, 98.5), (2, 61.0)}
 
@@ -149,7 +156,7 @@ class Broken:
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         raise ConnectionError("the server went away")
 
-    def close(self) -> None: ...
+    def close(self, *, failed: bool) -> None: ...
 
 
 class Hanging(Broken):

@@ -6,12 +6,22 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from conclip.display import Sampling
 from conclip.grading import Grader
 from conclip.interrupts import deferred
 from conclip.rollout.engine import RolloutEngine
 from conclip.seeding import derive_seed
-from conclip.types import Completion, Grade, Messages, Outcome, Problem, Request, Rollout, RolloutGroup, SamplingSpec
+from conclip.types import (
+    Completion,
+    Grade,
+    Messages,
+    Outcome,
+    Problem,
+    Request,
+    Rollout,
+    RolloutGroup,
+    Sampling,
+    SamplingSpec,
+)
 
 PROGRESS_EVERY_S = 0.5
 

@@ -110,6 +110,7 @@ class Trainer:
         try:
             if not self._now.history:
                 self._begin()
+            self._run.begin(self._stage, self._phase.num_steps, max(0, self._now.step))
             while not self._now.ended:
                 if self._now.unreported is None:
                     self._step(self._now.step + 1)
