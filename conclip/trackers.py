@@ -6,6 +6,7 @@ Steps that are done again after an interruption are logged again, with the same 
 
 import logging
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
