@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 CLOSE_S = 20.0
 """So long a run waits at its end for what its trackers have not written yet."""
+
+
+MODULES: dict[TrackerKind, str] = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 class Tracker(Protocol):
@@ -58,6 +62,7 @@ class Trackers:
     def __init__(self, kinds: Iterable[TrackerKind], run: Described, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._workers = [_Worker(kind, run) for kind in dict.fromkeys(kinds)]
+        self._say_failures()
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         for worker in self._workers:
@@ -92,7 +97,12 @@ class _Worker(threading.Thread):
         self.failure: str | None = None
         self._kind: TrackerKind = kind
         self._described = run
-        self.start()
+        try:
+            import_module(MODULES[kind])  # here: the main thread must not meet a module that is half imported
+        except Exception as error:
+            self.failure = _reason(error)
+        else:
+            self.start()
 
     def run(self) -> None:
         tracker: Tracker | None = None
@@ -102,11 +112,15 @@ class _Worker(threading.Thread):
                 tracker.log(*event)
             tracker.close(failed=event)
         except Exception as error:
-            self.failure = " ".join(str(error).split())[:200] or type(error).__name__
+            self.failure = _reason(error)
             logging.getLogger("conclip").exception("%s failed", self._kind)
             if tracker is not None:
                 with suppress(Exception):
                     tracker.close(failed=True)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class TensorBoard:

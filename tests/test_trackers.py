@@ -180,6 +180,12 @@ def test_a_tracker_that_fails_or_hangs_costs_a_warning(
     assert said in warning and "metrics.jsonl has them" in warning
 
 
+def test_a_tracker_that_cannot_be_imported_costs_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("conclip.trackers.MODULES", {"wandb": "conclip.no_such_module"})
+    (warning,) = track("wandb", tmp_path)
+    assert "no_such_module" in warning
+
+
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_loads(monkeypatch: pytest.MonkeyPatch):
     from conclip.compose import load_config
     from conclip.config import UserError
