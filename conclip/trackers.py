@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 CLOSE_S = 20.0
 """So long a run waits at its end for what its trackers have not written yet."""
 
-
 MODULES: dict[TrackerKind, str] = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+"""What a tracker imports."""
 
 
 class Tracker(Protocol):
