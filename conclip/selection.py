@@ -1,5 +1,6 @@
 """The choice of a phase's training problems, with a stated reason for each."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,8 +35,8 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
     """The phase's training problems: those named in the config by id or by answer, else `num_problems` whose measured pass
     rate lies in its band, and does so with at least `band_confidence`.
 
-    Of these, subjects and levels take turns (a spread over difficulties), in an order the seed decides. Raises UserError
-    with the distribution of pass rates when there are too few.
+    Of these, subjects and levels take turns (a spread over difficulties), in an order the seed decides; so do the ones in
+    reserve. Raises UserError with the distribution of pass rates when there are too few.
     """
     by_id = {problem.problem_id: problem for problem in problems}
     if phase.problem_ids is not None:
@@ -81,13 +82,21 @@ def _by_answer(key: str, answer: str, problems: Sequence[Problem]) -> Problem:
 
 
 def _spread(rates: Sequence[PassRate], key: str, seed: int) -> list[PassRate]:
-    """Shuffled, then one of each (subject, level) in turn."""
-    strata: dict[tuple[str, int], list[PassRate]] = {}
+    """Shuffled, then always one of the subject and level that were taken least so far; the shuffle decides between equals,
+    so that a set smaller than the number of levels does not hold the lowest ones."""
+    strata: dict[tuple[str | None, int | None], list[PassRate]] = {}
     for rate in python_stream(seed, key, "select").sample(list(rates), len(rates)):
-        strata.setdefault((rate.subject or "", rate.level or 0), []).append(rate)
+        strata.setdefault((rate.subject, rate.level), []).append(rate)
+    subjects: Counter[str | None] = Counter()
+    levels: Counter[int | None] = Counter()
     ordered: list[PassRate] = []
-    while len(ordered) < len(rates):
-        ordered += [strata[name].pop() for name in sorted(strata) if strata[name]]
+    while strata:
+        subject, level = least = min(strata, key=lambda name: subjects[name[0]] + levels[name[1]])
+        ordered.append(strata[least].pop())
+        subjects[subject] += 1
+        levels[level] += 1
+        if not strata[least]:
+            del strata[least]
     return ordered
 
 

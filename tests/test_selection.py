@@ -44,7 +44,7 @@ def test_selection_stays_in_the_band_spreads_over_levels_and_repeats():
     assert "more" in ids() and set(ids()) < {"some", "more", "also"}
     assert ids() == ids()
     picks = {select("phase", PROBLEMS, RATES, phase(num_problems=1), seed).problems[0].problem_id for seed in range(20)}
-    assert picks == {"some", "also"}
+    assert picks == {"some", "more", "also"}  # whatever their level
 
 
 def test_selection_spreads_over_subjects():
@@ -52,6 +52,35 @@ def test_selection_spreads_over_subjects():
     problems = [Problem(problem_id=r.problem_id, question=r.problem_id, answer="1", source="s") for r in rates]
     chosen = select("phase", problems, rates, phase(num_problems=3), 0).problems
     assert {problem.problem_id.split("-")[0] for problem in chosen} == {"algebra", "geometry", "logic"}
+
+
+def chosen_strata(number: int, seed: int) -> list[tuple[str, int]]:
+    """Subject and level of what is chosen from three problems each of two subjects and four levels."""
+    rates = [
+        rate(f"{subject} {level} {n}", 5, subject=subject, level=level)
+        for subject in "ab"
+        for level in (1, 2, 3, 4)
+        for n in range(3)
+    ]
+    problems = [Problem(problem_id=r.problem_id, question=r.problem_id, answer="1", source="s") for r in rates]
+    settings = phase(num_problems=number, problems_per_step=1)
+    names = [problem.problem_id.split() for problem in select("phase", problems, rates, settings, seed).problems]
+    return [(subject, int(level)) for subject, level, _ in names]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_selection_spreads_over_subjects_and_levels_at_once(seed: int):
+    chosen = chosen_strata(4, seed)
+    assert sorted(subject for subject, _ in chosen) == ["a", "a", "b", "b"]
+    assert sorted(level for _, level in chosen) == [1, 2, 3, 4]
+    assert sorted(chosen_strata(24, seed)) == sorted(3 * [(s, level) for s in "ab" for level in (1, 2, 3, 4)])
+
+
+def test_small_sets_favour_no_level_and_no_subject():
+    first = [stratum for seed in range(60) for stratum in chosen_strata(2, seed)]
+    assert {level for _, level in first} == {1, 2, 3, 4}
+    assert 45 <= sum(level <= 2 for _, level in first) <= 75
+    assert sum(subject == "a" for subject, _ in first) == 60  # of two, one is of each subject
 
 
 def test_every_choice_has_its_reason_and_the_rest_waits_in_reserve():
