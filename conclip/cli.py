@@ -87,7 +87,9 @@ def main() -> None:
     except UserError as error:
         fail(f"conclip {subcommand}", str(error))
     except BrokenPipeError:  # the reader of a page (`| head`) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        from conclip.terminal import leave  # noqa: PLC0415
+
+        leave(sys.stdout)
     except Interrupted as stopped:
         goes_on = "" if subcommand in PLAIN_SUBCOMMANDS else "; the same command goes on from what is whole"
         sys.stderr.write(f"\nstopped by {stopped}{goes_on}\n")

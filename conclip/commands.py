@@ -53,7 +53,7 @@ def run_train(config: TrainRunConfig, inputs: Inputs, run: Run, *, stage: str) -
         result = stages.train(stage, phase, model, select("phase", inputs.pool, rates or [], phase, config.seed))
     write_curve(read_run(run.folder), run.folder / "curve.png")
     write_card(run, config, result.checkpoint, stages=[stage])
-    run.say(f"checkpoint: {result.checkpoint}", result=True)
+    run.point_to("checkpoint", result.checkpoint)
 
 
 def run_eval(config: EvalRunConfig, inputs: Inputs, run: Run) -> None:
@@ -98,14 +98,14 @@ def run_two_phase(config: TwoPhaseConfig, inputs: Inputs, run: Run) -> None:
     data = read_run(run.folder)
     write_curve(data, run.folder / "curve.png")
     write_page([data], run.folder / "report.html")
-    run.say(f"report: {run.folder / 'report.html'}", result=True)
-    run.say(f"final model: {second.checkpoint}", result=True)
+    run.point_to("report", run.folder / "report.html")
+    run.point_to("final model", second.checkpoint)
 
 
 def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Sequence[str]) -> None:
     """The closing tables and sentences, and the same numbers in results.json."""
     columns = by_condition(rows)
-    run.write_json("results.json", {"margin": settings.margin, "notes": notes, "benchmarks": results_json(columns)})
+    run.write_results({"margin": settings.margin, "notes": notes, "benchmarks": results_json(columns)})
     for benchmark, models in summaries(columns).items():
         run.show(results_table(benchmark, models), result=True)
         for name, summary in models.items():
@@ -149,7 +149,7 @@ def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
             run_two_phase(config, inputs, run)
         elif isinstance(config, TrainRunConfig):
             run_train(config, inputs, run, stage=subcommand.removeprefix("train-"))
-        run.say(f"run folder: {run.folder}", result=True)
+        run.point_to("run folder", run.folder)
         failed = False
     except Exception as error:
         logging.getLogger("conclip").exception("the run failed")

@@ -5,11 +5,10 @@ No result is only here: messages, warnings and tables stand in run.log, all numb
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -65,17 +64,23 @@ class Display(Protocol):
 
     def sampling(self, now: Sampling) -> None: ...
 
+    def file(self, kind: str, path: str, *, result: bool = True) -> None:
+        """Something a run makes, and where it is."""
+
+    def results(self, content: Mapping[str, Any]) -> None:
+        """What results.json says, for programs: people see tables."""
+
     def close(self) -> None: ...
 
 
-def open_display(mode: DisplayMode, title: str) -> Display:
+def open_display(mode: DisplayMode, title: str, stream: TextIO) -> Display:
     """`auto` is live on a terminal and plain elsewhere."""
     if mode == "json":
-        return JsonDisplay()
-    console = open_console()
+        return JsonDisplay(stream)
+    console = open_console(stream)
     if mode == "quiet":
         return PlainDisplay(console, quiet=True)
-    able = sys.stdout.isatty() and console.is_interactive and not console.is_dumb_terminal
+    able = stream.isatty() and console.is_interactive and not console.is_dumb_terminal
     live = mode == "live" or (mode == "auto" and able)
     return LiveDisplay(console, title) if live else PlainDisplay(console)
 
@@ -122,6 +127,12 @@ class PlainDisplay:
             done = f"{now.label}: {now.done} of {now.whole} responses"
             self.message(f"{done}, {now.tokens_per_s:.0f} tokens/s{_left(now.seconds_left)}")
 
+    def file(self, kind: str, path: str, *, result: bool = True) -> None:
+        self.message(f"{kind}: {path}", result=result)
+
+    def results(self, content: Mapping[str, Any]) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -141,13 +152,18 @@ class NoDisplay:
 
     def sampling(self, now: Sampling) -> None: ...
 
+    def file(self, kind: str, path: str, *, result: bool = True) -> None: ...
+
+    def results(self, content: Mapping[str, Any]) -> None: ...
+
     def close(self) -> None: ...
 
 
 class JsonDisplay:
-    """One JSON object a line on standard output: `event` is message, warning, stage, step, sampling or table."""
+    """One JSON object a line: `event` is message, warning, stage, step, sampling, table, file or results."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
         self._now = Now(PLAIN_PROGRESS_S)
 
     def message(self, text: str, *, result: bool = False) -> None:
@@ -178,13 +194,19 @@ class JsonDisplay:
                 tokens_per_s=round(now.tokens_per_s, 1),
             )
 
+    def file(self, kind: str, path: str, *, result: bool = True) -> None:
+        self._write("file", kind=kind, path=path, result=result)
+
+    def results(self, content: Mapping[str, Any]) -> None:
+        self._write("results", results=content)
+
     def close(self) -> None:
         pass
 
     def _write(self, event: str, **values: Any) -> None:
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, ensure_ascii=False, allow_nan=False)
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+        self._stream.write(line + "\n")
+        self._stream.flush()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +292,12 @@ class LiveDisplay:
         graded = sum(now.outcomes.values())
         shares = {outcome: count / graded for outcome, count in now.outcomes.items()} if graded else view.shares
         self._view = replace(view, sampling=now, shares=shares)
+
+    def file(self, kind: str, path: str, *, result: bool = True) -> None:
+        self._lines.file(kind, path)
+
+    def results(self, content: Mapping[str, Any]) -> None:
+        pass
 
     def close(self) -> None:
         self._live.stop()

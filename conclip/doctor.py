@@ -1,6 +1,5 @@
 """What this machine can run, and what a config would need: one line a check, and a remedy where one fails."""
 
-import math
 import os
 import platform
 import shutil
@@ -14,11 +13,11 @@ from typing import Literal
 
 import psutil
 from packaging.requirements import Requirement
-from safetensors import safe_open
 
 from conclip.config import BaseConfig, LearnConfig
 from conclip.grading import Grader, GraderBroken
 from conclip.inputs import Inputs
+from conclip.models.folder import num_parameters
 
 State = Literal["ok", "note", "FAILED"]
 
@@ -253,6 +252,8 @@ def config_checks(config: BaseConfig, inputs: Inputs) -> Iterator[Check]:
     counts = {"pool": inputs.pool, "validation": inputs.validation, "test": inputs.test}
     said = ", ".join(f"{name} {len(problems)}" for name, problems in counts.items() if problems)
     yield Check(name="config", state="ok", found=f"model {inputs.served_name or inputs.model_path.name}; problems: {said}")
+    for note in inputs.notes:
+        yield Check(name="note", state="note", found=note)
     if inputs.served_name is not None:
         return
     size = num_parameters(inputs.model_path)
@@ -305,12 +306,3 @@ def _disk_needed(config: LearnConfig, size: int) -> Check:
         remedy = f"{free:.1f} GiB are free; set trainer.keep_last=1, or paths.outputs=... on another disk"
         return Check(name="disk it needs", state="FAILED", found=found, remedy=remedy)
     return Check(name="disk it needs", state="ok", found=found)
-
-
-def num_parameters(folder: Path) -> int:
-    """Of a model folder, from the heads of its weight files; a tensor that stands in two files counts once."""
-    sizes: dict[str, int] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="numpy") as tensors:
-            sizes |= {name: math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    return sum(sizes.values())

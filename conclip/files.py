@@ -1,11 +1,12 @@
 """Files that are whole whenever they have their name, and folders that share their content."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 def write_text(path: Path, content: str) -> None:
@@ -22,6 +23,15 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """`write_text` of a JSON object."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """JSON-like values, their infinite bounds (an interval of one problem) and NaN as None, which JSON can say."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in cast(Mapping[str, Any], value).items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in cast(list[Any], value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sync(path: Path) -> None:

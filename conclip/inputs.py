@@ -16,7 +16,7 @@ from conclip.config import (
     UserError,
 )
 from conclip.identity import sampling_hash
-from conclip.models.folder import check_model, find_model, model_hash
+from conclip.models.folder import check_model, find_model, model_hash, num_parameters
 from conclip.overlap import check_overlap
 from conclip.probe import PassRate, read_pass_rates
 from conclip.problems.load import load_problems
@@ -24,6 +24,9 @@ from conclip.selection import select
 from conclip.trackers import check_installed
 from conclip.types import Problem
 from conclip.validate import to_config
+
+SMALL_MODEL, LARGE_RATE = 20_000_000, 2e-5
+"""Parameters up to which, and learning rates from which on, a rate is more likely forgotten than meant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,12 @@ def load_inputs(config: BaseConfig) -> Inputs:
             limit, key = config.eval.max_tokens, f"checkpoints.{name}"
             check_model(checkpoints[name], "eval.max_tokens", limit, key, trust_remote_code=trust)
     notes: list[str] = []
+    rate, size = (config.optim.policy_lr, num_parameters(model_path)) if isinstance(config, LearnConfig) else (0.0, 0)
+    if rate > LARGE_RATE and size > SMALL_MODEL:
+        notes.append(
+            f"optim.policy_lr={rate:g} for {size / 1e6:,.0f} million parameters: the shipped rate is the embedded model's, "
+            "the paper used 5e-7 for 1.5 and 7 billion (optim=paper)"
+        )
     if trust:
         notes.append("model.trust_remote_code: Python code from the model's folder runs on this machine")
     inputs = Inputs(

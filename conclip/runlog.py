@@ -29,8 +29,8 @@ from rich.table import Table
 from conclip.config import BaseConfig, UserError
 from conclip.display import Display, NoDisplay, open_display
 from conclip.failures import check_folder
-from conclip.files import drop_cut_line, write_json, write_text
-from conclip.terminal import as_text
+from conclip.files import drop_cut_line, finite, write_json, write_text
+from conclip.terminal import as_text, divert_output, leave
 from conclip.trackers import Described, Trackers
 from conclip.types import Rollout, RolloutGroup, Sampling
 
@@ -70,8 +70,9 @@ class Run:
         drop_cut_line(self.folder / "metrics.jsonl")
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         _log_to(self.folder / "run.log")
-        self._stderr = _divert_stderr(self.folder / "run.log")  # after all above: an error there must reach the terminal
-        self._display = open_display(config.logger.display, f"{subcommand} {config.name}")
+        # after all above: an error there must reach the terminal
+        self._screen, self._restore_output = divert_output(self.folder / "run.log")
+        self._display = open_display(config.logger.display, f"{subcommand} {config.name}", self._screen)
         tracker_id = str(_manifest(self.folder).get("tracker_id") or secrets.token_hex(8))
         self.update_manifest(tracker_id=tracker_id)
         described = Described(
@@ -84,6 +85,7 @@ class Run:
         self._trackers = Trackers(config.logger.trackers, described, self.warn)
         if continued:
             self.say(f"going on in {self.folder} (same config, same inputs)")
+        self.point_to("run folder", self.folder, result=False)
 
     def say(self, text: str, *, result: bool = False) -> None:
         """One line for people, also kept in run.log. `result`: what the run was made for."""
@@ -99,6 +101,17 @@ class Run:
         logging.getLogger("conclip").info("\n" + as_text(table))
         self._see(lambda display: display.table(table, result=result))
 
+    def point_to(self, kind: str, path: Path, *, result: bool = True) -> None:
+        """Say where something is that the run makes."""
+        logging.getLogger("conclip").info(f"{kind}: {path}")
+        self._see(lambda display: display.file(kind, str(path), result=result))
+
+    def write_results(self, content: Mapping[str, Any]) -> None:
+        """results.json, also for programs that follow the run; NaN and infinity as null."""
+        strict = finite(content)
+        self.write_json("results.json", strict)
+        self._see(lambda display: display.results(strict))
+
     def _see(self, show: Callable[[Display], None]) -> None:
         """Show something; a terminal or a reader that is gone ends no run."""
         try:
@@ -106,8 +119,8 @@ class Run:
         except Exception as error:
             logging.getLogger("conclip").exception("the display failed")
             self._display = NoDisplay()
-            if isinstance(error, BrokenPipeError):  # or Python would complain of it at its end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            if isinstance(error, BrokenPipeError):
+                leave(self._screen)
 
     def log_metrics(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """One JSON line, NaN and infinity as null; readable up to the last whole line whatever happens later. The trackers
@@ -191,15 +204,11 @@ class Run:
     def close(self, *, failed: bool = False) -> None:
         """`failed`: the run did not come to its end, and its trackers are told so."""
         with ExitStack() as closing:  # in reverse order, each whatever becomes of the others
-            closing.callback(self._restore_stderr)
+            closing.callback(self._restore_output)
             closing.callback(self._metrics.close)
             closing.callback(self._lock.close)
             closing.callback(self._see, lambda display: display.close())
             closing.callback(self._trackers.close, failed=failed)
-
-    def _restore_stderr(self) -> None:
-        sys.stderr.flush()
-        os.dup2(self._stderr, 2)
 
 
 def transcript(rollout: Rollout) -> dict[str, Any]:
@@ -302,16 +311,6 @@ def _log_to(path: Path) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-
-
-def _divert_stderr(path: Path) -> int:
-    """Send what libraries print to file descriptor 2 (C++ code included) to the log; returns the descriptor that
-    restores it. A traceback of ours appears after `close` has restored it."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with path.open("ab") as log:
-        os.dup2(log.fileno(), 2)
-    return kept
 
 
 def describe_environment(subcommand: str) -> dict[str, Any]:

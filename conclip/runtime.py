@@ -16,7 +16,7 @@ from conclip.prompts import encode_prompt, messages_for
 from conclip.rollout.collect import Task, collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
 from conclip.runlog import Run
-from conclip.types import Messages, Problem, Rollout, RolloutGroup, SamplingSpec
+from conclip.types import ALONE, Messages, OtherBatches, Problem, Rollout, RolloutGroup, SamplingSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,17 +44,16 @@ class Runtime:
         return group_rollouts(list(self.collect(label, tasks, spec)), problems)
 
     def collect(
-        self, label: str, tasks: Sequence[Task], spec: SamplingSpec, *, num_before: int = 0, num_after: int = 0
+        self, label: str, tasks: Sequence[Task], spec: SamplingSpec, others: OtherBatches = ALONE
     ) -> Iterator[Rollout]:
-        """Sample and grade the tasks, shown to people as `label`, a part of so many more; rollouts in the order they
-        finish."""
+        """Sample and grade the tasks, shown to people as `label`, beside `others`; rollouts in the order they finish."""
         return collect(
             tasks,
             spec,
             engine=self.engine,
             grader=self.grader,
             tokenizer=self.tokenizer,
-            on_progress=lambda now: self.run.show_sampling(replace(now, num_before=num_before, num_after=num_after)),
+            on_progress=lambda now: self.run.show_sampling(replace(now, others=others)),
             label=label,
         )
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from conclip.display import LiveDisplay, View, clock, open_display, outcome_bar, render, sparkline
 from conclip.terminal import as_text, open_console
-from conclip.types import Outcome, Sampling
+from conclip.types import OtherBatches, Outcome, Sampling
 
 STEP = {f"outcome/{outcome.value}": 0.0 for outcome in Outcome} | {
     "outcome/correct": 0.75,
@@ -75,10 +75,15 @@ def test_the_view_keeps_to_its_width(width: int):
 
 
 def test_batches_of_one_evaluation_count_together():
-    now = sampling(num_before=200, num_after=180)
+    now = sampling(others=OtherBatches(num_before=200, num_after=180, num_sampled=120, seconds=50.0))
     assert (now.done, now.whole) == (230, 500)
-    assert now.seconds_left == pytest.approx(10.0 / 30 * 270)
-    assert sampling(num_finished=0).seconds_left is None
+    assert now.seconds_left == pytest.approx(60.0 / 150 * 270)  # 80 of those before were there already
+
+
+def test_no_time_is_told_from_the_first_few_responses():
+    assert sampling(num_finished=11).seconds_left is None
+    assert sampling(num_finished=12).seconds_left == pytest.approx(10.0 / 12 * 108)
+    assert sampling(num_finished=1, others=OtherBatches(num_sampled=120, seconds=40.0)).seconds_left is not None
 
 
 def test_clock_sparkline_and_outcome_bar():
@@ -89,7 +94,7 @@ def test_clock_sparkline_and_outcome_bar():
 
 
 def test_quiet_shows_warnings_and_results_only(capsys: pytest.CaptureFixture[str]):
-    display = open_display("quiet", "t")
+    display = open_display("quiet", "t", sys.stdout)
     display.message("on the way")
     display.message("the result", result=True)
     display.table(Table("a"))
@@ -109,17 +114,19 @@ def read(line: str) -> dict[str, Any]:
 
 
 def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]):
-    display = open_display("json", "t")
+    display = open_display("json", "t", sys.stdout)
     display.message("two\nlines \u2028 end", result=True)
     table = Table("model", "accuracy", title="lab")
     table.add_row("base", "0.5")
     display.table(table)
     display.stage("phase1", 4, 0, [])
     display.step("phase1", 1, STEP)
+    display.file("report", "a/report.html")
+    display.results({"margin": 0.03})
     display.close()
     events = [read(line) for line in capsys.readouterr().out.rstrip("\n").split("\n")]
     assert all(event.pop("time") > 0 for event in events)
-    assert [event["event"] for event in events] == ["message", "table", "stage", "step"]
+    assert [event["event"] for event in events] == ["message", "table", "stage", "step", "file", "results"]
     assert events[1] == {
         "event": "table",
         "title": "lab",
@@ -128,12 +135,14 @@ def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]):
         "result": False,
     }
     assert events[2]["num_steps"] == 4 and events[3]["metrics"]["outcome/correct"] == 0.75
+    assert events[4] == {"event": "file", "kind": "report", "path": "a/report.html", "result": True}
+    assert events[5]["results"] == {"margin": 0.03}
 
 
 def test_a_pipe_gets_a_line_a_minute(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    display = open_display("auto", "t")
+    display = open_display("auto", "t", sys.stdout)
     for seconds, finished in ((30.0, 1), (61.0, 2), (62.0, 3), (125.0, 4)):
         now[0] = seconds
         display.sampling(sampling(num_finished=finished, num_total=8, seconds=seconds))
@@ -144,7 +153,7 @@ def test_a_pipe_gets_a_line_a_minute(capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_the_live_view_goes_on_with_a_resumed_stage(capsys: pytest.CaptureFixture[str]):
-    display = open_display("live", "t")
+    display = open_display("live", "t", sys.stdout)
     assert isinstance(display, LiveDisplay)
     try:
         display.stage("phase1", 10, 5, [STEP, STEP | {"outcome/correct": 0.5}])  # warm-up steps are no steps of the phase
@@ -203,4 +212,4 @@ def test_a_run_in_json_mode_writes_nothing_but_json(tmp_path: Path):
     outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     events = [read(line) for line in outcome.stdout.splitlines()]
     assert outcome.returncode == 0 and outcome.stderr == ""
-    assert events[-1]["text"].startswith("run folder") and {event["event"] for event in events} >= {"stage", "table"}
+    assert events[-1]["kind"] == "run folder" and {event["event"] for event in events} >= {"stage", "table"}

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from conclip import tools
+from conclip import inputs, tools
 from conclip.compose import load_config
 from conclip.config import LearnConfig, UserError
-from conclip.doctor import Check, config_checks, machine_checks, memory_needed_gib, num_parameters
+from conclip.doctor import Check, config_checks, machine_checks, memory_needed_gib
 from conclip.failures import MachineFailure, check_folder, explain
 from conclip.inputs import load_inputs
 from conclip.interrupts import Interrupted, deferred, handle_signals
-from conclip.models.folder import LAB_MODEL
+from conclip.models.folder import LAB_MODEL, num_parameters
 
 
 def from_cause(error: Exception, cause: Exception) -> Exception:
@@ -114,6 +114,9 @@ def test_doctor_knows_what_a_config_needs(tmp_path: Path, monkeypatch: pytest.Mo
     assert needed["engine"] == size * 4 / 2**30 + config.rollout.kv_cache_gib
     found = checks()
     assert [check.state for check in found.values()] == ["ok"] * 3 and "pool" in found["config"].found
+    monkeypatch.setattr(inputs, "SMALL_MODEL", size - 1)
+    assert checks()["note"].found.startswith("optim.policy_lr=0.0001 for 1 million parameters")
+    assert "note" not in checks("optim=paper")
     found = checks("rollout.kv_cache_gib=1000000")
     assert found["memory it needs"].state == "FAILED" and "kv_cache_gib" in found["memory it needs"].remedy
 

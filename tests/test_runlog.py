@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +49,33 @@ def test_library_chatter_goes_to_the_log_and_standard_error_comes_back(
     assert "for people" in out and err == "after\n"
     log = (run.folder / "run.log").read_text()
     assert "C library" in log and "Python library" in log and "for people" in log
+
+
+CHATTY = """
+import os, sys
+from conclip.compose import load_config
+from conclip.runlog import Run
+
+run = Run("eval", load_config("eval", f"paths.outputs={sys.argv[1]}", "name=x", "logger.display=json"), "identity")
+os.write(1, b"chatter of a C library\\n")
+print("chatter of a Python library")
+os.system("echo chatter of a child")
+run.say("for people")
+run.write_results({"low": -float("inf")})
+run.close()
+print("after")
+"""
+
+
+def test_only_the_run_itself_writes_to_standard_output(tmp_path: Path):
+    ended = subprocess.run([sys.executable, "-c", CHATTY, str(tmp_path)], capture_output=True, text=True, check=True)
+    *lines, last = ended.stdout.splitlines()
+    events = [json.loads(line) for line in lines]
+    assert last == "after" and ended.stderr == ""
+    assert [event["event"] for event in events] == ["file", "message", "results"]
+    assert events[0]["kind"] == "run folder" and events[2]["results"] == {"low": None}
+    log = (tmp_path / "eval/x/latest/run.log").read_text()
+    assert all(f"chatter of a {who}" in log for who in ("C library", "Python library", "child"))
 
 
 def test_metrics_are_whole_lines_and_transcripts_show_best_and_worst(config: BaseConfig):

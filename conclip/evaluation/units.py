@@ -6,6 +6,7 @@ other tokens.
 """
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -19,7 +20,7 @@ from conclip.grading import GRADER_VERSION
 from conclip.identity import digest
 from conclip.rollout.collect import Task
 from conclip.runtime import Runtime
-from conclip.types import EvalRow, Rollout, SamplingSpec
+from conclip.types import EvalRow, OtherBatches, Rollout, SamplingSpec
 
 
 class RowFile:
@@ -42,15 +43,22 @@ class RowFile:
     ) -> list[EvalRow]:
         """Rows of the tasks, in their order, appended to the file unit by unit."""
         found: list[EvalRow] = []
+        sampled, seconds = 0, 0.0
         with self.path.open("a", encoding="utf-8") as out:
             for unit in _units(tasks, runtime.config.rollout.unit_responses):
                 keys = {task.key: response_key(self._model_hash, task, spec, runtime.config) for task in unit}
                 known = [(t, self._earlier[keys[t.key]]) for t in unit if keys[t.key] in self._earlier]
                 rows = [replace(row, **self._names(task, prompt)) for task, row in known]
                 if len(rows) < len(unit):
-                    before, after = len(found), len(tasks) - len(found) - len(unit)
-                    collected = runtime.collect(label, unit, spec, num_before=before, num_after=after)
-                    rollouts = {_task_key(rollout): rollout for rollout in collected}
+                    began = time.monotonic()
+                    others = OtherBatches(
+                        num_before=len(found),
+                        num_after=len(tasks) - len(found) - len(unit),
+                        num_sampled=sampled,
+                        seconds=seconds,
+                    )
+                    rollouts = {_task_key(rollout): rollout for rollout in runtime.collect(label, unit, spec, others)}
+                    sampled, seconds = sampled + len(unit), seconds + time.monotonic() - began
                     rows = [self._row(rollouts[t.key], t, prompt, spec, keys[t.key]) for t in unit]
                     self.num_sampled += len(rows)
                     self.num_sampled_tokens += sum(row.num_tokens for row in rows)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,6 +103,15 @@ def has_chat_template(folder: Path) -> bool:
         return bool(json.loads(file.read_text(encoding="utf-8")).get("chat_template"))
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
+
+
+def num_parameters(folder: Path) -> int:
+    """Of a model folder, from the heads of its weight files; a tensor that stands in two files counts once."""
+    sizes: dict[str, int] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as tensors:
+            sizes |= {name: math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return sum(sizes.values())
 
 
 _HASHES: dict[tuple[tuple[str, int, int], ...], str] = {}

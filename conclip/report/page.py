@@ -3,7 +3,6 @@
 import base64
 import gzip
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from conclip.evaluation.tables import (
     summaries,
     verdict,
 )
-from conclip.files import write_text
+from conclip.files import finite, write_text
 from conclip.report.charts import Figure, figures, label, models_of
 from conclip.report.data import RunData
 from conclip.types import EvalRow, Outcome
@@ -98,19 +97,11 @@ def in_script(value: Any) -> str:
     """JSON that may stand inside a script element: nothing in it can end the element. Infinite bounds (an interval of one
     problem) and NaN become null."""
     return (
-        json.dumps(_finite(value), allow_nan=False)
+        json.dumps(finite(value), allow_nan=False)
         .replace("<", "\\u003c")
         .replace("\u2028", "\\u2028")
         .replace("\u2029", "\\u2029")
     )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def headlines(run: RunData, several: bool) -> list[Headline]:
