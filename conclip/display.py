@@ -7,44 +7,24 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol, TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from conclip.config import DisplayMode
 from conclip.terminal import open_console
 from conclip.types import Outcome, Sampling
+from conclip.view import WIDTH, View, render, time_left
 
 PLAIN_PROGRESS_S = 60.0
 """How often a run that is not looked at live says how far it is."""
 
 KEPT_WARNINGS = 3
 """So many stay in view."""
-
-WIDTH = 100
-"""Columns of the live view, at most."""
-
-NARROW = 80
-"""In fewer columns bars give way to words."""
-
-BAR = 24
-
-STYLES = {
-    Outcome.CORRECT: ("green", "█"),
-    Outcome.WRONG: ("red", "▓"),
-    Outcome.NO_ANSWER: ("yellow", "▒"),
-    Outcome.TRUNCATED: ("magenta", "░"),
-    Outcome.GRADER_ERROR: ("cyan", "?"),
-}
-"""Colour and fill of an outcome's part of the bar: told apart without colours, too."""
-
-BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class Display(Protocol):
@@ -125,7 +105,7 @@ class PlainDisplay:
     def sampling(self, now: Sampling) -> None:
         if not self._quiet and self._now.is_due():
             done = f"{now.label}: {now.done} of {now.whole} responses"
-            self.message(f"{done}, {now.tokens_per_s:.0f} tokens/s{_left(now.seconds_left)}")
+            self.message(f"{done}, {now.tokens_per_s:.0f} tokens/s{time_left(now.seconds_left)}")
 
     def file(self, kind: str, path: str, *, result: bool = True) -> None:
         self.message(f"{kind}: {path}", result=result)
@@ -209,25 +189,6 @@ class JsonDisplay:
         self._stream.flush()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """What the live view shows."""
-
-    title: str
-    began: float
-    stage: str = "starting"
-    stage_began: float
-    num_steps: int | None = None
-    step: int = 0
-    steps_before: int = 0
-    """Done in an earlier start: they do not tell how long a step takes."""
-    accuracies: tuple[float, ...] = ()
-    lengths: tuple[float, ...] = ()
-    shares: Mapping[Outcome, float] = field(default_factory=dict[Outcome, float])
-    sampling: Sampling | None = None
-    warnings: tuple[str, ...] = ()
-
-
 class LiveDisplay:
     """Lines scroll by above a view of the present stage, which goes when the run ends."""
 
@@ -301,89 +262,3 @@ class LiveDisplay:
 
     def close(self) -> None:
         self._live.stop()
-
-
-def render(view: View, now: float, width: int) -> RenderableType:
-    """The live view at a moment, so many columns wide."""
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(no_wrap=True, overflow="ellipsis", width=width - 16)
-    bar_width = BAR if width >= NARROW else 0
-    sampling = view.sampling
-    if view.num_steps is not None:
-        left = remaining(now - view.stage_began, view.step - view.steps_before, view.num_steps - view.step)
-        grid.add_row(
-            view.stage, _bar(view.step, view.num_steps, f"step {view.step} of {view.num_steps}{_left(left)}", bar_width)
-        )
-    else:
-        grid.add_row(view.stage, Text(f"since {clock(now - view.stage_began)}"))
-    if sampling is not None:
-        said = f"{sampling.done} of {sampling.whole} responses, {sampling.tokens_per_s:,.0f} tokens/s"
-        said += _left(sampling.seconds_left) if view.num_steps is None else ""
-        grid.add_row("sampling", Text(sampling.label, style="dim"))
-        grid.add_row("", _bar(sampling.done, sampling.whole, said, bar_width))
-    if view.accuracies:
-        grid.add_row("accuracy", _trend(view.accuracies, "{:.3f}"))
-        grid.add_row("tokens", _trend(view.lengths, "{:.1f}"))
-    elif sampling is not None and sampling.num_finished:
-        grid.add_row("tokens", Text(f"{sampling.mean_tokens:.1f}"))
-    if view.shares:
-        grid.add_row("outcomes", outcome_bar(view.shares, bar_width))
-    for text in view.warnings:
-        grid.add_row(Text("warning", style="yellow"), Text(text, style="yellow"))
-    title = Text.assemble((view.title, "bold"), f"  {clock(now - view.began)}")
-    title.truncate(width - 8, overflow="ellipsis")
-    return Panel(Group(grid), title=title, title_align="left", width=width, border_style="dim")
-
-
-def remaining(seconds: float, done: int, left: int) -> float | None:
-    """Seconds that the rest takes at the speed so far; None before anything is done."""
-    return seconds * left / done if done > 0 else None
-
-
-def clock(seconds: float) -> str:
-    """h:mm:ss, or m:ss below an hour."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """The last `width` values as blocks between the lowest and the highest of them."""
-    shown = values[-width:]
-    low, high = min(shown), max(shown)
-    steps = len(BLOCKS) - 1
-    return "".join(BLOCKS[round((value - low) / (high - low) * steps) if high > low else steps // 2] for value in shown)
-
-
-def outcome_bar(shares: Mapping[Outcome, float], width: int = BAR) -> Text:
-    """A bar divided by outcome, and the shares in words."""
-    bar, words = Text(), Text()
-    ends, covered = 0, 0.0
-    for outcome, (colour, fill) in STYLES.items():
-        covered += shares.get(outcome, 0.0)
-        cells = round(covered * width) - ends
-        ends += cells
-        bar.append(fill * cells, style=colour)
-        if shares.get(outcome, 0.0) > 0:
-            words.append(f"  {fill} ", style=colour).append(f"{outcome.value.replace('_', ' ')} {shares[outcome]:.0%}")
-    return bar + words
-
-
-def _trend(values: Sequence[float], form: str) -> Text:
-    first, last = form.format(values[0]), form.format(values[-1])
-    return Text(f"{first} -> {last}  ").append(sparkline(values), style="cyan")
-
-
-def _bar(done: int, total: int, said: str, width: int) -> RenderableType:
-    if not width:
-        return Text(said)
-    row = Table.grid(padding=(0, 1, 0, 0))
-    row.add_row(
-        ProgressBar(total=total, completed=done, width=width, complete_style="cyan", finished_style="cyan"), Text(said)
-    )
-    return row
-
-
-def _left(seconds: float | None) -> str:
-    return "" if seconds is None else f", about {clock(seconds)} left"

@@ -59,7 +59,7 @@ LAYERS = [
     ["types", "stats", "seeding", "terminal", "answers", "files", "interrupts", "failures", "completion"],
     ["problems.arithmetic"],
     ["config"],
-    ["display", "trackers"],
+    ["display", "view", "trackers"],
     ["validate", "length_rewards", "compose"],
     ["equivalence", "overlap"],
     [
