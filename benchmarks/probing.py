@@ -4,14 +4,15 @@
 
 First 500 lab problems are sampled 256 times each (about 20 minutes on 2 cores; done once, `outputs/probe/bank`): these rates
 are the truth. Then every probe draws responses with exactly these probabilities, five seeds of all problems. An error is a
-problem further than 0.05 from the band's ends whose verdict is not the truth's. Selection takes eight problems from the
+problem further than 0.05 from the band's ends that is put on the wrong side of one: by its measured rate alone, as is usual,
+or by the posterior that conclip uses, which pools the problems of a level. Selection takes eight problems from the
 measured rates, twenty times a seed, with several demands on their certainty, and counts how many truly lie in the band.
 """
 
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from lab_runs import DOCS, into_page
 
 from conclip.compose import load_config
 from conclip.config import PhaseConfig, ProbeConfig, ProbeRunConfig, UserError
-from conclip.probe import Band, PassRate, next_round, read_pass_rates
+from conclip.pooling import Kind
+from conclip.probe import Band, PassRate, next_round, pooled, read_pass_rates
 from conclip.selection import select
 from conclip.stats import clustered_interval
 from conclip.types import Problem
@@ -53,10 +55,10 @@ def bank() -> list[PassRate]:
     return read_pass_rates(Path("outputs/probe/bank/latest/pass_rates.jsonl"))
 
 
-def sampled_by(settings: ProbeConfig) -> Probe:
+def sampled_by(settings: ProbeConfig, kinds: dict[str, Kind]) -> Probe:
     def probe(truth: dict[str, float], band: Band, random: np.random.Generator) -> Counts:
         counts: Counts = dict.fromkeys(truth, (0, 0, 0))
-        while wanted := next_round(counts, band, settings):
+        while wanted := next_round(counts, kinds, band, settings):
             for name, more in wanted.items():
                 correct, judged, sampled = counts[name]
                 counts[name] = (correct + int(random.binomial(more, truth[name])), judged + more, sampled + more)
@@ -65,15 +67,15 @@ def sampled_by(settings: ProbeConfig) -> Probe:
     return probe
 
 
-def probes() -> dict[str, Probe]:
+def probes(kinds: dict[str, Kind]) -> dict[str, Probe]:
     """The shipped ones, and fixed ones of other sizes."""
     shipped, sequential = settings_of("probe=default"), settings_of("probe=sequential")
     fixed = {number: replace(shipped, first_samples=number, max_samples=number) for number in (16, 32)}
     found = {
-        "`probe=sequential`": sampled_by(sequential),
-        f"`probe=default` (fixed {shipped.max_samples})": sampled_by(shipped),
+        "`probe=sequential`": sampled_by(sequential, kinds),
+        f"`probe=default` (fixed {shipped.max_samples})": sampled_by(shipped, kinds),
     }
-    return found | {f"fixed {number}": sampled_by(settings) for number, settings in fixed.items()}
+    return found | {f"fixed {number}": sampled_by(settings, kinds) for number, settings in fixed.items()}
 
 
 def settings_of(override: str) -> ProbeConfig:
@@ -82,23 +84,28 @@ def settings_of(override: str) -> ProbeConfig:
     return config.probe
 
 
-def errors(counts: Counts, truth: dict[str, float], band: Band) -> float:
-    """Share of wrong verdicts among the problems outside the indifference zone [%]."""
-    clear = [n for n, rate in truth.items() if min(abs(rate - band.low), abs(rate - band.high)) > ZONE]
-    return 100 * float(np.mean([band.holds(counts[n][0] / counts[n][1]) != band.holds(truth[n]) for n in clear]))
+def as_rates(counts: Counts, bank: list[PassRate]) -> list[PassRate]:
+    """The bank's problems with these counts instead."""
+    return [replace(rate, num_correct=counts[rate.problem_id][0], num_samples=counts[rate.problem_id][1]) for rate in bank]
 
 
-def hits(probe: Probe, rates: list[PassRate], phase: PhaseConfig, band: Band, seeds: int) -> list[float]:
-    """Share of the chosen problems whose true rate lies in the band [%], seed by seed; empty with too few candidates."""
-    truth = {rate.problem_id: rate.pass_rate for rate in rates}
+def errors(rates: list[PassRate], truth: dict[str, float], band: Band) -> tuple[float, float]:
+    """Share of problems outside the indifference zone on the wrong side of an end of the band [%]: by the measured rate, by
+    the pooled posterior."""
+    clear = [min(abs(truth[r.problem_id] - band.low), abs(truth[r.problem_id] - band.high)) > ZONE for r in rates]
+    true = np.array([band.holds(truth[rate.problem_id]) for rate in rates])
+    measured = np.array([band.holds(rate.pass_rate) for rate in rates])
+    likeliest = pooled(rates, band).argmax(0) == 1
+    return 100 * float((measured != true)[clear].mean()), 100 * float((likeliest != true)[clear].mean())
+
+
+def hits(measured: list[list[PassRate]], phase: PhaseConfig, truth: dict[str, float], band: Band) -> list[float]:
+    """Share of the chosen problems whose true rate lies in the band [%], probe by probe; empty with too few candidates."""
     problems = [Problem(problem_id=name, question=name, answer="", source="") for name in truth]
     shares: list[float] = []
-    for seed in range(seeds):
-        counts = probe(truth, band, np.random.default_rng(seed))
-        found = {name: {"num_correct": correct, "num_samples": judged} for name, (correct, judged, _) in counts.items()}
-        measured = [replace(rate, **found[rate.problem_id]) for rate in rates]
+    for rates in measured:
         try:
-            chosen = [p for number in range(SETS) for p in select("phase", problems, measured, phase, number).problems]
+            chosen = [p for number in range(SETS) for p in select("phase", problems, rates, phase, number).problems]
         except UserError:
             return []
         shares.append(100 * float(np.mean([band.holds(truth[problem.problem_id]) for problem in chosen])))
@@ -113,32 +120,36 @@ def main() -> None:
     truth = {rate.problem_id: rate.pass_rate for rate in rates}
     config = load_config("probe")
     assert isinstance(config, ProbeRunConfig)
-    made = probes()
-    lines = ["| band | probe | responses a problem | errors outside the zone |", "|---|---|---:|---|"]
+    lines = [
+        "| band | probe | responses a problem | errors, measured rate | errors, pooled posterior |",
+        "|---|---|---:|---|---|",
+    ]
+    chosen = ["| band | probe | `band_confidence` | chosen problems truly in the band |", "|---|---|---:|---|"]
     for title, band in BANDS.items():
-        for name, probe in made.items():
-            found = [probe(truth, band, np.random.default_rng(seed)) for seed in range(arguments.seeds)]
-            spent = np.mean([sampled for counts in found for _, _, sampled in counts.values()])
-            mean, low, high = clustered_interval([errors(counts, truth, band) for counts in found])
-            lines.append(f"| {ends(band)} ({title}) | {name} | {spent:.1f} | {mean:.2f} % [{low:.2f}, {high:.2f}] |")
-    lines += ["", "| band | probe | `band_confidence` | chosen problems truly in the band |", "|---|---|---:|---|"]
-    for title, band in BANDS.items():
-        for name, probe in list(made.items())[:2]:
-            for confidence in CONFIDENCES:
-                settings = {"pass_rate_low": band.low, "pass_rate_high": band.high, "band_confidence": confidence}
-                phase = replace(config.phase, num_problems=8, problems_per_step=8, **settings)
-                shares = hits(probe, rates, phase, band, arguments.seeds)
-                mean, low, high = clustered_interval(shares) if shares else (0.0, 0.0, 0.0)
-                said = f"{mean:.1f} % [{low:.1f}, {min(100.0, high):.1f}]" if shares else "too few candidates"
-                lines.append(f"| {ends(band)} ({title}) | {name} | {confidence:g} | {said} |")
-    text = "\n".join(lines)
+        for name, probe in probes({rate.problem_id: rate.kind for rate in rates}).items():
+            counts = [probe(truth, band, np.random.default_rng(seed)) for seed in range(arguments.seeds)]
+            spent = np.mean([sampled for found in counts for _, _, sampled in found.values()])
+            measured = [as_rates(found, rates) for found in counts]
+            plain, likeliest = zip(*(errors(found, truth, band) for found in measured), strict=True)
+            where = f"| {band.low:g} to {band.high:g} ({title}) | {name} |"
+            lines.append(f"{where} {spent:.1f} | {percent(plain)} | {percent(likeliest)} |")
+            if "`" in name:  # as shipped
+                for confidence in CONFIDENCES:
+                    settings = {"pass_rate_low": band.low, "pass_rate_high": band.high, "band_confidence": confidence}
+                    phase = replace(config.phase, num_problems=8, problems_per_step=8, **settings)
+                    chosen.append(f"{where} {confidence:g} | {percent(hits(measured, phase, truth, band))} |")
+    text = "\n".join([*lines, "", *chosen])
     print(text)
     if arguments.seeds >= 5:
         into_page(DOCS / "selection.md", "probing", text)
 
 
-def ends(band: Band) -> str:
-    return f"{band.low:g} to {band.high:g}"
+def percent(shares: Sequence[float]) -> str:
+    """Mean and interval over seeds."""
+    if not shares:
+        return "too few candidates"
+    mean, low, high = clustered_interval(shares)
+    return f"{mean:.2f} % [{max(0.0, low):.2f}, {min(100.0, high):.2f}]"
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Pass rates of problems: how they are measured sequentially, and their file.
 
 Responses are drawn in rounds. After each one, problems whose class (below, inside or above the wanted band) is clear stop;
-the rest of the budget goes where it is expected to make a class clear. "Never solved" cannot be proved by sampling: near the
-band's ends, within the indifference zone, either verdict will do.
+the rest of the budget goes where it is expected to make a class clear. What is known of a problem is the posterior of its
+own responses under a prior that all problems of its kind share (`conclip.pooling`). "Never solved" cannot be proved by
+sampling: near the band's ends, within the indifference zone, either verdict will do.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -19,14 +21,13 @@ from scipy.special import betainc, betaincinv
 from scipy.stats import betabinom
 
 from conclip.config import ProbeConfig, UserError
+from conclip.pooling import JEFFREYS, Kind, Numbers, priors
 from conclip.types import EvalRow, Outcome
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Verdict = Literal["below", "inside", "above"]
-
-PRIOR = (0.5, 0.5)
-"""Jeffreys' Beta prior: few responses already speak."""
+CLASSES: tuple[Verdict, ...] = ("below", "inside", "above")
 
 LOOK_AHEAD = 8
 """Responses whose effect on what is known of a problem is weighed before they are asked for."""
@@ -34,9 +35,9 @@ LOOK_AHEAD = 8
 MIN_ROUND_PROBLEMS = 32
 """Fewer in a round would leave the engine idle."""
 
-Counts = Any
-"""One number, or an array of them."""
 Probabilities = Any
+Prior = tuple[Numbers, Numbers]
+"""Parameters a and b of Beta distributions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,37 +51,42 @@ class Band:
         return self.low <= pass_rate <= self.high
 
 
-def probabilities(num_correct: Counts, num_judged: Counts, band: Band, zone: float = 0.0) -> Probabilities:
-    """Posterior probabilities of below, inside and above the band under `PRIOR`, [3, ...]; the ends of each class moved
-    outwards by `zone` (so they may add up to more than 1). A band that begins at 0 has nothing below it, one that ends at 1
-    nothing above.
+def probabilities(
+    num_correct: Numbers, num_judged: Numbers, band: Band, zone: float = 0.0, prior: Prior = JEFFREYS
+) -> Probabilities:
+    """Posterior probabilities of below, inside and above the band, [3, ...]; the ends of each class moved outwards by `zone`
+    (so they may add up to more than 1). A band that begins at 0 has nothing below it, one that ends at 1 nothing above.
 
     Example: 0 of 12 with band 0.2 to 0.8 is below it with probability 0.98.
     """
-    a, b = _posterior(num_correct, num_judged)
+    a, b = _posterior(num_correct, num_judged, prior)
     below = betainc(a, b, min(1.0, band.low + zone)) * (band.low > 0)
     above = (1 - betainc(a, b, max(0.0, band.high - zone))) * (band.high < 1)
     inside = betainc(a, b, min(1.0, band.high + zone)) - betainc(a, b, max(0.0, band.low - zone))
     return np.stack([below, inside, above])
 
 
-def expected_gain(num_correct: Counts, num_judged: Counts, band: Band, zone: float) -> Probabilities:
+def expected_gain(
+    num_correct: Numbers, num_judged: Numbers, band: Band, zone: float, prior: Prior = JEFFREYS
+) -> Probabilities:
     """How much `LOOK_AHEAD` more responses are expected to add to the probability of the likeliest class: its mean over the
     beta-binomial prediction of their outcomes, minus what it is now (the knowledge gradient, Frazier et al. 2008)."""
-    a, b = _posterior(num_correct, num_judged)
-    now = probabilities(num_correct, num_judged, band, zone).max(0)
+    a, b = _posterior(num_correct, num_judged, prior)
+    now = probabilities(num_correct, num_judged, band, zone, prior).max(0)
     outcomes = range(LOOK_AHEAD + 1)
-    then = [probabilities(num_correct + k, num_judged + LOOK_AHEAD, band, zone).max(0) for k in outcomes]
+    then = [probabilities(num_correct + k, num_judged + LOOK_AHEAD, band, zone, prior).max(0) for k in outcomes]
     return sum(betabinom.pmf(k, LOOK_AHEAD, a, b) * value for k, value in enumerate(then)) - now
 
 
-def _posterior(num_correct: Counts, num_judged: Counts) -> tuple[Counts, Counts]:
-    return PRIOR[0] + num_correct, PRIOR[1] + num_judged - num_correct
+def _posterior(num_correct: Numbers, num_judged: Numbers, prior: Prior) -> tuple[Numbers, Numbers]:
+    return prior[0] + num_correct, prior[1] + num_judged - num_correct
 
 
-def next_round(counts: Mapping[str, tuple[int, int, int]], band: Band, settings: ProbeConfig) -> dict[str, int]:
-    """How many more responses each problem gets, from its (correct, judged, sampled) counts so far; empty when probing is
-    over.
+def next_round(
+    counts: Mapping[str, tuple[int, int, int]], kinds: Mapping[str, Kind], band: Band, settings: ProbeConfig
+) -> dict[str, int]:
+    """How many more responses each problem gets, from its kind and its (correct, judged, sampled) counts so far; empty when
+    probing is over.
 
     First `first_samples` each. Then `more_samples` for those problems whose class is not yet clear and where they are
     expected to help most, an eighth of the pool in a round, while the budget lasts.
@@ -91,9 +97,10 @@ def next_round(counts: Mapping[str, tuple[int, int, int]], band: Band, settings:
         return {name: settings.first_samples for name, number in zip(names, sampled, strict=True) if number == 0}
     mean_samples = settings.max_samples if settings.mean_samples is None else settings.mean_samples
     left = int(mean_samples * len(names)) - int(sampled.sum())
-    clearest = probabilities(correct, judged, band, settings.indifference).max(0)
+    a, b = priors([kinds[name] for name in names], correct, judged)
+    clearest = probabilities(correct, judged, band, settings.indifference, (a, b)).max(0)
     unclear = np.flatnonzero((clearest < settings.confidence) & (sampled < settings.max_samples))
-    gain = expected_gain(correct[unclear], judged[unclear], band, settings.indifference)
+    gain = expected_gain(correct[unclear], judged[unclear], band, settings.indifference, (a[unclear], b[unclear]))
     wanted: dict[str, int] = {}
     for index in unclear[np.argsort(-gain, kind="stable")][: max(MIN_ROUND_PROBLEMS, len(names) // 8)]:
         number = min(settings.more_samples, settings.max_samples - int(sampled[index]), left)
@@ -117,12 +124,12 @@ class PassRate:
     num_truncated: int
     """They count as not passed."""
     low: float
-    """95 % interval of the pass rate: the posterior's, equal tails."""
+    """95 % interval of the pass rate by the problem's own responses alone: Jeffreys', equal tails."""
     high: float
     verdict: Verdict
-    """Where the measured rate lies with respect to the band."""
+    """Where the pass rate most probably lies with respect to the band, by all problems' responses."""
     band_probability: float
-    """Posterior probability that the pass rate lies in the band."""
+    """Posterior probability that the pass rate lies in the band, by all problems' responses."""
     mean_tokens: float
     correct_mean_tokens: float | None
     wrong_mean_tokens: float | None
@@ -135,6 +142,16 @@ class PassRate:
     def pass_rate(self) -> float:
         return self.num_correct / self.num_samples if self.num_samples else 0.0
 
+    @property
+    def kind(self) -> Kind:
+        return (self.source, self.subject, self.level)
+
+
+def pooled(rates: Sequence[PassRate], band: Band) -> Probabilities:
+    """Posterior probabilities that each pass rate lies below, inside or above the band, [3, N]."""
+    correct, judged = np.array([(rate.num_correct, rate.num_samples) for rate in rates], dtype=int).reshape(-1, 2).T
+    return probabilities(correct, judged, band, prior=priors([rate.kind for rate in rates], correct, judged))
+
 
 def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling_hash: str) -> list[PassRate]:
     """The pass rate of every problem of a probe, in the order of its rows (those of one problem stand together)."""
@@ -144,9 +161,7 @@ def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling
         judged = [row for row in found if row.outcome is not Outcome.GRADER_ERROR]
         correct = [row.num_tokens for row in judged if row.outcome is Outcome.CORRECT]
         wrong = [row.num_tokens for row in judged if row.outcome is Outcome.WRONG]
-        rate = len(correct) / len(judged) if judged else 0.0
-        a, b = _posterior(len(correct), len(judged))
-        band_probability = float(probabilities(len(correct), len(judged), band)[1])
+        a, b = _posterior(len(correct), len(judged), JEFFREYS)
         rates.append(
             PassRate(
                 problem_id=problem_id,
@@ -158,8 +173,8 @@ def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling
                 num_truncated=sum(row.outcome is Outcome.TRUNCATED for row in judged),
                 low=float(betaincinv(a, b, 0.025)),
                 high=float(betaincinv(a, b, 0.975)),
-                verdict="inside" if band.holds(rate) else "below" if rate < band.low else "above",
-                band_probability=band_probability,
+                verdict="inside",  # until all problems are counted
+                band_probability=math.nan,
                 mean_tokens=fmean(row.num_tokens for row in found),
                 correct_mean_tokens=fmean(correct) if correct else None,
                 wrong_mean_tokens=fmean(wrong) if wrong else None,
@@ -168,7 +183,10 @@ def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling
                 grader_version=found[0].grader_version,
             )
         )
-    return rates
+    return [
+        replace(rate, verdict=CLASSES[classes.argmax()], band_probability=float(classes[1]))
+        for rate, classes in zip(rates, pooled(rates, band).T, strict=True)
+    ]
 
 
 def write_pass_rates(path: Path, rates: Sequence[PassRate]) -> None:

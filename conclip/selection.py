@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conclip.config import PhaseConfig, UserError
-from conclip.probe import Band, PassRate, describe, probabilities
+from conclip.probe import Band, PassRate, describe, pooled
 from conclip.seeding import python_stream
 from conclip.types import Problem
 
@@ -33,7 +33,7 @@ class Selection:
 
 def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], phase: PhaseConfig, seed: int) -> Selection:
     """The phase's training problems: those named in the config by id or by answer, else `num_problems` whose measured pass
-    rate lies in its band, and does so with at least `band_confidence`.
+    rate lies in its band, and whose true one does with at least probability `band_confidence`.
 
     Of these, subjects and levels take turns (a spread over difficulties), in an order the seed decides; so do the ones in
     reserve. Raises UserError with the distribution of pass rates when there are too few.
@@ -48,8 +48,9 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
         return _by_hand([_by_answer(key, str(answer), problems) for answer in phase.answers], "named by answers")
     band = Band(low=phase.pass_rate_low, high=phase.pass_rate_high)
     known = [rate for rate in rates if rate.problem_id in by_id]
+    probability = dict(zip([rate.problem_id for rate in rates], pooled(rates, band)[1], strict=True))
     inside = [rate for rate in known if rate.num_samples and band.holds(rate.pass_rate)]
-    sure = [rate for rate in inside if _probability(rate, band) >= phase.band_confidence]
+    sure = [rate for rate in inside if probability[rate.problem_id] >= phase.band_confidence]
     if len(sure) < phase.num_problems:
         unsure = f", {len(inside)} without asking for probability {phase.band_confidence:g}" if sure != inside else ""
         raise UserError(
@@ -57,7 +58,10 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
             f"{phase.num_problems} are needed ({describe(known)}); widen {key}.pass_rate_low/high or lower "
             f"{key}.band_confidence, lower {key}.num_problems, or give data.pool easier, harder or more problems"
         )
-    ordered = [Choice(problem=by_id[r.problem_id], reason=_reason(r, band), rate=r) for r in _spread(sure, key, seed)]
+    ordered = [
+        Choice(problem=by_id[rate.problem_id], reason=_reason(rate, band, probability[rate.problem_id]), rate=rate)
+        for rate in _spread(sure, key, seed)
+    ]
     return Selection(chosen=tuple(ordered[: phase.num_problems]), reserve=tuple(ordered[phase.num_problems :]))
 
 
@@ -100,12 +104,7 @@ def _spread(rates: Sequence[PassRate], key: str, seed: int) -> list[PassRate]:
     return ordered
 
 
-def _probability(rate: PassRate, band: Band) -> float:
-    """That the pass rate lies in this band, which need not be the one it was probed for."""
-    return float(probabilities(rate.num_correct, rate.num_samples, band)[1])
-
-
-def _reason(rate: PassRate, band: Band) -> str:
+def _reason(rate: PassRate, band: Band, probability: float) -> str:
     where = ", ".join(
         [
             *([f"subject {rate.subject}"] if rate.subject else []),
@@ -114,5 +113,5 @@ def _reason(rate: PassRate, band: Band) -> str:
     )
     return (
         f"solved {rate.num_correct} of {rate.num_samples} times [{rate.low:.2f}, {rate.high:.2f}], in "
-        f"[{band.low:g}, {band.high:g}] with probability {_probability(rate, band):.2f}{f'; {where}' if where else ''}"
+        f"[{band.low:g}, {band.high:g}] with probability {probability:.2f}{f'; {where}' if where else ''}"
     )

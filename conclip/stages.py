@@ -30,6 +30,7 @@ from conclip.identity import problems_hash, relevant, sampling_hash
 from conclip.inputs import Inputs
 from conclip.models.folder import model_hash
 from conclip.pipeline import Pipeline, Work, stage_key
+from conclip.probe import SCHEMA_VERSION as PASS_RATES_VERSION
 from conclip.probe import Band, PassRate, describe, next_round, pass_rates, read_pass_rates, write_pass_rates
 from conclip.report.data import QUESTIONS
 from conclip.report.probing import pass_rate_table
@@ -94,7 +95,7 @@ class Stages:
             "model": self._hash(model),
             "problems": problems_hash(problems),
             "sampling": sampling,
-            "probe": [asdict(config.probe), asdict(band)],
+            "probe": [asdict(config.probe), asdict(band), PASS_RATES_VERSION],
             "grader": str(GRADER_VERSION),
         }
         self._pipeline.do(name, inputs, work)
@@ -233,7 +234,8 @@ def sample_in_rounds(
     by_id = {problem.problem_id: problem for problem in problems}
     found: dict[str, list[EvalRow]] = {problem_id: [] for problem_id in by_id}
     number = 0
-    while wanted := next_round({key: _counts(group) for key, group in found.items()}, band, settings):
+    kinds = {problem.problem_id: problem.kind for problem in problems}
+    while wanted := next_round({key: _counts(group) for key, group in found.items()}, kinds, band, settings):
         number += 1
         tasks = [
             task

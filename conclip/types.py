@@ -43,6 +43,11 @@ class Problem:
     choices: tuple[str, ...] | None = None
     """Texts of options A, B, ... of a multiple-choice question; its answer is a letter."""
 
+    @property
+    def kind(self) -> tuple[str, str | None, int | None]:
+        """What it has in common with other problems."""
+        return (self.source, self.subject, self.level)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSpec:

@@ -56,7 +56,7 @@ def test_one_module_imports_vllm():
 
 
 LAYERS = [
-    ["types", "stats", "seeding", "terminal", "answers", "files", "interrupts", "failures", "completion"],
+    ["types", "stats", "pooling", "seeding", "terminal", "answers", "files", "interrupts", "failures", "completion"],
     ["problems.arithmetic"],
     ["config"],
     ["display", "view", "trackers"],

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclip.config import ProbeConfig, UserError
+from conclip.compose import load_config
+from conclip.config import ProbeConfig, ProbeRunConfig, UserError
 from conclip.probe import (
     Band,
     PassRate,
@@ -62,24 +63,29 @@ def test_more_responses_help_where_the_class_is_open():
     assert (gain >= -1e-12).all() and gain[2] > 10 * gain[0] and gain[2] > 10 * gain[1]  # 5 of 24 may be below or inside
 
 
+def asked(counts: dict[str, tuple[int, int, int]], settings: ProbeConfig = SETTINGS) -> dict[str, int]:
+    """The next round of problems of one kind."""
+    return next_round(counts, dict.fromkeys(counts, ("s", None, None)), BAND, settings)
+
+
 def test_rounds_ask_everything_once_and_then_what_is_unclear():
-    assert next_round({"a": (0, 0, 0), "b": (0, 4, 4)}, BAND, SETTINGS) == {"a": 4}
+    assert asked({"a": (0, 0, 0), "b": (0, 4, 4)}) == {"a": 4}
     # 0 of 24 is clearly below, 12 of 24 clearly inside; 4 of 24 may be either
-    assert next_round({"a": (0, 24, 24), "b": (12, 24, 24), "c": (4, 24, 24)}, BAND, SETTINGS) == {"c": 4}
-    assert next_round({"c": (6, 30, 30)}, BAND, SETTINGS) == {"c": 2}  # up to max_samples
-    assert next_round({"c": (6, 32, 32)}, BAND, SETTINGS) == {}
+    assert asked({"a": (0, 24, 24), "b": (12, 24, 24), "c": (4, 24, 24)}) == {"c": 4}
+    assert asked({"c": (6, 30, 30)}) == {"c": 2}  # up to max_samples
+    assert asked({"c": (6, 32, 32)}) == {}
 
 
 def test_the_budget_goes_where_it_helps_most():
     settings = replace(SETTINGS, mean_samples=14.0)
     counts = {"even": (6, 12, 12), "edge": (3, 12, 12), "solved": (11, 12, 12)}  # 42 responses in all, 36 are spent
-    asked = next_round(counts, BAND, settings)
-    assert list(asked.values()) == [4, 2] and "even" not in asked
+    wanted = asked(counts, settings)
+    assert list(wanted.values()) == [4, 2] and "even" not in wanted
 
 
 def test_probing_ends_when_the_grader_judges_nothing():
     counts, rounds = (0, 0, 0), 0
-    while wanted := next_round({"a": counts}, BAND, SETTINGS):
+    while wanted := asked({"a": counts}):
         counts, rounds = (0, 0, counts[2] + wanted["a"]), rounds + 1
     assert counts == (0, 0, 32) and rounds == 8
 
@@ -87,23 +93,23 @@ def test_probing_ends_when_the_grader_judges_nothing():
 def simulate(truth: np.ndarray, settings: ProbeConfig, seed: int) -> tuple[dict[str, tuple[int, int, int]], int]:
     generator = np.random.default_rng(seed)
     counts = {str(n): (0, 0, 0) for n in range(len(truth))}
-    while wanted := next_round(counts, BAND, settings):
+    while wanted := asked(counts, settings):
         for name, more in wanted.items():
             correct, judged, sampled = counts[name]
             counts[name] = (correct + int(generator.binomial(more, truth[int(name)])), judged + more, sampled + more)
     return counts, sum(sampled for _, _, sampled in counts.values())
 
 
+@pytest.mark.slow
 def test_sequential_probing_errs_no_more_than_a_fixed_probe_of_twice_the_size():
-    """Outside the indifference zone, on uniform pass rates: simulated responses, 500 problems, five seeds."""
-    settings = ProbeConfig(
-        first_samples=6, more_samples=2, max_samples=96, mean_samples=16, indifference=0.05, confidence=0.99
-    )
+    """Outside a zone of 0.05, on uniform pass rates, as shipped: simulated responses, 500 problems, twelve seeds."""
+    config = load_config("probe", "probe=sequential")
+    assert isinstance(config, ProbeRunConfig)
     errors = {"sequential": 0, "fixed": 0}
-    for seed in range(5):
+    for seed in range(12):
         truth = np.random.default_rng(100 + seed).uniform(size=500)
         clear = (np.abs(truth - BAND.low) > 0.05) & (np.abs(truth - BAND.high) > 0.05)
-        counts, spent = simulate(truth, settings, seed)
+        counts, spent = simulate(truth, config.probe, seed)
         assert spent <= 16 * 500
         fixed = np.random.default_rng(200 + seed).binomial(32, truth) / 32
         for n in np.flatnonzero(clear):
@@ -111,6 +117,18 @@ def test_sequential_probing_errs_no_more_than_a_fixed_probe_of_twice_the_size():
             errors["sequential"] += BAND.holds(correct / judged) != BAND.holds(truth[n])
             errors["fixed"] += BAND.holds(fixed[n]) != BAND.holds(truth[n])
     assert errors["sequential"] <= errors["fixed"]
+
+
+def test_what_a_level_has_in_common_is_known_of_each_of_its_problems():
+    """Forty problems of an easy and forty of a hard level: an outlier of few responses is read with the others."""
+    easy = [(f"easy-{n}", "cccccc") for n in range(39)] + [("easy-odd", "cccwww")]
+    hard = [(f"hard-{n}", "cwwwcw") for n in range(39)] + [("hard-odd", "wwwwww")]
+    found = [replace(row, level=1 + name.startswith("hard")) for name, said in easy + hard for row in rows(name, said)]
+    rates = {rate.problem_id: rate for rate in pass_rates(found, BAND, model_hash="m", sampling_hash="s")}
+    assert rates["easy-0"].verdict == "above" and rates["hard-0"].verdict == "inside"
+    assert rates["hard-odd"].verdict == "inside" and rates["hard-odd"].high > 0.3  # its own interval is its own
+    (alone,) = rates_of(("hard-odd", "wwwwww"))
+    assert alone.verdict == "below" and alone.low == rates["hard-odd"].low
 
 
 def test_histogram_bins():

@@ -23,7 +23,7 @@ def rate(name: str, num_correct: int, *, of: int = 10, level: int = 1, subject: 
 
 @cache
 def shipped() -> PhaseConfig:
-    config = load_config("train-phase2", "phase.num_problems=2", "phase.problems_per_step=2")
+    config = load_config("train-phase2", "phase.num_problems=2", "phase.problems_per_step=2", "phase.band_confidence=0")
     assert isinstance(config, TrainRunConfig)
     return config.phase
 

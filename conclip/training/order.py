@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from conclip.config import PhaseConfig
-from conclip.probe import PRIOR
+from conclip.pooling import JEFFREYS
 from conclip.selection import Selection
 from conclip.types import Outcome, Problem, RolloutGroup
 
@@ -60,7 +60,7 @@ class ProblemOrder:
 class Refresher:
     """Replaces problems that became always or never solved by the next candidates of the probe.
 
-    Each problem's belief is a Beta posterior (`conclip.probe.PRIOR`) over its probed and trained responses, in which the
+    Each problem's belief is a Beta posterior (Jeffreys' prior) over its probed and trained responses, in which the
     newest step's evidence counts whole and all earlier evidence `memory` as much as before: the policy changes.
     """
 
@@ -103,7 +103,7 @@ class Refresher:
         Example: probed 6 of 12, then a group of 16 all correct at memory 0.5: (0.5 + 3 + 16) / (1 + 6 + 16) = 0.848.
         """
         correct, wrong = self._counts.get(problem.problem_id, (0.0, 0.0))
-        return (PRIOR[0] + correct) / (sum(PRIOR) + correct + wrong)
+        return (JEFFREYS[0] + correct) / (sum(JEFFREYS) + correct + wrong)
 
     def metrics(self) -> dict[str, float]:
         """The working set as it is."""
