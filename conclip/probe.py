@@ -209,7 +209,10 @@ def read_pass_rates(path: Path) -> list[PassRate]:
             row = cast(dict[str, Any], json.loads(line))
             if row.pop("schema") != SCHEMA_VERSION:
                 raise ValueError("written by another version")
-            rates.append(schema.validate_python(row))
+            rate = schema.validate_python(row)
+            if not 0 <= rate.num_correct <= rate.num_samples:
+                raise ValueError(f"{rate.num_correct} of {rate.num_samples} responses correct")
+            rates.append(rate)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}:{len(rates) + 1}: not a line of pass_rates.jsonl ({reason}); probe again") from error

@@ -145,6 +145,12 @@ def test_pass_rates_survive_the_file(tmp_path: Path):
     assert read_pass_rates(tmp_path / "rates.jsonl") == rates
 
 
+def test_impossible_counts_are_named(tmp_path: Path):
+    write_pass_rates(tmp_path / "rates.jsonl", [replace(rates_of(("a", "cw"))[0], num_correct=3)])
+    with pytest.raises(UserError, match=r"rates\.jsonl:1: .*3 of 2 responses"):
+        read_pass_rates(tmp_path / "rates.jsonl")
+
+
 @pytest.mark.parametrize("content", ["", "x\n", '{"schema": 99}\n', '{"problem_id": "a"}\n', "[]\n"])
 def test_a_damaged_pass_rate_file_is_named(tmp_path: Path, content: str):
     path = tmp_path / "rates.jsonl"
