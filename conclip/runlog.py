@@ -156,10 +156,13 @@ class Run:
         return [{k: math.nan if v is None else v for k, v in row.items() if k not in ("schema", "step")} for row in rows]
 
     def adopt_metrics(self, folder: Path, stage: str) -> None:
-        """Take over the metrics of a stage that another attempt did."""
+        """Take over the metrics of a stage that another attempt did; the trackers get them, too."""
         theirs = [row for row in _metric_lines(folder) if json.loads(row)["stage"] == stage]
         mine = [row for row in _metric_lines(self.folder) if json.loads(row)["stage"] != stage]
         self._rewrite_metrics([*mine, *theirs])
+        for row in map(json.loads, theirs):
+            numbers = {k: v for k, v in row.items() if k not in ("schema", "stage", "step") and v is not None}
+            self._trackers.log(stage, row["step"], numbers)
         for path in (folder / "rollouts").glob(f"{stage}-*.jsonl"):
             (self.folder / "rollouts").mkdir(exist_ok=True)
             shutil.copy2(path, self.folder / "rollouts" / path.name)

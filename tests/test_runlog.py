@@ -5,7 +5,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -76,6 +76,20 @@ def test_only_the_run_itself_writes_to_standard_output(tmp_path: Path):
     assert events[0]["kind"] == "run folder" and events[2]["results"] == {"low": None}
     log = (tmp_path / "eval/x/latest/run.log").read_text()
     assert all(f"chatter of a {who}" in log for who in ("C library", "Python library", "child"))
+
+
+def test_a_stage_taken_over_brings_its_metrics_to_the_trackers(config: BaseConfig, monkeypatch: pytest.MonkeyPatch):
+    first = Run("eval", config, "identity 1")
+    first.log_metrics("phase1", 1, {"reward/mean": 0.5, "value/loss": float("nan")})
+    first.log_metrics("phase2", 1, {"reward/mean": 0.7})
+    first.close()
+    second = Run("eval", config, "identity 2")
+    tracked: list[tuple[str, int, Mapping[str, float]]] = []
+    monkeypatch.setattr(second._trackers, "log", lambda *row: tracked.append(row))  # pyright: ignore[reportPrivateUsage]
+    second.adopt_metrics(first.folder, "phase1")
+    second.close()
+    assert tracked == [("phase1", 1, {"reward/mean": 0.5})]
+    assert len((second.folder / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_metrics_are_whole_lines_and_transcripts_show_best_and_worst(config: BaseConfig):
