@@ -2,11 +2,12 @@
 
     make probing
 
-First 500 lab problems are sampled 256 times each (about 20 minutes on 2 cores; done once, `outputs/probe/bank`): these rates
-are the truth. Then every probe draws responses with exactly these probabilities, five seeds of all problems. An error is a
-problem further than 0.05 from the band's ends that is put on the wrong side of one: by its measured rate alone, as is usual,
-or by the posterior that conclip uses, which pools the problems of a level. Selection takes eight problems from the
-measured rates, twenty times a seed, with several demands on their certainty, and counts how many truly lie in the band.
+First 500 lab problems are sampled 256 times each (about 20 minutes on 2 cores; done once, `outputs/probe/bank`): these
+rates are the truth. Then every probe draws responses with exactly these probabilities, five seeds of all problems. An error
+is a problem further than a zone from the band's ends (0.05, phase 1: 0.025) that is put into a wrong class, below, inside
+or above: by its measured rate alone, as is usual, or by the posterior that conclip uses, which pools the problems of a
+level. Selection takes eight problems, twenty times a seed, with several demands on their certainty, and counts how many
+truly lie in the band.
 """
 
 import argparse
@@ -14,13 +15,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from lab_runs import DOCS, into_page
 
 from conclip.compose import load_config
-from conclip.config import PhaseConfig, ProbeConfig, ProbeRunConfig, UserError
+from conclip.config import PhaseConfig, ProbeConfig, ProbeRunConfig
 from conclip.pooling import Kind
 from conclip.probe import Band, PassRate, next_round, pooled, read_pass_rates
 from conclip.selection import select
@@ -37,10 +39,10 @@ BANK = (
     "rollout.max_tokens=384",
 )
 BANDS = {"phase 2": Band(low=0.2, high=0.8), "phase 1": Band(low=0.05, high=0.2)}
-CONFIDENCES = (0.0, 0.5, 0.8, 0.9, 0.95)
+CONFIDENCES = (0.0, 0.8, 0.95)
 SETS = 20
 """Of chosen problems, for each probe."""
-ZONE = 0.05
+ZONES = {"phase 2": 0.05, "phase 1": 0.025}
 """Half-width of the zone around a band's ends within which either verdict will do."""
 
 Counts = dict[str, tuple[int, int, int]]
@@ -89,49 +91,62 @@ def as_rates(counts: Counts, bank: list[PassRate]) -> list[PassRate]:
     return [replace(rate, num_correct=counts[rate.problem_id][0], num_samples=counts[rate.problem_id][1]) for rate in bank]
 
 
-def errors(rates: list[PassRate], truth: dict[str, float], band: Band) -> tuple[float, float]:
-    """Share of problems outside the indifference zone on the wrong side of an end of the band [%]: by the measured rate, by
-    the pooled posterior."""
-    clear = [min(abs(truth[r.problem_id] - band.low), abs(truth[r.problem_id] - band.high)) > ZONE for r in rates]
-    true = np.array([band.holds(truth[rate.problem_id]) for rate in rates])
-    measured = np.array([band.holds(rate.pass_rate) for rate in rates])
-    likeliest = pooled(rates, band).argmax(0) == 1
+def errors(rates: list[PassRate], truth: dict[str, float], band: Band, zone: float) -> tuple[float, float]:
+    """Share of problems outside the zone put into a wrong class [%]: by the measured rate, by the pooled posterior."""
+    clear = [min(abs(truth[r.problem_id] - band.low), abs(truth[r.problem_id] - band.high)) > zone for r in rates]
+    true = class_of(np.array([truth[rate.problem_id] for rate in rates]), band)
+    measured = class_of(np.array([rate.pass_rate for rate in rates]), band)
+    likeliest = pooled(rates, band).argmax(0)
     return 100 * float((measured != true)[clear].mean()), 100 * float((likeliest != true)[clear].mean())
 
 
+def class_of(rates: np.ndarray, band: Band) -> np.ndarray:
+    """0 below, 1 inside, 2 above the band."""
+    return (rates >= band.low).astype(int) + (rates > band.high)
+
+
 def hits(measured: list[list[PassRate]], phase: PhaseConfig, truth: dict[str, float], band: Band) -> list[float]:
-    """Share of the chosen problems whose true rate lies in the band [%], probe by probe; empty with too few candidates."""
-    problems = [Problem(problem_id=name, question=name, answer="", source="") for name in truth]
+    """Share of the chosen problems whose true rate lies in the band [%], probe by probe."""
+    problems = [
+        Problem(problem_id=r.problem_id, question=r.problem_id, answer="", source="", level=r.level) for r in measured[0]
+    ]
     shares: list[float] = []
     for rates in measured:
-        try:
-            chosen = [p for number in range(SETS) for p in select("phase", problems, rates, phase, number).problems]
-        except UserError:
-            return []
+        chosen = [p for number in range(SETS) for p in select("phase", problems, rates, phase, number).problems]
         shares.append(100 * float(np.mean([band.holds(truth[problem.problem_id]) for problem in chosen])))
     return shares
+
+
+def pools() -> dict[str, list[PassRate]]:
+    """The bank; the bank as if it stated no levels; and rates of a shape that is common, most of them near 0 and 1."""
+    rates = bank()
+    drawn = np.random.default_rng(0).beta(0.3, 0.7, size=len(rates))
+    unlevelled = [replace(rate, level=None) for rate in rates]
+    simulated = [
+        replace(rate, num_samples=1_000_000, num_correct=round(1e6 * p)) for rate, p in zip(unlevelled, drawn, strict=True)
+    ]
+    return {"lab": rates, "lab, levels unknown": unlevelled, "simulated, Beta(0.3, 0.7)": simulated}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
-    rates = bank()
-    truth = {rate.problem_id: rate.pass_rate for rate in rates}
     config = load_config("probe")
     assert isinstance(config, ProbeRunConfig)
     lines = [
-        "| band | probe | responses a problem | errors, measured rate | errors, pooled posterior |",
-        "|---|---|---:|---|---|",
+        "| pool | band | probe | responses a problem | errors, measured rate | errors, pooled posterior |",
+        "|---|---|---|---:|---|---|",
     ]
-    chosen = ["| band | probe | `band_confidence` | chosen problems truly in the band |", "|---|---|---:|---|"]
-    for title, band in BANDS.items():
+    chosen = ["| pool | band | probe | `band_confidence` | chosen problems truly in the band |", "|---|---|---|---:|---|"]
+    for (pool, rates), (title, band) in product(pools().items(), BANDS.items()):
+        truth = {rate.problem_id: rate.pass_rate for rate in rates}
         for name, probe in probes({rate.problem_id: rate.kind for rate in rates}).items():
             counts = [probe(truth, band, np.random.default_rng(seed)) for seed in range(arguments.seeds)]
             spent = np.mean([sampled for found in counts for _, _, sampled in found.values()])
             measured = [as_rates(found, rates) for found in counts]
-            plain, likeliest = zip(*(errors(found, truth, band) for found in measured), strict=True)
-            where = f"| {band.low:g} to {band.high:g} ({title}) | {name} |"
+            plain, likeliest = zip(*(errors(found, truth, band, ZONES[title]) for found in measured), strict=True)
+            where = f"| {pool} | {band.low:g} to {band.high:g} ({title}) | {name} |"
             lines.append(f"{where} {spent:.1f} | {percent(plain)} | {percent(likeliest)} |")
             if "`" in name:  # as shipped
                 for confidence in CONFIDENCES:
@@ -146,8 +161,6 @@ def main() -> None:
 
 def percent(shares: Sequence[float]) -> str:
     """Mean and interval over seeds."""
-    if not shares:
-        return "too few candidates"
     mean, low, high = clustered_interval(shares)
     return f"{mean:.2f} % [{max(0.0, low):.2f}, {min(100.0, high):.2f}]"
 

@@ -40,6 +40,8 @@ def run_probe(config: ProbeRunConfig, inputs: Inputs, run: Run) -> None:
         run.warn(str(error))
         return
     run.write_json("problems.json", describe_selection(selection))
+    if doubts := selection.doubts(config.phase):
+        run.say(doubts)
     for choice in selection.chosen:
         run.say(f"chosen: {choice.problem.problem_id}: {choice.reason}", result=True)
 

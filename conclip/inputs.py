@@ -26,7 +26,7 @@ from conclip.types import Problem
 from conclip.validate import to_config
 
 SMALL_MODEL, LARGE_RATE = 20_000_000, 2e-5
-"""Parameters up to which, and learning rates from which on, a rate is more likely forgotten than meant."""
+"""For more parameters, a higher learning rate is more likely forgotten than meant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Inputs:
     checkpoints: dict[str, Path]
     """Further models to evaluate, by name."""
     notes: tuple[str, ...]
-    """What people should know of the data."""
+    """What people should know before the run."""
     rates: list[PassRate] | None
     """Pass rates of an earlier probe; None to probe first."""
 
@@ -89,8 +89,8 @@ def load_inputs(config: BaseConfig) -> Inputs:
     rate, size = (config.optim.policy_lr, num_parameters(model_path)) if isinstance(config, LearnConfig) else (0.0, 0)
     if rate > LARGE_RATE and size > SMALL_MODEL:
         notes.append(
-            f"optim.policy_lr={rate:g} for {size / 1e6:,.0f} million parameters: the shipped rate is the embedded model's, "
-            "the paper used 5e-7 for 1.5 and 7 billion (optim=paper)"
+            f"optim.policy_lr={rate:g} for {size / 1e6:,.0f} million parameters is high: optim=lab is for the embedded "
+            "model, the paper used 5e-7 for 1.5 and 7 billion (optim=paper)"
         )
     if trust:
         notes.append("model.trust_remote_code: Python code from the model's folder runs on this machine")

@@ -2,7 +2,8 @@
 
 A few responses leave a pass rate wide open, but problems of one source, subject and level may have much in common, and
 how much can be measured. Where they have little, the prior is weak and the problem's own responses decide (partial pooling
-by empirical Bayes: Efron & Morris 1975; Gelman et al., Bayesian Data Analysis, chapter 5).
+by empirical Bayes: Efron & Morris 1975; Gelman et al., Bayesian Data Analysis, chapter 5). The fitted prior is taken as if
+it were known: of kinds hardly larger than `MIN_PROBLEMS`, probabilities near 0 and 1 are somewhat too sure.
 """
 
 from collections.abc import Sequence
@@ -33,17 +34,19 @@ Numbers = Any
 
 def priors(kinds: Sequence[Kind], num_correct: Numbers, num_judged: Numbers) -> tuple[Numbers, Numbers]:
     """Parameters a and b of each problem's Beta prior, [N] each: fitted to the problems that share its source, subject and
-    level; where these are fewer than `MIN_PROBLEMS`, its source and level; its source; nothing. Jeffreys' when all problems
-    together are fewer."""
+    level; where fewer than `MIN_PROBLEMS` of these have judged responses, its source and level; its source; nothing.
+    Jeffreys' when all problems together are fewer."""
     found = np.tile(np.array(JEFFREYS)[:, None], len(kinds))
     is_open = np.ones(len(kinds), dtype=bool)
     for view in VIEWS:
-        shared = [tuple(kind[part] for part in view) for kind in kinds]
-        for name in set(shared):
-            members = np.array([other == name for other in shared])
-            if members.sum() >= MIN_PROBLEMS and is_open[members].any():
-                found[:, members & is_open] = np.array(fitted_prior(num_correct[members], num_judged[members]))[:, None]
-                is_open &= ~members
+        members: dict[tuple[str | int | None, ...], list[int]] = {}
+        for index, kind in enumerate(kinds):
+            members.setdefault(tuple(kind[part] for part in view), []).append(index)
+        for indices in map(np.array, members.values()):
+            judged, left = indices[num_judged[indices] > 0], indices[is_open[indices]]
+            if len(judged) >= MIN_PROBLEMS and len(left):
+                found[:, left] = np.array(fitted_prior(num_correct[judged], num_judged[judged]))[:, None]
+                is_open[left] = False
     return found[0], found[1]
 
 

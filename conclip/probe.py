@@ -25,6 +25,8 @@ from conclip.pooling import JEFFREYS, Kind, Numbers, priors
 from conclip.types import EvalRow, Outcome
 
 SCHEMA_VERSION = 3
+READABLE = (2, 3)
+"""In schema 2, verdict and probability are those of each problem's responses alone; the rest is the same."""
 
 Verdict = Literal["below", "inside", "above"]
 CLASSES: tuple[Verdict, ...] = ("below", "inside", "above")
@@ -207,7 +209,7 @@ def read_pass_rates(path: Path) -> list[PassRate]:
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = cast(dict[str, Any], json.loads(line))
-            if row.pop("schema") != SCHEMA_VERSION:
+            if row.pop("schema") not in READABLE:
                 raise ValueError("written by another version")
             rate = schema.validate_python(row)
             if not 0 <= rate.num_correct <= rate.num_samples:

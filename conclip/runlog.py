@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -70,22 +70,29 @@ class Run:
         drop_cut_line(self.folder / "metrics.jsonl")
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         _log_to(self.folder / "run.log")
+        self._display: Display = NoDisplay()
         # after all above: an error there must reach the terminal
         self._screen, self._restore_output = divert_output(self.folder / "run.log")
-        self._display = open_display(config.logger.display, f"{subcommand} {config.name}", self._screen)
+        try:
+            self._open_views(subcommand, config)
+        except BaseException:
+            self._display.close()
+            self._restore_output()
+            raise
+        if continued:
+            self.say("going on where it was (same config, same inputs)")
+        self.point_to("run folder", self.folder, result=False)
+
+    def _open_views(self, subcommand: str, config: BaseConfig) -> None:
+        """The display and the trackers."""
+        title = f"{subcommand} {config.name}"
+        self._display = open_display(config.logger.display, title, self._screen)
         tracker_id = str(_manifest(self.folder).get("tracker_id") or secrets.token_hex(8))
         self.update_manifest(tracker_id=tracker_id)
         described = Described(
-            project=config.logger.project,
-            name=f"{subcommand} {config.name}",
-            identity=tracker_id,
-            folder=self.folder,
-            config=asdict(config),
+            project=config.logger.project, name=title, identity=tracker_id, folder=self.folder, config=asdict(config)
         )
         self._trackers = Trackers(config.logger.trackers, described, self.warn)
-        if continued:
-            self.say(f"going on in {self.folder} (same config, same inputs)")
-        self.point_to("run folder", self.folder, result=False)
 
     def say(self, text: str, *, result: bool = False) -> None:
         """One line for people, also kept in run.log. `result`: what the run was made for."""
@@ -118,9 +125,11 @@ class Run:
             show(self._display)
         except Exception as error:
             logging.getLogger("conclip").exception("the display failed")
-            self._display = NoDisplay()
-            if isinstance(error, BrokenPipeError):
+            failed, self._display = self._display, NoDisplay()
+            if isinstance(error, OSError):
                 leave(self._screen)
+            with suppress(Exception):
+                failed.close()
 
     def log_metrics(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """One JSON line, NaN and infinity as null; readable up to the last whole line whatever happens later. The trackers

@@ -18,6 +18,8 @@ class Choice:
     reason: str
     rate: PassRate | None
     """None when it was named by hand."""
+    probability: float = 1.0
+    """That its pass rate lies in the band, by all probed responses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +32,26 @@ class Selection:
     def problems(self) -> list[Problem]:
         return [choice.problem for choice in self.chosen]
 
+    def doubts(self, phase: PhaseConfig) -> str | None:
+        """A sentence, where chosen problems lie in the band less probably than asked for."""
+        doubtful = [choice.probability for choice in self.chosen if choice.probability < phase.band_confidence]
+        if not doubtful:
+            return None
+        band = f"[{phase.pass_rate_low:g}, {phase.pass_rate_high:g}]"
+        return (
+            f"{len(doubtful)} of {len(self.chosen)} chosen problems lie in {band} with a probability below "
+            f"{phase.band_confidence:g} (lowest {min(doubtful):.2f}); more responses (probe=sequential) or more problems "
+            "(data.pool) make surer ones"
+        )
+
 
 def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], phase: PhaseConfig, seed: int) -> Selection:
     """The phase's training problems: those named in the config by id or by answer, else `num_problems` whose measured pass
-    rate lies in its band, and whose true one does with at least probability `band_confidence`.
+    rate lies in its band.
 
-    Of these, subjects and levels take turns (a spread over difficulties), in an order the seed decides; so do the ones in
-    reserve. Raises UserError with the distribution of pass rates when there are too few.
+    First come those whose true rate lies there with at least probability `band_confidence`, subjects and levels in turn (a
+    spread over difficulties), in an order the seed decides; then all others, the most probable first. Raises UserError with
+    the distribution of pass rates when both together are too few.
     """
     by_id = {problem.problem_id: problem for problem in problems}
     if phase.problem_ids is not None:
@@ -48,20 +63,21 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
         return _by_hand([_by_answer(key, str(answer), problems) for answer in phase.answers], "named by answers")
     band = Band(low=phase.pass_rate_low, high=phase.pass_rate_high)
     known = [rate for rate in rates if rate.problem_id in by_id]
-    probability = dict(zip([rate.problem_id for rate in rates], pooled(rates, band)[1], strict=True))
-    inside = [rate for rate in known if rate.num_samples and band.holds(rate.pass_rate)]
-    sure = [rate for rate in inside if probability[rate.problem_id] >= phase.band_confidence]
-    if len(sure) < phase.num_problems:
-        unsure = f", {len(inside)} without asking for probability {phase.band_confidence:g}" if sure != inside else ""
-        raise UserError(
-            f"{key}: {len(sure)} of {len(known)} probed problems have a pass rate in [{band.low:g}, {band.high:g}]{unsure}, "
-            f"{phase.num_problems} are needed ({describe(known)}); widen {key}.pass_rate_low/high or lower "
-            f"{key}.band_confidence, lower {key}.num_problems, or give data.pool easier, harder or more problems"
-        )
-    ordered = [
-        Choice(problem=by_id[rate.problem_id], reason=_reason(rate, band, probability[rate.problem_id]), rate=rate)
-        for rate in _spread(sure, key, seed)
+    candidates = [
+        Choice(problem=by_id[rate.problem_id], reason=_reason(rate, band, probability), rate=rate, probability=probability)
+        for rate, probability in zip(known, pooled(known, band)[1].tolist(), strict=True)
+        if rate.num_samples and band.holds(rate.pass_rate)
     ]
+    if len(candidates) < phase.num_problems:
+        raise UserError(
+            f"{key}: {len(candidates)} of {len(known)} probed problems have a measured pass rate in "
+            f"[{band.low:g}, {band.high:g}], {phase.num_problems} are needed ({describe(known)}); widen "
+            f"{key}.pass_rate_low/high, lower {key}.num_problems, give data.pool easier, harder or more problems, or take "
+            "more responses of each (probe=sequential)"
+        )
+    ordered = _spread([choice for choice in candidates if choice.probability >= phase.band_confidence], key, seed)
+    doubtful = [choice for choice in candidates if choice.probability < phase.band_confidence]
+    ordered += sorted(doubtful, key=lambda choice: (-choice.probability, choice.problem.problem_id))
     return Selection(chosen=tuple(ordered[: phase.num_problems]), reserve=tuple(ordered[phase.num_problems :]))
 
 
@@ -85,15 +101,15 @@ def _by_answer(key: str, answer: str, problems: Sequence[Problem]) -> Problem:
     return found[0]
 
 
-def _spread(rates: Sequence[PassRate], key: str, seed: int) -> list[PassRate]:
+def _spread(choices: Sequence[Choice], key: str, seed: int) -> list[Choice]:
     """Shuffled, then always one of the subject and level that were taken least so far; the shuffle decides between equals,
     so that a set smaller than the number of levels does not hold the lowest ones."""
-    strata: dict[tuple[str | None, int | None], list[PassRate]] = {}
-    for rate in python_stream(seed, key, "select").sample(list(rates), len(rates)):
-        strata.setdefault((rate.subject, rate.level), []).append(rate)
+    strata: dict[tuple[str | None, int | None], list[Choice]] = {}
+    for choice in python_stream(seed, key, "select").sample(list(choices), len(choices)):
+        strata.setdefault((choice.problem.subject, choice.problem.level), []).append(choice)
     subjects: Counter[str | None] = Counter()
     levels: Counter[int | None] = Counter()
-    ordered: list[PassRate] = []
+    ordered: list[Choice] = []
     while strata:
         subject, level = least = min(strata, key=lambda name: subjects[name[0]] + levels[name[1]])
         ordered.append(strata[least].pop())
@@ -112,6 +128,6 @@ def _reason(rate: PassRate, band: Band, probability: float) -> str:
         ]
     )
     return (
-        f"solved {rate.num_correct} of {rate.num_samples} times [{rate.low:.2f}, {rate.high:.2f}], in "
+        f"solved {rate.num_correct} of {rate.num_samples} times [{rate.low:.2f}, {rate.high:.2f}]; by all responses in "
         f"[{band.low:g}, {band.high:g}] with probability {probability:.2f}{f'; {where}' if where else ''}"
     )

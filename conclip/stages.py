@@ -116,6 +116,8 @@ class Stages:
             runtime = self.runtime_with(model)
             self._loaded = None  # the engine follows the learner from here on
             self._run.say(f"{stage}: {len(chosen)} problems, {phase.num_steps} steps")
+            if doubts := selection.doubts(phase):
+                self._run.say(f"{stage}: {doubts}")
             trainer = Trainer(
                 stage,
                 config,

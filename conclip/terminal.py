@@ -2,12 +2,13 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import IO, TextIO
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleDimensions, RenderableType
 
 PIPED_WIDTH = 120
 """Columns where the output goes to a file or a pipe; a terminal says its own width."""
@@ -16,6 +17,19 @@ PIPED_WIDTH = 120
 class OutputConsole(Console):
     """A reader that went away (`| head`) ends no run: what is said from then on goes to the log only."""
 
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Of the terminal that is written to, wherever the standard descriptors point."""
+        try:
+            found = os.get_terminal_size(self.file.fileno())
+        except (OSError, ValueError):
+            return super().size
+        return ConsoleDimensions(*found) if self._width is None and found.columns else super().size
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
     def on_broken_pipe(self) -> None:
         self.quiet = True
         leave(self.file)
@@ -23,7 +37,8 @@ class OutputConsole(Console):
 
 def leave(stream: IO[str]) -> None:
     """Send what is still written to a stream without a reader nowhere, or Python would complain of it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    with open(os.devnull, "w") as nowhere, suppress(OSError, ValueError):
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def open_console(stream: TextIO | None = None) -> Console:
@@ -39,26 +54,37 @@ def open_console(stream: TextIO | None = None) -> Console:
 def divert_output(log: Path) -> tuple[TextIO, Callable[[], None]]:
     """Send what libraries and child processes print (C++ code included) to a log file. Returns the stream that still is
     standard output, for people, and what puts everything back; a traceback after that reaches the terminal again."""
-    sys.stderr.flush()
-    kept, screen = {2: os.dup(2)}, sys.stdout
+    streams: dict[int, TextIO | None] = {1: sys.stdout, 2: sys.stderr}
+    kept = {2: os.dup(2)} if sys.stderr is not None else {}
+    screen = sys.stdout
     if _descriptor(sys.stdout) == 1:
-        sys.stdout.flush()
         kept[1] = os.dup(1)
         screen = open(os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace")  # noqa: SIM115  closed by restore
+    elif sys.stdout is None:  # closed by the shell: nobody reads
+        screen = open(os.devnull, "w")  # noqa: SIM115
+    _flush(streams)
     with log.open("ab") as file:
         for number in kept:
             os.dup2(file.fileno(), number)
 
     def restore() -> None:
-        if screen is not sys.stdout:
-            screen.close()
-        for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
-            if number in kept:
-                stream.flush()
-                os.dup2(kept[number], number)
-                os.close(kept[number])
+        """Whatever becomes of what was not written yet."""
+        with suppress(OSError, ValueError):
+            if screen is not sys.stdout:
+                screen.close()
+        _flush(streams)
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
 
     return screen, restore
+
+
+def _flush(streams: Mapping[int, TextIO | None]) -> None:
+    for stream in streams.values():
+        with suppress(OSError, ValueError):
+            if stream is not None:
+                stream.flush()
 
 
 def _descriptor(stream: TextIO | None) -> int | None:

@@ -6,6 +6,7 @@ import pty
 import re
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,14 @@ def in_terminal(command: list[str], cwd: Path) -> str:
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0, written.decode(errors="replace")[-2000:]
     return written.decode(errors="replace")
+
+
+def test_the_view_fits_a_terminal_though_the_standard_streams_lead_elsewhere(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    control, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 60))
+    with open(terminal, "w") as stream, open(control):
+        assert open_console(stream).width == 60
 
 
 @pytest.mark.engine

@@ -115,7 +115,7 @@ def test_doctor_knows_what_a_config_needs(tmp_path: Path, monkeypatch: pytest.Mo
     found = checks()
     assert [check.state for check in found.values()] == ["ok"] * 3 and "pool" in found["config"].found
     monkeypatch.setattr(inputs, "SMALL_MODEL", size - 1)
-    assert checks()["note"].found.startswith("optim.policy_lr=0.0001 for 1 million parameters")
+    assert checks()["note"].found.startswith("optim.policy_lr=0.0001 for 1 million parameters is high")
     assert "note" not in checks("optim=paper")
     found = checks("rollout.kv_cache_gib=1000000")
     assert found["memory it needs"].state == "FAILED" and "kv_cache_gib" in found["memory it needs"].remedy

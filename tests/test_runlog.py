@@ -7,9 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from conclip import runlog
 from conclip.compose import load_config
 from conclip.config import BaseConfig
 from conclip.display import NoDisplay
@@ -76,6 +78,24 @@ def test_only_the_run_itself_writes_to_standard_output(tmp_path: Path):
     assert events[0]["kind"] == "run folder" and events[2]["results"] == {"low": None}
     log = (tmp_path / "eval/x/latest/run.log").read_text()
     assert all(f"chatter of a {who}" in log for who in ("C library", "Python library", "child"))
+
+
+@pytest.mark.parametrize("end", [">/dev/full", ">&-"])
+def test_an_output_that_takes_nothing_ends_no_run(tmp_path: Path, end: str):
+    script = tmp_path / "chatty.py"
+    script.write_text(CHATTY.replace('print("after")', 'print("after", file=sys.stderr)'))
+    command = f"{sys.executable} {script} {tmp_path} {end}"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert ended.stderr == "after\n" and ended.stdout == ""
+    assert "for people" in (tmp_path / "eval/x/latest/run.log").read_text()
+
+
+def test_what_goes_wrong_at_the_start_is_seen(config: BaseConfig, capfd: pytest.CaptureFixture[str]):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runlog, "Trackers", Mock(side_effect=KeyboardInterrupt))
+        Run("eval", config, "identity")
+    os.write(2, b"stopped\n")
+    assert capfd.readouterr().err == "stopped\n"
 
 
 def test_a_stage_taken_over_brings_its_metrics_to_the_trackers(config: BaseConfig, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 
 from conclip.compose import load_config
@@ -15,7 +16,7 @@ from tests.conftest import make_row
 BAND = Band(low=0.2, high=0.8)
 
 
-def rate(name: str, num_correct: int, *, of: int = 10, level: int = 1, subject: str | None = None) -> PassRate:
+def rate(name: str, num_correct: int, *, of: int = 10, level: int | None = 1, subject: str | None = None) -> PassRate:
     found = [make_row(name, Outcome.CORRECT if n < num_correct else Outcome.WRONG, 5, n, level=level) for n in range(of)]
     (made,) = pass_rates(found, BAND, model_hash="m", sampling_hash="s")
     return replace(made, subject=subject)
@@ -32,8 +33,13 @@ def phase(**changes: object) -> PhaseConfig:
     return replace(shipped(), **changes)  # type: ignore[arg-type]
 
 
+def problem_of(rate: PassRate, answer: str = "1") -> Problem:
+    name = rate.problem_id
+    return Problem(problem_id=name, question=name, answer=answer, source="s", level=rate.level, subject=rate.subject)
+
+
 RATES = [rate("never", 0), rate("rare", 1), rate("some", 5), rate("more", 8, level=2), rate("also", 6), rate("always", 10)]
-PROBLEMS = [Problem(problem_id=r.problem_id, question=r.problem_id, answer=str(n), source="s") for n, r in enumerate(RATES)]
+PROBLEMS = [problem_of(rate, answer=str(n)) for n, rate in enumerate(RATES)]
 
 
 def ids(*arguments: object, **changes: object) -> list[str]:
@@ -49,7 +55,7 @@ def test_selection_stays_in_the_band_spreads_over_levels_and_repeats():
 
 def test_selection_spreads_over_subjects():
     rates = [rate(f"{subject}-{n}", 5, subject=subject) for subject in ("algebra", "geometry", "logic") for n in range(4)]
-    problems = [Problem(problem_id=r.problem_id, question=r.problem_id, answer="1", source="s") for r in rates]
+    problems = [problem_of(rate) for rate in rates]
     chosen = select("phase", problems, rates, phase(num_problems=3), 0).problems
     assert {problem.problem_id.split("-")[0] for problem in chosen} == {"algebra", "geometry", "logic"}
 
@@ -62,7 +68,7 @@ def chosen_strata(number: int, seed: int) -> list[tuple[str, int]]:
         for level in (1, 2, 3, 4)
         for n in range(3)
     ]
-    problems = [Problem(problem_id=r.problem_id, question=r.problem_id, answer="1", source="s") for r in rates]
+    problems = [problem_of(rate) for rate in rates]
     settings = phase(num_problems=number, problems_per_step=1)
     names = [problem.problem_id.split() for problem in select("phase", problems, rates, settings, seed).problems]
     return [(subject, int(level)) for subject, level, _ in names]
@@ -92,16 +98,44 @@ def test_every_choice_has_its_reason_and_the_rest_waits_in_reserve():
     assert everyone == {"some", "more", "also"}
 
 
-def test_doubtful_problems_are_left_out_when_confidence_is_asked_for():
+def test_doubtful_problems_come_last_and_are_said():
     assert set(ids(num_problems=2, band_confidence=0.9)) == {"some", "also"}  # 8 of 10 may well be above 0.8
-    with pytest.raises(UserError, match=r"3 without asking for probability 0\.9"):
-        ids(num_problems=3, band_confidence=0.9)
+    wanted = phase(num_problems=3, band_confidence=0.9)
+    selection = select("phase", PROBLEMS, RATES, wanted, 0)
+    assert selection.problems[2].problem_id == "more"
+    doubts = selection.doubts(wanted)
+    assert doubts is not None and doubts.startswith("1 of 3 chosen problems lie in [0.2, 0.8] with a probability below 0.9")
+    assert selection.doubts(phase(num_problems=3)) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_levels_without_true_candidates_give_none(seed: int):
+    """Twelve responses to each of 100 easy and 100 middling problems: easy ones that seem to lie in the band are unlucky."""
+    random = np.random.default_rng(seed)
+    truth = {f"{level} {n}": p for level, p in ((1, 0.9), (2, 0.5)) for n in range(100)}
+    rates = [rate(name, int(random.binomial(12, p)), of=12, level=int(name[0])) for name, p in truth.items()]
+    problems = [problem_of(rate) for rate in rates]
+    assert sum(0.2 <= rate.pass_rate <= 0.8 for rate in rates[:100]) >= 4
+    chosen = select("phase", problems, rates, phase(num_problems=8, band_confidence=0.8), seed).problems
+    assert {problem.problem_id[0] for problem in chosen} == {"2"}
+
+
+def test_a_phase_finds_problems_in_a_pool_without_levels():
+    """As shipped for phase 1: twelve responses can make no problem of rare successes sure, but its candidates are found."""
+    config = load_config("train-phase1")
+    assert isinstance(config, TrainRunConfig)
+    truth = np.random.default_rng(0).beta(0.3, 0.7, size=400)
+    solved = np.random.default_rng(1).binomial(12, truth)
+    rates = [rate(str(n), int(number), of=12, level=None) for n, number in enumerate(solved)]
+    problems = [problem_of(rate) for rate in rates]
+    selection = select("phase", problems, rates, config.phase, 0)
+    assert len(selection.problems) == 24 and "24 of 24" in (selection.doubts(config.phase) or "")
 
 
 def test_certainty_is_that_of_the_phases_band_whatever_it_was_probed_for():
     chosen = select("phase", PROBLEMS, RATES, phase(num_problems=1, pass_rate_low=0.05, pass_rate_high=0.15), 0).chosen
     assert [choice.problem.problem_id for choice in chosen] == ["rare"]
-    assert "in [0.05, 0.15] with probability 0.4" in chosen[0].reason
+    assert "by all responses in [0.05, 0.15] with probability 0.4" in chosen[0].reason
 
 
 def test_selection_by_hand():

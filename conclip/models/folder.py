@@ -81,18 +81,22 @@ def _check_type(key: str, folder: Path, model_type: Any, *, trust_remote_code: b
 
 def _check_weights(key: str, folder: Path) -> None:
     """Heads and lengths of the weight files; not their content."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    if not any(folder.glob("*.safetensors")):
         raise UserError(f"{key}: '{folder}' has no *.safetensors weights; other formats are not loaded")
-    index = folder / "model.safetensors.index.json"
     try:
-        if index.is_file():
-            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        for file in files:
+        for file in _weight_files(folder):
             with safe_open(file, framework="numpy"):
                 pass
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{key}: the weights in '{folder}' are damaged or not all there ({error}); download anew") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those the index names, or all where there is none."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
 def has_chat_template(folder: Path) -> bool:
@@ -108,7 +112,7 @@ def has_chat_template(folder: Path) -> bool:
 def num_parameters(folder: Path) -> int:
     """Of a model folder, from the heads of its weight files; a tensor that stands in two files counts once."""
     sizes: dict[str, int] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in _weight_files(folder):
         with safe_open(file, framework="numpy") as tensors:
             sizes |= {name: math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     return sum(sizes.values())
