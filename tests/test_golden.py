@@ -17,5 +17,6 @@ def test_losses_are_the_recorded_ones(algo: str):
     if machine() == RECORDED["machine"]:
         assert losses == expected  # bit for bit where it was recorded
     for mine, theirs in zip(losses, expected, strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-7, abs=1e-10)
+        # elsewhere the library's norms and rotary angles, which are in single precision, differ (AMD against Intel: 1.4e-7)
+        assert mine == pytest.approx(theirs, rel=5e-7, abs=1e-10)
     assert len({row["policy/loss"] for row in losses}) == 10  # the updates do something
