@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.special import betaln
 
-Kind = tuple[str, str | None, int | None]
-"""Source, subject and level of a problem."""
+from conclip.types import Kind
 
 JEFFREYS = (0.5, 0.5)
 """Beta prior of problems that are too few to learn from: few responses already speak."""

@@ -21,8 +21,8 @@ from scipy.special import betainc, betaincinv
 from scipy.stats import betabinom
 
 from conclip.config import ProbeConfig, UserError
-from conclip.pooling import JEFFREYS, Kind, Numbers, priors
-from conclip.types import EvalRow, Outcome
+from conclip.pooling import JEFFREYS, Numbers, priors
+from conclip.types import EvalRow, Kind, Outcome
 
 SCHEMA_VERSION = 3
 READABLE = (2, 3)

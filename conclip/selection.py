@@ -1,5 +1,6 @@
 """The choice of a phase's training problems, with a stated reason for each."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,9 +39,10 @@ class Selection:
         if not doubtful:
             return None
         band = f"[{phase.pass_rate_low:g}, {phase.pass_rate_high:g}]"
+        lowest = math.floor(100 * min(doubtful)) / 100
         return (
             f"{len(doubtful)} of {len(self.chosen)} chosen problems lie in {band} with a probability below "
-            f"{phase.band_confidence:g} (lowest {min(doubtful):.2f}); more responses (probe=sequential) or more problems "
+            f"{phase.band_confidence:g} (lowest {lowest:.2f}); more responses (probe=sequential) or more problems "
             "(data.pool) make surer ones"
         )
 

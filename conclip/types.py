@@ -26,6 +26,10 @@ class Outcome(StrEnum):
     """The grader failed or ran out of time; never counted as wrong, never trained on."""
 
 
+Kind = tuple[str, str | None, int | None]
+"""Source, subject and level of a problem."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One question with a checkable answer."""
@@ -44,7 +48,7 @@ class Problem:
     """Texts of options A, B, ... of a multiple-choice question; its answer is a letter."""
 
     @property
-    def kind(self) -> tuple[str, str | None, int | None]:
+    def kind(self) -> Kind:
         """What it has in common with other problems."""
         return (self.source, self.subject, self.level)
 

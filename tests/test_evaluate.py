@@ -14,7 +14,8 @@ from conclip.config import UserError
 from conclip.evaluation.rows import read_lines, read_rows, select_rows
 from conclip.evaluation.units import RowFile
 from conclip.models.folder import LAB_MODEL, model_hash
-from conclip.types import Outcome
+from conclip.runlog import Run
+from conclip.types import Outcome, Sampling
 from tests.conftest import make_row
 
 SMALL = ["debug=eval", "data.test.chain.num_problems=12", "eval.samples_per_problem=2"]
@@ -30,6 +31,8 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], random_model: Path
 ):
     monkeypatch.chdir(tmp_path)
+    seen: list[Sampling] = []
+    monkeypatch.setattr(Run, "show_sampling", lambda _, now: seen.append(now))
     command = ["eval", *SMALL, "eval.temperatures=[0,1.0]", f"checkpoints={{after: {random_model}}}", "name=crossed"]
     run(monkeypatch, *command)
     said = capfd.readouterr().out
@@ -47,6 +50,8 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     accuracy = sum(row.outcome is Outcome.CORRECT for row in rows) / len(rows)
     assert 0.3 < accuracy < 1  # the lab model; the random one is wrong throughout
     assert not any(row.outcome is Outcome.CORRECT for row in read_lines(first / "rows-after.jsonl"))
+    assert {now.whole for now in seen} == {36}  # what is shown of a model counts all its conditions
+    assert [now.done for now in seen if now.num_finished == now.num_total][-1] == 36
 
     # the second model's file lost its end, and a verdict was altered: the rest is taken over, these are sampled anew
     whole = (first / "rows-after.jsonl").read_text()

@@ -19,7 +19,9 @@ def evaluate(
     Seeds depend on problem and sample only: all models, temperatures and instructions get the same random streams. Greedy
     responses are sampled once.
     """
-    for temperature, prompt in product(settings.temperatures, settings.prompts):
+    conditions = list(product(settings.temperatures, settings.prompts))
+    num_after = sum(len(problems) * _num_samples(temperature, settings) for temperature, _ in conditions)
+    for temperature, prompt in conditions:
         spec = SamplingSpec(
             temperature=temperature,
             top_p=settings.top_p,
@@ -30,13 +32,14 @@ def evaluate(
         tasks = tasks_for(
             problems,
             runtime.prompts[prompt],
-            num_samples=settings.samples_per_problem if temperature > 0 else 1,
+            num_samples=_num_samples(temperature, settings),
             seed_parts=(runtime.config.seed, "eval"),
             messages=runtime.messages.get(prompt),
         )
         condition = f"eval {label}, {prompt}, temperature {temperature:g}"
         began, responses_before, tokens_before = time.monotonic(), file.num_sampled, file.num_sampled_tokens
-        file.sample(runtime, condition, prompt, tasks, spec)
+        num_after -= len(tasks)
+        file.sample(runtime, condition, prompt, tasks, spec, num_after=num_after)
         num_new, num_tokens = file.num_sampled - responses_before, file.num_sampled_tokens - tokens_before
         said = [f"{len(tasks)} responses"]
         if num_new:
@@ -47,3 +50,8 @@ def evaluate(
         runtime.run.say(f"{condition}: {', '.join(said)}")
     file.finish()
     return file.rows
+
+
+def _num_samples(temperature: float, settings: EvalConfig) -> int:
+    """Of each problem; a greedy response is always the same."""
+    return settings.samples_per_problem if temperature > 0 else 1

@@ -31,6 +31,7 @@ class RowFile:
         `path` holds already, and from files of the same kind in other `attempts`."""
         self.path, self.rows = path, list[EvalRow]()
         self.num_sampled = self.num_sampled_tokens = 0
+        self._seconds = 0.0  # that sampling took
         self._model, self._model_hash = model, model_hash
         own = _known_rows(path)
         if path.exists():
@@ -39,11 +40,18 @@ class RowFile:
         self._earlier = _rows_of(attempts, path) | own
 
     def sample(
-        self, runtime: Runtime, label: str, prompt: PromptStyle, tasks: Sequence[Task], spec: SamplingSpec
+        self,
+        runtime: Runtime,
+        label: str,
+        prompt: PromptStyle,
+        tasks: Sequence[Task],
+        spec: SamplingSpec,
+        *,
+        num_after: int = 0,
     ) -> list[EvalRow]:
-        """Rows of the tasks, in their order, appended to the file unit by unit."""
+        """Rows of the tasks, in their order, appended to the file unit by unit. `num_after`: responses that later calls will
+        bring, for those who want to know how long it takes."""
         found: list[EvalRow] = []
-        sampled, seconds = 0, 0.0
         with self.path.open("a", encoding="utf-8") as out:
             for unit in _units(tasks, runtime.config.rollout.unit_responses):
                 keys = {task.key: response_key(self._model_hash, task, spec, runtime.config) for task in unit}
@@ -52,13 +60,13 @@ class RowFile:
                 if len(rows) < len(unit):
                     began = time.monotonic()
                     others = OtherBatches(
-                        num_before=len(found),
-                        num_after=len(tasks) - len(found) - len(unit),
-                        num_sampled=sampled,
-                        seconds=seconds,
+                        num_before=len(self.rows) + len(found),
+                        num_after=len(tasks) - len(found) - len(unit) + num_after,
+                        num_sampled=self.num_sampled,
+                        seconds=self._seconds,
                     )
                     rollouts = {_task_key(rollout): rollout for rollout in runtime.collect(label, unit, spec, others)}
-                    sampled, seconds = sampled + len(unit), seconds + time.monotonic() - began
+                    self._seconds += time.monotonic() - began
                     rows = [self._row(rollouts[t.key], t, prompt, spec, keys[t.key]) for t in unit]
                     self.num_sampled += len(rows)
                     self.num_sampled_tokens += sum(row.num_tokens for row in rows)
