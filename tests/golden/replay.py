@@ -9,6 +9,8 @@ ten updates with PPO and with GRPO, and the machine that computed them.
 import dataclasses
 import json
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,6 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": model[0].partition(":")[2].strip() if model else platform.processor(),
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
     }
 
 
@@ -72,7 +73,23 @@ def _rollout(group: dict[str, Any], recorded: dict[str, Any]) -> Rollout:
 
 
 def replay(algo: str) -> list[dict[str, float]]:
-    """The losses of ten updates on the recorded rollouts, scored once before the first: the ratio moves away from 1."""
+    """The losses of ten updates on the recorded rollouts, scored once before the first: the ratio moves away from 1.
+    With one thread: sums then have one order."""
+    with one_thread():
+        return _replay(algo)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _replay(algo: str) -> list[dict[str, float]]:
     config = load_config("train-phase2", f"algo={algo}", "algo.updates_per_rollout=1")
     assert isinstance(config, TrainRunConfig)
     learner = Learner(LAB_MODEL, config, num_updates=NUM_UPDATES)
