@@ -1,7 +1,7 @@
 """The command line: subcommand -> Hydra main, exit codes, and nothing else.
 
 Exit codes: 0 done, 1 a bug of ours (traceback), 2 bad input (one line), 3 the machine failed the run (one line: disk,
-memory, a process that was killed), 130 and 143 stopped by SIGINT and SIGTERM.
+memory, a process that was killed), 130, 143 and 129 stopped by SIGINT, SIGTERM and SIGHUP.
 """
 
 import difflib
@@ -9,12 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from conclip.config import UserError
 from conclip.failures import FAILED, MachineFailure, explain
-from conclip.interrupts import Interrupted, handle_signals
+from conclip.interrupts import Interrupted, end_with_parent, handle_signals
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -92,24 +93,47 @@ def main() -> None:
         leave(sys.stdout)
     except Interrupted as stopped:
         goes_on = "" if subcommand in PLAIN_SUBCOMMANDS else "; the same command goes on from what is whole"
-        sys.stderr.write(f"\nstopped by {stopped}{goes_on}\n")
-        sys.stdout.flush()
-        # Run folder, engine and grader are closed by now; taking torch and vLLM apart object by object would cost seconds.
-        os._exit(stopped.exit_code)
+        _say(f"\nstopped by {stopped}{goes_on}\n")
+        _leave(stopped.exit_code)
     except Exception as error:
         said = explain(error)
         if said is None:
             raise
-        fail(f"conclip {subcommand}", said, FAILED)
+        _say(_line(f"conclip {subcommand}", said))
+        _leave(FAILED)
 
 
-def fail(command: str, message: str, code: int = REFUSED) -> NoReturn:
-    """One line on stderr, and the exit code."""
+def fail(command: str, message: str) -> NoReturn:
+    """Bad input: one line on stderr, and exit code 2."""
+    _say(_line(command, message))
+    sys.exit(REFUSED)
+
+
+def _line(command: str, message: str) -> str:
     line = " ".join(message.split())
     if len(line) > MAX_LINE:
         line = f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
-    sys.stderr.write(f"{command}: error: {line}\n")
-    sys.exit(code)
+    return f"{command}: error: {line}\n"
+
+
+def _say(text: str) -> None:
+    """On stderr, if somebody reads it: exit codes hold without."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        from conclip.terminal import leave  # noqa: PLC0415
+
+        if sys.stderr is not None:
+            leave(sys.stderr)
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once. Run folder, engine and grader are closed by now; taking torch and vLLM apart object by object would cost
+    seconds, and threads that wait for a server longer."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def _run(subcommand: str, arguments: list[str]) -> None:
@@ -124,6 +148,8 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     parser = get_args_parser()
     parser.error = _refuse_flag
     flags = parser.parse_args([argument for argument in arguments if argument != "--dry-run"])
+    if flags.config_path or flags.experimental_rerun:
+        raise UserError("--config-path and --experimental-rerun are not conclip's; --config-dir adds a folder of configs")
     primary = flags.config_name or subcommand.replace("-", "_")
     compose = partial(compose_config, subcommand, primary=flags.config_name, config_dir=flags.config_dir)
     if flags.help:
@@ -173,11 +199,12 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     from conclip.inputs import checked  # noqa: PLC0415
 
     config, inputs = checked(subcommand, composed)
-    from conclip.commands import run_identity  # noqa: PLC0415
+    from conclip.commands import check_prompts, run_identity  # noqa: PLC0415
     from conclip.plan import plan_table, planned_stages  # noqa: PLC0415
     from conclip.runlog import run_home  # noqa: PLC0415
     from conclip.terminal import open_console  # noqa: PLC0415
 
+    check_prompts(config, inputs)
     planned = planned_stages(subcommand, config, inputs)
     home, identity = run_home(subcommand, config), run_identity(subcommand, config, inputs)
     open_console().print(plan_table(planned, home, identity, anew=config.resume == "never"))
@@ -188,13 +215,18 @@ def _run_in_own_process(subcommand: str, config_dir: str | None, overrides: list
     where = ["--config-dir", config_dir] if config_dir is not None else []
     named = [override for override in overrides if not override.startswith("name=")]
     command = [sys.executable, "-m", "conclip", subcommand, *where, *named, f"name={name}-{number}"]
-    process = subprocess.Popen(command, start_new_session=True)  # it gets each signal once, from here
-    try:
-        code = process.wait()
-    except Interrupted as stopped:
-        process.send_signal(stopped.signal_number)
-        process.wait()
-        raise
+    # A session of its own: it gets each signal once, from here. It does not outlive this process.
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
+    told: Interrupted | None = None
+    while True:
+        try:
+            code = process.wait()
+            break
+        except Interrupted as stopped:
+            told = stopped
+            process.send_signal(stopped.signal_number)
+    if told is not None:
+        raise told
     if code < 0:
         raise MachineFailure(f"job {name}-{number} was killed by {signal.Signals(-code).name}; the same command goes on")
     if code > 0:

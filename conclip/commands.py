@@ -134,11 +134,16 @@ def run_identity(subcommand: str, config: BaseConfig, inputs: Inputs) -> str:
     )
 
 
-def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
-    """Run one subcommand; returns its run folder. Raises UserError, before anything is written, on a prompt too long."""
+def check_prompts(config: BaseConfig, inputs: Inputs) -> None:
+    """Raises UserError on a tokenizer that cannot be used, and on a prompt that is too long for one of the models."""
     models = {"model": inputs.model_path} if inputs.served_name is None else {}
     for path in (models | inputs.checkpoints).values():
         encode_prompts(config, path, inputs.problems, longest_response(config))
+
+
+def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
+    """Run one subcommand; returns its run folder. Raises UserError, before anything is written, as `check_prompts` does."""
+    check_prompts(config, inputs)
     run, failed = Run(subcommand, config, run_identity(subcommand, config, inputs)), True
     try:
         for note in inputs.notes:

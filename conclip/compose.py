@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, open_dict
 
 from conclip.config import SCHEMAS, BaseConfig, ProblemSetConfig, UserError
@@ -71,8 +71,9 @@ def sweep_jobs(overrides: Sequence[str], *, sweeping: bool) -> Iterator[list[str
     """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise UserError(f"cannot read an override: {str(error).splitlines()[0]}; overrides are key=value") from error
+    except OverrideParseException as error:
+        remedy = "overrides are key=value, and a value with signs such as ~ or ( stands in quotes: \"key='value'\""
+        raise UserError(f"cannot read '{error.override}': {remedy}") from error
     choices: list[list[str]] = []
     for text, override in zip(overrides, parsed, strict=True):
         if not override.is_sweep_override():

@@ -242,6 +242,7 @@ class LiveDisplay:
         self._view = replace(
             self._view,
             step=max(step, 0),
+            step_ended=time.monotonic(),
             accuracies=(*self._view.accuracies, metrics["outcome/correct"]),
             lengths=(*self._view.lengths, metrics["length/mean_tokens"]),
             shares={outcome: metrics[f"outcome/{outcome.value}"] for outcome in Outcome},

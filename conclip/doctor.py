@@ -15,6 +15,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from conclip.config import BaseConfig, LearnConfig
+from conclip.files import expanded
 from conclip.grading import Grader, GraderBroken
 from conclip.inputs import Inputs
 from conclip.models.folder import num_parameters
@@ -138,8 +139,13 @@ def _disk(outputs: Path) -> Check:
     place = next(path for path in (outputs.absolute(), *outputs.absolute().parents) if path.exists())
     free = free_disk_gib(outputs)
     found = f"{free:.1f} GiB free for '{outputs}'"
-    if not os.access(place, os.W_OK):
-        return Check(name="disk", state="FAILED", found=found, remedy=f"'{place}' is not writable; set paths.outputs=...")
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        return Check(
+            name="disk",
+            state="FAILED",
+            found=found,
+            remedy=f"'{place}' is no folder one can write to; set paths.outputs=...",
+        )
     if free < LEAST_DISK_GIB:
         return Check(name="disk", state="FAILED", found=found, remedy="free some, or set paths.outputs=... on another disk")
     return Check(name="disk", state="ok", found=found)
@@ -300,7 +306,7 @@ def _disk_needed(config: LearnConfig, size: int) -> Check:
     models = 2 if config.algo.advantage == "gae" else 1
     each = size * 12 * models / 2**30
     needed = each * (config.trainer.keep_last + 2)
-    free = free_disk_gib(Path(config.paths.outputs).expanduser())
+    free = free_disk_gib(expanded(config.paths.outputs))
     found = f"about {needed:.1f} GiB (checkpoints of {each:.1f}: {config.trainer.keep_last} newest, best, one being written)"
     if needed > free:
         remedy = f"{free:.1f} GiB are free; set trainer.keep_last=1, or paths.outputs=... on another disk"

@@ -12,6 +12,17 @@ FULL = ("no space left on device", "os error 28", "disk quota exceeded")
 READ_ONLY = ("read-only file system", "os error 30")
 
 
+LIMITS = {
+    errno.EMFILE: "open files (ulimit -n)",
+    errno.ENFILE: "open files",
+    errno.EAGAIN: "processes or threads (ulimit -u)",
+}
+BROKEN_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EFBIG)
+
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, *LIMITS, *BROKEN_DISK)
+"""Of reading or writing what may be perfectly good."""
+
+
 class MachineFailure(RuntimeError):
     """Something outside the run failed it; the message says what, and what to do."""
 
@@ -35,8 +46,11 @@ def explain(error: BaseException) -> str | None:
             )
         if number in (errno.EROFS, errno.EACCES, errno.EPERM) or any(part in lower for part in READ_ONLY):
             return f"no permission{where}; change that, or choose another place, then give the same command again"
-        if number == errno.EIO:
-            return f"the disk failed{where}; the machine's log says more"
+        if number in LIMITS or "can't start new thread" in lower:
+            what = LIMITS.get(number or errno.EAGAIN, "")
+            return f"the machine allows no more {what}{where}; raise the limit, then give the same command again: it goes on"
+        if number in BROKEN_DISK:
+            return f"the disk failed{where} ({text[:160]}); the machine's log says more"
     return None
 
 

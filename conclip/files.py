@@ -8,16 +8,47 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from conclip.config import UserError
+
 
 def write_text(path: Path, content: str) -> None:
     """Write aside, sync and rename: a reader, or a run after a crash, never sees half a file."""
     aside = path.with_name(path.name + ".part")
-    with aside.open("w", encoding="utf-8") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
+    aside.write_text(content, encoding="utf-8")
+    put(aside, path)
+
+
+def put(aside: Path, path: Path) -> None:
+    """Give a file that was written aside its name, once all of it is on the disk."""
+    sync(aside)
     aside.replace(path)
     sync(path.parent)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is no file, or a damaged one. Raises OSError when it cannot be read: what is
+    written in its place must not lose it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return {}
+    return cast(dict[str, Any], content) if isinstance(content, dict) else {}
+
+
+def expanded(path: str) -> Path:
+    """A path of a config, `~` and `~name` written out. Raises UserError when there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"'{path}': no home of such a user here; give the whole path") from error
+
+
+def check_target(path: Path, option: str) -> None:
+    """Raise UserError when a file cannot be made at `path`, the value of `option`."""
+    if path.is_dir():
+        raise UserError(f"{option}: '{path}' is a folder; give a file")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{option}: no folder '{path.parent}'")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

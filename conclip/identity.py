@@ -65,15 +65,20 @@ def problems_hash(problems: Sequence[Problem]) -> str:
 
 
 def path_hash(path: Path) -> str:
-    """Of a file's content, or of all files below a folder; not of its README.md, which people may edit, nor of hidden and
-    unfinished files. Of what does not exist, a hash that no file has."""
+    """Of a file's content, or of the `content_files` below a folder. Of what does not exist, a hash that no file has."""
     if not path.exists():
         return "missing"
     if path.is_file():
         with path.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()[:24]
-    files = sorted(file for file in path.rglob("*") if file.is_file() and not _passed_over(file))
-    return digest([(str(file.relative_to(path)), path_hash(file)) for file in files])
+    return digest([(str(file.relative_to(path)), path_hash(file)) for file in content_files(path)])
+
+
+def content_files(path: Path) -> list[Path]:
+    """A file itself, or all below a folder but README.md, which people may edit, and hidden and unfinished files."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file() and not _passed_over(file))
 
 
 def _passed_over(file: Path) -> bool:

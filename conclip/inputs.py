@@ -1,6 +1,7 @@
 """What a config points at: found, read and checked before anything heavy loads and before anything is written."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -15,6 +16,8 @@ from conclip.config import (
     TwoPhaseConfig,
     UserError,
 )
+from conclip.failures import MACHINE_ERRORS
+from conclip.files import expanded
 from conclip.identity import sampling_hash
 from conclip.models.folder import check_model, find_model, model_hash, num_parameters
 from conclip.overlap import check_overlap
@@ -52,11 +55,14 @@ class Inputs:
 
 
 def checked(subcommand: str, composed: DictConfig) -> tuple[BaseConfig, Inputs]:
-    """The typed config and what it points at, found and read. Raises UserError; nothing is written."""
+    """The typed config and what it points at, found and read. Raises UserError, or OSError where the machine is at fault;
+    nothing is written."""
     try:
         config = to_config(SCHEMAS[subcommand], composed)
         return config, load_inputs(config)
     except OSError as error:
+        if error.errno in MACHINE_ERRORS:
+            raise
         where = f" '{error.filename}'" if error.filename else ""
         raise UserError(f"cannot read{where}: {error.strerror or error}") from error
 
@@ -74,17 +80,17 @@ def load_inputs(config: BaseConfig) -> Inputs:
         served_name = find_served(config.model.url, config.model.served_name)
     model_path = find_model(config.model.path) if served_name is None else Path(config.model.path)
     trust = config.model.trust_remote_code
+    check = partial(check_model, max_model_len=config.rollout.max_model_len, trust_remote_code=trust)
     if probes:
-        check_model(model_path, "rollout.max_tokens", config.rollout.max_tokens, trust_remote_code=trust)
+        check(model_path, "rollout.max_tokens", config.rollout.max_tokens)
     if evaluates and served_name is None:
-        check_model(model_path, "eval.max_tokens", config.eval.max_tokens, trust_remote_code=trust)
+        check(model_path, "eval.max_tokens", config.eval.max_tokens)
     learns = isinstance(config, LearnConfig)
     checkpoints: dict[str, Path] = {}
     if isinstance(config, EvalRunConfig):
         for name, path in config.checkpoints.items():
             checkpoints[name] = find_model(path, f"checkpoints.{name}")
-            limit, key = config.eval.max_tokens, f"checkpoints.{name}"
-            check_model(checkpoints[name], "eval.max_tokens", limit, key, trust_remote_code=trust)
+            check(checkpoints[name], "eval.max_tokens", config.eval.max_tokens, f"checkpoints.{name}")
     notes: list[str] = []
     rate, size = (config.optim.policy_lr, num_parameters(model_path)) if isinstance(config, LearnConfig) else (0.0, 0)
     if rate > LARGE_RATE and size > SMALL_MODEL:
@@ -126,7 +132,7 @@ def load_inputs(config: BaseConfig) -> Inputs:
 
 def _earlier_rates(config: BaseConfig) -> list[PassRate] | None:
     if isinstance(config, TrainRunConfig) and config.pass_rates is not None:
-        return read_pass_rates(Path(config.pass_rates).expanduser())
+        return read_pass_rates(expanded(config.pass_rates))
     return None
 
 

@@ -56,7 +56,8 @@ def trained_on(model_path: Path) -> list[str]:
 def write_record(folder: Path, earlier: Sequence[str], problems: Sequence[Problem]) -> None:
     """What the model in `folder` was trained on: `earlier` questions, and those of this phase."""
     questions = list(dict.fromkeys([*earlier, *(problem.question for problem in problems)]))
-    (folder / RECORD).write_text(json.dumps({"schema": 1, "questions": questions}, ensure_ascii=False, indent=1) + "\n")
+    text = json.dumps({"schema": 1, "questions": questions}, ensure_ascii=False, indent=1) + "\n"
+    (folder / RECORD).write_text(text, encoding="utf-8")
 
 
 def check_overlap(key: str, model_path: Path, questions: Sequence[Problem], *, allowed: bool) -> str | None:

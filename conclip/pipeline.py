@@ -5,7 +5,6 @@ and wall time. A stage counts as done when its inputs are the same and its files
 links or copies, in another one of the same run.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conclip.files import break_links, link
-from conclip.identity import digest, path_hash
-from conclip.runlog import MANIFEST, Run
+from conclip.files import break_links, link, read_object
+from conclip.identity import content_files, digest, path_hash
+from conclip.runlog import MANIFEST, Run, changed_versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,24 +58,23 @@ class Pipeline:
     def do(self, name: str, inputs: Mapping[str, Any], work: Callable[[], Work]) -> StageRecord:
         """The record of a stage, done now unless it is done already. Its results are the files it names."""
         hashes, key = input_hashes(inputs), stage_key(name, inputs)
-        record = self.done(name, key) or self._adopt(name, key)
+        before = read_stages(self._run.folder).get(name)
+        record = self._done(name, before, key) or self._adopt(name, key)
         if record is not None:
             source = f" in {record.taken_from}" if record.taken_from else ""
             self._run.say(f"{name}: done before{source} ({record.wall_s:.0f} s), taken over")
-            if record.made_by != self._run.versions:
-                changed = sorted(k for k, v in self._run.versions.items() if record.made_by.get(k) != v)
+            if changed := changed_versions(record.made_by, self._run.versions):
                 self._run.warn(f"{name} was done with another version of {', '.join(changed)}; resume=never does it anew")
             return record
-        if before := read_stages(self._run.folder).get(name):
-            for path in before.outputs:
-                break_links(self._run.folder / path)
+        for path in before.outputs if before is not None else ():
+            break_links(self._run.folder / path)
         self._run.begin(name)
         began = time.monotonic()
         done = work()
         record = StageRecord(
             key=key,
             inputs=hashes,
-            outputs={path: path_hash(self._run.folder / path) for path in done.outputs},
+            outputs=self._hashes(done.outputs),
             numbers=dict(done.numbers),
             num_tokens=done.num_tokens,
             wall_s=round(time.monotonic() - began if done.wall_s is None else done.wall_s, 3),
@@ -86,16 +84,26 @@ class Pipeline:
         self._write(name, record)
         return record
 
-    def done(self, name: str, key: str) -> StageRecord | None:
-        """The record of a stage of this attempt that has these inputs and whose files are unharmed."""
-        record = read_stages(self._run.folder).get(name)
-        return record if record is not None and record.key == key and unharmed(self._run.folder, record) else None
+    def _hashes(self, outputs: Sequence[str]) -> dict[str, str]:
+        """Of every file, those below folders one by one: what people add to a folder does no harm."""
+        folder = self._run.folder
+        files = [file for path in outputs for file in content_files(folder / path)]
+        return {str(file.relative_to(folder)): path_hash(file) for file in files}
+
+    def _done(self, name: str, record: StageRecord | None, key: str) -> StageRecord | None:
+        """The record of a stage of this attempt, if it has these inputs and its files are unharmed."""
+        if record is None or record.key != key:
+            return None
+        if harmed := harmed_files(self._run.folder, record):
+            self._run.warn(f"{name} was done before, but '{harmed[0]}' is not what it left; it is done again")
+            return None
+        return record
 
     def _adopt(self, name: str, key: str) -> StageRecord | None:
         """The same from another attempt of this run, newest first, its files linked here."""
         for folder in self._run.other_attempts():
             record = read_stages(folder).get(name)
-            if record is None or record.key != key or not unharmed(folder, record):
+            if record is None or record.key != key or harmed_files(folder, record):
                 continue
             for path in record.outputs:
                 link(folder / path, self._run.folder / path)
@@ -122,14 +130,13 @@ def stage_key(name: str, inputs: Mapping[str, Any]) -> str:
 
 def read_stages(folder: Path) -> dict[str, StageRecord]:
     """Stages recorded in a run folder; none when it has no manifest, or one of another version."""
+    stages = read_object(folder / MANIFEST).get("stages", {})
     try:
-        stages = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["stages"]
         return {name: StageRecord(**record) for name, record in stages.items()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (TypeError, AttributeError):
         return {}
 
 
-def unharmed(folder: Path, record: StageRecord) -> bool:
-    """Whether every file a stage made is as it was."""
-    paths = {folder / path: known for path, known in record.outputs.items()}
-    return all(path.exists() and path_hash(path) == known for path, known in paths.items())
+def harmed_files(folder: Path, record: StageRecord) -> list[str]:
+    """What a stage made that is gone or not as it was."""
+    return [path for path, known in record.outputs.items() if path_hash(folder / path) != known]

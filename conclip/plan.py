@@ -18,7 +18,8 @@ from conclip.config import (
     TwoPhaseConfig,
 )
 from conclip.inputs import Inputs
-from conclip.pipeline import StageRecord, read_stages, unharmed
+from conclip.pipeline import StageRecord, harmed_files, read_stages
+from conclip.probe import most_responses
 from conclip.runlog import attempts, find_attempt
 
 
@@ -64,8 +65,8 @@ def _stages(subcommand: str, config: BaseConfig, inputs: Inputs) -> Iterator[Pla
 
 
 def _probe(name: str, config: BaseConfig, probe: ProbeConfig, inputs: Inputs) -> PlannedStage:
-    mean = probe.max_samples if probe.mean_samples is None else probe.mean_samples
-    return PlannedStage(name=name, num_responses=int(mean * len(inputs.pool)), max_tokens=config.rollout.max_tokens)
+    number = most_responses(len(inputs.pool), probe)
+    return PlannedStage(name=name, num_responses=number, max_tokens=config.rollout.max_tokens)
 
 
 def _training(name: str, config: LearnConfig, phase: PhaseConfig, inputs: Inputs) -> PlannedStage:
@@ -91,7 +92,7 @@ def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, *, an
     the longest response is taken for the mean length, and no time is given.
     """
     current = None if anew else find_attempt(home, identity)
-    done = {name: r for name, r in read_stages(current).items() if unharmed(current, r)} if current else {}
+    done = {name: r for name, r in read_stages(current).items() if not harmed_files(current, r)} if current else {}
     history = _history(home)
     table = Table(title="what would be done", title_justify="left")
     for name in ("stage", "state", "responses", "tokens", "time", "estimated from"):

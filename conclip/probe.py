@@ -21,6 +21,7 @@ from scipy.special import betainc, betaincinv
 from scipy.stats import betabinom
 
 from conclip.config import ProbeConfig, UserError
+from conclip.files import write_text
 from conclip.pooling import JEFFREYS, Numbers, priors
 from conclip.types import EvalRow, Kind, Outcome
 
@@ -84,6 +85,12 @@ def _posterior(num_correct: Numbers, num_judged: Numbers, prior: Prior) -> tuple
     return prior[0] + num_correct, prior[1] + num_judged - num_correct
 
 
+def most_responses(num_problems: int, settings: ProbeConfig) -> int:
+    """What probing so many problems takes at most."""
+    mean = settings.max_samples if settings.mean_samples is None else settings.mean_samples
+    return int(min(mean, settings.max_samples) * num_problems)
+
+
 def next_round(
     counts: Mapping[str, tuple[int, int, int]], kinds: Mapping[str, Kind], band: Band, settings: ProbeConfig
 ) -> dict[str, int]:
@@ -97,8 +104,7 @@ def next_round(
     correct, judged, sampled = np.array(list(counts.values())).T
     if (sampled == 0).any():
         return {name: settings.first_samples for name, number in zip(names, sampled, strict=True) if number == 0}
-    mean_samples = settings.max_samples if settings.mean_samples is None else settings.mean_samples
-    left = int(mean_samples * len(names)) - int(sampled.sum())
+    left = most_responses(len(names), settings) - int(sampled.sum())
     a, b = priors([kinds[name] for name in names], correct, judged)
     clearest = probabilities(correct, judged, band, settings.indifference, (a, b)).max(0)
     unclear = np.flatnonzero((clearest < settings.confidence) & (sampled < settings.max_samples))
@@ -192,12 +198,8 @@ def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling
 
 
 def write_pass_rates(path: Path, rates: Sequence[PassRate]) -> None:
-    """Write aside and rename."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("w", encoding="utf-8") as out:
-        for rate in rates:
-            out.write(json.dumps({"schema": SCHEMA_VERSION, **asdict(rate)}) + "\n")
-    aside.replace(path)
+    lines = [json.dumps({"schema": SCHEMA_VERSION, **asdict(rate)}) for rate in rates]
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_pass_rates(path: Path) -> list[PassRate]:

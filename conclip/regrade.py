@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from conclip.answers import extract_boxed
 from conclip.config import UserError
+from conclip.files import check_target
 from conclip.grading import GRADER_VERSION, Grader
 from conclip.problems.tables import json_lines
 from conclip.types import Grade, Outcome
@@ -31,8 +32,7 @@ def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
         raise UserError(f"no file '{source}'; give JSON lines with columns 'gold' and 'response'")
     if source.resolve() == target.resolve():
         raise UserError(f"'{target}' is the input; give another file for the output")
-    if not target.parent.is_dir():
-        raise UserError(f"no folder '{target.parent}' for the output")
+    check_target(target, "OUT")
     num_rows = sum(1 for _ in _rows(source))
     if num_rows == 0:
         raise UserError(f"'{source}' holds no rows; give JSON lines with columns 'gold' and 'response'")

@@ -15,8 +15,8 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -28,8 +28,8 @@ from rich.table import Table
 
 from conclip.config import BaseConfig, UserError
 from conclip.display import Display, NoDisplay, open_display
-from conclip.failures import check_folder
-from conclip.files import drop_cut_line, finite, write_json, write_text
+from conclip.failures import MACHINE_ERRORS, check_folder
+from conclip.files import drop_cut_line, expanded, finite, read_object, write_json, write_text
 from conclip.terminal import as_text, divert_output, leave
 from conclip.trackers import Described, Trackers
 from conclip.types import Rollout, RolloutGroup, Sampling
@@ -50,23 +50,24 @@ class Run:
         """`identity`: hash of everything that decides the run's results (`conclip.identity`)."""
         self.home = run_home(subcommand, config)
         self._resume = config.resume
-        continued = find_attempt(self.home, identity) if config.resume == "auto" else None
         try:
-            self.folder = continued or _new_attempt(self.home)
-            self._lock = _lock(self.folder)
+            with _alone(self.home):
+                continued = find_attempt(self.home, identity) if config.resume == "auto" else None
+                self.folder = continued or _new_attempt(self.home)
+                self._lock = _lock(self.folder)
+                self.update_manifest(subcommand=subcommand, identity=identity)
+                _point_latest(self.home, self.folder)
         except OSError as error:
+            if error.errno in MACHINE_ERRORS:
+                raise
             reason = error.strerror or str(error)
             raise UserError(f"paths.outputs: cannot make or use '{error.filename}' ({reason}); choose another") from error
-        (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+        write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
         environment = describe_environment(subcommand)
-        self.versions: dict[str, str] = dict(environment["packages"])
-        if environment["git"]:
-            changed = "+" if environment["git"]["dirty"] else ""
-            self.versions["conclip"] += f" {environment['git']['revision'][:12]}{changed}"
+        self.versions = versions_of(environment)
         self.write_json("environment.json", environment)
-        starts = [*_manifest(self.folder).get("starts", []), environment]
-        self.update_manifest(subcommand=subcommand, identity=identity, starts=starts)
-        _point_latest(self.home, self.folder)
+        earlier: list[dict[str, Any]] = read_object(self.folder / MANIFEST).get("starts", [])
+        self.update_manifest(starts=[*earlier, environment])
         drop_cut_line(self.folder / "metrics.jsonl")
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         _log_to(self.folder / "run.log")
@@ -81,13 +82,19 @@ class Run:
             raise
         if continued:
             self.say("going on where it was (same config, same inputs)")
+            changed = changed_versions(versions_of(earlier[-1]), self.versions) if earlier else []
+            if changed:
+                self.warn(
+                    f"another version of {', '.join(changed)} worked on this attempt before; what is half done goes on with "
+                    "this one; resume=never begins anew"
+                )
         self.point_to("run folder", self.folder, result=False)
 
     def _open_views(self, subcommand: str, config: BaseConfig) -> None:
         """The display and the trackers."""
         title = f"{subcommand} {config.name}"
         self._display = open_display(config.logger.display, title, self._screen)
-        tracker_id = str(_manifest(self.folder).get("tracker_id") or secrets.token_hex(8))
+        tracker_id = str(read_object(self.folder / MANIFEST).get("tracker_id") or secrets.token_hex(8))
         self.update_manifest(tracker_id=tracker_id)
         described = Described(
             project=config.logger.project, name=title, identity=tracker_id, folder=self.folder, config=asdict(config)
@@ -144,7 +151,7 @@ class Run:
 
     def update_manifest(self, **changes: Any) -> None:
         """Change some entries of `manifest.json`, atomically."""
-        self.write_json(MANIFEST, _manifest(self.folder) | changes)
+        self.write_json(MANIFEST, read_object(self.folder / MANIFEST) | changes)
 
     def other_attempts(self) -> list[Path]:
         """Folders of this run's other attempts, newest first; none when the run starts anew."""
@@ -250,12 +257,12 @@ def _telling(group: RolloutGroup, count: int) -> list[Rollout]:
 
 def run_home(subcommand: str, config: BaseConfig) -> Path:
     """The folder of a run's attempts."""
-    return Path(config.paths.outputs).expanduser() / subcommand / config.name
+    return expanded(config.paths.outputs) / subcommand / config.name
 
 
 def find_attempt(home: Path, identity: str) -> Path | None:
     """The newest attempt with this identity."""
-    return next((path for path in attempts(home) if _manifest(path).get("identity") == identity), None)
+    return next((path for path in attempts(home) if read_object(path / MANIFEST).get("identity") == identity), None)
 
 
 def _lock(folder: Path) -> IO[str]:
@@ -275,20 +282,26 @@ def attempts(home: Path) -> list[Path]:
     return sorted((p for p in home.glob("attempt-*") if p.name[8:].isdigit()), key=lambda p: -int(p.name[8:]))
 
 
-def _new_attempt(home: Path) -> Path:
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """One process at a time chooses or makes an attempt. Raises UserError where `latest` can be no link."""
+    latest = home / "latest"
+    if latest.is_dir() and not latest.is_symlink():
+        raise UserError(f"'{latest}' is a folder, where the link to the newest attempt must be; move it away")
     home.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(home, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _new_attempt(home: Path) -> Path:
     newest = next(iter(attempts(home)), None)
     folder = home / f"attempt-{1 + (int(newest.name[8:]) if newest else 0):03d}"
     folder.mkdir()
     return folder
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """Its entries; none when there is none, or one that cannot be read."""
-    try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def _metric_lines(folder: Path) -> list[str]:
@@ -338,6 +351,18 @@ def describe_environment(subcommand: str) -> dict[str, Any]:
         "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
         "git": _git_state(),
     }
+
+
+def versions_of(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Of packages and of the project's code, in an environment as `describe_environment` has it."""
+    versions: dict[str, str] = dict(environment["packages"])
+    if git := environment["git"]:
+        versions["conclip"] = f"{versions.get('conclip', '')} {git['revision'][:12]}{'+' if git['dirty'] else ''}".strip()
+    return versions
+
+
+def changed_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return sorted(name for name, found in now.items() if before.get(name) != found)
 
 
 def _version(package: str) -> str | None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from conclip.config import BaseConfig, EvalRunConfig, PromptStyle, TwoPhaseConfig, UserError
 from conclip.grading import Grader
-from conclip.models.load import load_tokenizer
+from conclip.models.load import load_tokenizer, reading
 from conclip.prompts import encode_prompt, messages_for
 from conclip.rollout.collect import Task, collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
@@ -76,19 +76,21 @@ class Prompts:
 def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Problem], max_tokens: int) -> Prompts:
     """Raises UserError naming a problem whose prompt leaves no room for `max_tokens`."""
     trust = config.model.trust_remote_code
-    tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
+    with reading(model_path, "the tokenizer"):
+        tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
     styles: list[PromptStyle] = ["plain"]
     budget_tokens = 0
     if isinstance(config, (EvalRunConfig, TwoPhaseConfig)):
         styles = list(dict.fromkeys([*styles, *config.eval.prompts]))
         budget_tokens = config.eval.budget_tokens
-    prompts: dict[PromptStyle, dict[str, tuple[int, ...]]] = {
-        style: {
-            p.problem_id: encode_prompt(tokenizer, p.question, config.model, style, budget_tokens=budget_tokens)
-            for p in problems
+    with reading(model_path, "the chat template"):
+        prompts: dict[PromptStyle, dict[str, tuple[int, ...]]] = {
+            style: {
+                p.problem_id: encode_prompt(tokenizer, p.question, config.model, style, budget_tokens=budget_tokens)
+                for p in problems
+            }
+            for style in styles
         }
-        for style in styles
-    }
     length = {p.problem_id: max(len(column[p.problem_id]) for column in prompts.values()) for p in problems}
     longest = max(problems, key=lambda p: length[p.problem_id])
     needed = length[longest.problem_id] + max_tokens
@@ -177,5 +179,6 @@ def context_tokens(model_path: Path, *, trust_remote_code: bool) -> int | None:
     """The model's context length as its config states it."""
     from transformers import AutoConfig  # noqa: PLC0415
 
-    found = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    with reading(model_path, "config.json"):
+        found = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
     return getattr(found, "max_position_embeddings", None)

@@ -31,7 +31,7 @@ from conclip.inputs import Inputs
 from conclip.models.folder import model_hash
 from conclip.pipeline import Pipeline, Work, stage_key
 from conclip.probe import SCHEMA_VERSION as PASS_RATES_VERSION
-from conclip.probe import Band, PassRate, describe, next_round, pass_rates, read_pass_rates, write_pass_rates
+from conclip.probe import Band, PassRate, describe, most_responses, next_round, pass_rates, read_pass_rates, write_pass_rates
 from conclip.report.data import QUESTIONS
 from conclip.report.probing import pass_rate_table
 from conclip.rollout.collect import tasks_for
@@ -162,10 +162,9 @@ class Stages:
             "grader": str(GRADER_VERSION),
         }
         self._run.write_json(f"problems-{stage}.json", describe_selection(selection))
-        record = self._pipeline.do(stage, inputs, work)
+        self._pipeline.do(stage, inputs, work)
         leave_models(self._run.folder / "checkpoints" / stage)
-        (checkpoint,) = (path for path in record.outputs if path.startswith("checkpoints/"))
-        result = _read_result(self._run.folder / result_file, self._run.folder / checkpoint)
+        result = _read_result(self._run.folder / result_file, self._run.folder / "checkpoints" / f"{stage}-best")
         self._run.say(
             f"{stage}: kept step {result.best.step} (validation accuracy {result.best.accuracy:.3f}, "
             f"length {result.best.mean_tokens:.1f})"
@@ -250,7 +249,8 @@ def sample_in_rounds(
                 seed_parts=(runtime.config.seed, label),
             )
         ]
-        for row in file.sample(runtime, f"{label}, round {number}", "plain", tasks, runtime.training_spec):
+        left = most_responses(len(problems), settings) - len(tasks) - sum(map(len, found.values()))
+        for row in file.sample(runtime, f"{label}, round {number}", "plain", tasks, runtime.training_spec, num_after=left):
             found[row.problem_id].append(row)
     return [row for group in found.values() for row in group]
 

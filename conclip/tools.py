@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -18,9 +19,10 @@ from conclip.doctor import config_checks, machine_checks
 from conclip.evaluation import compare as paired_results
 from conclip.evaluation.rows import read_rows, select_rows
 from conclip.failures import FAILED
+from conclip.files import check_target, expanded
 from conclip.inputs import checked
 from conclip.regrade import grade_file
-from conclip.report.data import read_run
+from conclip.report.data import RunData, read_run
 from conclip.report.export import write_files
 from conclip.report.page import write_page
 from conclip.terminal import open_console
@@ -65,13 +67,13 @@ def compare(arguments: list[str]) -> None:
         )
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
     options = parser.parse_args(arguments)
+    if options.json:
+        check_target(options.json, "--json")
     chosen = {name: getattr(options, name) for name in ("model", "prompt", "temperature") if getattr(options, name)}
     sides = [
         select_rows(read_rows(path), **{name: values[min(side, len(values) - 1)] for name, values in chosen.items()})
         for side, path in enumerate((options.first, options.second))
     ]
-    if options.json and not options.json.absolute().parent.is_dir():
-        raise UserError(f"--json: no folder '{options.json.parent}'")
     results = paired_results.paired(*sides)
     console = open_console()
     for text in paired_results.differences(*sides):
@@ -94,17 +96,31 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="the page; default: report.html in the run's folder, or here for several")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also figures as SVG and PNG, tables as .md and .tex")
     options = parser.parse_args(arguments)
-    runs = [read_run(path) for path in options.runs]
-    if len({run.name for run in runs}) < len(runs):
-        runs = [replace(run, name=f"{run.name} {run.folder.name}") for run in runs]
+    runs = told_apart([read_run(path) for path in options.runs])
     page = options.out or (runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html"))
-    if not page.absolute().parent.is_dir():
-        raise UserError(f"--out: no folder '{page.parent}'")
+    check_target(page, "--out")
+    if options.figures is not None and options.figures.exists() and not options.figures.is_dir():
+        raise UserError(f"--figures: '{options.figures}' is a file; give a folder")
     write_page(runs, page)
     sys.stdout.write(f"report: {page}\n")
     if options.figures is not None:
         for path in write_files(runs, options.figures):
             sys.stdout.write(f"{path}\n")
+
+
+def told_apart(runs: Sequence[RunData]) -> list[RunData]:
+    """The runs under names that differ, as short ones as do. Raises UserError when a run is given twice."""
+    ways: tuple[Callable[[RunData], str], ...] = (
+        lambda run: run.name,
+        lambda run: f"{run.name} {run.folder.name}",
+        lambda run: f"{run.subcommand} {run.name} {run.folder.name}",
+        lambda run: str(run.folder),
+    )
+    for named in ways:
+        names = [named(run) for run in runs]
+        if len(set(names)) == len(names):
+            return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+    raise UserError(f"'{runs[-1].folder}' or another run is given twice")
 
 
 def doctor(arguments: list[str]) -> None:
@@ -121,7 +137,10 @@ def doctor(arguments: list[str]) -> None:
     if options.subcommand is not None:
         try:
             config, inputs = checked(options.subcommand, compose_config(options.subcommand, options.overrides)[0])
-            outputs, checks = Path(config.paths.outputs).expanduser(), config_checks(config, inputs)
+            from conclip.commands import check_prompts  # noqa: PLC0415  imports torch
+
+            check_prompts(config, inputs)
+            outputs, checks = expanded(config.paths.outputs), config_checks(config, inputs)
         except UserError as error:
             refused = error
     console, failed = open_console(), False

@@ -43,6 +43,8 @@ class View:
     step: int = 0
     steps_before: int = 0
     """Done in an earlier start: they do not tell how long a step takes."""
+    step_ended: float = 0.0
+    """When the last of the steps ended."""
     accuracies: tuple[float, ...] = ()
     lengths: tuple[float, ...] = ()
     shares: Mapping[Outcome, float] = field(default_factory=dict[Outcome, float])
@@ -58,7 +60,8 @@ def render(view: View, now: float, width: int) -> RenderableType:
     bar_width = BAR if width >= NARROW else 0
     sampling = view.sampling
     if view.num_steps is not None:
-        left = remaining(now - view.stage_began, view.step - view.steps_before, view.num_steps - view.step)
+        left = remaining(view.step_ended - view.stage_began, view.step - view.steps_before, view.num_steps - view.step)
+        left = None if left is None else max(0.0, left - (now - view.step_ended))
         grid.add_row(
             view.stage, _bar(view.step, view.num_steps, f"step {view.step} of {view.num_steps}{time_left(left)}", bar_width)
         )
@@ -70,6 +73,7 @@ def render(view: View, now: float, width: int) -> RenderableType:
         grid.add_row("sampling", Text(sampling.label, style="dim"))
         grid.add_row("", _bar(sampling.done, sampling.whole, said, bar_width))
     if view.accuracies:
+        grid.add_row("", Text("on the training problems, step by step:", style="dim"))
         grid.add_row("accuracy", _trend(view.accuracies, "{:.3f}"))
         grid.add_row("tokens", _trend(view.lengths, "{:.1f}"))
     elif sampling is not None and sampling.num_finished:

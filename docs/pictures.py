@@ -34,9 +34,10 @@ def terminal(run: RunData, path: Path) -> None:
     num_responses = int(last["rollout/num_responses"])
     view = View(
         title="two-phase default",
-        began=0.0,
+        began=-sum(stage.wall_s for name, stage in run.stages.items() if not name.startswith(("phase2", "eval"))),
         stage="phase2",
         stage_began=0.0,
+        step_ended=seconds,
         num_steps=len(steps),
         step=len(done),
         accuracies=tuple(row["outcome/correct"] for row in done),

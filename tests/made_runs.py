@@ -19,6 +19,7 @@ HOSTILE = (
     "long " * 40_000,
 )
 MODELS = ("base", "phase1", "phase2")
+"""In the order they were evaluated."""
 
 
 def lines(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -86,7 +87,11 @@ def made_run(
         finished="2026-01-02T03:05:05+00:00",
         made_by={},
     )
-    write["manifest.json"] = {"identity": "i", "subcommand": "two-phase", "stages": {"eval-base": asdict(record)}}
+    write["manifest.json"] = {
+        "identity": "i",
+        "subcommand": "two-phase",
+        "stages": {f"eval-{m}": asdict(record) for m in MODELS},
+    }
     for file, content in write.items():
         (folder / file).write_text(json.dumps(content))
     return folder

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from conclip.cli import main
 from conclip.models.folder import LAB_MODEL
+from tests.made_runs import made_run
 
 LIMIT_S = 5.0
 
@@ -76,6 +77,18 @@ def weights(content: bytes | None, name: str = "model.safetensors") -> Arguments
     return make
 
 
+def changed(name: str, content: str | None) -> Arguments:
+    """The lab's model with another file of that name; None: its config with a word for a number."""
+
+    def make(place: Place) -> list[str]:
+        folder = place.model(hidden_size="wide") if content is None else place.model()
+        if content is not None:
+            (folder / name).write_text(content)
+        return ["eval", f"model.path={folder}"]
+
+    return make
+
+
 def sharded(place: Place) -> list[str]:
     folder = place.model(without="*.safetensors")
     save_file({"a": np.zeros(1)}, folder / "model-00001-of-00002.safetensors")
@@ -95,6 +108,16 @@ def parquet(place: Place) -> Path:
 
 def rates(content: str) -> Arguments:
     return lambda place: ["train-phase2", f"pass_rates={place.file(content)}"]
+
+
+def made(place: Place) -> Path:
+    return made_run(place.folder / "made" / "attempt-001")
+
+
+def copied_latest(place: Place) -> list[str]:
+    """Outputs that were copied with their links followed."""
+    (place.folder / "outputs" / "eval" / "x" / "latest").mkdir(parents=True)
+    return [f"paths.outputs={place.folder / 'outputs'}", "name=x"]
 
 
 def graded(content: str, *more: str) -> Arguments:
@@ -166,6 +189,10 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "server with a key": (of("eval", "model=endpoint", "model.url=http://me:secret@localhost/v1"), ("OPENAI_API_KEY",)),
     "server without http": (of("eval", "model=endpoint", "model.url=localhost"), ("model.url", "http://")),
     "server that is not there": (of("eval", "model=endpoint", "model.url=http://127.0.0.1:9/v1"), ("127.0.0.1:9", "/v1")),
+    "server with a bad port": (of("eval", "model=endpoint", "model.url=http://localhost:80a0/v1"), ("80a0", "/v1")),
+    "server with half an address": (of("eval", "model=endpoint", "'model.url=http://[::1/v1'"), ("model.url",)),
+    "nobody's home": (of("eval", "model.path='~nobody-here/x'"), ("~nobody-here/x", "home")),
+    "outputs in nobody's home": (of("eval", "debug=eval", "paths.outputs='~nobody-here'"), ("~nobody-here", "home")),
     # problems
     "nothing to train on": (of("probe", "data=math500"), ("data.pool",)),
     "no file given": (of("eval", "data=mine"), ("data.test.mine.path",)),
@@ -200,6 +227,10 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "family": (of("eval", "data.test.chain.family=sums"), ("data.test.chain.family", "chain")),
     "fewer problems than asked for": (of("eval", "data.test.chain.levels=[1]"), ("distinct",)),
     "set without a source": (of("eval", "data.test.mine.num_problems=1"), ("data.test.mine", "source", "chain")),
+    "answer that is a sign": (
+        data('{"question": "1", "c": ["a", "b"], "answer": "²"}\n', "data.test.mine.choices=c"),
+        (":1:", "none of the 2 options"),
+    ),
     "set misspelt": (
         of("eval", "data=gsm8k", "data.test.gms8k.path=x"),
         ("data.test.gms8k", "did you mean 'data.test.gsm8k'"),
@@ -216,6 +247,11 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "config that is not JSON": (lambda p: ["eval", f"model.path={p.file('{', 'm/config.json').parent}"], ("not JSON",)),
     "config that is a list": (lambda p: ["eval", f"model.path={p.file('[]', 'm/config.json').parent}"], ("no JSON object",)),
     "unknown architecture": (model(model_type="gpt99"), ("gpt99", "trust_remote_code")),
+    "tokenizer that is garbage": (changed("tokenizer.json", "garbage"), ("tokenizer", "cannot be used")),
+    "template that does not parse": (changed("chat_template.jinja", "{% if %}"), ("chat template", "cannot be used")),
+    "template that refuses": (changed("chat_template.jinja", "{{ raise_exception('no system') }}"), ("no system",)),
+    "config with a wrong type": (changed("config.json", None), ("hidden_size", "cannot be used")),
+    "engine longer than the model": (of("eval", "rollout.max_model_len=4096"), ("rollout.max_model_len=4096", "1024")),
     "context of the engine": (of("eval", "rollout.max_model_len=64"), ("rollout.max_model_len", "eval.max_tokens")),
     "prompt without room": (of("eval", "rollout.max_model_len=513", "eval.max_tokens=512"), ("512", "drop the problem")),
     "short context": (model(max_position_embeddings=100), ("eval.max_tokens", "100 tokens")),
@@ -237,7 +273,13 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "graded file without gold": (graded('{"response": "1"}\n'), (":1:", "gold")),
     "graded choices": (graded(json.dumps(ROW | {"choices": 3})), (":1:", "choices")),
     "graded precision": (graded(json.dumps(ROW | {"precision": "high"})), (":1:", "precision")),
+    "graded into a folder": (lambda p: ["grade", str(p.file(json.dumps(ROW))), str(p.folder)], ("OUT", "is a folder")),
+    "report into a folder": (lambda p: ["report", str(made(p)), "--out", str(p.folder)], ("--out", "is a folder")),
+    "figures into a file": (lambda p: ["report", str(made(p)), "--figures", str(p.file("x"))], ("--figures", "is a file")),
+    "report twice of a run": (lambda p: ["report", str(run := made(p)), str(run)], ("twice",)),
     # the surroundings
+    "latest that is a folder": (lambda p: ["eval", "debug=eval", *copied_latest(p)], ("latest", "move it away")),
+    "flag of another meaning": (of("eval", "--config-path", "./nowhere"), ("--config-path", "--config-dir")),
     "outputs in a file": (lambda p: ["eval", "debug=eval", f"paths.outputs={p.file('x')}/here"], ("paths.outputs",)),
     "dry run of a bad value": (of("two-phase", "--dry-run", "phase2.num_steps=0"), ("phase2.num_steps",)),
     "config folder": (of("eval", "--config-dir", "./nowhere", "seed=x"), ("nowhere",)),

@@ -37,6 +37,12 @@ def test_bad_input_ends_the_console_command(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("end", ["2>&-", "2> /dev/full"])
+def test_exit_codes_hold_where_nobody_reads_errors(tmp_path: Path, end: str):
+    script = f"{sys.executable} -m conclip probe seed=x {end}"
+    assert subprocess.run(["bash", "-c", script], cwd=tmp_path, timeout=120).returncode == 2
+
+
 BASH_COMPLETION = """
 eval "$(conclip completion bash)"
 complete_line() { COMP_LINE=$1 COMP_POINT=${#1} COMPREPLY=(); _conclip; echo "${COMPREPLY[*]}"; }

@@ -52,6 +52,7 @@ def test_the_view_says_stage_step_time_left_speed_and_outcomes():
         num_steps=16,
         step=8,
         steps_before=4,
+        step_ended=3600.0,
         accuracies=(0.5, 0.75),
         lengths=(90.0, 61.5),
         shares={Outcome.CORRECT: 0.75, Outcome.WRONG: 0.25},
@@ -60,7 +61,7 @@ def test_the_view_says_stage_step_time_left_speed_and_outcomes():
     )
     shown = as_text(render(view, now=3720.0, width=90))
     assert "two-phase x  1:02:00" in shown
-    assert "step 8 of 16, about 24:00 left" in shown  # four steps of this start took 12 minutes
+    assert "step 8 of 16, about 18:00 left" in shown  # four steps of this start took 10 minutes, the fifth began 2 ago
     assert "30 of 120 responses, 1,500 tokens/s" in shown and "phase2 step 8" in shown
     assert "0.500 -> 0.750" in shown and "90.0 -> 61.5" in shown
     assert "correct 75%" in shown and "wrong 25%" in shown and "truncated" not in shown

@@ -1,11 +1,15 @@
 """Evaluation of a model behind a real vLLM server, beside the same model in process."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 
 import httpx
@@ -101,3 +105,48 @@ def test_a_wrong_name_or_address_is_one_line(
             run(monkeypatch, "eval", "model=endpoint", *arguments, "data.test.chain.num_problems=2")
         assert end.value.code == 2
         assert said in capfd.readouterr().err
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Serves one model; refuses the first request and never answers the others."""
+
+    numbers = count(1)
+
+    def do_GET(self) -> None:
+        self._answer(200, {"object": "list", "data": [{"id": "lab", "object": "model", "created": 0, "owned_by": "me"}]})
+
+    def do_POST(self) -> None:
+        if next(Refusing.numbers) > 1:
+            time.sleep(600)
+        self._answer(400, {"error": {"message": "no"}})
+
+    def _answer(self, status: int, content: object) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_server_that_fails_ends_the_run_though_other_requests_wait(tmp_path: Path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    command = [
+        sys.executable,
+        "-m",
+        "conclip",
+        "eval",
+        "model=endpoint",
+        f"model.url={url}",
+        "data.test.chain.num_problems=3",
+    ]
+    outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    server.shutdown()
+    assert outcome.returncode == 3, outcome.stderr
+    assert "failed after several tries" in outcome.stderr and "Traceback" not in outcome.stderr

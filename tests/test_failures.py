@@ -15,7 +15,7 @@ from conclip.config import LearnConfig, UserError
 from conclip.doctor import Check, config_checks, machine_checks, memory_needed_gib
 from conclip.failures import MachineFailure, check_folder, explain
 from conclip.inputs import load_inputs
-from conclip.interrupts import Interrupted, deferred, handle_signals
+from conclip.interrupts import SIGNALS, Interrupted, deferred, handle_signals
 from conclip.models.folder import LAB_MODEL, num_parameters
 
 
@@ -63,7 +63,7 @@ def test_a_folder_that_is_gone_is_noticed(tmp_path: Path):
 
 @pytest.fixture
 def signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     handle_signals()
     yield
     for number, handler in before.items():
@@ -90,6 +90,26 @@ def test_a_second_signal_waits_for_nothing(signals: None):
         os.kill(os.getpid(), signal.SIGINT)
         done.append("second")
     assert done == ["first"]
+
+
+def test_what_a_stopped_run_still_saves_ends_with_the_second_signal(signals: None):
+    with pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)  # amid sampling: it strikes at once
+    done: list[str] = []
+    with pytest.raises(Interrupted), deferred():
+        done.append("saving")
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append("saved")
+    assert done == ["saving"]
+
+
+def test_a_closed_terminal_stops_a_run_but_not_under_nohup(signals: None):
+    with pytest.raises(Interrupted) as stopped:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert stopped.value.exit_code == 129
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup starts it
+    handle_signals()
+    os.kill(os.getpid(), signal.SIGHUP)
 
 
 def test_a_signal_outside_strikes_at_once(signals: None):

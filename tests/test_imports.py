@@ -56,9 +56,10 @@ def test_one_module_imports_vllm():
 
 
 LAYERS = [
-    ["types", "stats", "pooling", "seeding", "terminal", "answers", "files", "interrupts", "failures", "completion"],
+    ["types", "stats", "pooling", "seeding", "terminal", "answers", "interrupts", "failures", "completion"],
     ["problems.arithmetic"],
     ["config"],
+    ["files"],
     ["display", "view", "trackers"],
     ["validate", "length_rewards", "compose"],
     ["equivalence", "overlap"],

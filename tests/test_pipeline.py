@@ -1,5 +1,6 @@
 """Attempts and stages: what is done once stays done while nothing it rests on changes."""
 
+import errno
 import json
 import logging
 from collections.abc import Iterator
@@ -58,6 +59,55 @@ def test_a_stage_is_done_again_when_an_input_changes_or_its_file_is_harmed(confi
     assert do(config, "same", "abc", model="other") == (folder, True)
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in metrics] == [1]  # what was done again is there once
+
+
+def test_a_file_that_people_add_harms_no_stage_and_what_harms_one_is_said(config: BaseConfig):
+    def once() -> tuple[Path, bool]:
+        run = Run("eval", config, "same")
+        worked: list[bool] = []
+
+        def work() -> Work:
+            worked.append(True)
+            (run.folder / "model").mkdir(exist_ok=True)
+            (run.folder / "model" / "weights").write_text("w")
+            return Work(outputs=["model"], num_tokens=0)
+
+        Pipeline(run).do("phase", {}, work)
+        run.close()
+        return run.folder, bool(worked)
+
+    folder, _ = once()
+    (folder / "model" / "weights.gguf").write_text("converted")
+    assert once() == (folder, False)
+    (folder / "model" / "weights").write_text("other")
+    assert once() == (folder, True)
+    assert "'model/weights' is not what it left" in (folder / "run.log").read_text()
+    assert (folder / "model" / "weights.gguf").exists()
+
+
+def test_a_manifest_that_cannot_be_read_is_not_written_over(config: BaseConfig, monkeypatch: pytest.MonkeyPatch):
+    run = Run("eval", config, "same")
+    before = (run.folder / "manifest.json").read_bytes()
+
+    def refused(*_: object, **__: object) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", refused)
+        with pytest.raises(OSError, match="Too many"):
+            run.update_manifest(stages={})
+    run.close()
+    assert (run.folder / "manifest.json").read_bytes() == before
+
+
+def test_going_on_with_another_version_is_said(config: BaseConfig):
+    folder, _ = do(config, "same", "abc", model="m")
+    assert "another version" not in (folder / "run.log").read_text()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["starts"][-1]["packages"]["torch"] = "0.1"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert do(config, "same", "abc", model="m") == (folder, False)
+    assert "another version of torch worked on this attempt before" in (folder / "run.log").read_text()
 
 
 def test_another_attempt_of_the_run_lends_its_stages(config: BaseConfig, tmp_path: Path):

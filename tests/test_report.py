@@ -16,6 +16,8 @@ from conclip.report.charts import figures
 from conclip.report.data import read_run
 from conclip.report.export import latex, markdown
 from conclip.report.page import headlines, in_script, result_tables
+from conclip.tools import told_apart
+from conclip.types import Outcome
 from tests.made_runs import HOSTILE, MODELS, made_run
 
 
@@ -113,6 +115,65 @@ def test_the_headline_is_the_last_model_against_the_first(tmp_path: Path):
     # mean tokens 105.5 and 45.5; right in a quarter and in three quarters of the responses
     assert headline.tokens == f"{100 * (45.5 / 105.5 - 1):+.1f} %" and headline.accuracy == "+50.0 points"
     assert headline.kept and headline.verdict == "accuracy rose"
+
+
+def test_models_stand_in_the_order_they_were_evaluated_and_unfinished_ones_are_left_out(tmp_path: Path):
+    folder = made_run(tmp_path / "attempt-001")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    stages = manifest["stages"]
+    manifest["stages"] = {f"eval-{name}": stages["eval-base"] for name in ("phase2", "base")}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "rows-phase1.jsonl").write_text("")
+    run = read_run(folder)
+    assert list(dict.fromkeys(row.model for row in run.rows)) == ["phase2", "base"]
+    assert any("evaluation of phase1 has not ended" in note for note in run.notes)
+    (headline,) = headlines(run, several=False)
+    assert (headline.first, headline.last) == ("phase2", "base")
+
+
+def test_the_evaluation_of_one_model_has_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = made_run(tmp_path / "attempt-001")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["stages"] = {"eval-base": manifest["stages"]["eval-base"]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for name in ("phase1", "phase2"):
+        (folder / f"rows-{name}.jsonl").unlink()
+    report(monkeypatch, folder)
+    page = Page(folder / "report.html")
+    assert "result" in page.ids and "105.5" in page.text
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path):
+    folders = [made_run(tmp_path / place / "attempt-001") for place in ("a", "b")]
+    names = [run.name for run in told_apart([read_run(folder) for folder in folders])]
+    assert names == [str(folder.resolve()) for folder in folders]
+
+
+def test_benchmarks_and_temperatures_are_not_averaged_over(tmp_path: Path):
+    run = read_run(made_run(tmp_path / "attempt-001"))
+    hard = [replace(row, benchmark="hard", temperature=0.0) for row in run.rows]
+    drawn = {figure.name: figure for figure in figures([replace(run, rows=[*run.rows, *hard])])}
+    assert list(drawn["budgets"].panels) == ["b, T 1", "hard, T 0"]
+    assert "base (b, T 1) 106, base (hard, T 0) 106, phase1" in drawn["lengths"].says
+    other = replace(run, name="other", rows=[replace(row, temperature=0.0) for row in run.rows])
+    (table,) = result_tables([run, other])
+    assert [name for name, _ in table["rows"]][2:4] == ["made: phase2, T 1", "other: base, T 0"]
+
+
+def test_ungraded_responses_have_a_column_where_there_are_some(tmp_path: Path):
+    run = read_run(made_run(tmp_path / "attempt-001"))
+    (table,) = result_tables([run])
+    assert "not graded" not in table["columns"]
+    first, *rest = run.rows
+    (table,) = result_tables([replace(run, rows=[replace(first, outcome=Outcome.GRADER_ERROR), *rest])])
+    assert [cells[table["columns"].index("not graded")] for _, cells in table["rows"]] == ["1", "0", "0"]
+
+
+def test_pass_rates_of_a_run_without_phase_1_chose_for_phase_2(tmp_path: Path):
+    folder = made_run(tmp_path / "attempt-001")
+    (folder / "training-phase1.json").unlink()
+    (folder / "pass_rates-phase1.jsonl").unlink()
+    assert list(read_run(folder).rates) == ["phase2"]
 
 
 def test_a_probe_or_an_evaluation_alone_has_a_page_of_what_there_is(tmp_path: Path):

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from conclip.config import TrainRunConfig
-from conclip.failures import MachineFailure
+from conclip.failures import MachineFailure, explain
 from conclip.inputs import Inputs
-from conclip.interrupts import Interrupted, handle_signals
+from conclip.interrupts import SIGNALS, Interrupted, handle_signals
 from conclip.models.folder import model_hash
 from conclip.runlog import Run
 from conclip.runtime import Runtime
@@ -100,7 +100,7 @@ def test_a_signal_costs_the_step_in_flight_at_most(runtime: tuple[Runtime, Input
 
 @contextmanager
 def signals_handled() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     handle_signals()
     try:
         yield
@@ -151,6 +151,22 @@ def test_damaged_checkpoints_do_not_count_as_newer_than_what_follows(tmp_path: P
     checkpoints.wait()
     found = checkpoints.newest()
     assert found is not None and found.number == 7
+
+
+def test_a_machine_that_lets_nothing_be_read_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+    checkpoints = saved(tmp_path, said, 5, 10)
+
+    def refused(path: Path) -> str:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("conclip.training.checkpoint.path_hash", refused)
+        with pytest.raises(OSError, match="Too many open files") as failed:
+            checkpoints.newest()
+    assert "ulimit -n" in str(explain(failed.value)) and said == []
+    found = checkpoints.newest()
+    assert found is not None and found.number == 10
 
 
 def test_a_damaged_best_checkpoint_is_found_out(tmp_path: Path):

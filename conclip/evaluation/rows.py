@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conclip.config import UserError
+from conclip.files import put
 from conclip.types import EvalRow, Outcome
 
 SCHEMA = 2
@@ -46,7 +47,7 @@ def write_parquet(rows: Sequence[EvalRow], path: Path) -> None:
     """Write aside and rename."""
     aside = path.with_name(path.name + ".part")
     pq.write_table(pa.Table.from_pylist([to_dict(row) for row in rows]), aside)
-    aside.replace(path)
+    put(aside, path)
 
 
 def read_rows(path: Path) -> list[EvalRow]:

@@ -28,29 +28,35 @@ def summaries(rows: Rows) -> dict[str, dict[str, Summary]]:
 
 
 def results_table(benchmark: str, models: Mapping[str, Summary]) -> Table:
-    """One row per model: accuracy, lengths and truncation with 95 % intervals."""
-    some = next(iter(models.values()))
+    """One row per model: accuracy, lengths and truncation, means with 95 % intervals."""
+    some, cells = next(iter(models.values())), results_cells(models)
     table = Table(
         title=f"{benchmark}: {some.num_problems} problems; ± half a 95 % interval",
         title_justify="left",
     )
     table.add_column("model")
-    for name in results_cells(some):
-        table.add_column(name, justify="right")
-    for name, summary in models.items():
-        table.add_row(name, *results_cells(summary).values())
+    for column in next(iter(cells.values())):
+        table.add_column(column, justify="right")
+    for name, row in cells.items():
+        table.add_row(name, *row.values())
     return table
 
 
-def results_cells(summary: Summary) -> dict[str, str]:
-    """One model's numbers by column, ± half a 95 % interval."""
+def results_cells(models: Mapping[str, Summary]) -> dict[str, dict[str, str]]:
+    """model -> column -> its number, the main ones ± half a 95 % interval. Responses that could not be graded count in no
+    accuracy; where there are some, they have a column."""
+    ungraded = any(summary.grader_errors for summary in models.values())
     return {
-        "accuracy": _cell(summary.accuracy, ".3f"),
-        "lenient": f"{summary.lenient_accuracy.mean:.3f}",
-        "tokens": _cell(summary.mean_tokens, ".1f"),
-        "if correct": _cell(summary.correct_mean_tokens, ".1f"),
-        "if wrong": _cell(summary.wrong_mean_tokens, ".1f"),
-        "truncated": _percent(summary.truncation_rate),
+        name: {
+            "accuracy": _cell(summary.accuracy, ".3f"),
+            "lenient": f"{summary.lenient_accuracy.mean:.3f}",
+            "tokens": _cell(summary.mean_tokens, ".1f"),
+            "if correct": _cell(summary.correct_mean_tokens, ".1f"),
+            "if wrong": _cell(summary.wrong_mean_tokens, ".1f"),
+            "truncated": _percent(summary.truncation_rate),
+        }
+        | ({"not graded": str(summary.grader_errors)} if ungraded else {})
+        for name, summary in models.items()
     }
 
 
@@ -85,10 +91,12 @@ def verdict(difference: Estimate, margin: float) -> str:
     return f"accuracy not shown to be kept (margin {100 * margin:g} points)"
 
 
-def by_condition(rows: Sequence[EvalRow]) -> dict[str, list[EvalRow]]:
-    """Rows by model, instruction and temperature, under names that leave out what never varies."""
-    several_prompts = len({row.prompt for row in rows}) > 1
-    several_temperatures = len({row.temperature for row in rows}) > 1
+def by_condition(rows: Sequence[EvalRow], among: Sequence[EvalRow] | None = None) -> dict[str, list[EvalRow]]:
+    """Rows by model, instruction and temperature, under names that leave out what never varies among them, or `among`
+    others they stand beside."""
+    beside = rows if among is None else among
+    several_prompts = len({row.prompt for row in beside}) > 1
+    several_temperatures = len({row.temperature for row in beside}) > 1
     found: dict[str, list[EvalRow]] = {}
     for row in rows:
         name = row.model

@@ -6,6 +6,7 @@ other tokens.
 """
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -16,6 +17,7 @@ from typing import Any
 from conclip.config import BaseConfig, PromptStyle, UserError
 from conclip.evaluation.rows import from_dict, to_dict, write_parquet
 from conclip.failures import check_folder
+from conclip.files import put
 from conclip.grading import GRADER_VERSION
 from conclip.identity import digest
 from conclip.rollout.collect import Task
@@ -74,6 +76,7 @@ class RowFile:
                 new = [row for row in rows if row.key not in self._written]
                 out.writelines(map(_line, new))
                 out.flush()
+                os.fsync(out.fileno())
                 self._written |= dict.fromkeys(row.key for row in new)
                 found += rows
         self.rows += found
@@ -127,6 +130,7 @@ def response_key(model_hash: str, task: Task, spec: SamplingSpec, config: BaseCo
     what else a unit held."""
     asked, rollout, problem = task.messages or task.prompt_token_ids, config.rollout, task.problem
     engine = [config.model.dtype, rollout.max_num_seqs, rollout.max_num_batched_tokens, rollout.tensor_parallel_size]
+    engine += [rollout.kv_cache_gib, rollout.max_model_len, rollout.enforce_eager]
     judged = [problem.answer, problem.choices, GRADER_VERSION]
     return digest([model_hash, asked, asdict(spec), task.seed, engine, judged])
 
@@ -142,7 +146,7 @@ def _write(path: Path, rows: Iterable[EvalRow]) -> None:
     aside = path.with_name(path.name + ".part")
     with aside.open("w", encoding="utf-8") as out:
         out.writelines(map(_line, rows))
-    aside.replace(path)
+    put(aside, path)
 
 
 def _task_key(rollout: Rollout) -> str:

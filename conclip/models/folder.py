@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from conclip.config import UserError
 from conclip.failures import explain
+from conclip.files import expanded
 
 LAB_MODEL = Path(__file__).parent.parent / "lab" / "weights"
 """The embedded default model."""
@@ -19,7 +20,7 @@ def find_model(path: str, key: str = "model.path") -> Path:
     """The folder that config key `key` names: ``lab``, a folder, or a hub id that is cached or can be downloaded."""
     if path == "lab":
         return LAB_MODEL
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if folder.is_dir():
         return folder
     if path.count("/") == 1 and not path.startswith((".", "~", "/")):
@@ -38,10 +39,16 @@ def find_model(path: str, key: str = "model.path") -> Path:
 
 
 def check_model(
-    folder: Path, tokens_key: str, max_tokens: int, key: str = "model.path", *, trust_remote_code: bool = False
+    folder: Path,
+    tokens_key: str,
+    max_tokens: int,
+    key: str = "model.path",
+    *,
+    max_model_len: int | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Raise UserError unless `folder`, the value of config key `key`, is a whole HF model of a known type with a chat
-    template and room for `max_tokens`, the value of `tokens_key`."""
+    template and room for `max_tokens`, the value of `tokens_key`, and for the engine's `max_model_len`."""
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UserError(f"{key}: '{folder}' has no config.json; it is not a Hugging Face model folder")
@@ -61,10 +68,23 @@ def check_model(
             f"{key}: the tokenizer of '{folder}' has no chat template; use an instruct model or add chat_template.jinja"
         )
     context = config.get("max_position_embeddings")
-    if isinstance(context, int) and max_tokens >= context:
+    if not isinstance(context, int) or _is_extended(config):
+        return
+    if max_tokens >= context:
         raise UserError(
             f"{tokens_key}={max_tokens} does not fit the model's context of {context} tokens (prompt included); lower it"
         )
+    if max_model_len is not None and max_model_len > context:
+        raise UserError(
+            f"rollout.max_model_len={max_model_len} exceeds the context of '{folder}' ({context} tokens); lower it, or null"
+        )
+
+
+def _is_extended(config: dict[str, Any]) -> bool:
+    """Whether positions are stretched beyond `max_position_embeddings`."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters")
+    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else None
+    return kind in ("yarn", "linear", "dynamic")
 
 
 def _check_type(key: str, folder: Path, model_type: Any, *, trust_remote_code: bool) -> None:

@@ -1,6 +1,7 @@
 """Loading models and tokenizers."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -9,6 +10,20 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from conclip.config import Dtype, UserError
+from conclip.failures import explain
+
+
+@contextmanager
+def reading(folder: Path, what: str) -> Iterator[None]:
+    """What libraries raise over a model's own files is bad input: it becomes a UserError that names them."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if explain(error) is not None:
+            raise
+        raise UserError(f"{what} of '{folder}' cannot be used ({type(error).__name__}: {str(error)[:300]})") from error
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

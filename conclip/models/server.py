@@ -19,7 +19,7 @@ def find_served(url: str, wanted: str | None) -> str:
     answer or does not serve it."""
     try:
         served = [model.id for model in connect(url).with_options(max_retries=0, timeout=30).models.list()]
-    except openai.OpenAIError as error:
+    except Exception as error:  # an address that is none, a page of HTML, a key that is no ASCII: each has its own
         raise UserError(
             f"model.url: '{url}' does not answer as an OpenAI server ({type(error).__name__}); it ends in /v1, as a rule, "
             f"and a key, where one is needed, is read from {KEY_VARIABLE}"

@@ -129,7 +129,7 @@ def _letter(where: str, value: Any, count: int, column: str) -> str:
     text = str(value).strip().upper()
     if len(text) == 1 and 0 <= ord(text) - ord("A") < count:
         return text
-    if text.isdigit() and int(text) < count:
+    if text.isdecimal() and int(text) < count:
         return chr(ord("A") + int(text))
     raise UserError(f"{where}: column '{column}' (answer) names none of the {count} options: {value!r}")
 

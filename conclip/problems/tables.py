@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from conclip.config import ProblemSetConfig, UserError
 from conclip.failures import explain
+from conclip.files import expanded
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -19,7 +20,7 @@ Row = tuple[str, dict[str, Any]]
 def read_rows(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
     """The rows of `path` where it is given, of the hub's `dataset` otherwise. Raises UserError, naming config key `key`."""
     if settings.path:
-        path = Path(settings.path).expanduser()
+        path = expanded(settings.path)
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
             if not files:

@@ -11,13 +11,18 @@ from huggingface_hub import ModelCardData
 from conclip.config import LearnConfig, TwoPhaseConfig
 from conclip.evaluation.metrics import Estimate, compare, summarise
 from conclip.evaluation.tables import describe_comparison
-from conclip.files import write_text
+from conclip.files import expanded, write_text
 from conclip.runlog import Run
 from conclip.types import EvalRow
 
 MAX_PROBLEMS = 32
 """So many training problems of a stage are listed; the run folder has all."""
 
+
+PHASES = {
+    "phase1": "reinforcement learning on hard problems, for accuracy",
+    "phase2": "reinforcement learning on a few occasionally solvable problems, for brevity",
+}
 
 PATH_NAMES = ("path", "outputs", "pass_rates", "shots_path", "url")
 PATHS = tuple(f"{name}:" for name in PATH_NAMES)
@@ -39,9 +44,8 @@ def write_card(
     title = f"# {base}, after {' and '.join(stages)} of conclip"
     parts = [
         f"---\n{data.to_yaml()}\n---\n\n{title}\n",
-        "Trained by conclip's two-phase recipe ([Fatemi et al. 2025](https://arxiv.org/abs/2504.05185)): reinforcement "
-        "learning on hard problems for accuracy, then on a few occasionally solvable ones for brevity. "
-        f"Base model: {base}.",
+        f"Trained by conclip, after the two-phase method of [Fatemi et al. 2025](https://arxiv.org/abs/2504.05185): "
+        f"{', then '.join(PHASES[stage] for stage in stages)}. Base model: {base}.",
         _results(stages[-1], rows, config),
         _problems(run.folder, stages),
         _reproduction(run.folder),
@@ -55,7 +59,7 @@ def base_name(config: LearnConfig) -> str:
     path = config.model.path
     if path == "lab":
         return "conclip-lab"
-    is_folder = Path(path).expanduser().is_dir()
+    is_folder = expanded(path).is_dir()
     return Path(path).name if is_folder else path
 
 

@@ -83,6 +83,18 @@ def models_of(run: RunData) -> dict[str, list[EvalRow]]:
     return found
 
 
+def by_where(rows: Sequence[EvalRow]) -> dict[str, list[EvalRow]]:
+    """Rows by benchmark and temperature, which no figure averages over."""
+    found: dict[str, list[EvalRow]] = {}
+    for row in rows:
+        found.setdefault(f"{row.benchmark}, T {row.temperature:g}", []).append(row)
+    return found
+
+
+def _wheres(models: Mapping[str, Sequence[EvalRow]]) -> list[str]:
+    return list(dict.fromkeys(where for rows in models.values() for where in by_where(rows)))
+
+
 def curves(runs: Sequence[RunData]) -> Figure | None:
     """Validation accuracy and length over the steps, phase after phase."""
     points: Values = []
@@ -122,7 +134,7 @@ def curves(runs: Sequence[RunData]) -> Figure | None:
             layers.append(alt.Chart(alt.Data(values=bounds[:-1])).mark_rule(strokeDash=[4, 4]).encode(x="step:Q"))
         panels[title] = alt.layer(*layers).properties(width=WIDTH, height=190)
     told = "; ".join(_told([point for point in points if point["run"] == run.name], run.name) for run in runs if run.history)
-    end = ", a dashed line the end of phase 1" if len(runs) == 1 else ""
+    end = ", a dashed line the end of phase 1" if len(runs) == 1 and len(bounds) > 1 else ""
     return Figure(
         name="curves",
         title="Accuracy and length over training",
@@ -145,11 +157,17 @@ def _named(point: Mapping[str, float]) -> dict[str, float]:
 
 
 def lengths(models: Mapping[str, Sequence[EvalRow]], *, columns: int) -> Figure | None:
-    """How long responses are, by model and outcome."""
+    """How long responses are, by model, benchmark, temperature and outcome."""
     if not models:
         return None
     longest = max(row.num_tokens for rows in models.values() for row in rows)
     width = max(1, -(-longest // NUM_BINS))
+    several = len(_wheres(models)) > 1
+    models = {
+        f"{name} ({where})" if several else name: mine
+        for name, rows in models.items()
+        for where, mine in by_where(rows).items()
+    }
     counts = {name: Counter((row.num_tokens // width, row.outcome) for row in rows) for name, rows in models.items()}
     present = [outcome for outcome in OUTCOMES if any(key[1] is outcome for found in counts.values() for key in found)]
     panels: dict[str, Chart] = {}
@@ -178,7 +196,8 @@ def lengths(models: Mapping[str, Sequence[EvalRow]], *, columns: int) -> Figure 
     return Figure(
         name="lengths",
         title="How long responses are",
-        says=f"Histograms of response length by outcome, one for each model, on one scale of tokens. Mean tokens: {means}.",
+        says=f"Histograms of response length by outcome, one for each model{' and benchmark' if several else ''}, on one "
+        f"scale of tokens. Mean tokens: {means}.",
         panels=panels,
         columns=columns,
     )
@@ -186,16 +205,14 @@ def lengths(models: Mapping[str, Sequence[EvalRow]], *, columns: int) -> Figure 
 
 def scatter(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
     """Accuracy against length, with 95 % intervals, by benchmark and temperature."""
-    values: Values = []
-    for name, rows in models.items():
-        for benchmark in dict.fromkeys(row.benchmark for row in rows):
-            for temperature in dict.fromkeys(row.temperature for row in rows):
-                mine = [r for r in rows if r.benchmark == benchmark and r.temperature == temperature]
-                if mine:
-                    values.append({"model": name, "where": f"{benchmark}, T {temperature:g}"} | _point(summarise(mine)))
+    values: Values = [
+        {"model": name, "where": where} | _point(summarise(mine))
+        for name, rows in models.items()
+        for where, mine in by_where(rows).items()
+    ]
     if not values:
         return None
-    wheres = list(dict.fromkeys(value["where"] for value in values))
+    wheres = _wheres(models)
     base = alt.Chart(alt.Data(values=values)).encode(
         color=alt.Color(
             "model:N",
@@ -241,17 +258,35 @@ def _point(summary: Summary) -> dict[str, float]:
 
 
 def budgets(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
-    """Share of responses that are right within so many tokens."""
-    if not models:
+    """Share of responses that are right within so many tokens, a panel for each benchmark and temperature."""
+    wheres = _wheres(models)
+    if not wheres:
         return None
-    longest = max(row.num_tokens for rows in models.values() for row in rows)
+    panels: dict[str, Chart] = {}
+    told: list[str] = []
+    for where in wheres:
+        there = {name: mine for name, rows in models.items() if (mine := by_where(rows).get(where))}
+        longest = max(row.num_tokens for rows in there.values() for row in rows)
+        panels[where if len(wheres) > 1 else ""] = _budget_panel(there, longest, list(models))
+        reached = [f"{n} {accuracy_at_budgets(rows, [longest // 4])[longest // 4]:.3f}" for n, rows in there.items()]
+        told.append(f"{f'{where}, within' if len(wheres) > 1 else 'Within'} {longest // 4}: {', '.join(reached)}")
+    return Figure(
+        name="budgets",
+        title="Accuracy at token budgets",
+        says=f"Share of responses that are right within a number of tokens. {'; '.join(told)}.",
+        panels=panels,
+        columns=min(2, len(panels)),
+    )
+
+
+def _budget_panel(there: Mapping[str, Sequence[EvalRow]], longest: int, models: Sequence[str]) -> Chart:
     marks = sorted({max(1, longest * number // NUM_BUDGETS) for number in range(1, NUM_BUDGETS + 1)})
     values: Values = [
         {"model": name, "budget": budget, "accuracy": accuracy}
-        for name, rows in models.items()
+        for name, rows in there.items()
         for budget, accuracy in accuracy_at_budgets(rows, marks).items()
     ]
-    chart = (
+    return (
         alt.Chart(alt.Data(values=values))
         .mark_line(interpolate="step-after", strokeWidth=2)
         .encode(
@@ -259,21 +294,13 @@ def budgets(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
             y=alt.Y("accuracy:Q", title="right within the budget", scale=alt.Scale(domain=[0, 1])),
             color=alt.Color(
                 "model:N",
-                sort=list(models),
-                scale=alt.Scale(domain=list(models), range=list(MODELS)),
+                sort=models,
+                scale=alt.Scale(domain=models, range=list(MODELS)),
                 legend=alt.Legend(orient="top", title=None),
             ),
             tooltip=["model:N", "budget:Q", alt.Tooltip("accuracy:Q", format=".3f")],
         )
         .properties(width=WIDTH, height=260)
-    )
-    half = {name: accuracy_at_budgets(rows, [longest // 4])[longest // 4] for name, rows in models.items()}
-    told = ", ".join(f"{name} {accuracy:.3f}" for name, accuracy in half.items())
-    return Figure(
-        name="budgets",
-        title="Accuracy at token budgets",
-        says=f"Share of responses that are right within a number of tokens. Within {longest // 4}: {told}.",
-        panels={"": chart},
     )
 
 
@@ -342,8 +369,8 @@ def monitors(run: RunData, several: bool) -> Figure | None:
     return Figure(
         name="monitors" + (f"-{run.name}" if several else ""),
         title="Monitors of every step" + (f": {run.name}" if several else ""),
-        says=f"Panels over {offset} steps: {', '.join(panels)}. Their first, last, lowest and highest values stand in "
-        "training-<phase>.json.",
+        says=f"Panels over {offset} steps: {', '.join(panels)}. The means of their first and last quarter, their lowest and "
+        "their highest stand in training-<phase>.json.",
         panels=panels,
         columns=3,
     )

@@ -65,12 +65,14 @@ def read_run(path: Path) -> RunData:
     steps: dict[str, list[Mapping[str, Any]]] = {}
     for row in _lines(folder / "metrics.jsonl"):
         steps.setdefault(row["stage"], []).append(row)
-    config = (folder / "config.yaml").read_text(encoding="utf-8")
+    stages = read_stages(folder)
+    rows, unfinished = _rows(folder, stages)
+    config = _config(folder)
     return RunData(
-        name=str(yaml.safe_load(config)["name"]),
+        name=str(yaml.safe_load(config)["name"]) if config else folder.resolve().parent.name,
         folder=folder.resolve(),
         subcommand=str(manifest.get("subcommand", "")),
-        rows=read_rows(folder) if any(folder.glob("rows-*")) else [],
+        rows=rows,
         questions={row["problem_id"]: row["question"] for row in _lines(folder / QUESTIONS)},
         steps=steps,
         history={phase: found["history"] for phase, found in training.items()},
@@ -78,18 +80,34 @@ def read_run(path: Path) -> RunData:
         rates=_rates(folder, manifest.get("subcommand", ""), "phase1" in training),
         chosen={phase: _chosen(folder / f"problems-{phase}.json") for phase in phases}
         | {"": _chosen(folder / "problems.json")},
-        stages=read_stages(folder),
+        stages=stages,
         config=config,
         environment=_json(folder / "environment.json"),
-        notes=results.get("notes", []),
+        notes=[
+            *results.get("notes", []),
+            *(f"the evaluation of {name} has not ended; it is left out" for name in unfinished),
+        ],
         margin=results.get("margin", 0.03),
     )
+
+
+def _rows(folder: Path, stages: Mapping[str, StageRecord]) -> tuple[list[EvalRow], list[str]]:
+    """Rows of the evaluations that have ended, model by model in the order of the run, and the models of the others."""
+    files = [*folder.glob("rows-*.parquet"), *folder.glob("rows-*.jsonl")]
+    there = {path.stem.removeprefix("rows-"): path for path in files}
+    ended = [name for stage in stages if (name := stage.removeprefix("eval-")) != stage and name in there]
+    return [row for name in ended for row in read_rows(there[name])], sorted(there.keys() - set(ended))
+
+
+def _config(folder: Path) -> str:
+    path = folder / "config.yaml"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _rates(folder: Path, subcommand: str, has_phase1: bool) -> dict[str, list[PassRate]]:
     """The pass rates of `pass_rates.jsonl` chose for the first phase there is, those of the second file for phase 2."""
     first = "" if subcommand == "probe" else "phase1" if has_phase1 or subcommand == "train-phase1" else "phase2"
-    files = {first: "pass_rates.jsonl", "phase2": "pass_rates-phase1.jsonl"}
+    files = {first: "pass_rates.jsonl"} | ({"phase2": "pass_rates-phase1.jsonl"} if first == "phase1" else {})
     return {phase: read_pass_rates(folder / name) for phase, name in files.items() if (folder / name).is_file()}
 
 

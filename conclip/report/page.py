@@ -141,12 +141,13 @@ def _headline(where: str, first: str, last: str, found: Comparison, margin: floa
 def result_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """One table a benchmark, rows of all runs."""
     several = len(runs) > 1
+    everything = [row for run in runs for row in run.rows]
     rows: dict[str, list[EvalRow]] = {
-        label(run, name, several): mine for run in runs for name, mine in by_condition(run.rows).items()
+        label(run, name, several): mine for run in runs for name, mine in by_condition(run.rows, everything).items()
     }
     made: list[dict[str, Any]] = []
     for benchmark, models in summaries(rows).items():
-        cells = {name: results_cells(summary) for name, summary in models.items()}
+        cells = results_cells(models)
         columns = list(next(iter(cells.values())))
         body = [(name, list(row.values())) for name, row in cells.items()]
         problems = max(summary.num_problems for summary in models.values())

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from conclip.config import RolloutConfig, UserError
 from conclip.failures import explain
+from conclip.interrupts import SIGNALS
 from conclip.rollout.engine import EngineDied
 from conclip.types import Completion, Request, SamplingSpec
 
@@ -39,7 +40,7 @@ def _serve(pipe: Connection, model_path: Path, config: RolloutConfig, settings: 
     Every command is answered with ("done", value), or the last one with why it is the last: ("refused", text) for bad input,
     ("failed", text) for the machine, ("bug", traceback); completions travel as ("finished", list, tokens).
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent's to handle, which the whole process group may get
+    for number in SIGNALS:  # the parent's to handle, which the whole process group may get
         signal.signal(number, signal.SIG_IGN)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  open for the process's whole life
     from conclip.rollout.vllm_engine import VllmEngine  # noqa: PLC0415  vLLM belongs in the child only
@@ -73,8 +74,8 @@ def _serve(pipe: Connection, model_path: Path, config: RolloutConfig, settings: 
 
 
 def _remove_orphans() -> None:
-    """Weights that runs which were killed have left in shared memory."""
-    for folder in MEMORY.glob(f"{PREFIX}*"):
+    """Weights that runs which were killed have left."""
+    for folder in (path for place in (MEMORY, Path(tempfile.gettempdir())) for path in place.glob(f"{PREFIX}*")):
         number = folder.name.removeprefix(PREFIX).partition("-")[0]
         if number.isdigit() and not Path(f"/proc/{number}").exists():
             shutil.rmtree(folder, ignore_errors=True)

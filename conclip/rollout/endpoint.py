@@ -47,9 +47,9 @@ class EndpointEngine:
             seed=request.seed,
             **cast(Any, extra),
         )
+        if not getattr(reply, "choices", None) or reply.usage is None:
+            raise EngineDied(f"'{self._url}' sends a reply without a choice, or without usage, which tells its length")
         choice = reply.choices[0]
-        if reply.usage is None:
-            raise EngineDied(f"'{self._url}' reports no usage, so lengths are unknown")
         return Completion(
             request_id=request.request_id,
             token_ids=(),

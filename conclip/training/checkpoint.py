@@ -10,18 +10,17 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from conclip.failures import MachineFailure
-from conclip.files import link, sync
+from conclip.files import link, read_object, sync
 from conclip.identity import path_hash
 from conclip.overlap import write_record
 from conclip.types import Problem
@@ -29,6 +28,10 @@ from conclip.types import Problem
 SCHEMA = 2
 TRAINING = "training"
 """Folder of what only the phase itself needs."""
+
+DAMAGE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading a damaged checkpoint raises. Any other OSError (too many open files, a disk that failed) is no reason to give
+a checkpoint up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,7 @@ class Checkpoints:
 
     def newest(self) -> PhaseState | None:
         """The newest whole state of this phase; what is passed over is said, and removed: it must not count as newer than
-        what follows."""
+        what follows. Raises OSError when the machine lets nothing be read."""
         for path in self._folder.glob("step-*.old"):  # cut between two renames
             if not path.with_suffix("").exists():
                 path.rename(path.with_suffix(""))
@@ -90,11 +93,12 @@ class Checkpoints:
                 if head["key"] != self._key or head["schema"] != SCHEMA:
                     continue
                 self._whole(self.path(head["best"]))
-                tensors = load_file(path / TRAINING / "tensors.safetensors")
-                return PhaseState(number=head["number"], best=head["best"], values=head["values"], tensors=tensors)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+                state = PhaseState(number=head["number"], best=head["best"], values=head["values"], tensors={})
+            except DAMAGE as error:
                 self._warn(f"checkpoint '{path}' is damaged ({error}); an earlier one is taken, or the phase starts anew")
                 shutil.rmtree(path, ignore_errors=True)
+                continue
+            return replace(state, tensors=load_file(path / TRAINING / "tensors.safetensors"))
         return None
 
     def clear(self) -> None:
@@ -152,7 +156,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Keep the newest, up to `keep_last` with those on schedule before it, and the best ones these name."""
         found = _numbered(self._folder)
-        heads = {path: head for path in found if (head := _head(path)) is not None}
+        heads = {path: head for path in found if (head := read_object(path / TRAINING / "state.json"))}
         kept = [path for path in found if path == found[0] or heads.get(path, {}).get("due")][: self._keep_last]
         kept += [self.path(heads[path]["best"]) for path in kept if path in heads]
         for path in found:
@@ -192,13 +196,6 @@ def leave_models(folder: Path) -> None:
     """Of a phase that is done: what only going on would need is removed."""
     for path in folder.glob("step-*"):
         shutil.rmtree(path if path.suffix else path / TRAINING, ignore_errors=True)
-
-
-def _head(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((path / TRAINING / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _numbered(folder: Path) -> list[Path]:

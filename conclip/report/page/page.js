@@ -88,11 +88,14 @@
     const cellsOf = (problem) => cells.get(`${condition.value}/${problem}`) ?? models.map(() => []);
     const share = (responses) => responses.filter((r) => r[4] === CORRECT).length / Math.max(1, responses.length);
     const mean = (responses) => responses.reduce((sum, r) => sum + r[5], 0) / Math.max(1, responses.length);
+    // First and last: of the models that have responses to the problem; runs side by side may have other problems.
+    const asked = (c) => c.filter((responses) => responses.length);
+    const differ = (of, c) => of(asked(c).at(-1)) - of(asked(c)[0]);
     const wanted = {
       all: () => true,
-      gained: (c) => share(c.at(-1)) > share(c[0]),
-      lost: (c) => share(c.at(-1)) < share(c[0]),
-      longer: (c) => mean(c.at(-1)) > mean(c[0]),
+      gained: (c) => differ(share, c) > 0,
+      lost: (c) => differ(share, c) < 0,
+      longer: (c) => differ(mean, c) > 0,
       truncated: (c) => c.some((responses) => responses.some((r) => r[4] === TRUNCATED)),
     };
 
@@ -121,7 +124,7 @@
     const cutMarks = (text, last) => {
       // Longest common subsequence of sentences; too long ones stay unmarked.
       const a = pieces(text), b = pieces(last);
-      if (!b.length || a.length > LIMIT || b.length > LIMIT) return a.map((piece) => [piece, false]);
+      if (a.length > LIMIT || b.length > LIMIT) return a.map((piece) => [piece, false]);
       const same = (i, j) => a[i].trim() === b[j].trim();
       const best = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
       for (let i = a.length - 1; i >= 0; i--)
@@ -150,8 +153,10 @@
       byId("sample").textContent = `sample ${sample + 1} of ${most}`;
       byId("previous").disabled = sample <= 0;
       byId("next").disabled = sample >= most - 1;
-      const last = mine.at(-1)[sample]?.[7] ?? "";
-      byId("columns").replaceChildren(...models.map((name, index) => {
+      const asking = models.map((_, index) => index).filter((index) => mine[index].length);
+      const last = mine[asking.at(-1)][sample]?.[7];
+      byId("columns").replaceChildren(...asking.map((index) => {
+        const name = models[index];
         const response = mine[index][sample];
         const box = element("article", undefined, "response");
         box.append(element("h4", name));
@@ -163,7 +168,7 @@
         text.dir = "auto";
         text.tabIndex = 0;
         text.setAttribute("aria-label", `response of ${name}`);
-        const marks = index < models.length - 1 ? cutMarks(response[7], last) : [[response[7], false]];
+        const marks = index !== asking.at(-1) && last !== undefined ? cutMarks(response[7], last) : [[response[7], false]];
         for (const [piece, isCut] of marks) text.append(isCut ? element("span", piece, "cut") : piece);
         box.append(facts, text);
         return box;
@@ -177,7 +182,10 @@
     byId("next").addEventListener("click", () => { sample += 1; show(); });
     fill();
     // Begin with what tells most: the largest cut among the problems the last model always solves.
-    const cut = (index) => { const c = cellsOf(index); return share(c.at(-1)) === 1 ? mean(c[0]) - mean(c.at(-1)) : -Infinity; };
+    const cut = (index) => {
+      const c = asked(cellsOf(index));
+      return c.length && share(c.at(-1)) === 1 ? mean(c[0]) - mean(c.at(-1)) : -Infinity;
+    };
     const first = problems.reduce((best, _, index) => (cut(index) > cut(best) ? index : best), 0);
     if (models.length > 1 && list.querySelector(`option[value="${first}"]`)) { list.value = String(first); show(); }
     byId("responses").dataset.state = "done";
