@@ -65,11 +65,14 @@ def runs() -> dict[str, tuple[str, ...]]:
 
 
 def picture(found: Sequence[Line], path: Path) -> None:
-    """Left: algorithms without a length term; right: length rewards, a line through each one's strengths."""
+    """Left: algorithms without a length term; right: length rewards, a line through each one's strengths, larger markers for
+    stronger ones, beside GRPO and PPO without any."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 7), sharex=True, sharey=True, layout="constrained")
     plain = [line for line in found if line.name in (*ALGORITHMS, *VARIANTS, "base", "grpo binary")]
     for line in plain:
         _point(left, [line], line.name)
+        if line.name in ("grpo binary", "ppo"):
+            _point(right, [line], f"{line.name}, no length term")
     for kind in (*STRENGTHS, "thinkprune"):
         mine = [line for line in found if line.name.rsplit(" ", 1)[0] == kind]
         order = list(STRENGTHS.get(kind, ())) or list(LIMITS)
@@ -78,7 +81,7 @@ def picture(found: Sequence[Line], path: Path) -> None:
         )
         if mine:
             _point(right, mine, kind)
-    for axes, title in ((left, "algorithms, no length term"), (right, "length rewards on GRPO, three strengths")):
+    for axes, title in ((left, "algorithms, no length term"), (right, "length rewards on GRPO; the larger, the stronger")):
         axes.set_title(title)
         axes.set_xlabel("tokens against base [%]")
         axes.axhline(0, color="0.7", linewidth=0.8)
@@ -97,15 +100,9 @@ COLOURS = [*matplotlib.colormaps["tab10"].colors, "black", "navy", "darkgreen", 
 def _point(axes: Any, mine: Sequence[Line], label: str) -> None:
     count = len(axes.containers)
     x, y = [line.percent[0] for line in mine], [line.points[0] for line in mine]
-    axes.plot(
-        x,
-        y,
-        marker=MARKERS[count % len(MARKERS)],
-        color=COLOURS[count % len(COLOURS)],
-        label=label,
-        linewidth=0.9,
-        markersize=5,
-    )
+    marker, colour = MARKERS[count % len(MARKERS)], COLOURS[count % len(COLOURS)]
+    axes.plot(x, y, color=colour, linewidth=0.9)
+    axes.scatter(x, y, s=[18 + 30 * number for number in range(len(x))], marker=marker, color=colour, label=label, zorder=3)
     axes.errorbar(
         x,
         y,
@@ -118,8 +115,9 @@ def _point(axes: Any, mine: Sequence[Line], label: str) -> None:
             [high - m for m, _, high in (line.points for line in mine)],
         ],
         fmt="none",
-        ecolor=COLOURS[count % len(COLOURS)],
-        alpha=0.35,
+        ecolor=colour,
+        linewidth=0.8,
+        alpha=0.22,
     )
 
 

@@ -9,6 +9,7 @@ may run side by side, in processes of their own, and what was cut goes on.
 import argparse
 import dataclasses
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -199,11 +200,11 @@ def into_page(page: Path, marker: str, text: str) -> None:
 
 
 def keep_rows(out: Path, docs: Path) -> list[dict[str, Any]]:
-    """All rows of `out`, copied to `docs`."""
+    """All rows of `out`, copied to `docs`; those of `docs` where `out` has none."""
     docs.mkdir(exist_ok=True)
-    files = sorted(out.glob("seed-*.jsonl"))
-    for results in files:
-        (docs / results.name).write_text(results.read_text())
+    for results in out.glob("seed-*.jsonl"):
+        shutil.copyfile(results, docs / results.name)
+    files = sorted((out if any(out.glob("seed-*.jsonl")) else docs).glob("seed-*.jsonl"))
     return [row for results in files for row in read(results)]
 
 

@@ -113,7 +113,7 @@ def picture(looks: list[Look], path: Path) -> None:
     figure, (memory, counts) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     minutes = [one.minutes for one in looks]
     memory.plot(minutes, [one.memory_mib for one in looks])
-    memory.set_ylim(bottom=0)
+    memory.set_ylim(0, 1.15 * max(one.memory_mib for one in looks))
     memory.set_ylabel("resident memory, children included [MiB]")
     for name in ("num_files", "num_threads", "num_children"):
         counts.plot(minutes, [getattr(one, name) for one in looks], label=name.removeprefix("num_"))

@@ -80,7 +80,7 @@ def factor(path: Path) -> None:
 
 
 def screens(run: RunData, folder: Path) -> None:
-    """The report's first screen, on a desktop, in the dark and on a phone."""
+    """The report's first screen, on a desktop, in the dark and on a phone, and its responses side by side."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
         page_file = Path(place) / "report.html"
@@ -94,6 +94,8 @@ def screens(run: RunData, folder: Path) -> None:
                 "[...document.querySelectorAll('.chart')].slice(0, 1).every(c => c.dataset.state == 'done')"
             )
             page.screenshot(path=folder / f"report-{name}.png")
+            if name == "desktop":
+                page.locator("#responses").screenshot(path=folder / "report-responses.png")
         browser.close()
 
 

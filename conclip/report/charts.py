@@ -162,7 +162,8 @@ def lengths(models: Mapping[str, Sequence[EvalRow]], *, columns: int) -> Figure 
         return None
     longest = max(row.num_tokens for rows in models.values() for row in rows)
     width = max(1, -(-longest // NUM_BINS))
-    several = len(_wheres(models)) > 1
+    wheres = _wheres(models)
+    several = len(wheres) > 1
     models = {
         f"{name} ({where})" if several else name: mine
         for name, rows in models.items()
@@ -199,7 +200,7 @@ def lengths(models: Mapping[str, Sequence[EvalRow]], *, columns: int) -> Figure 
         says=f"Histograms of response length by outcome, one for each model{' and benchmark' if several else ''}, on one "
         f"scale of tokens. Mean tokens: {means}.",
         panels=panels,
-        columns=columns,
+        columns=min(3, len(wheres)) if several else columns,
     )
 
 
