@@ -209,7 +209,7 @@ def small_disk(here: Path, megabytes: int) -> Iterator[Callable[[int], None]]:
 
 
 def disk_full(bench: Bench, here: Path) -> Outcome:
-    with small_disk(here, 70) as resize:
+    with small_disk(here, 50) as resize:
         said = finish(start(CASE, here), 3)
         assert "no space left" in last_line(said), said
         kept = [path.name for path in folder_of(CASE, here).glob("checkpoints/phase2/step-*") if path.suffix != ".part"]

@@ -8,6 +8,9 @@ FAILED = 3
 """Exit code of a run that the machine failed."""
 
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")
+NO_MEMORY_FOR_CODE = "could not create a primitive"
+"""All that oneDNN says when it gets no memory for the code of a matrix product."""
+
 FULL = ("no space left on device", "os error 28", "disk quota exceeded")
 READ_ONLY = ("read-only file system", "os error 30")
 
@@ -38,7 +41,8 @@ def explain(error: BaseException) -> str | None:
         number = cause.errno if isinstance(cause, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or any(part in lower for part in FULL):
             return f"no space left on the disk{where}; free some, then give the same command again: it goes on"
-        if isinstance(cause, MemoryError) or number == errno.ENOMEM or any(part in lower for part in MEMORY):
+        lacking = any(part in lower for part in MEMORY) or lower == NO_MEMORY_FOR_CODE
+        if isinstance(cause, MemoryError) or number == errno.ENOMEM or lacking:
             return (
                 f"out of memory ({text[:160] or type(cause).__name__}); with more of it, or with "
                 "trainer.save_in_background=false where it trains, the same command goes on; lower rollout.kv_cache_gib, "
