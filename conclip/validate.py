@@ -57,6 +57,10 @@ def to_config(schema: type[Config], composed: DictConfig) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing" and len(first["loc"]) == 1:
+            raise UserError(
+                f"config group '{key}' is empty; choose an option of it ({key}=...), or leave it as it is"
+            ) from error
         if first["type"] == "missing" and first["loc"][0] == "data":
             raise UserError(_unknown_set(key, plain["data"])) from error
         raise UserError(f"config key '{key}': {first['msg']}, got {first['input']!r}") from error

@@ -194,6 +194,7 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "nobody's home": (of("eval", "model.path='~nobody-here/x'"), ("~nobody-here/x", "home")),
     "outputs in nobody's home": (of("eval", "debug=eval", "paths.outputs='~nobody-here'"), ("~nobody-here", "home")),
     # problems
+    "no problems at all": (of("eval", "data=[]"), ("config group 'data' is empty",)),
     "nothing to train on": (of("probe", "data=math500"), ("data.pool",)),
     "no file given": (of("eval", "data=mine"), ("data.test.mine.path",)),
     "no such file": (of("eval", "data=mine", "data.test.mine.path=./nowhere.jsonl"), ("nowhere.jsonl",)),
