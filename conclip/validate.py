@@ -57,12 +57,11 @@ def to_config(schema: type[Config], composed: DictConfig) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing" and len(first["loc"]) == 1:
-            raise UserError(
-                f"config group '{key}' is empty; choose an option of it ({key}=...), or leave it as it is"
-            ) from error
-        if first["type"] == "missing" and first["loc"][0] == "data":
+        if first["type"] == "missing" and first["loc"][0] == "data" and len(first["loc"]) == 4:
             raise UserError(_unknown_set(key, plain["data"])) from error
+        if first["type"] == "missing":
+            group = first["loc"][0]
+            raise UserError(f"config group '{group}' is empty, or lacks '{key}'; choose an option: {group}=...") from error
         raise UserError(f"config key '{key}': {first['msg']}, got {first['input']!r}") from error
     check(config)
     return config

@@ -195,6 +195,7 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "outputs in nobody's home": (of("eval", "debug=eval", "paths.outputs='~nobody-here'"), ("~nobody-here", "home")),
     # problems
     "no problems at all": (of("eval", "data=[]"), ("config group 'data' is empty",)),
+    "a part of a group": (of("eval", "data=[]", "data.test.mine.answer=x"), ("config group 'data' is empty",)),
     "nothing to train on": (of("probe", "data=math500"), ("data.pool",)),
     "no file given": (of("eval", "data=mine"), ("data.test.mine.path",)),
     "no such file": (of("eval", "data=mine", "data.test.mine.path=./nowhere.jsonl"), ("nowhere.jsonl",)),
