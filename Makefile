@@ -97,8 +97,8 @@ docs-commands: $(VENV)/.installed-dev ## run every command of README and docs/, 
 theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on length
 	$(BIN)/python benchmarks/theory_table.py
 
-test: $(VENV)/.installed-dev ## all tests, real engine included; two files at a time, each with one thread and about 3 GiB
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(VENV)/.installed-dev ## all tests, real engine included
+	$(BIN)/python -m pytest $(ARGS)
 
 browser: ## install Debian's chromium, for the tests of the report page (needs root)
 	apt-get update -qq && apt-get install -y -qq chromium
