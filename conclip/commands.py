@@ -61,14 +61,11 @@ def run_train(config: TrainRunConfig, inputs: Inputs, run: Run, *, stage: str) -
 def run_eval(config: EvalRunConfig, inputs: Inputs, run: Run) -> None:
     """Every model in turn, each with an engine of its own."""
     rows: list[EvalRow] = []
-    models = inputs.checkpoints
     stages = Stages(config, inputs, run)
-    if inputs.served_name is None:
-        models = {"model": inputs.model_path} | models
-    else:
+    if inputs.served_name is not None:
         endpoint = partial(open_endpoint, config, run, inputs.served_name, inputs.test)
         rows += stages.evaluate("model", f"{config.model.url} {inputs.served_name}", endpoint)
-    for name, path in models.items():
+    for name, path in inputs.models.items():
         opened = partial(open_runtime, config, run, path, inputs.test)
         rows += stages.evaluate(name, model_hash(path), opened)
     _conclude(run, rows, config.eval, inputs.notes)
@@ -119,13 +116,12 @@ def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Se
 
 def run_identity(subcommand: str, config: BaseConfig, inputs: Inputs) -> str:
     """Hash of everything that decides a run's results: config keys, models, problems, earlier pass rates, the grader."""
-    models = {"model": inputs.model_path} if inputs.served_name is None else {}
     served = f"{config.model.url} {inputs.served_name}" if inputs.served_name else ""
     return digest(
         [
             subcommand,
             relevant(config),
-            {name: model_hash(path) for name, path in (models | inputs.checkpoints).items()},
+            {name: model_hash(path) for name, path in inputs.models.items()},
             served,
             [problems_hash(problems) for problems in (inputs.pool, inputs.validation, inputs.test)],
             [asdict(rate) for rate in inputs.rates or ()],
@@ -136,8 +132,7 @@ def run_identity(subcommand: str, config: BaseConfig, inputs: Inputs) -> str:
 
 def check_prompts(config: BaseConfig, inputs: Inputs) -> None:
     """Raises UserError on a tokenizer that cannot be used, and on a prompt that is too long for one of the models."""
-    models = {"model": inputs.model_path} if inputs.served_name is None else {}
-    for path in (models | inputs.checkpoints).values():
+    for path in inputs.models.values():
         encode_prompts(config, path, inputs.problems, longest_response(config))
 
 

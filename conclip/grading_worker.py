@@ -12,6 +12,7 @@ import signal
 import sys
 
 from conclip.equivalence import DECIMALS, same_answer, same_by_sympy
+from conclip.interrupts import SIGNALS
 from conclip.types import Outcome
 
 MEMORY_LIMIT_BYTES = 2 << 30
@@ -43,11 +44,7 @@ def allow_cpu_seconds(seconds: int) -> None:
 
 def main() -> None:
     cpu_limit_s = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-        signal.SIGHUP,
-    ):  # the parent's to handle, which the whole process group may get
+    for number in SIGNALS:  # the parent's to handle, which the whole process group may get
         signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))

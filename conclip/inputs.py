@@ -50,6 +50,11 @@ class Inputs:
     """Pass rates of an earlier probe; None to probe first."""
 
     @property
+    def models(self) -> dict[str, Path]:
+        """Folders of the models by name; one behind a server has none."""
+        return ({"model": self.model_path} if self.served_name is None else {}) | self.checkpoints
+
+    @property
     def problems(self) -> list[Problem]:
         return [*self.pool, *self.validation, *self.test]
 
