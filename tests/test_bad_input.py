@@ -220,6 +220,8 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "not the expected number": (data(GOOD, "data.test.mine.expected_problems=7"), ("7 are expected",)),
     "pattern": (data(GOOD, "data.test.mine.answer_pattern='('"), ("answer_pattern",)),
     "pattern without a group": (data(GOOD, "data.test.mine.answer_pattern=x"), ("answer_pattern", "group")),
+    "pattern that finds a blank": (data(GOOD, "data.test.mine.answer_pattern='(x?)'"), (":1:", "answer_pattern")),
+    "pattern whose group is left out": (data(GOOD, "data.test.mine.answer_pattern='(x)?'"), (":1:", "answer_pattern")),
     "pattern that finds nothing": (data(GOOD, "data.test.mine.answer_pattern='#(.*)'"), (":1:", "answer_pattern")),
     "id twice": (
         data('{"id": "a", "question": "1", "answer": "2"}\n' * 2, "data.test.mine.problem_id=id"),

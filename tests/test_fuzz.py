@@ -102,7 +102,7 @@ set_settings = st.fixed_dictionaries(
         "choices": st.sampled_from(["choices", "subject", ["answer", "subject"], ["answer", "question", "id"]]),
         "problem_id": st.sampled_from(["id", "level", "nowhere"]),
         "answer_boxed": st.just(True),
-        "answer_pattern": st.sampled_from(["#### (.*)", "(", "x", "(.)"]),
+        "answer_pattern": st.sampled_from(["#### (.*)", "(", "x", "(.)", "(x)?."]),
         "num_problems": st.integers(1, 3),
         "seed": st.integers(0, 3),
         "offset": st.integers(0, 3),

@@ -138,19 +138,19 @@ def _gold(row: Row, settings: ProblemSetConfig, pattern: re.Pattern[str] | None)
     where, columns = row
     value = columns.get(settings.answer)
     if isinstance(value, list):  # several final answers
-        columns = columns | {settings.answer: ", ".join(str(part) for part in cast(list[Any], value))}
+        parts = [_text(where, {settings.answer: part}, settings.answer, "answer") for part in cast(list[Any], value)]
+        columns = columns | {settings.answer: ", ".join(parts)}
     answer = _text(where, columns, settings.answer, "answer")
     if settings.answer_boxed:
-        boxed = extract_boxed(answer)
-        if boxed is None:
-            raise UserError(f"{where}: column '{settings.answer}' (answer) has no \\boxed{{}}")
-        return boxed
-    if pattern is not None:
+        found, how = extract_boxed(answer), "\\boxed{}"
+    elif pattern is not None:
         match = pattern.search(answer)
-        if match is None:
-            raise UserError(f"{where}: answer_pattern finds no answer in column '{settings.answer}'")
-        return match.group(1).strip()
-    return answer
+        found, how = match and match.group(1), "answer_pattern"
+    else:
+        return answer
+    if found is None or not found.strip():
+        raise UserError(f"{where}: no answer in column '{settings.answer}': {how} finds none")
+    return found.strip()
 
 
 def _shots(key: str, settings: ProblemSetConfig) -> dict[str, list[str]]:
