@@ -33,7 +33,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt
 
 install: $(VENV)/.installed ## make .venv and install everything a run needs
 
-demo: $(VENV)/.installed ## the whole two-phase recipe on the embedded model (under 10 minutes on 2 cores)
+demo: $(VENV)/.installed ## the whole two-phase recipe on the embedded model (7 to 17 minutes on 2 cores)
 	$(BIN)/conclip two-phase $(ARGS)
 
 demo-full: $(VENV)/.installed ## the larger demo: 1,000 held-out problems, three seeds (about half an hour)

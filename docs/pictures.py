@@ -90,11 +90,11 @@ def screens(run: RunData, folder: Path) -> None:
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
             page.goto(page_file.as_uri())
             page.wait_for_selector("#responses[data-state=done]")
-            page.wait_for_function(
-                "[...document.querySelectorAll('.chart')].slice(0, 1).every(c => c.dataset.state == 'done')"
-            )
+            page.wait_for_selector(".chart[data-state=done]")
             page.screenshot(path=folder / f"report-{name}.png")
             if name == "desktop":
+                page.set_viewport_size({"width": width, "height": 9000})  # all charts in sight, so that nothing moves any more
+                page.wait_for_selector(".chart:not([data-state=done])", state="detached")
                 page.locator("#responses").screenshot(path=folder / "report-responses.png")
         browser.close()
 

@@ -65,7 +65,8 @@ class Opened:
         """Bring every chart into view."""
         for chart in self.page.query_selector_all(".chart"):
             chart.scroll_into_view_if_needed()
-        self.page.wait_for_function("[...document.querySelectorAll('.chart')].every((c) => c.dataset.state)")
+        # not wait_for_function: its polling evaluates text, which the page's own policy forbids
+        self.page.wait_for_selector(".chart:not([data-state])", state="detached")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])

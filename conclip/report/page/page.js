@@ -110,7 +110,7 @@
         if (mine.every((responses) => !responses.length) || !wanted[filter.value](mine)) return;
         if (text && !`${problem.id} ${problem.question} ${problem.answer}`.toLowerCase().includes(text)) return;
         const lengths = mine.map((responses) => (responses.length ? Math.round(mean(responses)) : "-")).join(" → ");
-        options.append(new Option(`${problem.question.slice(0, 60) || problem.id}  (${lengths})`, index));
+        options.append(new Option(`${lengths}:  ${problem.question.slice(0, 60) || problem.id}`, index));
         count += 1;
       });
       list.replaceChildren(options);
