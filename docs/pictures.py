@@ -93,7 +93,7 @@ def screens(run: RunData, folder: Path) -> None:
             page.wait_for_selector(".chart[data-state=done]")
             page.screenshot(path=folder / f"report-{name}.png")
             if name == "desktop":
-                page.set_viewport_size({"width": width, "height": 9000})  # all charts in sight, so that nothing moves any more
+                page.set_viewport_size({"width": width, "height": 9000})  # all charts in sight: nothing moves any more
                 page.wait_for_selector(".chart:not([data-state=done])", state="detached")
                 page.locator("#responses").screenshot(path=folder / "report-responses.png")
         browser.close()

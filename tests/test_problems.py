@@ -111,7 +111,7 @@ def test_answers_in_boxes_lists_and_patterns(tmp_path: Path):
     assert load(path=str(several))[0].answer == "1, 2"
     hashed = write(tmp_path / "c.jsonl", [{"question": "?", "answer": "work\n#### 72"}])
     assert load(path=str(hashed), answer_pattern=r"####\s*(.+)")[0].answer == "72"
-    with pytest.raises(UserError, match="no answer .*boxed"):
+    with pytest.raises(UserError, match=r"no answer .*boxed"):
         load(path=str(hashed), answer_boxed=True)
 
 
