@@ -10,7 +10,7 @@ PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast test-page browser fuzz check format lint type lab-model lab-report bench bench-grading theory frontier selection probing kills faults soak docs pictures docs-commands \
+.PHONY: help install demo demo-full test test-fast test-page browser fuzz check format lint type lab-model lab-report bench bench-grading theory frontier selection probing kills faults soak docs pictures docs-commands claims \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -93,6 +93,9 @@ pictures: $(VENV)/.installed-dev ## the pictures of docs/ and README, from the d
 
 docs-commands: $(VENV)/.installed-dev ## run every command of README and docs/, made small (about twenty minutes)
 	$(BIN)/python benchmarks/docs_commands.py $(ARGS)
+
+claims: demo demo-full lab-report bench bench-grading theory frontier selection probing ## every measurement behind the figures (a day)
+	$(BIN)/conclip two-phase experiment=no_hidden_penalty
 
 theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on length
 	$(BIN)/python benchmarks/theory_table.py

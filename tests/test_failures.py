@@ -64,6 +64,7 @@ def test_a_folder_that_is_gone_is_noticed(tmp_path: Path):
 @pytest.fixture
 def signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # pytest itself may run under nohup
     handle_signals()
     yield
     for number, handler in before.items():
