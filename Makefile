@@ -112,7 +112,7 @@ test-page: $(VENV)/.installed-dev ## the report page in a real browser
 fuzz: $(VENV)/.installed-dev ## 12,000 random configs, data files and files of earlier runs (about ten minutes)
 	CONCLIP_FUZZ=4000 $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
 
-test-fast: $(VENV)/.installed-dev ## unit tests only (under a minute)
+test-fast: $(VENV)/.installed-dev ## unit tests only (two to five minutes)
 	$(BIN)/python -m pytest -m "not engine and not slow and not browser" $(ARGS)
 
 format: $(VENV)/.installed-dev ## rewrite the code in the project's format
