@@ -33,10 +33,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt
 
 install: $(VENV)/.installed ## make .venv and install everything a run needs
 
-demo: $(VENV)/.installed ## the whole two-phase recipe on the embedded model (7 to 17 minutes on 2 cores)
+demo: $(VENV)/.installed ## the whole two-phase recipe on the embedded model (17 minutes on 2 slow cores)
 	$(BIN)/conclip two-phase $(ARGS)
 
-demo-full: $(VENV)/.installed ## the larger demo: 1,000 held-out problems, three seeds (about half an hour)
+demo-full: $(VENV)/.installed ## the larger demo: 1,000 held-out problems, three seeds (an hour on 2 slow cores)
 	$(BIN)/conclip two-phase -m experiment=full seed=0,1,2 $(ARGS)
 
 probe: $(VENV)/.installed ## conclip probe ARGS="..."
@@ -94,7 +94,8 @@ pictures: $(VENV)/.installed-dev ## the pictures of docs/ and README, from the d
 docs-commands: $(VENV)/.installed-dev ## run every command of README and docs/, made small (about twenty minutes)
 	$(BIN)/python benchmarks/docs_commands.py $(ARGS)
 
-claims: demo demo-full lab-report bench bench-grading theory frontier selection probing ## every measurement behind the figures (a day)
+claims: demo-full lab-report bench bench-grading theory frontier selection probing ## the measurements behind the lab's figures, one after another (a day)
+	$(BIN)/conclip two-phase -m seed=0,1,2
 	$(BIN)/conclip two-phase experiment=no_hidden_penalty
 
 theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on length
@@ -112,7 +113,7 @@ test-page: $(VENV)/.installed-dev ## the report page in a real browser
 fuzz: $(VENV)/.installed-dev ## 12,000 random configs, data files and files of earlier runs (about ten minutes)
 	CONCLIP_FUZZ=4000 $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
 
-test-fast: $(VENV)/.installed-dev ## unit tests only (two to five minutes)
+test-fast: $(VENV)/.installed-dev ## unit tests only (five minutes on a slow core)
 	$(BIN)/python -m pytest -m "not engine and not slow and not browser" $(ARGS)
 
 format: $(VENV)/.installed-dev ## rewrite the code in the project's format
