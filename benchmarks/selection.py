@@ -8,7 +8,7 @@ PPO as shipped on the lab, 64 responses a step, four updates a step, constant le
 are sampled (200,000 for refresh against fixed, both looked at every second step).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,27 @@ def refresh_picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+PAIRS = (
+    ("refresh", "fixed"),
+    ("band 0.8-0.95", "band 0.5-0.8"),
+    *((f"size {size}", "size 8") for size in SIZES if size != 8),
+)
+
+
+def differences(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The differences that docs/selection.md tells of: paired by seed, mean and Student's t interval."""
+    by_run = {(row["name"], row["seed"]): row for row in rows}
+    for first, second in PAIRS:
+        pairs = [(by_run[first, seed], by_run[second, seed]) for name, seed in by_run if name == first]
+        for label, value in (
+            ("accuracy [points]", lambda row: 100 * row["accuracy"]),
+            ("tokens", lambda row: row["tokens"]),
+            ("tokens [% of base]", lambda row: 100 * row["tokens_ratio"]["mean"]),
+        ):
+            mean, low, high = clustered_interval([value(one) - value(other) for one, other in pairs])
+            yield f"{first} - {second}: {label} {mean:+.1f} [{low:+.1f}, {high:+.1f}], {len(pairs)} seeds"
+
+
 def render(out: Path) -> None:
     """Tables, pictures and the rows behind them into docs/."""
     folder = DOCS / "selection"
@@ -104,7 +125,7 @@ def render(out: Path) -> None:
         "selection",
         table(sorted((line for line in found if line.name in order), key=lambda line: order.index(line.name))),
     )
-    print(table(found))
+    print(table(found), *differences(rows), sep="\n")
 
 
 if __name__ == "__main__":
