@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from transformers import Qwen2ForCausalLM
@@ -21,6 +22,10 @@ from conclip.selection import Choice, Selection
 from conclip.training.learner import Learner
 from conclip.training.trainer import Trainer
 from conclip.types import Completion, EvalRow, FinishReason, Grade, Outcome, Problem, Rollout, RolloutGroup
+
+# The same examples in every run, and none fails for being slow on a busy machine
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

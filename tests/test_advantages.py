@@ -46,7 +46,7 @@ def test_lambda_one_is_monte_carlo():
     torch.testing.assert_close(advantages, to_go - values)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**31 - 1), st.integers(1, 6), st.integers(0, 4), st.integers(0, 4))
 def test_gae_reads_nothing_off_the_mask(seed: int, length: int, before: int, after: int):
     generator = torch.Generator().manual_seed(seed)
@@ -116,7 +116,7 @@ def test_leave_one_out_by_hand():
     torch.testing.assert_close(leave_one_out(rewards, groups), expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-2, 2), min_size=2, max_size=8), st.integers(2, 4))
 def test_rloo_is_the_unscaled_group_advantage_times_n_over_n_minus_one(rewards: list[float], num_groups: int):
     size = len(rewards)

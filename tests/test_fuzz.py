@@ -23,11 +23,10 @@ from conclip.types import Problem
 from conclip.validate import plain_keys, to_config
 
 CASES = int(os.environ.get("CONCLIP_FUZZ", "0"))
-QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
 def cases(few: int) -> Any:
-    return settings(max_examples=CASES or few, derandomize=not CASES, **QUIET)
+    return settings(max_examples=CASES or few, derandomize=not CASES, suppress_health_check=list(HealthCheck))
 
 
 KEYS = {name: sorted(key.replace("*", "mine") for key in plain_keys(schema)) for name, schema in SCHEMAS.items()}

@@ -73,7 +73,7 @@ def double_learner(random_model: Path) -> Learner:
     return learner
 
 
-@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.settings(max_examples=25)
 @hypothesis.given(
     aggregation=st.sampled_from(["sequence_mean", "token_mean", "constant"]),
     max_tokens=st.integers(1, 120),

@@ -138,7 +138,7 @@ def test_aggregation_of_nothing_is_zero():
         assert not aggregation_weights(torch.zeros(2, 3).bool(), aggregation).any()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**31 - 1))
 def test_whitening_gives_mean_zero_and_deviation_one(seed: int):
     generator = torch.Generator().manual_seed(seed)

@@ -121,8 +121,8 @@ def test_levels_without_true_candidates_give_none(seed: int):
 
 
 def test_a_phase_finds_problems_in_a_pool_without_levels():
-    """As shipped for phase 1: twelve responses can make no problem of rare successes sure, but its candidates are found."""
-    config = load_config("train-phase1")
+    """Rare successes, the probe as shipped: twelve responses can make no problem sure, but the candidates are found."""
+    config = load_config("train-phase1", "phase.pass_rate_low=0.05", "phase.pass_rate_high=0.2")
     assert isinstance(config, TrainRunConfig)
     truth = np.random.default_rng(0).beta(0.3, 0.7, size=400)
     solved = np.random.default_rng(1).binomial(12, truth)

@@ -19,7 +19,7 @@ def geometric(gae_lambda: float, n: int) -> float:
     return sum(gae_lambda**i for i in range(n))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31 - 1), st.integers(1, 40), st.sampled_from(LAMBDAS))
 def test_the_sum_of_advantages_is_a_weighted_sum_of_deltas(seed: int, length: int, gae_lambda: float):
     generator = torch.Generator().manual_seed(seed)
