@@ -4,10 +4,10 @@
 
 First 500 lab problems are sampled 256 times each (about 20 minutes on 2 cores; done once, `outputs/probe/bank`): these
 rates are the truth. Then every probe draws responses with exactly these probabilities, five seeds of all problems. An error
-is a problem further than a zone from the band's ends (0.05, phase 1: 0.025) that is put into a wrong class, below, inside
-or above: by its measured rate alone, as is usual, or by the posterior that conclip uses, which pools the problems of a
-level. Selection takes eight problems, twenty times a seed, with several demands on their certainty, and counts how many
-truly lie in the band.
+is a problem further than a zone of 0.05 from the band's ends that is put into a wrong class, below, inside or above: by its
+measured rate alone, as is usual, or by the posterior that conclip uses, which pools the problems of a level. Selection
+takes eight problems, twenty times a seed, with several demands on their certainty, and counts how many truly lie in the
+band.
 """
 
 import argparse
@@ -38,11 +38,11 @@ BANK = (
     "probe.max_samples=256",
     "rollout.max_tokens=384",
 )
-BANDS = {"phase 2": Band(low=0.2, high=0.8), "phase 1": Band(low=0.05, high=0.2)}
+BANDS = {"phase 2": Band(low=0.2, high=0.8), "phase 1": Band(low=0.1, high=0.4)}
 CONFIDENCES = (0.0, 0.8, 0.95)
 SETS = 20
 """Of chosen problems, for each probe."""
-ZONES = {"phase 2": 0.05, "phase 1": 0.025}
+ZONE = 0.05
 """Half-width of the zone around a band's ends within which either verdict will do."""
 
 Counts = dict[str, tuple[int, int, int]]
@@ -91,9 +91,9 @@ def as_rates(counts: Counts, bank: list[PassRate]) -> list[PassRate]:
     return [replace(rate, num_correct=counts[rate.problem_id][0], num_samples=counts[rate.problem_id][1]) for rate in bank]
 
 
-def errors(rates: list[PassRate], truth: dict[str, float], band: Band, zone: float) -> tuple[float, float]:
+def errors(rates: list[PassRate], truth: dict[str, float], band: Band) -> tuple[float, float]:
     """Share of problems outside the zone put into a wrong class [%]: by the measured rate, by the pooled posterior."""
-    clear = [min(abs(truth[r.problem_id] - band.low), abs(truth[r.problem_id] - band.high)) > zone for r in rates]
+    clear = [min(abs(truth[r.problem_id] - band.low), abs(truth[r.problem_id] - band.high)) > ZONE for r in rates]
     true = class_of(np.array([truth[rate.problem_id] for rate in rates]), band)
     measured = class_of(np.array([rate.pass_rate for rate in rates]), band)
     likeliest = pooled(rates, band).argmax(0)
@@ -145,7 +145,7 @@ def main() -> None:
             counts = [probe(truth, band, np.random.default_rng(seed)) for seed in range(arguments.seeds)]
             spent = np.mean([sampled for found in counts for _, _, sampled in found.values()])
             measured = [as_rates(found, rates) for found in counts]
-            plain, likeliest = zip(*(errors(found, truth, band, ZONES[title]) for found in measured), strict=True)
+            plain, likeliest = zip(*(errors(found, truth, band) for found in measured), strict=True)
             where = f"| {pool} | {band.low:g} to {band.high:g} ({title}) | {name} |"
             lines.append(f"{where} {spent:.1f} | {percent(plain)} | {percent(likeliest)} |")
             if "`" in name:  # as shipped
