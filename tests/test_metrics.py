@@ -72,10 +72,23 @@ def test_interval_covers_at_its_rate():
     assert abs(covered / 2000 - 0.95) < 0.015
 
 
-def test_last_model_is_compared_with_the_shortest_and_the_most_accurate():
-    def rows_of(model: str, outcome: Outcome, *tokens: int) -> list[EvalRow]:
-        return [row(problem, outcome, count, model=model) for problem, count in zip("pq", tokens, strict=True)]
+def rows_of(model: str, outcome: Outcome, *tokens: int) -> list[EvalRow]:
+    return [row(problem, outcome, count, model=model) for problem, count in zip("pq", tokens, strict=True)]
 
+
+def test_last_model_is_compared_with_the_first_even_where_one_between_is_shorter_and_more_accurate():
+    columns = [*rows_of("base", Outcome.WRONG, 50, 50), *rows_of("phase1", Outcome.CORRECT, 40, 40)]
+    rows = by_condition([*columns, *rows_of("phase2", Outcome.CORRECT, 20, 20)])
+    assert list(headline_comparisons(rows, "b")) == [("base", "phase1"), ("phase1", "phase2"), ("base", "phase2")]
+
+
+def test_last_model_is_compared_with_the_shortest_and_the_most_accurate():
+    columns = [*rows_of("base", Outcome.WRONG, 90, 90), *rows_of("a", Outcome.WRONG, 50, 50)]
+    columns += [*rows_of("b", Outcome.CORRECT, 60, 60), *rows_of("last", Outcome.CORRECT, 20, 20)]
+    assert list(headline_comparisons(by_condition(columns), "b"))[3:] == [("base", "last"), ("a", "last")]
+
+
+def test_results_hold_every_comparison():
     columns = [*rows_of("base", Outcome.WRONG, 50, 50), *rows_of("phase1", Outcome.CORRECT, 80, 90)]
     rows = by_condition([*columns, *rows_of("phase2", Outcome.CORRECT, 20, 20)])
     assert list(headline_comparisons(rows, "b")) == [("base", "phase1"), ("phase1", "phase2"), ("base", "phase2")]

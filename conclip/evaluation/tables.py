@@ -107,9 +107,9 @@ def by_condition(rows: Sequence[EvalRow], among: Sequence[EvalRow] | None = None
 
 
 def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Comparison]:
-    """At each temperature, with the first instruction: the last model against the shortest and the most accurate of those
-    before it, and each against its predecessor. Then the first model's other instructions against its first, and the last
-    model against them: training against asking for brevity."""
+    """At each temperature, with the first instruction: each model against its predecessor, the last against the first, and
+    against the shortest and the most accurate of those before it. Then the first model's other instructions against its
+    first, and the last model against them: training against asking for brevity."""
     models = {name: [r for r in model if r.benchmark == benchmark] for name, model in rows.items()}
     pairs: list[tuple[str, str]] = []
     for temperature in dict.fromkeys(r.temperature for model in models.values() for r in model):
@@ -120,6 +120,7 @@ def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Co
         pairs += pairwise(names)
         if len(names) > 2:
             before = {name: summarise(trained[name]) for name in names[:-1]}
+            pairs.append((names[0], names[-1]))
             pairs.append((min(before, key=lambda n: before[n].mean_tokens.mean), names[-1]))
             pairs.append((max(before, key=lambda n: before[n].accuracy.mean), names[-1]))
         base = trained[names[0]][0].model
