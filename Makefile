@@ -114,7 +114,7 @@ fuzz: $(VENV)/.installed-dev ## 12,000 random configs, data files and files of e
 	CONCLIP_FUZZ=4000 $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
 
 test-fast: $(VENV)/.installed-dev ## unit tests only (five minutes on a slow core)
-	$(BIN)/python -m pytest -m "not engine and not slow and not browser" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not engine and not slow and not browser" $(ARGS)
 
 format: $(VENV)/.installed-dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .

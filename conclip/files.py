@@ -43,6 +43,12 @@ def expanded(path: str) -> Path:
         raise UserError(f"'{path}': no home of such a user here; give the whole path") from error
 
 
+def newest_attempt(path: Path) -> Path:
+    """Of `outputs/<subcommand>/<name>` the attempt that began last; any other path as it is."""
+    latest = path / "latest"
+    return latest if latest.exists() else path
+
+
 def check_target(path: Path, option: str) -> None:
     """Raise UserError when a file cannot be made at `path`, the value of `option`."""
     if path.is_dir():

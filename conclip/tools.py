@@ -57,8 +57,15 @@ def compare(arguments: list[str]) -> None:
         description="Differences in accuracy and length between two evaluations, paired by problem: intervals, permutation "
         "tests, non-inferiority, and which outcomes turned into which.",
     )
-    parser.add_argument("first", metavar="FIRST", type=Path, help="run folder of an evaluation, or a file with its rows")
-    parser.add_argument("second", metavar="SECOND", type=Path, help="the same, of what is compared with it")
+    parser.add_argument(
+        "first",
+        metavar="FIRST",
+        type=Path,
+        help="a run that evaluated (outputs/<subcommand>/<name>, or an attempt in it), or a file with its rows",
+    )
+    parser.add_argument(
+        "second", metavar="SECOND", type=Path, nargs="?", help="the same, of what is compared with it; default: FIRST"
+    )
     parser.add_argument("--margin", type=float, default=0.03, help="accuracy counts as kept within it [probability]")
     for name in ("model", "prompt", "temperature"):
         kind = float if name == "temperature" else str
@@ -70,9 +77,11 @@ def compare(arguments: list[str]) -> None:
     if options.json:
         check_target(options.json, "--json")
     chosen = {name: getattr(options, name) for name in ("model", "prompt", "temperature") if getattr(options, name)}
+    if options.second is None and all(len(values) == 1 for values in chosen.values()):
+        parser.error("nothing to compare FIRST with; give SECOND, or two values of --model, --prompt or --temperature")
     sides = [
         select_rows(read_rows(path), **{name: values[min(side, len(values) - 1)] for name, values in chosen.items()})
-        for side, path in enumerate((options.first, options.second))
+        for side, path in enumerate((options.first, options.second or options.first))
     ]
     results = paired_results.paired(*sides)
     console = open_console()

@@ -38,6 +38,20 @@ def test_shorter_and_better_is_said_so():
     assert to_json(result)["transitions"]["wrong -> correct"] > 50
 
 
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"model": "phase2", "prompt": "concise"}, "phase2 against m"),
+        ({"prompt": "concise", "temperature": 0.0}, "concise against plain"),
+        ({"temperature": 0.5}, "T 0.5 against T 1"),
+        ({}, "second against first"),
+    ],
+)
+def test_the_two_are_called_by_what_tells_them_apart(changes: dict[str, object], names: str):
+    (result,) = paired(evaluation(0.5, 100), evaluation(0.8, 40, seed=1, **changes))
+    assert names in sentences(result, 0.03)[0]
+
+
 def test_what_makes_two_evaluations_hard_to_compare_is_named():
     base = evaluation(0.5, 100)
     other = evaluation(0.5, 100, prompt="concise", max_tokens=99, grader_version=1)[:396]

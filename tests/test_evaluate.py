@@ -72,7 +72,7 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     second = first.parent / "attempt-002"
     assert {row.key for row in read_rows(second)} == {row.key for row in read_rows(first) if row.temperature == 1}
 
-    run(monkeypatch, "compare", str(second), str(second), "--model", "model", "after", "--temperature", "1")
+    run(monkeypatch, "compare", str(second), "--model", "model", "after", "--temperature", "1")
     said = capfd.readouterr().out
     assert "accuracy fell" in said and "correct" in said and "permutation test" in said
 

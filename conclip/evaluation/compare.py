@@ -32,6 +32,8 @@ class Paired:
     """One benchmark, two evaluations."""
 
     benchmark: str
+    names: tuple[str, str]
+    """What tells the two apart: their models, else their instructions, else their temperatures, else "first", "second"."""
     num_problems: int
     first: Summary
     second: Summary
@@ -79,6 +81,7 @@ def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow],
 
     return Paired(
         benchmark=benchmark,
+        names=_names(first[0], second[0]),
         num_problems=len(both),
         first=one,
         second=two,
@@ -90,6 +93,15 @@ def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow],
         ),
         transitions=transitions(first, second),
     )
+
+
+def _names(first: EvalRow, second: EvalRow) -> tuple[str, str]:
+    for one, two in ((first.model, second.model), (first.prompt, second.prompt)):
+        if one != two:
+            return one, two
+    if first.temperature != second.temperature:
+        return f"T {first.temperature:g}", f"T {second.temperature:g}"
+    return "first", "second"
 
 
 def differences(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> list[str]:
@@ -111,7 +123,7 @@ def sentences(result: Paired, margin: float) -> list[str]:
     weights = ", ".join(f"{name} {value:g}" for name, value in AES_WEIGHTS.items())
     lines = [
         f"{result.benchmark}, {result.num_problems} problems: "
-        + describe_comparison("first", "second", result.comparison, margin),
+        + describe_comparison(*result.names, result.comparison, margin),
         f"  permutation test: accuracy p = {result.accuracy_p_value:.4f}, tokens p = {result.tokens_p_value:.4f}; "
         f"efficiency score {result.aes:+.3f} ({weights})",
     ]
@@ -123,8 +135,9 @@ def sentences(result: Paired, margin: float) -> list[str]:
 
 def transition_table(result: Paired) -> Table:
     """Outcomes of the first in rows, of the second in columns, in responses."""
+    first, second = result.names
     outcomes = [o for o in Outcome if any(o in pair for pair in result.transitions)]
-    table = Table(title=f"{result.benchmark}: outcomes of the first (rows) and the second (columns)", title_justify="left")
+    table = Table(title=f"{result.benchmark}: outcomes of {first} (rows) and {second} (columns)", title_justify="left")
     table.add_column("")
     for outcome in outcomes:
         table.add_column(outcome.value, justify="right")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conclip.config import UserError
-from conclip.files import put
+from conclip.files import newest_attempt, put
 from conclip.types import EvalRow, Outcome
 
 SCHEMA = 2
@@ -51,12 +51,16 @@ def write_parquet(rows: Sequence[EvalRow], path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[EvalRow]:
-    """The rows of a file (JSON lines or Parquet), or all of a run folder. Raises UserError when there are none."""
+    """The rows of a file (JSON lines or Parquet), or all of a run. Raises UserError when there are none."""
     files = [path]
     if path.is_dir():
-        files = sorted(path.glob("rows*.jsonl")) or sorted(path.glob("rows*.parquet"))
+        folder = newest_attempt(path)
+        files = sorted(folder.glob("rows*.jsonl")) or sorted(folder.glob("rows*.parquet"))
         if not files:
-            raise UserError(f"'{path}' has no rows*.jsonl; give the folder of an evaluation, or a file with rows")
+            raise UserError(
+                f"'{path}' has no rows*.jsonl; give a run that evaluated (outputs/<subcommand>/<name>, or an attempt in "
+                "it), or a file with rows"
+            )
     rows = [row for file in files for row in _read_file(file)]
     if not rows:
         raise UserError(f"'{path}' holds no rows")

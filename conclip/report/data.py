@@ -10,6 +10,7 @@ import yaml
 
 from conclip.config import UserError
 from conclip.evaluation.rows import read_rows
+from conclip.files import newest_attempt
 from conclip.pipeline import StageRecord, read_stages
 from conclip.probe import PassRate, read_pass_rates
 from conclip.runlog import MANIFEST
@@ -56,7 +57,7 @@ class RunData:
 
 def read_run(path: Path) -> RunData:
     """Raises UserError when it is no run folder."""
-    folder = path / "latest" if (path / "latest").exists() else path
+    folder = newest_attempt(path)
     manifest = _json(folder / MANIFEST)
     if "identity" not in manifest:
         raise UserError(f"'{path}' is no run folder (no {MANIFEST}); give outputs/<subcommand>/<name>, or an attempt in it")
