@@ -175,8 +175,10 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     def job(composed: "DictConfig") -> None:
         from hydra.core.hydra_config import HydraConfig  # noqa: PLC0415
 
+        named = (("--config-dir", flags.config_dir), ("--config-name", flags.config_name))
+        where = [part for flag, value in named if value is not None for part in (flag, value)]
         number, overrides = HydraConfig.get().job.num, list(HydraConfig.get().overrides.task)
-        _run_in_own_process(subcommand, flags.config_dir, overrides, composed.name, number)
+        _run_in_own_process(subcommand, where, overrides, composed.name, number)
 
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(job)()
 
@@ -210,9 +212,8 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     open_console().print(plan_table(planned, home, identity, anew=config.resume == "never"))
 
 
-def _run_in_own_process(subcommand: str, config_dir: str | None, overrides: list[str], name: str, number: int) -> None:
+def _run_in_own_process(subcommand: str, where: list[str], overrides: list[str], name: str, number: int) -> None:
     """One job of a sweep. The engine keeps global state, so two jobs cannot share a process."""
-    where = ["--config-dir", config_dir] if config_dir is not None else []
     named = [override for override in overrides if not override.startswith("name=")]
     command = [sys.executable, "-m", "conclip", subcommand, *where, *named, f"name={name}-{number}"]
     # A session of its own: it gets each signal once, from here. It does not outlive this process.

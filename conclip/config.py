@@ -207,6 +207,7 @@ class TrainerConfig:
     save_in_background: bool
     validation_samples: int
     max_tokens_per_micro_batch: int
+    recompute_activations: bool
     max_sampler_drift: float | None
     transcripts_per_group: int
 

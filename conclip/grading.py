@@ -182,6 +182,8 @@ class Grader:
             return self._done(asker, Outcome.CORRECT)
         if pair in state.verdicts:
             return self._done(asker, state.verdicts[pair])
+        if not state.waiting:
+            state.last_read = time.monotonic()  # nobody had to look so far
         if pair in state.waiting:
             state.waiting[pair].append(asker)
         else:

@@ -27,6 +27,7 @@ IRRELEVANT = {
     ("trainer", "save_every"),
     ("trainer", "keep_last"),
     ("trainer", "save_in_background"),
+    ("trainer", "recompute_activations"),
     ("trainer", "max_sampler_drift"),
     ("eval", "allow_overlap"),
     ("eval", "margin"),

@@ -19,7 +19,7 @@ from conclip.config import (
 from conclip.failures import MACHINE_ERRORS
 from conclip.files import expanded
 from conclip.identity import sampling_hash
-from conclip.models.folder import check_model, find_model, model_hash, num_parameters
+from conclip.models.folder import check_model, check_trainable, find_model, model_hash, num_parameters
 from conclip.overlap import check_overlap
 from conclip.probe import PassRate, read_pass_rates
 from conclip.problems.load import load_problems
@@ -91,6 +91,8 @@ def load_inputs(config: BaseConfig) -> Inputs:
     if evaluates and served_name is None:
         check(model_path, "eval.max_tokens", config.eval.max_tokens)
     learns = isinstance(config, LearnConfig)
+    if learns:
+        check_trainable(model_path)
     checkpoints: dict[str, Path] = {}
     if isinstance(config, EvalRunConfig):
         for name, path in config.checkpoints.items():
@@ -142,8 +144,10 @@ def _earlier_rates(config: BaseConfig) -> list[PassRate] | None:
 
 
 def _check_disjoint(inputs: Inputs) -> None:
-    """No question may be in two of the three lists: test problems never train, nor choose a checkpoint."""
+    """No question may be in two of the three lists: test problems never train, nor choose a checkpoint. Nor may an id: a run
+    knows problems by it."""
     seen: dict[str, str] = {}
+    ids: dict[str, str] = {}
     for name in ("pool", "validation", "test"):
         for problem in getattr(inputs, name):
             other = seen.setdefault(" ".join(problem.question.split()), name)
@@ -151,4 +155,10 @@ def _check_disjoint(inputs: Inputs) -> None:
                 raise UserError(
                     f"problem '{problem.problem_id}' of data.{name} is also in data.{other}; "
                     "training, validation and test problems must be disjoint"
+                )
+            other = ids.setdefault(problem.problem_id, name)
+            if other != name:
+                raise UserError(
+                    f"problem id '{problem.problem_id}' of data.{name} is also in data.{other}; make ids differ, or leave "
+                    f"them to conclip (data.{name}.*.problem_id=null)"
                 )

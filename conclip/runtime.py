@@ -86,7 +86,7 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
     with reading(model_path, "the chat template"):
         prompts: dict[PromptStyle, dict[str, tuple[int, ...]]] = {
             style: {
-                p.problem_id: encode_prompt(tokenizer, p.question, config.model, style, budget_tokens=budget_tokens)
+                p.problem_id: encode_prompt(tokenizer, p.asked, config.model, style, budget_tokens=budget_tokens)
                 for p in problems
             }
             for style in styles
@@ -142,7 +142,7 @@ def open_endpoint(config: EvalRunConfig, run: Run, served_name: str, problems: S
     engine = EndpointEngine(config.model.url, served_name, max_concurrent=min(256, config.rollout.max_num_seqs))
     messages: dict[PromptStyle, dict[str, Messages]] = {
         style: {
-            p.problem_id: messages_for(p.question, config.model, style, budget_tokens=config.eval.budget_tokens)
+            p.problem_id: messages_for(p.asked, config.model, style, budget_tokens=config.eval.budget_tokens)
             for p in problems
         }
         for style in config.eval.prompts

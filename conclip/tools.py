@@ -19,7 +19,7 @@ from conclip.doctor import config_checks, machine_checks
 from conclip.evaluation import compare as paired_results
 from conclip.evaluation.rows import read_rows, select_rows
 from conclip.failures import FAILED
-from conclip.files import check_target, expanded
+from conclip.files import check_target, expanded, finite
 from conclip.inputs import checked
 from conclip.regrade import grade_file
 from conclip.report.data import RunData, read_run
@@ -92,7 +92,9 @@ def compare(arguments: list[str]) -> None:
             console.print(line, markup=False, soft_wrap=True)
         console.print(paired_results.transition_table(result))
     if options.json:
-        options.json.write_text(json.dumps([paired_results.to_json(result) for result in results], indent=2) + "\n")
+        options.json.write_text(
+            json.dumps(finite([paired_results.to_json(result) for result in results]), indent=2, allow_nan=False) + "\n"
+        )
 
 
 def report(arguments: list[str]) -> None:

@@ -46,6 +46,13 @@ class Problem:
     subject: str | None = None
     choices: tuple[str, ...] | None = None
     """Texts of options A, B, ... of a multiple-choice question; its answer is a letter."""
+    examples: tuple[str, ...] = ()
+    """Worked examples, asked with the question but no part of it: two problems that share them are not the same."""
+
+    @property
+    def asked(self) -> str:
+        """What the model gets to read, the prompt's frame apart."""
+        return "\n\n".join([*self.examples, self.question])
 
     @property
     def kind(self) -> Kind:

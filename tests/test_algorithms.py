@@ -52,6 +52,16 @@ def test_a_length_reward_takes_its_steps(runtime: tuple[Runtime, Inputs], length
     assert len(steps) == 2
 
 
+def test_the_engine_sleeps_while_the_learner_works(runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch):
+    engine, told = runtime[0].engine, list[str]()
+    for name in ("submit", "sleep", "update_weights"):
+        real = getattr(engine, name)
+        monkeypatch.setattr(engine, name, lambda *a, name=name, real=real: (told.append(name), real(*a))[1])
+    train(runtime, "asleep", "algo=grpo")
+    step = ["submit", "sleep", "update_weights"]
+    assert told == ["update_weights", "submit", *step, *step, "submit"]  # validation before and after
+
+
 def test_thinkprune_cuts_responses_at_its_limit(runtime: tuple[Runtime, Inputs]):
     steps = train(runtime, "cut", "algo=grpo", "length=thinkprune", "length.limits=[1.0,0.25]")
     assert steps[0]["length/max_tokens"] > 48 >= steps[1]["length/max_tokens"]  # a quarter of 192

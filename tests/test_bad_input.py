@@ -133,6 +133,14 @@ def same_everywhere(place: Place) -> list[str]:
     return ["two-phase", "data=mine", *(f"data.{name}.mine.path={path}" for name in ("pool", "validation", "test"))]
 
 
+def ids_of_two_lists(place: Place) -> list[str]:
+    """Each file numbers its own rows."""
+    lists = {name: f'{{"question": "{n}+1", "answer": "2", "id": 0}}\n' for n, name in enumerate(("pool", "validation"))}
+    files = {name: place.file(content, f"{name}.jsonl") for name, content in lists.items()}
+    columns = (f"data.{name}.mine.{key}" for name, path in files.items() for key in (f"path={path}", "problem_id=id"))
+    return ["train-phase2", "data=mine", *columns]
+
+
 def trained_on_the_test(place: Place) -> list[str]:
     folder = place.trained(json.dumps({"schema": 1, "questions": ["1+1"]}))
     return ["eval", "data=mine", f"data.test.mine.path={place.file(GOOD)}", f"checkpoints={{mine: {folder}}}"]
@@ -240,6 +248,7 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
         ("data.test.gms8k", "did you mean 'data.test.gsm8k'"),
     ),
     "test problems in the pool": (same_everywhere, ("disjoint",)),
+    "ids in two lists": (ids_of_two_lists, ("'0'", "data.validation", "data.pool", "problem_id=null")),
     "tested on what it learned": (trained_on_the_test, ("checkpoints.mine", "eval.allow_overlap")),
     "unknown problem": (of("train-phase2", "phase.problem_ids=[nobody]", "phase.problems_per_step=1"), ("nobody",)),
     # models and checkpoints
@@ -250,6 +259,7 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "model without chat template": (model(without="chat_template*"), ("no chat template",)),
     "config that is not JSON": (lambda p: ["eval", f"model.path={p.file('{', 'm/config.json').parent}"], ("not JSON",)),
     "config that is a list": (lambda p: ["eval", f"model.path={p.file('[]', 'm/config.json').parent}"], ("no JSON object",)),
+    "logits that are scaled": (model(subcommand="train-phase2", logits_scaling=8), ("logits_scaling",)),
     "unknown architecture": (model(model_type="gpt99"), ("gpt99", "trust_remote_code")),
     "tokenizer that is garbage": (changed("tokenizer.json", "garbage"), ("tokenizer", "cannot be used")),
     "template that does not parse": (changed("chat_template.jinja", "{% if %}"), ("chat template", "cannot be used")),

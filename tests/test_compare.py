@@ -1,11 +1,13 @@
 """Paired comparison of two evaluations: numbers, words, warnings."""
 
+import dataclasses
 import random
 
 import pytest
 
 from conclip.config import UserError
 from conclip.evaluation.compare import differences, paired, sentences, to_json
+from conclip.evaluation.metrics import compare
 from conclip.types import EvalRow, Outcome
 from tests.conftest import make_row
 
@@ -61,6 +63,15 @@ def test_what_makes_two_evaluations_hard_to_compare_is_named():
     assert "the grader's version differs" in found
     assert "1 problems stand on one side only" in found
     assert differences(base, base) == []
+
+
+def test_what_cannot_be_compared_is_said_to_be_unknown():
+    never = [dataclasses.replace(row, outcome=WRONG) for row in evaluation(0.5, 100)]
+    (result,) = paired(never, evaluation(0.5, 40))
+    assert result.aes is None and "no efficiency score" in sentences(result, 0.03)[1]
+    broken = [dataclasses.replace(row, outcome=Outcome.GRADER_ERROR) for row in never]
+    unknown = compare(never, broken).accuracy_difference
+    assert (unknown.low, unknown.high) == (-1, 1)
 
 
 def test_mixed_or_disjoint_evaluations_are_refused():

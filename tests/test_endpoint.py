@@ -8,9 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -118,7 +120,7 @@ class Refusing(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         if next(Refusing.numbers) > 1:
             time.sleep(600)
-        self._answer(400, {"error": {"message": "no"}})
+        self._answer(401, {"error": {"message": "no"}})
 
     def _answer(self, status: int, content: object) -> None:
         body = json.dumps(content).encode()
@@ -132,21 +134,56 @@ class Refusing(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server_that_fails_ends_the_run_though_other_requests_wait(tmp_path: Path):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+class Picky(Refusing):
+    """Answers everything but the third question it is asked."""
+
+    asked: ClassVar[list[str]] = []
+    strict = True
+
+    def do_POST(self) -> None:
+        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Picky.asked.append(content["messages"][-1]["content"])
+        if Picky.strict and len(Picky.asked) == 3:
+            return self._answer(400, {"error": {"message": "not this one"}})
+        message = {"role": "assistant", "content": "\\boxed{1}"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "lab", "choices": [choice], "usage": usage}
+        self._answer(200, reply)
+
+
+@contextmanager
+def serving(handler: type[Refusing]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/v1"
-    command = [
-        sys.executable,
-        "-m",
-        "conclip",
-        "eval",
-        "model=endpoint",
-        f"model.url={url}",
-        "data.test.chain.num_problems=3",
-    ]
-    outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()
+
+
+def test_a_refused_question_is_named_and_all_other_replies_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    small = ["data.test.chain.num_problems=6", "eval.samples_per_problem=1", "rollout.max_num_seqs=1", "eval.max_tokens=99"]
+    with serving(Picky) as url:
+        command = ["eval", "model=endpoint", f"model.url={url}", *small]
+        with pytest.raises(SystemExit) as end:
+            run(monkeypatch, *command)
+        said = capfd.readouterr().err
+        assert end.value.code == 2 and "not this one" in said and "refuses 1 requests ('chain-" in said, said
+        kept = read_rows(tmp_path / "outputs/eval/default")
+        assert len(kept) == 5 and all(row.num_tokens == 7 for row in kept)
+        Picky.strict = False
+        run(monkeypatch, *command)
+    assert len(Picky.asked) == 7 and Picky.asked[6] == Picky.asked[2]
+    assert len(read_rows(tmp_path / "outputs/eval/default")) == 6
+
+
+def test_a_server_that_fails_ends_the_run_though_other_requests_wait(tmp_path: Path):
+    with serving(Refusing) as url:
+        arguments = ["eval", "model=endpoint", f"model.url={url}", "data.test.chain.num_problems=3"]
+        command = [sys.executable, "-m", "conclip", *arguments]
+        outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert outcome.returncode == 3, outcome.stderr
     assert "failed after several tries" in outcome.stderr and "Traceback" not in outcome.stderr

@@ -1,7 +1,10 @@
 """The rollout engine, real: vLLM in this process and in a child, on the lab model."""
 
 import dataclasses
+import json
 import math
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +100,16 @@ def test_completions_end_with_the_end_token_or_at_the_limit(engine: RolloutEngin
             assert completion.num_tokens == 30 and end not in completion.token_ids
         assert len(completion.logprobs) == completion.num_tokens
         assert all(math.isfinite(value) and value <= 0 for value in completion.logprobs)
+
+
+def test_the_tokenizers_end_token_ends_a_response_whatever_the_configs_say(tmp_path: Path):
+    from conclip.rollout.vllm_engine import stop_token_ids
+
+    shutil.copytree(LAB_MODEL, tmp_path / "model")
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((tmp_path / "model" / name).read_text())
+        (tmp_path / "model" / name).write_text(json.dumps(settings | {"eos_token_id": 9}))
+    assert stop_token_ids(tmp_path / "model") == tuple(sorted((9, TOKENIZER.eos_token_id)))
 
 
 def test_greedy_sampling_repeats(engine: RolloutEngine):
@@ -219,6 +232,23 @@ def test_a_child_process_gives_the_same_tokens_even_when_it_is_killed(engine: Ro
     finally:
         child.close()
     assert not child._process.is_alive()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+def test_an_engine_over_two_processes_gets_its_weights(random_model: Path, monkeypatch: pytest.MonkeyPatch):
+    """`tensor_parallel_size`, on CPUs: a worker process on each of two, and a child process around them."""
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{first}|{second}")
+    child = ChildEngine(LAB_MODEL, dataclasses.replace(rollout_config(), tensor_parallel_size=2), **SETTINGS)
+    try:
+        wanted = requests(num_samples=1)
+        began = tokens(run(child, wanted=wanted))
+        child.update_weights(load_policy(random_model, torch.device("cpu")).state_dict().items(), 1)
+        assert tokens(run(child, wanted=wanted)) != began
+        child.update_weights(LAB_MODEL, 2)
+        assert tokens(run(child, wanted=wanted)) == began
+    finally:
+        child.close()
 
 
 def test_a_child_that_dies_between_units_brings_nothing_of_the_last_one(engine: RolloutEngine):

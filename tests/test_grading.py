@@ -3,12 +3,14 @@
 import json
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from conclip import grading
 from conclip.grading import Grader, GraderBroken
 from conclip.regrade import grade_file
 from conclip.types import Grade, Outcome
@@ -113,6 +115,18 @@ def test_a_stuck_worker_is_killed_and_the_rest_is_graded():
         assert verdicts["easy"].outcome is Outcome.CORRECT
     finally:
         grader.close()
+
+
+def test_time_nobody_had_to_look_is_not_given_to_workers(grader: Grader, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(grading, "LONGEST_GAP_S", 0.05)
+    for pause_s in (0.0, 0.3):  # a first look, and one after an idle time
+        time.sleep(pause_s)
+        grader.submit(f"{pause_s}", gold="3", text=boxed(f"x_{{{pause_s}}}"), finish_reason="stop")
+        (busy,) = [worker for worker in grader._state.workers if worker.pair is not None]
+        deadline = busy.deadline
+        grader.poll(0.0)
+        assert busy.deadline == deadline
+        all_of(grader, 1)
 
 
 def test_idle_workers_that_are_killed_cost_no_verdict(grader: Grader):

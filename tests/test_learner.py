@@ -155,6 +155,13 @@ def test_an_update_changes_policy_and_critic_and_repeats_exactly(random_model: P
     assert abs(stats["policy/approx_kl"]) < 1e-9
 
 
+def test_recomputed_activations_change_nothing(random_model: Path):
+    kept = config()
+    recomputed = dataclasses.replace(kept, trainer=dataclasses.replace(kept.trainer, recompute_activations=True))
+    first, second = (parameters_after(random_model, settings) for settings in (kept, recomputed))
+    assert torch.equal(first[0], second[0]) and first[1] == second[1]
+
+
 def test_grpo_needs_no_critic(random_model: Path):
     settings = config(advantage="group_relative", kl="loss")
     learner = Learner(random_model, settings, num_updates=10)

@@ -92,7 +92,13 @@ def test_a_restored_refresher_believes_the_same():
     order, found, everyone = refresher(reserve=3)
     known = {problem.problem_id: problem for problem in everyone}
     found.observe([group(everyone[0], "w" * 16)])
-    states = json.loads(json.dumps([order.state_dict(), found.state_dict()]))
+    states = [order.state_dict(), found.state_dict()]
+    before = json.dumps(states)
+    found.observe([group(everyone[1], "c" * 16)])
+    assert json.dumps(states) == before  # a checkpoint that is still being written holds what it was given
+    order, found, everyone = refresher(reserve=3)
+    found.observe([group(everyone[0], "w" * 16)])
+    states = json.loads(before)
     again_order, again, _ = refresher(reserve=3)
     again_order.load_state_dict(states[0], known)
     again.load_state_dict(states[1], known)

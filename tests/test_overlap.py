@@ -1,5 +1,6 @@
 """The overlap guard: same text, near text, formulas, the record in a checkpoint."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def test_formulas_with_the_same_signs_do_not_overlap():
     trained = [f"a={n};b=a+{n};c=b*3;d=c-{n};d?" for n in range(1, 9)]
     assert not overlapping([problem("a=9;b=a+9;c=b*3;d=c-9;d?")], trained)
     assert not overlapping([problem("a=1;b=a-1;c=b*3;d=c-1;d?")], trained)
+
+
+def test_worked_examples_make_no_overlap_and_hide_none(tmp_path: Path):
+    shots = ("one two three four five six seven eight nine\nAnswer: \\boxed{1}",)
+    asked = [dataclasses.replace(problem(text), examples=shots) for text in ("1+1", "2+2")]
+    write_record(tmp_path, [], asked[:1])
+    assert overlapping(asked, trained_on(tmp_path)) == asked[:1]
+    assert overlapping([problem("1+1")], trained_on(tmp_path))
 
 
 def test_a_checkpoint_says_what_it_was_trained_on_through_all_phases(tmp_path: Path):

@@ -41,7 +41,8 @@ class Paired:
     accuracy_p_value: float
     """Sign-flip permutation test of the problems' accuracy differences."""
     tokens_p_value: float
-    aes: float
+    aes: float | None
+    """Efficiency score; None where the first is never right, against which no gain can be counted."""
     transitions: Mapping[tuple[Outcome, Outcome], int]
 
 
@@ -67,6 +68,7 @@ def paired(first: Sequence[EvalRow], second: Sequence[EvalRow], *, seed: int = 0
 
 def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow], seed: int) -> Paired:
     one, two = summarise(first), summarise(second)
+    levels = two.accuracy.mean, two.mean_tokens.mean, one.accuracy.mean, one.mean_tokens.mean
     groups = [by_problem(rows) for rows in (first, second)]
     both = [problem for problem in groups[0] if problem in groups[1]]
 
@@ -88,9 +90,7 @@ def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow],
         comparison=compare(first, second),
         accuracy_p_value=p_value("accuracy"),
         tokens_p_value=p_value("tokens"),
-        aes=efficiency_score(
-            two.accuracy.mean, two.mean_tokens.mean, one.accuracy.mean or 1e-9, one.mean_tokens.mean, **AES_WEIGHTS
-        ),
+        aes=efficiency_score(*levels, **AES_WEIGHTS) if one.accuracy.mean > 0 else None,
         transitions=transitions(first, second),
     )
 
@@ -125,7 +125,7 @@ def sentences(result: Paired, margin: float) -> list[str]:
         f"{result.benchmark}, {result.num_problems} problems: "
         + describe_comparison(*result.names, result.comparison, margin),
         f"  permutation test: accuracy p = {result.accuracy_p_value:.4f}, tokens p = {result.tokens_p_value:.4f}; "
-        f"efficiency score {result.aes:+.3f} ({weights})",
+        + (f"efficiency score {result.aes:+.3f} ({weights})" if result.aes is not None else "no efficiency score: base 0"),
     ]
     interval = result.comparison.accuracy_difference
     if interval.low <= 0 <= interval.high:

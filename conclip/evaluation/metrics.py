@@ -44,6 +44,10 @@ class Comparison:
     """Mean tokens of the second over the first; interval by the delta method on paired problem means."""
 
 
+UNKNOWN_DIFFERENCE = Estimate(mean=0.0, low=-1.0, high=1.0)
+"""In accuracy, where no problem has a judged response of both models."""
+
+
 def summarise(rows: Sequence[EvalRow]) -> Summary:
     """Accuracy, lengths and truncation of one model's rows on one benchmark. Raises ValueError without rows."""
     if not rows:
@@ -80,7 +84,7 @@ def compare(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> Comparison:
     # Ratio of means: its influence on each problem is (after - ratio * before) / mean(before).
     influence = [ratio + (a - ratio * b) / fmean(before) for a, b in zip(after, before, strict=True)]
     return Comparison(
-        accuracy_difference=Estimate(**_named(clustered_interval(differences))),
+        accuracy_difference=Estimate(**_named(clustered_interval(differences))) if differences else UNKNOWN_DIFFERENCE,
         tokens_ratio=Estimate(**_named(clustered_interval(influence))),
     )
 

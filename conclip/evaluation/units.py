@@ -2,7 +2,7 @@
 
 A unit is a fixed batch of requests, each from a cold prefix cache. One whose rows all exist already, made by the same model,
 prompt tokens, sampling and seeds, is taken over; one that was cut is sampled anew as a whole, since another batch may give
-other tokens.
+other tokens. Behind a server batches are not ours: there every row is kept as it comes, and taken over by itself.
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from conclip.config import BaseConfig, PromptStyle, UserError
 from conclip.evaluation.rows import from_dict, to_dict, write_parquet
@@ -58,8 +58,9 @@ class RowFile:
             for unit in _units(tasks, runtime.config.rollout.unit_responses):
                 keys = {task.key: response_key(self._model_hash, task, spec, runtime.config) for task in unit}
                 known = [(t, self._earlier[keys[t.key]]) for t in unit if keys[t.key] in self._earlier]
-                rows = [replace(row, **self._names(task, prompt)) for task, row in known]
-                if len(rows) < len(unit):
+                rows = {task.key: replace(row, **self._names(task, prompt)) for task, row in known}
+                lacking = [task for task in unit if task.key not in rows]
+                if lacking:
                     began = time.monotonic()
                     others = OtherBatches(
                         num_before=len(self.rows) + len(found),
@@ -67,18 +68,20 @@ class RowFile:
                         num_sampled=self.num_sampled,
                         seconds=self._seconds,
                     )
-                    rollouts = {_task_key(rollout): rollout for rollout in runtime.collect(label, unit, spec, others)}
+                    by_itself = runtime.tokenizer is None  # behind a server
+                    asked = {task.key: task for task in (lacking if by_itself else unit)}
+                    for rollout in runtime.collect(label, list(asked.values()), spec, others):
+                        task = asked[_task_key(rollout)]
+                        row = rows[task.key] = self._row(rollout, task, prompt, spec, keys[task.key])
+                        self.num_sampled += 1
+                        self.num_sampled_tokens += row.num_tokens
+                        if by_itself:
+                            self._append(out, [row])
                     self._seconds += time.monotonic() - began
-                    rows = [self._row(rollouts[t.key], t, prompt, spec, keys[t.key]) for t in unit]
-                    self.num_sampled += len(rows)
-                    self.num_sampled_tokens += sum(row.num_tokens for row in rows)
                 check_folder(self.path.parent)
-                new = [row for row in rows if row.key not in self._written]
-                out.writelines(map(_line, new))
-                out.flush()
+                self._append(out, [rows[task.key] for task in unit])
                 os.fsync(out.fileno())
-                self._written |= dict.fromkeys(row.key for row in new)
-                found += rows
+                found += [rows[task.key] for task in unit]
         self.rows += found
         return found
 
@@ -87,6 +90,13 @@ class RowFile:
         final = list(self.rows if rows is None else rows)
         _write(self.path, final)
         write_parquet(final, self.path.with_suffix(".parquet"))
+
+    def _append(self, out: TextIO, rows: Iterable[EvalRow]) -> None:
+        """Those that are not in the file yet."""
+        new = [row for row in rows if row.key not in self._written]
+        out.writelines(map(_line, new))
+        out.flush()
+        self._written |= dict.fromkeys(row.key for row in new)
 
     def _names(self, task: Task, prompt: str) -> dict[str, Any]:
         """What a row is called now, whoever sampled it."""

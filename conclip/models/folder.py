@@ -15,6 +15,9 @@ from conclip.files import expanded
 LAB_MODEL = Path(__file__).parent.parent / "lab" / "weights"
 """The embedded default model."""
 
+LOGIT_SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Config keys of models whose logits are not the output head's."""
+
 
 def find_model(path: str, key: str = "model.path") -> Path:
     """The folder that config key `key` names: ``lab``, a folder, or a hub id that is cached or can be downloaded."""
@@ -80,6 +83,18 @@ def check_model(
         )
 
 
+def check_trainable(folder: Path) -> None:
+    """Raise UserError when the config of a whole model folder names a kind of model that cannot be trained."""
+    config = cast(dict[str, Any], json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    if "text_config" in config:
+        raise UserError(f"model.path: '{folder}' sees pictures, too; training takes models of text alone")
+    scaled = [name for name in LOGIT_SCALES if config.get(name) not in (None, 1, 1.0)]
+    if scaled:
+        raise UserError(
+            f"model.path: '{folder}' scales or caps its logits ({scaled[0]}), which is not supported for training"
+        )
+
+
 def _is_extended(config: dict[str, Any]) -> bool:
     """Whether positions are stretched beyond `max_position_embeddings`."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters")
@@ -104,15 +119,15 @@ def _check_weights(key: str, folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{key}: '{folder}' has no *.safetensors weights; other formats are not loaded")
     try:
-        for file in _weight_files(folder):
+        for file in weight_files(folder):
             with safe_open(file, framework="numpy"):
                 pass
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{key}: the weights in '{folder}' are damaged or not all there ({error}); download anew") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Those the index names, or all where there is none."""
+def weight_files(folder: Path) -> list[Path]:
+    """Those the index names, or all where there is none: other files (adapters, another format's) are not the model's."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
@@ -132,7 +147,7 @@ def has_chat_template(folder: Path) -> bool:
 def num_parameters(folder: Path) -> int:
     """Of a model folder, from the heads of its weight files; a tensor that stands in two files counts once."""
     sizes: dict[str, int] = {}
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         with safe_open(file, framework="numpy") as tensors:
             sizes |= {name: math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     return sum(sizes.values())

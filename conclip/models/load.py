@@ -8,9 +8,11 @@ from typing import cast
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from conclip.config import Dtype, UserError
 from conclip.failures import explain
+from conclip.models.folder import weight_files
 
 
 @contextmanager
@@ -32,7 +34,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
 def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The named tensors of a model folder, file by file."""
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  not a dict
                 yield name, tensors.get_tensor(name)
@@ -40,13 +42,46 @@ def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def load_policy(folder: Path, device: torch.device, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal language model with fp32 weights (small learning rates vanish in bf16 ones), in eval mode: dropout
-    would make the trainer's log-probs differ from the engine's."""
+    would make the trainer's log-probs differ from the engine's. Raises UserError for a model whose logits are not those of
+    its output head."""
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=True
     )
-    if getattr(model.config, "final_logit_softcapping", None) is not None:
-        raise UserError("model.path: models with logit soft-capping are not supported for training")
-    return cast(PreTrainedModel, cast(torch.nn.Module, model).to(device).eval())
+    policy = cast(PreTrainedModel, cast(torch.nn.Module, model).to(device).eval())
+    _check_logits(policy)
+    _mend_generation_config(policy)
+    return policy
+
+
+@torch.no_grad()
+def _check_logits(policy: PreTrainedModel) -> None:
+    """The learner takes the head's output for the logits, without the scales and caps that some models put on it."""
+    ids = torch.arange(8, device=policy.device).unsqueeze(0)
+    hidden = policy.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    logits = cast(torch.nn.Module, policy.get_output_embeddings())(hidden)
+    if not torch.allclose(policy(input_ids=ids, use_cache=False).logits, logits, rtol=1e-3, atol=1e-3):
+        raise UserError("model.path: models that scale or cap their logits are not supported for training")
+
+
+def _mend_generation_config(policy: PreTrainedModel) -> None:
+    """Sampling settings without `do_sample`, which many models ship, can be loaded but not saved."""
+    settings = policy.generation_config
+    if settings is not None:
+        try:
+            settings.validate(strict=True)
+        except ValueError:
+            settings.do_sample = True
+
+
+def recompute_activations(policy: PreTrainedModel) -> None:
+    """Have the backward pass compute each layer's activations anew, so that they need not be kept. Copies of the model do,
+    too. Raises UserError for a model that cannot."""
+    layers = [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not (layers and policy.supports_gradient_checkpointing):
+        raise UserError("trainer.recompute_activations: this model's code does not support it; set it to false")
+    policy.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True  # of the layer alone, which asks for it: what is in it, dropout say, stays in eval mode
 
 
 def autocast(dtype: Dtype, device: torch.device) -> torch.autocast:

@@ -90,7 +90,8 @@ def _problem(
         problem_id = f"{name}-{number}-{digest}"
     return Problem(
         problem_id=problem_id,
-        question="\n\n".join([*examples, question]),
+        question=question,
+        examples=tuple(examples),
         answer=answer,
         choices=choices,
         source=name,

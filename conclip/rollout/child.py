@@ -3,10 +3,8 @@
 import atexit
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
@@ -14,21 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from conclip.config import RolloutConfig, UserError
 from conclip.failures import explain
 from conclip.interrupts import SIGNALS
 from conclip.rollout.engine import EngineDied
+from conclip.rollout.weights import WeightsFolder, as_folder, remove_orphans
 from conclip.types import Completion, Request, SamplingSpec
 
 POLL_S = 0.05
 """How long one `poll` waits for news from the child."""
-
-MEMORY = Path("/dev/shm")
-"""A file system in main memory, where there is one."""
-
-PREFIX = "conclip-weights-"
 
 MAX_RESTARTS = 3
 """Of one unit of work."""
@@ -73,14 +66,6 @@ def _serve(pipe: Connection, model_path: Path, config: RolloutConfig, settings: 
         pipe.send(("failed", said) if said is not None else ("bug", traceback.format_exc()))
 
 
-def _remove_orphans() -> None:
-    """Weights that runs which were killed have left."""
-    for folder in (path for place in (MEMORY, Path(tempfile.gettempdir())) for path in place.glob(f"{PREFIX}*")):
-        number = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if number.isdigit() and not Path(f"/proc/{number}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 class ChildEngine:
     """`RolloutEngine` whose work happens in a child process.
 
@@ -95,7 +80,7 @@ class ChildEngine:
         self._arguments, self._warn = (model_path, config, settings), warn
         self._weights: Path | None = None
         """Folder of the child's present weights; None for those it starts with."""
-        self._shared: tempfile.TemporaryDirectory[str] | None = None
+        self._shared: WeightsFolder | None = None
         self._version = 0
         self._unit: list[tuple[list[Request], SamplingSpec]] = []
         self._open: set[str] = set()
@@ -105,7 +90,7 @@ class ChildEngine:
         self._num_restarts = 0
         """Of this unit."""
         atexit.register(self.close)
-        _remove_orphans()
+        remove_orphans()
         try:
             self._start()
         except BaseException:
@@ -150,14 +135,10 @@ class ChildEngine:
         if isinstance(source, Path):
             self._weights, self._shared = source, None
         else:
-            # A folder in shared memory where there is one: weights never travel through the pipe. It stays until the next
-            # update, for a child that must be started again.
-            tensors = {name: tensor.detach().cpu().clone() for name, tensor in source}
-            num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-            fits = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 * num_bytes
-            self._shared = tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY if fits else None)
+            # Weights never travel through the pipe. The folder stays until the next update, for a child that must be
+            # started again.
+            self._shared = as_folder(source)
             self._weights = Path(self._shared.name)
-            save_file(tensors, self._weights / "model.safetensors")
         self._do("update_weights", self._weights, version)
         if old is not None:
             old.cleanup()
@@ -168,9 +149,6 @@ class ChildEngine:
 
     def sleep(self) -> None:
         self._do("sleep")
-
-    def wake(self) -> None:
-        self._do("wake")
 
     def close(self) -> None:
         atexit.unregister(self.close)
@@ -212,7 +190,8 @@ class ChildEngine:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
+        several = self._arguments[1].tensor_parallel_size > 1  # engine workers, which a daemon may not start
+        self._process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=not several)
         self._process.start()
         theirs.close()
         self._wait_done()

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from conclip.config import UserError
 from conclip.grading import Grader
 from conclip.interrupts import deferred
-from conclip.rollout.engine import RolloutEngine
+from conclip.rollout.engine import EngineDied, RolloutEngine
 from conclip.seeding import derive_seed
 from conclip.types import (
     Completion,
@@ -86,6 +87,15 @@ def collect(
     graded: dict[str, tuple[Completion, str]] = {}
     outcomes = dict.fromkeys(Outcome, 0)
     num_done = num_finished = finished_tokens = 0
+
+    def judged(timeout_s: float) -> Iterator[Rollout]:
+        nonlocal num_done
+        for key, grade in grader.poll(timeout_s):
+            completion, text = graded.pop(key)
+            num_done += 1
+            outcomes[grade.outcome] += 1
+            yield _rollout(by_key[key], completion, text, grade)
+
     tokens_before = engine.progress()
     began = last_report = time.monotonic()
     engine.reset_cache()
@@ -96,8 +106,13 @@ def collect(
     try:
         while num_done < len(tasks):
             sampling = num_finished < len(tasks)
-            with deferred():  # a signal must not leave the engine amid a step
-                finished = engine.poll() if sampling else []
+            try:
+                with deferred():  # a signal must not leave the engine amid a step
+                    finished = engine.poll() if sampling else []
+            except (EngineDied, UserError):
+                while graded:  # what came before is handed on
+                    yield from judged(1.0)
+                raise
             for completion in finished:
                 task = by_key[completion.request_id]
                 text = _text(completion, tokenizer)
@@ -111,11 +126,7 @@ def collect(
                 )
                 num_finished += 1
                 finished_tokens += completion.num_tokens
-            for key, grade in grader.poll(0.0 if sampling else 1.0):
-                completion, text = graded.pop(key)
-                num_done += 1
-                outcomes[grade.outcome] += 1
-                yield _rollout(by_key[key], completion, text, grade)
+            yield from judged(0.0 if sampling else 1.0)
             now = time.monotonic()
             if on_progress is not None and (now - last_report > PROGRESS_EVERY_S or num_done == len(tasks)):
                 last_report = now

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import openai
 
+from conclip.config import UserError
 from conclip.models.server import connect
 from conclip.rollout.engine import EngineDied
 from conclip.types import Completion, Request, SamplingSpec
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 POLL_S = 0.2
+
+REFUSALS = (400, 404, 413, 422)
+"""HTTP status of a request that would be refused again."""
 
 
 class EndpointEngine:
@@ -26,6 +30,9 @@ class EndpointEngine:
         self._client = connect(url)
         self._threads = ThreadPoolExecutor(max_concurrent)
         self._in_flight: dict[Future[Completion], str] = {}
+        self._refused: dict[str, str] = {}
+        """What the server says, by request."""
+        self._failure: BaseException | None = None
         self._num_tokens = 0
 
     @property
@@ -65,13 +72,30 @@ class EndpointEngine:
         done, _ = wait(self._in_flight, timeout=POLL_S, return_when=FIRST_COMPLETED)
         finished: list[Completion] = []
         for future in done:
-            del self._in_flight[future]
-            try:
+            name, error = self._in_flight.pop(future), future.exception()
+            if error is None:
                 finished.append(future.result())
-            except openai.OpenAIError as error:
-                raise EngineDied(f"'{self._url}' failed after several tries: {error}") from error
+            elif isinstance(error, openai.APIStatusError) and error.status_code in REFUSALS:
+                self._refused[name] = error.message
+            else:
+                self._failure = error
+        if not finished:  # what came is delivered first
+            self._raise_failures()
         self._num_tokens += sum(completion.num_tokens for completion in finished)
         return finished
+
+    def _raise_failures(self) -> None:
+        """A server that fails ends the run at once; one that refuses some requests, after the others."""
+        if isinstance(self._failure, openai.OpenAIError):
+            raise EngineDied(f"'{self._url}' failed after several tries: {self._failure}") from self._failure
+        if self._failure is not None:
+            raise self._failure
+        if self._refused and not self._in_flight:
+            name, said = next(iter(self._refused.items()))
+            raise UserError(
+                f"'{self._url}' refuses {len(self._refused)} requests ('{name}', problem/sample, is one: {said}); leave "
+                "such problems out of data.test, or change what is asked (eval.max_tokens, model.prompt)"
+            )
 
     def progress(self) -> int:
         return self._num_tokens
@@ -80,6 +104,8 @@ class EndpointEngine:
         for future in self._in_flight:
             future.cancel()
         self._in_flight.clear()
+        self._refused.clear()
+        self._failure = None
 
     def update_weights(self, source: "Path | Iterable[tuple[str, torch.Tensor]]", version: int) -> None:
         raise RuntimeError("the weights behind a server are not ours to change")
@@ -87,8 +113,6 @@ class EndpointEngine:
     def reset_cache(self) -> None: ...
 
     def sleep(self) -> None: ...
-
-    def wake(self) -> None: ...
 
     def close(self) -> None:
         self.abort()

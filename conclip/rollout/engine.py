@@ -44,7 +44,7 @@ class RolloutEngine(Protocol):
 
     def update_weights(self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Replace the weights by an HF folder's or by named tensors (HF names) and drop cached prefixes.
-        Only when nothing is in flight. Afterwards `policy_version == version`."""
+        Only when nothing is in flight. Ends `sleep`. Afterwards `policy_version == version`."""
         ...
 
     def reset_cache(self) -> None:
@@ -52,10 +52,8 @@ class RolloutEngine(Protocol):
         ...
 
     def sleep(self) -> None:
-        """Give the device's memory back until `wake`, where the platform can; weights must be updated after `wake`."""
+        """Give the device's memory back until `update_weights`, where the platform can; until then nothing is sampled."""
         ...
-
-    def wake(self) -> None: ...
 
     def close(self) -> None:
         """Stop and release everything, child processes included. May be called twice."""

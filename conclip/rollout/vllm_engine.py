@@ -14,7 +14,8 @@ from typing import Any, cast
 import torch
 
 from conclip.config import RolloutConfig, UserError
-from conclip.models.load import read_weights
+from conclip.models.load import load_tokenizer, read_weights
+from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
 
 
@@ -55,9 +56,10 @@ class VllmEngine:
             generation_config="vllm",
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max(config.max_num_batched_tokens, max_model_len),
-            # A prompt cut in two makes vLLM rewind a per-request generator, which CPU generators cannot.
+            # A prompt cut in two makes vLLM rewind a per-request generator, which CPU generators cannot: there a step holds
+            # the longest prompt.
             enable_chunked_prefill=not on_cpu,
+            max_num_batched_tokens=max(config.max_num_batched_tokens, max_model_len if on_cpu else 0),
             gpu_memory_utilization=config.gpu_memory_utilization,
             kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30) if on_cpu else None,
             enforce_eager=on_cpu or config.enforce_eager,
@@ -74,7 +76,8 @@ class VllmEngine:
             raise UserError(f"vLLM refuses model '{model_path}' or the rollout settings: {error}") from error
         torch.set_rng_state(random_state)  # starting an engine must not move the run's own random stream
         gc.freeze()  # what lives until the end need not be looked at again and again: a tenth of the engine's speed
-        self._on_cpu = on_cpu
+        self._on_cpu, self._asleep = on_cpu, False
+        self._in_workers = config.tensor_parallel_size > 1  # vLLM's own processes
         self._stop_token_ids = list(stop_token_ids(model_path, trust_remote_code=trust_remote_code))
         self._tied = bool(self._engine.model_config.hf_config.tie_word_embeddings)
         self._in_flight: dict[str, str] = {}
@@ -147,10 +150,17 @@ class VllmEngine:
     def update_weights(self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         if self._in_flight:
             raise RuntimeError("weights may not change while responses are being sampled")
+        if self._asleep:
+            self._engine.wake_up()
+            self._asleep = False
         tensors = read_weights(source) if isinstance(source, Path) else source
         if self._tied:
             tensors = _with_head(tensors)
-        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        if self._in_workers:
+            with as_folder(tensors) as folder:
+                self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        else:
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
         self.reset_cache()
         self._version = version
 
@@ -160,11 +170,8 @@ class VllmEngine:
 
     def sleep(self) -> None:
         if not self._on_cpu:
-            self._engine.sleep(level=2)
-
-    def wake(self) -> None:
-        if not self._on_cpu:
-            self._engine.wake_up()
+            self._engine.sleep(level=2)  # weights are dropped: the next ones are others
+            self._asleep = True
 
     def close(self) -> None:
         if not hasattr(self, "_engine"):
@@ -191,7 +198,8 @@ def _with_head(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[st
 
 
 def stop_token_ids(model_path: Path, *, trust_remote_code: bool = False) -> tuple[int, ...]:
-    """Every token that ends a response: the generation config's end tokens, else the model config's."""
+    """Every token that ends a response: the generation config's end tokens, else the model config's; and the tokenizer's,
+    with which a chat template ends a turn though a config may still name the base model's."""
     from transformers import AutoConfig, GenerationConfig  # noqa: PLC0415
 
     found: set[int] = set()
@@ -201,4 +209,6 @@ def stop_token_ids(model_path: Path, *, trust_remote_code: bool = False) -> tupl
     if not found:
         end = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).eos_token_id
         found.update([end] if isinstance(end, int) else end or [])
+    end = load_tokenizer(model_path, trust_remote_code=trust_remote_code).eos_token_id
+    found.update([end] if isinstance(end, int) else [])
     return tuple(sorted(found))

@@ -29,7 +29,7 @@ from conclip.algo.masking import masked_mean
 from conclip.batch import ExperienceBatch, TokenBatch, micro_batches, row_lengths, select_rows, to_device
 from conclip.config import Dtype, LearnConfig
 from conclip.models.critic import Critic
-from conclip.models.load import autocast, load_policy
+from conclip.models.load import autocast, load_policy, recompute_activations
 from conclip.training.experience import Scores
 
 
@@ -67,7 +67,10 @@ class Learner:
         self._skipped_in_a_row = 0
 
     def _load(self, folder: Path) -> PreTrainedModel:
-        return load_policy(folder, self.device, trust_remote_code=self._trust_remote_code)
+        policy = load_policy(folder, self.device, trust_remote_code=self._trust_remote_code)
+        if self._trainer.recompute_activations:
+            recompute_activations(policy)
+        return policy
 
     def _optimizer(self, module: torch.nn.Module, lr: float, num_updates: int) -> LambdaLR:
         betas = (self._optim.beta1, self._optim.beta2)
@@ -158,6 +161,8 @@ class Learner:
             totals["optim/skipped_updates"] += not finite
             for name, value in stats.items():
                 totals[name] = totals.get(name, 0.0) + value / num_updates
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # the engine wakes up next
         return totals
 
     def _update_once(

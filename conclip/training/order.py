@@ -118,7 +118,7 @@ class Refresher:
     def state_dict(self) -> dict[str, Any]:
         """JSON-like; goes with the order's."""
         reserve = [problem.problem_id for problem in self._reserve]
-        return {"reserve": reserve, "counts": self._counts, "num_retired": self.num_retired}
+        return {"reserve": reserve, "counts": dict(self._counts), "num_retired": self.num_retired}
 
     def load_state_dict(self, state: Mapping[str, Any], known: Mapping[str, Problem]) -> None:
         self._reserve = deque(known[problem_id] for problem_id in state["reserve"])

@@ -144,6 +144,7 @@ class Trainer:
         algo = self._algo if step > 0 else dataclasses.replace(self._algo, critic_gae_lambda=1.0)
         with self._timed("rollout"):
             sampled = self._sample(step)
+        self._runtime.engine.sleep()
         groups = [reward_group(group, config.reward, self._shaper, now.monitor_tokens) for group in sampled]
         tokens = collate(groups, train_on_truncated=algo.train_on_truncated)
         with self._timed("score"):

@@ -1,0 +1,103 @@
+"""Models of other kinds than the lab's: what is refused, what is mended, what memory recomputation saves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from conclip.config import UserError
+from conclip.models.critic import Critic
+from conclip.models.folder import LAB_MODEL, check_trainable
+from conclip.models.load import load_policy, read_weights, recompute_activations
+
+CPU = torch.device("cpu")
+SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def saved(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_that_scales_its_logits_is_refused_by_its_config_and_by_its_logits(tmp_path: Path):
+    folder = saved(GraniteForCausalLM(GraniteConfig(**SIZES, **HEADS, logits_scaling=8.0)), tmp_path / "a")
+    with pytest.raises(UserError, match="logits_scaling"):
+        check_trainable(folder)
+    with pytest.raises(UserError, match="scale or cap"):
+        load_policy(folder, CPU)
+    plain = saved(GraniteForCausalLM(GraniteConfig(**SIZES, **HEADS, logits_scaling=1.0)), tmp_path / "b")
+    check_trainable(plain)
+    load_policy(plain, CPU)
+
+
+def test_a_model_that_sees_is_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": {}}))
+    with pytest.raises(UserError, match="models of text alone"):
+        check_trainable(tmp_path)
+    check_trainable(LAB_MODEL)
+
+
+def test_sampling_settings_that_cannot_be_saved_are_mended(tmp_path: Path):
+    folder = saved(Qwen2ForCausalLM(Qwen2Config(**SIZES, **HEADS)), tmp_path / "a")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"temperature": 0.6, "eos_token_id": 3}))
+    again = saved(load_policy(folder, CPU), tmp_path / "b")
+    kept = json.loads((again / "generation_config.json").read_text())
+    assert kept["temperature"] == 0.6 and kept["eos_token_id"] == 3 and kept["do_sample"]
+
+
+def test_files_the_index_does_not_name_are_no_weights(tmp_path: Path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "model-00001-of-00001.safetensors")
+    save_file({"adapter": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert [name for name, _ in read_weights(tmp_path)] == ["a"]
+
+
+def kept_bytes_and_gradients(body: PreTrainedModel) -> tuple[int, list[Tensor]]:
+    """What a forward pass keeps for its backward pass, and the gradients."""
+    kept = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    ids = torch.arange(128).remainder(50).view(2, 64)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = (body(input_ids=ids, use_cache=False).last_hidden_state ** 2).sum()
+    loss.backward()
+    gradients = [p.grad.clone() for p in body.parameters() if p.grad is not None]
+    body.zero_grad()
+    return kept, gradients
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, **HEADS)),
+        lambda: GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=3, n_head=4)),  # with dropout, which stays off
+    ],
+    ids=["qwen2", "gpt2"],
+)
+def test_recomputed_activations_take_a_tenth_of_the_memory_and_give_the_same_gradients(model, tmp_path: Path):
+    policy = load_policy(saved(model(), tmp_path), CPU)
+    plain, expected = kept_bytes_and_gradients(policy.base_model)
+    recompute_activations(policy)
+    for body in (policy.base_model, Critic(policy).body):
+        kept, gradients = kept_bytes_and_gradients(body)
+        assert kept < plain / 10
+        assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
