@@ -95,7 +95,7 @@ docs-commands: $(VENV)/.installed-dev ## run every command of README and docs/, 
 	$(BIN)/python benchmarks/docs_commands.py $(ARGS)
 
 claims: demo-full lab-report bench bench-grading theory frontier selection probing ## the measurements behind the lab's figures, one after another (a day)
-	$(BIN)/conclip two-phase -m seed=0,1,2
+	$(BIN)/conclip two-phase -m seed=0,1,2,3,4
 	$(BIN)/conclip two-phase experiment=no_hidden_penalty
 
 theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on length

@@ -270,11 +270,12 @@ def config_checks(config: BaseConfig, inputs: Inputs) -> Iterator[Check]:
 
 def _memory_needed(config: BaseConfig, size: int) -> Check:
     needed = memory_needed_gib(config, size)
+    on_gpu = gpu_memory_gib()
+    if on_gpu is not None:
+        return _gpu_memory_needed(config, size, needed, on_gpu)
     total = sum(needed.values())
     parts = ", ".join(f"{name} {gib:.1f}" for name, gib in needed.items())
     found = f"at least {total:.1f} GiB ({parts}) for {size / 1e6:,.1f} million parameters"
-    if shutil.which("nvidia-smi"):
-        return Check(name="memory it needs", state="note", found=found, remedy="of GPU and main memory together")
     available = available_memory_gib()
     if total > available:
         remedy = (
@@ -283,6 +284,30 @@ def _memory_needed(config: BaseConfig, size: int) -> Check:
         )
         return Check(name="memory it needs", state="FAILED", found=found, remedy=remedy)
     return Check(name="memory it needs", state="ok", found=found)
+
+
+def _gpu_memory_needed(config: BaseConfig, size: int, needed: dict[str, float], total: float) -> Check:
+    """Between updates the engine's share and the learner's models are on the GPU together; during them the engine sleeps."""
+    share = config.rollout.gpu_memory_utilization * total
+    learner, weights = needed.get("learner", 0.0), needed["engine"] - config.rollout.kv_cache_gib
+    found = (
+        f"learner {learner:.1f}, engine {share:.1f} (weights {weights:.1f}) of the GPU's {total:.1f} GiB; activations on top"
+    )
+    remedy = ""
+    if learner + share > total:
+        remedy = "lower rollout.gpu_memory_utilization, or take algo=grpo (no critic) or algo.kl=none (no reference)"
+    elif weights / config.rollout.tensor_parallel_size > share:
+        remedy = "raise rollout.gpu_memory_utilization, or take a smaller model"
+    return Check(name="memory it needs", state="FAILED" if remedy else "ok", found=found, remedy=remedy)
+
+
+def gpu_memory_gib() -> float | None:
+    """Of the first GPU; None where the driver names none."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        return float(subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.split()[0]) / 1024
+    except (OSError, subprocess.TimeoutExpired, IndexError, ValueError):
+        return None
 
 
 def memory_needed_gib(config: BaseConfig, size: int) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -71,17 +72,18 @@ def help_page(conf: Path, primary: str, composed: DictConfig, choices: Mapping[s
         name: option for name, option in reversed(list(choices.items())) if not name.startswith("hydra/") and name != "hydra"
     }
     packages = [name.rpartition("@")[2] for name in groups]
-    parts: list[Text | Table] = [Text(description + "\n")]
+    parts: list[Text | Table | Padding] = [Text(description + "\n")]
     parts.append(_table({k: v for k, v in leaves(composed) if k.split(".")[0] not in packages}, own, ""))
     for name, option in groups.items():
         folder = conf / name.partition("@")[0]
         package = name.rpartition("@")[2]
         others = [path.stem for path in sorted(folder.glob("*.yaml")) if path.stem != option]
         title = Text(f"\n{name}={option or 'null'}", style="bold")
-        title.append(f"   or: {', '.join(others)}" if others else "", style="not bold")
-        if option is not None:
-            title.append(f"\n  {read_meanings(folder / f'{option}.yaml')[0]}", style="italic not bold")
         parts.append(title)
+        if others:
+            parts.append(Padding(Text(f"or: {', '.join(others)}"), INDENT))
+        if option is not None:
+            parts.append(Padding(Text(read_meanings(folder / f"{option}.yaml")[0], style="italic"), INDENT))
         if option is not None and package in composed:
             parts.append(_table(dict(leaves(composed[package])), group_meanings(folder, option), f"{package}."))
     parts.append(Text(FOOTER))
@@ -93,17 +95,27 @@ def show_help(conf: Path, primary: str, composed: DictConfig, choices: Mapping[s
 
 
 def _table(values: Mapping[str, Any], meanings: Mapping[str, str], prefix: str) -> Table:
+    """A row for each key; of the three lists of problems, whose keys mean the same, the first one is explained."""
+    explained: set[str] = set()
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column()
     for key, value in values.items():
         shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        meaning = meanings.get(_PROBLEM_SET.sub("*", key), "")
-        table.add_row(Text(f"  {prefix}{key}={shown!r}" if "\n" in shown else f"  {prefix}{key}={shown}"), Text(meaning))
+        shared = _PROBLEM_SET.sub("*", key)
+        meaning = "as above" if shared in explained and shared != key else meanings.get(shared, "")
+        explained.add(shared)
+        shown = repr(shown) if "\n" in shown else shown
+        shown = shown if len(shown) <= MAX_VALUE_CHARS else f"{shown[: MAX_VALUE_CHARS - 1]}…"
+        table.add_row(Text(f"  {prefix}{key}={shown}"), Text(meaning))
     return table
 
 
 FOOTER = """
-key=value changes one value, group=option swaps a group:  optim.policy_lr=3e-5  algo=grpo
--m key=a,b runs one job per value, each in a process of its own.   --cfg job prints the composed config as YAML.
+key=value changes one value, group=option swaps a group:
+  optim.policy_lr=3e-5  algo=grpo
+-m key=a,b runs one job per value, each in a process of its own.
+--cfg job prints the composed config as YAML.
 """
+INDENT = (0, 0, 0, 2)
+MAX_VALUE_CHARS = 32

@@ -100,20 +100,20 @@ def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, *, an
     totals = [0.0, 0.0]
     for stage in planned:
         if record := done.get(stage.name):
-            table.add_row(stage.name, "done", "", str(record.num_tokens), _duration(record.wall_s), "measured")
+            table.add_row(stage.name, "done", "", f"{record.num_tokens:,}", _duration(record.wall_s), "measured")
             continue
         like = history.get(stage.name) or history.get(kind_of(stage.name))
         responses = (like.numbers.get("num_responses") if like else None) or 0
         if like and responses and like.num_tokens:
             tokens = like.numbers.get("mean_tokens", like.num_tokens / responses) * stage.num_responses
             seconds = like.wall_s / like.num_tokens * tokens
-            source = f"{responses:.0f} responses, finished {like.finished[:10]}"
+            source = f"{responses:,.0f} responses, finished {like.finished[:10]}"
         else:
-            tokens, seconds, source = stage.num_responses * stage.max_tokens / 2, math.nan, "half of the longest response"
+            tokens, seconds, source = stage.num_responses * stage.max_tokens / 2, math.nan, "half of the limit"
         totals = [totals[0] + tokens, totals[1] + seconds]
-        table.add_row(stage.name, "to do", str(stage.num_responses), f"{tokens:.0f}", _duration(seconds), source)
+        table.add_row(stage.name, "to do", f"{stage.num_responses:,}", f"{tokens:,.0f}", _duration(seconds), source)
     table.add_section()
-    table.add_row("to do in all", "", "", f"{totals[0]:.0f}", _duration(totals[1]), "")
+    table.add_row("to do in all", "", "", f"{totals[0]:,.0f}", _duration(totals[1]), "")
     return table
 
 

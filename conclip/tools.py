@@ -54,8 +54,9 @@ def grade(arguments: list[str]) -> None:
 def compare(arguments: list[str]) -> None:
     parser = Parser(
         prog="conclip compare",
-        description="Differences in accuracy and length between two evaluations, paired by problem: intervals, permutation "
-        "tests, non-inferiority, and which outcomes turned into which.",
+        usage="conclip compare FIRST [SECOND] [--model A [B]] [--prompt A [B]] [--temperature A [B]] [OPTIONS]",
+        description="Differences in accuracy and length between two evaluations, of one run or of two, paired by problem: "
+        "intervals, permutation tests, non-inferiority, and which outcomes turned into which.",
     )
     parser.add_argument(
         "first",
@@ -70,7 +71,7 @@ def compare(arguments: list[str]) -> None:
     for name in ("model", "prompt", "temperature"):
         kind = float if name == "temperature" else str
         parser.add_argument(
-            f"--{name}", type=kind, nargs="+", help=f"{name} of FIRST (and of SECOND, if another) to compare"
+            f"--{name}", type=kind, nargs="+", help=f"one {name} for both sides, or two: FIRST's, then SECOND's"
         )
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
     options = parser.parse_args(arguments)

@@ -36,6 +36,10 @@ from conclip.problems.arithmetic import FAMILIES, MAX_LEVEL, SPLITS
 MAX_NAME_BYTES = 200
 """Of a run's name; file systems hold 255."""
 
+NO_TRAINING_SET = (
+    "names no problems; add a set (of the presets gsm8k, math and aime24_train can train, others only evaluate)"
+)
+
 Config = TypeVar("Config", bound=BaseConfig)
 
 
@@ -158,7 +162,7 @@ def check(config: BaseConfig) -> None:
     if isinstance(config, (ProbeRunConfig, LearnConfig)):
         _check_room(config.rollout, "rollout.max_tokens", config.rollout.max_tokens)
         _check_probe(config.probe)
-        _need(bool(config.data.pool), "data.pool", "names no problems; add a set")
+        _need(bool(config.data.pool), "data.pool", NO_TRAINING_SET)
     if isinstance(config, LearnConfig):
         _check_learning(config)
     if isinstance(config, ProbeRunConfig):
@@ -238,7 +242,7 @@ def _check_learning(config: LearnConfig) -> None:
     _need(trainer.transcripts_per_group >= 0, "trainer.transcripts_per_group", "must be 0 or more")
     room = trainer.max_tokens_per_micro_batch >= config.rollout.max_tokens
     _need(room, "trainer.max_tokens_per_micro_batch", "must hold at least one response of rollout.max_tokens")
-    _need(bool(config.data.validation), "data.validation", "names no problems; add a set")
+    _need(bool(config.data.validation), "data.validation", NO_TRAINING_SET)
 
 
 def _check_algo(algo: AlgoConfig) -> None:

@@ -26,7 +26,7 @@ def test_usage_lists_every_subcommand(tmp_path: Path):
 def test_help_of_a_subcommand_names_groups_and_keys(tmp_path: Path):
     outcome = conclip("train-phase2", "--help", cwd=tmp_path)
     assert outcome.returncode == 0
-    assert "gae_lambda" in outcome.stdout and "algo=ppo   or: cispo, dapo" in outcome.stdout
+    assert "gae_lambda" in outcome.stdout and "algo=ppo\n  or: cispo, dapo" in outcome.stdout
     assert list(tmp_path.iterdir()) == []
 
 

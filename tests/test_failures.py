@@ -142,6 +142,18 @@ def test_doctor_knows_what_a_config_needs(tmp_path: Path, monkeypatch: pytest.Mo
     assert found["memory it needs"].state == "FAILED" and "kv_cache_gib" in found["memory it needs"].remedy
 
 
+def test_doctor_knows_what_a_config_needs_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Only the driver's answer is made up: an 80 GiB card, and one of 1 MiB."""
+    driver = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for mib, state in ((81920, "ok"), (1, "FAILED")):
+        driver.write_text(f"#!/bin/sh\necho {mib}\n")
+        driver.chmod(0o755)
+        found = checks()["memory it needs"]
+        assert found.state == state and f"of the GPU's {mib / 1024:.1f} GiB" in found.found
+    assert "rollout.gpu_memory_utilization" in found.remedy
+
+
 def test_doctor_refuses_a_bad_config_after_its_checks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(tools, "machine_checks", lambda outputs: iter([Check(name="memory", state="ok", found="plenty")]))
     with pytest.raises(UserError, match=r"did you mean 'algo\.gae_lambda'"):
