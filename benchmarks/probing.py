@@ -2,7 +2,7 @@
 
     make probing
 
-First 500 lab problems are sampled 256 times each (about 20 minutes on 2 cores; done once, `outputs/probe/bank`): these
+First 500 lab problems are sampled 256 times each (20 minutes on 2 fast cores; done once, `outputs/probe/bank`): these
 rates are the truth. Then every probe draws responses with exactly these probabilities, five seeds of all problems. An error
 is a problem further than a zone of 0.05 from the band's ends that is put into a wrong class, below, inside or above: by its
 measured rate alone, as is usual, or by the posterior that conclip uses, which pools the problems of a level. Selection
