@@ -26,32 +26,33 @@ SUBCOMMANDS = {
     "train-phase1": "train on hard problems, for accuracy",
     "train-phase2": "train on a few occasionally solvable problems, for brevity",
     "eval": "accuracy and length of a model on test problems",
-    "two-phase": "the whole recipe: probe, phase 1, probe, phase 2, proof on held-out problems",
+    "two-phase": "all of it: probe, phase 1, probe, phase 2, evaluation",
 }
 
 PLAIN_SUBCOMMANDS = {
-    "grade": "grade any JSON lines with gold and response: conclip grade IN OUT",
-    "compare": "paired statistics of two evaluations: conclip compare FIRST SECOND",
-    "report": "one HTML page of a run or of several: conclip report RUN [RUN ...]",
-    "doctor": "what this machine can run, and what a config would need: conclip doctor [SUBCOMMAND key=value ...]",
-    "completion": "completion of subcommands, groups and keys for a shell: conclip completion bash",
+    "grade": "grade JSON lines with gold and response: conclip grade IN OUT",
+    "compare": "paired statistics: conclip compare RUN [RUN] [--model A B]",
+    "report": "one HTML page of a run or several: conclip report RUN ...",
+    "doctor": "what this machine can run, and what a config needs",
+    "completion": "for a shell: conclip completion bash",
 }
 """They take arguments, not a config."""
 
 USAGE = """usage: conclip SUBCOMMAND [key=value | group=option ...]
 
-Shortens the chains of thought of a reasoning model with reinforcement learning, and proves that accuracy held.
+Shortens the chains of thought of a reasoning model with reinforcement learning,
+and measures whether accuracy held.
 
 {rows}
 
   conclip SUBCOMMAND --help        groups, keys and their present values
   conclip SUBCOMMAND --cfg job     the composed config
-  conclip SUBCOMMAND -m key=a,b    one run per value, each in a process of its own
-  conclip SUBCOMMAND --dry-run     the stages, what of them is done, and what the rest will cost
+  conclip SUBCOMMAND -m key=a,b    one run per value, each in its own process
+  conclip SUBCOMMAND --dry-run     what is done, what is to do, and its cost
 
 Examples
   conclip two-phase
-  conclip eval model=hf model.path=/path/to/model data=gsm8k data.test.gsm8k.path=test.jsonl
+  conclip eval model=hf model.path=MODEL data=gsm8k
   conclip train-phase2 algo=grpo phase.num_steps=10
 """
 
