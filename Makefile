@@ -33,10 +33,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt
 
 install: $(VENV)/.installed ## make .venv and install everything a run needs
 
-demo: $(VENV)/.installed ## the whole two-phase recipe on the embedded model (17 minutes on 2 slow cores)
+demo: $(VENV)/.installed ## the whole two-phase recipe on the embedded model (9 minutes on 2 cores; 17 on slow ones)
 	$(BIN)/conclip two-phase $(ARGS)
 
-demo-full: $(VENV)/.installed ## the larger demo: 1,000 held-out problems, three seeds (an hour on 2 slow cores)
+demo-full: $(VENV)/.installed ## the larger demo: 1,000 held-out problems, three seeds (half an hour on 2 cores; an hour on slow ones)
 	$(BIN)/conclip two-phase -m experiment=full seed=0,1,2 $(ARGS)
 
 probe: $(VENV)/.installed ## conclip probe ARGS="..."
@@ -113,7 +113,7 @@ test-page: $(VENV)/.installed-dev ## the report page in a real browser
 fuzz: $(VENV)/.installed-dev ## 12,000 random configs, data files and files of earlier runs (about ten minutes)
 	CONCLIP_FUZZ=4000 $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
 
-test-fast: $(VENV)/.installed-dev ## unit tests only (five minutes on a slow core)
+test-fast: $(VENV)/.installed-dev ## unit tests only, on every core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not engine and not slow and not browser" $(ARGS)
 
 format: $(VENV)/.installed-dev ## rewrite the code in the project's format
