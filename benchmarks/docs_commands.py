@@ -38,7 +38,7 @@ LEFT_OUT = {
     r"^make (?!demo$)": "a target of its own",
     r"^make demo": "the demo itself",
     r"aime24_train": "data sets of the hub",
-    r"data=math500": "data sets of the hub",
+    r"data=math": "data sets of the hub",
     r"model=endpoint": "a server",
     r"model.path=MODEL data=gsm8k$": "data sets of the hub",
     r"mmlu_stem": "another file's columns",
