@@ -92,7 +92,7 @@ def load_inputs(config: BaseConfig) -> Inputs:
         check(model_path, "eval.max_tokens", config.eval.max_tokens)
     learns = isinstance(config, LearnConfig)
     if learns:
-        check_trainable(model_path)
+        check_trainable(model_path, trust_remote_code=trust)
     checkpoints: dict[str, Path] = {}
     if isinstance(config, EvalRunConfig):
         for name, path in config.checkpoints.items():

@@ -74,7 +74,7 @@ def compare(arguments: list[str]) -> None:
             f"--{name}", type=kind, nargs="+", help=f"one {name} for both sides, or two: FIRST's, then SECOND's"
         )
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.json:
         check_target(options.json, "--json")
     chosen = {name: getattr(options, name) for name in ("model", "prompt", "temperature") if getattr(options, name)}
@@ -107,7 +107,7 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="outputs/<subcommand>/<name>, or an attempt in it")
     parser.add_argument("--out", type=Path, help="the page; default: report.html in the run's folder, or here for several")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also figures as SVG and PNG, tables as .md and .tex")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     runs = told_apart([read_run(path) for path in options.runs])
     page = options.out or (runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html"))
     check_target(page, "--out")

@@ -154,6 +154,7 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "grade without files": (of("grade"), ("IN", "--help")),
     "compare with one side": (of("compare", "a"), ("SECOND", "--help")),
     "doctor of nothing": (of("doctor", "trian"), ("trian", "train-phase2")),
+    "compare with an option in between": (of("compare", "a", "--margin", "0.05", "b"), ("no file or folder 'a'",)),
     "compare with a bad margin": (of("compare", "a", "b", "--margin", "wide"), ("wide", "--help")),
     "report of nothing": (lambda p: ["report", str(p.folder)], ("no run folder",)),
     "no override": (of("eval", "temperature 1"), ("temperature 1", "key=value")),

@@ -12,6 +12,8 @@ from transformers import (
     GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -44,9 +46,14 @@ def test_a_model_that_scales_its_logits_is_refused_by_its_config_and_by_its_logi
 
 
 def test_a_model_that_sees_is_refused(tmp_path: Path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": {}}))
-    with pytest.raises(UserError, match="models of text alone"):
-        check_trainable(tmp_path)
+    for config, said in (
+        ({"model_type": "gemma3", "text_config": {}}, "models of text alone"),
+        ({"model_type": "qwen2_5_vl", "vision_config": {}}, "models of text alone"),
+        ({"model_type": "t5"}, "no causal language model"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match=said):
+            check_trainable(tmp_path)
     check_trainable(LAB_MODEL)
 
 
@@ -65,6 +72,13 @@ def test_files_the_index_does_not_name_are_no_weights(tmp_path: Path):
     index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert [name for name, _ in read_weights(tmp_path)] == ["a"]
+
+
+def test_a_model_whose_layers_would_drop_values_keeps_its_activations(tmp_path: Path):
+    sizes = {"vocab_size": 50, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 3}
+    model = OPTForCausalLM(OPTConfig(**sizes, num_attention_heads=4, dropout=0.1))
+    with pytest.raises(UserError, match="at random"):
+        recompute_activations(load_policy(saved(model, tmp_path), CPU))
 
 
 def kept_bytes_and_gradients(body: PreTrainedModel) -> tuple[int, list[Tensor]]:

@@ -15,7 +15,14 @@ from conclip.files import expanded
 LAB_MODEL = Path(__file__).parent.parent / "lab" / "weights"
 """The embedded default model."""
 
-LOGIT_SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+LOGIT_SCALES = (
+    "final_logit_softcapping",
+    "logits_scaling",
+    "logit_scale",
+    "lm_head_multiplier",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+)
 """Config keys of models whose logits are not the output head's."""
 
 
@@ -83,11 +90,16 @@ def check_model(
         )
 
 
-def check_trainable(folder: Path) -> None:
+def check_trainable(folder: Path, *, trust_remote_code: bool = False) -> None:
     """Raise UserError when the config of a whole model folder names a kind of model that cannot be trained."""
     config = cast(dict[str, Any], json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    if "text_config" in config:
+    if "text_config" in config or "vision_config" in config:
         raise UserError(f"model.path: '{folder}' sees pictures, too; training takes models of text alone")
+    if folder != LAB_MODEL and not trust_remote_code:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: PLC0415  seconds
+
+        if config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise UserError(f"model.path: '{folder}' is no causal language model, the kind that can be trained")
     scaled = [name for name in LOGIT_SCALES if config.get(name) not in (None, 1, 1.0)]
     if scaled:
         raise UserError(

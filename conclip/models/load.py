@@ -53,13 +53,20 @@ def load_policy(folder: Path, device: torch.device, *, trust_remote_code: bool =
     return policy
 
 
+def _some_ids(policy: PreTrainedModel) -> torch.Tensor:
+    return torch.arange(8, device=policy.device).unsqueeze(0)
+
+
+@torch.no_grad()
+def _hidden(policy: PreTrainedModel) -> torch.Tensor:
+    return policy.base_model(input_ids=_some_ids(policy), use_cache=False).last_hidden_state
+
+
 @torch.no_grad()
 def _check_logits(policy: PreTrainedModel) -> None:
     """The learner takes the head's output for the logits, without the scales and caps that some models put on it."""
-    ids = torch.arange(8, device=policy.device).unsqueeze(0)
-    hidden = policy.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    logits = cast(torch.nn.Module, policy.get_output_embeddings())(hidden)
-    if not torch.allclose(policy(input_ids=ids, use_cache=False).logits, logits, rtol=1e-3, atol=1e-3):
+    logits = cast(torch.nn.Module, policy.get_output_embeddings())(_hidden(policy))
+    if not torch.allclose(policy(input_ids=_some_ids(policy), use_cache=False).logits, logits, rtol=1e-3, atol=1e-3):
         raise UserError("model.path: models that scale or cap their logits are not supported for training")
 
 
@@ -79,9 +86,12 @@ def recompute_activations(policy: PreTrainedModel) -> None:
     layers = [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not (layers and policy.supports_gradient_checkpointing):
         raise UserError("trainer.recompute_activations: this model's code does not support it; set it to false")
+    before = _hidden(policy)
     policy.gradient_checkpointing_enable({"use_reentrant": False})
     for layer in layers:
-        layer.training = True  # of the layer alone, which asks for it: what is in it, dropout say, stays in eval mode
+        layer.training = True  # of the layer alone, which asks for it: modules in it, dropout say, stay in eval mode
+    if not torch.equal(_hidden(policy), before):
+        raise UserError("trainer.recompute_activations: this model's layers drop values at random then; set it to false")
 
 
 def autocast(dtype: Dtype, device: torch.device) -> torch.autocast:

@@ -69,6 +69,8 @@ class EndpointEngine:
         )
 
     def poll(self) -> list[Completion]:
+        if self._failure is not None:
+            self._raise_failures()
         done, _ = wait(self._in_flight, timeout=POLL_S, return_when=FIRST_COMPLETED)
         finished: list[Completion] = []
         for future in done:
