@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--micro-batch", type=int, default=1024, help="trainer.max_tokens_per_micro_batch")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--recompute", action="store_true", help="trainer.recompute_activations")
     arguments = parser.parse_args()
     loaded = load_config(
         "train-phase2",
@@ -81,6 +82,8 @@ def main() -> None:
         f"model.path={arguments.model}",
         f"model.dtype={arguments.dtype}",
         f"trainer.max_tokens_per_micro_batch={arguments.micro_batch}",
+        f"trainer.recompute_activations={arguments.recompute}",
+        f"rollout.max_tokens={arguments.tokens}",
         "algo.updates_per_rollout=1",
     )
     assert isinstance(loaded, LearnConfig)
