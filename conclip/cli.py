@@ -154,7 +154,8 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     primary = flags.config_name or subcommand.replace("-", "_")
     compose = partial(compose_config, subcommand, primary=flags.config_name, config_dir=flags.config_dir)
     if flags.help:
-        return show_help(config_folder(), primary, *compose(flags.overrides))
+        own = primary if (config_folder() / f"{primary}.yaml").is_file() else subcommand.replace("-", "_")
+        return show_help(config_folder(), own, *compose(flags.overrides))
     if flags.multirun:
         for number, overrides in enumerate(sweep_jobs(flags.overrides, sweeping=True)):
             composed = compose(overrides)[0]

@@ -40,10 +40,12 @@ def compose_config(
         raise UserError(f"'{several[0]}': the last one would win; name them by logger.trackers=[...]")
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir: no folder '{config_dir}'")
-    where = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir is not None else []
+    name = primary or subcommand.replace("-", "_")
+    folders = [config_folder(), *([Path(config_dir).resolve()] if config_dir is not None else [])]
+    folders.sort(key=lambda folder: not (folder / f"{name}.yaml").is_file())  # Hydra wants the primary file in the first
+    where = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
     try:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            name = primary or subcommand.replace("-", "_")
+        with initialize_config_dir(str(folders[0]), version_base="1.3"):
             composed = compose(name, overrides=[*where, *map(free_key, overrides)], return_hydra_config=True)
     except Exception as error:  # whatever Hydra stumbles over stands in the overrides or the files they name
         text = str(error)

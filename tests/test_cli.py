@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from conclip.cli import main
+
 
 def conclip(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "conclip", *arguments]
@@ -109,3 +111,23 @@ def test_a_signal_ends_a_run_within_seconds_saved_and_leaves_no_process(tmp_path
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     saved = [int(path.name[5:]) for path in metrics.parent.glob("checkpoints/phase2/step-*")]
     assert steps == list(range(1, max(saved) + 1))
+
+
+def test_jobs_of_a_sweep_get_the_config_they_were_checked_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The jobs' own processes are left out: what they would be started with is looked at."""
+    (tmp_path / "mine.yaml").write_text("defaults: [eval, _self_]\neval: {samples_per_problem: 9}\n")
+    started: list[list[str]] = []
+
+    class Started:
+        def __init__(self, command: list[str], **options: object) -> None:
+            started.append(command[3:])
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("conclip.cli.subprocess.Popen", Started)
+    where = ["--config-dir", str(tmp_path), "--config-name", "mine"]
+    monkeypatch.setattr(sys, "argv", ["conclip", "eval", "-m", *where, "seed=3,4"])
+    main()
+    assert started == [["eval", *where, f"seed={3 + number}", f"name=default-{number}"] for number in (0, 1)]

@@ -1,13 +1,18 @@
 """Paired comparison of two evaluations: numbers, words, warnings."""
 
 import dataclasses
+import json
 import random
+import sys
+from pathlib import Path
 
 import pytest
 
+from conclip.cli import main
 from conclip.config import UserError
 from conclip.evaluation.compare import differences, paired, sentences, to_json
 from conclip.evaluation.metrics import compare
+from conclip.evaluation.units import RowFile
 from conclip.types import EvalRow, Outcome
 from tests.conftest import make_row
 
@@ -72,6 +77,16 @@ def test_what_cannot_be_compared_is_said_to_be_unknown():
     broken = [dataclasses.replace(row, outcome=Outcome.GRADER_ERROR) for row in never]
     unknown = compare(never, broken).accuracy_difference
     assert (unknown.low, unknown.high) == (-1, 1)
+
+
+def test_intervals_without_bounds_are_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One problem tells nothing about others."""
+    rows = evaluation(0.5, 100)[:4]
+    RowFile(tmp_path / "rows-m.jsonl", model="m", model_hash="").finish(rows)
+    monkeypatch.setattr(sys, "argv", ["conclip", "compare", *[str(tmp_path)] * 2, "--json", str(tmp_path / "out.json")])
+    main()
+    (result,) = json.loads((tmp_path / "out.json").read_text(), parse_constant=pytest.fail)
+    assert result["comparison"]["tokens_ratio"] == {"mean": 1.0, "low": None, "high": None}
 
 
 def test_mixed_or_disjoint_evaluations_are_refused():
