@@ -10,8 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-from conclip.cli import main
+from omegaconf import OmegaConf
 
 
 def conclip(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -113,21 +112,12 @@ def test_a_signal_ends_a_run_within_seconds_saved_and_leaves_no_process(tmp_path
     assert steps == list(range(1, max(saved) + 1))
 
 
-def test_jobs_of_a_sweep_get_the_config_they_were_checked_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The jobs' own processes are left out: what they would be started with is looked at."""
-    (tmp_path / "mine.yaml").write_text("defaults: [eval, _self_]\neval: {samples_per_problem: 9}\n")
-    started: list[list[str]] = []
-
-    class Started:
-        def __init__(self, command: list[str], **options: object) -> None:
-            started.append(command[3:])
-
-        def wait(self) -> int:
-            return 0
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("conclip.cli.subprocess.Popen", Started)
-    where = ["--config-dir", str(tmp_path), "--config-name", "mine"]
-    monkeypatch.setattr(sys, "argv", ["conclip", "eval", "-m", *where, "seed=3,4"])
-    main()
-    assert started == [["eval", *where, f"seed={3 + number}", f"name=default-{number}"] for number in (0, 1)]
+@pytest.mark.engine
+def test_jobs_of_a_sweep_get_the_config_they_were_checked_with(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("defaults: [eval, _self_]\nname: mine\neval: {budget_tokens: 99}\n")
+    small = ["debug=eval", "name=mine", "data.test.chain.num_problems=2", "eval.max_tokens=16"]
+    outcome = conclip("eval", "-m", "--config-dir", str(tmp_path), "--config-name", "mine", *small, "seed=3,4", cwd=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    configs = [OmegaConf.load(tmp_path / f"outputs/eval/mine-{number}/latest/config.yaml") for number in (0, 1)]
+    assert [(config.seed, config.eval.budget_tokens) for config in configs] == [(3, 99), (4, 99)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "outputs"]
