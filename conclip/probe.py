@@ -205,7 +205,7 @@ def write_pass_rates(path: Path, rates: Sequence[PassRate]) -> None:
 def read_pass_rates(path: Path) -> list[PassRate]:
     """Raises UserError with the line number when the file is not a probe's."""
     if not path.is_file():
-        raise UserError(f"pass_rates: no file '{path}'; give the pass_rates.jsonl of a probe, or null to probe first")
+        raise UserError(f"pass_rates: no file '{path}'; give a probe's run or its pass_rates.jsonl, or null to probe first")
     rates: list[PassRate] = []
     schema = TypeAdapter(PassRate)
     try:

@@ -279,6 +279,7 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "damaged record": (lambda p: ["eval", f"checkpoints={{a: {p.trained('{')}}}"], ("trained_on.json", "damaged")),
     # files of earlier runs
     "no pass rates": (of("train-phase2", "pass_rates=./nowhere.jsonl"), ("nowhere.jsonl",)),
+    "a folder without pass rates": (of("train-phase2", "pass_rates=."), ("pass_rates.jsonl", "a probe's run")),
     "empty pass rates": (rates(""), ("empty",)),
     "other lines for pass rates": (rates(GOOD), (":1:", "probe again")),
     "rows without columns": (compared(GOOD), ("rows", "schema")),

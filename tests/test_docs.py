@@ -68,6 +68,20 @@ def test_every_make_target_that_is_named_exists():
     assert named - targets <= {"it", "that", "responses"}, "words after make that are no target"
 
 
+def test_the_map_of_the_code_has_every_module_and_no_other():
+    text = (TOP / "CONTRIBUTING.md").read_text().partition("## Where things are")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(?:rollout/|training/)?(\w+(?:\.py|/))`", text))
+    modules = {path.name for path in (TOP / "conclip").glob("*.py") if not path.name.startswith("__")}
+    packages = {f"{path.parent.name}/" for path in (TOP / "conclip").glob("*/__init__.py")}
+    within = {path.name for path in (TOP / "conclip").glob("*/*.py")}
+    assert modules | packages <= named and named <= modules | packages | within | {
+        "conclip/",
+        "conf/",
+        "benchmarks/",
+        "docs/",
+    }
+
+
 @pytest.mark.parametrize("line", [pytest.param(c.line, id=f"{c.page}:{c.line[:60]}") for c in commands()])
 def test_a_command_of_the_docs_composes(line: str, tmp_path: Path):
     words = [word for word in shlex.split(filled(line, tmp_path)) if not re.match(r"[A-Z_]+=", word)]
