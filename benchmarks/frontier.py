@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from lab_runs import DOCS, Line, into_page, keep_rows, lines, main, table
+from lab_runs import DOCS, Line, differences, into_page, keep_rows, lines, main, table
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -121,12 +121,21 @@ def _point(axes: Any, mine: Sequence[Line], label: str) -> None:
     )
 
 
+PAIRS = (
+    ("ppo", "grpo"),
+    *((name, "ppo") for name in (*VARIANTS, "shortest_sft", "thinkprune published")),
+    ("thinkprune published", "shortest_sft"),
+    *((f"{kind} {strength:g}", "grpo binary") for kind, strengths in STRENGTHS.items() for strength in strengths),
+)
+
+
 def render(out: Path) -> None:
     """The table, the picture and the rows behind them into docs/."""
-    found = lines(keep_rows(out, DOCS / "frontier"))
+    rows = keep_rows(out, DOCS / "frontier")
+    found = lines(rows)
     picture(found, DOCS / "frontier" / "frontier.png")
     into_page(DOCS / "algorithms.md", "frontier", table(found))
-    print(table(found))
+    print(table(found), *differences(rows, PAIRS), sep="\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -190,6 +190,20 @@ def table(found: Sequence[Line]) -> str:
             f"| {line.truncated:.3f} | {line.silent:.2f} |"
         )
     return "\n".join(text)
+
+
+def differences(rows: Sequence[dict[str, Any]], pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """The differences that the pages tell of: first - second, paired by seed, mean and Student's t interval."""
+    by_run = {(row["name"], row["seed"]): row for row in rows}
+    for first, second in pairs:
+        same = [(by_run[first, seed], by_run[second, seed]) for name, seed in by_run if name == first]
+        for label, value in (
+            ("accuracy [points]", lambda row: 100 * row["accuracy"]),
+            ("tokens", lambda row: row["tokens"]),
+            ("tokens [% of base]", lambda row: 100 * row["tokens_ratio"]["mean"]),
+        ):
+            mean, low, high = clustered_interval([value(one) - value(other) for one, other in same])
+            yield f"{first} - {second}: {label} {mean:+.1f} [{low:+.1f}, {high:+.1f}], {len(same)} seeds"
 
 
 def into_page(page: Path, marker: str, text: str) -> None:

@@ -8,12 +8,12 @@ PPO as shipped on the lab, 64 responses a step, four updates a step, constant le
 are sampled (200,000 for refresh against fixed, both looked at every second step).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from lab_runs import DOCS, Line, into_page, keep_rows, lines, main, table
+from lab_runs import DOCS, Line, differences, into_page, keep_rows, lines, main, table
 
 from conclip.stats import clustered_interval
 
@@ -98,20 +98,6 @@ PAIRS = (
 )
 
 
-def differences(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The differences that docs/selection.md tells of: paired by seed, mean and Student's t interval."""
-    by_run = {(row["name"], row["seed"]): row for row in rows}
-    for first, second in PAIRS:
-        pairs = [(by_run[first, seed], by_run[second, seed]) for name, seed in by_run if name == first]
-        for label, value in (
-            ("accuracy [points]", lambda row: 100 * row["accuracy"]),
-            ("tokens", lambda row: row["tokens"]),
-            ("tokens [% of base]", lambda row: 100 * row["tokens_ratio"]["mean"]),
-        ):
-            mean, low, high = clustered_interval([value(one) - value(other) for one, other in pairs])
-            yield f"{first} - {second}: {label} {mean:+.1f} [{low:+.1f}, {high:+.1f}], {len(pairs)} seeds"
-
-
 def render(out: Path) -> None:
     """Tables, pictures and the rows behind them into docs/."""
     folder = DOCS / "selection"
@@ -125,7 +111,7 @@ def render(out: Path) -> None:
         "selection",
         table(sorted((line for line in found if line.name in order), key=lambda line: order.index(line.name))),
     )
-    print(table(found), *differences(rows), sep="\n")
+    print(table(found), *differences(rows, PAIRS), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Shared fixtures. No test needs the network or a GPU."""
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,21 @@ from conclip.types import Completion, EvalRow, FinishReason, Grade, Outcome, Pro
 # The same examples in every run, and none fails for being slow on a busy machine
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _a_run_that_fails_ends_its_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`main` ends its process at once where the machine failed a run; here that is the process of all tests."""
+    monkeypatch.setattr("conclip.cli._leave", sys.exit)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> Iterator[None]:
+    """An engine in this process sets variables that processes started by later tests would inherit."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,8 @@ from conclip.models.folder import LAB_MODEL
 from conclip.probe import Band, pass_rates
 from conclip.runtime import Runtime
 from conclip.selection import select
-from conclip.training.trainer import StaleEngine
+from conclip.training.progress import Validation
+from conclip.training.trainer import StaleEngine, TrainResult
 from conclip.types import Outcome
 from tests.conftest import by_hand, make_row, make_trainer, train_config
 
@@ -48,8 +50,13 @@ def test_an_algorithm_takes_its_steps(runtime: tuple[Runtime, Inputs], algo: str
 
 @pytest.mark.parametrize("length", [name for name in options("length") if name != "none"])
 def test_a_length_reward_takes_its_steps(runtime: tuple[Runtime, Inputs], length: str):
-    steps = train(runtime, f"length-{length}", "algo=grpo", "reward=binary", f"length={length}")
-    assert len(steps) == 2
+    bites = ["length.scale_tokens=60"] if length == "dapo_overlong" else []
+    steps = train(runtime, f"length-{length}", "algo=grpo", "reward=binary", f"length={length}", *bites)
+    for row in steps:
+        priced = length not in ("thinkprune", "l_grpo") or (
+            length == "l_grpo" and row["rollout/share_groups_all_correct"] > 0
+        )
+        assert (row["reward/mean"] != pytest.approx(row["outcome/correct"], abs=1e-9)) is priced
 
 
 def test_the_engine_sleeps_while_the_learner_works(runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch):
@@ -66,6 +73,45 @@ def test_thinkprune_cuts_responses_at_its_limit(runtime: tuple[Runtime, Inputs])
     steps = train(runtime, "cut", "algo=grpo", "length=thinkprune", "length.limits=[1.0,0.25]")
     assert steps[0]["length/max_tokens"] > 48 >= steps[1]["length/max_tokens"]  # a quarter of 192
     assert steps[1]["outcome/truncated"] > steps[0]["outcome/truncated"]
+
+
+def looked(
+    runtime: tuple[Runtime, Inputs], stage: str, looks: Sequence[tuple[float, float]], *overrides: str
+) -> TrainResult:
+    """A phase whose validations, one after each step, find these accuracies and lengths."""
+    opened, inputs = runtime
+    settings = train_config(f"phase.num_steps={len(looks) - 1}", "trainer.validate_every=1", "algo=grpo", *overrides)
+    trainer = make_trainer(opened, inputs, stage, settings, by_hand(inputs.pool[:4]))
+    trainer._validate = lambda step: Validation(  # type: ignore[method-assign]
+        step=step, accuracy=looks[step][0], mean_tokens=looks[step][1]
+    )
+    return trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("keep_best", "step"),
+    [("accuracy", 3), ("shortest", 4)],  # of equals the shorter; the shortest of those that keep 0.49
+)
+def test_the_checkpoint_that_is_kept_is_the_one_the_phase_asks_for(
+    runtime: tuple[Runtime, Inputs], keep_best: str, step: int
+):
+    looks = [(0.5, 100), (0.48, 60), (0.6, 90), (0.6, 85), (0.495, 80), (0.55, 88)]
+    result = looked(runtime, f"kept-{keep_best}", looks, f"phase.keep_best={keep_best}", "phase.max_accuracy_drop=0.01")
+    assert result.best.step == step and len(result.history) == 6
+    saved = runtime[0].run.folder / "checkpoints" / f"kept-{keep_best}"
+    weights = {path.parent.name: path.read_bytes() for path in saved.glob("step-*/model.safetensors")}
+    kept = (result.checkpoint / "model.safetensors").read_bytes()
+    assert [name for name, found in weights.items() if found == kept] == [f"step-{step:06d}"] and len(weights) > 1
+
+
+def test_a_phase_whose_accuracy_falls_stops_and_keeps_what_was_best(runtime: tuple[Runtime, Inputs]):
+    looks = [(0.5, 100), (0.41, 90), (0.39, 50), (0.9, 10)]
+    result = looked(runtime, "fell", looks, "phase.stop_accuracy_drop=0.1", "phase.keep_best=accuracy")
+    assert [look.accuracy for look in result.history] == [0.5, 0.41, 0.39] and result.best.step == 0
+    assert (
+        "fell stops at step 2: validation accuracy 0.390 fell more than 0.1"
+        in (runtime[0].run.folder / "run.log").read_text()
+    )
 
 
 def test_dynamic_sampling_leaves_no_group_without_a_signal(runtime: tuple[Runtime, Inputs]):
@@ -121,4 +167,4 @@ def test_refresh_replaces_settled_problems_and_remembers_all_that_trained(runtim
     assert steps[0]["rollout/retired_problems"] == len(asked) - 4 > 0
     assert steps[-1]["rollout/working_set_problems"] == 4
     questions = json.loads((result.checkpoint / "trained_on.json").read_text())["questions"]
-    assert {problem.question for problem in pool if problem.problem_id in asked} >= set(questions)
+    assert {problem.question for problem in pool if problem.problem_id in asked} >= set(questions) != set()

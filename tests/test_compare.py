@@ -61,11 +61,12 @@ def test_the_two_are_called_by_what_tells_them_apart(changes: dict[str, object],
 
 def test_what_makes_two_evaluations_hard_to_compare_is_named():
     base = evaluation(0.5, 100)
-    other = evaluation(0.5, 100, prompt="concise", max_tokens=99, grader_version=1)[:396]
+    other = evaluation(0.5, 100, prompt="concise", max_tokens=99, grader_version=1, temperature=0.5, top_p=0.9)[:396]
     found = " | ".join(differences(base, other))
     assert "the instruction differs: plain against concise" in found
     assert "the cap on tokens differs: 512 against 99" in found
     assert "the grader's version differs" in found
+    assert "the temperature differs: 1.0 against 0.5" in found and "top_p differs: 1.0 against 0.9" in found
     assert "1 problems stand on one side only" in found
     assert differences(base, base) == []
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from conclip import tools
 from conclip.compose import load_config, sweep_jobs
-from conclip.config import SCHEMAS
+from conclip.config import SCHEMAS, UserError
 from conclip.validate import plain_keys
 from tests.doc_commands import commands, filled
 
@@ -83,12 +84,18 @@ def test_the_map_of_the_code_has_every_module_and_no_other():
 
 
 @pytest.mark.parametrize("line", [pytest.param(c.line, id=f"{c.page}:{c.line[:60]}") for c in commands()])
-def test_a_command_of_the_docs_composes(line: str, tmp_path: Path):
+def test_a_command_of_the_docs_would_start(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     words = [word for word in shlex.split(filled(line, tmp_path)) if not re.match(r"[A-Z_]+=", word)]
     if words[0] == "conclip" and words[1] in SCHEMAS:
         overrides = [word for word in words[2:] if not word.startswith("-")]
         for job in sweep_jobs(overrides, sweeping="-m" in words):
             load_config(words[1], *job)
+    elif words[:2] == ["conclip", "doctor"]:
+        load_config(words[2], *words[3:])
+    elif words[0] == "conclip":
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(UserError, match="'outputs/"):  # all is well but that there is no such run
+            getattr(tools, words[1])(words[2:])
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -138,18 +139,28 @@ class Picky(Refusing):
     """Answers everything but the third question it is asked."""
 
     asked: ClassVar[list[str]] = []
+    keys: ClassVar[set[str]] = set()
     strict = True
+    removed: ClassVar[Path | None] = None
 
     def do_POST(self) -> None:
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         Picky.asked.append(content["messages"][-1]["content"])
+        Picky.keys.add(self.headers["Authorization"])
         if Picky.strict and len(Picky.asked) == 3:
             return self._answer(400, {"error": {"message": "not this one"}})
+        if Picky.removed is not None:
+            shutil.rmtree(Picky.removed, ignore_errors=True)
         message = {"role": "assistant", "content": "\\boxed{1}"}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
         reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "lab", "choices": [choice], "usage": usage}
         self._answer(200, reply)
+
+
+@pytest.fixture(autouse=True)
+def _asked_nothing_yet() -> None:
+    Picky.asked, Picky.keys, Picky.strict, Picky.removed = [], set(), True, None
 
 
 @contextmanager
@@ -178,6 +189,34 @@ def test_a_refused_question_is_named_and_all_other_replies_are_kept(
         run(monkeypatch, *command)
     assert len(Picky.asked) == 7 and Picky.asked[6] == Picky.asked[2]
     assert len(read_rows(tmp_path / "outputs/eval/default")) == 6
+
+
+def test_each_instruction_is_what_is_asked_with_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-of-mine")
+    Picky.strict = False
+    with serving(Picky) as url:
+        styles = ["eval.prompts=[plain,concise,draft,budget]", "eval.budget_tokens=77", "model.prompt='Q: {question}'"]
+        small = ["data.test.chain.num_problems=1", "eval.samples_per_problem=1", "eval.temperatures=[1]"]
+        run(monkeypatch, "eval", "model=endpoint", f"model.url={url}", *small, *styles)
+    (question,) = json.loads((tmp_path / "outputs/eval/default/latest/questions.jsonl").read_text())["question"].splitlines()
+    assert {row.prompt for row in read_rows(tmp_path / "outputs/eval/default")} == {"plain", "concise", "draft", "budget"}
+    first, *others = (asked.removeprefix(f"Q: {question}") for asked in sorted(Picky.asked, key=len))
+    assert first == "" and others[0] == "\nBe concise." and others[1] == "\nUse fewer than 77 tokens."
+    assert others[2].startswith("\nThink step by step, but keep only a minimum draft")
+    assert Picky.keys == {"Bearer secret-of-mine"}
+
+
+def test_a_run_folder_that_is_removed_ends_the_run(tmp_path: Path):
+    Picky.strict, Picky.removed = False, tmp_path / "outputs"
+    with serving(Picky) as url:
+        small = ["data.test.chain.num_problems=3", "eval.samples_per_problem=1"]
+        command = [sys.executable, "-m", "conclip", "eval", "model=endpoint", f"model.url={url}", *small]
+        outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert outcome.returncode == 3, outcome.stderr
+    assert (
+        "the run folder 'outputs/eval/default/attempt-001' is gone" in outcome.stderr and "Traceback" not in outcome.stderr
+    )
 
 
 def test_a_server_that_fails_ends_the_run_though_other_requests_wait(tmp_path: Path):

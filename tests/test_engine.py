@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,7 +64,9 @@ def run(engine: RolloutEngine, spec: SamplingSpec = SPEC, wanted: list[Request] 
     wanted = wanted or requests()
     engine.submit(wanted, spec)
     done: dict[str, Completion] = {}
+    deadline = time.monotonic() + 240
     while len(done) < len(wanted):
+        assert time.monotonic() < deadline, f"{len(done)} of {len(wanted)} completions"
         done |= {completion.request_id: completion for completion in engine.poll()}
     return done
 

@@ -33,6 +33,10 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     monkeypatch.chdir(tmp_path)
     seen: list[Sampling] = []
     monkeypatch.setattr(Run, "show_sampling", lambda _, now: seen.append(now))
+    tracked: dict[str, float] = {}
+    monkeypatch.setattr(
+        Run, "track", lambda _, stage, step, metrics: tracked.update({f"{stage}/{k}": v for k, v in metrics.items()})
+    )
     command = ["eval", *SMALL, "eval.temperatures=[0,1.0]", f"checkpoints={{after: {random_model}}}", "name=crossed"]
     run(monkeypatch, *command)
     said = capfd.readouterr().out
@@ -49,6 +53,9 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     assert "model, T 0" in said and "after, T 1" in said
     accuracy = sum(row.outcome is Outcome.CORRECT for row in rows) / len(rows)
     assert 0.3 < accuracy < 1  # the lab model; the random one is wrong throughout
+    sampled = [row.outcome is Outcome.CORRECT for row in rows if row.temperature == 1]
+    assert tracked["eval/chain/model, T 1/accuracy"] == pytest.approx(sum(sampled) / 24)
+    assert len(tracked) == 8 and tracked["eval/chain/after, T 0/accuracy"] == 0
     assert not any(row.outcome is Outcome.CORRECT for row in read_lines(first / "rows-after.jsonl"))
     assert {now.whole for now in seen} == {36}  # what is shown of a model counts all its conditions
     assert [now.done for now in seen if now.num_finished == now.num_total][-1] == 36

@@ -29,7 +29,18 @@ def test_experiment_runs(experiment: str, tmp_path: Path):
     assert list(models) == ["base", "phase1", "phase2"]
     assert (folder / "curve.png").stat().st_size > 10_000
     assert (folder / "report.html").read_text().startswith("<!doctype html>")
-    assert "## Before and after" in (folder / "checkpoints/phase2-best/README.md").read_text()
+    trained = {
+        stage: set(json.loads((folder / f"checkpoints/{stage}-best/trained_on.json").read_text())["questions"])
+        for stage in ("phase1", "phase2")
+    }
+    assert set() != trained["phase1"] < trained["phase2"]
+    card = (folder / "checkpoints/phase2-best/README.md").read_text()
+    chosen = json.loads((folder / "problems-phase2.json").read_text())
+    assert all(f"- `{choice['problem_id']}`: {choice['reason']}" in card for choice in chosen["chosen"])
+    assert chosen["hash"] in card and "Base model: conclip-lab" in card
+    assert "## Before and after" in card and "phase2 against" not in card and "## Limits" in card
+    assert f"conclip two-phase experiment={experiment} debug=two_phase" in card and "vllm" in card
+    assert str(tmp_path) not in card
     assert set(read_stages(folder)) >= {"probe-base", "phase1", "probe-phase1", "phase2", "eval-base", "eval-phase2"}
     model = AutoModelForCausalLM.from_pretrained(folder / "checkpoints/phase2-best")
     assert model.config.architectures == ["Qwen2ForCausalLM"]

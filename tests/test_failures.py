@@ -126,6 +126,7 @@ def checks(*overrides: str) -> dict[str, Check]:
 
 def test_doctor_knows_what_a_config_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The lab: 872,000 parameters or so. PPO in fp32 with KL: 16 bytes for policy and critic each, 4 for the reference."""
+    monkeypatch.setattr("conclip.doctor.gpu_memory_gib", lambda: None)
     size = num_parameters(LAB_MODEL)
     assert 0.8e6 < size < 1e6
     config = load_config("train-phase2")
@@ -164,8 +165,8 @@ def test_doctor_refuses_a_bad_config_after_its_checks(monkeypatch: pytest.Monkey
 @pytest.mark.engine
 def test_doctor_finds_this_machine_fit_and_says_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = {check.name: check for check in machine_checks(tmp_path / "outputs")}
-    assert {check.state for check in found.values()} <= {"ok", "note"}
-    assert {"memory", "disk", "packages", "vLLM", "grader"} <= found.keys()
+    assert {found[name].state for name in ("packages", "vLLM", "grader")} == {"ok"}
+    assert {"memory", "disk"} <= found.keys()  # what they say is the machine's
     monkeypatch.setenv("OMP_NUM_THREADS", "999")
     threads = {check.name: check for check in machine_checks(tmp_path)}["threads"]
     assert threads.state == "FAILED" and "OMP_NUM_THREADS" in threads.remedy

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -241,6 +242,26 @@ def test_the_critic_may_have_a_lambda_of_its_own():
     assert torch.equal(same.advantages, plain.advantages)
     assert plain.returns[tokens.response_mask].tolist() == [1, 1, 1]
     assert same.returns[0, 1] == pytest.approx(0.25 + 0.95**2 * 0.75)
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        ({"advantage": "group_relative", "advantage_scale": "none"}, [7 / 6, -1 / 3, -5 / 6]),  # the mean is -1/6
+        ({"advantage": "group_relative", "advantage_scale": "group"}, [1.120897, -0.320256, -0.800641]),  # sqrt(13 / 12)
+        ({"advantage": "group_relative", "advantage_scale": "batch"}, [1.253202, -0.358058, -0.895144]),  # sqrt(13 / 15)
+        ({"advantage": "leave_one_out"}, [1.75, -0.5, -1.25]),
+        ({"advantage": "monte_carlo"}, [1, -0.5, -1]),
+        ({"advantage": "gae", "gae_lambda": 0.5}, [0.5**8, -(0.5**3), -(0.5**5)]),
+        ({"advantage": "gae", "length_adaptive_alpha": 0.5}, [0.133920, -1 / 18, -0.131687]),  # lambda 7/9, 1/3, 2/3
+    ],
+)
+def test_each_estimator_is_the_one_the_config_names(settings: dict[str, Any], first: list[float]):
+    """Two groups of rewards 1, -0.5, -1; lengths 9, 3, 6; values 0."""
+    tokens = batch()
+    found = make_experience(tokens, scores_of(tokens, 0.0), algo(kl="none", **settings), kl_coef=0).advantages
+    at_first = [float(row[mask][0]) for row, mask in zip(found, tokens.response_mask, strict=True)]
+    assert at_first == pytest.approx(2 * first, abs=1e-5)
 
 
 def test_only_each_groups_shortest_correct_response_is_imitated():

@@ -1,6 +1,7 @@
 """Models of other kinds than the lab's: what is refused, what is mended, what memory recomputation saves."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GraniteConfig,
@@ -19,10 +21,12 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from conclip.compose import load_config
 from conclip.config import UserError
+from conclip.inputs import load_inputs
 from conclip.models.critic import Critic
 from conclip.models.folder import LAB_MODEL, check_trainable
-from conclip.models.load import load_policy, read_weights, recompute_activations
+from conclip.models.load import load_policy, load_tokenizer, read_weights, recompute_activations
 
 CPU = torch.device("cpu")
 SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
@@ -43,6 +47,30 @@ def test_a_model_that_scales_its_logits_is_refused_by_its_config_and_by_its_logi
     plain = saved(GraniteForCausalLM(GraniteConfig(**SIZES, **HEADS, logits_scaling=1.0)), tmp_path / "b")
     check_trainable(plain)
     load_policy(plain, CPU)
+
+
+def test_python_code_of_a_model_folder_runs_only_where_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path / "cache")
+    folder, trace = tmp_path / "model", tmp_path / "it-ran"
+    shutil.copytree(LAB_MODEL, folder)
+    code = "from transformers import Qwen2Config\n\nclass Mine(Qwen2Config):\n    model_type = 'gpt99'\n"
+    (folder / "mine.py").write_text(f"open({str(trace)!r}, 'w')\n{code}")
+    settings = json.loads((folder / "config.json").read_text()) | {"auto_map": {"AutoConfig": "mine.Mine"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    command = ["eval", f"model.path={folder}", "data.test.chain.num_problems=1"]
+    assert load_inputs(load_config(*command)).notes == ()
+    load_policy(folder, CPU)
+    load_tokenizer(folder)
+
+    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "gpt99"}))
+    with pytest.raises(UserError, match="trust_remote_code"):
+        load_inputs(load_config(*command))
+    assert not trace.exists()
+    (note,) = load_inputs(load_config(*command, "model.trust_remote_code=true")).notes
+    assert "Python code from the model's folder runs" in note
+    AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    assert trace.exists()  # the code above does run where it is let
 
 
 def test_a_model_that_sees_is_refused(tmp_path: Path):

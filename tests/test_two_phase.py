@@ -42,6 +42,13 @@ def test_a_changed_phase_2_takes_over_what_came_before_it(
     assert list(read_stages(first)) == ["probe-base", "phase2", "eval-base", "eval-phase2"]
     capfd.readouterr()
 
+    run(monkeypatch, "skip_phase1=true", "phase2.num_steps=3", "--dry-run")
+    (row,) = [line.split("│") for line in capfd.readouterr().out.splitlines() if "│ phase2 " in line]
+    measured = read_stages(first)["phase2"]
+    assert measured.numbers["num_responses"] == 56  # 2 steps x 4 x 4 and 3 looks x 4 x 2; with 3 steps 80
+    assert row[3].strip() == "80" and int(row[4].replace(",", "")) == round(measured.num_tokens / 56 * 80)
+    assert "56 responses, finished" in row[6] and ("min" in row[5]) and not (first.parent / "attempt-002").exists()
+
     run(monkeypatch, "skip_phase1=true", "phase2.num_steps=1")
     said = capfd.readouterr().out
     assert said.count("done before in attempt-001") == 2

@@ -42,6 +42,7 @@ def machine() -> dict[str, Any]:
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "cpu": model[0].partition(":")[2].strip() if model else platform.processor(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
     }
 
@@ -81,12 +82,14 @@ def replay(algo: str) -> list[dict[str, float]]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
+    """An engine in this process leaves torch's own name for it without effect."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch._C.set_num_threads(1)  # pyright: ignore[reportAttributeAccessIssue]
+    assert torch.get_num_threads() == 1
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch._C.set_num_threads(before)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _replay(algo: str) -> list[dict[str, float]]:
