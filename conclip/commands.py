@@ -77,15 +77,17 @@ def run_two_phase(config: TwoPhaseConfig, inputs: Inputs, run: Run) -> None:
     probe, label, file = "probe-base", "probe base", "pass_rates.jsonl"
     with Stages(config, inputs, run) as stages:
         if not config.skip_phase1:
-            rates = stages.probe(probe, label, models["base"], inputs.pool, config.phase1, file)
+            named = config.phase1.by_hand
+            rates = [] if named else stages.probe(probe, label, models["base"], inputs.pool, config.phase1, file)
             selection = select("phase1", pool, rates, config.phase1, config.seed)
             first = stages.train("phase1", config.phase1, models["base"], selection)
             models["phase1"] = first.checkpoint
             pool = [problem for problem in pool if problem.problem_id not in first.asked]
             probe, label, file = "probe-phase1", "probe phase 1", "pass_rates-phase1.jsonl"
         start = models.get("phase1", inputs.model_path)
-        rates = stages.probe(probe, label, start, inputs.pool, config.phase2, file)
-        offered = inputs.pool if config.phase2.by_hand else pool
+        named = config.phase2.by_hand
+        rates = [] if named else stages.probe(probe, label, start, inputs.pool, config.phase2, file)
+        offered = inputs.pool if named else pool
         selection = select("phase2", offered, rates, config.phase2, config.seed)
         second = stages.train("phase2", config.phase2, start, selection)
         models["phase2"] = second.checkpoint

@@ -18,6 +18,7 @@ from conclip.config import (
 )
 from conclip.failures import MACHINE_ERRORS
 from conclip.files import expanded, newest_attempt
+from conclip.grading import GRADER_VERSION
 from conclip.identity import sampling_hash
 from conclip.models.folder import check_model, check_trainable, find_model, model_hash, num_parameters
 from conclip.overlap import check_overlap
@@ -126,6 +127,14 @@ def load_inputs(config: BaseConfig) -> Inputs:
         notes.append("pass_rates: measured on another model than model.path; its pass rates may be others")
     if inputs.rates and inputs.rates[0].sampling_hash != sampling_hash(config):
         notes.append("pass_rates: measured with another prompt, dtype, temperature or max_tokens; they may be others here")
+    if inputs.rates and inputs.rates[0].grader_version != GRADER_VERSION:
+        notes.append("pass_rates: judged by another version of the grader; they may be others here")
+    if inputs.rates is not None:
+        unknown = {problem.problem_id for problem in inputs.pool} - {rate.problem_id for rate in inputs.rates}
+        if unknown:
+            notes.append(
+                f"pass_rates: has none of {len(unknown)} of the {len(inputs.pool)} problems of data.pool; they are left out"
+            )
     inputs = replace(inputs, notes=tuple(notes))
     _check_disjoint(inputs)
     if isinstance(config, TwoPhaseConfig):

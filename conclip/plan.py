@@ -52,10 +52,14 @@ def _stages(subcommand: str, config: BaseConfig, inputs: Inputs) -> Iterator[Pla
             yield _probe("probe", config, config.probe, inputs)
         yield _training(subcommand.removeprefix("train-"), config, config.phase, inputs)
     elif isinstance(config, TwoPhaseConfig):
-        yield _probe("probe-base", config, config.probe, inputs)
+        probe = "probe-base"
         if not config.skip_phase1:
+            if not config.phase1.by_hand:
+                yield _probe(probe, config, config.probe, inputs)
             yield _training("phase1", config, config.phase1, inputs)
-            yield _probe("probe-phase1", config, config.probe, inputs)
+            probe = "probe-phase1"
+        if not config.phase2.by_hand:
+            yield _probe(probe, config, config.probe, inputs)
         yield _training("phase2", config, config.phase2, inputs)
         for name in ("base", "phase2") if config.skip_phase1 else ("base", "phase1", "phase2"):
             yield _evaluation(name, config, inputs)

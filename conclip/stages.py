@@ -44,6 +44,11 @@ from conclip.training.summary import summary_table
 from conclip.training.trainer import Trainer, TrainResult
 from conclip.types import EvalRow, Outcome, Problem
 
+CHOICE_KEYS = {
+    *("pass_rate_low", "pass_rate_high", "band_confidence", "num_problems", "problem_ids", "answers"),
+}
+"""Of a phase: what they decide is in the problems."""
+
 
 class Stages:
     """The stages of one run. The engine starts with the first one that has work to do."""
@@ -152,13 +157,15 @@ class Stages:
                 wall_s=trainer.wall_s,
             )
 
+        sampled = relevant(config, ("seed", "model", "rollout", "algo", "reward", "length", "optim", "trainer"))
+        del sampled["rollout"]["unit_responses"]  # a step's responses are one batch
         inputs = {
             "model": self._hash(model),
             "problems": problems_hash(chosen),
             "refresh": [problems_hash(reserve), _beliefs(selection)] if phase.refresh else "",
             "validation": problems_hash(self._inputs.validation),
-            "config": relevant(config, ("seed", "model", "rollout", "algo", "reward", "length", "optim", "trainer")),
-            "phase": asdict(phase),
+            "config": sampled,
+            "phase": {name: value for name, value in asdict(phase).items() if name not in CHOICE_KEYS},
             "grader": str(GRADER_VERSION),
         }
         self._run.write_json(f"problems-{stage}.json", describe_selection(selection))

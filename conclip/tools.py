@@ -67,7 +67,9 @@ def compare(arguments: list[str]) -> None:
     parser.add_argument(
         "second", metavar="SECOND", type=Path, nargs="?", help="the same, of what is compared with it; default: FIRST"
     )
-    parser.add_argument("--margin", type=float, default=0.03, help="accuracy counts as kept within it [probability]")
+    parser.add_argument(
+        "--margin", type=float, default=0.03, help="accuracy counts as kept within it [probability; default: 0.03]"
+    )
     for name in ("model", "prompt", "temperature"):
         kind = float if name == "temperature" else str
         parser.add_argument(
@@ -75,6 +77,11 @@ def compare(arguments: list[str]) -> None:
         )
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
     options = parser.parse_intermixed_args(arguments)
+    for name in ("model", "prompt", "temperature"):
+        if len(getattr(options, name) or ()) > 2:
+            parser.error(f"--{name} takes one value or two (runs stand before it, or after another option)")
+    if not 0 < options.margin < 1:
+        parser.error(f"--margin is a share: it must lie in (0, 1), got {options.margin:g}")
     if options.json:
         check_target(options.json, "--json")
     chosen = {name: getattr(options, name) for name in ("model", "prompt", "temperature") if getattr(options, name)}

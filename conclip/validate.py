@@ -40,6 +40,8 @@ NO_TRAINING_SET = (
     "names no problems; add a set (of the presets gsm8k, math and aime24_train can train, others only evaluate)"
 )
 
+ARITHMETIC_KEYS = {"source", "num_problems", "seed", "family", "levels", "split"}
+
 Config = TypeVar("Config", bound=BaseConfig)
 
 
@@ -170,6 +172,8 @@ def check(config: BaseConfig) -> None:
     if isinstance(config, TrainRunConfig):
         _check_phase("phase", config.phase)
         _check_phase_algo("phase", config.phase, config.algo)
+        unread = config.pass_rates is not None and config.phase.by_hand
+        _need(not unread, "pass_rates", "is unread with problems named by hand (phase.problem_ids, phase.answers)")
     if isinstance(config, TwoPhaseConfig):
         for name, phase in (("phase1", config.phase1), ("phase2", config.phase2)):
             _check_phase(name, phase)
@@ -203,7 +207,7 @@ def _check_eval(settings: EvalConfig) -> None:
     _need(0 < settings.top_p <= 1, "eval.top_p", "must lie in (0, 1]")
     _need(settings.top_k == -1 or settings.top_k >= 1, "eval.top_k", "must be -1 (all) or at least 1")
     _need(settings.max_tokens >= 1, "eval.max_tokens", "must be at least 1")
-    _need(settings.margin > 0, "eval.margin", "must be above 0")
+    _need(0 < settings.margin < 1, "eval.margin", "is a share: it must lie in (0, 1), 0.03 is three points")
 
 
 def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
@@ -212,7 +216,15 @@ def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
         _need(problems.shots >= 0, f"{key}.shots", "must be 0 or more")
         _need(problems.offset >= 0, f"{key}.offset", "must be 0 or more")
         _need(not (problems.answer_boxed and problems.answer_pattern), f"{key}.answer_boxed", "excludes answer_pattern")
+        _need(problems.family is None, f"{key}.family", "is for source: arithmetic")
+        from_hub = problems.path is None and problems.dataset is not None
+        _need(not from_hub or problems.split is not None, f"{key}.split", "is needed with a data set of the hub")
+        examples = problems.shots == 0 or problems.shots_split is not None or problems.shots_path is not None
+        _need(examples, f"{key}.shots", "needs shots_split (or shots_path): examples must not come from the problems asked")
         return
+    for field in dataclasses.fields(problems):
+        if field.name not in ARITHMETIC_KEYS:
+            _need(getattr(problems, field.name) == field.default, f"{key}.{field.name}", "is for source: dataset")
     _need(problems.family in FAMILIES, f"{key}.family", f"must be one of {', '.join(FAMILIES)}")
     _need(problems.split in SPLITS, f"{key}.split", f"must be one of {', '.join(SPLITS)}")
     _need(problems.num_problems is not None, f"{key}.num_problems", "is needed for source: arithmetic")
@@ -225,6 +237,9 @@ def _check_learning(config: LearnConfig) -> None:
     optim, trainer = config.optim, config.trainer
     _check_algo(config.algo)
     _check_length(config.length)
+    priced = config.length.kind not in ("none", "thinkprune")
+    imitates = config.algo.advantage == "shortest_correct"
+    _need(not (priced and imitates), "length.kind", "must be none or thinkprune with algo.advantage=shortest_correct")
     reward = config.reward
     _need(reward.correct > reward.wrong, "reward.correct", "must be above reward.wrong")
     for name in ("policy_lr", "critic_lr", "max_grad_norm"):
@@ -239,6 +254,8 @@ def _check_learning(config: LearnConfig) -> None:
     _need(trainer.save_every >= 1, "trainer.save_every", "must be at least 1")
     _need(trainer.keep_last >= 1, "trainer.keep_last", "must be at least 1")
     _need(trainer.validation_samples >= 1, "trainer.validation_samples", "must be at least 1")
+    drift = trainer.max_sampler_drift
+    _need(drift is None or drift > 0, "trainer.max_sampler_drift", "must be above 0, or null")
     _need(trainer.transcripts_per_group >= 0, "trainer.transcripts_per_group", "must be 0 or more")
     room = trainer.max_tokens_per_micro_batch >= config.rollout.max_tokens
     _need(room, "trainer.max_tokens_per_micro_batch", "must hold at least one response of rollout.max_tokens")
@@ -274,14 +291,22 @@ def _check_algo(algo: AlgoConfig) -> None:
         "algo.critic_warmup_steps",
         "must be 0 without a critic (algo.advantage=gae)",
     )
+    discounts = per_token or algo.gamma == 1
+    _need(discounts, "algo.gamma", f"must be 1 with algo.advantage={algo.advantage}, which discounts nothing")
     imitates = (algo.advantage == "shortest_correct") == (algo.policy_loss == "nll")
     _need(imitates, "algo.policy_loss", "nll goes with algo.advantage=shortest_correct and with nothing else")
+    white = algo.whiten_advantages and algo.advantage == "shortest_correct"
+    _need(not white, "algo.whiten_advantages", "must be false with algo.advantage=shortest_correct: all would become 0")
 
 
 def _check_length(length: LengthConfig) -> None:
     _need(length.strength >= 0, "length.strength", "must be 0 or more")
     _need(length.scale_tokens > 0, "length.scale_tokens", "must be above 0")
     _need(length.target_tokens > 0, "length.target_tokens", "must be above 0")
+    acts = length.kind not in ("none", "thinkprune")
+    message = f"is 0, so length.kind={length.kind} does nothing; length={length.kind} sets the published one"
+    _need(length.strength > 0 or not acts, "length.strength", message)
+    _need(length.strength == 0 or acts, "length.strength", f"is unread with length.kind={length.kind}")
     good = bool(length.limits) and all(0 < limit <= 1 for limit in length.limits)
     _need(good, "length.limits", "must list shares of length.scale_tokens, each in (0, 1]")
 
@@ -306,6 +331,8 @@ def _check_phase(key: str, phase: PhaseConfig) -> None:
     budget = phase.max_sampled_tokens
     _need(budget is None or budget >= 1, f"{key}.max_sampled_tokens", "must be at least 1, or null")
     _need(phase.group_size >= 1, f"{key}.group_size", "must be at least 1")
+    for name in ("max_accuracy_drop", "stop_accuracy_drop"):
+        _need(0 <= getattr(phase, name) <= 1, f"{key}.{name}", "is a share: it must lie in [0, 1], 0.1 is ten points")
     _need(phase.problem_ids is None or phase.answers is None, f"{key}.answers", f"excludes {key}.problem_ids")
     named = phase.problem_ids if phase.problem_ids is not None else phase.answers
     number = phase.num_problems if named is None else len(named)
@@ -329,3 +356,9 @@ def _check_phase_algo(key: str, phase: PhaseConfig, algo: AlgoConfig) -> None:
     _need(not filtered, f"{key}.refresh", "excludes algo.dynamic_sampling_rounds, which hides settled problems from it")
     grouped = algo.advantage not in ("group_relative", "leave_one_out") or phase.group_size >= 2
     _need(grouped, f"{key}.group_size", f"must be at least 2 with algo.advantage={algo.advantage}")
+    mixed = algo.dynamic_sampling_rounds == 0 or phase.group_size >= 2
+    _need(
+        mixed,
+        f"{key}.group_size",
+        "must be at least 2 with algo.dynamic_sampling_rounds: one response is all right or wrong",
+    )

@@ -93,7 +93,11 @@ def _group(group: str) -> Iterator[str]:
         schema = next(f.type for f in dataclasses.fields(SCHEMAS[subcommand]) if f.name == group)
         assert isinstance(schema, type)
         yield HEAD
-        values = dict(leaves(composed[group]))
+        written = OmegaConf.to_container(composed[group], resolve=False)
+        assert isinstance(written, dict)
+        values = dict(leaves(composed[group])) | {
+            name: value for name, value in written.items() if isinstance(value, str) and value.startswith("${")
+        }
         for item in dataclasses.fields(schema):
             yield _row(f"{group}.{item.name}", item.type, _plain(values.get(item.name)), meanings[item.name])
     yield ""

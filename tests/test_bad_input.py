@@ -239,6 +239,22 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "levels": (of("eval", "data.test.chain.levels=[99]"), ("data.test.chain.levels",)),
     "family": (of("eval", "data.test.chain.family=sums"), ("data.test.chain.family", "chain")),
     "fewer problems than asked for": (of("eval", "data.test.chain.levels=[1]"), ("distinct",)),
+    "examples from the problems asked": (
+        of("eval", "data=gsm8k", "data.test.gsm8k.shots=8"),
+        ("data.test.gsm8k.shots", "shots_split"),
+    ),
+    "no split of the hub's": (
+        of("eval", "data.test.mine.source=dataset", "data.test.mine.dataset=a/b"),
+        ("data.test.mine.split",),
+    ),
+    "three models to compare": (
+        lambda p: ["compare", str(p.file("x")), "--model", "base", "after", "outputs/eval/b"],
+        ("--model", "one value or two"),
+    ),
+    "a margin in points": (
+        lambda p: ["compare", str(p.file("x")), "--model", "a", "b", "--margin", "3"],
+        ("--margin", "share"),
+    ),
     "set without a source": (of("eval", "data.test.mine.num_problems=1"), ("data.test.mine", "source", "chain")),
     "answer that is a sign": (
         data('{"question": "1", "c": ["a", "b"], "answer": "²"}\n', "data.test.mine.choices=c"),

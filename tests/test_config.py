@@ -7,7 +7,7 @@ import pytest
 
 from conclip.cli import SUBCOMMANDS, main
 from conclip.compose import config_folder, load_config, sweep_jobs
-from conclip.config import EvalRunConfig, UserError
+from conclip.config import EvalRunConfig, TwoPhaseConfig, UserError
 from conclip.help import read_meanings
 
 CONF = config_folder()
@@ -99,6 +99,13 @@ def test_meanings_follow_the_nesting(tmp_path: Path):
         ("trainer.max_tokens_per_micro_batch=5", "max_tokens_per_micro_batch"),
         ("+algo.gae_lamda=1", "did you mean 'algo.gae_lambda'"),
         ("+data.pool.chain.levles=[1]", "did you mean"),
+        ("data.pool.chain.path=mine.jsonl", "data.pool.chain.path' is for source: dataset"),
+        ("data.pool.chain.offset=5", "data.pool.chain.offset' is for source: dataset"),
+        ("trainer.max_sampler_drift=0", "trainer.max_sampler_drift"),
+        ("phase.max_accuracy_drop=5", "is a share"),
+        ("phase.stop_accuracy_drop=10", "ten points"),
+        ("length.kind=kimi", "length=kimi sets"),
+        ("length.strength=0.5", "length.strength' is unread"),
     ],
 )
 def test_bad_values_are_named(override: str, said: str):
@@ -108,13 +115,37 @@ def test_bad_values_are_named(override: str, said: str):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["algo=grpo", "algo.gamma=0.99"], "discounts nothing"),
+        (["algo=shortest_sft", "length=kimi"], "length.kind"),
+        (["algo=shortest_sft", "algo.whiten_advantages=true"], "all would become 0"),
+        (["algo.dynamic_sampling_rounds=2", "phase.group_size=1"], "all right or wrong"),
+        (["pass_rates=x", "phase.problem_ids=[a]", "phase.problems_per_step=1"], "pass_rates' is unread"),
+    ],
+)
+def test_settings_that_would_do_nothing_together_are_refused(overrides: list[str], said: str):
+    with pytest.raises(UserError) as caught:
+        load_config("train-phase2", *overrides)
+    assert said in str(caught.value)
+
+
+def test_evaluation_allows_what_training_allows_unless_told_otherwise():
+    for config in (load_config("eval", "rollout.max_tokens=300"), load_config("two-phase", "rollout.max_tokens=300")):
+        assert isinstance(config, (EvalRunConfig, TwoPhaseConfig)) and config.eval.max_tokens == 300
+    other = load_config("eval", "rollout.max_tokens=300", "eval.max_tokens=40")
+    assert isinstance(other, EvalRunConfig) and other.eval.max_tokens == 40
+
+
 def test_group_relative_refuses_kl_in_the_reward():
     with pytest.raises(UserError, match=r"algo\.kl"):
         load_config("train-phase2", "algo=grpo", "algo.kl=reward")
 
 
 @pytest.mark.parametrize(
-    "override", ["eval.temperatures=[-1]", "eval.temperatures=[]", "eval.prompts=[]", "eval.budget_tokens=0"]
+    "override",
+    ["eval.temperatures=[-1]", "eval.temperatures=[]", "eval.prompts=[]", "eval.budget_tokens=0", "eval.margin=3"],
 )
 def test_evaluation_settings_are_checked(override: str):
     with pytest.raises(UserError, match=override.split("=")[0].replace(".", r"\.")):

@@ -187,6 +187,7 @@ def test_a_refused_question_is_named_and_all_other_replies_are_kept(
         assert len(kept) == 5 and all(row.num_tokens == 7 for row in kept)
         Picky.strict = False
         run(monkeypatch, *command)
+        run(monkeypatch, *command[:-2], "rollout.max_num_seqs=2", command[-1])  # how many at a time changes no reply
     assert len(Picky.asked) == 7 and Picky.asked[6] == Picky.asked[2]
     assert len(read_rows(tmp_path / "outputs/eval/default")) == 6
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from conclip.cli import main
+from conclip.compose import load_config
+from conclip.inputs import load_inputs
 from conclip.pipeline import read_stages
 
 
@@ -29,6 +31,11 @@ def test_a_dry_run_lists_every_stage_and_writes_nothing(
     assert [line.split("│")[3].strip() for line in said.splitlines() if "to do │" in line] == [
         *("192", "56", "192", "56", "20", "20", "20")
     ]
+    ids = [problem.problem_id for problem in load_inputs(load_config("two-phase", "debug=two_phase")).pool[:4]]
+    run(monkeypatch, "--dry-run", f"phase2.problem_ids=[{','.join(ids)}]")
+    said = capfd.readouterr().out
+    named = [line.split("│")[1].strip() for line in said.splitlines() if "to do │" in line]
+    assert named[:4] == ["probe-base", "phase1", "phase2", "eval-base"]  # nothing is probed for problems named by hand
     assert list(tmp_path.iterdir()) == []
 
 
@@ -63,3 +70,6 @@ def test_a_changed_phase_2_takes_over_what_came_before_it(
     assert capfd.readouterr().out.count("done before") == 4
     run(monkeypatch, "skip_phase1=true", "phase2.num_steps=1", "--dry-run")
     assert capfd.readouterr().out.count("│ done  │") == 4
+
+    run(monkeypatch, "skip_phase1=true", "phase2.num_steps=1", "rollout.unit_responses=96", "phase2.pass_rate_high=0.96")
+    assert read_stages(second.parent / "attempt-003")["phase2"].taken_from == "attempt-002"  # neither changed what trains

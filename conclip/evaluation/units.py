@@ -137,10 +137,12 @@ class RowFile:
 
 def response_key(model_hash: str, task: Task, spec: SamplingSpec, config: BaseConfig) -> str:
     """Hash of everything that changes a response, and of how it is judged. Batches count by the engine's limits, not by
-    what else a unit held."""
+    what else a unit held; a server has an engine of its own."""
     asked, rollout, problem = task.messages or task.prompt_token_ids, config.rollout, task.problem
     engine = [config.model.dtype, rollout.max_num_seqs, rollout.max_num_batched_tokens, rollout.tensor_parallel_size]
     engine += [rollout.kv_cache_gib, rollout.max_model_len, rollout.enforce_eager]
+    if task.messages:
+        engine = []
     judged = [problem.answer, problem.choices, GRADER_VERSION]
     return digest([model_hash, asked, asdict(spec), task.seed, engine, judged])
 

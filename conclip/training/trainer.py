@@ -164,7 +164,7 @@ class Trainer:
             if self._refresher is not None:
                 self._refresher.observe(sampled)
                 metrics |= self._refresher.metrics()
-            if algo.kl_target is not None:
+            if algo.kl_target is not None and step > 0:
                 now.kl_coef = next_kl_coef(now.kl_coef, metrics["policy/kl_to_reference"], algo.kl_target)
             now.step, now.unreported = step, metrics
 
@@ -365,7 +365,9 @@ class Trainer:
             f"{sum(self._times.values()):.1f} s"
         )
         self._steps.append(metrics)
-        max_drift = self._config.trainer.max_sampler_drift or MAX_SAMPLER_DRIFT[self._config.model.dtype]
+        max_drift = self._config.trainer.max_sampler_drift
+        if max_drift is None:
+            max_drift = MAX_SAMPLER_DRIFT[self._config.model.dtype]
         for name, text in step_warnings(metrics, max_drift=max_drift).items():
             if name not in self._now.warned:
                 self._run.warn(f"{self._stage} step {step}: {text} (said once)")
