@@ -28,7 +28,7 @@ from conclip.runlog import MANIFEST, Run
 from conclip.runtime import encode_prompts, longest_response, open_endpoint, open_runtime
 from conclip.selection import select
 from conclip.stages import Stages, describe_selection
-from conclip.types import EvalRow
+from conclip.types import MANY_TRUNCATED, EvalRow
 
 
 def run_probe(config: ProbeRunConfig, inputs: Inputs, run: Run) -> None:
@@ -111,6 +111,11 @@ def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Se
         run.show(results_table(benchmark, models), result=True)
         for name, summary in models.items():
             numbers = {"accuracy": summary.accuracy.mean, "mean_tokens": summary.mean_tokens.mean}
+            if summary.truncation_rate.mean > MANY_TRUNCATED:
+                run.warn(
+                    f"{benchmark}, {name}: {summary.truncation_rate.mean:.0%} of the responses were cut at "
+                    f"eval.max_tokens={settings.max_tokens}, which counts as not correct; give more room"
+                )
             run.track("eval", 0, {f"{benchmark}/{name}/{key}": value for key, value in numbers.items()})
         for (first, second), comparison in headline_comparisons(columns, benchmark).items():
             run.say(describe_comparison(first, second, comparison, settings.margin), result=True)

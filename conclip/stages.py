@@ -42,7 +42,7 @@ from conclip.training.checkpoint import leave_models
 from conclip.training.progress import Validation
 from conclip.training.summary import summary_table
 from conclip.training.trainer import Trainer, TrainResult
-from conclip.types import EvalRow, Outcome, Problem
+from conclip.types import MANY_TRUNCATED, EvalRow, Outcome, Problem
 
 CHOICE_KEYS = {
     *("pass_rate_low", "pass_rate_high", "band_confidence", "num_problems", "problem_ids", "answers"),
@@ -107,6 +107,12 @@ class Stages:
         rates = read_pass_rates(self._run.folder / file)
         num_responses = sum(rate.num_samples for rate in rates)
         self._run.say(f"{label}: {len(rates)} problems, {num_responses} responses; {describe(rates)}")
+        truncated = sum(rate.num_truncated for rate in rates) / max(1, num_responses)
+        if truncated > MANY_TRUNCATED:
+            self._run.warn(
+                f"{label}: {truncated:.0%} of the responses were cut at rollout.max_tokens={config.rollout.max_tokens}, "
+                "which counts as not solved; give more room"
+            )
         self._run.show(pass_rate_table(label, rates, band))
         return rates
 

@@ -26,6 +26,9 @@ class Outcome(StrEnum):
     """The grader failed or ran out of time; never counted as wrong, never trained on."""
 
 
+MANY_TRUNCATED = 0.1
+"""Share of truncated responses above which people are told: the token limit then decides much of what is measured."""
+
 Kind = tuple[str, str | None, int | None]
 """Source, subject and level of a problem."""
 

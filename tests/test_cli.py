@@ -117,6 +117,7 @@ def test_jobs_of_a_sweep_get_the_config_they_were_checked_with(tmp_path: Path):
     small = ["debug=eval", "name=mine", "data.test.chain.num_problems=2", "eval.max_tokens=16"]
     outcome = conclip("eval", "-m", "--config-dir", str(tmp_path), "--config-name", "mine", *small, "seed=3,4", cwd=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.count("100% of the responses were cut at eval.max_tokens=16") == 2
     configs = [OmegaConf.load(tmp_path / f"outputs/eval/mine-{number}/latest/config.yaml") for number in (0, 1)]
     assert [(config.seed, config.eval.budget_tokens) for config in configs] == [(3, 99), (4, 99)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "outputs"]

@@ -359,6 +359,7 @@ QUIET = {
     "rollout/share_groups_all_correct": 0.5,
     "policy/share_zero_advantage_groups": 0.5,
     "optim/skipped_updates": 0.0,
+    "outcome/truncated": 0.1,
 }
 
 
@@ -371,6 +372,8 @@ def test_warnings_name_what_needs_attention():
     assert warned(rollout__share_groups_all_correct=1.0, policy__share_zero_advantage_groups=1.0) == {"solved"}
     assert warned(policy__share_zero_advantage_groups=1.0) == {"silent"}
     assert warned(optim__skipped_updates=1.0) == {"skipped"}
+    assert warned(outcome__truncated=0.11) == {"truncated"}
+    assert not step_warnings(QUIET | {"outcome/truncated": 0.9}, max_drift=1e-3, cuts=True)
 
 
 def test_the_summary_of_a_phase_by_hand():

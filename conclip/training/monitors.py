@@ -10,7 +10,7 @@ from conclip.algo.masking import masked_mean
 from conclip.batch import ExperienceBatch
 from conclip.config import Dtype
 from conclip.training.learner import explained_variance
-from conclip.types import Outcome, RolloutGroup
+from conclip.types import MANY_TRUNCATED, Outcome, RolloutGroup
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
@@ -89,8 +89,9 @@ MAX_SAMPLER_DRIFT: dict[Dtype, float] = {"float32": 1e-3, "bfloat16": 0.03}
 """Mean |engine - trainer| log-prob per token [nats] above which something is wrong; conf/trainer has the measurements."""
 
 
-def step_warnings(metrics: Mapping[str, float], *, max_drift: float) -> dict[str, str]:
-    """What one step's metrics call for attention to: a name that stays the same, and the sentence for people."""
+def step_warnings(metrics: Mapping[str, float], *, max_drift: float, cuts: bool = False) -> dict[str, str]:
+    """What one step's metrics call for attention to: a name that stays the same, and the sentence for people.
+    `cuts`: responses are cut on purpose."""
     found: dict[str, str] = {}
     drift = metrics["policy/sampler_drift_mean"]
     if drift > max_drift:
@@ -102,6 +103,12 @@ def step_warnings(metrics: Mapping[str, float], *, max_drift: float) -> dict[str
         found["solved"] = "every response of every problem is correct: choose harder problems, or stop here"
     elif metrics["policy/share_zero_advantage_groups"] == 1:
         found["silent"] = "no group has an advantage (each is all right or all wrong): this step taught nothing but KL"
+    truncated = metrics["outcome/truncated"]
+    if truncated > MANY_TRUNCATED and not cuts:
+        found["truncated"] = (
+            f"{truncated:.0%} of the responses were cut at rollout.max_tokens, which prices length: give more room, or "
+            "leave them out (algo.train_on_truncated=false)"
+        )
     if metrics.get("optim/skipped_updates", 0) > 0:
         found["skipped"] = "an update was skipped: its gradient was NaN or infinite"
     return found

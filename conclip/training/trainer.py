@@ -368,7 +368,8 @@ class Trainer:
         max_drift = self._config.trainer.max_sampler_drift
         if max_drift is None:
             max_drift = MAX_SAMPLER_DRIFT[self._config.model.dtype]
-        for name, text in step_warnings(metrics, max_drift=max_drift).items():
+        cuts = self._config.length.kind == "thinkprune"
+        for name, text in step_warnings(metrics, max_drift=max_drift, cuts=cuts).items():
             if name not in self._now.warned:
                 self._run.warn(f"{self._stage} step {step}: {text} (said once)")
                 self._now.warned.append(name)
