@@ -35,6 +35,20 @@ def clustered_interval(cluster_means: Sequence[float]) -> tuple[float, float, fl
     return mean, mean - half, mean + half
 
 
+def clustered_difference(differences: Sequence[float]) -> tuple[float, float, float]:
+    """`clustered_interval` of paired differences in [-1, 1]. Where all are equal it has no width, which a few problems do
+    not show: then a share of problems unlike these, up to 1 - 0.025^(1/n), may have gone unseen (the exact binomial
+    bound), each at the worst -1 or 1.
+
+    Example: eight differences of 0: 1 - 0.025^(1/8) = 0.369, so [-0.369, 0.369]; five hundred: [-0.007, 0.007].
+    """
+    mean, low, high = clustered_interval(differences)
+    if low < high:
+        return mean, low, high
+    unseen = 1 - 0.025 ** (1 / len(differences))
+    return mean, mean - unseen * (1 + mean), mean + unseen * (1 - mean)
+
+
 def clustered_proportion(cluster_means: Sequence[float]) -> tuple[float, float, float]:
     """`clustered_interval` of a share: Wilson's interval at the effective number of independent responses,
     mean (1 - mean) / SE^2, with Student's t (Kish 1965 for the design effect; Wilson 1927).

@@ -7,7 +7,7 @@ import pytest
 
 from conclip.evaluation.metrics import compare, summarise
 from conclip.evaluation.tables import by_condition, describe_comparison, headline_comparisons, results_json
-from conclip.stats import clustered_interval
+from conclip.stats import clustered_difference, clustered_interval
 from conclip.types import EvalRow, Outcome
 from tests.conftest import make_row as row
 
@@ -32,11 +32,19 @@ def test_summary_by_hand():
     assert summary.mean_tokens.high - 35 == pytest.approx(4.30265 * 20 / math.sqrt(3), rel=1e-4)
 
 
+def test_a_few_problems_that_agree_do_not_show_that_all_do():
+    assert clustered_difference([0.0] * 8) == pytest.approx((0, -0.369417, 0.369417), abs=1e-6)
+    assert clustered_difference([1.0, 1.0]) == pytest.approx((1, -0.683772, 1), abs=1e-6)  # 1 - 2 (1 - 0.025^(1/2))
+    assert clustered_difference([0.0, 1.0]) == clustered_interval([0.0, 1.0])
+    assert clustered_difference([0.5])[1] == -math.inf
+
+
 def test_comparison_is_paired_by_problem():
     before = [row(f"p{i}", Outcome.CORRECT if i % 2 else Outcome.WRONG, 100 + 10 * i) for i in range(20)]
     after = [row(f"p{i}", Outcome.CORRECT if i % 2 else Outcome.WRONG, 50 + 5 * i) for i in range(20)]
     found = compare(before, after)
-    assert found.accuracy_difference.mean == 0 and found.accuracy_difference.low == 0
+    assert found.accuracy_difference.mean == 0
+    assert found.accuracy_difference.low == pytest.approx(-0.168433, abs=1e-6)  # twenty problems: 1 - 0.025^(1/20)
     assert found.tokens_ratio.mean == pytest.approx(0.5)
     assert found.tokens_ratio.high - found.tokens_ratio.low < 1e-9  # each problem halves: no spread between them
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from conclip.stats import clustered_interval, clustered_proportion
+from conclip.stats import clustered_difference, clustered_interval, clustered_proportion
 from conclip.types import EvalRow, Outcome
 
 
@@ -84,7 +84,7 @@ def compare(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> Comparison:
     # Ratio of means: its influence on each problem is (after - ratio * before) / mean(before).
     influence = [ratio + (a - ratio * b) / fmean(before) for a, b in zip(after, before, strict=True)]
     return Comparison(
-        accuracy_difference=Estimate(**_named(clustered_interval(differences))) if differences else UNKNOWN_DIFFERENCE,
+        accuracy_difference=Estimate(**_named(clustered_difference(differences))) if differences else UNKNOWN_DIFFERENCE,
         tokens_ratio=Estimate(**_named(clustered_interval(influence))),
     )
 
