@@ -44,9 +44,7 @@ from conclip.training.summary import summary_table
 from conclip.training.trainer import Trainer, TrainResult
 from conclip.types import MANY_TRUNCATED, EvalRow, Outcome, Problem
 
-CHOICE_KEYS = {
-    *("pass_rate_low", "pass_rate_high", "band_confidence", "num_problems", "problem_ids", "answers"),
-}
+CHOICE_KEYS = ("pass_rate_low", "pass_rate_high", "band_confidence", "num_problems", "problem_ids", "answers")
 """Of a phase: what they decide is in the problems."""
 
 

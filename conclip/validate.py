@@ -41,6 +41,10 @@ NO_TRAINING_SET = (
 )
 
 ARITHMETIC_KEYS = {"source", "num_problems", "seed", "family", "levels", "split"}
+"""What a set of generated problems reads."""
+
+UNPRICED = ("none", "thinkprune")
+"""Kinds of length rewards that leave rewards as they are, and have no strength."""
 
 Config = TypeVar("Config", bound=BaseConfig)
 
@@ -237,7 +241,7 @@ def _check_learning(config: LearnConfig) -> None:
     optim, trainer = config.optim, config.trainer
     _check_algo(config.algo)
     _check_length(config.length)
-    priced = config.length.kind not in ("none", "thinkprune")
+    priced = config.length.kind not in UNPRICED
     imitates = config.algo.advantage == "shortest_correct"
     _need(not (priced and imitates), "length.kind", "must be none or thinkprune with algo.advantage=shortest_correct")
     reward = config.reward
@@ -303,7 +307,7 @@ def _check_length(length: LengthConfig) -> None:
     _need(length.strength >= 0, "length.strength", "must be 0 or more")
     _need(length.scale_tokens > 0, "length.scale_tokens", "must be above 0")
     _need(length.target_tokens > 0, "length.target_tokens", "must be above 0")
-    acts = length.kind not in ("none", "thinkprune")
+    acts = length.kind not in UNPRICED
     message = f"is 0, so length.kind={length.kind} does nothing; length={length.kind} sets the published one"
     _need(length.strength > 0 or not acts, "length.strength", message)
     _need(length.strength == 0 or acts, "length.strength", f"is unread with length.kind={length.kind}")
