@@ -5,9 +5,11 @@ answer is recorded, so that a gain of format is not called reasoning.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
+
+from conclip.spelling import clean, compact, plain
 
 Method = Literal["boxed", "hashes", "phrase", "math", "number", "whole"]
 """How an answer was found: in a box; after GSM8K's ``####``; after "answer is" or "answer:"; in the last formula; the last
@@ -50,10 +52,16 @@ def extract_boxed(text: str) -> str | None:
 
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _PHRASE = re.compile(
-    r"(?:answer|result|option|choice)\s*(?:\([^()\n]{0,20}\)\s*)?(?:is|are|=|:)\s*:?\s*\**[ \t]*(?=\S)", re.IGNORECASE
+    r"(?:answer|result|option|choice)\s{0,9}(?:\([^()\n]{0,20}\)\s{0,9})?\**\s{0,9}(?:is|are|=|:)\s{0,9}:?\s{0,9}\**[ \t]{0,9}(?=\S)",
+    re.IGNORECASE,
 )
-_MATH = re.compile(r"\$\$(.{1,2000}?)\$\$|\$([^$\n]{1,500})\$|\\\[(.{1,2000}?)\\\]|\\\((.{1,500}?)\\\)", re.DOTALL)
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?\s*(?:\\?%)?")
+_DELIMITER = re.compile(r"\\.|\$\$?", re.DOTALL)
+_CLOSED_BY = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}
+_NUMBER = re.compile(r"(?<![\w.\\^_{])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?(?:\s?\\?%)?(?![\w^_{\\!])")
+_OPERATOR = re.compile(r"[-+*/^_\\({|]\s*$")
+
+MAX_FORMULA_CHARS = 2000
+"""A longer formula is no final answer."""
 
 
 def extract(text: str, *, lenient: bool) -> Extraction | None:
@@ -68,50 +76,106 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
         return Extraction(hashes[-1].strip(), "hashes")
     if phrases := list(_PHRASE.finditer(tail)):
         return Extraction(_sentence(tail[phrases[-1].end() :].partition("\n")[0][:300]), "phrase")
-    if formulas := _MATH.findall(tail):
-        return Extraction("".join(formulas[-1]).strip(), "math")
-    if numbers := _NUMBER.findall(tail):
-        return Extraction(numbers[-1].strip(), "number")
+    if formulas := _formulas(tail):
+        return Extraction(formulas[-1][0], "math")
+    if number := _last_number(tail):
+        return Extraction(number, "number")
     return None
+
+
+def _formulas(text: str) -> list[tuple[str, int]]:
+    """(content, where it ends) of the formulas between ``$``, ``$$``, ``\\(`` and ``\\[``; one look at each character."""
+    found: list[tuple[str, int]] = []
+    opened: tuple[str, int] | None = None
+    for match in _DELIMITER.finditer(text):
+        sign = match.group()
+        if opened is not None and (sign == _CLOSED_BY[opened[0]] or (sign == "$$" and opened[0] == "$")):
+            content = text[opened[1] : match.start()].strip()
+            if content and len(content) <= MAX_FORMULA_CHARS and not (opened[0] == "$" and "\n" in content):
+                found.append((content, match.end()))
+            opened = None
+        elif sign in _CLOSED_BY and (opened is None or sign[0] == "\\" or opened[0] == "$"):
+            opened = (sign, match.end())
+    return found
+
+
+def _last_number(text: str) -> str | None:
+    """The last number that is no part of a formula, an equation's right side apart."""
+    numbers = [
+        match for match in _NUMBER.finditer(text) if not _OPERATOR.search(text[max(0, match.start() - 9) : match.start()])
+    ]
+    return numbers[-1].group().strip() if numbers else None
+
+
+_LIST_OF_FORMULAS = re.compile(r"\$[^$]+\$(?:(?:\s|,|or\b|and\b)+\$[^$]+\$)+")
+_FILLER = re.compile(r"(?:[A-Za-z']+\s+)+(?=[-+$\\\d])")
+_NEGATED = re.compile(
+    r"\b(?:not|no|never|nor|neither|cannot|except|unless|than|least|most|about|around|\w+n't)\b", re.IGNORECASE
+)
 
 
 def _sentence(rest: str) -> str:
-    """What follows "answer is", up to the end of its sentence, formula delimiters taken off."""
+    """What follows "answer is", up to the end of its sentence, formula delimiters and words before its only number taken
+    off."""
     rest = rest.strip().strip("*").strip()
-    if formula := _MATH.match(rest):
-        return "".join(part or "" for part in formula.groups()).strip()
     end = re.search(r"\.(?:\s|$)", rest)
-    return (rest[: end.start()] if end else rest).strip().strip("*").strip()
+    sentence = (rest[: end.start()] if end else rest).strip().strip("*").strip()
+    if rest.startswith(("$", "\\(", "\\[")) and (formulas := _formulas(rest)):
+        return sentence if _LIST_OF_FORMULAS.fullmatch(sentence) else formulas[0][0]
+    words = _FILLER.match(sentence)
+    if (
+        words
+        and not _NEGATED.search(sentence)
+        and len(numbers := _NUMBER.findall(sentence)) == 1
+        and len(_formulas(sentence)) <= 1
+    ):
+        return (
+            sentence[sentence.index(numbers[0]) :].strip()
+            if "$" not in sentence
+            else (_formulas(sentence) or [(numbers[0], 0)])[0][0]
+        )
+    return sentence
 
 
-_SPACES = re.compile(r"\\[ ,;:!]|~|\s+")
-_EUROPEAN = re.compile(r"-?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|-?\d{1,3}(?:\.\d{3})+,\d+")
-THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?:\D|$))")
-
-
+@lru_cache(maxsize=1 << 16)
 def normalise(answer: str) -> str:
-    """A canonical spelling for the quick comparison: no spaces, dollar signs, thousands separators or final full stop.
+    """A canonical spelling, by which wrong answers of one problem are counted as the same."""
+    return compact(clean(answer))
 
-    1.234.567 and 1.234,5 are read as Europeans write them; 1.234 and 1,234 as Americans do.
+
+MAX_CHOICES = 26
+_WITHOUT_CHOICES = 10
+"""Letters that may name an option where the options are not given: A to J."""
+
+_LETTER = r"[\[({]*\s*([A-Za-z])\s*[\])}]*"
+_CHOICE_WORD = re.compile(r"^(?:the\s+)?(?:option|choice|answer)s?\s*:?\s*", re.IGNORECASE)
+_ALONE = re.compile(rf"{_LETTER}\s*[.:,;]?")
+_WITH_TEXT = re.compile(r"(?:[\[(]\s*([A-Za-z])\s*[\])]|([A-Za-z])\s*[).:\]])[.:]?\s*\S.*", re.DOTALL)
+_SEVERAL = re.compile(rf"{_LETTER}(?:\s*(?:,|;|&|\bor\b|\band\b)+\s*{_LETTER})+", re.IGNORECASE)
+
+
+def choice_letters(answer: str, *, num_choices: int | None = None, fold: bool = False) -> list[str]:
+    r"""The letters that a cleaned multiple-choice answer names; empty where it names none. `fold`: small letters name options,
+    too (alone, ``b`` may be a variable).
+
+    Example: ``\text{Option B}``, ``(B) 12`` and ``[B]`` give ["B"], ``A, B`` gives ["A", "B"], ``C_1`` gives [].
     """
-    answer = answer.strip().strip("$")
-    if _EUROPEAN.fullmatch(answer):
-        answer = answer.replace(".", "").replace(",", ".")
-    answer = THOUSANDS.sub("", answer)
-    return _SPACES.sub("", answer.removesuffix("."))
+    text = _CHOICE_WORD.sub("", " ".join(plain(answer).replace("\\ ", " ").split()))
+    last = chr(ord("A") + min(num_choices or _WITHOUT_CHOICES, MAX_CHOICES) - 1)
+    found: list[str] = []
+    if match := _ALONE.fullmatch(text):
+        found = [match[1]]
+    elif _SEVERAL.fullmatch(text):
+        found = re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", text)
+    elif match := _WITH_TEXT.fullmatch(text):
+        found = [match[1] or match[2]]
+        fold = True
+    if fold:
+        found = [letter.upper() for letter in found]
+    return found if all("A" <= letter <= last for letter in found) else []
 
 
-_CHOICE = re.compile(r"\s*\(?\s*([A-Ja-j])\s*(?:[).:]|$)")
-_STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boldsymbol|bf|rm)\s*\{([^{}]*)\}")
-
-
-def choice_letter(answer: str, choices: Sequence[str] | None = None) -> str | None:
-    """The letter a multiple-choice answer names: ``C``, ``(c)``, ``C. 12``, or the text of one of the choices; else None."""
-    plain = _STYLE.sub(r"\1", answer).strip().strip("$").strip()
-    if match := _CHOICE.match(plain):
-        return match.group(1).upper()
-    if choices:
-        same = [index for index, choice in enumerate(choices) if normalise(choice).casefold() == normalise(plain).casefold()]
-        if len(same) == 1:
-            return chr(ord("A") + same[0])
-    return None
+def without_label(choice: str, index: int) -> str:
+    """The text of an option that may carry its own letter: ``B) 2`` at index 1 gives ``2``."""
+    letter = chr(ord("A") + index)
+    return re.sub(rf"^\s*\(?\s*(?:{letter}|{letter.lower()})\s*[).:]\s*(?=\S)", "", choice).strip()

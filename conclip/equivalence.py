@@ -1,347 +1,772 @@
-r"""Whether an answer is the gold one: conventions of the field about spelling, then math-verify about mathematics.
+r"""Whether an answer is the gold one: what kind of thing each states, then part by part whether they are the same.
 
-Only grader workers call this: symbolic algebra may run for ever or take all memory, and they have limits. Nothing here
-raises on bad input but what the libraries raise.
+Only grader workers call this: algebra may run for ever or take all memory, and workers have limits.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 
-from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
-from math_verify import parse, verify
-from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig
-from sympy.parsing.latex import parse_latex
+import sympy
+from sympy import Expr, Integer, Rational
 
-from conclip.answers import THOUSANDS, choice_letter, extract, normalise
-
-# Units are this module's own: math-verify's list takes 2ab for 2.
-_NORMALIZATION = NormalizationConfig(
-    basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False
-)
-_TARGETS = (
-    LatexExtractionConfig(boxed_match_priority=0, normalization_config=_NORMALIZATION),
-    ExprExtractionConfig(),
-)
-
-DECIMALS = 6
-"""Numbers that agree when rounded to so many decimals are equal."""
+from conclip import equality
+from conclip.answers import choice_letters, extract, without_label
+from conclip.formulas import MAX_DEPTH, Unreadable, read_formula
+from conclip.spelling import STYLED, clean, closing, compact, nesting, plain
+from conclip.units import read_unit, split_unit
 
 
-def same_answer(gold: str, answer: str, *, choices: Sequence[str] | None = None, decimals: int = DECIMALS) -> bool:
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far a number may lie from the gold one."""
+
+    decimals: int | None = None
+    """Numbers that agree when rounded to so many decimals are equal."""
+    relative: float = 0.0
+    """Numbers that differ by at most this share of the gold one are equal."""
+
+
+EXACT = Tolerance()
+
+
+def same_answer(
+    gold: str, answer: str, *, choices: Sequence[str] | None = None, tolerance: Tolerance = EXACT, is_response: bool = False
+) -> bool:
     """Whether `answer` states the same as `gold`, gold first (the comparison is not symmetric: the gold one decides what
-    kind of thing is asked for).
+    kind of thing is asked for). `is_response`: it may be a whole response, in which the answer is yet to be found.
 
     Example: ``same_answer("1/2", "0.5")`` and ``same_answer("B", "(b) 12")`` hold, ``same_answer("(0,1)", "[0,1]")`` does
     not.
     """
-    if _same(gold, answer, choices, decimals):
+    if _same(gold, answer, choices, tolerance):
         return True
-    if not _PROSE.search(_OR.sub(" ", answer)) or _UNIT.fullmatch(clean(answer)):
-        return False
-    found = extract(answer, lenient=True) or extract(_plain(answer), lenient=True)
-    return found is not None and found.answer != answer and _same(gold, found.answer, choices, decimals)
+    for text in (
+        (answer, plain(answer))
+        if _PROSE.search(plain(answer)) or (is_response and ("\n" in answer or "####" in answer))
+        else ()
+    ):
+        found = extract(text, lenient=True)
+        # A number out of a formula that was not understood is no answer; "the answer is 7" in a box is one.
+        if found and (is_response or found.method == "phrase") and _same(gold, found.answer, choices, tolerance):
+            return True
+    return False
 
 
-_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}[\s:*]+\S|\n")
+def is_readable(gold: str, *, choices: Sequence[str] | None = None) -> bool:
+    """Whether answers can be compared with `gold` by more than its spelling."""
+    gold = clean(gold)
+    return bool(choices) or len(choice_letters(gold)) > 0 or _is_text(gold) or _is_readable(read(gold, is_gold=True))
 
 
-def _same(gold: str, answer: str, choices: Sequence[str] | None, decimals: int) -> bool:
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}[\s:*]+\S")
+
+
+def _same(gold: str, answer: str, choices: Sequence[str] | None, tolerance: Tolerance) -> bool:
     """`same_answer` for an answer that is no sentence."""
     gold, answer = clean(gold), clean(answer)
-    if not answer or not gold:
+    if not gold or not answer:
         return False
-    if normalise(gold) == normalise(answer):
+    if choices:
+        return _same_choice(gold, answer, choices, tolerance)
+    if compact(gold) == compact(answer):
         return True
-    if (letter := choice_letter(gold, choices)) is not None and (choices or len(gold.strip("()")) == 1):
-        chosen = choice_letter(answer, choices)
-        if chosen is not None or choices:
-            return chosen == letter
+    if letters := choice_letters(gold):
+        chosen = choice_letters(answer, fold=len(letters) == 1 and letters[0].isupper())
+        if chosen or len(letters) > 1:
+            return sorted(chosen) == sorted(letters)
     if _is_text(gold):
         return _words(gold) == _words(answer)
-    if _LITERAL.fullmatch(normalise(gold)):
-        return False  # times, ratios, other bases, minutes of arc, cases: only the same spelling is the same
-    return _same_value(gold, answer, decimals)
-
-
-_DELIMITERS = re.compile(r"^(?:\$\$(.*)\$\$|\$(.*)\$|\\\[(.*)\\\]|\\\((.*)\\\))$", re.DOTALL)
-_STYLED = re.compile(r"\\(?:textbf|textit|mathbf|mathit|boldsymbol|mathrm|text|mbox|bf)\s*\{([^{}]*)\}")
-_NOISE = re.compile(r"\\(?:displaystyle|textstyle|left|right|bigl?|bigr|Bigl?|Bigr|!)(?![a-zA-Z])")
-
-
-_SIGNS = str.maketrans(
-    {
-        "−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "∞": "\\infty ", "≤": "\\le ",
-        "≥": "\\ge ", "≠": "\\ne ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "²": "^2", "³": "^3", "°": "^\\circ",
-        "∅": "\\emptyset ", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}", "±": "\\pm ", "θ": "\\theta ",
-        "α": "\\alpha ", "β": "\\beta ", "\u00a0": " ",
-    }
-)  # fmt: skip
-_ALIGNED = re.compile(
-    r"\\begin\{(?:aligned|align\*?|gathered|array)\}(.*)\\end\{(?:aligned|align\*?|gathered|array)\}", re.DOTALL
-)
-_SET_BUILDER = re.compile(r"\\?\{\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\\vert|:|\|)\s*(.*?)\s*\\?\}")
-_BASES = {
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-    "ten": "10",
-}
-
-
-def clean(text: str) -> str:
-    """The answer in LaTeX's signs, without formula delimiters, layout commands, a leading sign of (near) equality or a final
-    full stop."""
-    text = text.translate(_SIGNS).replace("**", " ").strip()
-    while match := _DELIMITERS.match(text):
-        text = next(part for part in match.groups() if part is not None).strip()
-    text = _NOISE.sub("", text).replace("{,}", ",").replace("\\%", "%").replace("^{\\circ}", "^\\circ")
-    if aligned := _ALIGNED.fullmatch(text):
-        text = aligned.group(1).replace("&", "").replace("\\\\", ", ")
-    if described := _SET_BUILDER.fullmatch(text):
-        text = described.group(1)
-    text = re.sub(r"(?<!\\)\\[;:, ]|~", " ", text)
-    text = re.sub(r"\\varnothing|\\empty(?![a-z])", r"\\emptyset", text)
-    text = re.sub(r"(?<!\\)√\s*(\d+|\([^()]*\))|(?<![\\a-zA-Z])sqrt\s*(\([^()]*\)|\d+)", _root, text)
-    text = re.sub(r"(?<![\\a-zA-Z])(pi|infinity|infty)(?![a-zA-Z])", r"\\\1 ", text).replace(r"\infinity", r"\infty")
-    text = re.sub(r"(?<=\d)[eE](?=[-+]?\d+$)", r" \\times 10^{", text) + "}" if _FLOAT.fullmatch(text.strip()) else text
-    if based := _BASED.fullmatch(text):
-        text = f"{based.group(1)}_{_BASES.get(based.group(2), based.group(2))}"
-    text = re.sub(r"^(?:\\[\]\)]|\$)+|(?:\\[\[\]\(\)]|(?<!\\)\$)+$", "", text.strip()) if text.count("$") < 2 else text
-    if text.endswith((")", "]")) and not re.search(r"[(\[]", text):
-        text = text[:-1]
-    text = re.sub(r"(?<!\\)\$", "", text) if text.count("$") == 1 and "\\$" not in text else text
-    text = re.sub(r"^(?:\\approx|\\therefore|\\implies|\\Rightarrow|\\simeq|=)\s*", "", text.strip())
-    text = re.sub(r"(?:\\\\|[.,;]|\s)+$", "", text)
-    whole = _STYLED.fullmatch(text)
-    if whole and not re.search(r"[A-Za-z]", whole.group(1)):
-        text = whole.group(1).strip()
-    if text.startswith("{") and text.endswith("}") and "{" not in text[1:] and "," not in text:
-        text = text[1:-1].strip()
-    return text.strip()
-
-
-_FLOAT = re.compile(r"[-+]?\d+(?:\.\d+)?[eE][-+]?\d+")
-_BASED = re.compile(r"\s*([0-9A-Fa-f]+)\s*_\s*\{?(?:\\text\s*\{)?\s*(\w+)\s*\}?\}?\s*")
-
-
-def _root(match: re.Match[str]) -> str:
-    inside = (match.group(1) or match.group(2)).strip("()")
-    return f"\\sqrt{{{inside}}}"
-
-
-def _plain(text: str) -> str:
-    return _STYLED.sub(r" \1 ", text)
-
-
-_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
-
-
-def _words(text: str) -> str:
-    return " ".join(_plain(text).split()).strip(" .").casefold()
-
-
-def _is_text(gold: str) -> bool:
-    r"""Whether the gold answer is words and no formula: in ``\text{}``, of four letters or more, or capitalised."""
-    plain = " ".join(_plain(gold).split()).strip(" .")
-    if not _WORDS.fullmatch(plain):
+    if max(nesting(gold), nesting(answer)) > MAX_DEPTH:
         return False
-    styled = re.fullmatch(r"\\(?:text|textbf|mbox|mathrm)\s*\{.*\}", gold.strip()) is not None
-    return styled or len(plain) >= 4 or (len(plain) >= 2 and plain[0].isupper())
-
-
-_LITERAL = re.compile(r"-?\d+(?::\d+)+|[0-9A-Fa-f]+_\{?\d+\}?|.*\\circ.*\d'.*|.*\\begin\{cases\}.*")
-
-
-def _same_value(gold: str, answer: str, decimals: int) -> bool:
-    """Equality up to a unit that one side leaves out, and between a percentage, its number of percent and its fraction."""
-    gold_value, gold_unit = split_unit(gold)
-    answer_value, answer_unit = split_unit(answer)
-    if gold_unit and answer_unit and gold_unit != answer_unit:
-        return False
-    is_set = gold_value.lstrip("\\").startswith("{")
-    if not is_set and _num_alternatives(gold_value) == 1 < _num_alternatives(_as_union(answer_value) or answer_value):
-        return False  # one value asked for, several given
-    gold_parts, answer_parts = _components(gold_value), _components(answer_value)
-    if gold_parts and answer_parts:  # tuples and intervals, part by part: their grammar is slow to parse as a whole
-        same_shape = gold_parts[0] == answer_parts[0] and len(gold_parts[1]) == len(answer_parts[1])
-        return same_shape and all(_same_value(g, a, decimals) for g, a in zip(gold_parts[1], answer_parts[1], strict=True))
-    gold_percent, answer_percent = gold_unit == "%", answer_unit == "%"
-    if _verified(gold_value, answer_value, decimals):
+    first, second = read(gold, is_gold=True), read(answer)
+    if _agree(first, second, tolerance):
         return True
-    if gold_percent and not answer_percent:
-        return _verified(f"\\frac{{{gold_value}}}{{100}}", answer_value, decimals)
-    if answer_percent and not gold_percent:
-        return _verified(gold_value, f"\\frac{{{answer_value}}}{{100}}", decimals)
-    return (gold_value, answer_value) != (gold, answer) and _verified(gold, answer, decimals)
+    grouped = [read(text[1:-1]) if _GROUPED.fullmatch(text) else None for text in (gold, answer)]
+    return any(g is not None for g in grouped) and _agree(grouped[0] or first, grouped[1] or second, tolerance)
 
 
-def _components(text: str) -> tuple[str, list[str]] | None:
-    """(brackets, elements) of one tuple or interval, ``[0, 1)`` giving ("[)", ["0", "1"]); None for anything else."""
-    if len(text) < 5 or text[0] not in "([" or text[-1] not in ")]":
-        return None
-    depth, begin, elements = 0, 1, []
+_GROUPED = re.compile(r"\(\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*\)")
+"""A number in parentheses that reads like a pair."""
+
+
+def _same_choice(gold: str, answer: str, choices: Sequence[str], tolerance: Tolerance) -> bool:
+    """Both name the same options, by letter or by what they say."""
+    return bool(named := _options(gold, choices, tolerance)) and named == _options(answer, choices, tolerance)
+
+
+def _options(text: str, choices: Sequence[str], tolerance: Tolerance) -> list[int]:
+    if letters := choice_letters(text, num_choices=len(choices), fold=True):
+        return sorted({ord(letter.upper()) - ord("A") for letter in letters})
+    texts = [clean(without_label(choice, index)) for index, choice in enumerate(choices)]
+    if lettered := _LETTER_AND_TEXT.match(text):
+        index = ord(lettered[1]) - ord("A")
+        return [index] if index < len(texts) and _words(texts[index]) == _words(text[lettered.end() :]) else []
+    spelled = [index for index, option in enumerate(texts) if _words(option) == _words(text)]
+    if len(spelled) == 1:
+        return spelled
+    same = [index for index, option in enumerate(texts) if _same(option, text, None, tolerance)]
+    return same if len(same) == 1 else []
+
+
+_LETTER_AND_TEXT = re.compile(r"([A-Z])(?:\s*-\s*|\s+)(?=\S)")
+
+
+# Kinds of answers
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """One value, a formula with letters included."""
+
+    value: Expr
+    decimal: Decimal | None
+    """The value as it is spelled, where it is spelled as a decimal."""
+    unit: str
+    """As it stands; "%" for percent, "" for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Values side by side: ``(1, 2]``, ``\\{1, 2\\}``, or without brackets; a single one only in braces."""
+
+    brackets: str
+    items: tuple["Reading", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """Sides with signs between them, such as ``y = 2x`` or ``0 < x \\le 1``."""
+
+    signs: tuple[str, ...]
+    sides: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A union of intervals: (left, right, left is in, right is in), from left to right."""
+
+    intervals: tuple[tuple[Expr, Expr, bool, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    rows: tuple[tuple["Reading", ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spelled:
+    """What only its parts' spelling decides: times, ratios, other bases, remainders, dots, systems, words."""
+
+    kind: str
+    parts: tuple["Reading | str", ...]
+
+
+Reading = Number | Several | Relation | Region | Matrix | Spelled
+
+_SEPARATORS = re.compile(
+    r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*(?:or|and)\s*,?\s*\}|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])"
+    r"|\\(?:lor|land|vee|wedge|quad|qquad)(?![a-zA-Z])|\n"
+)
+_SIGNS = re.compile(
+    r"\\(?:leqslant|leq?|geqslant|geq?|neq?|lt|gt)(?![a-zA-Z])|\\equiv(?![a-zA-Z])|\\(?:in|approx)(?![a-zA-Z])|!=|<=|>=|=|<|>"
+)
+_SIGN_OF = {
+    "\\le": "<=", "\\leq": "<=", "\\leqslant": "<=", "\\ge": ">=", "\\geq": ">=", "\\geqslant": ">=", "\\ne": "!=", "\\neq": "!=",
+    "\\lt": "<", "\\gt": ">", "\\in": "=", "\\approx": "=",
+}  # fmt: skip
+_MATRIX = re.compile(
+    r"[(\[|]?\s*\\begin\{([pbBvV]?(?:small)?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}\s*[)\]|]?", re.DOTALL
+)
+_SYSTEM = re.compile(r"\\begin\{(aligned|align\*?|gathered|cases)\}(.*)\\end\{\1\}", re.DOTALL)
+_BASED = re.compile(r"(-?)(?:\\text\s*\{\s*)?([0-9A-Z]+)\s*\}?\s*_\s*\{?\s*(?:\\text\s*\{\s*)?(\w+)\s*\}?\s*\}?")
+_CLOCK = re.compile(r"(-?[^:]+(?:\s*:\s*[^:]+)+)")
+_MODULO = re.compile(r"(?:(.*?)\\equiv)?\s*(.*?)\s*(?:\\pmod\s*\{?|\(\s*\\(?:mod|bmod)|\\mod)\s*([^{}()]+)[})]*")
+_ANGLE = re.compile(r".*\\circ.*\d\s*'.*")
+_SET_BUILDER = re.compile(r"\\?\{\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\||:)\s*(.*?)\s*\\?\}")
+_BASES = {name: str(base) for base, name in enumerate("two three four five six seven eight nine ten".split(), start=2)}
+_PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
+_REPEATING = re.compile(r"(-?\d*\.\d*?)(\d{1,6}?)\2{2,}\s*\\ldots")
+_ENDLESS = ("\\infty", "+\\infty", "-\\infty")
+_UNREAD = Spelled("unread", ())
+
+
+def _is_readable(reading: Reading) -> bool:
+    """Whether all of it was understood."""
+    if isinstance(reading, Spelled):
+        return reading.kind != "unread" and all(isinstance(part, str) or _is_readable(part) for part in reading.parts)
+    if isinstance(reading, Several):
+        return all(map(_is_readable, reading.items))
+    if isinstance(reading, Matrix):
+        return all(_is_readable(cell) for row in reading.rows for cell in row)
+    if isinstance(reading, Relation):
+        return _is_readable(read(reading.sides[-1]))
+    return True
+
+
+def read(text: str, *, is_gold: bool = False) -> Reading:
+    """What a cleaned answer states; `Spelled("unread")` where that is not understood."""
+    text = text.strip()
+    if system := _SYSTEM.fullmatch(text):
+        if system[1] == "cases":
+            return Spelled("cases", (compact(text),))
+        text = system[2].replace("&", "").strip()
+    if described := _SET_BUILDER.fullmatch(text):
+        text = described[1]
+    if text == "\\emptyset":
+        return Several("{}", ())
+    if matrix := _MATRIX.fullmatch(text):
+        return _read_matrix(matrix[1], matrix[2])
+    if (literal := _read_literal(text)) is not None:
+        return literal
+    parts = _split(_separated(text), ",;")
+    if len(parts) > 1:
+        return _read_list(parts, is_gold)
+    if _PLUS_MINUS.search(text) and not text.startswith(("\\{", "(")):
+        return Several("", tuple(read(_signed(text, sign), is_gold=is_gold) for sign in "+-"))
+    if (region := _read_region(text)) is not None:
+        return region
+    if (inside := _in_brackets(text)) is not None:
+        opening, content, end = inside
+        items = _split(_separated(content), ",;", thousands=False)
+        if len(items) > 1 or opening == "{":
+            read_items = [read(item, is_gold=is_gold) for item in items if item] if any(items) else []
+            flat = [i for r in read_items for i in (r.items if isinstance(r, Several) and not r.brackets else (r,))]
+            return Several(opening + end, tuple(flat))
+        if opening + end in ("()", "[]"):
+            return read(content, is_gold=is_gold)
+        return _UNREAD
+    if (relation := _read_relation(text)) is not None:
+        return relation
+    return _read_number(text, is_gold)
+
+
+def _separated(text: str) -> str:
+    """With commas for the words and signs between values; rows of a matrix are its own."""
+    text = text if "\\begin" in text else text.replace("\\\\", " , ")
+    return _SEPARATORS.sub(" , ", text)
+
+
+def _split(text: str, separators: str, *, thousands: bool = True) -> list[str]:
+    """The parts of a text between separators that stand outside of brackets; a comma between thousands separates nothing."""
+    parts, begin, depth = [], 0, 0
     for position, character in enumerate(text):
         if character in "([{":
             depth += 1
         elif character in ")]}":
             depth -= 1
-            if depth == 0 and position < len(text) - 1:
-                return None  # the first bracket closes before the end: several tuples, or a product
-        elif character == "," and depth == 1:
-            elements.append(text[begin:position].strip())
+        elif depth == 0 and character in separators:
+            if thousands and character == "," and _between_thousands(text, position):
+                continue
+            parts.append(text[begin:position].strip())
             begin = position + 1
-    elements.append(text[begin:-1].strip())
-    return (text[0] + text[-1], elements) if len(elements) > 1 and depth == 0 and all(elements) else None
+    parts.append(text[begin:].strip())
+    found = [part for part in parts if part]
+    return found or [""]
 
 
-def _num_alternatives(text: str) -> int:
-    """How many values stand side by side, outside of brackets: 2 for ``x = 1, x = 2`` and for ``\\pm 3``."""
-    flat, before = _OR.sub(", ", THOUSANDS.sub("", text)), None
-    while flat != before:
-        before, flat = flat, re.sub(r"[\[({][^\[\](){}]*[\])}]", "", flat)
-    return len([part for part in flat.split(",") if part.strip()]) * (2 if "\\pm" in flat else 1)
-
-
-_NUMERIC = (
-    r"(?:[-+]?(?:\d[\d,]*\.?\d*|\.\d+|\d*\s*\\[dtc]?frac\s*\{?\d+\}?\s*\{?\d+\}?"
-    r"|\d+\s*/\s*\d+|[\d.]*\s*\\sqrt\{\d+\}|\d*\\pi)(?:\s*(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{-?\d+\}|-?\d))?)"
-)
-_UNIT = re.compile(
-    rf"({_NUMERIC})\s*(?:"
-    r"(?P<percent>%|\\?\s*(?:\\text\{{)?\s*percent\}?)"
-    r"|(?P<degrees>\^\s*\{?\s*\\circ\s*\}?|°|\\degree)"
-    r"|(?P<styled>(?:\\(?:text|mathrm|mbox|textrm|rm)\s*\{[^{}]*\}\s*)+(?:\^\{?-?\d\}?)?)"
-    r"|(?P<plain>\s[A-Za-z][A-Za-z /.]+(?:\^\{?-?\d\}?)?)"
-    r")\s*".replace("{{", "{")
-)
-_MONEY = re.compile(r"^(?:\\?\$|USD|€|£|\\text\{\\?\$\})\s*")
-_SAME_UNIT = {
-    "degrees": "degree", "deg": "degree", "centimeters": "cm", "centimeter": "cm", "meters": "m", "meter": "m",
-    "kilometers": "km", "kilometer": "km", "hours": "hour", "hr": "hour", "hrs": "hour", "h": "hour", "minutes": "minute",
-    "min": "minute", "seconds": "second", "sec": "second", "s": "second", "inches": "inch", "in": "inch", "feet": "foot",
-    "ft": "foot", "miles": "mile", "mi": "mile", "dollars": "dollar", "cents": "cent", "kilograms": "kg", "kilogram": "kg",
-    "grams": "g", "gram": "g", "liters": "liter", "days": "day", "years": "year", "weeks": "week",
-}  # fmt: skip
-_KNOWN_UNITS = frozenset(_SAME_UNIT.values()) | {"mm", "mg", "ml"}
-
-
-def split_unit(text: str) -> tuple[str, str | None]:
-    """(value, unit): the unit of a number, in one spelling, ``%`` for percent; None where there is none or none that is
-    known, which any other may replace.
-
-    Example: ``5\\text{ cm}`` gives ("5", "cm"), ``30^\\circ`` ("30", "degree"), ``2x`` ("2x", None).
-    """
-    without_money = _MONEY.sub("", text)
-    if without_money != text:
-        return without_money.strip(), "dollar"
-    match = _UNIT.fullmatch(text)
-    if match is None:
-        return text, None
-    value = match.group(1)
-    if match.group("percent"):
-        return value, "%"
-    if match.group("degrees"):
-        return value, "degree"
-    unit = _plain(match.group("styled") or match.group("plain") or "").strip(" .").casefold()
-    unit, power, exponent = re.sub(r"[{}\s]", "", unit).replace("square", "").partition("^")
-    unit = _SAME_UNIT.get(unit, unit)
-    return value, unit + power + exponent if unit in _KNOWN_UNITS else None
-
-
-_MIXED = re.compile(r"(-?)(\d+)\s+(\d+)\s*/\s*(\d+)")
-_REPEATING = re.compile(r"(-?)(\d*)\.(\d*)\\overline\{(\d+)\}")
-_OR = re.compile(r"\s*(?:\\text\s*\{\s*(?:or|and)\s*\}|\\(?:lor|land|quad|qquad)\b|\b(?:or|and)\b)\s*")
-
-
-_IMAGINARY = re.compile(r"(?<![A-Za-z\\_])i(?![A-Za-z]|\s*=)")
-_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
-_HALF_LINE = re.compile(r"\s*[a-zA-Z]\s*(<|>|\\leq?|\\geq?|\\leqslant|\\geqslant)\s*([^<>=]+)")
-
-
-def _as_union(text: str) -> str | None:
-    """``x < 2 or x > 5`` as a union of intervals, the alternatives in their order; None for anything else."""
-    parts = [_HALF_LINE.fullmatch(part) for part in _OR.split(text)]
-    if len(parts) < 2 or not all(parts):
-        return None
-    intervals: list[str] = []
-    for part in parts:
-        assert part is not None
-        relation, bound = part.group(1), part.group(2).strip(" ,")
-        closed = "e" in relation
-        if relation in ("<", "\\le", "\\leq", "\\leqslant"):
-            intervals.append(f"(-\\infty, {bound}{']' if closed else ')'}")
-        else:
-            intervals.append(f"{'[' if closed else '('}{bound}, \\infty)")
-    return " \\cup ".join(intervals)
-
-
-def _spellings(text: str, other: str) -> Iterator[str]:
-    """The formula in ways math-verify reads: as it is; alternatives joined by commas; without names before "=" where they
-    are all the same or the other side has none."""
-    if mixed := _MIXED.fullmatch(text):
-        sign, whole, top, bottom = mixed.groups()
-        yield f"{sign}\\frac{{{int(whole) * int(bottom) + int(top)}}}{{{bottom}}}"
-        return
-    if repeating := _REPEATING.fullmatch(text.replace(" ", "")):
-        sign, whole, fixed, period = repeating.groups()
-        top = int((whole or "0") + fixed + period) - int((whole or "0") + fixed)
-        yield f"{sign}\\frac{{{top}}}{{{'9' * len(period)}{'0' * len(fixed)}}}"
-        return
-    yield text
-    if imaginary := _IMAGINARY.sub("I", text) if _IMAGINARY.search(text) else None:
-        yield imaginary
-    if _TRIGONOMETRIC.search(text) and "\\circ" in text:
-        yield re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*\{?\s*\\circ\s*\}?", r"(\\frac{\1\\pi}{180})", text)
-    if union := _as_union(text):
-        yield union
-    joined = re.sub(r"\s*,\s*,\s*", ", ", _OR.sub(", ", text)).strip(" ,")
-    if joined != text:
-        yield joined
-    names = {name[0] for name in re.findall(r"(?:^|,)\s*([a-zA-Z](?:_\{?\w\}?)?)\s*=", joined)}
-    if "," in joined and (len(names) == 1 or (names and "=" not in other)):
-        yield re.sub(r"(^|,)\s*[a-zA-Z](?:_\{?\w\}?)?\s*=\s*", r"\1", joined)
-
-
-def _verified(gold: str, answer: str, decimals: int) -> bool:
-    """math-verify's verdict on any pair of spellings."""
-    answers = [_parsed(spelling) for spelling in _spellings(answer, gold)]
-    for spelling in _spellings(gold, answer):
-        parsed_gold = _parsed(spelling)
-        for parsed_answer in answers:
-            if parsed_gold and parsed_answer and _equal(parsed_gold, parsed_answer, decimals):
-                return True
-    return False
-
-
-def _parsed(formula: str) -> list[Any]:
-    # The parent process holds the clock: math-verify's own alarms are off.
-    return cast(list[Any], parse(f"\\boxed{{{formula}}}", _TARGETS, parsing_timeout=cast(int, None)))
-
-
-def _equal(gold: list[Any], answer: list[Any], decimals: int) -> bool:
-    return verify(
-        gold,
-        answer,
-        float_rounding=decimals,
-        allow_set_relation_comp=True,
-        timeout_seconds=None,
-        raise_on_error=True,
+def _between_thousands(text: str, comma: int) -> bool:
+    return (
+        re.match(r"\d{3}(?!\d)", text[comma + 1 :]) is not None
+        and re.search(r"(?<![\d.])\d{1,3}(?:,\d{3})*$", text[:comma]) is not None
     )
 
 
-def same_by_sympy(gold: str, answer: str, *, decimals: int = DECIMALS) -> bool:
-    """The auditing comparison: sympy's own LaTeX grammar instead of math-verify's, and equality of values. Raises what the
-    parser raises where it cannot read one side (intervals, sets, text)."""
-    left, right = (parse_latex(THOUSANDS.sub("", _plain(clean(text))), backend="lark") for text in (gold, answer))
-    if left == right:
+def _signed(text: str, sign: str) -> str:
+    """One of the two values that plus-minus signs stand for."""
+    other = "-" if sign == "+" else "+"
+    return _PLUS_MINUS.sub(lambda m: f" {sign if m[1] == 'pm' else other} ", text)
+
+
+def _in_brackets(text: str) -> tuple[str, str, str] | None:
+    """(opening, content, closing) of a text that one pair of brackets holds; braces may be escaped."""
+    for opening in ("\\{", "(", "[", "{"):
+        if text.startswith(opening):
+            end = closing(text, len(opening) - 1)
+            if end == len(text) - 1:
+                escaped = len(opening) > 1 and text[end - 1] == "\\"
+                return opening[-1], text[len(opening) : end - escaped], text[end]
+    return None
+
+
+def _read_matrix(name: str, body: str) -> Reading:
+    rows = tuple(tuple(read(cell) for cell in row.split("&")) for row in body.split("\\\\") if row.strip())
+    if name == "vmatrix":
+        try:
+            return Number(sympy.Matrix([[_value(cell) for cell in row] for row in rows]).det(), None, "")
+        except (ValueError, TypeError):
+            return _UNREAD
+    return Matrix(rows)
+
+
+def _value(reading: Reading) -> Expr:
+    if not isinstance(reading, Number):
+        raise Unreadable("no number")
+    return reading.value
+
+
+def _read_literal(text: str) -> Spelled | None:
+    if "\\ldots" in text:
+        pieces = [
+            piece.strip() for piece in re.split(r"([,;+*<]|\\(?:cdot|times|cdots)(?![a-zA-Z]))", text.strip("\\{}() "))
+        ]
+        ends = text[:1] + text[-1:] if text[0] in "({[" else "\\{}" if text.startswith("\\{") else ""
+        if _REPEATING.fullmatch(text):
+            return None
+        if re.fullmatch(r"-?\d*\.\d+ *\\ldots", text):
+            return Spelled("dots", (compact(text),))
+        return Spelled("dots", tuple([ends.strip("\\{}")] + [_or_text(piece) for piece in pieces if piece]))
+    if based := _BASED.fullmatch(text):
+        sign, digits, base = based.groups()
+        base = _BASES.get(base, base)
+        if base.isdecimal() and (digits[0].isdecimal() or "\\text" in text):
+            return Spelled("base", (sign + digits.lstrip("0"), base))
+    if _ANGLE.fullmatch(text):
+        return Spelled("angle", (compact(text),))
+    if ":" in text and "\\{" not in text and not _SIGNS.search(text):
+        number, unit = split_unit(text)
+        parts = [part.strip() for part in number.split(":")]
+        if len(parts) > 1 and all(parts):
+            return Spelled("ratio", tuple(_or_text(part) for part in parts) + (_Unit(unit),))
+    if (modulo := _MODULO.fullmatch(text)) and "mod" in text:
+        return Spelled("remainder", (read(modulo[2]), read(modulo[3])))
+    return None
+
+
+class _Unit(str):
+    """A unit as a part, which may be missing."""
+
+
+def _or_text(piece: str) -> "Reading | str":
+    reading = _read_number(piece, is_gold=False)
+    return reading if isinstance(reading, Number) else compact(piece)
+
+
+def _read_list(parts: Sequence[str], is_gold: bool) -> Reading:
+    """A list without brackets. A name before the first value alone stands for all: ``n = 2, 3``."""
+    named = [bool(_name_of(part)) for part in parts]
+    if named[0] and not any(named[1:]) and "=" in parts[0]:
+        parts = [parts[0].partition("=")[2], *parts[1:]]
+    items: list[Reading] = []
+    for part in parts:
+        item = read(part, is_gold=is_gold)
+        items += item.items if isinstance(item, Several) and not item.brackets else (item,)
+    return Several("", tuple(items))
+
+
+def _read_relation(text: str) -> Relation | None:
+    signs, sides, begin, depth = [], [], 0, 0
+    for match in re.finditer(rf"[(\[{{]|[)\]}}]|{_SIGNS.pattern}", text):
+        if match[0] in "([{":
+            depth += 1
+        elif match[0] in ")]}":
+            depth -= 1
+        elif depth == 0:
+            signs.append(_SIGN_OF.get(match[0], match[0]))
+            sides.append(text[begin : match.start()].strip())
+            begin = match.end()
+    sides.append(text[begin:].strip())
+    return Relation(tuple(signs), tuple(sides)) if signs and all(sides) else None
+
+
+_NAME = re.compile(
+    r"\\frac\s*\{\s*d[^{}]*\}\s*\{\s*d[^{}]*\}|\(\s*[a-zA-Z]\s*(?:,\s*[a-zA-Z]\s*)+\)"
+    r"|(?:\^\{-1\}|\\(?!frac|sqrt|times|cdot|binom|pi\b)[a-zA-Z]+\s*|[A-Za-z]'*\s*|_\s*(?:\w|\{[^{}]*\})\s*|\{[^{}\d+*/^-]*\}\s*|\([a-zA-Z](?:,\s*[a-zA-Z])*\)\s*)+"
+)
+
+
+def _name_of(text: str) -> str:
+    """What stands before the first equals sign, where it only names something; "" where there is none."""
+    relation = _read_relation(text)
+    if relation is None or relation.signs[0] not in ("=",) or not _NAME.fullmatch(relation.sides[0]):
+        return ""
+    return compact(relation.sides[0])
+
+
+def _read_number(text: str, is_gold: bool) -> Reading:
+    number, unit = split_unit(text, spaced=is_gold)
+    number = number.strip().rstrip(" .")
+    if repeating := _REPEATING.fullmatch(number):
+        number = f"{repeating[1]}\\overline{{{repeating[2]}}}"
+    if (inside := _in_brackets(number)) and inside[0] + inside[2] in ("()", "{}") and unit:
+        number = inside[1]
+    if number in _ENDLESS:
+        return Number(-sympy.oo if number[0] == "-" else sympy.oo, None, unit)
+    for formula, behind in ((number, unit), (text, "")):
+        try:
+            return Number(read_formula(formula), _as_decimal(formula), behind)
+        except Unreadable:
+            pass
+    if number != text:
+        whole = read(number, is_gold=is_gold)
+        if isinstance(whole, (Several, Matrix)):
+            return whole
+    return _UNREAD
+
+
+_DECIMAL = re.compile(
+    r"([-+]?)\s*(\d[\d,]*\.\d+|\.\d+|\d[\d,]*\.?)(?:\s*\\(?:times|cdot)\s*10\s*\^\s*\{?\s*([-+]?\d+)\s*\}?)?"
+)
+
+
+def _as_decimal(number: str) -> Decimal | None:
+    match = _DECIMAL.fullmatch(number)
+    if match is None or ("." not in match[2] and match[3] is None):
+        return None
+    try:
+        return Decimal(f"{match[1]}{match[2].replace(',', '')}e{match[3] or 0}")
+    except InvalidOperation:
+        return None
+
+
+# Words
+
+
+_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9' ,.-]*")
+
+
+def _is_text(gold: str) -> bool:
+    r"""Whether the gold answer is words and no formula: whole in ``\text{}``, of four letters or more, or a name."""
+    words = " ".join(plain(gold).split()).strip(" .")
+    if not _TEXT.fullmatch(words) or not re.search(r"[A-Za-z]{2}", words):
+        return False
+    if STYLED.fullmatch(gold.strip()):
         return True
-    difference: Any = left - right  # pyright: ignore[reportOptionalOperand]
-    if difference.is_number:
-        return abs(difference.evalf()) < 0.5 * 10.0**-decimals
-    return difference.equals(0) is True
+    if re.search(r"\d", words):
+        return False
+    return len(words) >= 4 or re.fullmatch(r"[A-Z][a-z]{2,}|yes|no|Yes|No|[A-Z]{2,}", words) is not None
+
+
+def _words(text: str) -> str:
+    """Words as one compares them: case folds, but for names in capitals (points, lines)."""
+    words = " ".join(re.sub(r"\s*,\s*", ", ", plain(text)).split()).strip(" .")
+    return (
+        words
+        if re.fullmatch(r"[A-Z]{2,}", words)
+        or re.fullmatch(r"[a-z]{2,3}", words)
+        and words != "yes" != words
+        and words not in ("yes", "no")
+        else words.casefold()
+    )
+
+
+# Agreement
+
+
+def _agree(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
+    if isinstance(gold, Spelled) or isinstance(answer, Spelled):
+        return isinstance(gold, Spelled) and isinstance(answer, Spelled) and _agree_spelled(gold, answer, tolerance)
+    if isinstance(gold, Region) or isinstance(answer, Region):
+        first, second = _region(gold), _region(answer)
+        return first is not None and second is not None and _same_region(first, second)
+    if isinstance(gold, Relation) and isinstance(answer, Relation):
+        return _agree_relations(gold, answer, tolerance)
+    if isinstance(gold, Relation) or isinstance(answer, Relation):
+        return _agree_named(gold, answer, tolerance)
+    if isinstance(gold, Several) or isinstance(answer, Several):
+        return _agree_several(gold, answer, tolerance)
+    if isinstance(gold, Matrix) or isinstance(answer, Matrix):
+        return isinstance(gold, Matrix) and isinstance(answer, Matrix) and _agree_matrices(gold, answer, tolerance)
+    return _agree_numbers(gold, answer, tolerance)
+
+
+def _agree_numbers(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
+    """A unit may be missing on either side; a percentage is its number of percent and its fraction."""
+    percents = (gold.unit == "%", answer.unit == "%")
+    if any(percents):
+        others = [n.unit for n in (gold, answer) if n.unit not in ("", "%")]
+        if any(read_unit(unit) for unit in others):
+            return False
+        if _same_value(gold, answer, tolerance):
+            return True
+        if all(percents):
+            return False
+        shares = [
+            Number(n.value / 100, None if n.decimal is None else n.decimal / 100, "") if n.unit == "%" else n
+            for n in (gold, answer)
+        ]
+        return _same_value(shares[0], shares[1], tolerance)
+    gold_unit, answer_unit = (read_unit(n.unit) if n.unit else None for n in (gold, answer))
+    if gold_unit is None or answer_unit is None or gold_unit == answer_unit:
+        return _same_value(gold, answer, tolerance)
+    if gold_unit.powers != answer_unit.powers:
+        return False
+    factor = answer_unit.factor / gold_unit.factor
+    return _same_value(gold, Number(answer.value * Rational(factor.numerator, factor.denominator), None, ""), tolerance)
+
+
+def _same_value(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
+    if gold.value in (sympy.oo, -sympy.oo) or answer.value in (sympy.oo, -sympy.oo):
+        return gold.value == answer.value
+    if equality.equal(gold.value, answer.value):
+        return True
+    if gold.value.free_symbols or answer.value.free_symbols:
+        return False
+    if gold.decimal is None and answer.decimal is not None and equality.spells(answer.decimal, gold.value):
+        return True
+    if answer.decimal is None and gold.decimal is not None and equality.spells(gold.decimal, answer.value):
+        return True
+    if tolerance.decimals is not None and equality.agree_in_decimals(gold.value, answer.value, tolerance.decimals):
+        return True
+    return tolerance.relative > 0 and equality.within(gold.value, answer.value, tolerance.relative)
+
+
+def _agree_spelled(gold: Spelled, answer: Spelled, tolerance: Tolerance) -> bool:
+    if gold.kind != answer.kind or gold.kind == "unread":
+        return False
+    if gold.kind == "remainder":
+        return _agree_remainders(gold, answer)
+    if len(gold.parts) != len(answer.parts):
+        return False
+    return all(_agree_parts(g, a, tolerance) for g, a in zip(gold.parts, answer.parts, strict=True))
+
+
+def _agree_parts(gold: "Reading | str", answer: "Reading | str", tolerance: Tolerance) -> bool:
+    if isinstance(gold, _Unit) and isinstance(answer, _Unit):
+        return not gold or not answer or read_unit(gold) == read_unit(answer)
+    if isinstance(gold, str) or isinstance(answer, str):
+        return gold == answer
+    return _agree(gold, answer, EXACT)
+
+
+def _agree_remainders(gold: Spelled, answer: Spelled) -> bool:
+    (g, m), (a, n) = (tuple(_number(part) for part in reading.parts) for reading in (gold, answer))
+    if g is None or m is None or a is None or n is None or not equality.equal(m, n):
+        return False
+    return bool(m.is_Integer and (g - a).is_Integer and (g - a) % m == 0) or equality.equal(g, a)
+
+
+def _number(part: "Reading | str") -> Expr | None:
+    return part.value if isinstance(part, Number) else None
+
+
+def _agree_matrices(gold: Matrix, answer: Matrix, tolerance: Tolerance) -> bool:
+    if [len(row) for row in gold.rows] != [len(row) for row in answer.rows]:
+        return False
+    return all(
+        _agree(g, a, tolerance) for gs, as_ in zip(gold.rows, answer.rows, strict=True) for g, a in zip(gs, as_, strict=True)
+    )
+
+
+def _agree_several(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
+    """Brackets decide: those of tuples and intervals keep the order, braces and bare lists do not."""
+    if isinstance(gold, Matrix) and isinstance(answer, Several) and len(gold.rows[0]) == 1:
+        gold = Several("()", tuple(row[0] for row in gold.rows))
+    if not (isinstance(gold, Several) and isinstance(answer, Several)):
+        return False
+    first, second = (_without_names(one.items, other.items) for one, other in ((gold, answer), (answer, gold)))
+    ordered = any(name in ("()", "[]", "(]", "[)") for name in (gold.brackets, answer.brackets)) or first[1] or second[1]
+    if ordered and {gold.brackets, answer.brackets} != {gold.brackets}:
+        return False
+    if len(first[0]) != len(second[0]):
+        return False
+    if ordered:
+        return all(_agree(g, a, tolerance) for g, a in zip(first[0], second[0], strict=True))
+    left = list(second[0])
+    for item in first[0]:
+        match = next((index for index, other in enumerate(left) if _agree(item, other, tolerance)), None)
+        if match is None:
+            return False
+        left.pop(match)
+    return True
+
+
+def _without_names(items: Sequence[Reading], others: Sequence[Reading]) -> tuple[Sequence[Reading], bool]:
+    """The values of ``x = 1, x = 2`` where all names are the same, or where the other side has none; and whether different
+    names were dropped, so that the order of values tells them apart."""
+    names = {
+        compact(item.sides[0])
+        for item in items
+        if isinstance(item, Relation) and item.signs == ("=",) and _NAME.fullmatch(item.sides[0])
+    }
+    all_named = all(isinstance(item, Relation) and item.signs == ("=",) and _NAME.fullmatch(item.sides[0]) for item in items)
+    others_named = any(isinstance(item, Relation) for item in others)
+    if not items or not all_named or (len(names) > 1 and others_named):
+        return items, False
+    return [read(item.sides[1]) for item in items if isinstance(item, Relation)], len(names) > 1
+
+
+def _agree_named(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
+    """``x = 5`` and 5: what is named is asked for. An answer may name it by a formula (``a + b = 5``), a gold equation is one."""
+    if isinstance(gold, Relation):
+        value = _named_value(gold)
+        if value is not None:
+            return _agree(value, answer, tolerance)
+    elif isinstance(answer, Relation):
+        value = _named_value(answer, by_formula=True)
+        if value is not None:
+            return _agree(gold, value, tolerance)
+    first, second = _region(gold), _region(answer)
+    return first is not None and second is not None and _same_region(first, second)
+
+
+def _named_value(relation: Relation, *, by_formula: bool = False) -> Reading | None:
+    """The value of ``x = 2 + 3 = 5``: the last side, where the sides before it that are numbers agree with it."""
+    if set(relation.signs) != {"="}:
+        return None
+    named = _NAME.fullmatch(relation.sides[0]) is not None
+    values = [read(side) for side in relation.sides[named:]]
+    numbers = [v for v in values if isinstance(v, Number) and not v.value.free_symbols]
+    if not named and not by_formula and len(numbers) < len(values):
+        return None
+    return values[-1] if all(_agree(number, values[-1], EXACT) for number in numbers) else None
+
+
+_TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
+
+
+def _agree_relations(gold: Relation, answer: Relation, tolerance: Tolerance) -> bool:
+    first, second = _region(gold), _region(answer)
+    if first is not None and second is not None:
+        return _same_region(first, second)
+    if set(gold.signs) == set(answer.signs) == {"="}:
+        names = [compact(r.sides[0]) if _NAME.fullmatch(r.sides[0]) else "" for r in (gold, answer)]
+        if names[0] and names[0] == names[1]:
+            g, a = _named_value(gold), _named_value(answer)
+            return g is not None and a is not None and _agree(g, a, tolerance)
+        values = [_named_value(r) for r, name in zip((gold, answer), names, strict=True) if not name]
+        if len(values) == 2 and all(isinstance(v, Number) for v in values):
+            return _agree(values[0], values[1], tolerance)  # pyright: ignore
+    if len(gold.signs) != 1 or len(answer.signs) != 1:
+        return _same_sides(gold, answer)
+    try:
+        g, a = (_difference(relation) for relation in (gold, answer))
+    except Unreadable:
+        return _same_sides(gold, answer)
+    if gold.signs[0] in ("=", "!="):
+        return gold.signs == answer.signs and equality.proportional(g, a)
+    if gold.signs == answer.signs:
+        return equality.proportional(g, a, positive=True)
+    return gold.signs[0] == _TURNED[answer.signs[0]] and equality.proportional(g, -a, positive=True)
+
+
+def _difference(relation: Relation) -> Expr:
+    left, right = (read_formula(_as_product(side)) for side in relation.sides)
+    return left - right
+
+
+def _as_product(side: str) -> str:
+    """``f(x)`` and derivatives as one letter: they are not what is compared."""
+    return re.sub(r"\\frac\s*\{\s*(d[^{}]*)\}\s*\{\s*(d[^{}]*)\}", lambda m: f"D_{{{compact(m[1] + '/' + m[2])}}}", side)
+
+
+def _same_sides(gold: Relation, answer: Relation) -> bool:
+    for turned in (False, True):
+        signs = tuple(_TURNED[sign] for sign in reversed(answer.signs)) if turned else answer.signs
+        sides = tuple(reversed(answer.sides)) if turned else answer.sides
+        if signs == gold.signs and all(
+            g == a or _agree(read(g), read(a), EXACT) for g, a in zip(gold.sides, sides, strict=True)
+        ):
+            return True
+    return False
+
+
+# Intervals
+
+
+def _read_region(text: str) -> Region | None:
+    r"""``(-\infty, 2) \cup [3, 4)``, ``\mathbb{R}``, ``\mathbb{R} \setminus \{0\}``."""
+    text = re.sub(r"^[a-zA-Z]\s*\\in(?![a-zA-Z])", "", text).strip()
+    if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?", text):
+        return Region(((-sympy.oo, sympy.oo, False, False),))
+    if without := re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\\setminus|\\backslash|-)\s*\\?\{(.*?)\\?\}", text):
+        points = [read(part) for part in _split(without[1], ",")]
+        return _without_points([point.value for point in points if isinstance(point, Number)], len(points))
+    if "\\cup" not in text:
+        return None
+    intervals: list[tuple[Expr, Expr, bool, bool]] = []
+    for part in re.split(r"\\cup(?![a-zA-Z])", text):
+        region = _region(read(part))
+        if region is None:
+            return None
+        intervals += region.intervals
+    return _region_of(intervals)
+
+
+def _without_points(points: Sequence[Expr], number: int) -> Region | None:
+    if len(points) != number or not points or any(point.free_symbols or not point.is_real for point in points):
+        return None
+    ends = [-sympy.oo, *sorted(points), sympy.oo]
+    return Region(tuple((left, right, False, False) for left, right in zip(ends, ends[1:], strict=False)))
+
+
+def _region_of(intervals: Sequence[tuple[Expr, Expr, bool, bool]]) -> Region | None:
+    """Sorted, and joined where they touch; None where ends are no real numbers."""
+    if any(end.free_symbols or not end.is_extended_real for interval in intervals for end in interval[:2]):
+        return None
+    joined: list[tuple[Expr, Expr, bool, bool]] = []
+    for left, right, left_in, right_in in sorted(intervals, key=lambda i: (sympy.N(i[0], 30), not i[2])):
+        if joined and (left < joined[-1][1] or (equality.equal(left, joined[-1][1]) and (left_in or joined[-1][3]))):
+            before = joined[-1]
+            if right > before[1]:
+                joined[-1] = (before[0], right, before[2], right_in)
+            elif right == before[1]:
+                joined[-1] = (*before[:3], before[3] or right_in)
+        else:
+            joined.append((left, right, left_in, right_in))
+    return Region(tuple(joined))
+
+
+def _region(reading: Reading) -> Region | None:
+    """Intervals and inequalities in one letter as a region; None for anything else."""
+    if isinstance(reading, Region):
+        return reading
+    if isinstance(reading, Several) and len(reading.items) == 2 and reading.brackets in ("()", "[]", "(]", "[)"):
+        left, right = (_number(item) for item in reading.items)
+        if left is None or right is None or left.free_symbols or right.free_symbols:
+            return None
+        is_ordered = left.is_extended_real and right.is_extended_real and bool(left < right)
+        return _region_of([(left, right, reading.brackets[0] == "[", reading.brackets[1] == "]")]) if is_ordered else None
+    if isinstance(reading, Several) and not reading.brackets and reading.items:
+        regions = [_region(item) for item in reading.items]
+        found = [i for region in regions if region is not None for i in region.intervals]
+        return (
+            _region_of(found)
+            if all(r is not None for r in regions) and all(isinstance(i, (Relation, Region)) for i in reading.items)
+            else None
+        )
+    if isinstance(reading, Relation):
+        if reading.signs == ("=",) and _NAME.fullmatch(reading.sides[0]):
+            inner = read(reading.sides[1])
+            return _region(inner) if isinstance(inner, (Region, Several)) else None
+        return _region_of_inequality(reading)
+    return None
+
+
+def _region_of_inequality(relation: Relation) -> Region | None:
+    """``x > 2``, ``2 < x``, ``0 \\le x < 1``, ``x \\ne 3``."""
+    letter = [bool(re.fullmatch(r"[a-zA-Z](?:\([a-zA-Z]\))?|\\[a-z]+", side)) for side in relation.sides]
+    if sum(letter) != 1 or "=" in relation.signs or "\\equiv" in relation.signs:
+        return None
+    at = letter.index(True)
+    bounds = [_number(read(side)) if index != at else Integer(0) for index, side in enumerate(relation.sides)]
+    if any(bound is None or bound.free_symbols for bound in bounds):
+        return None
+    if relation.signs == ("!=",):
+        return _without_points([bounds[1 - at]], 1)  # pyright: ignore
+    left, right, left_in, right_in = -sympy.oo, sympy.oo, False, False
+    if len(relation.signs) > 2 or "!=" in relation.signs or (len(relation.signs) == 2 and at != 1):
+        return None
+    for index, sign in enumerate(relation.signs):
+        bound, other_first = (bounds[index], True) if index < at else (bounds[index + 1], False)
+        sign = _TURNED[sign] if other_first else sign  # as if the letter stood first
+        assert bound is not None
+        if sign in (">", ">="):
+            left, left_in = bound, sign == ">="
+        else:
+            right, right_in = bound, sign == "<="
+    return _region_of([(left, right, left_in, right_in)])
+
+
+def _same_region(first: Region, second: Region) -> bool:
+    return len(first.intervals) == len(second.intervals) and all(
+        _same_end(a[0], b[0]) and _same_end(a[1], b[1]) and a[2:] == b[2:]
+        for a, b in zip(first.intervals, second.intervals, strict=True)
+    )
+
+
+def _same_end(first: Expr, second: Expr) -> bool:
+    if sympy.oo in (first, second) or -sympy.oo in (first, second):
+        return first == second
+    return equality.equal(first, second)

@@ -5,9 +5,11 @@ processes (`conclip.grading_worker`) with a limit on processor time and memory f
 swell a run and a loaded machine changes no verdict. An answer that ends its worker is `grader_error`, never "wrong".
 """
 
+import dataclasses
 import json
 import logging
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -17,14 +19,15 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
-from conclip.answers import Extraction, Method, extract, normalise
+from conclip.answers import Extraction, Method, extract
 from conclip.failures import MachineFailure
 from conclip.types import FinishReason, Grade, Outcome
 
 LOG = logging.getLogger(__name__)
 
-GRADER_VERSION = 2
+GRADER_VERSION = 3
 """Raised whenever a verdict may change."""
 
 CPU_LIMIT_S = 5
@@ -45,13 +48,16 @@ MAX_ANSWER_CHARS = 2000
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """What a worker is asked: whether `answer` states the same as `gold`."""
+    """What a worker is asked: whether `answer` states the same as one of `golds`."""
 
-    gold: str
+    golds: tuple[str, ...]
     answer: str
     choices: tuple[str, ...] | None = None
     decimals: int | None = None
-    second_method: bool = False
+    tolerance: float = 0.0
+    is_response: bool = False
+    question: Literal["same", "readable", "math-verify"] = "same"
+    """Is the answer a gold one; is the (only) gold one understood; are they the same to math-verify."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +111,16 @@ class Grader:
         self,
         key: str,
         *,
-        gold: str,
+        gold: str | Sequence[str],
         text: str,
         finish_reason: FinishReason,
         choices: Sequence[str] | None = None,
         decimals: int | None = None,
+        tolerance: float = 0.0,
     ) -> None:
-        """Grade one response; `key` comes back with the verdict. `choices` are the texts of options A, B, ... of a
-        multiple-choice question; `decimals` to how many numbers must agree (default 6)."""
+        """Grade one response; `key` comes back with the verdict. Any of several `gold` answers is right. `choices` are the
+        texts of options A, B, ... of a multiple-choice question. Numbers are compared exactly; they are also equal when they
+        agree in so many `decimals`, or differ by at most the share `tolerance` of the gold one."""
         with self._lock:
             extraction = extract(text, lenient=True)
             if finish_reason != "stop":
@@ -120,25 +128,52 @@ class Grader:
             elif extraction is None:
                 self._done(_Asker(key, Extraction("", "whole")), Outcome.NO_ANSWER)
             else:
-                pair = _Pair(gold, extraction.answer, tuple(choices) if choices else None, decimals)
+                pair = _Pair(_golds(gold), extraction.answer, tuple(choices) if choices else None, decimals, tolerance)
                 self._compare(_Asker(key, extraction), pair)
 
     def submit_answer(
         self,
         key: str,
         *,
-        gold: str,
+        gold: str | Sequence[str],
         answer: str,
         method: Method = "whole",
         choices: Sequence[str] | None = None,
         decimals: int | None = None,
+        tolerance: float = 0.0,
         second_method: bool = False,
     ) -> None:
-        """Grade an answer that was extracted already. `second_method` asks the auditing comparison instead: no conventions,
-        a parser of its own, `grader_error` where it cannot read one side."""
+        """Grade an answer that was extracted already; with `method` "whole" it may be a response without a box, in which the
+        answer is yet to be found. `second_method` asks math-verify instead, as it comes: another parser and
+        another comparison, `grader_error` where it cannot read one side."""
         with self._lock:
-            pair = _Pair(gold, answer, tuple(choices) if choices else None, decimals, second_method)
+            is_response = method == "whole"
+            if is_response and len(answer) > MAX_ANSWER_CHARS:
+                found = extract(answer, lenient=True)
+                answer = found.answer if found else ""
+            options = tuple(choices) if choices else None
+            pair = _Pair(
+                _golds(gold), answer, options, decimals, tolerance, is_response, "math-verify" if second_method else "same"
+            )
             self._compare(_Asker(key, Extraction(answer, method)), pair)
+
+    def unreadable(self, golds: Sequence[tuple[str, Sequence[str] | None]]) -> list[int]:
+        """Which of the gold answers, each with its choices, are understood neither as mathematics nor as words or letters, so
+        that only the same spelling can be right. Waits for the verdicts; plain numbers need none."""
+        with self._lock:
+            pending = [
+                (n, gold, choices) for n, (gold, choices) in enumerate(golds) if not _PLAIN_NUMBER.fullmatch(gold.strip())
+            ]
+            for number, gold, choices in pending:
+                pair = _Pair((gold,), gold, tuple(choices) if choices else None, question="readable")
+                self._compare(_Asker(str(number), Extraction(gold, "whole")), pair)
+            found: list[int] = []
+            for _ in range(len(pending)):
+                while not self._state.done:
+                    self._read(1.0)
+                key, grade = self._state.done.pop()
+                found += [] if grade.outcome is Outcome.CORRECT else [int(key)]
+            return sorted(found)
 
     def poll(self, timeout_s: float = 0.0) -> list[tuple[str, Grade]]:
         """Verdicts that are ready; waits up to `timeout_s` when there are none but some are under way. Raises GraderBroken
@@ -178,7 +213,7 @@ class Grader:
             return self._done(asker, Outcome.NO_ANSWER)
         if len(pair.answer) > MAX_ANSWER_CHARS:
             return self._done(asker, Outcome.WRONG)
-        if pair.choices is None and normalise(pair.answer) == normalise(pair.gold):
+        if pair.choices is None and pair.question == "same" and _bare(pair.answer) in map(_bare, pair.golds):
             return self._done(asker, Outcome.CORRECT)
         if pair in state.verdicts:
             return self._done(asker, state.verdicts[pair])
@@ -221,7 +256,7 @@ class Grader:
             worker.pair = state.queue.popleft()
             worker.deadline = time.monotonic() + self._wall_limit_s
             pair = worker.pair
-            line = json.dumps([pair.gold, pair.answer, pair.choices, pair.decimals, pair.second_method]).encode() + b"\n"
+            line = json.dumps(dataclasses.astuple(pair)).encode() + b"\n"
             try:
                 assert worker.process.stdin is not None
                 worker.process.stdin.write(line)
@@ -294,6 +329,20 @@ class Grader:
             self._done(asker, outcome)
 
 
+def _golds(gold: str | Sequence[str]) -> tuple[str, ...]:
+    return (gold,) if isinstance(gold, str) else tuple(gold)
+
+
+_PLAIN_NUMBER = re.compile(r"-?[\d,]+(?:\.\d+)?")
+_THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+")
+
+
+def _bare(answer: str) -> str:
+    """Without what may stand around any answer; equal ones need no worker."""
+    answer = answer.strip().strip("$").removesuffix(".").strip()
+    return answer.replace(",", "") if _THOUSANDS.fullmatch(answer) else answer
+
+
 _COMMAND = (sys.executable, "-m", "conclip.grading_worker")
 
 
@@ -303,7 +352,7 @@ def _start_worker(cpu_limit_s: int) -> _Worker:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
     )
     return _Worker(process=process)
 

@@ -1,4 +1,5 @@
-"""One grader process: reads ``[gold, answer, choices, decimals, second method]`` JSON lines, writes one outcome a line.
+"""One grader process: reads ``[golds, answer, choices, decimals, tolerance, is response, question]`` JSON lines, writes one outcome a
+line.
 
 Limits of its own, kept by the kernel: processor time for each answer, and memory. An answer that exceeds them ends the
 process, which the parent sees. The end of its input ends it, too.
@@ -10,8 +11,10 @@ import math
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 
-from conclip.equivalence import DECIMALS, same_answer, same_by_sympy
+from conclip.audit import same_by_math_verify
+from conclip.equivalence import Tolerance, is_readable, same_answer
 from conclip.interrupts import SIGNALS
 from conclip.types import Outcome
 
@@ -20,15 +23,25 @@ MEMORY_LIMIT_BYTES = 2 << 30
 
 
 def judge(
-    gold: str, answer: str, choices: list[str] | None = None, decimals: int | None = None, second_method: bool = False
+    golds: Sequence[str],
+    answer: str,
+    choices: list[str] | None = None,
+    decimals: int | None = None,
+    tolerance: float = 0.0,
+    is_response: bool = False,
+    question: str = "same",
 ) -> Outcome:
     """The verdict on one answer; what makes the libraries fail is an error of the grader, not of the answer."""
     try:
-        places = DECIMALS if decimals is None else decimals
-        if second_method:
-            same = same_by_sympy(gold, answer, decimals=places)
+        if question == "math-verify":
+            same = any(same_by_math_verify(gold, answer) for gold in golds)
+        elif question == "readable":
+            same = all(is_readable(gold, choices=choices) for gold in golds)
         else:
-            same = same_answer(gold, answer, choices=choices, decimals=places)
+            allowed = Tolerance(decimals=decimals, relative=tolerance)
+            same = any(
+                same_answer(gold, answer, choices=choices, tolerance=allowed, is_response=is_response) for gold in golds
+            )
         return Outcome.CORRECT if same else Outcome.WRONG
     except Exception:
         return Outcome.GRADER_ERROR
@@ -49,7 +62,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     logging.disable(logging.CRITICAL)
-    judge("1/2", "0.5")  # what loads on first use loads now
+    judge(["1/2"], "0.5")  # what loads on first use loads now
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:

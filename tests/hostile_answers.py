@@ -30,7 +30,7 @@ HOSTILE: dict[str, str] = {
     "nul bytes": _box("3\x00\x00"),
     "only nul": "\x00" * 1000,
     "mixed scripts": _box("٣三३ⅲ３𝟑"),
-    "right to left": _box("\u202e3\u202d\u200f"),
+    "right to left": _box("\u202e31\u202d\u200f"),
     "combining marks": _box("3" + "\u0301" * 1500),
     "lone surrogate": _box("4\ud800"),
     "emoji": _box("👩‍👩‍👧‍👦" * 100),

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from conclip.answers import Extraction, choice_letter, extract, extract_boxed, normalise
+from conclip.answers import Extraction, choice_letters, extract, extract_boxed, normalise, without_label
 
 
 @pytest.mark.parametrize(
@@ -73,25 +73,51 @@ def test_normalise_keeps_what_differs(a: str, b: str):
 
 
 @pytest.mark.parametrize(
-    ("answer", "choices", "expected"),
+    ("answer", "num_choices", "expected"),
     [
-        ("C", None, "C"),
-        ("(c)", None, "C"),
-        ("C. 12", None, "C"),
-        (r"\textbf{(C)}\ 12", None, "C"),
-        ("12", ["10", "12", "14"], "B"),
-        ("12", ["12", "12"], None),
-        ("Cat", None, None),
-        ("12", None, None),
+        ("C", None, ["C"]),
+        ("(c)", 4, ["C"]),
+        ("C. 12", None, ["C"]),
+        (r"\textbf{(C)}\ 12", None, ["C"]),
+        (r"\text{Option B}", 4, ["B"]),
+        ("[B]", None, ["B"]),
+        ("A, C", None, ["A", "C"]),
+        ("A or B", 4, ["A", "B"]),
+        ("K", 11, ["K"]),
+        ("K", 4, []),
+        ("C_1", None, []),
+        ("c", None, []),
+        ("Cat", None, []),
+        ("12", None, []),
+        ("В", 4, []),  # a Cyrillic letter
     ],
 )
-def test_choice_letter(answer: str, choices: list[str] | None, expected: str | None):
-    assert choice_letter(answer, choices) == expected
+def test_letters_of_options(answer: str, num_choices: int | None, expected: list[str]):
+    assert choice_letters(answer, num_choices=num_choices, fold=num_choices is not None) == expected
+
+
+@pytest.mark.parametrize(
+    ("choice", "index", "expected"),
+    [("B) 2", 1, "2"), ("(b) 2", 1, "2"), ("2", 1, "2"), ("A. Smith", 1, "A. Smith"), ("B", 1, "B")],
+)
+def test_options_that_carry_their_letter(choice: str, index: int, expected: str):
+    assert without_label(choice, index) == expected
 
 
 @pytest.mark.parametrize(
     "text",
-    [r"\boxed{" * 100_000, "{" * 1_000_000, r"\boxed{1}" * 100_000, "answer is " * 200_000, "$" * 1_000_000, "1" * 10**7],
+    [
+        r"\[" * 100_000,
+        r"\(" * 100_000 + "$",
+        "a $" * 70_000,
+        "answer" + " " * 190_000 + "x",
+        r"\boxed{" * 100_000,
+        "{" * 1_000_000,
+        r"\boxed{1}" * 100_000,
+        "answer is " * 200_000,
+        "$" * 1_000_000,
+        "1" * 10**7,
+    ],
 )
 def test_extraction_takes_linear_time(text: str):
     began = time.process_time()

@@ -56,7 +56,8 @@ def test_one_module_imports_vllm():
 
 
 LAYERS = [
-    ["types", "stats", "pooling", "seeding", "terminal", "answers", "interrupts", "failures", "completion"],
+    ["types", "stats", "pooling", "seeding", "terminal", "interrupts", "failures", "completion", "spelling", "formulas"],
+    ["answers", "equality", "units", "audit"],
     ["problems.arithmetic"],
     ["config"],
     ["files"],

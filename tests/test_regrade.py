@@ -52,12 +52,12 @@ def test_an_audit_lists_where_a_second_method_disagrees(tmp_path: Path):
     rows: list[dict[str, object]] = [
         {"gold": r"\frac{1}{2}", "response": r"\boxed{\frac{2}{4}}"},
         {"gold": "5", "response": r"\boxed{6}"},
-        {"gold": "5", "response": r"\boxed{5\text{ cm}}"},  # a convention: the second method multiplies by the letters
-        {"gold": "[0,1)", "response": r"\boxed{[0,1]}"},  # it reads no intervals
+        {"gold": "R^2-r^2", "response": r"\boxed{0}"},  # math-verify does not tell R from r
+        {"gold": "7", "response": r"\boxed{\frac}"},  # it reads nothing here
     ]
     counts = grade_file(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", audit=True)
     assert [row["audit"] for row in read(tmp_path / "out.jsonl")] == ["agrees", "agrees", "disagrees", "not judged"]
-    assert counts == {"correct": 2, "wrong": 2, "audit: agrees": 2, "audit: disagrees": 1, "audit: not judged": 1}
+    assert counts == {"correct": 1, "wrong": 3, "audit: agrees": 2, "audit: disagrees": 1, "audit: not judged": 1}
 
 
 @pytest.mark.parametrize(

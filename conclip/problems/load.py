@@ -1,8 +1,9 @@
 """Problems from every source, as one list with unique ids."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from conclip.config import ProblemSetConfig, UserError
+from conclip.grading import Grader
 from conclip.problems.arithmetic import generate
 from conclip.problems.files import load_dataset
 from conclip.seeding import derive_seed
@@ -31,7 +32,8 @@ def load_problems(
 
 def _load_set(key: str, name: str, settings: ProblemSetConfig, run_seed: int) -> tuple[list[Problem], list[str]]:
     if settings.source == "dataset":
-        return load_dataset(key, name, settings)
+        problems, notes = load_dataset(key, name, settings)
+        return problems, notes + _unreadable(key, problems)
     assert settings.family and settings.levels and settings.split and settings.num_problems
     try:
         problems = generate(
@@ -45,3 +47,19 @@ def _load_set(key: str, name: str, settings: ProblemSetConfig, run_seed: int) ->
         return problems, []
     except ValueError as error:
         raise UserError(f"{key}: {error}") from error
+
+
+def _unreadable(key: str, problems: Sequence[Problem]) -> list[str]:
+    """A note on gold answers that the grader does not understand."""
+    grader = Grader()
+    try:
+        found = [problems[n] for n in grader.unreadable([(problem.answer, problem.choices) for problem in problems])]
+    finally:
+        grader.close()
+    if not found:
+        return []
+    some = ", ".join(f"{problem.answer!r:.60} ({problem.problem_id})" for problem in found[:3])
+    return [
+        f"{key}: {len(found)} of {len(problems)} gold answers are not understood as mathematics, words or a letter; for them "
+        f"only the same spelling is right: {some}{', ...' if len(found) > 3 else ''}"
+    ]

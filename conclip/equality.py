@@ -1,0 +1,119 @@
+"""Whether two sympy expressions have the same value: exactly for rationals, to 60 digits for other numbers, and at several
+points for formulas with letters.
+
+sympy's own `equals` and math-verify's comparison take numbers for equal that agree in six decimals; none of that here.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+
+import sympy
+from sympy import Expr, Rational, Symbol
+
+DIGITS = 80
+"""With which numbers are computed."""
+
+AGREE = Rational(1, 10**60)
+"""Relative difference up to which two computed numbers are one."""
+
+NUM_POINTS = 5
+MIN_SIGNIFICANT_DIGITS = 6
+"""A decimal with fewer digits is no spelling of a number that no decimal spells (1/3, a root)."""
+
+
+def equal(first: Expr, second: Expr) -> bool:
+    """Whether the two are the same number, or the same function of their letters on the real line.
+
+    Example: sqrt(8) and 2 sqrt(2) are equal, sqrt(x^2) and x are not (x may be negative), 1 - 2^-99 is not 1.
+    """
+    if first == second:
+        return True
+    if first.is_Rational and second.is_Rational:
+        return False
+    letters = sorted(first.free_symbols | second.free_symbols, key=str)
+    if not letters:
+        return _same_number(first, second)
+    values = [(f, s) for point in _points(letters) for f, s in [(_at(first, point), _at(second, point))] if f is not None]
+    known = [(f, s) for f, s in values if s is not None]
+    return len(known) >= 2 and len(known) == len(values) and all(_near(f, s) for f, s in known)
+
+
+def proportional(first: Expr, second: Expr, *, positive: bool = False) -> bool:
+    """Whether first = c * second for a number c other than 0 (greater than 0 when `positive`): two equations `first = 0` and
+    `second = 0` then say the same."""
+    letters = sorted(first.free_symbols | second.free_symbols, key=str)
+    if not letters or first.free_symbols != second.free_symbols:
+        return False
+    ratios: list[Expr] = []
+    for point in _points(letters):
+        f, s = _at(first, point), _at(second, point)
+        if f is None or s is None or _is_nothing(f) or _is_nothing(s):
+            continue
+        ratios.append(f / s)
+    if len(ratios) < 3 or not all(_near(ratios[0], ratio) for ratio in ratios[1:]):
+        return False
+    return not positive or bool(sympy.re(ratios[0]) > 0)
+
+
+def within(gold: Expr, answer: Expr, tolerance: float) -> bool:
+    """Whether the answer lies within a share `tolerance` of the gold number."""
+    g, a = _at(gold, {}), _at(answer, {})
+    return g is not None and a is not None and bool(abs(a - g) <= tolerance * abs(g))
+
+
+def agree_in_decimals(gold: Expr, answer: Expr, decimals: int) -> bool:
+    """Whether two numbers are the same when rounded to so many decimals."""
+    g, a = _at(gold, {}), _at(answer, {})
+    if g is None or a is None or not (g.is_real and a.is_real):
+        return False
+    scale = Rational(10) ** decimals
+    return sympy.floor(g * scale + Rational(1, 2)) == sympy.floor(a * scale + Rational(1, 2))
+
+
+def spells(decimal: Decimal, value: Expr) -> bool:
+    """Whether a decimal is the rounded or cut spelling of a number that no decimal spells exactly, in at least
+    `MIN_SIGNIFICANT_DIGITS` digits.
+
+    Example: 1.414214 spells the root of 2, 1.41 does not; 1.2676506e30 does not spell 2^100, which has an exact spelling.
+    """
+    if value.is_integer or (value.is_Rational and not (set(sympy.primefactors(value.q)) - {2, 5})):  # pyright: ignore
+        return False
+    number = _at(value, {})
+    if number is None or not number.is_real or len(decimal.as_tuple().digits) < MIN_SIGNIFICANT_DIGITS:
+        return False
+    unit = Rational(10) ** int(decimal.as_tuple().exponent)
+    error = Rational(str(decimal)) - number
+    cut = abs(error) < unit and bool((number > 0) == (error <= 0))  # towards zero
+    return bool(abs(error) <= unit / 2) or cut
+
+
+def _same_number(first: Expr, second: Expr) -> bool:
+    f, s = _at(first, {}), _at(second, {})
+    if f is None or s is None:
+        return False
+    if _is_nothing(f) or _is_nothing(s):  # is the difference zero, or only as small as the digits allow to see?
+        difference = (first - second).evalf(4 * DIGITS, maxn=5 * DIGITS)
+        return bool(abs(difference) < Rational(1, 10 ** (3 * DIGITS)))
+    return _near(f, s)
+
+
+def _is_nothing(value: Expr) -> bool:
+    return bool(abs(value) < Rational(1, 10 ** (DIGITS - 10)))
+
+
+def _near(first: Expr, second: Expr) -> bool:
+    return bool(abs(first - second) <= AGREE * max(abs(first), abs(second), Rational(1, 10**40)))
+
+
+def _at(value: Expr, point: dict[Symbol, Rational]) -> Expr | None:
+    """The number at a point; None where it is not finite."""
+    number = value.subs(point).evalf(DIGITS) if point else value.evalf(DIGITS)
+    return number if number.is_number and number.is_finite and not number.free_symbols else None
+
+
+def _points(letters: Sequence[Symbol]) -> Iterator[dict[Symbol, Rational]]:
+    """The same points each time, of either sign."""
+    generator = random.Random(0)
+    for _ in range(NUM_POINTS):
+        yield {letter: Rational(generator.randint(-3000, 3000), 1009) for letter in letters}

@@ -1,0 +1,177 @@
+r"""One spelling for an answer: Unicode signs, TeX's layout and typing habits become plain LaTeX.
+
+Text work only, in linear time. Letters keep their case, and no letter of another alphabet becomes a Latin one.
+"""
+
+import re
+import unicodedata
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙₖₘ", "0123456789+-=()nkm")
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙₖₘ]+")
+_VULGAR = re.compile("[¼½¾⅐-⅞↉]")
+
+# Before compatibility normalisation, which would make other characters of these.
+_OWN_SIGNS = str.maketrans(
+    {
+        "ℝ": "\\mathbb{R}", "ℕ": "\\mathbb{N}", "ℤ": "\\mathbb{Z}", "ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}", "º": "°", "˚": "°",
+        "…": "\\ldots ", "⋯": "\\cdots ",
+    }
+)  # fmt: skip
+_GREEK = {
+    chr(code): f"\\{name} "
+    for first, names in (
+        (0x3B1, "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma sigma tau upsilon "
+                "phi chi psi omega"),
+        (0x391, "Alpha Beta Gamma Delta Epsilon Zeta Eta Theta Iota Kappa Lambda Mu Nu Xi Omicron Pi Rho Final Sigma Tau "
+                "Upsilon Phi Chi Psi Omega"),
+    )
+    for code, name in enumerate(names.split(), start=first)
+}  # fmt: skip
+_SIGNS = str.maketrans(
+    _GREEK
+    | {
+        "−": "-", "–": "-", "—": "-", "‐": "-", "‒": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ",
+        "•": "\\cdot ", "∗": "*", "÷": "/", "∕": "/", "⁄": "/", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ",
+        "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "≡": "\\equiv ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ",
+        "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ", "∖": "\\setminus ", "°": "^\\circ ", "′": "'", "’": "'", "∠": "\\angle ",
+        "△": "\\triangle ", "。": ".", "、": ",", "ℓ": "\\ell ", "∣": "|", "∥": "\\parallel ", "⊥": "\\perp ", "→": "\\to ",
+    }
+)  # fmt: skip
+
+
+def from_unicode(text: str) -> str:
+    """Full-width, raised, lowered and mathematical characters in LaTeX; invisible ones are gone.
+
+    Example: ``１０⁻³`` gives ``10^{-3}``, ``2½`` gives ``2\\frac{1}{2}``.
+    """
+    if text.isascii():
+        return text
+    text = "".join(c for c in text if unicodedata.category(c) != "Cf").translate(_OWN_SIGNS)
+    text = _VULGAR.sub(lambda m: "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", m[0]).split("⁄")), text)
+    text = _RAISED.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
+    text = _LOWERED.sub(lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}", text)
+    for sign, command in (("√", "\\sqrt"), ("∛", "\\sqrt[3]"), ("∜", "\\sqrt[4]")):
+        text = _roots(text, re.compile(re.escape(sign)), command)
+    return unicodedata.normalize("NFKC", text).translate(_SIGNS)
+
+
+_ARGUMENT = re.compile(r"\s*(\d+(?:\.\d+)?|[A-Za-z])")
+
+
+def _roots(text: str, sign: re.Pattern[str], command: str) -> str:
+    """`sign` as `command`, its argument in braces: a whole number, a letter, or what stands in parentheses."""
+    pieces = sign.split(text)
+    done = pieces[0]
+    for piece in pieces[1:]:
+        if match := _ARGUMENT.match(piece):
+            done += f"{command}{{{match[1]}}}{piece[match.end() :]}"
+        elif piece.lstrip().startswith("("):
+            inner = piece.lstrip()
+            end = closing(inner, 0)
+            done += f"{command}{{{inner[1:end]}}}{inner[end + 1 :]}" if end else command + piece
+        else:
+            done += command + piece
+    return done
+
+
+def closing(text: str, begin: int) -> int | None:
+    """Where the bracket that opens at `begin` closes; brackets of any kind match each other, as in ``[0, 1)``."""
+    depth = 0
+    for position in range(begin, len(text)):
+        if text[position] in "([{":
+            depth += 1
+        elif text[position] in ")]}":
+            depth -= 1
+            if depth == 0:
+                return position
+    return None
+
+
+def nesting(text: str) -> int:
+    """How many brackets are open at most at one place."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+_DELIMITERS = re.compile(r"\$\$(.*)\$\$|\$([^$]*)\$|\\\[(.*)\\\]|\\\((.*)\\\)", re.DOTALL)
+_SPACING = re.compile(
+    r"\\(?:displaystyle|textstyle|limits|left|right|middle|[bB]igg?[lrm]?|hspace\{[^{}]*\}|phantom(?=\W))(?![a-zA-Z])\.?"
+)
+_STYLE = r"\\(?:text|textbf|textit|textrm|textnormal|textsf|mathbf|mathit|mathrm|mathsf|boldsymbol|bm|mbox|operatorname|bf|rm|emph|underline)"
+STYLED = re.compile(rf"{_STYLE}\s*\{{([^{{}}]*)\}}")
+"""Words and letters in a font of their own: the group is what stands in it."""
+
+_TIMES = re.compile(r"(?<=[\d}])\s*(?:[xX*]|\\(?:mathrm|text)\{\s*[xX]\s*\})\s*(?=10\s*\^)")
+_FLOAT = re.compile(r"(?<![A-Za-z\d])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d+)(?![\dA-Za-z]|\.\d)")
+_GROUPED_BY_SPACES = re.compile(r"(?<![\d.,/])\d{1,3}(?:\s\d{3})+(?![\d/])")
+_EUROPEAN = re.compile(r"-?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|-?\d{1,3}(?:\.\d{3})+,\d+")
+_LEADING = re.compile(r"^(?:\\(?:approx|therefore|implies|Rightarrow|simeq|sim)(?![a-zA-Z])|=)\s*")
+_TRAILING = re.compile(r"(?:\\\\|\\,|[.;,]|\s)+$")
+_DOTS = re.compile(r"\s*(?:\\[lcd]?dots[bcimo]?(?![a-zA-Z])|\.\.\.+)\s*")
+
+
+def clean(text: str) -> str:
+    r"""An answer in plain LaTeX: no delimiters of formulas, no layout, no leading sign of (near) equality, no final full stop;
+    ``\ldots`` for all dots.
+
+    Example: ``$\left( 1,\, \dfrac{9}{2} \right)$.`` gives ``( 1, \frac{9}{2} )``.
+    """
+    text = from_unicode(text).strip()
+    text = re.sub(r"(?<=[\w)}])\*\*(?=[\w({-])", "^", text) if not text.startswith("**") else text
+    text = text.replace("**", " ").strip()
+    while match := _DELIMITERS.fullmatch(text):
+        text = next(part for part in match.groups() if part is not None).strip()
+    text += "}" * _missing_braces(text)
+    text = re.sub(r"\\!\s*", "", text)
+    text = re.sub(r"\{,\}(?=\d{3}(?!\d))", ",", text)
+    text = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text)
+    text = _SPACING.sub("", text)
+    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
+    text = re.sub(r"\\[dt]binom(?![a-zA-Z])", r"\\binom", text)
+    text = re.sub(r"(?<!\\)\\[;:, >]|(?<!\\)\\(?=\s)|~|\\(?:thinspace|enspace|space)(?![a-zA-Z])", " ", text)
+    text = re.sub(r"\\[lr]brace(?![a-zA-Z])", lambda m: "\\{" if m[0][1] == "l" else "\\}", text)
+    text = re.sub(r"\\[lr](?:vert|Vert)(?![a-zA-Z])|\\vert(?![a-zA-Z])|\\mid(?![a-zA-Z])", "|", text)
+    text = text.replace("\\%", "%").replace("\\degree", "^\\circ ").replace("\\#", "").replace("\\&", "&")
+    text = re.sub(r"\^\s*\{?\s*\\circ(?![a-zA-Z])\s*\}?", r"^\\circ ", text)
+    text = re.sub(r"\\(?:varnothing|empty)(?![a-zA-Z])", r"\\emptyset", text)
+    text = re.sub(r"(?<!\\)\$", "", text)
+    text = re.sub(r"^(?:\\[\]\)])+|(?:\\[\[\]\(\)])+$", "", text.strip())
+    text = _roots(text, re.compile(r"(?<![\\a-zA-Z])sqrt(?=\s*[\d(A-Za-z])"), "\\sqrt")
+    text = re.sub(r"(?<![\\a-zA-Z])(pi|infinity|infty|theta)(?![a-zA-Z])", r"\\\1 ", text).replace("\\infinity", "\\infty")
+    text = _TIMES.sub(r" \\times ", text)
+    text = _FLOAT.sub(r"\1 \\times 10^{\2}", text)
+    text = _DOTS.sub(r" \\ldots ", text)
+    text = _GROUPED_BY_SPACES.sub(lambda m: re.sub(r"\s", "", m[0]), text)
+    text = _TRAILING.sub("", _LEADING.sub("", text.strip()))
+    if _EUROPEAN.fullmatch(text):
+        text = text.replace(".", "").replace(",", ".")
+    if text.endswith((")", "]")) and not re.search(r"[(\[]", text):
+        text = text[:-1]
+    if text.startswith("{") and closing(text, 0) == len(text) - 1:
+        text = text[1:-1]
+    return text.strip()
+
+
+def _missing_braces(text: str) -> int:
+    """Braces that a text leaves open."""
+    bare = re.sub(r"\\[{}]", "", text)
+    return max(0, bare.count("{") - bare.count("}"))
+
+
+_SPACE = re.compile(r"\s+")
+
+
+def compact(text: str) -> str:
+    r"""A cleaned answer without spaces, thousands separators and needless braces: equal means the same spelling."""
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text) if not re.search(r"[(\[{]", text) else text
+    return _SPACE.sub("", re.sub(r"\{(\w)\}", r"\1", text))
+
+
+def plain(text: str) -> str:
+    r"""Without the fonts: ``\text{ cm}`` gives `` cm ``."""
+    return STYLED.sub(r" \1 ", text)

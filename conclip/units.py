@@ -1,0 +1,202 @@
+r"""The unit behind a number: units of measure count, counted things do not.
+
+``5\text{ cm}`` is a length, ``6\text{ ways}`` a 6. A unit may be missing on either side; where both have one they must measure
+the same thing, and the numbers are compared in the same unit.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from conclip.spelling import plain
+
+_PREFIXES = {
+    "p": ("pico", -12), "n": ("nano", -9), "μ": ("micro", -6), "m": ("milli", -3), "c": ("centi", -2), "d": ("deci", -1),
+    "k": ("kilo", 3), "M": ("mega", 6), "G": ("giga", 9), "T": ("tera", 12),
+}  # fmt: skip
+# symbol, names; prefixes are put before all of them
+_METRIC = (
+    "m metre meter", "g gram gramme", "s second sec", "L litre liter", "A ampere amp", "K kelvin", "mol mole", "Hz hertz", "N newton",
+    "J joule", "W watt", "Pa pascal", "V volt", "C coulomb", "F farad", "Ω ohm", "T tesla", "Wb weber", "H henry", "S siemens",
+    "eV electronvolt", "Bq becquerel", "Gy gray", "Sv sievert", "cd candela", "lm lumen", "lx lux", "cal calorie", "bar", "rad radian",
+    "bit", "B byte", "Wh", "M molar", "pc parsec", "t tonne",
+)  # fmt: skip
+# name -> what it is: a number and a unit, or a unit of its own
+_OTHERS: dict[str, tuple[str, Fraction]] = {
+    name: (unit, Fraction(factor))
+    for names, unit, factor in (
+        ("min minute", "s", 60), ("h hr hour", "s", 3600), ("day d", "s", 86400), ("week wk", "s", 604800),
+        ("year yr", "year", 1), ("month", "year", Fraction(1, 12)), ("decade", "year", 10), ("century centuries", "year", 100),
+        ("in inch inches", "inch", 1), ("ft foot feet", "inch", 12), ("yd yard", "inch", 36), ("mi mile", "inch", 63360),
+        ("lb pound", "oz", 16), ("oz ounce", "oz", 1), ("ton", "ton", 1), ("gal gallon", "floz", 128), ("qt quart", "floz", 32),
+        ("pt pint", "floz", 16), ("cup", "floz", 8), ("acre", "acre", 1), ("hectare ha", "hectare", 1), ("atm atmosphere", "atm", 1),
+        ("knot", "knot", 1), ("degree deg", "degree", 1), ("°C celsius", "celsius", 1), ("°F fahrenheit", "fahrenheit", 1),
+        ("dollar USD usd bucks buck", "dollar", 1), ("cent ¢", "dollar", Fraction(1, 100)), ("euro EUR €", "euro", 1),
+        ("£ GBP", "sterling", 1), ("¥ yen JPY", "yen", 1), ("rupee Rs INR ₹", "rupee", 1), ("yuan RMB CNY", "yuan", 1),
+        ("l", "L", 1), ("ml", "L", Fraction(1, 1000)), ("u amu Da", "u", 1), ("dB decibel", "dB", 1), ("rpm", "rpm", 1),
+        ("Å angstrom", "m", Fraction(1, 10**10)), ("am", "am", 1), ("pm", "pm", 1),
+    )
+    for name in names.split()
+}  # fmt: skip
+_COMPOUND = {
+    "mph": "mi/h",
+    "kph": "km/h",
+    "kmh": "km/h",
+    "kmph": "km/h",
+    "fps": "ft/s",
+    "cc": "cm^3",
+    "sqft": "ft^2",
+    "psi": "lb/in^2",
+}
+
+
+def _table() -> dict[str, tuple[str, Fraction]]:
+    found = dict(_OTHERS)
+    for line in _METRIC:
+        symbol, *names = line.split()
+        for short, (long, power) in {"": ("", 0), **_PREFIXES}.items():
+            factor = Fraction(10) ** power
+            found.setdefault(short + symbol, (symbol, factor))
+            for name in names:
+                found.setdefault(long + name, (symbol, factor))
+    return found
+
+
+_UNITS = _table()
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A unit of measure: powers of units of their own kind, and how many of them it is."""
+
+    powers: Mapping[str, int]
+    factor: Fraction
+
+
+MAX_CHARS = 400
+"""A longer text is no number with a unit."""
+
+_PIECE = (
+    r"(?:\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathit|mbox|operatorname|rm)\s*\{(?:[^{}]|\{[^{}]*\})*\}"
+    r"|\{\s*\\rm\b[^{}]*\}|\^\\circ|\\Omega(?![a-zA-Z])|\\mu(?![a-zA-Z])|\\frac\s*\{UNIT\}\s*\{UNIT\}|€|£|¥|¢|₹|Å|°)"
+).replace("UNIT", r"\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}\s*")
+_POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
+_JOIN = r"(?:\s|\\cdot(?![a-zA-Z])|/|\*|\.)*"
+_STYLED_SUFFIX = re.compile(
+    rf"(?P<value>.*?[^\s\\])\s*(?P<unit>{_PIECE}{_POWER}(?:{_JOIN}{_PIECE}{_POWER})*)(?P<plain>(?:\s[A-Za-z][A-Za-z. /]*{_POWER})?)\.?",
+    re.DOTALL,
+)
+_PLAIN_SUFFIX = re.compile(
+    rf"(?P<value>.*?(?:[\d)}}!]|\\pi|(?<![A-Za-z])[ei]))(?P<space>\s*)(?P<unit>(?![ei](?![A-Za-z]))[A-Za-zμΩ][A-Za-zμΩ. ]*{_POWER}(?:\s*/\s*[A-Za-z]+{_POWER})*)",
+    re.DOTALL,
+)
+_FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_MONEY = re.compile(
+    r"^(?P<sign>-?)\s*(?:US)?(?:\\\$|\\text\s*\{\s*\\?\$\s*\}|(?P<name>USD|EUR|€|£|¥|₹|Rs\.?)(?![A-Za-z]))\s*(?P<value>.+)$",
+    re.DOTALL,
+)
+
+
+def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
+    r"""(number, unit as it stands) of a cleaned answer; the unit is "" where there is none. `spaced`: letters right behind a
+    number are no unit (2mg may be twice m g).
+
+    Example: ``\frac{1}{2}\text{ cm}`` gives (``\frac{1}{2}``, ``cm``), ``\$5`` gives ("5", "dollar"), ``2x`` ("2x", "").
+    """
+    if match := _MONEY.match(text):
+        value, behind = split_unit(match["value"])
+        return match["sign"] + value, behind if behind == "%" else (match["name"] or "dollar").rstrip(".")
+    if text.endswith("%"):
+        return text[:-1].rstrip(), "%"
+    if len(text) > MAX_CHARS:
+        return text, ""
+    if match := _STYLED_SUFFIX.fullmatch(text):
+        value, unit = match["value"], match["unit"] + match["plain"]
+        if unit.startswith("^\\circ") and _FUNCTION.search(value):  # the degrees of an angle: sin 30°
+            value, unit = value + "^\\circ ", unit.removeprefix("^\\circ").lstrip()
+        if not _has_letters(value) or _names(unit) & _UNITS.keys():
+            return value, unit
+    if (match := _PLAIN_SUFFIX.fullmatch(text)) and not (_has_letters(match["value"]) or _FUNCTION.search(match["value"])):
+        names = _names(match["unit"])
+        if match["space"]:
+            is_unit = all(len(name) > 2 or _look_up(name, known_only=True) for name in names)
+        else:
+            is_unit = not spaced and all(len(name) > 1 and _look_up(name, known_only=True) for name in names)
+        if is_unit:
+            return match["value"], match["unit"]
+    return text, ""
+
+
+def _has_letters(formula: str) -> bool:
+    """Variables, that is: e and i are numbers."""
+    return re.search(r"[A-Za-df-hj-z]|[ei]{2}", re.sub(r"\\[a-zA-Z]+", " ", formula)) is not None
+
+
+def _names(unit: str) -> set[str]:
+    return {name for name in re.split(r"[\s/*.^{}\d-]+", re.sub(r"\\[a-zA-Z]+", " ", plain(unit))) if name}
+
+
+_SQUARE = re.compile(r"\b(?:(square|sq)|(cubic|cu))\.?\s+", re.IGNORECASE)
+
+
+def read_unit(text: str) -> Unit | None:
+    """The unit of measure that a text names; None for counted things, which decide nothing.
+
+    A short symbol that is in no list is a unit of its own kind, so that it may be left out but not replaced.
+
+    Example: ``km/h`` is 5/18 metre a second, ``square inches`` inch^2, ``ways`` None.
+    """
+    text = re.sub(r"\\frac\s*\{(.*?\})\s*\}\s*\{(.*?\})\s*\}", r"\1/\2", text)
+    text = (
+        text.replace("^\\circ", " ° ").replace("\\Omega", "Ω").replace("\\mu", "μ").replace("µ", "μ").replace("\\cdot", " ")
+    )
+    text = re.sub(r"\^\s*\{\s*(-?\d)\s*\}", r"^\1", text)
+    text = re.sub(r"\s*\^\s*(-?\d)", r"^\1", re.sub(r"\\[a-zA-Z]+|[{}~]|\\,", " ", text))
+    text = re.sub(r"°\s*([CF])\b", r"°\1", text)
+    text = (
+        re.sub(r"(?:degrees?|deg)\s+(?=celsius|fahrenheit|C\b|F\b)", "°", text, flags=re.IGNORECASE)
+        .replace("°celsius", "°C")
+        .replace("°Celsius", "°C")
+        .replace("°fahrenheit", "°F")
+        .replace("°Fahrenheit", "°F")
+    )
+    text = re.sub(
+        r"\b([ap])\.\s?m\.?", r"\1m", re.sub(r"\s+per\s+|\s+an?\s+", "/", text.replace("(", " ").replace(")", " "))
+    )
+    text = _SQUARE.sub(lambda m: "SQUARE" if m[1] else "CUBIC", text)
+    powers: dict[str, int] = {}
+    factor = Fraction(1)
+    for position, part in enumerate(text.split("/")):
+        for word in re.split(r"[\s*.·]+", part):
+            name, _, power = word.partition("^")
+            exponent = int(power or 1) * (-1 if position else 1)
+            for adjective, times in (("SQUARE", 2), ("CUBIC", 3)):
+                if name.startswith(adjective):
+                    name, exponent = name.removeprefix(adjective), exponent * times
+            for base, size, inner in _look_up(name):
+                powers[base] = powers.get(base, 0) + inner * exponent
+                factor *= size**exponent
+    powers = {base: power for base, power in powers.items() if power}
+    return Unit(powers, factor) if powers else None
+
+
+def _look_up(name: str, *, known_only: bool = False) -> list[tuple[str, Fraction, int]]:
+    """(unit of its own kind, factor, power) of one name; empty for words that are no units."""
+    if name == "°":
+        name = "degree"
+    if name in _COMPOUND:
+        top, _, bottom = _COMPOUND[name].partition("/")
+        base, _, power = top.partition("^")
+        found = [(b, f ** int(power or 1), p * int(power or 1)) for b, f, p in _look_up(base)]
+        base, _, power = bottom.partition("^")
+        return found + [
+            (b, 1 / f ** int(power or 1), -p * int(power or 1)) for b, f, p in (_look_up(base) if bottom else [])
+        ]
+    singular = name[:-1] if len(name) > 3 and name.endswith("s") else name
+    for spelled in (name, singular, name.lower() if len(name) > 3 else name, singular.lower() if len(name) > 3 else name):
+        if spelled in _UNITS:
+            base, factor = _UNITS[spelled]
+            return [(base, factor, 1)]
+    is_symbol = name and not known_only and len(name) <= 4 and (len(name) <= 2 or not name.islower() or not name.isascii())
+    return [(f"symbol {name}", Fraction(1), 1)] if is_symbol else []
