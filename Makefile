@@ -10,7 +10,7 @@ PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast test-page browser fuzz check format lint type lab-model lab-report bench bench-grading theory frontier selection probing kills faults soak docs pictures docs-commands claims \
+.PHONY: help install demo demo-full test test-fast test-page browser fuzz check format lint type lab-model lab-report bench bench-grading bench-golds theory frontier selection probing kills faults soak docs pictures docs-commands claims \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -63,6 +63,9 @@ lab-report: $(VENV)/.installed ## measure the embedded model: accuracy and lengt
 bench: $(VENV)/.installed ## rollout speed against a bare LLM.generate
 	$(BIN)/python benchmarks/rollout_speed.py $(ARGS)
 
+bench-golds: $(VENV)/.installed-dev ## golds of known value: what the grader takes for equal (ten minutes)
+	$(BIN)/python benchmarks/grading_golds.py $(ARGS)
+
 bench-grading: $(VENV)/.installed ## gradings a second, symbolic and cached
 	$(BIN)/python benchmarks/grading_speed.py $(ARGS)
 
@@ -94,7 +97,7 @@ pictures: $(VENV)/.installed-dev ## the pictures of docs/ and README, from the d
 docs-commands: $(VENV)/.installed-dev ## run every command of README and docs/, made small (about twenty minutes)
 	$(BIN)/python benchmarks/docs_commands.py $(ARGS)
 
-claims: demo-full lab-report bench bench-grading theory frontier selection probing ## the measurements behind the lab's figures, one after another (a day)
+claims: demo-full lab-report bench bench-grading bench-golds theory frontier selection probing ## the measurements behind the lab's figures, one after another (a day)
 	$(BIN)/conclip two-phase -m seed=0,1,2,3,4
 	$(BIN)/conclip two-phase experiment=no_hidden_penalty
 

@@ -7,9 +7,10 @@ sympy's own `equals` and math-verify's comparison take numbers for equal that ag
 import random
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from typing import cast
 
 import sympy
-from sympy import Expr, Rational, Symbol
+from sympy import Expr, Integer, Rational, Symbol
 
 DIGITS = 80
 """With which numbers are computed."""
@@ -31,7 +32,7 @@ def equal(first: Expr, second: Expr) -> bool:
         return True
     if first.is_Rational and second.is_Rational:
         return False
-    letters = sorted(first.free_symbols | second.free_symbols, key=str)
+    letters = _letters(first, second)
     if not letters:
         return _same_number(first, second)
     values = [(f, s) for point in _points(letters) for f, s in [(_at(first, point), _at(second, point))] if f is not None]
@@ -42,7 +43,7 @@ def equal(first: Expr, second: Expr) -> bool:
 def proportional(first: Expr, second: Expr, *, positive: bool = False) -> bool:
     """Whether first = c * second for a number c other than 0 (greater than 0 when `positive`): two equations `first = 0` and
     `second = 0` then say the same."""
-    letters = sorted(first.free_symbols | second.free_symbols, key=str)
+    letters = _letters(first, second)
     if not letters or first.free_symbols != second.free_symbols:
         return False
     ratios: list[Expr] = []
@@ -84,8 +85,12 @@ def spells(decimal: Decimal, value: Expr) -> bool:
         return False
     unit = Rational(10) ** int(decimal.as_tuple().exponent)
     error = Rational(str(decimal)) - number
-    cut = abs(error) < unit and bool((number > 0) == (error <= 0))  # towards zero
-    return bool(abs(error) <= unit / 2) or cut
+    cut = bool(abs(error) < unit) and bool(number > 0) is bool(error <= 0)  # towards zero
+    return bool(abs(error) <= unit / 2) or bool(cut)
+
+
+def _letters(first: Expr, second: Expr) -> list[Symbol]:
+    return sorted(cast(set[Symbol], first.free_symbols | second.free_symbols), key=str)
 
 
 def _same_number(first: Expr, second: Expr) -> bool:
@@ -106,14 +111,14 @@ def _near(first: Expr, second: Expr) -> bool:
     return bool(abs(first - second) <= AGREE * max(abs(first), abs(second), Rational(1, 10**40)))
 
 
-def _at(value: Expr, point: dict[Symbol, Rational]) -> Expr | None:
+def _at(value: Expr, point: dict[Symbol, Expr]) -> Expr | None:
     """The number at a point; None where it is not finite."""
-    number = value.subs(point).evalf(DIGITS) if point else value.evalf(DIGITS)
+    number = value.subs(list(point.items())).evalf(DIGITS) if point else value.evalf(DIGITS)
     return number if number.is_number and number.is_finite and not number.free_symbols else None
 
 
-def _points(letters: Sequence[Symbol]) -> Iterator[dict[Symbol, Rational]]:
+def _points(letters: Sequence[Symbol]) -> Iterator[dict[Symbol, Expr]]:
     """The same points each time, of either sign."""
     generator = random.Random(0)
     for _ in range(NUM_POINTS):
-        yield {letter: Rational(generator.randint(-3000, 3000), 1009) for letter in letters}
+        yield {letter: Integer(generator.randint(-3000, 3000)) / 1009 for letter in letters}

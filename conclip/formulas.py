@@ -8,6 +8,7 @@ are exact fractions. math-verify's parser (latex2sympy) was tried first: it fold
 
 import re
 from collections.abc import Callable
+from typing import cast
 
 import sympy
 from sympy import Expr, Integer, Rational, Symbol
@@ -56,7 +57,9 @@ _INVERSE = {
     "cosh": sympy.acosh,
     "tanh": sympy.atanh,
 }
-_SEVERAL_ARGUMENTS: dict[str, Callable[..., Expr]] = {"max": sympy.Max, "min": sympy.Min, "gcd": sympy.gcd, "lcm": sympy.lcm}
+_SEVERAL_ARGUMENTS = cast(
+    dict[str, Callable[..., Expr]], {"max": sympy.Max, "min": sympy.Min, "gcd": sympy.gcd, "lcm": sympy.lcm}
+)
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 
 
@@ -83,6 +86,7 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self._tokens = [(kind, match[kind]) for match in _TOKEN.finditer(text.strip()) if (kind := match.lastgroup)]
         self._at = self._depth = 0
+        self._letters: set[str] = set()  # that a series runs over
 
     def here(self, ahead: int = 0) -> str:
         """The token to read next; "" at the end."""
@@ -278,7 +282,7 @@ class _Parser:
                 tail += "_" + self._raw()
             else:
                 tail += "_" + self._take()
-        if not tail and name in ("e", "i"):
+        if not tail and name in ("e", "i") and name not in self._letters:
             return sympy.E if name == "e" else sympy.I
         return Symbol(name + tail)
 
@@ -341,15 +345,18 @@ class _Parser:
         """A finite sum or product over one letter."""
         self._take("_")
         self._take("{")
-        letter = self._symbol(self._take())
+        name = self._take()
         self._take("=")
         first = self.sum()
         self._take("}")
         self._take("^")
         last = self._exponent()
-        if not isinstance(letter, Symbol) or (last - first).is_number and abs(last - first) > MAX_TERMS:
-            raise Unreadable("too long a series")
-        return kind(self._product(), (letter, first, last)).doit()
+        if not ((last - first).is_Integer and 0 <= last - first <= MAX_TERMS):
+            raise Unreadable("a series that is not finite, or too long")
+        self._letters.add(name)
+        term = self._product()
+        self._letters.remove(name)
+        return cast(Expr, kind(term, (Symbol(name), first, last)).doit())
 
     def _function(self, name: str) -> Expr:
         function, power, base = _ONE_ARGUMENT[name], None, None
@@ -399,13 +406,12 @@ class _Parser:
 def _power(base: Expr, exponent: Expr) -> Expr:
     if base.is_zero and exponent.is_negative:
         raise Unreadable("division by zero")
-    if base.is_Rational and exponent.is_Rational:
-        size = max(abs(base.p), base.q).bit_length() * abs(exponent)  # pyright: ignore
-        if size > MAX_BITS:
+    if isinstance(base, Rational) and isinstance(exponent, Rational):
+        if max(abs(base.p), base.q).bit_length() * abs(exponent) > MAX_BITS:
             raise Unreadable("too large a number")
     elif exponent.is_number and abs(exponent.evalf(3)) > MAX_BITS:
         raise Unreadable("too large a power")
-    return sympy.Pow(base, exponent)
+    return cast(Expr, sympy.Pow(base, exponent))
 
 
 def _factorial(value: Expr) -> Expr:

@@ -1,0 +1,58 @@
+"""Unions of intervals of real numbers: what intervals, inequalities and sets of reals have in common."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sympy
+from sympy import Expr
+
+from conclip import equality
+
+Interval = tuple[Expr, Expr, bool, bool]
+"""Left end, right end, and whether each belongs to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Disjoint intervals from left to right."""
+
+    intervals: tuple[Interval, ...]
+
+
+def without_points(points: Sequence[Expr]) -> Region | None:
+    """All real numbers but these; None where they are none."""
+    if not points or any(point.free_symbols or not point.is_real for point in points):
+        return None
+    ends = [-sympy.oo, *sorted(points), sympy.oo]
+    return Region(tuple((left, right, False, False) for left, right in zip(ends, ends[1:], strict=False)))
+
+
+def union_of(intervals: Sequence[Interval]) -> Region | None:
+    """Sorted, and joined where they touch; None where ends are no real numbers."""
+    if any(end.free_symbols or not end.is_extended_real for interval in intervals for end in interval[:2]):
+        return None
+    joined: list[Interval] = []
+    for left, right, left_in, right_in in sorted(intervals, key=lambda i: (sympy.N(i[0], 30), not i[2])):
+        if joined and (left < joined[-1][1] or (equality.equal(left, joined[-1][1]) and (left_in or joined[-1][3]))):
+            before = joined[-1]
+            if right > before[1]:
+                joined[-1] = (before[0], right, before[2], right_in)
+            elif right == before[1]:
+                joined[-1] = (*before[:3], before[3] or right_in)
+        else:
+            joined.append((left, right, left_in, right_in))
+    return Region(tuple(joined))
+
+
+def same_region(first: Region, second: Region) -> bool:
+    """Whether both hold the same numbers."""
+    return len(first.intervals) == len(second.intervals) and all(
+        _same_end(a[0], b[0]) and _same_end(a[1], b[1]) and a[2:] == b[2:]
+        for a, b in zip(first.intervals, second.intervals, strict=True)
+    )
+
+
+def _same_end(first: Expr, second: Expr) -> bool:
+    if sympy.oo in (first, second) or -sympy.oo in (first, second):
+        return first == second
+    return equality.equal(first, second)
