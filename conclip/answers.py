@@ -50,6 +50,7 @@ def extract_boxed(text: str) -> str | None:
     return (text[found[0] : found[1]].strip() or None) if found else None
 
 
+_ANSWER_TAG = re.compile(r"<answer>([^<>]{1,500})</answer>")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _PHRASE = re.compile(
     r"(?:answer|result|option|choice)\s{0,9}(?:\([^()\n]{0,20}\)\s{0,9})?\**\s{0,9}(?:is|are|=|:)\s{0,9}:?\s{0,9}\**[ \t]{0,9}(?=\S)",
@@ -71,16 +72,18 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
         return Extraction(boxed, "boxed")
     if not lenient:
         return None
-    tail = text[-MAX_TAIL_CHARS:].rstrip()
+    tail = text[-MAX_TAIL_CHARS:].replace("**", "").rstrip()
+    if tags := _ANSWER_TAG.findall(tail):
+        return Extraction(tags[-1].strip(), "phrase")
     if hashes := _HASHES.findall(tail):
         return Extraction(hashes[-1].strip(), "hashes")
     if phrases := list(_PHRASE.finditer(tail)):
         return Extraction(_sentence(tail[phrases[-1].end() :].partition("\n")[0][:300]), "phrase")
-    if formulas := _formulas(tail):
+    formulas = [(content, end) for content, end in _formulas(tail) if not re.fullmatch(r"[a-zA-Z]|\\[a-z]+", content)]
+    number = _last_number(tail)
+    if formulas and (number is None or number[1] <= formulas[-1][1] or len(_formulas(tail)) == len(formulas)):
         return Extraction(formulas[-1][0], "math")
-    if number := _last_number(tail):
-        return Extraction(number, "number")
-    return None
+    return Extraction(number[0], "number") if number else None
 
 
 def _formulas(text: str) -> list[tuple[str, int]]:
@@ -91,7 +94,8 @@ def _formulas(text: str) -> list[tuple[str, int]]:
         sign = match.group()
         if opened is not None and (sign == _CLOSED_BY[opened[0]] or (sign == "$$" and opened[0] == "$")):
             content = text[opened[1] : match.start()].strip()
-            if content and len(content) <= MAX_FORMULA_CHARS and not (opened[0] == "$" and "\n" in content):
+            is_prose = len(re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{2,}\s+[A-Za-z]{2,}", content)) > 0  # dollars, not formulas
+            if content and not is_prose and len(content) <= MAX_FORMULA_CHARS and not (opened[0] == "$" and "\n" in content):
                 found.append((content, match.end()))
             opened = None
         elif sign in _CLOSED_BY and (opened is None or sign[0] == "\\" or opened[0] == "$"):
@@ -99,12 +103,12 @@ def _formulas(text: str) -> list[tuple[str, int]]:
     return found
 
 
-def _last_number(text: str) -> str | None:
-    """The last number that is no part of a formula, an equation's right side apart."""
+def _last_number(text: str) -> tuple[str, int] | None:
+    """The last number that is no part of a formula, an equation's right side apart, and where it ends."""
     numbers = [
         match for match in _NUMBER.finditer(text) if not _OPERATOR.search(text[max(0, match.start() - 9) : match.start()])
     ]
-    return numbers[-1].group().strip() if numbers else None
+    return (numbers[-1].group().strip(), numbers[-1].end()) if numbers else None
 
 
 _LIST_OF_FORMULAS = re.compile(r"\$[^$]+\$(?:(?:\s|,|or\b|and\b)+\$[^$]+\$)+")
@@ -151,7 +155,7 @@ _LETTER = r"[\[({]*\s*([A-Za-z])\s*[\])}]*"
 _CHOICE_WORD = re.compile(r"^(?:the\s+)?(?:option|choice|answer)s?\s*:?\s*", re.IGNORECASE)
 _ALONE = re.compile(rf"{_LETTER}\s*[.:,;]?")
 _WITH_TEXT = re.compile(r"(?:[\[(]\s*([A-Za-z])\s*[\])]|([A-Za-z])\s*[).:\]])[.:]?\s*\S.*", re.DOTALL)
-_SEVERAL = re.compile(rf"{_LETTER}(?:\s*(?:,|;|&|\bor\b|\band\b)+\s*{_LETTER})+", re.IGNORECASE)
+_SEVERAL = re.compile(rf"{_LETTER}(?:(?:\s*(?:,|;|&|\bor\b|\band\b))+\s*{_LETTER})+", re.IGNORECASE)
 
 
 def choice_letters(answer: str, *, num_choices: int | None = None, fold: bool = False) -> list[str]:
@@ -169,7 +173,6 @@ def choice_letters(answer: str, *, num_choices: int | None = None, fold: bool = 
         found = re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", text)
     elif match := _WITH_TEXT.fullmatch(text):
         found = [match[1] or match[2]]
-        fold = True
     if fold:
         found = [letter.upper() for letter in found]
     return found if all("A" <= letter <= last for letter in found) else []

@@ -4,6 +4,7 @@ points for formulas with letters.
 sympy's own `equals` and math-verify's comparison take numbers for equal that agree in six decimals; none of that here.
 """
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
@@ -18,15 +19,16 @@ DIGITS = 80
 AGREE = Rational(1, 10**60)
 """Relative difference up to which two computed numbers are one."""
 
-NUM_POINTS = 5
+NUM_POINTS = 6
 MIN_SIGNIFICANT_DIGITS = 6
 """A decimal with fewer digits is no spelling of a number that no decimal spells (1/3, a root)."""
 
 
 def equal(first: Expr, second: Expr) -> bool:
-    """Whether the two are the same number, or the same function of their letters on the real line.
+    """Whether the two are the same number, or the same function of their letters wherever `first` is a real number.
 
-    Example: sqrt(8) and 2 sqrt(2) are equal, sqrt(x^2) and x are not (x may be negative), 1 - 2^-99 is not 1.
+    Example: sqrt(8) and 2 sqrt(2) are equal, 3 ln x and ln x^3 are, sqrt(x^2) and x are not (x may be negative), 1 - 2^-99 is not
+    1.
     """
     if first == second:
         return True
@@ -35,9 +37,16 @@ def equal(first: Expr, second: Expr) -> bool:
     letters = _letters(first, second)
     if not letters:
         return _same_number(first, second)
-    values = [(f, s) for point in _points(letters) for f, s in [(_at(first, point), _at(second, point))] if f is not None]
-    known = [(f, s) for f, s in values if s is not None]
-    return len(known) >= 2 and len(known) == len(values) and all(_near(f, s) for f, s in known)
+    held = 0
+    for point in _points(letters):
+        f = _at(first, point)
+        if f is None or not (f.is_real or first.has(sympy.I)):
+            continue  # outside of what `first` is defined on
+        s = _at(second, point)
+        if s is None or not _near(f, s):
+            return False
+        held += 1
+    return held >= 2
 
 
 def proportional(first: Expr, second: Expr, *, positive: bool = False) -> bool:
@@ -113,12 +122,16 @@ def _near(first: Expr, second: Expr) -> bool:
 
 def _at(value: Expr, point: dict[Symbol, Expr]) -> Expr | None:
     """The number at a point; None where it is not finite."""
-    number = value.subs(list(point.items())).evalf(DIGITS) if point else value.evalf(DIGITS)
+    number = cast(Expr, value.evalf(DIGITS, subs=point) if point else value.evalf(DIGITS))
     return number if number.is_number and number.is_finite and not number.free_symbols else None
 
 
 def _points(letters: Sequence[Symbol]) -> Iterator[dict[Symbol, Expr]]:
-    """The same points each time, of either sign."""
+    """The same points each time, with every pattern of signs while the letters are few."""
     generator = random.Random(0)
-    for _ in range(NUM_POINTS):
-        yield {letter: Integer(generator.randint(-3000, 3000)) / 1009 for letter in letters}
+    patterns = list(itertools.product((1, -1), repeat=min(len(letters), 3)))
+    for pattern in itertools.islice(itertools.cycle(patterns), max(NUM_POINTS, 2 * len(patterns))):
+        signs = [*pattern, *(generator.choice((1, -1)) for _ in letters[3:])]
+        yield {
+            letter: sign * Integer(generator.randint(1, 3000)) / 1009 for letter, sign in zip(letters, signs, strict=True)
+        }

@@ -29,8 +29,9 @@ from conclip.readings import (
     region_of,
 )
 from conclip.regions import Region, same_region
-from conclip.spelling import STYLED, clean, compact, nesting, plain
-from conclip.units import read_unit
+from conclip.spelling import clean, compact, nesting, plain
+from conclip.units import are_opposed, read_unit
+from conclip.words import are_words, is_text, same_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def same_answer(
         return True
     for text in (
         (answer, plain(answer))
-        if _PROSE.search(plain(answer)) or (is_response and ("\n" in answer or "####" in answer))
+        if _PROSE.search(plain(answer)) or (is_response and re.search(r"\n|####|<answer>", answer))
         else ()
     ):
         found = extract(text, lenient=True)
@@ -72,7 +73,7 @@ def same_answer(
 def is_readable(gold: str, *, choices: Sequence[str] | None = None) -> bool:
     """Whether answers can be compared with `gold` by more than its spelling."""
     gold = clean(gold)
-    return bool(choices) or len(choice_letters(gold)) > 0 or _is_text(gold) or is_understood(read(gold, is_gold=True))
+    return bool(choices) or len(choice_letters(gold)) > 0 or is_text(gold) or is_understood(read(gold, is_gold=True))
 
 
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}[\s:*]+\S")
@@ -91,17 +92,22 @@ def _same(gold: str, answer: str, choices: Sequence[str] | None, tolerance: Tole
         chosen = choice_letters(answer, fold=len(letters) == 1 and letters[0].isupper())
         if chosen or len(letters) > 1:
             return sorted(chosen) == sorted(letters)
-    if _is_text(gold):
-        return _same_words(gold, answer)
+    if is_text(gold):
+        return same_words(gold, answer)
+    if (are_words(gold) and same_words(gold, answer)) or compact(plain(gold)) == compact(plain(answer)):
+        return True
     if max(nesting(gold), nesting(answer)) > MAX_DEPTH:
         return False
     first, second = read(gold, is_gold=True), read(answer)
     if _agree(first, second, tolerance):
         return True
+    if _DECIMAL_COMMA.fullmatch(gold) and isinstance(second, Number):  # the list 3, 5 or the decimal 3,5: a number decides
+        return _agree(read(gold.replace(",", ".", 1), is_gold=True), second, tolerance)
     grouped = [read(text[1:-1]) if _GROUPED.fullmatch(text) else None for text in (gold, answer)]
     return any(g is not None for g in grouped) and _agree(grouped[0] or first, grouped[1] or second, tolerance)
 
 
+_DECIMAL_COMMA = re.compile(r"-?\d+,(?!\d{3}(?!\d))\d+(?:\s*(?:\\text|\\mathrm|%|\^\\circ).*)?")
 _GROUPED = re.compile(r"\(\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*\)")
 """A number in parentheses that reads like a pair."""
 
@@ -112,50 +118,33 @@ def _same_choice(gold: str, answer: str, choices: Sequence[str], tolerance: Tole
 
 
 def _options(text: str, choices: Sequence[str], tolerance: Tolerance) -> list[int]:
-    if letters := choice_letters(text, num_choices=len(choices), fold=True):
-        return sorted({ord(letter.upper()) - ord("A") for letter in letters})
     texts = [clean(without_label(choice, index)) for index, choice in enumerate(choices)]
-    if lettered := _LETTER_AND_TEXT.match(text):
+    lettered = _LETTER_AND_TEXT.match(plain(text))
+    if letters := choice_letters(text, num_choices=len(choices), fold=True):
+        named = sorted({ord(letter) - ord("A") for letter in letters})
+        said = [
+            index for index, option in enumerate(texts) if lettered and same_words(option, plain(text)[lettered.end() :])
+        ]
+        return [] if said and len(named) == 1 and said != named else named  # the letter of one option, the text of another
+    if lettered:
         index = ord(lettered[1]) - ord("A")
-        return [index] if index < len(texts) and _same_words(texts[index], text[lettered.end() :]) else []
-    spelled = [index for index, option in enumerate(texts) if _same_words(option, text)]
+        return [index] if index < len(texts) and same_words(texts[index], plain(text)[lettered.end() :]) else []
+    spelled = [index for index, option in enumerate(texts) if same_words(option, text)]
     if len(spelled) == 1:
         return spelled
     same = [index for index, option in enumerate(texts) if _same(option, text, None, tolerance)]
     return same if len(same) == 1 else []
 
 
-_LETTER_AND_TEXT = re.compile(r"([A-Z])(?:\s*-\s*|\s+)(?=\S)")
-
-
-# Words
-
-
-_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9' ,.-]*")
-
-
-def _is_text(gold: str) -> bool:
-    r"""Whether the gold answer is words and no formula: whole in ``\text{}``, of four letters or more, or a name."""
-    words = " ".join(plain(gold).split()).strip(" .")
-    if not _TEXT.fullmatch(words) or not re.search(r"[A-Za-z]{2}", words):
-        return False
-    if STYLED.fullmatch(gold.strip()):
-        return True
-    if re.search(r"\d", words):
-        return False
-    return len(words) >= 4 or re.fullmatch(r"[A-Z][a-z]{2,}|yes|no|Yes|No|[A-Z]{2,}", words) is not None
-
-
-def _same_words(gold: str, answer: str) -> bool:
-    """Case folds, but for names in capitals (points, lines): ``AB`` is not ``ab``."""
-    first, second = (" ".join(re.sub(r"\s*,\s*", ", ", plain(text)).split()).strip(" .") for text in (gold, answer))
-    return first == second or (first.casefold() == second.casefold() and not re.fullmatch(r"[A-Z]{2,}", first))
+_LETTER_AND_TEXT = re.compile(r"\s*[\[(]?([A-Z])\s*(?:[-=).:\]]\s*|\s)(?=\S)")
 
 
 # Agreement
 
 
 def _agree(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
+    if isinstance(gold, Relation) is not isinstance(answer, Relation):
+        return _agree_named(gold, answer, tolerance)
     if isinstance(gold, Spelled) or isinstance(answer, Spelled):
         return isinstance(gold, Spelled) and isinstance(answer, Spelled) and _agree_spelled(gold, answer, tolerance)
     if isinstance(gold, Region) or isinstance(answer, Region):
@@ -163,8 +152,6 @@ def _agree(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
         return first is not None and second is not None and same_region(first, second)
     if isinstance(gold, Relation) and isinstance(answer, Relation):
         return _agree_relations(gold, answer, tolerance)
-    if isinstance(gold, Relation) or isinstance(answer, Relation):
-        return _agree_named(gold, answer, tolerance)
     if isinstance(gold, Several) or isinstance(answer, Several):
         return _agree_several(gold, answer, tolerance)
     if isinstance(gold, Matrix) or isinstance(answer, Matrix):
@@ -176,10 +163,10 @@ def _agree_numbers(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
     """A unit may be missing on either side; a percentage is its number of percent and its fraction."""
     percents = (gold.unit == "%", answer.unit == "%")
     if any(percents):
-        others = [n.unit for n in (gold, answer) if n.unit not in ("", "%")]
-        if any(read_unit(unit) for unit in others):
+        if {gold.unit, answer.unit} - {"", "%"}:
             return False
-        if _same_value(gold, answer, tolerance):
+        is_share = not percents[0] and bool(gold.value.is_real and abs(gold.value) < 1)  # 0.6 is not meant as 0.6 %
+        if not is_share and _same_value(gold, answer, tolerance):
             return True
         if all(percents):
             return False
@@ -188,6 +175,8 @@ def _agree_numbers(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
             for n in (gold, answer)
         ]
         return _same_value(shares[0], shares[1], tolerance)
+    if are_opposed(gold.unit, answer.unit):
+        return False
     gold_unit, answer_unit = (read_unit(n.unit) if n.unit else None for n in (gold, answer))
     if gold_unit is None or answer_unit is None or gold_unit == answer_unit:
         return _same_value(gold, answer, tolerance)
@@ -254,19 +243,34 @@ def _agree_several(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool
         return False
     first, second = (_without_names(one.items, other.items) for one, other in ((gold, answer), (answer, gold)))
     ordered = any(name in ("()", "[]", "(]", "[)") for name in (gold.brackets, answer.brackets)) or first[1] or second[1]
-    if ordered and {gold.brackets, answer.brackets} != {gold.brackets}:
+    if (
+        ordered
+        and gold.brackets != answer.brackets
+        and not ({gold.brackets, answer.brackets} == {"", "()"} and (first[1] or second[1]))
+    ):
         return False
     if len(first[0]) != len(second[0]):
         return False
     if ordered:
         return all(_agree(g, a, tolerance) for g, a in zip(first[0], second[0], strict=True))
+    nouns = [{item.unit for item in side if isinstance(item, Number)} for side in (first[0], second[0])]
+    counted = len(nouns[0]) > 1 and nouns[0] == nouns[1]  # 2 boys, 3 girls
     left = list(second[0])
     for item in first[0]:
-        match = next((index for index, other in enumerate(left) if _agree(item, other, tolerance)), None)
+        fits = (
+            index
+            for index, other in enumerate(left)
+            if _agree(item, other, tolerance) and not (counted and _noun(item) != _noun(other))
+        )
+        match = next(fits, None)
         if match is None:
             return False
         left.pop(match)
     return True
+
+
+def _noun(item: Reading) -> str:
+    return item.unit if isinstance(item, Number) else ""
 
 
 def _without_names(items: Sequence[Reading], others: Sequence[Reading]) -> tuple[Sequence[Reading], bool]:
@@ -281,7 +285,8 @@ def _without_names(items: Sequence[Reading], others: Sequence[Reading]) -> tuple
     others_named = any(isinstance(item, Relation) for item in others)
     if not items or not all_named or (len(names) > 1 and others_named):
         return items, False
-    return [read(item.sides[1]) for item in items if isinstance(item, Relation)], len(names) > 1
+    relations = sorted((item for item in items if isinstance(item, Relation)), key=lambda r: compact(r.sides[0]))
+    return [read(relation.sides[1]) for relation in relations], len(names) > 1
 
 
 def _agree_named(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
@@ -306,9 +311,24 @@ def _named_value(relation: Relation, *, by_formula: bool = False) -> Reading | N
     named = NAME.fullmatch(relation.sides[0]) is not None
     values = [read(side) for side in relation.sides[named:]]
     numbers = [v for v in values if isinstance(v, Number) and not v.value.free_symbols]
-    if not named and not by_formula and len(numbers) < len(values):
+    if not named and len(numbers) < len(values) and not (by_formula and (len(values) > 2 or _num_letters(values[0]) > 1)):
         return None
     return values[-1] if all(_agree(number, values[-1], EXACT) for number in numbers) else None
+
+
+def _num_letters(reading: Reading) -> int:
+    return len(reading.value.free_symbols) if isinstance(reading, Number) else 0
+
+
+_OF_X = re.compile(r"[a-zA-Z]\([a-zA-Z]\)|y")
+
+
+def _name(relation: Relation) -> str:
+    """What is named; "" for a formula. Derivatives have one spelling, and y is what is a function of x."""
+    if not NAME.fullmatch(relation.sides[0]):
+        return ""
+    name = re.sub(r"\\frac\{?d(\w)\}?\{?d\w\}?", r"\1'", compact(relation.sides[0]))
+    return "y" if _OF_X.fullmatch(name) else name
 
 
 def _agree_relations(gold: Relation, answer: Relation, tolerance: Tolerance) -> bool:
@@ -316,7 +336,7 @@ def _agree_relations(gold: Relation, answer: Relation, tolerance: Tolerance) -> 
     if first is not None and second is not None:
         return same_region(first, second)
     if set(gold.signs) == set(answer.signs) == {"="}:
-        names = [compact(r.sides[0]) if NAME.fullmatch(r.sides[0]) else "" for r in (gold, answer)]
+        names = [_name(relation) for relation in (gold, answer)]
         if names[0] and names[0] == names[1]:
             g, a = _named_value(gold), _named_value(answer)
             return g is not None and a is not None and _agree(g, a, tolerance)

@@ -49,6 +49,9 @@ _ONE_ARGUMENT: dict[str, Callable[..., Expr]] = {
     "arsinh": sympy.asinh, "arcosh": sympy.acosh, "artanh": sympy.atanh, "ln": sympy.log, "exp": sympy.exp,
     "log": lambda x: sympy.log(x, 10), "lg": lambda x: sympy.log(x, 10),
 }  # fmt: skip
+_FUNCTIONS = frozenset("f g h F G H O P f' g' h' f''".split())
+"""Letters that name functions when a bracket follows; others are factors."""
+
 _INVERSE = {
     "sin": sympy.asin,
     "cos": sympy.acos,
@@ -282,6 +285,10 @@ class _Parser:
                 tail += "_" + self._raw()
             else:
                 tail += "_" + self._take()
+        if not tail and name == "C" and self.here() == "(" and self._is_number(1) and self.here(2) == ",":
+            return _binomial(*self._arguments())
+        if name + tail in _FUNCTIONS and self.here() == "(":
+            return Symbol(f"{name}{tail}({', '.join(map(str, self._arguments()))})")
         if not tail and name in ("e", "i") and name not in self._letters:
             return sympy.E if name == "e" else sympy.I
         return Symbol(name + tail)
@@ -318,6 +325,11 @@ class _Parser:
             return sympy.pi if self.here() not in ("_", "'") else self._symbol("pi")
         if name == "imath":
             return sympy.I
+        if name in ("angle", "triangle"):
+            corners = ""
+            while len(self.here()) == 1 and self.here().isupper():
+                corners += self._take()
+            return Symbol(f"{name} {corners}")
         if name in _GREEK:
             return self._symbol(name)
         if name in _DECORATIONS:
@@ -325,6 +337,8 @@ class _Parser:
             return self._symbol(f"{name} {inside}")
         if name in _FONTS and self.here() == "{":
             inside = self._raw().strip()
+            if inside in _ONE_ARGUMENT:
+                return self._function(inside)
             if inside.isascii() and inside.isalpha():
                 return self._symbol(inside) if len(inside) == 1 or self.here() == "_" else Symbol(f"text {inside}")
             return read_formula(inside)
@@ -351,12 +365,15 @@ class _Parser:
         self._take("}")
         self._take("^")
         last = self._exponent()
-        if not ((last - first).is_Integer and 0 <= last - first <= MAX_TERMS):
+        if (last - first).is_number and not ((last - first).is_Integer and 0 <= last - first <= MAX_TERMS):
             raise Unreadable("a series that is not finite, or too long")
         self._letters.add(name)
         term = self._product()
-        self._letters.remove(name)
-        return cast(Expr, kind(term, (Symbol(name), first, last)).doit())
+        self._letters.discard(name)
+        value = cast(Expr, kind(term, (Symbol(name), first, last)).doit())
+        if value.has(sympy.Sum, sympy.Product, sympy.Piecewise):
+            raise Unreadable("a series without a closed form")
+        return value
 
     def _function(self, name: str) -> Expr:
         function, power, base = _ONE_ARGUMENT[name], None, None

@@ -10,9 +10,9 @@ import sympy
 from sympy import Expr, Integer
 
 from conclip.formulas import Unreadable, read_formula
-from conclip.regions import Interval, Region, union_of, without_points
-from conclip.spelling import closing, compact
-from conclip.units import split_unit
+from conclip.regions import Interval, Region, intersection, union_of, without_points
+from conclip.spelling import closing, compact, plain
+from conclip.units import read_compound, split_scale, split_unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,10 @@ Reading = Number | Several | Relation | Region | Matrix | Spelled
 
 _SEPARATORS = re.compile(
     r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*(?:or|and)\s*,?\s*\}|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])"
-    r"|\\(?:lor|land|vee|wedge|quad|qquad)(?![a-zA-Z])|\n"
+    r"|\\(?:quad|qquad)(?![a-zA-Z])|\n"
 )
+_LOGIC = re.compile(r"\\(?:vee|wedge)(?![a-zA-Z])")
+_AND = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\wedge(?![a-zA-Z])")
 _SIGNS = re.compile(
     r"\\(?:leqslant|leq?|geqslant|geq?|neq?|lt|gt)(?![a-zA-Z])|\\equiv(?![a-zA-Z])|\\(?:in|approx)(?![a-zA-Z])|!=|<=|>=|=|<|>"
 )
@@ -72,8 +74,12 @@ _MATRIX = re.compile(
     r"[(\[|]?\s*\\begin\{([pbBvV]?(?:small)?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}\s*[)\]|]?", re.DOTALL
 )
 _SYSTEM = re.compile(r"\\begin\{(aligned|align\*?|gathered|cases)\}(.*)\\end\{\1\}", re.DOTALL)
-_BASED = re.compile(r"(-?)(?:\\text\s*\{\s*)?([0-9A-Z]+)\s*\}?\s*_\s*\{?\s*(?:\\text\s*\{\s*)?(\w+)\s*\}?\s*\}?")
-_CLOCK = re.compile(r"(-?[^:]+(?:\s*:\s*[^:]+)+)")
+_BASED = re.compile(r"(-?)(?:\\text\s*\{\s*|\(\s*)?([0-9A-Za-z]+)\s*[})]?\s*_\s*\{?\s*(?:\\text\s*\{\s*)?(\w+)\s*\}?\s*\}?")
+_TO = re.compile(r"(\d+)\s*(?:\\text\s*\{\s*to\s*\}|to)\s*(?=\d)")
+_PHRASES = (
+    (re.compile(r"(?:the\s+)?(?:set\s+of\s+)?all\s+real(?:s|\s+(?:numbers?|values?|[a-z]))?", re.IGNORECASE), "\\mathbb{R}"),
+    (re.compile(r"(?:the\s+)?empty\s+set|no\s+(?:real\s+)?solutions?", re.IGNORECASE), "\\emptyset"),
+)
 _MODULO = re.compile(r"(?:(.*?)\\equiv)?\s*(.*?)\s*(?:\\pmod\s*\{?|\(\s*\\(?:mod|bmod)|\\mod)\s*([^{}()]+)[})]*")
 _ANGLE = re.compile(r".*\\circ.*\d\s*'.*")
 _SET_BUILDER = re.compile(r"\\?\{\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\||:)\s*(.*?)\s*\\?\}")
@@ -103,6 +109,8 @@ def is_understood(reading: Reading) -> bool:
 def read(text: str, *, is_gold: bool = False) -> Reading:
     """What a cleaned answer states; `Spelled("unread")` where that is not understood."""
     text = text.strip()
+    for phrase, formula in _PHRASES:
+        text = formula if phrase.fullmatch(plain(text).strip()) else text
     if system := _SYSTEM.fullmatch(text):
         if system[1] == "cases":
             return Spelled("cases", (compact(text),))
@@ -117,7 +125,7 @@ def read(text: str, *, is_gold: bool = False) -> Reading:
         return literal
     parts = _split(_separated(text), ",;")
     if len(parts) > 1:
-        return _read_list(parts, is_gold)
+        return _read_both(text) or _read_list(parts, is_gold)
     if _PLUS_MINUS.search(text) and not text.startswith(("\\{", "(")):
         return Several("", tuple(read(_signed(text, sign), is_gold=is_gold) for sign in "+-"))
     if (region := _read_region(text)) is not None:
@@ -134,12 +142,23 @@ def read(text: str, *, is_gold: bool = False) -> Reading:
         return _UNREAD
     if (relation := _read_relation(text)) is not None:
         return relation
-    return _readnumber_of(text, is_gold)
+    return _read_number(text, is_gold)
+
+
+def _read_both(text: str) -> Reading | None:
+    """``x > 1 and x < 3``: what holds for both; None for anything else."""
+    if not _AND.search(text):
+        return None
+    regions = [region_of(read(part)) if _SIGNS.search(part) else None for part in _AND.split(text)]
+    if len(regions) != 2 or regions[0] is None or regions[1] is None:
+        return None
+    return intersection(regions[0], regions[1]) or _UNREAD
 
 
 def _separated(text: str) -> str:
     """With commas for the words and signs between values; rows of a matrix are its own."""
     text = text if "\\begin" in text else text.replace("\\\\", " , ")
+    text = _LOGIC.sub(" , ", text) if _SIGNS.search(text) else text
     return _SEPARATORS.sub(" , ", text)
 
 
@@ -216,14 +235,16 @@ def _read_literal(text: str) -> Spelled | None:
         sign, digits, base = based.groups()
         base = _BASES.get(base, base)
         if base.isdecimal() and (digits[0].isdecimal() or "\\text" in text):
-            return Spelled("base", (sign + digits.lstrip("0"), base))
+            return Spelled("base", (sign + digits.lstrip("0").upper(), base))
     if _ANGLE.fullmatch(text):
         return Spelled("angle", (compact(text),))
-    if ":" in text and "\\{" not in text and not _SIGNS.search(text):
-        number, unit = split_unit(text)
+    ratio = _TO.sub(r"\1:", text)
+    if ":" in ratio and "\\{" not in text and not _SIGNS.search(text):
+        number, unit = split_unit(ratio)
         parts = [part.strip() for part in number.split(":")]
         if len(parts) > 1 and all(parts):
-            return Spelled("ratio", tuple(_or_text(part) for part in parts) + (UnitText(unit),))
+            is_clock = any(re.fullmatch(r"0\d", part) for part in parts)
+            return Spelled("ratio", tuple(part if is_clock else _or_text(part) for part in parts) + (UnitText(unit),))
     if (modulo := _MODULO.fullmatch(text)) and "mod" in text:
         return Spelled("remainder", (read(modulo[2]), read(modulo[3])))
     return None
@@ -234,7 +255,7 @@ class UnitText(str):
 
 
 def _or_text(piece: str) -> "Reading | str":
-    reading = _readnumber_of(piece, is_gold=False)
+    reading = _read_number(piece, is_gold=False)
     return reading if isinstance(reading, Number) else compact(piece)
 
 
@@ -266,8 +287,9 @@ def _read_relation(text: str) -> Relation | None:
 
 
 NAME = re.compile(
-    r"\\frac\s*\{\s*d[^{}]*\}\s*\{\s*d[^{}]*\}|\(\s*[a-zA-Z]\s*(?:,\s*[a-zA-Z]\s*)+\)"
-    r"|(?:\^\{-1\}|\\(?!frac|sqrt|times|cdot|binom|pi\b)[a-zA-Z]+\s*|[A-Za-z]'*\s*|_\s*(?:\w|\{[^{}]*\})\s*|\{[^{}\d+*/^-]*\}\s*|\([a-zA-Z](?:,\s*[a-zA-Z])*\)\s*)+"
+    r"\\frac\s*\{\s*(?:d|\\partial)[^{}]*\}\s*\{\s*(?:d|\\partial)[^{}]*\}|\(\s*[a-zA-Z]\s*(?:,\s*[a-zA-Z]\s*)+\)"
+    r"|(?!.*\b(?i:no|not|non|without|except)\b)(?:\^\{-1\}|\s*:\s*|\\(?!frac|sqrt|times|cdot|binom|pi\b)[a-zA-Z]+\s*|[A-Za-z]'*\s*|_\s*(?:\w|\{[^{}]*\})\s*|\{[^{}\d+*/^-]*\}\s*|\([a-zA-Z](?:,\s*[a-zA-Z])*\)\s*)+"
+    r"|\|\s*[A-Za-z]+\s*\||[a-zA-Z]'*\([^()=]*\)"
 )
 
 
@@ -279,18 +301,26 @@ def _name_of(text: str) -> str:
     return compact(relation.sides[0])
 
 
-def _readnumber_of(text: str, is_gold: bool) -> Reading:
+def _read_number(text: str, is_gold: bool) -> Reading:
     number, unit = split_unit(text, spaced=is_gold)
     number = number.strip().rstrip(" .")
     if repeating := _REPEATING.fullmatch(number):
         number = f"{repeating[1]}\\overline{{{repeating[2]}}}"
     if (inside := _in_brackets(number)) and inside[0] + inside[2] in ("()", "{}") and unit:
         number = inside[1]
+    factor, unit = split_scale(unit)
+    if (compound := read_compound(text)) is not None:
+        return Number(Integer(compound[0].numerator) / compound[0].denominator, None, compound[1])
     if number in _ENDLESS:
         return Number(-sympy.oo if number[0] == "-" else sympy.oo, None, unit)
     for formula, behind in ((number, unit), (text, "")):
         try:
-            return Number(read_formula(formula), _as_decimal(formula), behind)
+            value = read_formula(formula)
+            return (
+                Number(value * factor, _as_decimal(formula) if factor == 1 else None, behind)
+                if formula is number
+                else Number(value, _as_decimal(formula), behind)
+            )
         except Unreadable:
             pass
     if number != text:
@@ -366,7 +396,14 @@ def region_of(reading: Reading) -> Region | None:
 
 
 def _region_of_inequality(relation: Relation) -> Region | None:
-    """``x > 2``, ``2 < x``, ``0 \\le x < 1``, ``x \\ne 3``."""
+    """``x > 2``, ``2 < x``, ``0 \\le x < 1``, ``x \\ne 3``, ``|x| < 2``."""
+    if len(relation.signs) == 1 and re.fullmatch(r"\|\s*[a-zA-Z]\s*\|", relation.sides[0]):
+        sign, bound = relation.signs[0], number_of(read(relation.sides[1]))
+        if bound is None or not bound.is_positive or sign not in ("<", "<=", ">", ">="):
+            return None
+        if sign[0] == "<":
+            return Region(((-bound, bound, sign == "<=", sign == "<="),))
+        return Region(((-sympy.oo, -bound, False, sign == ">="), (bound, sympy.oo, sign == ">=", False)))
     letter = [bool(re.fullmatch(r"[a-zA-Z](?:\([a-zA-Z]\))?|\\[a-z]+", side)) for side in relation.sides]
     if sum(letter) != 1 or "=" in relation.signs or "\\equiv" in relation.signs:
         return None

@@ -100,8 +100,22 @@ def nesting(text: str) -> int:
 
 _DELIMITERS = re.compile(r"\$\$(.*)\$\$|\$([^$]*)\$|\\\[(.*)\\\]|\\\((.*)\\\)", re.DOTALL)
 _SPACING = re.compile(
-    r"\\(?:displaystyle|textstyle|limits|left|right|middle|[bB]igg?[lrm]?|hspace\{[^{}]*\}|phantom(?=\W))(?![a-zA-Z])\.?"
+    r"\\(?:displaystyle|textstyle|scriptstyle|limits|left|right|middle|[bB]igg?[lrm]?|[hv]space\*?\{[^{}]*\}|phantom(?=\W)|color\{[^{}]*\}"
+    r"|tiny|small|normalsize|large|Large|LARGE|huge|Huge|mathstrut|strut|nolimits)(?![a-zA-Z])\.?"
 )
+_SYNONYMS = {
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "leqslant": "le", "geq": "ge",
+    "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "varnothing": "emptyset", "empty": "emptyset", "surd": "sqrt", "lbrace": "{",
+    "rbrace": "}", "lbrack": "[", "rbrack": "]", "langle": "(", "rangle": ")", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|",
+    "lVert": "|", "rVert": "|", "R": "mathbb{R}", "N": "mathbb{N}", "Z": "mathbb{Z}", "Q": "mathbb{Q}", "reals": "mathbb{R}",
+    "colon": ":", "thinspace": " ", "enspace": " ", "space": " ", "tg": "tan", "ctg": "cot", "arctg": "arctan", "sh": "sinh", "ch": "cosh",
+    "degree": "^\\circ ", "implies": "Rightarrow", "land": "wedge", "lor": "vee", "blank": "",
+}  # fmt: skip
+"""Commands that say the same, without their backslash; what begins with a letter or a brace of a set gets it back."""
+
+_COMMAND = re.compile(r"\\([a-zA-Z]+)")
+_WRAPPED = re.compile(r"\\(?:underline|fbox|boxed|mathop|mathstrut|(?:textcolor|colorbox)\s*\{[^{}]*\})\s*(?=\{)")
+_INFIX = re.compile(r"\{([^{}]*?)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
 _STYLE = r"\\(?:text|textbf|textit|textrm|textnormal|textsf|mathbf|mathit|mathrm|mathsf|boldsymbol|bm|mbox|operatorname|bf|rm|emph|underline)"
 STYLED = re.compile(rf"{_STYLE}\s*\{{([^{{}}]*)\}}")
 """Words and letters in a font of their own: the group is what stands in it."""
@@ -111,7 +125,10 @@ _FLOAT = re.compile(r"(?<![A-Za-z\d])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d+)(?![\dA-
 _GROUPED_BY_SPACES = re.compile(r"(?<![\d.,/])\d{1,3}(?:\s\d{3})+(?![\d/])")
 _EUROPEAN = re.compile(r"-?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|-?\d{1,3}(?:\.\d{3})+,\d+")
 _LEADING = re.compile(r"^(?:\\(?:approx|therefore|implies|Rightarrow|simeq|sim)(?![a-zA-Z])|=)\s*")
-_TRAILING = re.compile(r"(?:\\\\|\\,|[.;,]|\s)+$")
+_TRAILING = re.compile(r"(?:\\\\|\\,|\\q?quad|[.;,]|\s)+$")
+_NO_WORDS = frozenset({"and", "or", "am", "pm", "percent"})
+"""Words that may stand in a formula that is set as text."""
+
 _DOTS = re.compile(r"\s*(?:\\[lcd]?dots[bcimo]?(?![a-zA-Z])|\.\.\.+)\s*")
 
 
@@ -131,14 +148,18 @@ def clean(text: str) -> str:
     text = re.sub(r"\{,\}(?=\d{3}(?!\d))", ",", text)
     text = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text)
     text = _SPACING.sub("", text)
-    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
-    text = re.sub(r"\\[dt]binom(?![a-zA-Z])", r"\\binom", text)
-    text = re.sub(r"(?<!\\)\\[;:, >]|(?<!\\)\\(?=\s)|~|\\(?:thinspace|enspace|space)(?![a-zA-Z])", " ", text)
-    text = re.sub(r"\\[lr]brace(?![a-zA-Z])", lambda m: "\\{" if m[0][1] == "l" else "\\}", text)
-    text = re.sub(r"\\[lr](?:vert|Vert)(?![a-zA-Z])|\\vert(?![a-zA-Z])|\\mid(?![a-zA-Z])", "|", text)
-    text = text.replace("\\%", "%").replace("\\degree", "^\\circ ").replace("\\#", "").replace("\\&", "&")
+    text = _COMMAND.sub(_synonym, text)
+    text = re.sub(r"(?<!\\)\\[;:, >]|(?<!\\)\\(?=\s)|~", " ", text)
+    text = text.replace("\\%", "%").replace("\\#", "").replace("\\&", "&")
+    text = _INFIX.sub(
+        lambda m: f"\\{'frac' if m[2] == 'over' else 'binom'}{{{m[1].strip()}}}{{{m[3].strip()}}}", _WRAPPED.sub("", text)
+    )
+    text = re.sub(r"\\\\\[\s*[\d.]+\s*\w+\s*\]", r"\\\\", text)
+    text = re.sub(r"\\(?:text|mbox|mathrm)\s*\{\s*([,;:])\s*\}", r"\1 ", text)
     text = re.sub(r"\^\s*\{?\s*\\circ(?![a-zA-Z])\s*\}?", r"^\\circ ", text)
-    text = re.sub(r"\\(?:varnothing|empty)(?![a-zA-Z])", r"\\emptyset", text)
+    text = re.sub(
+        r"(?<=\d)(\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?)([AaPp])\.?\s?[Mm]\b\.?", lambda m: f"{m[1]}{m[2].lower()}m", text
+    )
     text = re.sub(r"(?<!\\)\$", "", text)
     text = re.sub(r"^(?:\\[\]\)])+|(?:\\[\[\]\(\)])+$", "", text.strip())
     text = _roots(text, re.compile(r"(?<![\\a-zA-Z])sqrt(?=\s*[\d(A-Za-z])"), "\\sqrt")
@@ -150,11 +171,22 @@ def clean(text: str) -> str:
     text = _TRAILING.sub("", _LEADING.sub("", text.strip()))
     if _EUROPEAN.fullmatch(text):
         text = text.replace(".", "").replace(",", ".")
+    if re.fullmatch(r"\][^\[\]]*,[^\[\]]*[\[\]]|\[[^\[\]]*,[^\[\]]*\[", text):  # ]0, 1[ is an open interval
+        text = ("(" if text[0] == "]" else "[") + text[1:-1] + (")" if text[-1] == "[" else "]")
+    if segment := re.fullmatch(r"\\(?:overline|overleftrightarrow)\s*\{\s*([A-Z]{2})\s*\}", text):
+        text = segment[1]
     if text.endswith((")", "]")) and not re.search(r"[(\[]", text):
         text = text[:-1]
     if text.startswith("{") and closing(text, 0) == len(text) - 1:
         text = text[1:-1]
+    if (whole := STYLED.fullmatch(text.strip())) and set(re.findall(r"[A-Za-z]{2,}", whole[1])) <= _NO_WORDS:
+        text = whole[1]
     return text.strip()
+
+
+def _synonym(command: re.Match[str]) -> str:
+    other = _SYNONYMS.get(command[1])
+    return command[0] if other is None else f"\\{other}" if other[:1].isalpha() or other[:1] in "{}" and other else other
 
 
 def _missing_braces(text: str) -> int:
@@ -163,12 +195,13 @@ def _missing_braces(text: str) -> int:
     return max(0, bare.count("{") - bare.count("}"))
 
 
-_SPACE = re.compile(r"\s+")
+_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 
 
 def compact(text: str) -> str:
     r"""A cleaned answer without spaces, thousands separators and needless braces: equal means the same spelling."""
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text) if not re.search(r"[(\[{]", text) else text
+    text = text.replace(":", "|") if text.startswith("\\{") else text
     return _SPACE.sub("", re.sub(r"\{(\w)\}", r"\1", text))
 
 

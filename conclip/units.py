@@ -35,7 +35,7 @@ _OTHERS: dict[str, tuple[str, Fraction]] = {
         ("dollar USD usd bucks buck", "dollar", 1), ("cent ¢", "dollar", Fraction(1, 100)), ("euro EUR €", "euro", 1),
         ("£ GBP", "sterling", 1), ("¥ yen JPY", "yen", 1), ("rupee Rs INR ₹", "rupee", 1), ("yuan RMB CNY", "yuan", 1),
         ("l", "L", 1), ("ml", "L", Fraction(1, 1000)), ("u amu Da", "u", 1), ("dB decibel", "dB", 1), ("rpm", "rpm", 1),
-        ("Å angstrom", "m", Fraction(1, 10**10)), ("am", "am", 1), ("pm", "pm", 1),
+        ("Å angstrom", "m", Fraction(1, 10**10)), ("am AM", "am", 1), ("pm PM", "pm", 1),
     )
     for name in names.split()
 }  # fmt: skip
@@ -80,7 +80,7 @@ MAX_CHARS = 400
 _PIECE = (
     r"(?:\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathit|mbox|operatorname|rm)\s*\{(?:[^{}]|\{[^{}]*\})*\}"
     r"|\{\s*\\rm\b[^{}]*\}|\^\\circ|\\Omega(?![a-zA-Z])|\\mu(?![a-zA-Z])|\\frac\s*\{UNIT\}\s*\{UNIT\}|€|£|¥|¢|₹|Å|°)"
-).replace("UNIT", r"\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}\s*")
+).replace("UNIT", r"\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}[\s^\d]*")
 _POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
 _JOIN = r"(?:\s|\\cdot(?![a-zA-Z])|/|\*|\.)*"
 _STYLED_SUFFIX = re.compile(
@@ -91,9 +91,10 @@ _PLAIN_SUFFIX = re.compile(
     rf"(?P<value>.*?(?:[\d)}}!]|\\pi|(?<![A-Za-z])[ei]))(?P<space>\s*)(?P<unit>(?![ei](?![A-Za-z]))[A-Za-zμΩ][A-Za-zμΩ. ]*{_POWER}(?:\s*/\s*[A-Za-z]+{_POWER})*)",
     re.DOTALL,
 )
+_PERCENT = re.compile(r"(?:%|\s*\\(?:text|mbox|mathrm)\s*\{\s*(?:%|per\s?cent|pct)\s*\}|\s(?:per\s?cent|pct))\s*$")
 _FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _MONEY = re.compile(
-    r"^(?P<sign>-?)\s*(?:US)?(?:\\\$|\\text\s*\{\s*\\?\$\s*\}|(?P<name>USD|EUR|€|£|¥|₹|Rs\.?)(?![A-Za-z]))\s*(?P<value>.+)$",
+    r"^(?P<sign>-?)\s*(?:US)?(?:\\\$|\\text\s*\{\s*\\?\$\s*\}|(?P<name>\\text\s*\{\s*[€£¥₹]\s*\}|USD|EUR|€|£|¥|₹|Rs\.?)(?![A-Za-z]))\s*(?P<value>.+)$",
     re.DOTALL,
 )
 
@@ -106,16 +107,21 @@ def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
     """
     if match := _MONEY.match(text):
         value, behind = split_unit(match["value"])
-        return match["sign"] + value, behind if behind == "%" else (match["name"] or "dollar").rstrip(".")
-    if text.endswith("%"):
-        return text[:-1].rstrip(), "%"
+        name = plain(match["name"] or "dollar").strip(" .")
+        return match["sign"] + value, behind if behind == "%" else f"{behind} {name}" if split_scale(behind)[0] > 1 else name
+    if match := _PERCENT.search(text):
+        return text[: match.start()].rstrip(), "%"
     if len(text) > MAX_CHARS:
         return text, ""
     if match := _STYLED_SUFFIX.fullmatch(text):
         value, unit = match["value"], match["unit"] + match["plain"]
         if unit.startswith("^\\circ") and _FUNCTION.search(value):  # the degrees of an angle: sin 30°
             value, unit = value + "^\\circ ", unit.removeprefix("^\\circ").lstrip()
-        if not _has_letters(value) or _names(unit) & _UNITS.keys():
+        if (
+            not re.search(r"(?<![\^{\d-])\d", unit)
+            and plain(unit).strip() not in ("i", "e")
+            and (not _has_letters(value) or _names(unit) & _UNITS.keys())
+        ):
             return value, unit
     if (match := _PLAIN_SUFFIX.fullmatch(text)) and not (_has_letters(match["value"]) or _FUNCTION.search(match["value"])):
         names = _names(match["unit"])
@@ -137,6 +143,42 @@ def _names(unit: str) -> set[str]:
     return {name for name in re.split(r"[\s/*.^{}\d-]+", re.sub(r"\\[a-zA-Z]+", " ", plain(unit))) if name}
 
 
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_OPPOSITES = tuple(
+    frozenset(words.split())
+    for words in ("increase decrease", "profit loss", "gain loss", "north south east west", "left right", "up down", "above below",
+                  "clockwise counterclockwise anticlockwise", "more less fewer", "faster slower", "longer shorter", "before after")
+)  # fmt: skip
+
+
+def split_scale(unit: str) -> tuple[int, str]:
+    """(factor, rest) of a unit that begins with a word for a number: ``million dollars`` gives (1,000,000, "dollars")."""
+    words = plain(unit).split()
+    factor = 1
+    while words and words[0].lower().removesuffix("s") in _SCALES:
+        factor *= _SCALES[words.pop(0).lower().removesuffix("s")]
+    return (factor, " ".join(words)) if factor > 1 else (1, unit)
+
+
+def are_opposed(first: str, second: str) -> bool:
+    """Whether the words behind two numbers name different directions (``increase`` and ``decrease``)."""
+    one, two = (set(re.findall(r"[a-z]+", plain(text).lower())) for text in (first, second))
+    return any((one & words) and (two & words) and (one & words) != (two & words) for words in _OPPOSITES)
+
+
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?\s*(?:and\b|,)?\s*")
+
+
+def read_compound(text: str) -> tuple[Fraction, str] | None:
+    """(number, unit) of a quantity in several units of one kind: ``2 hours 30 minutes`` is 9000 s; None for anything else."""
+    parts = [(m[1], _look_up(m[2], known_only=True)) for m in _PART.finditer(plain(text).strip())]
+    if len(parts) < 2 or _PART.sub("", plain(text).strip()) or any(len(found) != 1 for _, found in parts):
+        return None
+    if len({found[0][0] for _, found in parts}) > 1:
+        return None
+    return sum((Fraction(number) * found[0][1] for number, found in parts), Fraction(0)), parts[0][1][0][0]
+
+
 _SQUARE = re.compile(r"\b(?:(square|sq)|(cubic|cu))\.?\s+", re.IGNORECASE)
 
 
@@ -147,7 +189,7 @@ def read_unit(text: str) -> Unit | None:
 
     Example: ``km/h`` is 5/18 metre a second, ``square inches`` inch^2, ``ways`` None.
     """
-    text = re.sub(r"\\frac\s*\{(.*?\})\s*\}\s*\{(.*?\})\s*\}", r"\1/\2", text)
+    text = re.sub(r"\\frac\s*\{((?:[^{}]|\{[^{}]*\})*)\}\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1/\2", text)
     text = (
         text.replace("^\\circ", " ° ").replace("\\Omega", "Ω").replace("\\mu", "μ").replace("µ", "μ").replace("\\cdot", " ")
     )
