@@ -74,8 +74,9 @@ def main() -> None:
 
 
 def _is_number(gold: str) -> bool:
+    """A number without a unit of its own."""
     try:
-        return not read_formula(clean(gold)).free_symbols
+        return "%" not in gold and "\\circ" not in gold and not read_formula(clean(gold)).free_symbols
     except Unreadable:
         return False
 

@@ -53,7 +53,8 @@ def extract_boxed(text: str) -> str | None:
 _ANSWER_TAG = re.compile(r"<answer>([^<>]{1,500})</answer>")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _PHRASE = re.compile(
-    r"(?:answer|result|option|choice)\s{0,9}(?:\([^()\n]{0,20}\)\s{0,9})?\**\s{0,9}(?:is|are|=|:)\s{0,9}:?\s{0,9}\**[ \t]{0,9}(?=\S)",
+    r"(?:answer|result|option|choice)\s{0,9}(?:\([^()\n]{0,20}\)\s{0,9})?\**\s{0,9}(?:is|are|=|:)"
+    r"\s{0,9}:?\s{0,9}\**[ \t]{0,9}(?=\S)",
     re.IGNORECASE,
 )
 _DELIMITER = re.compile(r"\\.|\$\$?", re.DOTALL)
@@ -159,8 +160,8 @@ _SEVERAL = re.compile(rf"{_LETTER}(?:(?:\s*(?:,|;|&|\bor\b|\band\b))+\s*{_LETTER
 
 
 def choice_letters(answer: str, *, num_choices: int | None = None, fold: bool = False) -> list[str]:
-    r"""The letters that a cleaned multiple-choice answer names; empty where it names none. `fold`: small letters name options,
-    too (alone, ``b`` may be a variable).
+    r"""The letters that a cleaned multiple-choice answer names; empty where it names none. `fold`: small letters name
+    options, too (alone, ``b`` may be a variable).
 
     Example: ``\text{Option B}``, ``(B) 12`` and ``[B]`` give ["B"], ``A, B`` gives ["A", "B"], ``C_1`` gives [].
     """

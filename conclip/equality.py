@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import cast
 
 import sympy
-from sympy import Expr, Integer, Rational, Symbol
+from sympy import Basic, Expr, Integer, Rational, Symbol
 
 DIGITS = 80
 """With which numbers are computed."""
@@ -27,8 +27,8 @@ MIN_SIGNIFICANT_DIGITS = 6
 def equal(first: Expr, second: Expr) -> bool:
     """Whether the two are the same number, or the same function of their letters wherever `first` is a real number.
 
-    Example: sqrt(8) and 2 sqrt(2) are equal, 3 ln x and ln x^3 are, sqrt(x^2) and x are not (x may be negative), 1 - 2^-99 is not
-    1.
+    Example: sqrt(8) and 2 sqrt(2) are equal, and 3 ln x and ln x^3; sqrt(x^2) and x are not (x may be negative), nor are
+    1 - 2^-99 and 1.
     """
     if first == second:
         return True
@@ -122,7 +122,7 @@ def _near(first: Expr, second: Expr) -> bool:
 
 def _at(value: Expr, point: dict[Symbol, Expr]) -> Expr | None:
     """The number at a point; None where it is not finite."""
-    number = cast(Expr, value.evalf(DIGITS, subs=point) if point else value.evalf(DIGITS))
+    number = cast(Expr, value.evalf(DIGITS, subs=cast(dict[Basic, Basic | float], point)) if point else value.evalf(DIGITS))
     return number if number.is_number and number.is_finite and not number.free_symbols else None
 
 

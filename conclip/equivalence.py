@@ -13,21 +13,8 @@ from sympy import Expr, Rational
 from conclip import equality
 from conclip.answers import choice_letters, extract, without_label
 from conclip.formulas import MAX_DEPTH, Unreadable, read_formula
-from conclip.readings import (
-    NAME,
-    TURNED,
-    Matrix,
-    Number,
-    Reading,
-    Relation,
-    Several,
-    Spelled,
-    UnitText,
-    is_understood,
-    number_of,
-    read,
-    region_of,
-)
+from conclip.kinds import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
+from conclip.readings import NAME, is_understood, read, region_of
 from conclip.regions import Region, same_region
 from conclip.spelling import clean, compact, nesting, plain
 from conclip.units import are_opposed, read_unit
@@ -143,15 +130,15 @@ _LETTER_AND_TEXT = re.compile(r"\s*[\[(]?([A-Z])\s*(?:[-=).:\]]\s*|\s)(?=\S)")
 
 
 def _agree(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
-    if isinstance(gold, Relation) is not isinstance(answer, Relation):
+    if isinstance(gold, Relation) or isinstance(answer, Relation):
+        if isinstance(gold, Relation) and isinstance(answer, Relation):
+            return _agree_relations(gold, answer, tolerance)
         return _agree_named(gold, answer, tolerance)
     if isinstance(gold, Spelled) or isinstance(answer, Spelled):
         return isinstance(gold, Spelled) and isinstance(answer, Spelled) and _agree_spelled(gold, answer, tolerance)
     if isinstance(gold, Region) or isinstance(answer, Region):
         first, second = region_of(gold), region_of(answer)
         return first is not None and second is not None and same_region(first, second)
-    if isinstance(gold, Relation) and isinstance(answer, Relation):
-        return _agree_relations(gold, answer, tolerance)
     if isinstance(gold, Several) or isinstance(answer, Several):
         return _agree_several(gold, answer, tolerance)
     if isinstance(gold, Matrix) or isinstance(answer, Matrix):

@@ -1,8 +1,8 @@
 r"""Reading one LaTeX formula as a sympy expression with exact numbers.
 
 The grammar is the one of final answers: arithmetic, roots, powers, fractions and mixed numbers, the elementary functions,
-factorials, binomials, absolute values. A formula is read whole or not at all, letters keep their case and subscripts, decimals
-are exact fractions. math-verify's parser (latex2sympy) was tried first: it folds case, drops subscripts and primes, reads
+factorials, binomials, absolute values, finite sums. A formula is read whole or not at all, letters keep their case and
+subscripts, decimals are exact fractions. math-verify's parser (latex2sympy) folds case, drops subscripts and primes, reads
 ``1 2`` as 3, rounds decimals to binary, and answers for a part of what it was given.
 """
 
@@ -12,6 +12,8 @@ from typing import cast
 
 import sympy
 from sympy import Expr, Integer, Rational, Symbol
+
+from conclip.tex import DECORATIONS, FONTS, LETTERS
 
 MAX_BITS = 1_000_000
 """Largest integer that a power may become; a larger one is not read."""
@@ -31,17 +33,6 @@ _TOKEN = re.compile(
     r"|(?P<command>\\(?:[a-zA-Z]+|.))|(?P<other>.))",
     re.DOTALL,
 )
-_GREEK = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi omicron rho varrho sigma tau "
-    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar nabla partial "
-    "triangle angle".split()
-)
-_DECORATIONS = frozenset(
-    "overline underline bar vec hat tilde dot ddot widehat overrightarrow mathcal mathbb mathscr mathfrak".split()
-)
-_FONTS = frozenset(
-    "text textbf textit textrm textnormal mathbf mathit mathrm mathsf boldsymbol bm mbox operatorname rm bf".split()
-)
 _ONE_ARGUMENT: dict[str, Callable[..., Expr]] = {
     "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc,
     "arcsin": sympy.asin, "arccos": sympy.acos, "arctan": sympy.atan, "arccot": sympy.acot, "arcsec": sympy.asec,
@@ -49,7 +40,7 @@ _ONE_ARGUMENT: dict[str, Callable[..., Expr]] = {
     "arsinh": sympy.asinh, "arcosh": sympy.acosh, "artanh": sympy.atanh, "ln": sympy.log, "exp": sympy.exp,
     "log": lambda x: sympy.log(x, 10), "lg": lambda x: sympy.log(x, 10),
 }  # fmt: skip
-_FUNCTIONS = frozenset("f g h F G H O P f' g' h' f''".split())
+_FUNCTIONS = frozenset(["f", "g", "h", "F", "G", "H", "O", "P", "f'", "g'", "h'", "f''"])
 """Letters that name functions when a bracket follows; others are factors."""
 
 _INVERSE = {
@@ -157,7 +148,7 @@ class _Parser:
             return False  # a number after a factor: "1 2" is no product
         if token[0] == "\\":
             name = token[1:]
-            known = name in _GREEK or name in _DECORATIONS or name in _FONTS or name in _ONE_ARGUMENT
+            known = name in LETTERS or name in DECORATIONS or name in FONTS or name in _ONE_ARGUMENT
             return known or name in (
                 "frac",
                 "sqrt",
@@ -330,17 +321,19 @@ class _Parser:
             while len(self.here()) == 1 and self.here().isupper():
                 corners += self._take()
             return Symbol(f"{name} {corners}")
-        if name in _GREEK:
+        if name in LETTERS:
             return self._symbol(name)
-        if name in _DECORATIONS:
+        if name in DECORATIONS:
             inside = self._raw() if self.here() == "{" else self._take()
             return self._symbol(f"{name} {inside}")
-        if name in _FONTS and self.here() == "{":
+        if name in FONTS and self.here() == "{":
             inside = self._raw().strip()
             if inside in _ONE_ARGUMENT:
                 return self._function(inside)
             if inside.isascii() and inside.isalpha():
                 return self._symbol(inside) if len(inside) == 1 or self.here() == "_" else Symbol(f"text {inside}")
+            if re.search(r"[A-Za-z]{2}", inside):
+                raise Unreadable(f"words in a formula: {inside!r}")
             return read_formula(inside)
         raise Unreadable(f"cannot read '\\{name}'")
 

@@ -158,8 +158,8 @@ class Grader:
             self._compare(_Asker(key, Extraction(answer, method)), pair)
 
     def unreadable(self, golds: Sequence[tuple[str, Sequence[str] | None]]) -> list[int]:
-        """Which of the gold answers, each with its choices, are understood neither as mathematics nor as words or letters, so
-        that only the same spelling can be right. Waits for the verdicts; plain numbers need none."""
+        """Which of the gold answers, each with its choices, are understood neither as mathematics nor as words or letters,
+        so that only the same spelling can be right. Waits for the verdicts; plain numbers need none."""
         with self._lock:
             pending = [
                 (n, gold, choices) for n, (gold, choices) in enumerate(golds) if not _PLAIN_NUMBER.fullmatch(gold.strip())

@@ -1,5 +1,5 @@
-"""One grader process: reads ``[golds, answer, choices, decimals, tolerance, is response, question]`` JSON lines, writes one outcome a
-line.
+"""One grader process: reads JSON lines ``[golds, answer, choices, decimals, tolerance, is response, question]``, writes one
+outcome a line.
 
 Limits of its own, kept by the kernel: processor time for each answer, and memory. An answer that exceeds them ends the
 process, which the parent sees. The end of its input ends it, too.

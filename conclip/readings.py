@@ -2,7 +2,6 @@ r"""What an answer states: a number, several values, a relation, a region, a mat
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import cast
 
@@ -10,52 +9,10 @@ import sympy
 from sympy import Expr, Integer
 
 from conclip.formulas import Unreadable, read_formula
+from conclip.kinds import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
 from conclip.regions import Interval, Region, intersection, union_of, without_points
 from conclip.spelling import closing, compact, plain
 from conclip.units import read_compound, split_scale, split_unit
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """One value, a formula with letters included."""
-
-    value: Expr
-    decimal: Decimal | None
-    """The value as it is spelled, where it is spelled as a decimal."""
-    unit: str
-    """As it stands; "%" for percent, "" for none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Several:
-    """Values side by side: ``(1, 2]``, ``\\{1, 2\\}``, or without brackets; a single one only in braces."""
-
-    brackets: str
-    items: tuple["Reading", ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """Sides with signs between them, such as ``y = 2x`` or ``0 < x \\le 1``."""
-
-    signs: tuple[str, ...]
-    sides: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    rows: tuple[tuple["Reading", ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Spelled:
-    """What only its parts' spelling decides: times, ratios, other bases, remainders, dots, systems, words."""
-
-    kind: str
-    parts: tuple["Reading | str", ...]
-
-
-Reading = Number | Several | Relation | Region | Matrix | Spelled
 
 _SEPARATORS = re.compile(
     r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*(?:or|and)\s*,?\s*\}|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])"
@@ -67,8 +24,8 @@ _SIGNS = re.compile(
     r"\\(?:leqslant|leq?|geqslant|geq?|neq?|lt|gt)(?![a-zA-Z])|\\equiv(?![a-zA-Z])|\\(?:in|approx)(?![a-zA-Z])|!=|<=|>=|=|<|>"
 )
 _SIGN_OF = {
-    "\\le": "<=", "\\leq": "<=", "\\leqslant": "<=", "\\ge": ">=", "\\geq": ">=", "\\geqslant": ">=", "\\ne": "!=", "\\neq": "!=",
-    "\\lt": "<", "\\gt": ">", "\\in": "=", "\\approx": "=",
+    "\\le": "<=", "\\leq": "<=", "\\leqslant": "<=", "\\ge": ">=", "\\geq": ">=", "\\geqslant": ">=", "\\ne": "!=",
+    "\\neq": "!=", "\\lt": "<", "\\gt": ">", "\\in": "=", "\\approx": "=",
 }  # fmt: skip
 _MATRIX = re.compile(
     r"[(\[|]?\s*\\begin\{([pbBvV]?(?:small)?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}\s*[)\]|]?", re.DOTALL
@@ -83,10 +40,10 @@ _PHRASES = (
 _MODULO = re.compile(r"(?:(.*?)\\equiv)?\s*(.*?)\s*(?:\\pmod\s*\{?|\(\s*\\(?:mod|bmod)|\\mod)\s*([^{}()]+)[})]*")
 _ANGLE = re.compile(r".*\\circ.*\d\s*'.*")
 _SET_BUILDER = re.compile(r"\\?\{\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\||:)\s*(.*?)\s*\\?\}")
-_BASES = {name: str(base) for base, name in enumerate("two three four five six seven eight nine ten".split(), start=2)}
-TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
-"""The same relation from the other side."""
-
+_BASES = {
+    name: str(base)
+    for base, name in enumerate(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=2)
+}
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
 _REPEATING = re.compile(r"(-?\d*\.\d*?)(\d{1,6}?)\2{2,}\s*\\ldots")
 _ENDLESS = ("\\infty", "+\\infty", "-\\infty")
@@ -250,10 +207,6 @@ def _read_literal(text: str) -> Spelled | None:
     return None
 
 
-class UnitText(str):
-    """A unit as a part, which may be missing."""
-
-
 def _or_text(piece: str) -> "Reading | str":
     reading = _read_number(piece, is_gold=False)
     return reading if isinstance(reading, Number) else compact(piece)
@@ -343,11 +296,6 @@ def _as_decimal(number: str) -> Decimal | None:
         return Decimal(f"{match[1]}{match[2].replace(',', '')}e{match[3] or 0}")
     except InvalidOperation:
         return None
-
-
-def number_of(part: "Reading | str") -> Expr | None:
-    """The value of a number; None for anything else."""
-    return part.value if isinstance(part, Number) else None
 
 
 def _read_region(text: str) -> Region | None:

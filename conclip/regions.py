@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import sympy
 from sympy import Expr
@@ -24,7 +25,7 @@ def without_points(points: Sequence[Expr]) -> Region | None:
     if not points or any(point.free_symbols or not point.is_real for point in points):
         return None
     ends = [-sympy.oo, *sorted(points), sympy.oo]
-    return Region(tuple((left, right, False, False) for left, right in zip(ends, ends[1:], strict=False)))
+    return Region(tuple((left, right, False, False) for left, right in pairwise(ends)))
 
 
 def union_of(intervals: Sequence[Interval]) -> Region | None:

@@ -6,6 +6,8 @@ Text work only, in linear time. Letters keep their case, and no letter of anothe
 import re
 import unicodedata
 
+from conclip.tex import FONTS, SYNONYMS
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙₖₘ", "0123456789+-=()nkm")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
@@ -15,17 +17,17 @@ _VULGAR = re.compile("[¼½¾⅐-⅞↉]")
 # Before compatibility normalisation, which would make other characters of these.
 _OWN_SIGNS = str.maketrans(
     {
-        "ℝ": "\\mathbb{R}", "ℕ": "\\mathbb{N}", "ℤ": "\\mathbb{Z}", "ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}", "º": "°", "˚": "°",
-        "…": "\\ldots ", "⋯": "\\cdots ",
+        "ℝ": "\\mathbb{R}", "ℕ": "\\mathbb{N}", "ℤ": "\\mathbb{Z}", "ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}", "º": "°",
+        "˚": "°", "…": "\\ldots ", "⋯": "\\cdots ",
     }
 )  # fmt: skip
 _GREEK = {
     chr(code): f"\\{name} "
     for first, names in (
-        (0x3B1, "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma sigma tau upsilon "
-                "phi chi psi omega"),
-        (0x391, "Alpha Beta Gamma Delta Epsilon Zeta Eta Theta Iota Kappa Lambda Mu Nu Xi Omicron Pi Rho Final Sigma Tau "
-                "Upsilon Phi Chi Psi Omega"),
+        (0x3B1, "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho "
+                "sigma sigma tau upsilon phi chi psi omega"),
+        (0x391, "Alpha Beta Gamma Delta Epsilon Zeta Eta Theta Iota Kappa Lambda Mu Nu Xi Omicron Pi Rho "
+                "Final Sigma Tau Upsilon Phi Chi Psi Omega"),
     )
     for code, name in enumerate(names.split(), start=first)
 }  # fmt: skip
@@ -35,8 +37,9 @@ _SIGNS = str.maketrans(
         "−": "-", "–": "-", "—": "-", "‐": "-", "‒": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ",
         "•": "\\cdot ", "∗": "*", "÷": "/", "∕": "/", "⁄": "/", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ",
         "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "≡": "\\equiv ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ",
-        "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ", "∖": "\\setminus ", "°": "^\\circ ", "′": "'", "’": "'", "∠": "\\angle ",
-        "△": "\\triangle ", "。": ".", "、": ",", "ℓ": "\\ell ", "∣": "|", "∥": "\\parallel ", "⊥": "\\perp ", "→": "\\to ",
+        "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ", "∖": "\\setminus ", "°": "^\\circ ", "′": "'", "’": "'",
+        "∠": "\\angle ", "△": "\\triangle ", "。": ".", "、": ",", "ℓ": "\\ell ", "∣": "|", "∥": "\\parallel ",
+        "⊥": "\\perp ", "→": "\\to ",
     }
 )  # fmt: skip
 
@@ -103,20 +106,10 @@ _SPACING = re.compile(
     r"\\(?:displaystyle|textstyle|scriptstyle|limits|left|right|middle|[bB]igg?[lrm]?|[hv]space\*?\{[^{}]*\}|phantom(?=\W)|color\{[^{}]*\}"
     r"|tiny|small|normalsize|large|Large|LARGE|huge|Huge|mathstrut|strut|nolimits)(?![a-zA-Z])\.?"
 )
-_SYNONYMS = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "leqslant": "le", "geq": "ge",
-    "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "varnothing": "emptyset", "empty": "emptyset", "surd": "sqrt", "lbrace": "{",
-    "rbrace": "}", "lbrack": "[", "rbrack": "]", "langle": "(", "rangle": ")", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|",
-    "lVert": "|", "rVert": "|", "R": "mathbb{R}", "N": "mathbb{N}", "Z": "mathbb{Z}", "Q": "mathbb{Q}", "reals": "mathbb{R}",
-    "colon": ":", "thinspace": " ", "enspace": " ", "space": " ", "tg": "tan", "ctg": "cot", "arctg": "arctan", "sh": "sinh", "ch": "cosh",
-    "degree": "^\\circ ", "implies": "Rightarrow", "land": "wedge", "lor": "vee", "blank": "",
-}  # fmt: skip
-"""Commands that say the same, without their backslash; what begins with a letter or a brace of a set gets it back."""
-
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 _WRAPPED = re.compile(r"\\(?:underline|fbox|boxed|mathop|mathstrut|(?:textcolor|colorbox)\s*\{[^{}]*\})\s*(?=\{)")
 _INFIX = re.compile(r"\{([^{}]*?)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
-_STYLE = r"\\(?:text|textbf|textit|textrm|textnormal|textsf|mathbf|mathit|mathrm|mathsf|boldsymbol|bm|mbox|operatorname|bf|rm|emph|underline)"
+_STYLE = r"\\(?:" + "|".join(sorted(FONTS, key=len, reverse=True)) + ")"
 STYLED = re.compile(rf"{_STYLE}\s*\{{([^{{}}]*)\}}")
 """Words and letters in a font of their own: the group is what stands in it."""
 
@@ -133,8 +126,8 @@ _DOTS = re.compile(r"\s*(?:\\[lcd]?dots[bcimo]?(?![a-zA-Z])|\.\.\.+)\s*")
 
 
 def clean(text: str) -> str:
-    r"""An answer in plain LaTeX: no delimiters of formulas, no layout, no leading sign of (near) equality, no final full stop;
-    ``\ldots`` for all dots.
+    r"""An answer in plain LaTeX: no delimiters of formulas, no layout, no leading sign of (near) equality, no final full
+    stop; ``\ldots`` for all dots.
 
     Example: ``$\left( 1,\, \dfrac{9}{2} \right)$.`` gives ``( 1, \frac{9}{2} )``.
     """
@@ -185,8 +178,10 @@ def clean(text: str) -> str:
 
 
 def _synonym(command: re.Match[str]) -> str:
-    other = _SYNONYMS.get(command[1])
-    return command[0] if other is None else f"\\{other}" if other[:1].isalpha() or other[:1] in "{}" and other else other
+    other = SYNONYMS.get(command[1])
+    if other is None:
+        return command[0]
+    return f"\\{other}" if other[:1].isalpha() or other in ("{", "}") else other
 
 
 def _missing_braces(text: str) -> int:

@@ -1,7 +1,7 @@
 r"""The unit behind a number: units of measure count, counted things do not.
 
-``5\text{ cm}`` is a length, ``6\text{ ways}`` a 6. A unit may be missing on either side; where both have one they must measure
-the same thing, and the numbers are compared in the same unit.
+``5\text{ cm}`` is a length, ``6\text{ ways}`` a 6. A unit may be missing on either side; where both have one they must
+measure the same thing, and the numbers are compared in the same unit.
 """
 
 import re
@@ -17,20 +17,21 @@ _PREFIXES = {
 }  # fmt: skip
 # symbol, names; prefixes are put before all of them
 _METRIC = (
-    "m metre meter", "g gram gramme", "s second sec", "L litre liter", "A ampere amp", "K kelvin", "mol mole", "Hz hertz", "N newton",
-    "J joule", "W watt", "Pa pascal", "V volt", "C coulomb", "F farad", "Ω ohm", "T tesla", "Wb weber", "H henry", "S siemens",
-    "eV electronvolt", "Bq becquerel", "Gy gray", "Sv sievert", "cd candela", "lm lumen", "lx lux", "cal calorie", "bar", "rad radian",
-    "bit", "B byte", "Wh", "M molar", "pc parsec", "t tonne",
+    "m metre meter", "g gram gramme", "s second sec", "L litre liter", "A ampere amp", "K kelvin", "mol mole", "Hz hertz",
+    "N newton", "J joule", "W watt", "Pa pascal", "V volt", "C coulomb", "F farad", "Ω ohm", "T tesla", "Wb weber",
+    "H henry", "S siemens", "eV electronvolt", "Bq becquerel", "Gy gray", "Sv sievert", "cd candela", "lm lumen", "lx lux",
+    "cal calorie", "bar", "rad radian", "bit", "B byte", "Wh", "M molar", "pc parsec", "t tonne",
 )  # fmt: skip
 # name -> what it is: a number and a unit, or a unit of its own
 _OTHERS: dict[str, tuple[str, Fraction]] = {
     name: (unit, Fraction(factor))
     for names, unit, factor in (
         ("min minute", "s", 60), ("h hr hour", "s", 3600), ("day d", "s", 86400), ("week wk", "s", 604800),
-        ("year yr", "year", 1), ("month", "year", Fraction(1, 12)), ("decade", "year", 10), ("century centuries", "year", 100),
-        ("in inch inches", "inch", 1), ("ft foot feet", "inch", 12), ("yd yard", "inch", 36), ("mi mile", "inch", 63360),
-        ("lb pound", "oz", 16), ("oz ounce", "oz", 1), ("ton", "ton", 1), ("gal gallon", "floz", 128), ("qt quart", "floz", 32),
-        ("pt pint", "floz", 16), ("cup", "floz", 8), ("acre", "acre", 1), ("hectare ha", "hectare", 1), ("atm atmosphere", "atm", 1),
+        ("year yr", "year", 1), ("month", "year", Fraction(1, 12)), ("decade", "year", 10),
+        ("century centuries", "year", 100), ("in inch inches", "inch", 1), ("ft foot feet", "inch", 12),
+        ("yd yard", "inch", 36), ("mi mile", "inch", 63360), ("lb pound", "oz", 16), ("oz ounce", "oz", 1),
+        ("ton", "ton", 1), ("gal gallon", "floz", 128), ("qt quart", "floz", 32), ("pt pint", "floz", 16),
+        ("cup", "floz", 8), ("acre", "acre", 1), ("hectare ha", "hectare", 1), ("atm atmosphere", "atm", 1),
         ("knot", "knot", 1), ("degree deg", "degree", 1), ("°C celsius", "celsius", 1), ("°F fahrenheit", "fahrenheit", 1),
         ("dollar USD usd bucks buck", "dollar", 1), ("cent ¢", "dollar", Fraction(1, 100)), ("euro EUR €", "euro", 1),
         ("£ GBP", "sterling", 1), ("¥ yen JPY", "yen", 1), ("rupee Rs INR ₹", "rupee", 1), ("yuan RMB CNY", "yuan", 1),
@@ -84,11 +85,13 @@ _PIECE = (
 _POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
 _JOIN = r"(?:\s|\\cdot(?![a-zA-Z])|/|\*|\.)*"
 _STYLED_SUFFIX = re.compile(
-    rf"(?P<value>.*?[^\s\\])\s*(?P<unit>{_PIECE}{_POWER}(?:{_JOIN}{_PIECE}{_POWER})*)(?P<plain>(?:\s[A-Za-z][A-Za-z. /]*{_POWER})?)\.?",
+    rf"(?P<value>.*?[^\s\\])\s*(?P<unit>{_PIECE}{_POWER}(?:{_JOIN}{_PIECE}{_POWER})*)"
+    rf"(?P<plain>(?:\s[A-Za-z][A-Za-z. /]*{_POWER})?)\.?",
     re.DOTALL,
 )
 _PLAIN_SUFFIX = re.compile(
-    rf"(?P<value>.*?(?:[\d)}}!]|\\pi|(?<![A-Za-z])[ei]))(?P<space>\s*)(?P<unit>(?![ei](?![A-Za-z]))[A-Za-zμΩ][A-Za-zμΩ. ]*{_POWER}(?:\s*/\s*[A-Za-z]+{_POWER})*)",
+    rf"(?P<value>.*?(?:[\d)}}!]|\\pi|(?<![A-Za-z])[ei]))(?P<space>\s*)"
+    rf"(?P<unit>(?![ei](?![A-Za-z]))[A-Za-zμΩ][A-Za-zμΩ. ]*{_POWER}(?:\s*/\s*[A-Za-z]+{_POWER})*)",
     re.DOTALL,
 )
 _PERCENT = re.compile(r"(?:%|\s*\\(?:text|mbox|mathrm)\s*\{\s*(?:%|per\s?cent|pct)\s*\}|\s(?:per\s?cent|pct))\s*$")
@@ -146,8 +149,10 @@ def _names(unit: str) -> set[str]:
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _OPPOSITES = tuple(
     frozenset(words.split())
-    for words in ("increase decrease", "profit loss", "gain loss", "north south east west", "left right", "up down", "above below",
-                  "clockwise counterclockwise anticlockwise", "more less fewer", "faster slower", "longer shorter", "before after")
+    for words in (
+        "increase decrease", "profit loss", "gain loss", "north south east west", "left right", "up down", "above below",
+        "clockwise counterclockwise anticlockwise", "more less fewer", "faster slower", "longer shorter", "before after",
+    )
 )  # fmt: skip
 
 
@@ -170,7 +175,7 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?\s*(?:and\b|,)?\s*")
 
 
 def read_compound(text: str) -> tuple[Fraction, str] | None:
-    """(number, unit) of a quantity in several units of one kind: ``2 hours 30 minutes`` is 9000 s; None for anything else."""
+    """(number, unit) of a quantity in several units of one kind: ``2 hours 30 minutes`` is 9000 s; None for others."""
     parts = [(m[1], _look_up(m[2], known_only=True)) for m in _PART.finditer(plain(text).strip())]
     if len(parts) < 2 or _PART.sub("", plain(text).strip()) or any(len(found) != 1 for _, found in parts):
         return None

@@ -23,8 +23,8 @@ def is_text(gold: str) -> bool:
 
 
 def same_words(gold: str, answer: str) -> bool:
-    """Whether two answers are the same words, lists in any order. Case folds, but for names in capitals (points, lines): ``AB``
-    is not ``ab``."""
+    """Whether two answers are the same words, lists in any order. Case folds, but for names in capitals (points, lines):
+    ``AB`` is not ``ab``."""
     first, second = _spaced(gold), _spaced(answer)
     if _CAPITALS.fullmatch(first) and first.casefold() not in _FOLDED:
         return first == second
@@ -41,4 +41,4 @@ def are_words(text: str) -> bool:
 
 def _spaced(text: str) -> str:
     words = " ".join(re.sub(r"\s*,\s*", ", ", plain(text)).split())
-    return re.sub(r"\s*-\s*", "-", words).strip(" .\"'“”‘’`")
+    return re.sub(r"\s*-\s*", "-", words).strip(" .\"'“”`")

@@ -51,13 +51,14 @@ def test_every_pair_of_the_table(grader: Grader, category: str):
     assert wrong == []
 
 
-def test_labelled_responses(tmp_path: Path):
-    """983 responses of every kind, labelled by others than the grader's author, through the command people use."""
+@pytest.mark.parametrize(("name", "count"), [("answer_pairs", 983), ("answer_kinds", 2236)])
+def test_labelled_responses(tmp_path: Path, name: str, count: int):
+    """Responses of every kind, labelled by others than the grader's author, through the command people use."""
     target = tmp_path / "graded.jsonl"
-    grade_file(Path(__file__).parent / "answer_pairs.jsonl", target, audit=False)
+    grade_file(Path(__file__).parent / f"{name}.jsonl", target, audit=False)
     rows = [json.loads(line) for line in target.read_text().splitlines()]
     wrong = [(r["gold"], r["response"], r["outcome"]) for r in rows if (r["outcome"] == "correct") is not r["label"]]
-    assert len(rows) == 983 and wrong == []
+    assert len(rows) == count and wrong == []
 
 
 def test_strict_and_lenient_side_by_side(grader: Grader):

@@ -56,8 +56,12 @@ def test_one_module_imports_vllm():
 
 
 LAYERS = [
-    ["types", "stats", "pooling", "seeding", "terminal", "interrupts", "failures", "completion", "spelling", "formulas"],
-    ["answers", "equality", "units", "audit"],
+    ["types", "stats", "pooling", "seeding", "terminal", "interrupts", "failures", "completion", "tex"],
+    ["spelling", "formulas"],
+    ["answers", "equality", "units", "audit", "words"],
+    ["regions"],
+    ["kinds"],
+    ["readings"],
     ["problems.arithmetic"],
     ["config"],
     ["files"],

@@ -60,6 +60,6 @@ def _unreadable(key: str, problems: Sequence[Problem]) -> list[str]:
         return []
     some = ", ".join(f"{problem.answer!r:.60} ({problem.problem_id})" for problem in found[:3])
     return [
-        f"{key}: {len(found)} of {len(problems)} gold answers are not understood as mathematics, words or a letter; for them "
-        f"only the same spelling is right: {some}{', ...' if len(found) > 3 else ''}"
+        f"{key}: {len(found)} of {len(problems)} gold answers are not understood as mathematics, words or a letter; for "
+        f"them only the same spelling is right: {some}{', ...' if len(found) > 3 else ''}"
     ]

@@ -1,0 +1,33 @@
+"""What TeX commands mean in answers."""
+
+_names = str.split
+
+LETTERS = frozenset(
+    _names(
+        "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi omicron rho varrho "
+        "sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar "
+        "nabla partial triangle angle"
+    )
+)
+"""Letters."""
+
+DECORATIONS = frozenset(
+    _names("overline underline bar vec hat tilde dot ddot widehat overrightarrow mathcal mathbb mathscr mathfrak")
+)
+"""Signs over and under a letter, which make it another one."""
+
+FONTS = frozenset(
+    _names("text textbf textit textrm textnormal mathbf mathit mathrm mathsf boldsymbol bm mbox operatorname rm bf")
+)
+"""Fonts: letters in them stay the same."""
+
+SYNONYMS = {
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "leqslant": "le",
+    "geq": "ge", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "varnothing": "emptyset", "empty": "emptyset",
+    "surd": "sqrt", "lbrace": "{", "rbrace": "}", "lbrack": "[", "rbrack": "]", "langle": "(", "rangle": ")", "lvert": "|",
+    "rvert": "|", "vert": "|", "mid": "|", "lVert": "|", "rVert": "|", "R": "mathbb{R}", "N": "mathbb{N}", "Z": "mathbb{Z}",
+    "Q": "mathbb{Q}", "reals": "mathbb{R}", "colon": ":", "thinspace": " ", "enspace": " ", "space": " ", "tg": "tan",
+    "ctg": "cot", "arctg": "arctan", "sh": "sinh", "ch": "cosh", "degree": "^\\circ ", "implies": "Rightarrow",
+    "land": "wedge", "lor": "vee", "blank": "",
+}  # fmt: skip
+"""Commands that say the same, without their backslash; what begins with a letter or a brace of a set gets it back."""
