@@ -26,6 +26,28 @@ from conclip.answers import Extraction, choice_letter, extract, extract_boxed, n
         (r"\boxed{1}} and } \boxed{2}", "2"),
         (r"\boxed{\begin{pmatrix}1\\{2}\end{pmatrix}}", r"\begin{pmatrix}1\\{2}\end{pmatrix}"),
         ("\\boxed{\n5\n}", "5"),
+        (r"our answer is $\boxed 2$.", "2"),
+        (r"\boxed2", "2"),
+        (r"\boxed 23", "2"),  # so TeX sets it
+        (r"it is \fbox{4}", "4"),
+        (r"it is \fbox 4.", "4"),
+        (r"$\boxed\pi$", r"\pi"),
+        (r"\(\boxed \infty\)", r"\infty"),
+        (r"option $\boxed C$", "C"),
+        (r"\boxed{1}, no: \boxed 2", "2"),
+        (r"\boxed 1, no: \boxed{2}", "2"),
+        (r"\boxed 1, no: \boxed{}", None),
+        (r"\boxed{\boxed 7}", "7"),
+        (r"\boxed{x = \boxed 7 + 1}", "7"),
+        (r"\boxed\boxed{7}", "7"),
+        (r"\boxed\boxed 7", "7"),
+        (r"\boxed\frac12", None),  # an error of TeX, which takes \frac alone
+        (r"\boxed\text{C}", None),
+        (r"\boxed -3", None),
+        (r"\boxed", None),
+        (r"\boxed$", None),
+        (r"\boxed{3}. It stands in a \boxed answer, as \boxed asks", "3"),
+        (r"\boxedanswer 3", None),
     ],
 )
 def test_the_last_balanced_box(text: str, expected: str | None):
