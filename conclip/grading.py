@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from conclip.answers import Extraction, Method, extract, normalise
 from conclip.failures import MachineFailure
@@ -60,6 +60,10 @@ class _Asker:
 
     key: str
     extraction: Extraction
+    others: tuple[_Pair, ...] = ()
+    """Further gold answers to compare with, one after the other, until one is right."""
+    erred: bool = False
+    """Whether the grader could not judge an earlier one."""
 
 
 @dataclass(slots=True)
@@ -105,14 +109,14 @@ class Grader:
         self,
         key: str,
         *,
-        gold: str,
+        gold: str | Sequence[str],
         text: str,
         finish_reason: FinishReason,
         choices: Sequence[str] | None = None,
         decimals: int | None = None,
     ) -> None:
-        """Grade one response; `key` comes back with the verdict. `choices` are the texts of options A, B, ... of a
-        multiple-choice question; `decimals` to how many numbers must agree (default 6)."""
+        """Grade one response; `key` comes back with the verdict. Of several golds each is right by itself. `choices` are the
+        texts of options A, B, ... of a multiple-choice question; `decimals` to how many numbers must agree (default 6)."""
         with self._lock:
             extraction = extract(text, lenient=True)
             if finish_reason != "stop":
@@ -120,14 +124,13 @@ class Grader:
             elif extraction is None:
                 self._done(_Asker(key, Extraction("", "whole")), Outcome.NO_ANSWER)
             else:
-                pair = _Pair(gold, extraction.answer, tuple(choices) if choices else None, decimals)
-                self._compare(_Asker(key, extraction), pair)
+                self._compare_all(key, extraction, gold, choices, decimals)
 
     def submit_answer(
         self,
         key: str,
         *,
-        gold: str,
+        gold: str | Sequence[str],
         answer: str,
         method: Method = "whole",
         choices: Sequence[str] | None = None,
@@ -137,8 +140,7 @@ class Grader:
         """Grade an answer that was extracted already. `second_method` asks the auditing comparison instead: no conventions,
         a parser of its own, `grader_error` where it cannot read one side."""
         with self._lock:
-            pair = _Pair(gold, answer, tuple(choices) if choices else None, decimals, second_method)
-            self._compare(_Asker(key, Extraction(answer, method)), pair)
+            self._compare_all(key, Extraction(answer, method), gold, choices, decimals, second_method)
 
     def poll(self, timeout_s: float = 0.0) -> list[tuple[str, Grade]]:
         """Verdicts that are ready; waits up to `timeout_s` when there are none but some are under way. Raises GraderBroken
@@ -150,7 +152,7 @@ class Grader:
             done, state.done = state.done, []
             return done
 
-    def grade(self, *, gold: str, text: str, finish_reason: FinishReason = "stop") -> Grade:
+    def grade(self, *, gold: str | Sequence[str], text: str, finish_reason: FinishReason = "stop") -> Grade:
         """Grade one response and wait for it."""
         with self._lock:
             key = f"grade {id(self)} {time.monotonic_ns()}"
@@ -172,6 +174,20 @@ class Grader:
                 _kill(worker)
             self._state.workers.clear()
 
+    def _compare_all(
+        self,
+        key: str,
+        extraction: Extraction,
+        gold: str | Sequence[str],
+        choices: Sequence[str] | None,
+        decimals: int | None,
+        second_method: bool = False,
+    ) -> None:
+        options = tuple(choices) if choices else None
+        golds = [gold] if isinstance(gold, str) else gold
+        first, *others = (_Pair(one, extraction.answer, options, decimals, second_method) for one in golds)
+        self._compare(_Asker(key, extraction, tuple(others)), first)
+
     def _compare(self, asker: _Asker, pair: _Pair) -> None:
         state = self._state
         if not pair.answer.strip():
@@ -181,7 +197,7 @@ class Grader:
         if pair.choices is None and normalise(pair.answer) == normalise(pair.gold):
             return self._done(asker, Outcome.CORRECT)
         if pair in state.verdicts:
-            return self._done(asker, state.verdicts[pair])
+            return self._judged(asker, state.verdicts[pair])
         if not state.waiting:
             state.last_read = time.monotonic()  # nobody had to look so far
         if pair in state.waiting:
@@ -191,6 +207,15 @@ class Grader:
             state.queue.append(pair)
             self._feed()
         return None
+
+    def _judged(self, asker: _Asker, verdict: Outcome) -> None:
+        """The verdict by one gold answer: final when it is correct, or no other is left."""
+        erred = asker.erred or verdict is Outcome.GRADER_ERROR
+        if verdict is not Outcome.CORRECT and asker.others:
+            pair, *others = asker.others
+            self._compare(replace(asker, others=tuple(others), erred=erred), pair)
+        else:
+            self._done(asker, Outcome.GRADER_ERROR if erred and verdict is Outcome.WRONG else verdict)
 
     def _done(self, asker: _Asker, verdict: Outcome) -> None:
         """`verdict` on the answer wherever it was found; the strict outcome knows none outside a box."""
@@ -291,7 +316,7 @@ class Grader:
         assert pair is not None
         self._state.verdicts[pair] = outcome
         for asker in self._state.waiting.pop(pair):
-            self._done(asker, outcome)
+            self._judged(asker, outcome)
 
 
 _COMMAND = (sys.executable, "-m", "conclip.grading_worker")

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conclip.grading import Grader, GraderBroken
+from conclip.grading import Grader, GraderBroken, _Pair
 from conclip.regrade import grade_file
 from conclip.types import Grade, Outcome
 from tests.grading_cases import CASES
@@ -86,6 +86,38 @@ def test_choices_and_decimals(grader: Grader):
 
 
 @pytest.mark.slow
+def test_each_of_several_golds_is_right_by_itself(grader: Grader):
+    asked = {
+        "first": ((r"\frac12", "5"), "0.5"),
+        "second": (("5", r"\frac12"), "0.5"),
+        "spelled like the last": (("5", "6", r"\text{Monday}"), "Monday"),
+        "none": (("5", "6"), "7"),
+        "both at once": (("5", "6"), "5, 6"),
+        "one": ("5", "5"),
+    }
+    for key, (gold, answer) in asked.items():
+        grader.submit(key, gold=gold, text=boxed(answer), finish_reason="stop")
+    verdicts = {key: grade.outcome.value for key, grade in all_of(grader, len(asked)).items()}
+    assert verdicts == {
+        "first": "correct",
+        "second": "correct",
+        "spelled like the last": "correct",
+        "none": "wrong",
+        "both at once": "wrong",
+        "one": "correct",
+    }
+    grader.submit("letters", gold=("A", "C"), text=boxed("C"), finish_reason="stop", choices=["1", "2", "1"])
+    assert all_of(grader, 1)["letters"].outcome is Outcome.CORRECT
+
+
+def test_a_gold_that_cannot_be_judged_makes_no_response_wrong(grader: Grader):
+    grader._state.verdicts[_Pair("3", "14/2")] = Outcome.GRADER_ERROR
+    grader.submit_answer("unknown", gold=("3", "4"), answer="14/2")
+    grader.submit_answer("right all the same", gold=("3", "7"), answer="14/2")
+    verdicts = {key: grade.outcome for key, grade in all_of(grader, 2).items()}
+    assert verdicts == {"unknown": Outcome.GRADER_ERROR, "right all the same": Outcome.CORRECT}
+
+
 def test_hostile_answers_end_within_the_limits_and_the_rest_is_graded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)  # where code that an answer got executed would write
     grader = Grader(cpu_limit_s=1)
