@@ -4,22 +4,27 @@ from collections.abc import Mapping
 
 from conclip.config import ProblemSetConfig, UserError
 from conclip.problems.arithmetic import generate
-from conclip.problems.files import load_dataset
+from conclip.problems.files import CheckGold, load_dataset
 from conclip.seeding import derive_seed
 from conclip.types import Problem
 
 
 def load_problems(
-    key: str, sets: Mapping[str, ProblemSetConfig], run_seed: int, notes: list[str] | None = None
+    key: str,
+    sets: Mapping[str, ProblemSetConfig],
+    run_seed: int,
+    notes: list[str] | None = None,
+    check_gold: CheckGold | None = None,
 ) -> list[Problem]:
     """All problems of the named sets, each carrying its set's name as `source`. Raises UserError on bad data; what people
     should know of it is added to `notes`.
 
-    `key` is the config key of the sets, for messages. Arithmetic sets are redrawn when `run_seed` changes.
+    `key` is the config key of the sets, for messages; `check_gold` says why the grader cannot use a gold answer. Arithmetic
+    sets are redrawn when `run_seed` changes.
     """
     problems: dict[str, Problem] = {}
     for name, settings in sets.items():
-        found, remarks = _load_set(f"{key}.{name}", name, settings, run_seed)
+        found, remarks = _load_set(f"{key}.{name}", name, settings, run_seed, check_gold)
         if notes is not None:
             notes.extend(remarks)
         for problem in found:
@@ -29,9 +34,11 @@ def load_problems(
     return list(problems.values())
 
 
-def _load_set(key: str, name: str, settings: ProblemSetConfig, run_seed: int) -> tuple[list[Problem], list[str]]:
+def _load_set(
+    key: str, name: str, settings: ProblemSetConfig, run_seed: int, check_gold: CheckGold | None
+) -> tuple[list[Problem], list[str]]:
     if settings.source == "dataset":
-        return load_dataset(key, name, settings)
+        return load_dataset(key, name, settings, check_gold)
     assert settings.family and settings.levels and settings.split and settings.num_problems
     try:
         problems = generate(

@@ -119,7 +119,7 @@ def collect(
                 graded[task.key] = (completion, text)
                 grader.submit(
                     task.key,
-                    gold=task.problem.answer,
+                    gold=task.problem.golds,
                     text=text,
                     finish_reason=completion.finish_reason,
                     choices=task.problem.choices,
