@@ -27,26 +27,36 @@ class Extraction:
     method: Method
 
 
-_BRACES = re.compile(r"\\f?boxed\s*\{|\\.|[{}]", re.DOTALL)
+_BOX = re.compile(
+    r"""\\(?:f?boxed|fbox)(?![A-Za-z])\s*
+        (?:\{ | (?P<token>[0-9] | [A-Za-z](?![A-Za-z]) | \\[A-Za-z]+(?=\s*(?:[$.,;!?)\]}]|\\[\])]|$))))
+    | \\. | [{}]""",
+    re.DOTALL | re.VERBOSE,
+)
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{...}`` with balanced braces (the innermost of nested ones); None when there is none
-    or it is blank. Escaped braces (``\{``) are content.
+    r"""The content of the last ``\boxed{...}`` or ``\fbox{...}`` with balanced braces (the innermost of nested ones); None
+    when there is none or it is blank. Escaped braces (``\{``) are content.
+
+    A box without braces holds what TeX puts into it, the next token: ``\boxed 2`` and ``\boxed 23`` are 2, ``\boxed\pi`` is
+    ``\pi``. Where TeX finds none (``\boxed\frac12``), or it would cut a word (``a \boxed answer``), there is no box.
 
     Example: ``so \boxed{1}, no: \boxed{\frac{1}{2}}`` gives ``\frac{1}{2}``.
     """
     text = text[-MAX_TAIL_CHARS:]
     open_braces: list[int | None] = []  # where the content of a box begins; None for other braces
     found: tuple[int, int] | None = None
-    for match in _BRACES.finditer(text):
-        token = match.group()
-        if token == "}":
+    for match in _BOX.finditer(text):
+        part = match.group()
+        if match["token"] is not None:
+            found = match.span("token")
+        elif part == "}":
             begin = open_braces.pop() if open_braces else None
             if begin is not None and (found is None or begin > found[0]):
                 found = (begin, match.start())
-        elif token[-1] == "{" and token != "\\{":
-            open_braces.append(match.end() if len(token) > 1 else None)
+        elif part[-1] == "{" and part != "\\{":
+            open_braces.append(match.end() if len(part) > 1 else None)
     return (text[found[0] : found[1]].strip() or None) if found else None
 
 
@@ -155,7 +165,10 @@ _WITHOUT_CHOICES = 10
 _LETTER = r"[\[({]*\s*([A-Za-z])\s*[\])}]*"
 _CHOICE_WORD = re.compile(r"^(?:the\s+)?(?:option|choice|answer)s?\s*:?\s*", re.IGNORECASE)
 _ALONE = re.compile(rf"{_LETTER}\s*[.:,;]?")
-_WITH_TEXT = re.compile(r"(?:[\[(]\s*([A-Za-z])\s*[\])]|([A-Za-z])\s*[).:\]])[.:]?\s*\S.*", re.DOTALL)
+_WITH_TEXT = re.compile(
+    r"(?:[\[(]\s*([A-Za-z])\s*[\])][.:]?(?!\s*[-+*/^_=<>])|([A-Za-z])\s*(?:[):\]]|\.(?=\s)))\s*(\S.*)", re.DOTALL
+)
+_FURTHER_LABEL = re.compile(r"(?<![A-Za-z])[A-Za-z]{1,3}\s*[):](?!\s*\d+\s*$)|\([A-Za-z]{1,3}\)")
 _SEVERAL = re.compile(rf"{_LETTER}(?:(?:\s*(?:,|;|&|\bor\b|\band\b))+\s*{_LETTER})+", re.IGNORECASE)
 
 
@@ -172,11 +185,17 @@ def choice_letters(answer: str, *, num_choices: int | None = None, fold: bool = 
         found = [match[1]]
     elif _SEVERAL.fullmatch(text):
         found = re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", text)
-    elif match := _WITH_TEXT.fullmatch(text):
+    elif (match := _WITH_TEXT.fullmatch(text)) and not _FURTHER_LABEL.search(match[3]):
         found = [match[1] or match[2]]
     if fold:
         found = [letter.upper() for letter in found]
     return found if all("A" <= letter <= last for letter in found) else []
+
+
+def label_and_text(answer: str) -> tuple[str, str] | None:
+    """("B", "12") of a cleaned ``B: 12``; None without both."""
+    match = _WITH_TEXT.fullmatch(" ".join(plain(answer).replace("\\ ", " ").split()))
+    return ((match[1] or match[2]).upper(), match[3]) if match else None
 
 
 def without_label(choice: str, index: int) -> str:

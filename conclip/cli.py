@@ -140,15 +140,16 @@ def _leave(code: int) -> NoReturn:
 def _run(subcommand: str, arguments: list[str]) -> None:
     import hydra  # noqa: PLC0415  the usage page above should not wait for it
     from hydra._internal.utils import get_args_parser  # noqa: PLC0415
+    from omegaconf import OmegaConf  # noqa: PLC0415
 
-    from conclip.compose import compose_config, config_folder, free_key, sweep_jobs  # noqa: PLC0415
+    from conclip.compose import compose_config, config_folder, sweep_jobs  # noqa: PLC0415
     from conclip.help import show_help  # noqa: PLC0415
     from conclip.inputs import checked  # noqa: PLC0415
 
     dry_run = "--dry-run" in arguments
     parser = get_args_parser()
     parser.error = _refuse_flag
-    flags = parser.parse_args([argument for argument in arguments if argument != "--dry-run"])
+    flags = parser.parse_intermixed_args([argument for argument in arguments if argument != "--dry-run"])
     if flags.config_path or flags.experimental_rerun:
         raise UserError("--config-path and --experimental-rerun are not conclip's; --config-dir adds a folder of configs")
     primary = flags.config_name or subcommand.replace("-", "_")
@@ -156,33 +157,26 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     if flags.help:
         own = primary if (config_folder() / f"{primary}.yaml").is_file() else subcommand.replace("-", "_")
         return show_help(config_folder(), own, *compose(flags.overrides))
-    if flags.multirun:
-        for number, overrides in enumerate(sweep_jobs(flags.overrides, sweeping=True)):
-            composed = compose(overrides)[0]
-            if dry_run:
-                composed.name = f"{composed.name}-{number}"
-                _plan(subcommand, composed)
-            else:
-                checked(subcommand, composed)
-        if dry_run:
-            return None
-    elif flags.cfg or flags.info:
-        compose(flags.overrides)
-    elif not (flags.hydra_help or flags.shell_completion):
+    if flags.cfg == "job" and flags.package is None:
+        sys.stdout.write(OmegaConf.to_yaml(compose(flags.overrides)[0], resolve=flags.resolve) + "\n")
+        return None
+    if flags.cfg or flags.info or flags.hydra_help or flags.shell_completion:
+        sys.argv = [sys.argv[0], *arguments]
+        return hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(lambda _: None)()
+    if not flags.multirun:
         (overrides,) = sweep_jobs(flags.overrides, sweeping=False)
         return (_plan if dry_run else _execute)(subcommand, compose(overrides)[0])
-
-    sys.argv = [sys.argv[0], *map(free_key, arguments)]
-
-    def job(composed: "DictConfig") -> None:
-        from hydra.core.hydra_config import HydraConfig  # noqa: PLC0415
-
-        named = (("--config-dir", flags.config_dir), ("--config-name", flags.config_name))
-        where = [part for flag, value in named if value is not None for part in (flag, value)]
-        number, overrides = HydraConfig.get().job.num, list(HydraConfig.get().overrides.task)
-        _run_in_own_process(subcommand, where, overrides, composed.name, number)
-
-    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(job)()
+    named = (("--config-dir", flags.config_dir), ("--config-name", flags.config_name))
+    where = [part for flag, value in named if value is not None for part in (flag, value)]
+    jobs = list(sweep_jobs(flags.overrides, sweeping=True))
+    names = [f"{compose(overrides)[0].name}-{number}" for number, overrides in enumerate(jobs)]
+    for overrides, name in zip(jobs, names, strict=True):  # all of them, before the first one runs
+        composed = compose(overrides)[0]
+        composed.name = name
+        _plan(subcommand, composed) if dry_run else checked(subcommand, composed)
+    for overrides, name in zip(jobs, names, strict=True) if not dry_run else ():
+        _run_in_own_process([subcommand, *where, *overrides], name)
+    return None
 
 
 def _refuse_flag(message: str) -> NoReturn:
@@ -214,10 +208,11 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     open_console().print(plan_table(planned, home, identity, anew=config.resume == "never"))
 
 
-def _run_in_own_process(subcommand: str, where: list[str], overrides: list[str], name: str, number: int) -> None:
+def _run_in_own_process(arguments: list[str], name: str) -> None:
     """One job of a sweep. The engine keeps global state, so two jobs cannot share a process."""
-    named = [override for override in overrides if not override.startswith("name=")]
-    command = [sys.executable, "-m", "conclip", subcommand, *where, *named, f"name={name}-{number}"]
+    from conclip.compose import quoted  # noqa: PLC0415
+
+    command = [sys.executable, "-m", "conclip", *arguments, f"name={quoted(name)}"]
     # A session of its own: it gets each signal once, from here. It does not outlive this process.
     process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
     told: Interrupted | None = None
@@ -231,6 +226,6 @@ def _run_in_own_process(subcommand: str, where: list[str], overrides: list[str],
     if told is not None:
         raise told
     if code < 0:
-        raise MachineFailure(f"job {name}-{number} was killed by {signal.Signals(-code).name}; the same command goes on")
+        raise MachineFailure(f"job {name} was killed by {signal.Signals(-code).name}; the same command goes on")
     if code > 0:
         sys.exit(code)

@@ -1,18 +1,20 @@
 """From overrides to a config: Hydra composes conf/, `conclip.validate` types and checks the outcome."""
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
-from omegaconf import DictConfig, open_dict
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conclip.config import SCHEMAS, BaseConfig, ProblemSetConfig, UserError
-from conclip.validate import plain_keys, to_config, unknown_key
+from conclip.validate import plain_keys, text_keys, to_config, unknown_key
 
 
 def config_folder() -> Path:
@@ -35,7 +37,7 @@ def compose_config(
     `primary` names another primary file than the subcommand's own, `config_dir` a folder that is searched as well. Raises
     UserError, with the nearest name for an unknown key.
     """
-    known = plain_keys(SCHEMAS[subcommand])
+    known, texts = plain_keys(SCHEMAS[subcommand]), text_keys(SCHEMAS[subcommand])
     if several := [text for text in overrides if text.startswith("logger=[")]:
         raise UserError(f"'{several[0]}': the last one would win; name them by logger.trackers=[...]")
     if config_dir is not None and not Path(config_dir).is_dir():
@@ -44,26 +46,108 @@ def compose_config(
     folders = [config_folder(), *([Path(config_dir).resolve()] if config_dir is not None else [])]
     folders.sort(key=lambda folder: not (folder / f"{name}.yaml").is_file())  # Hydra wants the primary file in the first
     where = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
+    overrides = [as_text(override, texts) for override in overrides]
+    named = [entry for override in overrides if (entry := free_name(override)) is not None]
+    plain = [free_key(override) for override in overrides if free_name(override) is None]
     try:
         with initialize_config_dir(str(folders[0]), version_base="1.3"):
-            composed = compose(name, overrides=[*where, *map(free_key, overrides)], return_hydra_config=True)
+            composed = compose(name, overrides=[*where, *plain], return_hydra_config=True)
+    except MissingConfigException as error:
+        raise UserError(_missing_option(error)) from error
     except Exception as error:  # whatever Hydra stumbles over stands in the overrides or the files they name
         text = str(error)
         for override in overrides:
             key = override.lstrip("+~").split("=", 1)[0]
-            if (f"'{key}'" in text and "is not in struct" in text) or f"Could not override '{key}'" in text:
+            unknown = (f"'{key}'" in text and "is not in struct" in text) or f"Could not override '{key}'" in text
+            if unknown and key not in known:
                 raise UserError(unknown_key(key, known)) from error
         raise UserError(text.replace("\n", " ")) from error
     with open_dict(composed):
+        for entry in named:
+            if OmegaConf.select(composed, entry.where) is None:
+                raise UserError(unknown_key(entry.key, known))
+            entry.put(composed)
         return composed, composed.pop("hydra").runtime.choices
 
 
+def _missing_option(error: MissingConfigException) -> str:
+    """Hydra's own words list the folders it searched."""
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    if not error.options or not group:
+        return str(error).partition("\nConfig search path")[0].replace("\n", " ")
+    near = difflib.get_close_matches(option, error.options, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "choose one of " + ", ".join(error.options)
+    return f"{group}={option}: no such option; {hint}"
+
+
+_FIELDS = "|".join(item.name for item in dataclasses.fields(ProblemSetConfig))
+_SET = re.compile(rf"\+{{0,2}}(data\.(?:pool|validation|test))\.([^=]+?)(?:\.({_FIELDS}))?=(.*)", re.DOTALL)
+_CHECKPOINT = re.compile(r"\+{0,2}(checkpoints)\.([^=]+)()=(.*)", re.DOTALL)
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FreeName:
+    """An override of what has a name of the user's own, which Hydra would take for several keys, or for none."""
+
+    where: str
+    name: str
+    field: str | None
+    text: str
+
+    @property
+    def key(self) -> str:
+        return ".".join(part for part in (self.where, self.name, self.field) if part)
+
+    @property
+    def masked(self) -> str:
+        """The same value under a name that Hydra reads."""
+        return f"{self.where}.name={self.text}"
+
+    def put(self, composed: DictConfig) -> None:
+        """Set it. A set that is not there yet begins empty."""
+        parent, name = OmegaConf.select(composed, self.where), self.name
+        if self.field is not None:
+            parent, name = parent.setdefault(self.name, {}), self.field
+        parent[name] = _parsed([self.masked])[0].value()
+
+
+def free_name(override: str) -> FreeName | None:
+    """What an override says of a problem set or a checkpoint whose name has dots or other signs; None of other overrides."""
+    match = _SET.fullmatch(override) or _CHECKPOINT.fullmatch(override)
+    if match is None or _PLAIN_NAME.fullmatch(match[2]):
+        return None
+    whole = match[1] == "checkpoints" or match[3] or match[4].lstrip().startswith("{")
+    return FreeName(match[1], match[2], match[3] or None, match[4]) if whole else None
+
+
 def free_key(override: str) -> str:
-    """The override as Hydra takes it: a key that no file has needs ++. Names under `checkpoints` are the user's own, and a
-    preset of `data` may leave out keys that a problem set has."""
-    in_set = re.match(r"data\.(pool|validation|test)\.\w+\.(\w+)=", override)
-    known = in_set is not None and in_set[2] in {item.name for item in dataclasses.fields(ProblemSetConfig)}
-    return f"++{override}" if known or override.startswith("checkpoints") else override
+    """The override as Hydra takes it: a key that no file has needs ++. Names under `checkpoints` and of problem sets are the
+    user's own, and a preset of `data` may leave out keys that a problem set has."""
+    own = re.match(
+        rf"(?:checkpoints|data\.(?:pool|validation|test)(?:\.[^.=]+(?:\.(?:{_FIELDS}))?)?)(?:\.[^.=]+)?=", override
+    )
+    return f"++{override}" if own else override
+
+
+def as_text(override: str, texts: set[str]) -> str:
+    """A value that Hydra would take for a number or a truth value, in quotes where the key wants text (`name=2024`)."""
+    key, equals, value = override.partition("=")
+    set_key = _SET.fullmatch(override)
+    pattern = f"{set_key[1]}.*.{set_key[3]}" if set_key else re.sub(r"^checkpoints\..+", "checkpoints.*", key.lstrip("+"))
+    if not equals or pattern not in texts:
+        return override
+    try:
+        taken: Any = _parsed([f"key={value}"])[0].value()
+    except UserError:
+        return override
+    return f"{key}={quoted(value.strip())}" if isinstance(taken, (bool, int, float)) else override
+
+
+def quoted(value: str) -> str:
+    """A value as Hydra reads it back, whatever signs it has."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + (f"\\{found[2]}" if found[2] else ""), value)
+    return f"'{escaped}'"
 
 
 def sweep_jobs(overrides: Sequence[str], *, sweeping: bool) -> Iterator[list[str]]:
@@ -71,18 +155,26 @@ def sweep_jobs(overrides: Sequence[str], *, sweeping: bool) -> Iterator[list[str
 
     Raises UserError on an override Hydra cannot parse, and on a sweep where none is wanted.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except OverrideParseException as error:
-        remedy = "overrides are key=value, and a value with signs such as ~ or ( stands in quotes: \"key='value'\""
-        raise UserError(f"cannot read '{error.override}': {remedy}") from error
+    parsed = _parsed([entry.masked if (entry := free_name(override)) else override for override in overrides])
     choices: list[list[str]] = []
     for text, override in zip(overrides, parsed, strict=True):
         if not override.is_sweep_override():
             choices.append([text])
         elif sweeping:
-            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+            key = text.partition("=")[0]
+            try:
+                choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            except HydraException as error:  # glob() knows no groups here
+                raise UserError(f"cannot read '{text}': {error}; name the values: {key}=a,b") from error
         else:
             raise UserError(f"'{text}' names several values; add -m to run one job per value")
     for combination in product(*choices):
         yield list(combination)
+
+
+def _parsed(overrides: Sequence[str]) -> list[Any]:
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        remedy = "overrides are key=value, and a value with signs such as ~ or ( stands in quotes: \"key='value'\""
+        raise UserError(f"cannot read '{error.override}': {remedy}") from error

@@ -11,6 +11,7 @@ class UserError(Exception):
 
 Dtype = Literal["float32", "bfloat16"]
 ProblemSource = Literal["arithmetic", "dataset"]
+Answers = Literal["any", "all"]
 EngineKind = Literal["in_process", "child_process"]
 Advantage = Literal["gae", "monte_carlo", "group_relative", "leave_one_out", "shortest_correct"]
 AdvantageScale = Literal["group", "batch", "none"]
@@ -69,6 +70,8 @@ class ProblemSetConfig:
     revision: str | None = None
     question: str = "question"
     answer: str = "answer"
+    answers: Answers = "any"
+    tolerance: float = 0.0
     choices: str | list[str] | None = None
     level: str = "level"
     subject: str = "subject"

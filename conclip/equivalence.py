@@ -11,7 +11,7 @@ import sympy
 from sympy import Expr, Rational
 
 from conclip import equality
-from conclip.answers import choice_letters, extract, without_label
+from conclip.answers import choice_letters, extract, label_and_text, without_label
 from conclip.formulas import MAX_DEPTH, Unreadable, read_formula
 from conclip.kinds import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
 from conclip.readings import NAME, is_understood, read, region_of
@@ -75,6 +75,9 @@ def _same(gold: str, answer: str, choices: Sequence[str] | None, tolerance: Tole
         return _same_choice(gold, answer, choices, tolerance)
     if compact(gold) == compact(answer):
         return True
+    labelled = [label_and_text(text) for text in (gold, answer)]
+    if all(labelled) and not _same(labelled[0][1], labelled[1][1], None, tolerance):
+        return False  # A: 3 and A: 5
     if letters := choice_letters(gold):
         chosen = choice_letters(answer, fold=len(letters) == 1 and letters[0].isupper())
         if chosen or len(letters) > 1:
@@ -304,7 +307,9 @@ def _named_value(relation: Relation, *, by_formula: bool = False) -> Reading | N
 
 
 def _num_letters(reading: Reading) -> int:
-    return len(reading.value.free_symbols) if isinstance(reading, Number) else 0
+    """Of a formula; 0 where words stand among them."""
+    letters = reading.value.free_symbols if isinstance(reading, Number) else set()
+    return 0 if any(str(letter).startswith("text ") for letter in letters) else len(letters)
 
 
 _OF_X = re.compile(r"[a-zA-Z]\([a-zA-Z]\)|y")
@@ -340,7 +345,7 @@ def _agree_relations(gold: Relation, answer: Relation, tolerance: Tolerance) -> 
         return gold.signs == answer.signs and equality.proportional(g, a)
     if gold.signs == answer.signs:
         return equality.proportional(g, a, positive=True)
-    return gold.signs[0] == TURNED[answer.signs[0]] and equality.proportional(g, -a, positive=True)
+    return gold.signs[0] == TURNED.get(answer.signs[0]) and equality.proportional(g, -a, positive=True)
 
 
 def _difference(relation: Relation) -> Expr:
@@ -355,7 +360,7 @@ def _as_product(side: str) -> str:
 
 def _same_sides(gold: Relation, answer: Relation) -> bool:
     for turned in (False, True):
-        signs = tuple(TURNED[sign] for sign in reversed(answer.signs)) if turned else answer.signs
+        signs = tuple(TURNED.get(sign, sign) for sign in reversed(answer.signs)) if turned else answer.signs
         sides = tuple(reversed(answer.sides)) if turned else answer.sides
         if signs == gold.signs and all(
             g == a or _agree(read(g), read(a), EXACT) for g, a in zip(gold.sides, sides, strict=True)

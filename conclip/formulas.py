@@ -79,7 +79,7 @@ class _Parser:
 
     def __init__(self, text: str) -> None:
         self._tokens = [(kind, match[kind]) for match in _TOKEN.finditer(text.strip()) if (kind := match.lastgroup)]
-        self._at = self._depth = 0
+        self._at = self._depth = self._in_bars = 0
         self._letters: set[str] = set()  # that a series runs over
 
     def here(self, ahead: int = 0) -> str:
@@ -164,7 +164,7 @@ class _Parser:
                 "lcm",
                 "imath",
             )
-        return token.isascii() and (token.isalpha() or token in "([{")
+        return token.isascii() and (token.isalpha() or token in "([{" or (token == "|" and not self._in_bars))
 
     def _power(self) -> Expr:
         """An atom with what stands behind it: factorials, powers, degrees."""
@@ -236,7 +236,9 @@ class _Parser:
             return {"\\lfloor": sympy.floor, "\\lceil": sympy.ceiling}.get(token, lambda x: x)(value)
         if token == "|":
             self._take()
+            self._in_bars += 1
             value = self.sum()
+            self._in_bars -= 1
             self._take("|")
             return sympy.Abs(value)
         if token[:1] == "\\":

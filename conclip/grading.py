@@ -157,16 +157,18 @@ class Grader:
             )
             self._compare(_Asker(key, Extraction(answer, method)), pair)
 
-    def unreadable(self, golds: Sequence[tuple[str, Sequence[str] | None]]) -> list[int]:
-        """Which of the gold answers, each with its choices, are understood neither as mathematics nor as words or letters,
-        so that only the same spelling can be right. Waits for the verdicts; plain numbers need none."""
+    def unreadable(self, golds: Sequence[tuple[Sequence[str], Sequence[str] | None]]) -> list[int]:
+        """Which problems have a gold answer (of several, with the choices) that is understood neither as mathematics nor as
+        words or letters, so that only the same spelling is right. Waits for the verdicts; plain numbers need none."""
         with self._lock:
             pending = [
-                (n, gold, choices) for n, (gold, choices) in enumerate(golds) if not _PLAIN_NUMBER.fullmatch(gold.strip())
+                (n, some, choices)
+                for n, (some, choices) in enumerate(golds)
+                if not all(_PLAIN_NUMBER.fullmatch(gold.strip()) for gold in some)
             ]
-            for number, gold, choices in pending:
-                pair = _Pair((gold,), gold, tuple(choices) if choices else None, question="readable")
-                self._compare(_Asker(str(number), Extraction(gold, "whole")), pair)
+            for number, some, choices in pending:
+                pair = _Pair(tuple(some), some[0], tuple(choices) if choices else None, question="readable")
+                self._compare(_Asker(str(number), Extraction(some[0], "whole")), pair)
             found: list[int] = []
             for _ in range(len(pending)):
                 while not self._state.done:

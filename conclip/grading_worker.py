@@ -11,7 +11,8 @@ import math
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from conclip.audit import same_by_math_verify
 from conclip.equivalence import Tolerance, is_readable, same_answer
@@ -32,19 +33,25 @@ def judge(
     question: str = "same",
 ) -> Outcome:
     """The verdict on one answer; what makes the libraries fail is an error of the grader, not of the answer."""
+    if question == "readable":
+        return Outcome.CORRECT if all(_holds(is_readable, gold, choices=choices) for gold in golds) else Outcome.WRONG
+    if question == "math-verify":
+        verdicts = [_holds(same_by_math_verify, gold, answer) for gold in golds]
+    else:
+        allowed = Tolerance(decimals=decimals, relative=tolerance)
+        settings: dict[str, Any] = {"choices": choices, "tolerance": allowed, "is_response": is_response}
+        verdicts = [_holds(same_answer, gold, answer, **settings) for gold in golds]
+    if True in verdicts:
+        return Outcome.CORRECT
+    return Outcome.GRADER_ERROR if None in verdicts else Outcome.WRONG
+
+
+def _holds(question: Callable[..., bool], *arguments: Any, **settings: Any) -> bool | None:
+    """The answer to a question; None where it makes the libraries fail."""
     try:
-        if question == "math-verify":
-            same = any(same_by_math_verify(gold, answer) for gold in golds)
-        elif question == "readable":
-            same = all(is_readable(gold, choices=choices) for gold in golds)
-        else:
-            allowed = Tolerance(decimals=decimals, relative=tolerance)
-            same = any(
-                same_answer(gold, answer, choices=choices, tolerance=allowed, is_response=is_response) for gold in golds
-            )
-        return Outcome.CORRECT if same else Outcome.WRONG
+        return question(*arguments, **settings)
     except Exception:
-        return Outcome.GRADER_ERROR
+        return None
 
 
 def allow_cpu_seconds(seconds: int) -> None:

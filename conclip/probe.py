@@ -209,7 +209,7 @@ def read_pass_rates(path: Path) -> list[PassRate]:
     rates: list[PassRate] = []
     schema = TypeAdapter(PassRate)
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8-sig").splitlines():
             row = cast(dict[str, Any], json.loads(line))
             if row.pop("schema") not in READABLE:
                 raise ValueError("written by another version")

@@ -306,10 +306,10 @@ def _read_region(text: str) -> Region | None:
     if without := re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\\setminus|\\backslash|-)\s*\\?\{(.*?)\\?\}", text):
         points = [read(part) for part in _split(without[1], ",")]
         return without_points([point.value for point in points if isinstance(point, Number)])
-    if "\\cup" not in text:
+    if len(parts := re.split(r"\\cup(?![a-zA-Z])", text)) < 2:
         return None
     intervals: list[Interval] = []
-    for part in re.split(r"\\cup(?![a-zA-Z])", text):
+    for part in parts:
         region = region_of(read(part))
         if region is None:
             return None

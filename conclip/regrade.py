@@ -4,6 +4,7 @@ No model is needed: for old runs, other tools' outputs, and audits of the grader
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from conclip.answers import extract_boxed
 from conclip.config import UserError
 from conclip.files import check_target
 from conclip.grading import GRADER_VERSION, Grader
+from conclip.problems.files import says_nothing
 from conclip.problems.tables import json_lines
 from conclip.types import Grade, Outcome
 
@@ -25,8 +27,9 @@ def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
     the second method sees otherwise, agrees on, or cannot judge).
 
     A row's columns stay; `outcome`, `extracted`, `method` and `grader_version` are added, `audit` when asked for. A response
-    without a box is taken whole as the answer. Optional columns: `choices` (texts of options A, B, ...), `precision`
-    (decimals to which numbers must agree). Raises UserError with the line number on unusable rows, before `target` is made.
+    without a box is taken whole as the answer. Of a list of golds each is right by itself. Optional columns: `choices`
+    (texts of options A, B, ...), `precision` (decimals to which numbers must agree). Raises UserError with the line number
+    on unusable rows, before `target` is made.
     """
     if not source.is_file():
         raise UserError(f"no file '{source}'; give JSON lines with columns 'gold' and 'response'")
@@ -84,11 +87,12 @@ def _graded(source: Path, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grad
 
 
 def _submit(grader: Grader, key: str, row: dict[str, Any], *, second: bool = False) -> None:
-    gold, response = str(row["gold"]), str(row["response"])
+    response = str(row["response"])
     answer = extract_boxed(response)
+    golds = [str(gold) for gold in _listed(row["gold"])]
     grader.submit_answer(
         key,
-        gold=extract_boxed(gold) or gold,
+        gold=[extract_boxed(gold) or gold for gold in golds],
         answer=response.strip() if answer is None else answer,
         method="whole" if answer is None else "boxed",
         choices=row.get("choices"),
@@ -103,6 +107,17 @@ def _agreement(first: Grade, second: Grade) -> str:
     return "agrees" if first.outcome is second.outcome else "disagrees"
 
 
+def _listed(value: Any) -> list[Any]:
+    return cast(list[Any], value) if isinstance(value, list) else [value]
+
+
+def _is_text(value: Any) -> bool:
+    """Or a number, which NaN and infinity are not."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
+
+
 def _rows(source: Path) -> Iterator[dict[str, Any]]:
     return (_checked(where, row) for where, row in json_lines(source))
 
@@ -111,8 +126,13 @@ def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
     for column in ("gold", "response"):
         if column not in row:
             raise UserError(f"{where}: no column '{column}'; columns here: {', '.join(sorted(row)) or 'none'}")
-        if isinstance(row[column], bool) or not isinstance(row[column], (str, int, float)):
-            raise UserError(f"{where}: column '{column}' must be text or a number")
+        values = _listed(row[column]) if column == "gold" else [row[column]]
+        if not values or not all(map(_is_text, values)):
+            raise UserError(
+                f"{where}: column '{column}' must be text or a number{', or a list' if column == 'gold' else ''}"
+            )
+    if nothing := [gold for gold in _listed(row["gold"]) if says_nothing(str(gold))]:
+        raise UserError(f"{where}: column 'gold' holds no answer but '{nothing[0]}'")
     choices = row.get("choices")
     if choices is not None and not (isinstance(choices, list) and all(isinstance(c, str) for c in cast(list[Any], choices))):
         raise UserError(f"{where}: column 'choices' must be a list of texts, or null")

@@ -236,7 +236,7 @@ def transcript(rollout: Rollout) -> dict[str, Any]:
         "schema": SCHEMA_VERSION,
         "problem_id": rollout.problem.problem_id,
         "question": rollout.problem.question,
-        "answer": rollout.problem.answer,
+        "answer": rollout.problem.shown_answer,
         "sample": rollout.sample,
         "outcome": rollout.grade.outcome.value,
         "extracted": rollout.grade.extracted,

@@ -93,7 +93,8 @@ def _by_hand(problems: Sequence[Problem], reason: str) -> Selection:
 
 def _by_answer(key: str, answer: str, problems: Sequence[Problem]) -> Problem:
     """The one problem with this gold answer (073 is 73). Raises UserError when there is none or more than one."""
-    found = [problem for problem in problems if problem.answer.strip().lstrip("0") == answer.strip().lstrip("0")]
+    wanted = answer.strip().lstrip("0")
+    found = [problem for problem in problems if wanted in {gold.strip().lstrip("0") for gold in problem.golds}]
     if len(found) != 1:
         which = f" ({', '.join(problem.problem_id for problem in found)})" if found else ""
         raise UserError(

@@ -197,7 +197,7 @@ def compact(text: str) -> str:
     r"""A cleaned answer without spaces, thousands separators and needless braces: equal means the same spelling."""
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text) if not re.search(r"[(\[{]", text) else text
     text = text.replace(":", "|") if text.startswith("\\{") else text
-    return _SPACE.sub("", re.sub(r"\{(\w)\}", r"\1", text))
+    return _SPACE.sub("", " ".join(re.sub(r"\{(\w)\}", r"\1", text).split()))
 
 
 def plain(text: str) -> str:

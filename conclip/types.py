@@ -42,6 +42,10 @@ class Problem:
     question: str
     answer: str
     """The gold answer as text, without ``\\boxed{}``."""
+    alternatives: tuple[str, ...] = ()
+    """Further gold answers; each is right by itself."""
+    tolerance: float = 0.0
+    """Share of a gold number by which an answer may differ; 0 compares exactly."""
     source: str
     """Benchmark or family name; results are reported per source."""
     level: int | None = None
@@ -51,6 +55,16 @@ class Problem:
     """Texts of options A, B, ... of a multiple-choice question; its answer is a letter."""
     examples: tuple[str, ...] = ()
     """Worked examples, asked with the question but no part of it: two problems that share them are not the same."""
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """Every gold answer."""
+        return (self.answer, *self.alternatives)
+
+    @property
+    def shown_answer(self) -> str:
+        """The gold answer, or all of several, for people."""
+        return " or ".join(self.golds)
 
     @property
     def asked(self) -> str:

@@ -36,7 +36,14 @@ _OTHERS: dict[str, tuple[str, Fraction]] = {
         ("dollar USD usd bucks buck", "dollar", 1), ("cent ¢", "dollar", Fraction(1, 100)), ("euro EUR €", "euro", 1),
         ("£ GBP", "sterling", 1), ("¥ yen JPY", "yen", 1), ("rupee Rs INR ₹", "rupee", 1), ("yuan RMB CNY", "yuan", 1),
         ("l", "L", 1), ("ml", "L", Fraction(1, 1000)), ("u amu Da", "u", 1), ("dB decibel", "dB", 1), ("rpm", "rpm", 1),
-        ("Å angstrom", "m", Fraction(1, 10**10)), ("am AM", "am", 1), ("pm PM", "pm", 1),
+        ("Å angstrom", "m", Fraction(1, 10**10)), ("furlong", "inch", 7920), ("league", "inch", 190080),
+        ("fathom", "inch", 72), ("hp horsepower", "hp", 1), ("lightyear ly", "ly", 1), ("AU", "AU", 1), ("ppm", "ppm", 1),
+        ("ppb", "ppm", Fraction(1, 1000)), ("peso", "peso", 1), ("pence penny p", "pence", 1),
+        ("nickel", "dollar", Fraction(1, 20)), ("dime", "dollar", Fraction(1, 10)),
+        ("arcminute arcmin", "degree", Fraction(1, 60)), ("arcsecond arcsec", "degree", Fraction(1, 3600)),
+        ("stone", "oz", 224), ("slug", "slug", 1), ("dyne dyn", "N", Fraction(1, 10**5)), ("erg", "J", Fraction(1, 10**7)),
+        ("torr mmHg", "torr", 1), ("BTU Btu", "Btu", 1), ("gauss", "T", Fraction(1, 10**4)), ("curie Ci", "Ci", 1),
+        ("rem", "rem", 1), ("mach", "mach", 1), ("am AM", "am", 1), ("pm PM", "pm", 1),
     )
     for name in names.split()
 }  # fmt: skip
@@ -49,6 +56,10 @@ _COMPOUND = {
     "cc": "cm^3",
     "sqft": "ft^2",
     "psi": "lb/in^2",
+    "bps": "bit/s",
+    "kbps": "kbit/s",
+    "Mbps": "Mbit/s",
+    "Gbps": "Gbit/s",
 }
 
 
@@ -95,6 +106,11 @@ _PLAIN_SUFFIX = re.compile(
     re.DOTALL,
 )
 _PERCENT = re.compile(r"(?:%|\s*\\(?:text|mbox|mathrm)\s*\{\s*(?:%|per\s?cent|pct)\s*\}|\s(?:per\s?cent|pct))\s*$")
+_NO_UNIT = re.compile(
+    r"\b(?:is|are|not|no|does|do|or|squared|cubed|factorial|wrong|impossible|than|except|unless)\b", re.IGNORECASE
+)
+"""Words that change what stands before them."""
+
 _FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _MONEY = re.compile(
     r"^(?P<sign>-?)\s*(?:US)?(?:\\\$|\\text\s*\{\s*\\?\$\s*\}|(?P<name>\\text\s*\{\s*[€£¥₹]\s*\}|USD|EUR|€|£|¥|₹|Rs\.?)(?![A-Za-z]))\s*(?P<value>.+)$",
@@ -122,6 +138,7 @@ def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
             value, unit = value + "^\\circ ", unit.removeprefix("^\\circ").lstrip()
         if (
             not re.search(r"(?<![\^{\d-])\d", unit)
+            and not _NO_UNIT.search(plain(unit))
             and plain(unit).strip() not in ("i", "e")
             and (not _has_letters(value) or _names(unit) & _UNITS.keys())
         ):
@@ -217,6 +234,8 @@ def read_unit(text: str) -> Unit | None:
     for position, part in enumerate(text.split("/")):
         for word in re.split(r"[\s*.·]+", part):
             name, _, power = word.partition("^")
+            if power and not re.fullmatch(r"-?\d", power):
+                name, power = word, ""  # no unit that anybody knows
             exponent = int(power or 1) * (-1 if position else 1)
             for adjective, times in (("SQUARE", 2), ("CUBIC", 3)):
                 if name.startswith(adjective):

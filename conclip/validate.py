@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -58,31 +58,62 @@ def to_config(schema: type[Config], composed: DictConfig) -> Config:
         plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
         raise UserError(f"config key '{error.full_key}': {str(error).splitlines()[0]}") from error
-    known = plain_keys(schema)
-    for key in _keys_of(plain):
-        if key not in known and re.sub(r"^(data\.\w+|checkpoints)\.[^.]+", r"\1.*", key) not in known:
-            raise UserError(unknown_key(key, known))
+    plain = _fitted(plain, schema, plain_keys(schema))
     try:
         config = TypeAdapter(schema).validate_python(plain)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing" and first["loc"][0] == "data" and len(first["loc"]) == 4:
-            raise UserError(_unknown_set(key, plain["data"])) from error
+            raise UserError(_unknown_set([str(part) for part in first["loc"]], plain["data"])) from error
         if first["type"] == "missing":
             group = first["loc"][0]
             raise UserError(f"config group '{group}' is empty, or lacks '{key}'; choose an option: {group}=...") from error
-        raise UserError(f"config key '{key}': {first['msg']}, got {first['input']!r}") from error
+        remedy = " (in quotes it is text)" if first["type"] == "string_type" and isinstance(first["input"], float) else ""
+        raise UserError(f"config key '{key}': {first['msg']}, got {first['input']!r}{remedy}") from error
     check(config)
     return config
 
 
-def _keys_of(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a nested mapping."""
+def _fitted(plain: Mapping[Any, Any], schema: type, known: set[str], prefix: str = "") -> dict[str, Any]:
+    """`plain`, names of the user's own and whole numbers as text where the schema has text: YAML and Hydra read 2024 as a
+    number. Raises UserError on a key that the schema has not."""
+    kinds = {item.name: item.type for item in dataclasses.fields(schema)}
+    fitted: dict[str, Any] = {}
     for name, value in plain.items():
-        yield f"{prefix}{name}"
+        key, kind = f"{prefix}{name}", kinds.get(name)
+        if kind is None:
+            raise UserError(unknown_key(key, known))
         if isinstance(value, dict):
-            yield from _keys_of(cast(dict[str, Any], value), f"{prefix}{name}.")
+            nested = cast(dict[Any, Any], value)
+            if dataclasses.is_dataclass(kind):
+                value = _fitted(nested, cast(type, kind), known, f"{key}.")
+            elif kind == dict[str, ProblemSetConfig]:
+                value = {
+                    _text(own): _fitted(cast(Any, item), ProblemSetConfig, known, f"{key}.{own}.")
+                    if isinstance(item, dict)
+                    else item
+                    for own, item in nested.items()
+                }
+            elif kind == dict[str, str]:
+                value = {_text(own): _digits(item) for own, item in nested.items()}
+        elif kind in TEXT:
+            value = _digits(value)
+        elif kind in (list[str], list[str] | None) and isinstance(value, list):
+            value = [_digits(item) for item in cast(list[Any], value)]
+        fitted[name] = value
+    return fitted
+
+
+TEXT = (str, str | None)
+
+
+def _digits(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _text(name: Any) -> str:
+    return {True: "true", False: "false", None: "null"}[name] if name is None or isinstance(name, bool) else str(name)
 
 
 def _values_of(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -111,19 +142,40 @@ def plain_keys(schema: type, prefix: str = "") -> set[str]:
     return keys
 
 
+def text_keys(schema: type, prefix: str = "") -> set[str]:
+    """The keys of `plain_keys` that take text."""
+    keys: set[str] = set()
+    for item in dataclasses.fields(schema):
+        name = f"{prefix}{item.name}"
+        if dataclasses.is_dataclass(item.type):
+            keys |= text_keys(cast(type, item.type), f"{name}.")
+        elif item.type == dict[str, ProblemSetConfig]:
+            keys |= text_keys(ProblemSetConfig, f"{name}.*.")
+        elif item.type == dict[str, str]:
+            keys.add(f"{name}.*")
+        elif item.type in TEXT:
+            keys.add(name)
+    return keys
+
+
 def unknown_key(key: str, known: set[str]) -> str:
-    """The error line for a key that no schema has, with the nearest name."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not near:
-        last = key.rsplit(".", 1)[-1]
-        near = [name for name in sorted(known) if difflib.get_close_matches(last, [name.rsplit(".", 1)[-1]], cutoff=0.75)]
+    """The error line for a key that no schema has, with the nearest name: of its neighbours first, then of all keys."""
+    own = re.match(r"data\.\w+\.(.+)\.", key)
+    names = sorted({name.replace("*", own[1]) if own else name for name in known} - {key})
+    names = [name for name in names if "*" not in name]
+    parent, _, last = key.rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == parent}
+    near = [beside[name] for name in difflib.get_close_matches(last, beside, n=1)]
+    near = near or difflib.get_close_matches(key, names, n=1, cutoff=0.8)
+    near = near or [name for name in names if difflib.get_close_matches(last, [name.rpartition(".")[2]], cutoff=0.75)]
     hint = f"did you mean '{near[0]}'?" if near else "see --cfg job for all keys"
     return f"unknown config key '{key}': {hint}"
 
 
-def _unknown_set(key: str, data: Mapping[str, Mapping[str, Any]]) -> str:
+def _unknown_set(place: Sequence[str], data: Mapping[str, Mapping[str, Any]]) -> str:
     """The error line for a problem set that lacks what every set has: most often its name is misspelt."""
-    _, part, name, missing = key.split(".", 3)
+    _, part, name, missing = place
+    key = ".".join(place)
     others = [other for other in data[part] if other != name]
     near = difflib.get_close_matches(name, others, n=1)
     hint = f"did you mean 'data.{part}.{near[0]}'?" if near else f"the sets of data.{part}: {', '.join(others) or 'none'}"
@@ -215,6 +267,7 @@ def _check_eval(settings: EvalConfig) -> None:
 
 
 def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
+    _need(0 <= problems.tolerance < 1, f"{key}.tolerance", "must be at least 0 and below 1 (a share of the gold number)")
     _need(problems.num_problems is None or problems.num_problems >= 1, f"{key}.num_problems", "must be at least 1")
     if problems.source == "dataset":
         _need(problems.shots >= 0, f"{key}.shots", "must be 0 or more")

@@ -33,9 +33,11 @@ def same_words(gold: str, answer: str) -> bool:
 
 
 def are_words(text: str) -> bool:
-    """Whether an answer has a word in it and nothing but words and numbers."""
-    return re.fullmatch(r"[A-Za-z0-9' ,.:;()/-]*", spaced := _spaced(text)) is not None and bool(
-        re.search(r"[A-Za-z]{3}", spaced)
+    """Whether an answer has a word of four letters in it and nothing but words and numbers."""
+    spaced = _spaced(text)
+    return (
+        re.fullmatch(r"[A-Za-z0-9' ,.:;()/-]*", spaced) is not None
+        and re.search(r"[A-Za-z]{4}|[A-Z]\.[A-Z]", spaced) is not None
     )
 
 

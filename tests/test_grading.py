@@ -6,10 +6,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from conclip import grading_worker
+from conclip.equivalence import same_answer
 from conclip.grading import Grader, GraderBroken
 from conclip.regrade import grade_file
 from conclip.types import Grade, Outcome
@@ -87,6 +90,42 @@ def test_choices_and_decimals(grader: Grader):
 
 
 @pytest.mark.slow
+def test_each_of_several_golds_is_right_by_itself(grader: Grader):
+    asked = {
+        "first": ((r"\frac12", "5"), "0.5"),
+        "second": (("5", r"\frac12"), "0.5"),
+        "spelled like the last": (("5", "6", r"\text{Monday}"), "Monday"),
+        "none": (("5", "6"), "7"),
+        "both at once": (("5", "6"), "5, 6"),
+        "one": ("5", "5"),
+    }
+    for key, (gold, answer) in asked.items():
+        grader.submit(key, gold=gold, text=boxed(answer), finish_reason="stop")
+    verdicts = {key: grade.outcome.value for key, grade in all_of(grader, len(asked)).items()}
+    assert verdicts == {
+        "first": "correct",
+        "second": "correct",
+        "spelled like the last": "correct",
+        "none": "wrong",
+        "both at once": "wrong",
+        "one": "correct",
+    }
+    grader.submit("letters", gold=("A", "C"), text=boxed("C"), finish_reason="stop", choices=["1", "2", "1"])
+    assert all_of(grader, 1)["letters"].outcome is Outcome.CORRECT
+
+
+def test_a_gold_that_cannot_be_judged_makes_no_response_wrong(monkeypatch: pytest.MonkeyPatch):
+    def fails_on_three(gold: str, answer: str, **settings: Any) -> bool:
+        if gold == "3":
+            raise ValueError("a fault of a library")
+        return same_answer(gold, answer, **settings)
+
+    monkeypatch.setattr(grading_worker, "same_answer", fails_on_three)
+    assert grading_worker.judge(["3", "4"], "14/2") is Outcome.GRADER_ERROR
+    assert grading_worker.judge(["3", "7"], "14/2") is Outcome.CORRECT
+    assert grading_worker.judge(["5", "4"], "14/2") is Outcome.WRONG
+
+
 def test_hostile_answers_end_within_the_limits_and_the_rest_is_graded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)  # where code that an answer got executed would write
     grader = Grader(cpu_limit_s=1)

@@ -5,12 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from conclip.config import ProblemSetConfig, UserError
 from conclip.problems.files import load_dataset
+from conclip.problems.load import load_problems
 from conclip.types import Problem
 
 ROWS: list[dict[str, Any]] = [
@@ -104,15 +106,156 @@ def test_multiple_choice_by_index_letter_and_columns(tmp_path: Path):
         load(path=str(write(tmp_path / "f.json", [rows[0] | {"key": 3}])), question="q", choices="options", answer="key")
 
 
-def test_answers_in_boxes_lists_and_patterns(tmp_path: Path):
+def test_answers_in_boxes_and_patterns(tmp_path: Path):
     boxed = write(tmp_path / "a.jsonl", [{"question": "?", "answer": r"so \boxed{\frac{1}{2}}."}])
     assert load(path=str(boxed), answer_boxed=True)[0].answer == r"\frac{1}{2}"
-    several = write(tmp_path / "b.json", [{"question": "?", "answer": ["1", "2"]}])
-    assert load(path=str(several))[0].answer == "1, 2"
     hashed = write(tmp_path / "c.jsonl", [{"question": "?", "answer": "work\n#### 72"}])
     assert load(path=str(hashed), answer_pattern=r"####\s*(.+)")[0].answer == "72"
     with pytest.raises(UserError, match=r"no answer .*boxed"):
         load(path=str(hashed), answer_boxed=True)
+
+
+def test_of_several_answers_any_is_right_or_all_must_be_stated(tmp_path: Path):
+    rows: list[dict[str, Any]] = [
+        {"question": f"{n}?", "answer": answer} for n, answer in enumerate(([1, 2.0, "1"], ["3"], 4))
+    ]
+    for file in (write(tmp_path / "b.json", rows), write(tmp_path / "b.jsonl", rows)):
+        assert [p.golds for p in load(path=str(file))] == [("1", "2"), ("3",), ("4",)]
+        assert [p.golds for p in load(path=str(file), answers="all")] == [("1, 2, 1",), ("3",), ("4",)]
+    columns = write(tmp_path / "c.parquet", [{"question": "?", "answer": [r"\boxed{1}", r"so \boxed{2}"]}])
+    assert load(path=str(columns), answer_boxed=True)[0].golds == ("1", "2")
+    letters = write(tmp_path / "d.json", [{"question": "?", "options": ["x", "y", "x"], "answer": [0, "C"]}])
+    assert load(path=str(letters), choices="options")[0].golds == ("A", "C")
+
+
+NOTHING: list[Any] = [
+    None,
+    "",
+    " ",
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    "nan",
+    "NaN",
+    "-inf",
+    "Infinity",
+    "None",
+    "null",
+]
+NOTHING += ["<NA>", [], [None], ["", float("nan")], True, {"value": 3}]
+
+
+@pytest.mark.parametrize("answer", NOTHING, ids=repr)
+def test_what_is_no_answer_is_never_a_gold(tmp_path: Path, answer: Any):
+    rows: list[dict[str, Any]] = [{"question": f"{n}", "answer": "2"} for n in range(99)]
+    file = write(tmp_path / "d.jsonl", [*rows, {"question": "99", "answer": answer}])
+    problems, notes = load_dataset("data.test.x", "x", ProblemSetConfig(source="dataset", path=str(file)))
+    assert [p.golds for p in problems] == [("2",)] * 99
+    (note,) = notes
+    assert note.startswith(f"data.test.x: 1 of 100 rows have no usable answer and are left out: {file}:100: ")
+    with pytest.raises(UserError, match=r"99 problems where 100 are expected.*\(data\.test\.x: 1 of 100 rows"):
+        load(path=str(file), expected_problems=100)
+    few = write(tmp_path / "e.jsonl", [*rows[:59], {"question": "59", "answer": answer}])
+    with pytest.raises(UserError, match=r"e\.jsonl:60: "):
+        load(path=str(few))
+
+
+def test_columns_that_pandas_writes(tmp_path: Path):
+    """An integer column with a gap is one of floats; a CSV file alone says so."""
+    frame = pd.DataFrame({"question": [f"{n}?" for n in range(200)], "answer": range(200), "level": range(200)})
+    frame.loc[7, "answer"] = float("nan")
+    frame.loc[8, "level"] = float("nan")
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    frame.to_json(tmp_path / "a.json", orient="records")
+    for file in sorted(tmp_path.iterdir()):
+        problems = load(path=str(file))
+        point = ".0" if file.suffix == ".csv" else ""
+        assert len(problems) == 199 and [p.answer for p in problems[6:9]] == [f"{n}{point}" for n in (6, 8, 9)], file
+        assert [p.level for p in problems[6:9]] == [6, None, 9], file
+
+
+def test_too_many_rows_without_an_answer_say_how_many(tmp_path: Path):
+    rows = [{"question": str(n), "answer": "" if n % 50 == 3 else "2"} for n in range(400)]
+    with pytest.raises(UserError, match=r"d\.jsonl:4: column 'answer' \(answer\) is empty.*; 8 of 400 rows have no usable"):
+        load(path=str(write(tmp_path / "d.jsonl", rows)))
+    with pytest.raises(UserError, match=r"d\.jsonl:1: no column 'gold' for the answer; columns here: answer, question"):
+        load(path=str(tmp_path / "d.jsonl"), answer="gold")
+    named = load_dataset(
+        "k", "x", ProblemSetConfig(source="dataset", path=str(write(tmp_path / "e.jsonl", rows + rows[4:40] * 20)))
+    )[1]
+    assert named[0].count("e.jsonl:") == 3 and "; 5 more" in named[0]
+
+
+def test_lists_written_as_text_are_refused(tmp_path: Path):
+    pd.DataFrame({"question": ["a", "b"], "answer": [["1", "2"], ["3"]]}).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(UserError, match=r"a\.csv:2: .* holds a list written as text"):
+        load(path=str(tmp_path / "a.csv"))
+    intervals = write(tmp_path / "b.csv", [{"question": "a", "answer": "[1, 2]"}])
+    assert load(path=str(intervals))[0].answer == "[1, 2]"
+
+
+def test_golds_that_the_grader_does_not_understand_are_said(tmp_path: Path):
+    answers = ["2" if n != 5 else "\\int_0^1 f" for n in range(100)]
+    file = write(tmp_path / "d.jsonl", [{"question": str(n), "answer": answer} for n, answer in enumerate(answers)])
+    notes: list[str] = []
+    problems = load_problems("data.test", {"x": ProblemSetConfig(source="dataset", path=str(file))}, 0, notes)
+    assert len(problems) == 100 and len(notes) == 1
+    assert "1 of 100 gold answers are not understood" in notes[0] and "int_0^1" in notes[0]
+
+
+def test_a_missing_question_is_none(tmp_path: Path):
+    with pytest.raises(UserError, match=r"d\.jsonl:1: column 'question' \(question\) is no number but nan"):
+        load(path=str(write(tmp_path / "d.jsonl", [{"question": float("nan"), "answer": "2"}])))
+
+
+MARKS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"]
+
+
+@pytest.mark.parametrize("encoding", MARKS)
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
+def test_byte_order_marks_are_read(tmp_path: Path, encoding: str, suffix: str):
+    rows = [{"question": "1 ≤ x?", "answer": "é"}, {"question": "b", "answer": "2"}]
+    text = write(tmp_path / f"d.{suffix}", rows).read_text()
+    text = (
+        json.dumps(rows, ensure_ascii=False)
+        if suffix == "json"
+        else text.encode().decode("unicode_escape")
+        if suffix == "jsonl"
+        else text
+    )
+    mark = "\ufeff" if encoding.endswith(("le", "be")) else ""
+    (tmp_path / f"d.{suffix}").write_bytes((mark + text).encode(encoding))
+    assert [(p.question, p.answer) for p in load(path=str(tmp_path / f"d.{suffix}"))] == [("1 ≤ x?", "é"), ("b", "2")]
+
+
+def test_marks_within_joined_files_are_read(tmp_path: Path):
+    (tmp_path / "d.jsonl").write_text(
+        "".join(f'\ufeff{{"question": "{n}", "answer": "1"}}\r\n' for n in range(3)), encoding="utf-8"
+    )
+    assert [p.question for p in load(path=str(tmp_path / "d.jsonl"))] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("d.jsonl", b'{"question": "a", "answer": "1"}\n{"question": "\xe9", "answer": "1"}\n', "d.jsonl:2: byte 0xe9"),
+        ("d.jsonl", b'\xef\xbb\xbf{"question": "a", "answer": "\xff"}\n', "d.jsonl:1: byte 0xff"),
+        ("d.json", b'[\n{"question": "a",\n"answer": "\x80"}]', "d.json:3: byte 0x80"),
+        ("d.csv", b"question,answer\na,1\nb,\xb2\n", "d.csv:3: byte 0xb2"),
+        ("d.csv", b'question,answer\r\n"a\r\n\xb2",1\r\n', "d.csv:3: byte 0xb2"),
+        ("d.jsonl", "\ufeff{}\n".encode("utf-16-le") + b"\x00", "d.jsonl:2: no UTF-16 text"),
+        ("d.csv", b'question,answer\na,1\n"b,2\nc,3\n', "d.csv:3: not CSV"),
+        ("d.csv", b"question,answer,answer\na,1,2\n", "d.csv:1: column 'answer' stands there 2 times"),
+        ("d.jsonl", b'{"question": "a", "answer": "1", "answer": "2"}\n', "d.jsonl:1: column 'answer' stands there 2 times"),
+    ],
+)
+def test_bytes_that_are_no_text_and_columns_that_stand_twice_are_named(tmp_path: Path, name: str, content: bytes, said: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load(path=str(tmp_path / name))
+    assert said in str(caught.value)
 
 
 def test_worked_examples_of_the_same_subject_stand_before_each_question(tmp_path: Path):

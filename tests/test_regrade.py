@@ -60,6 +60,13 @@ def test_an_audit_lists_where_a_second_method_disagrees(tmp_path: Path):
     assert counts == {"correct": 1, "wrong": 3, "audit: agrees": 2, "audit: disagrees": 1, "audit: not judged": 1}
 
 
+def test_several_golds_and_a_byte_order_mark(tmp_path: Path):
+    rows = [{"gold": ["1", "\\boxed{1/2}"], "response": answer} for answer in ("0.5", "1", "1.5")]
+    source = write(tmp_path / "in.jsonl", rows)
+    source.write_text("\ufeff" + source.read_text(), encoding="utf-16")
+    assert grade_file(source, tmp_path / "out.jsonl", audit=False) == {"correct": 2, "wrong": 1}
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -68,17 +75,29 @@ def test_an_audit_lists_where_a_second_method_disagrees(tmp_path: Path):
         ('{"gold": "1", "response": "1"}\nnot json\n', ":2: not JSON"),
         ('{"gold": "1"}\n', ":1: no column 'response'"),
         ('{"gold": null, "response": "1"}\n', "column 'gold' must be text"),
+        ('{"gold": NaN, "response": "1"}\n', "column 'gold' must be text"),
+        ('{"gold": ["1", null], "response": "1"}\n', "column 'gold' must be text"),
+        ('{"gold": [], "response": "1"}\n', "column 'gold' must be text"),
+        ('{"gold": " ", "response": "1"}\n', "column 'gold' holds no answer"),
+        ('{"gold": ["1", "nan"], "response": "1"}\n', "column 'gold' holds no answer but 'nan'"),
+        ('{"gold": "1", "response": NaN}\n', "column 'response' must be text"),
+        ('{"gold": "1", "gold": "2", "response": "2"}\n', ":1: column 'gold' stands there 2 times"),
+        (b'{"gold": "1", "response": "\xff"}\n', ":1: byte 0xff"),
         ('{"gold": "1", "response": "1", "choices": "A"}\n', "column 'choices'"),
         ('{"gold": "1", "response": "1", "precision": -1}\n', "column 'precision'"),
         ("[1]\n", "a JSON list"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], content: str | None, said: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    content: str | bytes | None,
+    said: str,
 ):
     source = tmp_path / "in.jsonl"
     if content is not None:
-        source.write_text(content)
+        source.write_bytes(content if isinstance(content, bytes) else content.encode())
     monkeypatch.setattr(sys, "argv", ["conclip", "grade", str(source), str(tmp_path / "out.jsonl")])
     with pytest.raises(SystemExit) as end:
         main()

@@ -37,7 +37,7 @@ def from_dict(values: dict[str, Any]) -> EvalRow:
 
 def read_lines(path: Path) -> Iterator[EvalRow]:
     """Rows of a JSON-lines file; a last line that was cut is left out."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for line in lines:
             if line.endswith("\n"):
                 yield from_dict(json.loads(line))

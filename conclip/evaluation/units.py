@@ -126,7 +126,7 @@ class RowFile:
             lenient_extracted=grade.lenient_extracted,
             method=grade.method,
             grader_version=GRADER_VERSION,
-            answer=task.problem.answer,
+            answer=task.problem.shown_answer,
             num_tokens=rollout.completion.num_tokens,
             num_prompt_tokens=rollout.completion.reported_prompt_tokens or len(rollout.prompt_token_ids),
             finish_reason=rollout.completion.finish_reason,
@@ -143,7 +143,7 @@ def response_key(model_hash: str, task: Task, spec: SamplingSpec, config: BaseCo
     engine += [rollout.kv_cache_gib, rollout.max_model_len, rollout.enforce_eager]
     if task.messages:
         engine = []
-    judged = [problem.answer, problem.choices, GRADER_VERSION]
+    judged = [problem.golds, problem.choices, problem.tolerance, GRADER_VERSION]
     return digest([model_hash, asked, asdict(spec), task.seed, engine, judged])
 
 

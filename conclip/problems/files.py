@@ -2,8 +2,10 @@
 
 import dataclasses
 import hashlib
+import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, cast
 
 from conclip.answers import extract_boxed
@@ -12,26 +14,44 @@ from conclip.problems.tables import Row, read_rows
 from conclip.seeding import python_stream
 from conclip.types import Problem
 
+MAX_LEFT_OUT = 0.01
+"""Share of rows without a usable answer that are left out; more of them say that the data or the settings are wrong."""
+
+NAMED = 3
+"""Rows that are left out and named with their reason; of others only the number."""
+
+
+class _NoAnswer(UserError):
+    """A row that has no usable answer."""
+
 
 def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[Problem], list[str]]:
     """The problems of a set, columns named by `settings`, and what people should know of them.
 
     Level and subject filters come first, then a shuffle when `settings.seed` is not 0, then `num_problems` from `offset` on.
-    Ids come from the column `problem_id`, or else from name, place and content, so that they are stable. Raises UserError
-    with file and line on anything unusable, and when `expected_problems` is not what the filters leave.
+    Ids come from the column `problem_id`, or else from name, place and content, so that they are stable. Rows without a
+    usable answer are left out and noted, up to MAX_LEFT_OUT of all. Raises UserError with file and line on more of them and
+    on anything else that is unusable, and when `expected_problems` is not what is left.
     """
     pattern = _compile(key, settings.answer_pattern)
     rows = [row for row in read_rows(key, settings) if _wanted(row, settings)]
     if not rows:
         raise UserError(f"{key}: holds no problems{' after the filters' if settings.levels or settings.subjects else ''}")
     shots = _shots(key, settings)
-    problems = [_problem(number, name, row, settings, pattern, shots) for number, row in enumerate(rows, start=1)]
+    problems: list[Problem] = []
+    left_out: list[_NoAnswer] = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            problems.append(_problem(number, name, row, settings, pattern, shots))
+        except _NoAnswer as reason:
+            left_out.append(reason)
+    notes = [_left_out(key, left_out, len(rows))] if left_out else []
     if settings.expected_problems is not None and len(problems) != settings.expected_problems:
+        left = "".join(f" ({note})" for note in notes)
         raise UserError(
             f"{key}: {len(problems)} problems where {settings.expected_problems} are expected; another version of the data, "
-            f"or a part of it? Set {key}.expected_problems=null to use it all the same"
+            f"or a part of it? Set {key}.expected_problems=null to use it all the same{left}"
         )
-    notes: list[str] = []
     num_repeated = len(problems) - len({" ".join(problem.question.split()) for problem in problems})
     if num_repeated:
         notes.append(f"{key}: {num_repeated} of {len(problems)} problems repeat the text of another one (kept)")
@@ -43,6 +63,16 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
     if settings.num_problems is not None and settings.num_problems > len(problems):
         raise UserError(f"{key}.num_problems: there are {len(problems)} problems, not {settings.num_problems}")
     return problems[: settings.num_problems], notes
+
+
+def _left_out(key: str, reasons: list[_NoAnswer], num_rows: int) -> str:
+    """The note on rows that are left out. Raises UserError with the first reason when they are too many."""
+    many = f"{len(reasons)} of {num_rows} rows have no usable answer"
+    if len(reasons) > MAX_LEFT_OUT * num_rows:
+        raise UserError(f"{reasons[0]}{f'; {many}' if len(reasons) > 1 else ''}")
+    named = "; ".join(map(str, reasons[:NAMED]))
+    others = f"; {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
+    return f"{key}: {many} and are left out: {named}{others}"
 
 
 def _compile(key: str, pattern: str | None) -> re.Pattern[str] | None:
@@ -78,7 +108,7 @@ def _problem(
     shots: Mapping[str, list[str]],
 ) -> Problem:
     where, columns = row
-    question, answer, choices = _question(row, settings, pattern)
+    question, golds, choices = _question(row, settings, pattern)
     subject = _subject(columns, settings)
     examples = shots.get(subject or "", [])
     if len(examples) < settings.shots:
@@ -86,13 +116,16 @@ def _problem(
     if settings.problem_id is not None:
         problem_id = _text(where, columns, settings.problem_id, "problem_id")
     else:
-        digest = hashlib.sha256(f"{question}\n{answer}".encode()).hexdigest()[:10]
+        content = "\n".join([question, *golds])
+        digest = hashlib.sha256(content.encode()).hexdigest()[:10]
         problem_id = f"{name}-{number}-{digest}"
     return Problem(
         problem_id=problem_id,
         question=question,
         examples=tuple(examples),
-        answer=answer,
+        answer=golds[0],
+        alternatives=golds[1:],
+        tolerance=settings.tolerance,
         choices=choices,
         source=name,
         level=_level(columns, settings),
@@ -102,56 +135,100 @@ def _problem(
 
 def _question(
     row: Row, settings: ProblemSetConfig, pattern: re.Pattern[str] | None
-) -> tuple[str, str, tuple[str, ...] | None]:
-    """(question with its options, gold answer, options)."""
+) -> tuple[str, tuple[str, ...], tuple[str, ...] | None]:
+    """(question with its options, gold answers of which each is right, options)."""
     where, columns = row
     question = _text(where, columns, settings.question, "question")
     if settings.choices is None:
-        return question, _gold(row, settings, pattern), None
+        return question, _golds(row, settings, pattern), None
     if isinstance(settings.choices, str):
         options = columns.get(settings.choices)
         if not isinstance(options, list) or len(cast(list[Any], options)) < 2:
-            raise UserError(f"{where}: column '{settings.choices}' (choices) is no list of options")
-        texts = tuple(str(option).strip() for option in cast(list[Any], options))
-        gold = _letter(where, columns.get(settings.answer), len(texts), settings.answer)
+            raise _NoAnswer(f"{where}: column '{settings.choices}' (choices) is no list of options")
+        if any(_plain(option) is None and option != "" for option in cast(list[Any], options)):
+            raise _NoAnswer(f"{where}: column '{settings.choices}' (choices) lacks the text of an option")
+        texts = tuple((_plain(option) or "").strip() for option in cast(list[Any], options))
+        golds = tuple(_letter(where, value, len(texts), settings.answer) for value in _values(row, settings.answer))
     else:
         # columns of options, the right one first: their order is drawn from the question
-        right, *wrong = (_text(where, columns, column, "choices").strip() for column in settings.choices)
+        right, *wrong = (_option(where, columns, column) for column in settings.choices)
         shuffled = python_stream("choices", question).sample([right, *wrong], 1 + len(wrong))
-        texts, gold = tuple(shuffled), chr(ord("A") + shuffled.index(right))
+        texts, golds = tuple(shuffled), (chr(ord("A") + shuffled.index(right)),)
     lines = [f"{chr(ord('A') + index)}) {text}" for index, text in enumerate(texts)]
-    return "\n".join([question, *lines]), gold, texts
+    return "\n".join([question, *lines]), golds, texts
+
+
+def _option(where: str, columns: dict[str, Any], column: str) -> str:
+    text = _plain(columns.get(column))
+    if text is None:
+        raise _NoAnswer(_missing(where, columns, column, "choices"))
+    return text.strip()
 
 
 def _letter(where: str, value: Any, count: int, column: str) -> str:
     """The letter of the right option, from an index (0 is A) or a letter."""
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count:
-        return chr(ord("A") + value)
-    text = str(value).strip().upper()
+    text = (_plain(value) or "").strip().upper()
     if len(text) == 1 and 0 <= ord(text) - ord("A") < count:
         return text
     if text.isdecimal() and int(text) < count:
         return chr(ord("A") + int(text))
-    raise UserError(f"{where}: column '{column}' (answer) names none of the {count} options: {value!r}")
+    raise _NoAnswer(f"{where}: column '{column}' (answer) names none of the {count} options: {value!r}")
 
 
-def _gold(row: Row, settings: ProblemSetConfig, pattern: re.Pattern[str] | None) -> str:
+def _values(row: Row, column: str) -> list[Any]:
+    """What the column of the answer holds: the items of a list, or the one value. Raises _NoAnswer when there is none."""
     where, columns = row
-    value = columns.get(settings.answer)
-    if isinstance(value, list):  # several final answers
-        parts = [_text(where, {settings.answer: part}, settings.answer, "answer") for part in cast(list[Any], value)]
-        columns = columns | {settings.answer: ", ".join(parts)}
-    answer = _text(where, columns, settings.answer, "answer")
+    value = columns.get(column)
+    items = cast(list[Any], value) if isinstance(value, list) else [value]
+    values = [item for item in items if _plain(item) is not None]
+    if not values:
+        raise _NoAnswer(_missing(where, columns, column, "answer"))
+    return values
+
+
+def _golds(row: Row, settings: ProblemSetConfig, pattern: re.Pattern[str] | None) -> tuple[str, ...]:
+    """The gold answers of a row, each right by itself."""
+    where, columns = row
+    golds = [_gold(where, _plain(value) or "", settings, pattern) for value in _values(row, settings.answer)]
+    if settings.answers == "any":
+        return tuple(dict.fromkeys(golds))
+    cell = columns[settings.answer]
+    if isinstance(cell, list) and len(golds) < len(cast(list[Any], cell)):
+        raise _NoAnswer(f"{where}: column '{settings.answer}' (answer) lacks one of several answers")
+    return (", ".join(golds),)
+
+
+def _gold(where: str, text: str, settings: ProblemSetConfig, pattern: re.Pattern[str] | None) -> str:
+    found, how = text, ""
     if settings.answer_boxed:
-        found, how = extract_boxed(answer), "\\boxed{}"
+        found, how = extract_boxed(text), "\\boxed{} finds none"
     elif pattern is not None:
-        match = pattern.search(answer)
-        found, how = match and match.group(1), "answer_pattern"
-    else:
-        return answer
+        match = pattern.search(text)
+        found, how = match and match.group(1), "answer_pattern finds none"
     if found is None or not found.strip():
-        raise UserError(f"{where}: no answer in column '{settings.answer}': {how} finds none")
+        raise _NoAnswer(f"{where}: no answer in column '{settings.answer}': {how}")
+    if says_nothing(found):
+        raise _NoAnswer(
+            f"{where}: no answer in column '{settings.answer}': '{found.strip()}' is how programs write a missing one"
+        )
+    if _WRITTEN_LIST.match(found):
+        raise _NoAnswer(
+            f"{where}: column '{settings.answer}' (answer) holds a list written as text: '{_short(found)}'; give a list "
+            "(JSON, Parquet) or one answer"
+        )
     return found.strip()
+
+
+_NOTHING = re.compile(r"\s*(?:[+-]?(?i:nan|inf|infinity)|None|null|<NA>)?\s*")
+
+
+def says_nothing(answer: str) -> bool:
+    """Whether an answer is blank, or what pandas, Python and JSON print for a missing number, or one that is none."""
+    return _NOTHING.fullmatch(answer) is not None
+
+
+_WRITTEN_LIST = re.compile(r"""\s*\[\s*["']""")
+"""How CSV files of pandas hold lists; no formula begins so."""
 
 
 def _shots(key: str, settings: ProblemSetConfig) -> dict[str, list[str]]:
@@ -166,23 +243,43 @@ def _shots(key: str, settings: ProblemSetConfig) -> dict[str, list[str]]:
     for row in read_rows(f"{key} (examples)", source):
         mine = examples.setdefault(_subject(row[1], settings) or "", [])
         if len(mine) < settings.shots and _wanted(row, settings):
-            question, gold, _ = _question(row, settings, pattern)
-            mine.append(f"{question}\nAnswer: \\boxed{{{gold}}}")
+            try:
+                question, golds, _ = _question(row, settings, pattern)
+            except _NoAnswer:
+                continue
+            mine.append(f"{question}\nAnswer: \\boxed{{{golds[0]}}}")
     return examples
 
 
 def _subject(columns: dict[str, Any], settings: ProblemSetConfig) -> str | None:
-    value = columns.get(settings.subject)
-    return None if value is None else str(value)
+    return _plain(columns.get(settings.subject))
+
+
+def _plain(value: Any) -> str | None:
+    """A cell as text: numbers in plain decimals (a column of integers with a gap holds 204.0), None for what is missing or
+    no number: empty, null, NaN, infinite, or neither text nor number."""
+    if isinstance(value, float):
+        return format(Decimal(repr(value)), "f").removesuffix(".0") if math.isfinite(value) else None
+    if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
+        return format(value, "f") if isinstance(value, Decimal) else str(value)
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def _text(where: str, row: dict[str, Any], column: str, role: str) -> str:
-    value = row.get(column)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
-    if isinstance(value, str) and value.strip():
-        return value
-    found = ", ".join(sorted(row)) or "none"
+    text = _plain(row.get(column))
+    if text is None:
+        raise UserError(_missing(where, row, column, role))
+    return text
+
+
+def _missing(where: str, row: dict[str, Any], column: str, role: str) -> str:
     if column not in row:
-        raise UserError(f"{where}: no column '{column}' for the {role}; columns here: {found}")
-    raise UserError(f"{where}: column '{column}' ({role}) is empty or not text")
+        return f"{where}: no column '{column}' for the {role}; columns here: {', '.join(sorted(row)) or 'none'}"
+    value = row[column]
+    if isinstance(value, float):
+        return f"{where}: column '{column}' ({role}) is no number but {value}"
+    return f"{where}: column '{column}' ({role}) is empty or not text"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:59]}…"

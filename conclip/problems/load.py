@@ -53,12 +53,12 @@ def _unreadable(key: str, problems: Sequence[Problem]) -> list[str]:
     """A note on gold answers that the grader does not understand."""
     grader = Grader()
     try:
-        found = [problems[n] for n in grader.unreadable([(problem.answer, problem.choices) for problem in problems])]
+        found = [problems[n] for n in grader.unreadable([(problem.golds, problem.choices) for problem in problems])]
     finally:
         grader.close()
     if not found:
         return []
-    some = ", ".join(f"{problem.answer!r:.60} ({problem.problem_id})" for problem in found[:3])
+    some = ", ".join(f"{' or '.join(problem.golds)!r:.60} ({problem.problem_id})" for problem in found[:3])
     return [
         f"{key}: {len(found)} of {len(problems)} gold answers are not understood as mathematics, words or a letter; for "
         f"them only the same spelling is right: {some}{', ...' if len(found) > 3 else ''}"

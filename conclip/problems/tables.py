@@ -1,9 +1,11 @@
 """Rows of data sets: local files of several formats, folders of them, and hub data sets; each row with where it stands."""
 
+import codecs
 import csv
 import json
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,28 +47,61 @@ def _read_file(key: str, path: Path) -> Iterator[Row]:
     elif path.suffix == ".json":
         yield from _json_list(path)
     elif path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-            reader = csv.DictReader(lines)
-            try:
-                for row in reader:
-                    yield f"{path}:{reader.line_num}", {name: value for name, value in row.items() if name is not None}
-            except csv.Error as error:
-                raise UserError(f"{path}:{reader.line_num}: not CSV ({error})") from None
+        yield from _csv(path)
     else:
         yield from _parquet(key, path)
 
 
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, ends of lines included: UTF-8, or what its byte order mark says. Marks are left out, those
+    within files that were joined, too. Raises UserError with the line number on bytes that are no text."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), "utf-8")
+    number = 0
+    try:
+        with path.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
+            for number, line in enumerate(lines, start=1):  # noqa: B007  errors name it
+                line.encode()  # bytes that are no text have become half characters
+                yield line.removeprefix("\ufeff")
+    except UnicodeEncodeError as error:
+        byte = ord(error.object[error.start]) & 0xFF
+        raise UserError(f"{path}:{number}: byte 0x{byte:02x} is no UTF-8 text; save the file as UTF-8") from None
+    except UnicodeDecodeError as error:  # of UTF-16 or UTF-32
+        raise UserError(
+            f"{path}:{number + 1}: no {encoding.upper()} text ({error.reason}); save the file as UTF-8"
+        ) from None
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    reader = csv.DictReader(text_lines(path), strict=True)
+    try:
+        _check_once(f"{path}:1", reader.fieldnames or [])
+        for row in reader:
+            yield f"{path}:{reader.line_num}", {name: value for name, value in row.items() if name is not None}
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num + 1}: not CSV from there on ({error})") from None
+
+
 def json_lines(path: Path) -> Iterator[Row]:
     """Raises UserError with the line number on a line that is no object."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                where = f"{path}:{number}"
-                yield where, _object(where, _parse(where, line, "; each line must be one object"))
+    for number, line in enumerate(text_lines(path), start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield where, _object(where, _parse(where, line, "; each line must be one object"))
 
 
 def _json_list(path: Path) -> Iterator[Row]:
-    rows = _parse(str(path), path.read_text(encoding="utf-8", errors="replace"), is_file=True)
+    rows = _parse(str(path), "".join(text_lines(path)), is_file=True)
     if not isinstance(rows, list):
         raise UserError(f"{path}: a JSON {type(rows).__name__}, not a list of objects")
     for number, row in enumerate(cast(list[Any], rows), start=1):
@@ -77,7 +112,7 @@ def _json_list(path: Path) -> Iterator[Row]:
 def _parse(where: str, text: str, hint: str = "", *, is_file: bool = False) -> Any:
     """Raises UserError on what is no JSON, nested too deeply, or no valid text once its escapes are read."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=lambda pairs: _distinct(where, pairs))
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -88,6 +123,19 @@ def _parse(where: str, text: str, hint: str = "", *, is_file: bool = False) -> A
         raise UserError(f"{where}: holds half a character (a lone surrogate); write the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not usable JSON ({str(error)[:80]}){hint}") from None
+
+
+def _distinct(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        _check_once(where, [name for name, _ in pairs])
+    return found
+
+
+def _check_once(where: str, names: Sequence[str]) -> None:
+    """Of columns of the same name, the last one would count and nobody be told."""
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise UserError(f"{where}: column '{twice[0]}' stands there {names.count(twice[0])} times; name each column once")
 
 
 def _object(where: str, row: Any) -> dict[str, Any]:
@@ -101,11 +149,25 @@ def _parquet(key: str, path: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     try:
-        rows = pq.read_table(path).to_pylist()
+        table = pq.read_table(path)
     except (pa.ArrowException, ValueError) as error:
         raise UserError(f"{key}.path: '{path}' is not a Parquet file ({error})") from error
+    _check_once(str(path), table.column_names)
+    try:
+        rows = table.to_pylist()
+    except UnicodeDecodeError:
+        number = next(number for number in range(table.num_rows) if not _decodes(table.slice(number, 1)))
+        raise UserError(f"{path}, row {number + 1}: holds bytes that are no UTF-8 text") from None
     for number, row in enumerate(rows, start=1):
         yield f"{path}, row {number}", row
+
+
+def _decodes(table: Any) -> bool:
+    try:
+        table.to_pylist()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _read_hub(key: str, settings: ProblemSetConfig) -> Iterator[Row]:

@@ -119,10 +119,11 @@ def collect(
                 graded[task.key] = (completion, text)
                 grader.submit(
                     task.key,
-                    gold=task.problem.answer,
+                    gold=task.problem.golds,
                     text=text,
                     finish_reason=completion.finish_reason,
                     choices=task.problem.choices,
+                    tolerance=task.problem.tolerance,
                 )
                 num_finished += 1
                 finished_tokens += completion.num_tokens
