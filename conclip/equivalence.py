@@ -75,8 +75,8 @@ def _same(gold: str, answer: str, choices: Sequence[str] | None, tolerance: Tole
         return _same_choice(gold, answer, choices, tolerance)
     if compact(gold) == compact(answer):
         return True
-    labelled = [label_and_text(text) for text in (gold, answer)]
-    if all(labelled) and not _same(labelled[0][1], labelled[1][1], None, tolerance):
+    first, second = (label_and_text(text) for text in (gold, answer))
+    if first and second and not _same(first[1], second[1], None, tolerance):
         return False  # A: 3 and A: 5
     if letters := choice_letters(gold):
         chosen = choice_letters(answer, fold=len(letters) == 1 and letters[0].isupper())
@@ -88,13 +88,13 @@ def _same(gold: str, answer: str, choices: Sequence[str] | None, tolerance: Tole
         return True
     if max(nesting(gold), nesting(answer)) > MAX_DEPTH:
         return False
-    first, second = read(gold, is_gold=True), read(answer)
-    if _agree(first, second, tolerance):
+    asked, said = read(gold, is_gold=True), read(answer)
+    if _agree(asked, said, tolerance):
         return True
-    if _DECIMAL_COMMA.fullmatch(gold) and isinstance(second, Number):  # the list 3, 5 or the decimal 3,5: a number decides
-        return _agree(read(gold.replace(",", ".", 1), is_gold=True), second, tolerance)
+    if _DECIMAL_COMMA.fullmatch(gold) and isinstance(said, Number):  # the list 3, 5 or the decimal 3,5: a number decides
+        return _agree(read(gold.replace(",", ".", 1), is_gold=True), said, tolerance)
     grouped = [read(text[1:-1]) if _GROUPED.fullmatch(text) else None for text in (gold, answer)]
-    return any(g is not None for g in grouped) and _agree(grouped[0] or first, grouped[1] or second, tolerance)
+    return any(g is not None for g in grouped) and _agree(grouped[0] or asked, grouped[1] or said, tolerance)
 
 
 _DECIMAL_COMMA = re.compile(r"-?\d+,(?!\d{3}(?!\d))\d+(?:\s*(?:\\text|\\mathrm|%|\^\\circ).*)?")
