@@ -28,7 +28,7 @@ from conclip.runlog import MANIFEST, Run
 from conclip.runtime import encode_prompts, longest_response, open_endpoint, open_runtime
 from conclip.selection import select
 from conclip.stages import Stages, describe_selection
-from conclip.types import MANY_TRUNCATED, EvalRow
+from conclip.types import MANY_TRUNCATED, MORE_ROOM, EvalRow
 
 
 def run_probe(config: ProbeRunConfig, inputs: Inputs, run: Run) -> None:
@@ -114,7 +114,7 @@ def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Se
             if summary.truncation_rate.mean > MANY_TRUNCATED:
                 run.warn(
                     f"{benchmark}, {name}: {summary.truncation_rate.mean:.0%} of the responses were cut at "
-                    f"eval.max_tokens={settings.max_tokens}, which counts as not correct; give more room"
+                    f"eval.max_tokens={settings.max_tokens}, which counts as not correct; {MORE_ROOM}"
                 )
             run.track("eval", 0, {f"{benchmark}/{name}/{key}": value for key, value in numbers.items()})
         for (first, second), comparison in headline_comparisons(columns, benchmark).items():

@@ -58,12 +58,16 @@ def compose_config(
         return composed, composed.pop("hydra").runtime.choices
 
 
+FREE = ("checkpoints", "model.chat_template_kwargs", "eval.template_kwargs")
+"""Keys below which names are the user's own, or a chat template's."""
+
+
 def free_key(override: str) -> str:
-    """The override as Hydra takes it: a key that no file has needs ++. Names under `checkpoints` are the user's own, and a
+    """The override as Hydra takes it: a key that no file has needs ++. Names under the `FREE` keys are nobody else's, and a
     preset of `data` may leave out keys that a problem set has."""
     in_set = re.match(r"data\.(pool|validation|test)\.\w+\.(\w+)=", override)
     known = in_set is not None and in_set[2] in {item.name for item in dataclasses.fields(ProblemSetConfig)}
-    return f"++{override}" if known or override.startswith("checkpoints") else override
+    return f"++{override}" if known or override.startswith(FREE) else override
 
 
 def sweep_jobs(overrides: Sequence[str], *, sweeping: bool) -> Iterator[list[str]]:

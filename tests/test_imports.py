@@ -16,6 +16,7 @@ LIGHT = [
     "conclip.grading",
     "conclip.seeding",
     "conclip.stats",
+    "conclip.thinking",
     "conclip.probe",
     "conclip.selection",
     "conclip.identity",
@@ -56,7 +57,7 @@ def test_one_module_imports_vllm():
 
 
 LAYERS = [
-    ["types", "stats", "pooling", "seeding", "terminal", "answers", "interrupts", "failures", "completion"],
+    ["types", "stats", "pooling", "seeding", "terminal", "answers", "interrupts", "failures", "completion", "thinking"],
     ["problems.arithmetic"],
     ["config"],
     ["files"],
@@ -67,6 +68,7 @@ LAYERS = [
         "grading",
         "grading_worker",
         "rewards",
+        "chat_template",
         "prompts",
         "problems",
         "probe",
