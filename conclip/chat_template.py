@@ -1,9 +1,11 @@
 """What a model's chat template and tokenizer say: the text of a chat, how its model thinks, and which token ends a turn."""
 
+import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jinja2 import Environment, meta
 from transformers import PreTrainedTokenizerBase
 
 from conclip.config import ModelConfig, UserError
@@ -58,9 +60,18 @@ def thinking_of(tokenizer: PreTrainedTokenizerBase, model: ModelConfig, template
 def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any], key: str) -> None:
     """Raises UserError for an argument that the chat template never reads: it would do nothing."""
     template = _template(tokenizer)
-    unread = [name for name in template_kwargs if not re.search(rf"\b{re.escape(name)}\b", template)]
-    if template and unread:
-        raise UserError(f"{key}: the model's chat template reads no '{unread[0]}'; its author names what it reads")
+    read = _names_read(template) if template_kwargs else set[str]()
+    for name in template_kwargs:
+        if template and name not in read:
+            near = difflib.get_close_matches(name, read, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else "see what its author names"
+            raise UserError(f"{key}: the model's chat template reads no '{name}'; {hint}")
+
+
+def _names_read(template: str) -> set[str]:
+    """Names that a template looks up outside itself."""
+    plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)  # a tag of transformers' own, which masks tokens
+    return meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain))
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -136,8 +136,9 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
     asked: dict[Way, Asked] = {}
     with reading(model_path, "the chat template"):
         check_template_kwargs(tokenizer, config.model.chat_template_kwargs, "model.chat_template_kwargs")
-        for name, more in settings.template_kwargs.items() if settings else ():
-            check_template_kwargs(tokenizer, more, f"eval.template_kwargs.{name}")
+        named = settings.template_kwargs if settings else {}
+        for name, values in named.items():
+            check_template_kwargs(tokenizer, values, f"eval.template_kwargs.{name}")
         named_tokens(tokenizer, config.model.stop_tokens, "model.stop_tokens")
         for style, template in dict.fromkeys([TRAINING, *(settings.ways if settings else [])]):
             more = template_kwargs_of(config, template)

@@ -1,9 +1,7 @@
 """Evaluation of a model behind a real vLLM server, beside the same model in process."""
 
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +13,6 @@ from itertools import count
 from pathlib import Path
 from typing import ClassVar
 
-import httpx
 import pytest
 import torch
 
@@ -25,6 +22,7 @@ from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy, load_tokenizer
 from conclip.training.checkpoint import save_model
 from conclip.types import Outcome
+from tests.serving import vllm_server
 
 pytestmark = pytest.mark.engine
 
@@ -36,31 +34,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     policy, tokenizer = load_policy(LAB_MODEL, torch.device("cpu")), load_tokenizer(LAB_MODEL)
     save_model(checkpoint, policy, policy.state_dict(), tokenizer, problems=[], earlier=[])
     (checkpoint / "README.md").write_text("# a model card\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = {"--model": str(checkpoint), "--served-model-name": "lab", "--port": str(port), "--host": "127.0.0.1"}
-    options |= {"--dtype": "float32", "--max-model-len": "512", "--max-num-seqs": "64", "--max-num-batched-tokens": "4096"}
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", "--no-enable-chunked-prefill"]
-    for name, value in options.items():
-        command += [name, value]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    log = (tmp_path_factory.mktemp("server") / "log").open("w")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 240
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()[-2000:]
-            try:
-                if httpx.get(f"{url}/health").status_code == 200:
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.5)
-        yield f"{url}/v1"
-    finally:
-        process.terminate()
-        process.wait(30)
+    with vllm_server(checkpoint) as url:
+        yield url
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
