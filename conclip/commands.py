@@ -106,6 +106,9 @@ def run_two_phase(config: TwoPhaseConfig, inputs: Inputs, run: Run) -> None:
 def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Sequence[str]) -> None:
     """The closing tables and sentences, and the same numbers in results.json."""
     columns = by_condition(rows)
+    withheld = sum(row.finish_reason == "content_filter" for row in rows)
+    if withheld:
+        run.warn(f"{withheld} responses were withheld by the server's content filter; they count as truncated")
     run.write_results({"margin": settings.margin, "notes": notes, "benchmarks": results_json(columns)})
     for benchmark, models in summaries(columns).items():
         run.show(results_table(benchmark, models), result=True)

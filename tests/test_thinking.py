@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001  DeepSeek's tokens are spelt with full-width bars
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from conclip.evaluation.rows import from_dict, to_dict
 from conclip.evaluation.tables import by_condition
 from conclip.identity import relevant, sampling_hash
 from conclip.lab.tokenizer import build_tokenizer
+from conclip.models.load import load_tokenizer
 from conclip.prompts import encode_prompt
 from conclip.regrade import grade_file
 from conclip.rollout.reply import Reply, read_choice
@@ -173,6 +175,16 @@ def test_the_template_says_which_token_ends_a_turn(template: str, token: str | N
     tokenizer = tokenizer_with(template)
     found = end_of_turn(tokenizer)
     assert (found is None) if token is None else (found == tokenizer.convert_tokens_to_ids(token))
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b"])
+def test_a_real_models_template_says_which_token_ends_a_turn(name: str):
+    folder = Path(os.environ.get("SMALL_MODELS", Path.home() / ".cache/small-models")) / name
+    if not folder.is_dir():
+        pytest.skip(f"no model in '{folder}'")
+    tokenizer = load_tokenizer(folder)
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert known_tags(tokenizer, MODEL) is None and thinking_of(tokenizer, MODEL, {}) == PLAIN
 
 
 def test_stop_tokens_are_named_by_their_text():

@@ -147,7 +147,7 @@ def check_columns(rows: list[EvalRow]) -> None:
     for free, capped in zip(columns["thinking", None], columns["thinking", 6], strict=True):
         whole = [row.text if row.reasoning is None else f"<think>{row.reasoning}</think>" for row in (free, capped)]
         thought = [text.partition("</think>")[0].removeprefix("<think>") for text in whole]
-        assert thought[1] == thought[0][:6] and len(thought[0]) > 20  # a character is a token here
+        assert thought[1] == thought[0][:6] and len(thought[0]) > 10  # a character is a token here
         assert "</think>" in whole[1]  # closed by the engine where the model leaves it open
         assert capped.key != free.key
 
