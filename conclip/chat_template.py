@@ -74,22 +74,24 @@ def _names_read(template: str) -> set[str]:
     return meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain))
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token with which the chat template ends the assistant's turn, or begins the next one where nothing ends it; None
-    where that is no token of its own, or the template takes no assistant's turns."""
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that the chat template puts behind the assistant's words (as a rule one), or those that begin the next turn
+    where nothing ends this one; none where text of another kind stands there, or the template takes no assistant's turns."""
+    tokens = {token.content: number for number, token in _added(tokenizer).items() if token.content}
     chat = (("user", "question"), ("assistant", MARK))
-    tokens = {token.content: number for number, token in _added(tokenizer).items()}
     for turns in (chat, (*chat, ("user", "question"))):
         try:
             rest = behind_mark(render(tokenizer, turns, {}, ask=False)).lstrip()
         except Exception:  # a template may raise whatever it likes; one that cannot say how a turn ends says nothing
-            return None
-        found = [token for token in tokens if token and rest.startswith(token)]
-        if found:
-            return tokens[max(found, key=len)]
-        if rest:
-            return None
-    return None
+            return ()
+        found: list[int] = []
+        while begins := [token for token in tokens if rest.startswith(token)]:
+            longest = max(begins, key=len)
+            found.append(tokens[longest])
+            rest = rest.removeprefix(longest).lstrip()
+        if found or rest:
+            return tuple(found)
+    return ()
 
 
 def named_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], key: str) -> list[int]:

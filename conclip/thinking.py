@@ -67,6 +67,12 @@ def answer_of(text: str, thinking: Thinking = PLAIN) -> str:
     return "" if is_open else text[end or 0 :]
 
 
+def closes_only(text: str, thinking: Thinking) -> bool:
+    """Whether a response closes a part that neither it nor, as far as we know, its prompt has opened."""
+    tags = thinking.tags
+    return not thinking.opened and tags.close in text and tags.open not in text
+
+
 def joined(reasoning: str, content: str, tags: ThinkingTags) -> str:
     """The response whose parts a server hands out one by one."""
     return f"{tags.open}{reasoning}{tags.close}{content}"

@@ -1,15 +1,19 @@
 """What stands inside a thinking part is no answer, whatever the template, and whoever took the part out."""
 
+# pyarrow ships no annotations.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
 # ruff: noqa: RUF001  DeepSeek's tokens are spelt with full-width bars
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +22,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 from conclip.chat_template import check_template_kwargs, decoder, end_of_turn, known_tags, named_tokens, thinking_of
 from conclip.compose import load_config
 from conclip.config import ModelConfig, UserError
-from conclip.evaluation.rows import from_dict, to_dict
+from conclip.evaluation.rows import from_dict, read_rows, to_dict, write_parquet
 from conclip.evaluation.tables import by_condition
 from conclip.identity import relevant, sampling_hash
 from conclip.lab.tokenizer import build_tokenizer
@@ -26,8 +30,8 @@ from conclip.models.load import load_tokenizer
 from conclip.prompts import encode_prompt
 from conclip.regrade import grade_file
 from conclip.rollout.reply import Reply, read_choice
-from conclip.thinking import DEFAULT_TAGS, KNOWN_TAGS, PLAIN, Thinking, ThinkingTags, answer_of, joined
-from conclip.types import Outcome
+from conclip.thinking import DEFAULT_TAGS, KNOWN_TAGS, PLAIN, Thinking, ThinkingTags, answer_of, closes_only, joined
+from conclip.types import EvalRow, Outcome
 from tests.chat_templates import GLM4, MAGISTRAL, OWN_TOKENS, QWEN3, QWEN3_THINKING, R1_DISTILL, SMOLLM3
 from tests.conftest import make_row
 
@@ -92,6 +96,11 @@ def test_a_part_that_a_server_takes_out_changes_no_answer(reasoning: str, conten
     together = f"<think>{reasoning}</think>{content}"
     assert answer_of(joined(reasoning, content, DEFAULT_TAGS)) == answer_of(together) == content
     assert answer_of(together.removeprefix("<think>"), OPENED) == content
+
+
+def test_a_closing_tag_alone_is_noticed():
+    assert closes_only("7?</think>9", PLAIN) and not closes_only("7?</think>9", OPENED)
+    assert not closes_only("<think>7?</think>9", PLAIN) and not closes_only("9", PLAIN)
 
 
 def test_a_million_tags_take_no_time():
@@ -159,7 +168,7 @@ TOKENIZERS = {special: tokenizer_with(QWEN3, special=special) for special in (Fa
 
 
 @pytest.mark.parametrize(
-    ("template", "token"),
+    ("template", "tokens"),
     [
         (QWEN3, "<|im_end|>"),
         (QWEN3_THINKING, "<|im_end|>"),
@@ -167,14 +176,14 @@ TOKENIZERS = {special: tokenizer_with(QWEN3, special=special) for special in (Fa
         (R1_DISTILL, "<｜end▁of▁sentence｜>"),
         (MAGISTRAL, "<|end|>"),
         (GLM4, "<|user|>"),
-        ("{{ messages[-1].content }} and so on", None),
-        ("{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ messages[0].content }}", None),
+        ("{{ messages[1].content }}[/INST] <|im_end|>\n", "[/INST] <|im_end|>"),
+        ("{{ messages[-1].content }} and so on", ""),
+        ("{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ messages[0].content }}", ""),
     ],
 )
-def test_the_template_says_which_token_ends_a_turn(template: str, token: str | None):
+def test_the_template_says_which_tokens_end_a_turn(template: str, tokens: str):
     tokenizer = tokenizer_with(template)
-    found = end_of_turn(tokenizer)
-    assert (found is None) if token is None else (found == tokenizer.convert_tokens_to_ids(token))
+    assert end_of_turn(tokenizer) == tuple(tokenizer.convert_tokens_to_ids(tokens.split()))
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b"])
@@ -183,7 +192,7 @@ def test_a_real_models_template_says_which_token_ends_a_turn(name: str):
     if not folder.is_dir():
         pytest.skip(f"no model in '{folder}'")
     tokenizer = load_tokenizer(folder)
-    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end_of_turn(tokenizer) == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
     assert known_tags(tokenizer, MODEL) is None and thinking_of(tokenizer, MODEL, {}) == PLAIN
 
 
@@ -245,13 +254,27 @@ def test_settings_of_thinking_are_checked(overrides: list[str], said: str):
     assert said in str(caught.value)
 
 
+OLD_COLUMNS = {item.name for item in fields(EvalRow)} - {"template", "thinking_budget", "reasoning"}
+
+
 def test_rows_of_the_last_version_still_read():
     row = make_row("p", Outcome.CORRECT, 5, template="answering", thinking_budget=7, reasoning="hm")
     assert from_dict(json.loads(json.dumps(to_dict(row)))) == row
-    old = {name: value for name, value in to_dict(row).items() if name not in ("template", "thinking_budget", "reasoning")}
+    old = {name: value for name, value in to_dict(row).items() if name in OLD_COLUMNS}
     assert from_dict(old | {"schema": 2}) == replace(row, template="default", thinking_budget=None, reasoning=None)
     with pytest.raises(UserError, match="schema 1"):
         from_dict(old | {"schema": 1})
+
+
+def test_rows_survive_parquet_whatever_their_columns_hold(tmp_path: Path):
+    plain = [make_row("p", Outcome.CORRECT, 5)]
+    full = [make_row("p", Outcome.CORRECT, 5, template="t", thinking_budget=0, reasoning="hm"), *plain]
+    for rows in (plain, full):
+        write_parquet(rows, tmp_path / "rows.parquet")
+        assert read_rows(tmp_path / "rows.parquet") == rows
+    old = [{name: value for name, value in to_dict(row).items() if name in OLD_COLUMNS} | {"schema": 2} for row in plain]
+    pq.write_table(pa.Table.from_pylist(old), tmp_path / "old.parquet")
+    assert read_rows(tmp_path / "old.parquet") == plain
 
 
 def test_columns_of_a_table_say_how_the_model_was_asked():

@@ -7,6 +7,7 @@ from itertools import product
 from conclip.config import EvalConfig
 from conclip.evaluation.units import RowFile
 from conclip.runtime import Runtime
+from conclip.thinking import closes_only
 from conclip.types import EvalRow, Problem, SamplingSpec, asked_name
 
 
@@ -33,7 +34,7 @@ def evaluate(
         condition = f"eval {label}, {asked_name(*way, budget)}, temperature {temperature:g}"
         began, responses_before, tokens_before = time.monotonic(), file.num_sampled, file.num_sampled_tokens
         num_after -= len(tasks)
-        file.sample(runtime, condition, way, tasks, spec, num_after=num_after)
+        rows = file.sample(runtime, condition, way, tasks, spec, num_after=num_after)
         num_new, num_tokens = file.num_sampled - responses_before, file.num_sampled_tokens - tokens_before
         said = [f"{len(tasks)} responses"]
         if num_new:
@@ -42,6 +43,12 @@ def evaluate(
         if num_new < len(tasks):
             said.append(f"{len(tasks) - num_new} taken over from before")
         runtime.run.say(f"{condition}: {', '.join(said)}")
+        num_odd = sum(row.reasoning is None and closes_only(row.text, runtime.prompts[way].thinking) for row in rows)
+        if num_odd:
+            runtime.run.warn(
+                f"{condition}: {num_odd} responses close a thinking part that they do not open; where the prompt opens it, "
+                "set model.thinking_in_prompt=true, so that those that never close it are no answers"
+            )
     file.finish()
     return file.rows
 

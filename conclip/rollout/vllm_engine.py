@@ -227,5 +227,8 @@ def stop_token_ids(model_path: Path, named: Sequence[str] = (), *, trust_remote_
         end = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).eos_token_id
         found.update([end] if isinstance(end, int) else end or [])
     tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
-    found.update(end for end in (tokenizer.eos_token_id, end_of_turn(tokenizer)) if isinstance(end, int))
+    found.update([tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else [])
+    turn = end_of_turn(tokenizer)
+    if not found.intersection(turn):
+        found.update(turn[:1])
     return tuple(sorted(found.union(named_tokens(tokenizer, named, "model.stop_tokens"))))
