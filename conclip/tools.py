@@ -52,8 +52,9 @@ class Parser(argparse.ArgumentParser):
 def grade(arguments: list[str]) -> None:
     parser = Parser(
         prog="conclip grade",
-        description="Grade JSON lines with columns gold and response (optional: choices, precision). What stands "
-        "inside a thinking part is no answer; a response without \\boxed{} is taken whole, from behind that part. Adds outcome, extracted, method and grader_version to each row.",
+        description="Grade JSON lines with columns gold and response (optional: choices, precision). What stands inside a "
+        "thinking part is no answer; a response without \\boxed{} is taken whole, from behind that part. Adds outcome, "
+        "extracted, method and grader_version to each row.",
     )
     parser.add_argument("source", metavar="IN", type=Path, help="JSON lines")
     parser.add_argument("target", metavar="OUT", type=Path, help="the graded JSON lines")
