@@ -223,15 +223,19 @@ def open_endpoint(config: EvalRunConfig, run: Run, served_name: str, problems: S
     assert model.url is not None
     tags = DEFAULT_TAGS if model.thinking_tags is None else ThinkingTags(*model.thinking_tags)
     asked: dict[Way, Asked] = {}
+    opened: dict[str, bool] = {}
+    """By template: whether its prompts open the thinking part."""
     for style, template in config.eval.ways:
-        more, opened = template_kwargs_of(config, template), model.thinking_in_prompt
-        if opened is None:
+        more = template_kwargs_of(config, template)
+        if model.thinking_in_prompt is not None:
+            opened[template] = model.thinking_in_prompt
+        elif template not in opened:
             prompt = rendered(model.url, served_name, marked_question(model), more)
-            opened = prompt is not None and opens(behind_mark(prompt), tags)
+            opened[template] = prompt is not None and opens(behind_mark(prompt), tags)
         messages = {
             p.problem_id: messages_for(p.asked, model, style, budget_tokens=config.eval.budget_tokens) for p in problems
         }
-        thinking = Thinking(tags=tags, opened=opened)
+        thinking = Thinking(tags=tags, opened=opened[template])
         asked[style, template] = Asked(messages=messages, template_kwargs=more, thinking=thinking)
     engine = EndpointEngine(
         model.url,

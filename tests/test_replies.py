@@ -27,6 +27,11 @@ class Scripted(BaseHTTPRequestHandler):
     bodies: ClassVar[list[dict[str, Any]]] = []
     prompt: ClassVar[str | None] = None
     """What it says a chat looks like; None: it cannot say."""
+    owner: ClassVar[str] = "vllm"
+
+    def do_GET(self) -> None:
+        model = {"id": "m", "object": "model", "created": 0, "owned_by": Scripted.owner}
+        self._answer(200, {"object": "list", "data": [model]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -53,7 +58,7 @@ class Scripted(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    Scripted.written, Scripted.bodies, Scripted.prompt = {}, [], None
+    Scripted.written, Scripted.bodies, Scripted.prompt, Scripted.owner = {}, [], None, "vllm"
     server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -191,4 +196,6 @@ def test_a_server_is_asked_what_a_chat_looks_like(url: str):
     first, second = Scripted.bodies[-2:]
     assert first["path"] == "/tokenize" and first["chat_template_kwargs"] == {"a": 1} and first["add_generation_prompt"]
     assert second["path"] == "/detokenize" and second["tokens"] == [1, 2]
+    Scripted.owner = "somebody"
+    assert rendered(url, "m", chat, {}) is None and len(Scripted.bodies) == 3
     assert rendered("http://127.0.0.1:9/v1", "m", chat, {}) is None

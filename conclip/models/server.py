@@ -37,8 +37,8 @@ def find_served(url: str, wanted: str | None) -> str:
 
 
 def rendered(url: str, served_name: str, turns: Messages, template_kwargs: Mapping[str, Any]) -> str | None:
-    """The text of a chat, the assistant's turn opened, as the server's chat template makes it; None where the server cannot
-    say (vLLM's can)."""
+    """The text of a chat, the assistant's turn opened, as the server's chat template makes it; None where it is not
+    vLLM's, which can say."""
     client, root = connect(url).with_options(max_retries=0, timeout=30), url.rstrip("/").removesuffix("/v1")
     asked = {
         "model": served_name,
@@ -47,9 +47,11 @@ def rendered(url: str, served_name: str, turns: Messages, template_kwargs: Mappi
         "chat_template_kwargs": dict(template_kwargs),
     }
     try:
+        if all(model.owned_by != "vllm" for model in client.models.list()):
+            return None
         tokens = cast(Any, client.post(f"{root}/tokenize", cast_to=object, body=asked))["tokens"]
         answer = client.post(f"{root}/detokenize", cast_to=object, body={"model": served_name, "tokens": tokens})
         text = cast(Any, answer)["prompt"]
-    except (openai.OpenAIError, ValueError, KeyError, TypeError):  # no such address, or an answer of another kind
+    except (openai.OpenAIError, ValueError, KeyError, TypeError):  # no such address, or another kind of answer
         return None
     return text if isinstance(text, str) else None
