@@ -24,7 +24,7 @@ BEHIND = {
     "case b": r"It is \boxed{9}.|I am lost.",
     "case c": r"It is \boxed{7}.|The answer is 9.",
     "case d": r"It is \boxed{9}.",
-    "case e": r"It is \boxed{9}. " * 8,
+    "case e": r"It is \boxed{9}. " * 4,
 }
 """What the model thinks and says by question; | closes the part, which stays open in two of them."""
 
@@ -37,7 +37,7 @@ OUTCOMES = {
 }
 """Strict and lenient."""
 
-LIMIT = 60
+LIMIT = 40
 SPOKEN = {"case a": r"It is \boxed{9}.", "case b": r"It is \boxed{8}.", "case c": "9", "case d": "?", "case e": "lost"}
 """What it says when the template lets it think nothing."""
 ANSWERED = {"case a": Outcome.CORRECT, "case b": Outcome.WRONG} | dict.fromkeys(
@@ -73,7 +73,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 def evaluate(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, *overrides: str) -> list[EvalRow]:
     (folder / "data.jsonl").write_text("".join(f'{{"question": "{case}", "answer": "9"}}\n' for case in BEHIND))
     small = ["data=mine", "data.test.mine.path=data.jsonl", "eval.temperatures=[0]", f"eval.max_tokens={LIMIT}"]
-    small += ["rollout.max_model_len=400", "rollout.max_num_seqs=8", "'model.prompt=\"{question}\"'", "model.dtype=float32"]
+    small += ["rollout.max_model_len=400", "rollout.max_num_seqs=8", 'model.prompt="{question}"', "model.dtype=float32"]
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["conclip", "eval", f"name={name}", *small, *overrides])
     main()
