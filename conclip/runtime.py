@@ -140,7 +140,8 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
         for name, values in named.items():
             check_template_kwargs(tokenizer, values, f"eval.template_kwargs.{name}")
         named_tokens(tokenizer, config.model.stop_tokens, "model.stop_tokens")
-        for style, template in dict.fromkeys([TRAINING, *(settings.ways if settings else [])]):
+        ways = [TRAINING, *settings.ways] if settings else [TRAINING]
+        for style, template in dict.fromkeys(ways):
             more = template_kwargs_of(config, template)
             token_ids = {
                 p.problem_id: encode_prompt(
