@@ -25,7 +25,7 @@ from conclip.config import ModelConfig, UserError
 from conclip.evaluation.rows import from_dict, read_rows, to_dict, write_parquet
 from conclip.evaluation.tables import by_condition
 from conclip.identity import relevant, sampling_hash
-from conclip.lab.tokenizer import build_tokenizer
+from conclip.lab.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from conclip.models.load import load_tokenizer
 from conclip.prompts import encode_prompt
 from conclip.regrade import grade_file
@@ -37,6 +37,10 @@ from tests.conftest import make_row
 
 MODEL = ModelConfig(path="lab", dtype="float32", prompt="{question}", system=None, trust_remote_code=False)
 OPENED = Thinking(opened=True)
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, *tokens: str) -> tuple[int, ...]:
+    return tuple(tokenizer.get_vocab()[token] for token in tokens)
 
 
 def tokenizer_with(template: str, tags: ThinkingTags = DEFAULT_TAGS, *, special: bool = False) -> PreTrainedTokenizerBase:
@@ -139,10 +143,10 @@ def test_tags_are_found_in_the_template_and_among_the_tokens(tags: ThinkingTags)
     plain = build_tokenizer()
     assert known_tags(plain, MODEL) is None
     assert known_tags(plain, replace(MODEL, thinking_tags=["(", ")"])) == ThinkingTags("(", ")")
-    assert known_tags(tokenizer_with(plain.chat_template, tags), MODEL) == tags
+    assert known_tags(tokenizer_with(CHAT_TEMPLATE, tags), MODEL) == tags
     plain.chat_template = QWEN3.replace("<think>", tags.open).replace("</think>", tags.close)
     assert known_tags(plain, MODEL) == tags
-    both = tokenizer_with(plain.chat_template, DEFAULT_TAGS)  # a fine-tune of a model that has other tokens
+    both = tokenizer_with(str(plain.chat_template), DEFAULT_TAGS)  # a fine-tune of a model that has other tokens
     assert known_tags(both, MODEL) == tags
 
 
@@ -158,7 +162,7 @@ def test_magistrals_tags_are_kept_though_they_are_special_tokens():
 @given(st.lists(st.integers(0, 120), max_size=30))
 def test_text_is_what_it_was_but_for_tags_that_are_special_tokens(ids: list[int]):
     for special, tokenizer in TOKENIZERS.items():
-        tags = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+        tags = ids_of(tokenizer, "<think>", "</think>")
         others = [number for number in ids if not special or number not in tags]
         text = decoder(tokenizer, DEFAULT_TAGS)(others)
         assert text == tokenizer.decode(others, skip_special_tokens=True)
@@ -183,7 +187,7 @@ TOKENIZERS = {special: tokenizer_with(QWEN3, special=special) for special in (Fa
 )
 def test_the_template_says_which_tokens_end_a_turn(template: str, tokens: str):
     tokenizer = tokenizer_with(template)
-    assert end_of_turn(tokenizer) == tuple(tokenizer.convert_tokens_to_ids(tokens.split()))
+    assert end_of_turn(tokenizer) == ids_of(tokenizer, *tokens.split())
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b"])
@@ -216,7 +220,11 @@ def test_an_argument_the_template_never_reads_is_refused():
 def test_the_template_gets_its_arguments():
     tokenizer = tokenizer_with(QWEN3)
     prompts = [
-        tokenizer.decode(encode_prompt(tokenizer, "1+1", replace(MODEL, chat_template_kwargs=own), template_kwargs=more))
+        str(
+            tokenizer.decode(
+                list(encode_prompt(tokenizer, "1+1", replace(MODEL, chat_template_kwargs=own), template_kwargs=more))
+            )
+        )
         for own, more in (({}, None), ({"enable_thinking": False}, None), ({"enable_thinking": False}, {}))
     ]
     assert [prompt.endswith("assistant\n<think>\n\n</think>\n\n") for prompt in prompts] == [False, True, False]

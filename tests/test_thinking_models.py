@@ -136,7 +136,7 @@ WAYS = "eval.template_kwargs={thinking: {enable_thinking: true}, answering: {ena
 
 def check_columns(rows: list[EvalRow]) -> None:
     """Two templates x two budgets: thinking on and off, free and capped."""
-    columns = {
+    columns: dict[tuple[str, int | None], list[EvalRow]] = {
         way: [row for row in rows if (row.template, row.thinking_budget) == way]
         for way in (("thinking", None), ("thinking", 6), ("answering", None), ("answering", 6))
     }

@@ -61,7 +61,7 @@ def _learn(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], tokenizer: PreT
     torch.manual_seed(3)
     settings = model_config(build_tokenizer())
     settings.vocab_size = len(tokenizer)
-    settings.num_hidden_layers, settings.layer_types = 2, settings.layer_types[:2]
+    settings.num_hidden_layers, settings.layer_types = 2, (settings.layer_types or [])[:2]
     model = Qwen2ForCausalLM(settings)
     longest = max(len(prompt) + len(response) for prompt, response in pairs)
     ids = torch.zeros(len(pairs), longest, dtype=torch.long)
