@@ -42,4 +42,8 @@ def vllm_server(model: Path, *arguments: str) -> Iterator[str]:
             yield f"{url}/v1"
         finally:
             process.terminate()
-            process.wait(30)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:  # still starting, perhaps
+                process.kill()
+                process.wait()
