@@ -10,7 +10,7 @@ PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast test-page browser fuzz check format lint type lab-model lab-report bench bench-grading bench-golds theory frontier selection probing kills faults soak docs pictures docs-commands claims \
+.PHONY: help install demo demo-full test test-fast test-thinking test-page browser fuzz check format lint type lab-model lab-report bench bench-grading bench-golds theory frontier selection probing kills faults soak docs pictures docs-commands claims \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -104,8 +104,11 @@ claims: demo-full lab-report bench bench-grading bench-golds theory frontier sel
 theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on length
 	$(BIN)/python benchmarks/theory_table.py
 
-test: $(VENV)/.installed-dev ## all tests, real engine included
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed-dev ## all tests, real engine included, but those with a target of their own
+	$(BIN)/python -m pytest -m "not thinking" $(ARGS)
+
+test-thinking: $(VENV)/.installed-dev ## models that think, behind published chat templates, in process and behind vLLM's server (minutes)
+	$(BIN)/python -m pytest -m thinking $(ARGS)
 
 browser: ## install Debian's chromium, for the tests of the report page (needs root)
 	apt-get update -qq && apt-get install -y -qq chromium
@@ -117,7 +120,7 @@ fuzz: $(VENV)/.installed-dev ## 12,000 random configs, data files and files of e
 	CONCLIP_FUZZ=4000 $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
 
 test-fast: $(VENV)/.installed-dev ## unit tests only, on every core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not engine and not slow and not browser" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not engine and not slow and not browser and not thinking" $(ARGS)
 
 format: $(VENV)/.installed-dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .

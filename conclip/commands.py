@@ -28,7 +28,7 @@ from conclip.runlog import MANIFEST, Run
 from conclip.runtime import encode_prompts, longest_response, open_endpoint, open_runtime
 from conclip.selection import select
 from conclip.stages import Stages, describe_selection
-from conclip.types import MANY_TRUNCATED, EvalRow
+from conclip.types import MANY_TRUNCATED, MORE_ROOM, EvalRow
 
 
 def run_probe(config: ProbeRunConfig, inputs: Inputs, run: Run) -> None:
@@ -106,6 +106,9 @@ def run_two_phase(config: TwoPhaseConfig, inputs: Inputs, run: Run) -> None:
 def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Sequence[str]) -> None:
     """The closing tables and sentences, and the same numbers in results.json."""
     columns = by_condition(rows)
+    withheld = sum(row.finish_reason == "content_filter" for row in rows)
+    if withheld:
+        run.warn(f"{withheld} responses were withheld by the server's content filter; they count as truncated")
     run.write_results({"margin": settings.margin, "notes": notes, "benchmarks": results_json(columns)})
     for benchmark, models in summaries(columns).items():
         run.show(results_table(benchmark, models), result=True)
@@ -114,7 +117,7 @@ def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Se
             if summary.truncation_rate.mean > MANY_TRUNCATED:
                 run.warn(
                     f"{benchmark}, {name}: {summary.truncation_rate.mean:.0%} of the responses were cut at "
-                    f"eval.max_tokens={settings.max_tokens}, which counts as not correct; give more room"
+                    f"eval.max_tokens={settings.max_tokens}, which counts as not correct; {MORE_ROOM}"
                 )
             run.track("eval", 0, {f"{benchmark}/{name}/{key}": value for key, value in numbers.items()})
         for (first, second), comparison in headline_comparisons(columns, benchmark).items():

@@ -121,13 +121,17 @@ def free_name(override: str) -> FreeName | None:
     return FreeName(match[1], match[2], match[3] or None, match[4]) if whole else None
 
 
+TEMPLATE_KWARGS = ("model.chat_template_kwargs", "eval.template_kwargs")
+"""Keys below which names are a chat template's."""
+
+
 def free_key(override: str) -> str:
     """The override as Hydra takes it: a key that no file has needs ++. Names under `checkpoints` and of problem sets are the
     user's own, and a preset of `data` may leave out keys that a problem set has."""
     own = re.match(
         rf"(?:checkpoints|data\.(?:pool|validation|test)(?:\.[^.=]+(?:\.(?:{_FIELDS}))?)?)(?:\.[^.=]+)?=", override
     )
-    return f"++{override}" if own else override
+    return f"++{override}" if own or override.startswith(TEMPLATE_KWARGS) else override
 
 
 def as_text(override: str, texts: set[str]) -> str:

@@ -1,8 +1,11 @@
 """The typed schema of every subcommand's config: frozen dataclasses. Each key's meaning and unit stand in the YAML file
 that sets it; `conclip.validate` fills and checks them."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal
+
+from conclip.types import DEFAULT_TEMPLATE
 
 
 class UserError(Exception):
@@ -25,6 +28,9 @@ KeepBest = Literal["accuracy", "shortest"]
 Resume = Literal["auto", "never"]
 DisplayMode = Literal["auto", "live", "plain", "quiet", "json"]
 TrackerKind = Literal["tensorboard", "wandb", "mlflow"]
+Way = tuple[PromptStyle, str]
+"""How problems are put to a model: the instruction, and what the chat template gets besides, both by name."""
+
 LengthReward = Literal[
     "none",
     "kimi",
@@ -52,6 +58,10 @@ class ModelConfig:
     trust_remote_code: bool
     url: str | None = None
     served_name: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+    thinking_tags: list[str] | None = None
+    thinking_in_prompt: bool | None = None
+    stop_tokens: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True)
@@ -221,11 +231,18 @@ class EvalConfig:
     temperatures: list[float]
     prompts: list[PromptStyle]
     budget_tokens: int
+    template_kwargs: dict[str, dict[str, Any]]
+    thinking_budgets: list[int | None]
     top_p: float
     top_k: int
     max_tokens: int
     margin: float
     allow_overlap: bool
+
+    @property
+    def ways(self) -> list[Way]:
+        """In which test problems are put, in the order of the results."""
+        return list(product(self.prompts, self.template_kwargs or (DEFAULT_TEMPLATE,)))
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,17 @@ def leaves(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and plain values, in the order of the files."""
     for name in cast(Mapping[str, Any], config):
         value = "???" if OmegaConf.is_missing(config, name) else config[name]
-        if isinstance(value, DictConfig):
+        if isinstance(value, DictConfig) and value:
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def spelled(value: Any) -> str:
+    """A value as one writes it in YAML."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value).replace("None", "null") if isinstance(value, list) else str(value)
 
 
 def help_page(conf: Path, primary: str, composed: DictConfig, choices: Mapping[str, str | None]) -> Group:
@@ -101,7 +108,7 @@ def _table(values: Mapping[str, Any], meanings: Mapping[str, str], prefix: str) 
     table.add_column(no_wrap=True)
     table.add_column()
     for key, value in values.items():
-        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        shown = spelled(value)
         shared = _PROBLEM_SET.sub("*", key)
         meaning = "as above" if shared in explained and shared != key else meanings.get(shared, "")
         explained.add(shared)

@@ -126,7 +126,9 @@ def load_inputs(config: BaseConfig) -> Inputs:
     if inputs.rates and inputs.rates[0].model_hash != model_hash(model_path):
         notes.append("pass_rates: measured on another model than model.path; its pass rates may be others")
     if inputs.rates and inputs.rates[0].sampling_hash != sampling_hash(config):
-        notes.append("pass_rates: measured with another prompt, dtype, temperature or max_tokens; they may be others here")
+        notes.append(
+            "pass_rates: measured with another prompt, template, dtype, temperature or max_tokens; they may be others"
+        )
     if inputs.rates and inputs.rates[0].grader_version != GRADER_VERSION:
         notes.append("pass_rates: judged by another version of the grader; they may be others here")
     if inputs.rates is not None:

@@ -84,7 +84,7 @@ def _training(name: str, config: LearnConfig, phase: PhaseConfig, inputs: Inputs
 def _evaluation(name: str, config: EvalRunConfig | TwoPhaseConfig, inputs: Inputs) -> PlannedStage:
     settings = config.eval
     samples = sum(settings.samples_per_problem if temperature > 0 else 1 for temperature in settings.temperatures)
-    number = samples * len(settings.prompts) * len(inputs.test)
+    number = samples * len(settings.ways) * len(settings.thinking_budgets) * len(inputs.test)
     return PlannedStage(name=f"eval-{name}", num_responses=number, max_tokens=settings.max_tokens)
 
 

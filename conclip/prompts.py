@@ -1,7 +1,11 @@
 """The one place for instruction text and chat templates: a question becomes token ids here and nowhere else."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from transformers import PreTrainedTokenizerBase
 
+from conclip.chat_template import render
 from conclip.config import ModelConfig, PromptStyle
 from conclip.types import Messages
 
@@ -31,12 +35,13 @@ def encode_prompt(
     style: PromptStyle = "plain",
     *,
     budget_tokens: int = 0,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[int, ...]:
-    """Token ids of the chat that asks `question` in the given style, the assistant's turn opened.
+    """Token ids of the chat that asks `question` in the given style, the assistant's turn opened. `template_kwargs` is what
+    the chat template gets besides, by default `model.chat_template_kwargs`.
 
     The template's own special tokens are the only ones added (no second BOS).
     """
     turns = messages_for(question, model, style, budget_tokens=budget_tokens)
-    messages = [{"role": role, "content": content} for role, content in turns]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tuple(tokenizer.encode(str(text), add_special_tokens=False))
+    text = render(tokenizer, turns, model.chat_template_kwargs if template_kwargs is None else template_kwargs)
+    return tuple(tokenizer.encode(text, add_special_tokens=False))

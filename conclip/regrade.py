@@ -16,6 +16,7 @@ from conclip.files import check_target
 from conclip.grading import GRADER_VERSION, Grader
 from conclip.problems.files import says_nothing
 from conclip.problems.tables import json_lines
+from conclip.thinking import Thinking, answer_of, tags_in
 from conclip.types import Grade, Outcome
 
 MAX_PENDING = 1000
@@ -26,10 +27,11 @@ def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
     """Grade every row of `source` into `target`, in order; returns how many rows have each outcome (and, audited, how many
     the second method sees otherwise, agrees on, or cannot judge).
 
-    A row's columns stay; `outcome`, `extracted`, `method` and `grader_version` are added, `audit` when asked for. A response
-    without a box is taken whole as the answer. Of a list of golds each is right by itself. Optional columns: `choices`
-    (texts of options A, B, ...), `precision` (decimals to which numbers must agree). Raises UserError with the line number
-    on unusable rows, before `target` is made.
+    A row's columns stay; `outcome`, `extracted`, `method` and `grader_version` are added, `audit` when asked for. What
+    stands inside a thinking part (`<think>` or other known tags) is no answer. A response without a box is taken whole, from
+    behind that part, as the answer. Of a list of golds each is right by itself. Optional columns: `choices` (texts of
+    options A, B, ...), `precision` (decimals to which numbers must agree). Raises UserError with the line number on unusable
+    rows, before `target` is made.
     """
     if not source.is_file():
         raise UserError(f"no file '{source}'; give JSON lines with columns 'gold' and 'response'")
@@ -88,6 +90,7 @@ def _graded(source: Path, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grad
 
 def _submit(grader: Grader, key: str, row: dict[str, Any], *, second: bool = False) -> None:
     response = str(row["response"])
+    response = answer_of(response, Thinking(tags_in(response)))
     answer = extract_boxed(response)
     golds = [str(gold) for gold in _listed(row["gold"])]
     grader.submit_answer(

@@ -34,15 +34,14 @@ from conclip.probe import SCHEMA_VERSION as PASS_RATES_VERSION
 from conclip.probe import Band, PassRate, describe, most_responses, next_round, pass_rates, read_pass_rates, write_pass_rates
 from conclip.report.data import QUESTIONS
 from conclip.report.probing import pass_rate_table
-from conclip.rollout.collect import tasks_for
 from conclip.runlog import Run
-from conclip.runtime import Runtime, open_runtime
+from conclip.runtime import TRAINING, Runtime, open_runtime
 from conclip.selection import Selection
 from conclip.training.checkpoint import leave_models
 from conclip.training.progress import Validation
 from conclip.training.summary import summary_table
 from conclip.training.trainer import Trainer, TrainResult
-from conclip.types import MANY_TRUNCATED, EvalRow, Outcome, Problem
+from conclip.types import MANY_TRUNCATED, MORE_ROOM, EvalRow, Outcome, Problem
 
 CHOICE_KEYS = ("pass_rate_low", "pass_rate_high", "band_confidence", "num_problems", "problem_ids", "answers")
 """Of a phase: what they decide is in the problems."""
@@ -109,7 +108,7 @@ class Stages:
         if truncated > MANY_TRUNCATED:
             self._run.warn(
                 f"{label}: {truncated:.0%} of the responses were cut at rollout.max_tokens={config.rollout.max_tokens}, "
-                "which counts as not solved; give more room"
+                f"which counts as not solved; {MORE_ROOM}"
             )
         self._run.show(pass_rate_table(label, rates, band))
         return rates
@@ -252,16 +251,10 @@ def sample_in_rounds(
         tasks = [
             task
             for problem_id, more in wanted.items()
-            for task in tasks_for(
-                [by_id[problem_id]],
-                runtime.prompts["plain"],
-                num_samples=more,
-                first_sample=len(found[problem_id]),
-                seed_parts=(runtime.config.seed, label),
-            )
+            for task in runtime.tasks(TRAINING, [by_id[problem_id]], more, label, first_sample=len(found[problem_id]))
         ]
         left = most_responses(len(problems), settings) - len(tasks) - sum(map(len, found.values()))
-        for row in file.sample(runtime, f"{label}, round {number}", "plain", tasks, runtime.training_spec, num_after=left):
+        for row in file.sample(runtime, f"{label}, round {number}", TRAINING, tasks, runtime.training_spec, num_after=left):
             found[row.problem_id].append(row)
     return [row for group in found.values() for row in group]
 

@@ -28,6 +28,20 @@ from conclip.report.page import write_page
 from conclip.terminal import open_console
 
 
+def _budget(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
+CHOICES: dict[str, Callable[[str], str | float | None]] = {
+    "model": str,
+    "prompt": str,
+    "template": str,
+    "thinking_budget": _budget,
+    "temperature": float,
+}
+"""Columns by which `compare` chooses rows, and how their values are read."""
+
+
 class Parser(argparse.ArgumentParser):
     """Bad arguments end like all bad input: one line, exit code 2."""
 
@@ -38,8 +52,9 @@ class Parser(argparse.ArgumentParser):
 def grade(arguments: list[str]) -> None:
     parser = Parser(
         prog="conclip grade",
-        description="Grade JSON lines with columns gold and response (optional: choices, precision). A response without "
-        "\\boxed{} is taken whole as the answer. Adds outcome, extracted, method and grader_version to each row.",
+        description="Grade JSON lines with columns gold and response (optional: choices, precision). What stands inside a "
+        "thinking part is no answer; a response without \\boxed{} is taken whole, from behind that part. Adds outcome, "
+        "extracted, method and grader_version to each row.",
     )
     parser.add_argument("source", metavar="IN", type=Path, help="JSON lines")
     parser.add_argument("target", metavar="OUT", type=Path, help="the graded JSON lines")
@@ -54,7 +69,8 @@ def grade(arguments: list[str]) -> None:
 def compare(arguments: list[str]) -> None:
     parser = Parser(
         prog="conclip compare",
-        usage="conclip compare FIRST [SECOND] [--model A [B]] [--prompt A [B]] [--temperature A [B]] [OPTIONS]",
+        usage="conclip compare FIRST [SECOND] [--model A [B]] [--prompt A [B]] [--template A [B]] "
+        "[--thinking-budget A [B]] [--temperature A [B]] [OPTIONS]",
         description="Differences in accuracy and length between two evaluations, of one run or of two, paired by problem: "
         "intervals, permutation tests, non-inferiority, and which outcomes turned into which.",
     )
@@ -70,23 +86,30 @@ def compare(arguments: list[str]) -> None:
     parser.add_argument(
         "--margin", type=float, default=0.03, help="accuracy counts as kept within it [probability; default: 0.03]"
     )
-    for name in ("model", "prompt", "temperature"):
-        kind = float if name == "temperature" else str
+    for name, kind in CHOICES.items():
+        words = name.replace("_", " ")
         parser.add_argument(
-            f"--{name}", type=kind, nargs="+", help=f"one {name} for both sides, or two: FIRST's, then SECOND's"
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            nargs="+",
+            help=f"one {words} for both sides, or two: FIRST's, then SECOND's"
+            + ("; none: without a budget" if kind is _budget else ""),
         )
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
     options = parser.parse_intermixed_args(arguments)
-    for name in ("model", "prompt", "temperature"):
+    for name in CHOICES:
         if len(getattr(options, name) or ()) > 2:
-            parser.error(f"--{name} takes one value or two (runs stand before it, or after another option)")
+            parser.error(
+                f"--{name.replace('_', '-')} takes one value or two (runs stand before it, or after another option)"
+            )
     if not 0 < options.margin < 1:
         parser.error(f"--margin is a share: it must lie in (0, 1), got {options.margin:g}")
     if options.json:
         check_target(options.json, "--json")
-    chosen = {name: getattr(options, name) for name in ("model", "prompt", "temperature") if getattr(options, name)}
+    chosen = {name: getattr(options, name) for name in CHOICES if getattr(options, name)}
     if options.second is None and all(len(values) == 1 for values in chosen.values()):
-        parser.error("nothing to compare FIRST with; give SECOND, or two values of --model, --prompt or --temperature")
+        options_there = ", ".join(f"--{name.replace('_', '-')}" for name in CHOICES)
+        parser.error(f"nothing to compare FIRST with; give SECOND, or two values of one of {options_there}")
     sides = [
         select_rows(read_rows(path), **{name: values[min(side, len(values) - 1)] for name, values in chosen.items()})
         for side, path in enumerate((options.first, options.second or options.first))

@@ -5,11 +5,12 @@ problem, grade and reward, a `group` is all rollouts of one problem in one step.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "content_filter"]
+"""How a response ended: by itself, at the token limit, dropped by the engine, or withheld by a server's filter."""
 
 
 class Outcome(StrEnum):
@@ -21,13 +22,18 @@ class Outcome(StrEnum):
     NO_ANSWER = "no_answer"
     """Finished without an extractable answer."""
     TRUNCATED = "truncated"
-    """Cut at the token limit before it ended itself; whatever it says so far is not judged."""
+    """Cut before it ended itself, at the token limit or by a server's filter; whatever it says so far is not judged."""
     GRADER_ERROR = "grader_error"
     """The grader failed or ran out of time; never counted as wrong, never trained on."""
 
 
 MANY_TRUNCATED = 0.1
 """Share of truncated responses above which people are told: the token limit then decides much of what is measured."""
+
+MORE_ROOM = (
+    "give more room, or, where responses run on behind their answer, name the token that ends a turn (model.stop_tokens)"
+)
+"""The advice then."""
 
 Kind = tuple[str, str | None, int | None]
 """Source, subject and level of a problem."""
@@ -88,9 +94,14 @@ class SamplingSpec:
     """-1 means the whole vocabulary."""
     max_tokens: int
     """Longest response in tokens; a response that reaches it without ending is truncated."""
+    thinking_budget: int | None = None
+    """Tokens after which the engine closes the thinking part; None: the model decides."""
     logprobs: bool = True
     """Whether the engine reports the log-probability of each sampled token."""
 
+
+DEFAULT_TEMPLATE = "default"
+"""Name of what the chat template gets by `model.chat_template_kwargs` alone."""
 
 Messages = tuple[tuple[str, str], ...]
 """(role, content) of each turn of a chat."""
@@ -106,6 +117,8 @@ class Request:
     """Seed of this response's own random stream."""
     messages: Messages = ()
     """The chat itself, for a server that makes the token ids."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What such a server's chat template gets besides; in token ids it is contained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +140,8 @@ class Completion:
     """Version of the weights that sampled it."""
     text: str | None = None
     """The response where a server gives text and no token ids; None: decode them."""
+    reasoning: str | None = None
+    """The thinking part where a server hands it out apart from `text`."""
     reported_tokens: int | None = None
     """Length as such a server reports it."""
     reported_prompt_tokens: int | None = None
@@ -276,6 +291,23 @@ class EvalRow:
     key: str
     """Hash of everything that changes this response: model, prompt tokens, sampling, seed."""
     text: str
+    template: str = DEFAULT_TEMPLATE
+    """Name of what the chat template got besides the chat (`eval.template_kwargs`)."""
+    thinking_budget: int | None = None
+    """Tokens after which the engine closed the thinking part; None: no limit."""
+    reasoning: str | None = None
+    """The thinking part where a server handed it out apart from `text`; None: it stands in `text`, if there is one."""
+
+    @property
+    def asked(self) -> tuple[str, str, int | None]:
+        """How the problem was put to the model, temperature apart: instruction, template, thinking budget."""
+        return self.prompt, self.template, self.thinking_budget
+
+
+def asked_name(prompt: str, template: str, thinking_budget: int | None) -> str:
+    """`EvalRow.asked` in words."""
+    parts = [prompt] + ([template] if template != DEFAULT_TEMPLATE else [])
+    return ", ".join(parts + ([f"thinking <= {thinking_budget}"] if thinking_budget is not None else []))
 
 
 Metrics = Mapping[str, float]

@@ -22,6 +22,7 @@ from conclip.config import (
     EvalRunConfig,
     LearnConfig,
     LengthConfig,
+    ModelConfig,
     PhaseConfig,
     ProbeConfig,
     ProbeRunConfig,
@@ -39,6 +40,20 @@ MAX_NAME_BYTES = 200
 NO_TRAINING_SET = (
     "names no problems; add a set (of the presets gsm8k, math and aime24_train can train, others only evaluate)"
 )
+
+TEMPLATE_KEYS = ("model.chat_template_kwargs.", "eval.template_kwargs.")
+"""Below them stands what a chat template's author named."""
+
+OUR_KWARGS = {"conversation", "messages", "tokenize", "add_generation_prompt", "continue_final_message", "chat_template"} | {
+    "return_dict",
+    "return_tensors",
+    "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+    "padding",
+    "truncation",
+    "max_length",
+}
+"""Arguments of a chat template that are not the user's to give."""
 
 ARITHMETIC_KEYS = {"source", "num_problems", "seed", "family", "levels", "split"}
 """What a set of generated problems reads."""
@@ -196,6 +211,7 @@ def check(config: BaseConfig) -> None:
     _need(plain and short and "/" not in config.name, "name", f"must be a folder name of up to {MAX_NAME_BYTES} bytes")
     _need(0 <= config.seed < 2**31, "seed", f"must lie in [0, 2^31), got {config.seed}")
     _need("{question}" in config.model.prompt, "model.prompt", "must contain {question}")
+    _check_model(config.model)
     local = config.model.url is None or isinstance(config, EvalRunConfig)
     if config.model.url is not None:
         http = re.match(r"https?://[^/@]+(/|$)", config.model.url) is not None
@@ -236,6 +252,21 @@ def check(config: BaseConfig) -> None:
             _check_phase_algo(name, phase, config.algo)
 
 
+def _check_model(model: ModelConfig) -> None:
+    tags = model.thinking_tags
+    pair = tags is None or (len(tags) == 2 and all(tags) and tags[0] != tags[1])
+    _need(pair, "model.thinking_tags", "must be null or two texts that differ: what opens the thinking part, what closes it")
+    _need(all(model.stop_tokens), "model.stop_tokens", "must list tokens by their text")
+    own = model.url is None or not model.stop_tokens
+    _need(own, "model.stop_tokens", "is for models of one's own; a server is told by its own settings what ends a response")
+    _check_template_kwargs("model.chat_template_kwargs", model.chat_template_kwargs)
+
+
+def _check_template_kwargs(key: str, values: Mapping[str, Any]) -> None:
+    for name in values:
+        _need(name not in OUR_KWARGS, f"{key}.{name}", "is not for the chat template's author to read: conclip sets it")
+
+
 def _check_rollout(rollout: RolloutConfig) -> None:
     _need(rollout.temperature > 0, "rollout.temperature", "must be above 0: training and probing sample")
     _need(rollout.max_tokens >= 1, "rollout.max_tokens", "must be at least 1")
@@ -260,6 +291,13 @@ def _check_eval(settings: EvalConfig) -> None:
     _need(bool(settings.prompts), "eval.prompts", "must list at least one instruction")
     _need(len(set(settings.prompts)) == len(settings.prompts), "eval.prompts", "lists an instruction twice")
     _need(settings.budget_tokens >= 1, "eval.budget_tokens", "must be at least 1")
+    for name, values in settings.template_kwargs.items():
+        _need(name.isprintable() and name.strip() == name != "", "eval.template_kwargs", "must have plain names")
+        _check_template_kwargs(f"eval.template_kwargs.{name}", values)
+    budgets = settings.thinking_budgets
+    good = bool(budgets) and all(budget is None or budget >= 0 for budget in budgets)
+    _need(good, "eval.thinking_budgets", "must list numbers of tokens, or null for no budget")
+    _need(len(set(budgets)) == len(budgets), "eval.thinking_budgets", "lists a value twice")
     _need(0 < settings.top_p <= 1, "eval.top_p", "must lie in (0, 1]")
     _need(settings.top_k == -1 or settings.top_k >= 1, "eval.top_k", "must be -1 (all) or at least 1")
     _need(settings.max_tokens >= 1, "eval.max_tokens", "must be at least 1")

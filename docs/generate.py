@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from conclip.compose import compose_config, config_folder
 from conclip.config import SCHEMAS, ProblemSetConfig
-from conclip.help import group_meanings, leaves, read_meanings
+from conclip.help import group_meanings, leaves, read_meanings, spelled
 
 PAGE = Path(__file__).parent / "config.md"
 
@@ -134,6 +134,8 @@ def describe(kind: typing.Any) -> str:
         return f"list of {describe(parts[0])}"
     if origin is dict:
         return f"names to {describe(parts[1])}"
+    if kind is typing.Any:
+        return "anything"
     return {int: "integer", float: "number", str: "text", bool: "true or false", NoneType: "null"}[kind]
 
 
@@ -144,8 +146,7 @@ def _plain(value: typing.Any) -> typing.Any:
 def _value(value: typing.Any) -> str:
     if value is dataclasses.MISSING:
         return "must be given"
-    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return "`" + _escape(shown) + "`"
+    return "`" + _escape(spelled(value)) + "`"
 
 
 def _escape(text: str) -> str:

@@ -189,6 +189,17 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "value twice": (of("eval", "eval.temperatures=[1,1]"), ("eval.temperatures", "twice")),
     "prompt without a place": (of("eval", "model.prompt=hello"), ("model.prompt", "{question}")),
     "instructions for the lab": (of("eval", "eval.prompts=[concise]"), ("eval.prompts", "lab")),
+    "budget for a model that does not think": (
+        of("eval", "eval.thinking_budgets=[9]"),
+        ("thinking_budgets", "thinking_tags"),
+    ),
+    "budget with tags that are no tokens": (
+        of("eval", "eval.thinking_budgets=[9]", 'model.thinking_tags=["<t>","</t>"]'),
+        ("eval.thinking_budgets", "'<t>'", "not one token"),
+    ),
+    "argument the template never reads": (of("eval", "model.chat_template_kwargs.think=true"), ("reads no 'think'",)),
+    "argument of a column": (of("eval", "eval.template_kwargs={a: {b: 1}}"), ("eval.template_kwargs.a", "reads no 'b'")),
+    "stop token that is none": (of("probe", 'model.stop_tokens=["<|over|>"]'), ("model.stop_tokens", "'<|over|>'")),
     "band upside down": (of("probe", "phase.pass_rate_low=0.9", "phase.pass_rate_high=0.1"), ("pass_rate",)),
     "more than there are": (of("train-phase2", "phase.problems_per_step=100"), ("problems_per_step",)),
     "rewards upside down": (of("train-phase2", "reward.wrong=2"), ("reward.correct",)),

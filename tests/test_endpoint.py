@@ -1,9 +1,7 @@
 """Evaluation of a model behind a real vLLM server, beside the same model in process."""
 
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -13,9 +11,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import httpx
 import pytest
 import torch
 
@@ -25,6 +22,7 @@ from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy, load_tokenizer
 from conclip.training.checkpoint import save_model
 from conclip.types import Outcome
+from tests.serving import vllm_server
 
 pytestmark = pytest.mark.engine
 
@@ -36,31 +34,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     policy, tokenizer = load_policy(LAB_MODEL, torch.device("cpu")), load_tokenizer(LAB_MODEL)
     save_model(checkpoint, policy, policy.state_dict(), tokenizer, problems=[], earlier=[])
     (checkpoint / "README.md").write_text("# a model card\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = {"--model": str(checkpoint), "--served-model-name": "lab", "--port": str(port), "--host": "127.0.0.1"}
-    options |= {"--dtype": "float32", "--max-model-len": "512", "--max-num-seqs": "64", "--max-num-batched-tokens": "4096"}
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", "--no-enable-chunked-prefill"]
-    for name, value in options.items():
-        command += [name, value]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    log = (tmp_path_factory.mktemp("server") / "log").open("w")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 240
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()[-2000:]
-            try:
-                if httpx.get(f"{url}/health").status_code == 200:
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.5)
-        yield f"{url}/v1"
-    finally:
-        process.terminate()
-        process.wait(30)
+    with vllm_server(checkpoint) as url:
+        yield url
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -206,6 +181,56 @@ def test_each_instruction_is_what_is_asked_with_the_key(tmp_path: Path, monkeypa
     assert first == "" and others[0] == "\nBe concise." and others[1] == "\nUse fewer than 77 tokens."
     assert others[2].startswith("\nThink step by step, but keep only a minimum draft")
     assert Picky.keys == {"Bearer secret-of-mine"}
+
+
+class Thoughtful(Refusing):
+    """Thinks of another answer than it gives, as its template allows; the filter withholds what it is asked second."""
+
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self.path.endswith("/chat/completions"):
+            return self._answer(404, {"error": {"message": "no such address"}})
+        Thoughtful.asked.append(body)
+        thinks = body.get("chat_template_kwargs", {}).get("enable_thinking", False)
+        message = {"role": "assistant", "content": "\\boxed{1}"} | ({"reasoning": "\\boxed{2}?"} if thinks else {})
+        reason = "content_filter" if len(Thoughtful.asked) == 2 else "stop"
+        choice = {"index": 0, "message": message, "finish_reason": reason}
+        usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "lab", "choices": [choice], "usage": usage}
+        self._answer(200, reply)
+
+
+def test_what_a_server_thinks_is_kept_in_the_rows_of_each_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.jsonl").write_text('{"question": "a", "answer": "1"}\n{"question": "b", "answer": "1"}\n')
+    Thoughtful.asked = []
+    with serving(Thoughtful) as url:
+        small = ["data=mine", "data.test.mine.path=data.jsonl", "eval.temperatures=[0]", "rollout.max_num_seqs=1"]
+        ways = "eval.template_kwargs={thinking: {enable_thinking: true}, answering: {enable_thinking: false}}"
+        command = ["eval", "model=endpoint", f"model.url={url}", "model.chat_template_kwargs.effort=low", ways, *small]
+        run(monkeypatch, *command)
+        rows = read_rows(tmp_path / "outputs/eval/default")
+        said = capfd.readouterr()
+        run(monkeypatch, *command, "name=default")  # nothing is asked again
+        assert len(Thoughtful.asked) == 4
+        run(monkeypatch, *[part.replace("=low", "=high") for part in command])
+        assert len(Thoughtful.asked) == 8
+    assert [(row.template, row.outcome, row.reasoning) for row in rows] == [
+        ("thinking", Outcome.CORRECT, "\\boxed{2}?"),
+        ("thinking", Outcome.TRUNCATED, "\\boxed{2}?"),
+        ("answering", Outcome.CORRECT, None),
+        ("answering", Outcome.CORRECT, None),
+    ]
+    assert rows[1].finish_reason == "content_filter"
+    assert "1 responses were withheld by the server's content filter" in said.out + said.err
+    assert [body["chat_template_kwargs"] for body in Thoughtful.asked[1:3]] == [
+        {"effort": "low", "enable_thinking": True},
+        {"effort": "low", "enable_thinking": False},
+    ]
 
 
 def test_a_run_folder_that_is_removed_ends_the_run(tmp_path: Path):

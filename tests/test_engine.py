@@ -113,6 +113,19 @@ def test_the_tokenizers_end_token_ends_a_response_whatever_the_configs_say(tmp_p
         settings = json.loads((tmp_path / "model" / name).read_text())
         (tmp_path / "model" / name).write_text(json.dumps(settings | {"eos_token_id": 9}))
     assert stop_token_ids(tmp_path / "model") == tuple(sorted((9, TOKENIZER.eos_token_id)))
+    user, end = TOKENIZER.convert_tokens_to_ids(["<|user|>", "<|end|>"])
+    assert stop_token_ids(tmp_path / "model", ["<|user|>"]) == tuple(sorted((9, user, end)))
+
+
+@pytest.mark.parametrize(("behind", "known"), [("<|user|>", False), ("<|user|><|end|>", True)])
+def test_the_chat_templates_end_of_a_turn_ends_a_response_that_nothing_else_ends(tmp_path: Path, behind: str, known: bool):
+    from conclip.rollout.vllm_engine import stop_token_ids
+
+    shutil.copytree(LAB_MODEL, tmp_path / "model")
+    template = "{% for message in messages %}{{ message.content }}" + behind + "{% endfor %}"
+    (tmp_path / "model/chat_template.jinja").write_text(template)
+    user, end = TOKENIZER.convert_tokens_to_ids(["<|user|>", "<|end|>"])
+    assert stop_token_ids(tmp_path / "model") == ((end,) if known else tuple(sorted((user, end))))
 
 
 def test_greedy_sampling_repeats(engine: RolloutEngine):

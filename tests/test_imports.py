@@ -16,6 +16,7 @@ LIGHT = [
     "conclip.grading",
     "conclip.seeding",
     "conclip.stats",
+    "conclip.thinking",
     "conclip.probe",
     "conclip.selection",
     "conclip.identity",
@@ -56,7 +57,7 @@ def test_one_module_imports_vllm():
 
 
 LAYERS = [
-    ["types", "stats", "pooling", "seeding", "terminal", "interrupts", "failures", "completion", "tex"],
+    ["types", "stats", "pooling", "seeding", "terminal", "interrupts", "failures", "completion", "thinking", "tex"],
     ["spelling", "formulas"],
     ["answers", "equality", "units", "audit", "words"],
     ["regions"],
@@ -72,6 +73,7 @@ LAYERS = [
         "grading",
         "grading_worker",
         "rewards",
+        "chat_template",
         "prompts",
         "problems",
         "probe",

@@ -11,13 +11,15 @@ from conclip.evaluation.measures import by_problem, efficiency_score, is_correct
 from conclip.evaluation.metrics import Comparison, Summary, compare, summarise
 from conclip.evaluation.tables import describe_comparison
 from conclip.stats import sign_flip_p_value
-from conclip.types import EvalRow, Outcome
+from conclip.types import EvalRow, Outcome, asked_name
 
 AES_WEIGHTS = {"alpha": 1.0, "beta": 3.0, "gamma": 5.0}
 """Of the Accuracy-Efficiency Score; papers differ, so they are always printed with it."""
 
 SETTINGS = {
     "prompt": "the instruction",
+    "template": "the chat template",
+    "thinking_budget": "the thinking budget",
     "temperature": "the temperature",
     "top_p": "top_p",
     "top_k": "top_k",
@@ -33,7 +35,7 @@ class Paired:
 
     benchmark: str
     names: tuple[str, str]
-    """What tells the two apart: their models, else their instructions, else their temperatures, else "first", "second"."""
+    """What tells the two apart: their models, else how they were asked, else their temperatures, else "first", "second"."""
     num_problems: int
     first: Summary
     second: Summary
@@ -50,10 +52,13 @@ def paired(first: Sequence[EvalRow], second: Sequence[EvalRow], *, seed: int = 0
     """Every benchmark both sides have, on the problems both have. Raises UserError when they share none, or a side mixes
     models, instructions or temperatures."""
     for rows in (first, second):
-        mixed = {(row.model, row.prompt, row.temperature) for row in rows}
+        mixed = {(row.model, asked_name(*row.asked), row.temperature) for row in rows}
         if len(mixed) > 1:
-            found = "; ".join(f"{model}, {prompt}, temperature {t:g}" for model, prompt, t in sorted(mixed))
-            raise UserError(f"the rows mix evaluations ({found}); choose with --model, --prompt and --temperature")
+            found = "; ".join(f"{model}, {asked}, temperature {t:g}" for model, asked, t in sorted(mixed))
+            raise UserError(
+                f"the rows mix evaluations ({found}); choose with --model, --prompt, --template, --thinking-budget and "
+                "--temperature"
+            )
     results: list[Paired] = []
     for benchmark in dict.fromkeys(row.benchmark for row in first):
         columns = [[row for row in rows if row.benchmark == benchmark] for rows in (first, second)]
@@ -96,7 +101,7 @@ def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow],
 
 
 def _names(first: EvalRow, second: EvalRow) -> tuple[str, str]:
-    for one, two in ((first.model, second.model), (first.prompt, second.prompt)):
+    for one, two in ((first.model, second.model), (asked_name(*first.asked), asked_name(*second.asked))):
         if one != two:
             return one, two
     if first.temperature != second.temperature:
@@ -108,7 +113,7 @@ def differences(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> list[str
     """What makes the two hard to compare, in words; empty when nothing does."""
     found: list[str] = []
     for column, name in SETTINGS.items():
-        values = [sorted({getattr(row, column) for row in rows}) for rows in (first, second)]
+        values = [sorted({getattr(row, column) for row in rows}, key=str) for rows in (first, second)]
         if values[0] != values[1]:
             one, two = (", ".join(map(str, side)) for side in values)
             found.append(f"{name} differs: {one} against {two}")

@@ -1,4 +1,4 @@
-"""Problems x samples x temperatures x instructions -> one row per response."""
+"""Problems x samples x temperatures x instructions x templates x thinking budgets -> one row per response."""
 
 import time
 from collections.abc import Sequence
@@ -6,9 +6,9 @@ from itertools import product
 
 from conclip.config import EvalConfig
 from conclip.evaluation.units import RowFile
-from conclip.rollout.collect import tasks_for
 from conclip.runtime import Runtime
-from conclip.types import EvalRow, Problem, SamplingSpec
+from conclip.thinking import closes_only
+from conclip.types import EvalRow, Problem, SamplingSpec, asked_name
 
 
 def evaluate(
@@ -16,30 +16,25 @@ def evaluate(
 ) -> list[EvalRow]:
     """The rows of one model, which go to `file` unit by unit and stand there in order once all exist.
 
-    Seeds depend on problem and sample only: all models, temperatures and instructions get the same random streams. Greedy
+    Seeds depend on problem and sample only: all models, temperatures and ways of asking get the same random streams. Greedy
     responses are sampled once.
     """
-    conditions = list(product(settings.temperatures, settings.prompts))
-    num_after = sum(len(problems) * _num_samples(temperature, settings) for temperature, _ in conditions)
-    for temperature, prompt in conditions:
+    conditions = list(product(settings.temperatures, settings.ways, settings.thinking_budgets))
+    num_after = sum(len(problems) * _num_samples(temperature, settings) for temperature, *_ in conditions)
+    for temperature, way, budget in conditions:
         spec = SamplingSpec(
             temperature=temperature,
             top_p=settings.top_p,
             top_k=settings.top_k,
             max_tokens=settings.max_tokens,
+            thinking_budget=budget,
             logprobs=False,
         )
-        tasks = tasks_for(
-            problems,
-            runtime.prompts[prompt],
-            num_samples=_num_samples(temperature, settings),
-            seed_parts=(runtime.config.seed, "eval"),
-            messages=runtime.messages.get(prompt),
-        )
-        condition = f"eval {label}, {prompt}, temperature {temperature:g}"
+        tasks = runtime.tasks(way, problems, _num_samples(temperature, settings), "eval")
+        condition = f"eval {label}, {asked_name(*way, budget)}, temperature {temperature:g}"
         began, responses_before, tokens_before = time.monotonic(), file.num_sampled, file.num_sampled_tokens
         num_after -= len(tasks)
-        file.sample(runtime, condition, prompt, tasks, spec, num_after=num_after)
+        rows = file.sample(runtime, condition, way, tasks, spec, num_after=num_after)
         num_new, num_tokens = file.num_sampled - responses_before, file.num_sampled_tokens - tokens_before
         said = [f"{len(tasks)} responses"]
         if num_new:
@@ -48,6 +43,12 @@ def evaluate(
         if num_new < len(tasks):
             said.append(f"{len(tasks) - num_new} taken over from before")
         runtime.run.say(f"{condition}: {', '.join(said)}")
+        num_odd = sum(row.reasoning is None and closes_only(row.text, runtime.prompts[way].thinking) for row in rows)
+        if num_odd:
+            runtime.run.warn(
+                f"{condition}: {num_odd} responses close a thinking part that they do not open; where the prompt opens it, "
+                "set model.thinking_in_prompt=true, so that those that never close it are no answers"
+            )
     file.finish()
     return file.rows
 

@@ -6,7 +6,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +17,10 @@ from conclip.config import UserError
 from conclip.files import newest_attempt, put
 from conclip.types import EvalRow, Outcome
 
-SCHEMA = 2
+SCHEMA = 3
 """Of a row."""
+READABLE = (2, 3)
+"""Rows of schema 2 lack the columns that have a default."""
 
 
 def to_dict(row: EvalRow) -> dict[str, Any]:
@@ -28,9 +30,10 @@ def to_dict(row: EvalRow) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any]) -> EvalRow:
     """Raises UserError for a row of another schema."""
-    if values.get("schema") != SCHEMA:
+    if values.get("schema") not in READABLE:
         raise UserError(f"rows have schema {values.get('schema')}, this version reads {SCHEMA}; evaluate again")
-    known: dict[str, Any] = {field.name: values[field.name] for field in fields(EvalRow)}
+    lacking = {field.name: field.default for field in fields(EvalRow) if field.default is not MISSING}
+    known = {field.name: {**lacking, **values}[field.name] for field in fields(EvalRow)}
     known |= {name: Outcome(known[name]) for name in ("outcome", "lenient_outcome")}
     return EvalRow(**known)
 
@@ -78,11 +81,11 @@ def _read_file(path: Path) -> list[EvalRow]:
         raise UserError(f"'{path}' does not hold evaluation rows ({type(error).__name__}: {error})") from error
 
 
-def select_rows(rows: Sequence[EvalRow], **wanted: str | float) -> list[EvalRow]:
+def select_rows(rows: Sequence[EvalRow], **wanted: str | float | None) -> list[EvalRow]:
     """The rows whose columns have the wanted values. Raises UserError, with what there is, when none has."""
     found = [row for row in rows if all(getattr(row, column) == value for column, value in wanted.items())]
     if not found:
-        there = {column: sorted({getattr(row, column) for row in rows}) for column in wanted}
+        there = {column: sorted({getattr(row, column) for row in rows}, key=str) for column in wanted}
         raise UserError(
             "no rows with "
             + ", ".join(f"{column} {value}" for column, value in wanted.items())

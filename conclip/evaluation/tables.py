@@ -92,30 +92,35 @@ def verdict(difference: Estimate, margin: float) -> str:
 
 
 def by_condition(rows: Sequence[EvalRow], among: Sequence[EvalRow] | None = None) -> dict[str, list[EvalRow]]:
-    """Rows by model, instruction and temperature, under names that leave out what never varies among them, or `among`
+    """Rows by model, way of asking and temperature, under names that leave out what never varies among them, or `among`
     others they stand beside."""
     beside = rows if among is None else among
-    several_prompts = len({row.prompt for row in beside}) > 1
+    several_prompts, several_templates = len({row.prompt for row in beside}) > 1, len({row.template for row in beside}) > 1
+    several_budgets = len({row.thinking_budget for row in beside}) > 1
     several_temperatures = len({row.temperature for row in beside}) > 1
     found: dict[str, list[EvalRow]] = {}
     for row in rows:
         name = row.model
         name += f", {row.prompt}" if several_prompts else ""
+        name += f", {row.template}" if several_templates else ""
+        if several_budgets:
+            name += ", thinking free" if row.thinking_budget is None else f", thinking <= {row.thinking_budget}"
         name += f", T {row.temperature:g}" if several_temperatures else ""
         found.setdefault(name, []).append(row)
     return found
 
 
 def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Comparison]:
-    """At each temperature, with the first instruction: each model against its predecessor, the last against the first, and
-    against the shortest and the most accurate of those before it. Then the first model's other instructions against its
-    first, and the last model against them: training against asking for brevity."""
+    """At each temperature, asked in the first way: each model against its predecessor, the last against the first, and
+    against the shortest and the most accurate of those before it. Then the first model asked in the other ways against the
+    first one, and the last model against them: training against asking for brevity, against no thinking, or against a cap on
+    it."""
     models = {name: [r for r in model if r.benchmark == benchmark] for name, model in rows.items()}
     pairs: list[tuple[str, str]] = []
     for temperature in dict.fromkeys(r.temperature for model in models.values() for r in model):
         mine = {name: model for name, model in models.items() if model and model[0].temperature == temperature}
-        first_prompt = next(iter(mine.values()))[0].prompt
-        trained = {name: model for name, model in mine.items() if model[0].prompt == first_prompt}
+        first_way = next(iter(mine.values()))[0].asked
+        trained = {name: model for name, model in mine.items() if model[0].asked == first_way}
         names = list(trained)
         pairs += pairwise(names)
         if len(names) > 2:

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from conclip.config import BaseConfig, PromptStyle, UserError
+from conclip.config import BaseConfig, UserError, Way
 from conclip.evaluation.rows import from_dict, to_dict, write_parquet
 from conclip.failures import check_folder
 from conclip.files import put
@@ -45,7 +45,7 @@ class RowFile:
         self,
         runtime: Runtime,
         label: str,
-        prompt: PromptStyle,
+        way: Way,
         tasks: Sequence[Task],
         spec: SamplingSpec,
         *,
@@ -58,7 +58,7 @@ class RowFile:
             for unit in _units(tasks, runtime.config.rollout.unit_responses):
                 keys = {task.key: response_key(self._model_hash, task, spec, runtime.config) for task in unit}
                 known = [(t, self._earlier[keys[t.key]]) for t in unit if keys[t.key] in self._earlier]
-                rows = {task.key: replace(row, **self._names(task, prompt)) for task, row in known}
+                rows = {task.key: replace(row, **self._names(task, way)) for task, row in known}
                 lacking = [task for task in unit if task.key not in rows]
                 if lacking:
                     began = time.monotonic()
@@ -72,7 +72,7 @@ class RowFile:
                     asked = {task.key: task for task in (lacking if by_itself else unit)}
                     for rollout in runtime.collect(label, list(asked.values()), spec, others):
                         task = asked[_task_key(rollout)]
-                        row = rows[task.key] = self._row(rollout, task, prompt, spec, keys[task.key])
+                        row = rows[task.key] = self._row(rollout, task, way, spec, keys[task.key])
                         self.num_sampled += 1
                         self.num_sampled_tokens += row.num_tokens
                         if by_itself:
@@ -98,12 +98,13 @@ class RowFile:
         out.flush()
         self._written |= dict.fromkeys(row.key for row in new)
 
-    def _names(self, task: Task, prompt: str) -> dict[str, Any]:
+    def _names(self, task: Task, way: Way) -> dict[str, Any]:
         """What a row is called now, whoever sampled it."""
         problem = task.problem
         return {
             "model": self._model,
-            "prompt": prompt,
+            "prompt": way[0],
+            "template": way[1],
             "benchmark": problem.source,
             "problem_id": problem.problem_id,
             "level": problem.level,
@@ -111,15 +112,16 @@ class RowFile:
             "sample": task.sample,
         }
 
-    def _row(self, rollout: Rollout, task: Task, prompt: str, spec: SamplingSpec, key: str) -> EvalRow:
+    def _row(self, rollout: Rollout, task: Task, way: Way, spec: SamplingSpec, key: str) -> EvalRow:
         grade = rollout.grade
         return EvalRow(
-            **self._names(task, prompt),
+            **self._names(task, way),
             seed=task.seed,
             temperature=spec.temperature,
             top_p=spec.top_p,
             top_k=spec.top_k,
             max_tokens=spec.max_tokens,
+            thinking_budget=spec.thinking_budget,
             outcome=grade.outcome,
             extracted=grade.extracted,
             lenient_outcome=grade.lenient_outcome or grade.outcome,
@@ -132,18 +134,20 @@ class RowFile:
             finish_reason=rollout.completion.finish_reason,
             key=key,
             text=rollout.text,
+            reasoning=rollout.completion.reasoning,
         )
 
 
 def response_key(model_hash: str, task: Task, spec: SamplingSpec, config: BaseConfig) -> str:
     """Hash of everything that changes a response, and of how it is judged. Batches count by the engine's limits, not by
     what else a unit held; a server has an engine of its own."""
-    asked, rollout, problem = task.messages or task.prompt_token_ids, config.rollout, task.problem
+    rollout, problem = config.rollout, task.problem
+    asked = [task.messages, dict(task.template_kwargs)] if task.messages else task.prompt_token_ids
     engine = [config.model.dtype, rollout.max_num_seqs, rollout.max_num_batched_tokens, rollout.tensor_parallel_size]
-    engine += [rollout.kv_cache_gib, rollout.max_model_len, rollout.enforce_eager]
+    engine += [rollout.kv_cache_gib, rollout.max_model_len, rollout.enforce_eager, config.model.stop_tokens]
     if task.messages:
         engine = []
-    judged = [problem.golds, problem.choices, problem.tolerance, GRADER_VERSION]
+    judged = [problem.golds, problem.choices, problem.tolerance, GRADER_VERSION, asdict(task.thinking)]
     return digest([model_hash, asked, asdict(spec), task.seed, engine, judged])
 
 

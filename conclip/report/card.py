@@ -64,7 +64,7 @@ def base_name(config: LearnConfig) -> str:
 
 
 def _results(model: str, rows: Sequence[EvalRow], config: LearnConfig) -> str:
-    mine = [row for row in rows if row.model in ("base", model) and row.prompt == rows[0].prompt]
+    mine = [row for row in rows if row.model in ("base", model) and row.asked == rows[0].asked]
     if not mine or not isinstance(config, TwoPhaseConfig):
         return "\n## Results\n\nNot evaluated in the run that made it.\n"
     text = ["\n## Before and after\n", "| benchmark | model | accuracy | tokens | truncated |", "|---|---|---|---|---|"]

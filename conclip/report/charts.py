@@ -75,10 +75,10 @@ def label(run: RunData, model: str, several: bool) -> str:
 
 
 def models_of(run: RunData) -> dict[str, list[EvalRow]]:
-    """Rows by model, with the first instruction only."""
+    """Rows by model, asked in the first way only."""
     found: dict[str, list[EvalRow]] = {}
     for row in run.rows:
-        if row.prompt == run.rows[0].prompt:
+        if row.asked == run.rows[0].asked:
             found.setdefault(row.model, []).append(row)
     return found
 

@@ -25,7 +25,8 @@ from conclip.evaluation.tables import (
 from conclip.files import finite, write_text
 from conclip.report.charts import Figure, figures, label, models_of
 from conclip.report.data import RunData
-from conclip.types import EvalRow, Outcome
+from conclip.thinking import DEFAULT_TAGS, joined
+from conclip.types import EvalRow, Outcome, asked_name
 
 TEMPLATES = Path(__file__).parent / "page"
 
@@ -186,10 +187,10 @@ def rows_for_browser(runs: Sequence[RunData]) -> dict[str, Any]:
                     "benchmark": row.benchmark,
                 }
             model = models.setdefault(label(run, row.model, several), len(models))
-            condition = conditions.setdefault(f"{row.prompt}, temperature {row.temperature:g}", len(conditions))
+            condition = conditions.setdefault(f"{asked_name(*row.asked)}, temperature {row.temperature:g}", len(conditions))
             outcome = outcomes.index(row.outcome.value)
             place = places[row.problem_id]
-            rows.append([place, model, condition, row.sample, outcome, row.num_tokens, row.extracted, row.text])
+            rows.append([place, model, condition, row.sample, outcome, row.num_tokens, row.extracted, _whole(row)])
     return {
         "problems": list(problems.values()),
         "models": list(models),
@@ -197,6 +198,11 @@ def rows_for_browser(runs: Sequence[RunData]) -> dict[str, Any]:
         "outcomes": outcomes,
         "rows": rows,
     }
+
+
+def _whole(row: EvalRow) -> str:
+    """A response with its thinking part, wherever that came from."""
+    return row.text if row.reasoning is None else joined(row.reasoning, row.text, DEFAULT_TAGS)
 
 
 def _subtitle(runs: Sequence[RunData]) -> str:

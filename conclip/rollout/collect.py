@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from conclip.chat_template import decoder
 from conclip.config import UserError
 from conclip.grading import Grader
 from conclip.interrupts import deferred
 from conclip.rollout.engine import EngineDied, RolloutEngine
 from conclip.seeding import derive_seed
+from conclip.thinking import PLAIN, Thinking, answer_of, joined
 from conclip.types import (
     Completion,
     Grade,
@@ -36,6 +39,9 @@ class Task:
     prompt_token_ids: tuple[int, ...]
     seed: int
     messages: Messages = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What a server's chat template gets besides."""
+    thinking: Thinking = PLAIN
 
     @property
     def key(self) -> str:
@@ -44,15 +50,17 @@ class Task:
 
 def tasks_for(
     problems: Sequence[Problem],
-    prompts: dict[str, tuple[int, ...]],
+    prompts: Mapping[str, tuple[int, ...]],
     *,
     num_samples: int,
     seed_parts: tuple[int | str, ...],
     messages: Mapping[str, Messages] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    thinking: Thinking = PLAIN,
     first_sample: int = 0,
 ) -> list[Task]:
     """`num_samples` tasks per problem from `first_sample` on, problem by problem. Each one's seed depends on `seed_parts`,
-    problem and sample alone, so that the same response can be asked for again."""
+    problem and sample alone, so that the same response can be asked for again. `thinking` holds for all of the prompts."""
     return [
         Task(
             problem=problem,
@@ -60,6 +68,8 @@ def tasks_for(
             prompt_token_ids=prompts.get(problem.problem_id, ()),
             seed=derive_seed(*seed_parts, problem.problem_id, sample),
             messages=messages[problem.problem_id] if messages else (),
+            template_kwargs=template_kwargs or {},
+            thinking=thinking,
         )
         for problem in problems
         for sample in range(first_sample, first_sample + num_samples)
@@ -78,13 +88,15 @@ def collect(
 ) -> Iterator[Rollout]:
     """Sample and grade every task, yielding rollouts as their verdicts arrive, in any order.
 
-    One call is one unit of work: it starts from a cold prefix cache. Grading runs beside generation. When the caller
-    stops early (an exception, Ctrl-C), what is in flight is aborted.
+    One call is one unit of work: it starts from a cold prefix cache. Grading runs beside generation, and sees what stands
+    behind a response's thinking part only. When the caller stops early (an exception, Ctrl-C), what is in flight is aborted.
     """
     by_key = {task.key: task for task in tasks}
     if len(by_key) != len(tasks):
         raise ValueError("two tasks share a problem id and sample number")
     graded: dict[str, tuple[Completion, str]] = {}
+    all_tags = {task.thinking.tags for task in tasks}
+    decode = {tags: decoder(tokenizer, tags) for tags in all_tags} if tokenizer is not None else {}
     outcomes = dict.fromkeys(Outcome, 0)
     num_done = num_finished = finished_tokens = 0
 
@@ -100,7 +112,14 @@ def collect(
     began = last_report = time.monotonic()
     engine.reset_cache()
     requests = [
-        Request(request_id=t.key, prompt_token_ids=t.prompt_token_ids, seed=t.seed, messages=t.messages) for t in tasks
+        Request(
+            request_id=task.key,
+            prompt_token_ids=task.prompt_token_ids,
+            seed=task.seed,
+            messages=task.messages,
+            template_kwargs=task.template_kwargs,
+        )
+        for task in tasks
     ]
     engine.submit(requests, spec)
     try:
@@ -115,12 +134,14 @@ def collect(
                 raise
             for completion in finished:
                 task = by_key[completion.request_id]
-                text = _text(completion, tokenizer)
+                text = completion.text
+                if text is None:
+                    text = decode[task.thinking.tags](completion.token_ids)
                 graded[task.key] = (completion, text)
                 grader.submit(
                     task.key,
                     gold=task.problem.golds,
-                    text=text,
+                    text=_answer(completion, text, task.thinking),
                     finish_reason=completion.finish_reason,
                     choices=task.problem.choices,
                     tolerance=task.problem.tolerance,
@@ -149,11 +170,11 @@ def collect(
             engine.abort()
 
 
-def _text(completion: Completion, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    if completion.text is not None:
-        return completion.text
-    assert tokenizer is not None
-    return str(tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
+def _answer(completion: Completion, text: str, thinking: Thinking) -> str:
+    """What the grader gets to see: the same whether or not a server has handed out the thinking part by itself."""
+    if completion.reasoning is None:
+        return answer_of(text, thinking)
+    return answer_of(joined(completion.reasoning, text, thinking.tags), Thinking(thinking.tags))
 
 
 def _rollout(task: Task, completion: Completion, text: str, grade: Grade) -> Rollout:

@@ -11,6 +11,7 @@ import openai
 from conclip.config import UserError
 from conclip.models.server import connect
 from conclip.rollout.engine import EngineDied
+from conclip.rollout.reply import read_choice
 from conclip.types import Completion, Request, SamplingSpec
 
 if TYPE_CHECKING:
@@ -18,14 +19,24 @@ if TYPE_CHECKING:
 
 POLL_S = 0.2
 
+MAX_ABORTS = 3
+"""Times in a row that a server may drop one request; then it counts as refused."""
+
 REFUSALS = (400, 404, 413, 422)
 """HTTP status of a request that would be refused again."""
+
+
+class Dropped(Exception):
+    """A server gave up a request, again and again."""
 
 
 class EndpointEngine:
     """Chat requests to a server, many at a time; the server applies its own chat template."""
 
-    def __init__(self, url: str, served_name: str, *, max_concurrent: int) -> None:
+    def __init__(self, url: str, served_name: str, *, max_concurrent: int, keep_special_tokens: bool = False) -> None:
+        """`keep_special_tokens` asks for text with the special tokens in it, which some servers can give and others refuse:
+        for tags that are such tokens."""
+        self._keep_special_tokens = keep_special_tokens
         self._url, self._served_name = url, served_name
         self._client = connect(url)
         self._threads = ThreadPoolExecutor(max_concurrent)
@@ -44,29 +55,39 @@ class EndpointEngine:
             self._in_flight[self._threads.submit(self._ask, request, spec)] = request.request_id
 
     def _ask(self, request: Request, spec: SamplingSpec) -> Completion:
-        extra = {"extra_body": {"top_k": spec.top_k}} if spec.top_k != -1 else {}
-        reply = self._client.chat.completions.create(
-            model=self._served_name,
-            messages=cast(Any, [{"role": role, "content": content} for role, content in request.messages]),
-            temperature=spec.temperature,
-            top_p=spec.top_p,
-            max_tokens=spec.max_tokens,
-            seed=request.seed,
-            **cast(Any, extra),
-        )
-        if not getattr(reply, "choices", None) or reply.usage is None:
-            raise EngineDied(f"'{self._url}' sends a reply without a choice, or without usage, which tells its length")
-        choice = reply.choices[0]
-        return Completion(
-            request_id=request.request_id,
-            token_ids=(),
-            logprobs=(),
-            finish_reason="length" if choice.finish_reason == "length" else "stop",
-            policy_version=0,
-            text=choice.message.content or "",
-            reported_tokens=reply.usage.completion_tokens,
-            reported_prompt_tokens=reply.usage.prompt_tokens,
-        )
+        extra: dict[str, Any] = {"top_k": spec.top_k} if spec.top_k != -1 else {}
+        if request.template_kwargs:
+            extra["chat_template_kwargs"] = dict(request.template_kwargs)
+        if spec.thinking_budget is not None:
+            extra["thinking_token_budget"] = spec.thinking_budget
+        if self._keep_special_tokens:
+            extra["skip_special_tokens"] = False
+        for _ in range(MAX_ABORTS):
+            reply = self._client.chat.completions.create(
+                model=self._served_name,
+                messages=cast(Any, [{"role": role, "content": content} for role, content in request.messages]),
+                temperature=spec.temperature,
+                top_p=spec.top_p,
+                max_tokens=spec.max_tokens,
+                seed=request.seed,
+                extra_body=extra or None,
+            )
+            if not getattr(reply, "choices", None) or reply.usage is None:
+                raise EngineDied(f"'{self._url}' sends a reply without a choice, or without usage, which tells its length")
+            said = read_choice(reply.choices[0])
+            if said.finish_reason != "abort":  # what the server dropped is no response
+                return Completion(
+                    request_id=request.request_id,
+                    token_ids=(),
+                    logprobs=(),
+                    finish_reason=said.finish_reason,
+                    policy_version=0,
+                    text=said.text,
+                    reasoning=said.reasoning,
+                    reported_tokens=reply.usage.completion_tokens,
+                    reported_prompt_tokens=reply.usage.prompt_tokens,
+                )
+        raise Dropped(f"dropped {MAX_ABORTS} times in a row (finish_reason abort)")
 
     def poll(self) -> list[Completion]:
         if self._failure is not None:
@@ -79,6 +100,8 @@ class EndpointEngine:
                 finished.append(future.result())
             elif isinstance(error, openai.APIStatusError) and error.status_code in REFUSALS:
                 self._refused[name] = error.message
+            elif isinstance(error, Dropped):
+                self._refused[name] = str(error)
             else:
                 self._failure = error
         if not finished:  # what came is delivered first

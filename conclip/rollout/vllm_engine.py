@@ -13,9 +13,11 @@ from typing import Any, cast
 
 import torch
 
+from conclip.chat_template import end_of_turn, named_tokens
 from conclip.config import RolloutConfig, UserError
 from conclip.models.load import load_tokenizer, read_weights
 from conclip.rollout.weights import as_folder
+from conclip.thinking import ThinkingTags
 from conclip.types import Completion, Request, SamplingSpec
 
 
@@ -41,8 +43,11 @@ class VllmEngine:
         seed: int,
         max_model_len: int,
         trust_remote_code: bool = False,
+        stop_tokens: Sequence[str] = (),
+        thinking_tags: ThinkingTags | None = None,
     ) -> None:
-        """Raises UserError when vLLM refuses the model or the settings."""
+        """`stop_tokens` end a response besides the model's own; `thinking_tags` are needed where requests have a thinking
+        budget. Raises UserError when vLLM refuses the model or the settings."""
         _configure_environment()
         from vllm import EngineArgs, LLMEngine  # noqa: PLC0415  seconds to import, and reads the environment above
 
@@ -52,7 +57,8 @@ class VllmEngine:
             model=str(model_path),
             dtype=dtype,  # pyright: ignore[reportArgumentType]
             seed=seed,
-            skip_tokenizer_init=True,
+            skip_tokenizer_init=thinking_tags is None,  # vLLM makes token ids of the tags
+            reasoning_config=_reasoning(thinking_tags),
             generation_config="vllm",
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
@@ -78,7 +84,7 @@ class VllmEngine:
         gc.freeze()  # what lives until the end need not be looked at again and again: a tenth of the engine's speed
         self._on_cpu, self._asleep = on_cpu, False
         self._in_workers = config.tensor_parallel_size > 1  # vLLM's own processes
-        self._stop_token_ids = list(stop_token_ids(model_path, trust_remote_code=trust_remote_code))
+        self._stop_token_ids = list(stop_token_ids(model_path, stop_tokens, trust_remote_code=trust_remote_code))
         self._tied = bool(self._engine.model_config.hf_config.tie_word_embeddings)
         self._in_flight: dict[str, str] = {}
         self._num_tokens = 0
@@ -100,6 +106,7 @@ class VllmEngine:
                 top_p=spec.top_p,
                 top_k=spec.top_k,
                 max_tokens=spec.max_tokens,
+                thinking_token_budget=spec.thinking_budget,
                 seed=request.seed,
                 logprobs=0 if spec.logprobs else None,
                 flat_logprobs=True,
@@ -197,9 +204,19 @@ def _with_head(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[st
         yield "lm_head.weight", embedding
 
 
-def stop_token_ids(model_path: Path, *, trust_remote_code: bool = False) -> tuple[int, ...]:
-    """Every token that ends a response: the generation config's end tokens, else the model config's; and the tokenizer's,
-    with which a chat template ends a turn though a config may still name the base model's."""
+def _reasoning(tags: ThinkingTags | None) -> Any:
+    """vLLM's settings for closing a thinking part."""
+    if tags is None:
+        return None
+    from vllm.config import ReasoningConfig  # noqa: PLC0415
+
+    return ReasoningConfig(reasoning_start_str=tags.open, reasoning_end_str=tags.close)
+
+
+def stop_token_ids(model_path: Path, named: Sequence[str] = (), *, trust_remote_code: bool = False) -> tuple[int, ...]:
+    """Every token that ends a response: the generation config's end tokens, else the model config's; the tokenizer's; the
+    one with which the chat template ends a turn, though all of those may still name the base model's; and those that the
+    user has `named`."""
     from transformers import AutoConfig, GenerationConfig  # noqa: PLC0415
 
     found: set[int] = set()
@@ -209,6 +226,9 @@ def stop_token_ids(model_path: Path, *, trust_remote_code: bool = False) -> tupl
     if not found:
         end = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).eos_token_id
         found.update([end] if isinstance(end, int) else end or [])
-    end = load_tokenizer(model_path, trust_remote_code=trust_remote_code).eos_token_id
-    found.update([end] if isinstance(end, int) else [])
-    return tuple(sorted(found))
+    tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
+    found.update([tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else [])
+    turn = end_of_turn(tokenizer)
+    if not found.intersection(turn):
+        found.update(turn[:1])
+    return tuple(sorted(found.union(named_tokens(tokenizer, named, "model.stop_tokens"))))

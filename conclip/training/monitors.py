@@ -10,7 +10,7 @@ from conclip.algo.masking import masked_mean
 from conclip.batch import ExperienceBatch
 from conclip.config import Dtype
 from conclip.training.learner import explained_variance
-from conclip.types import MANY_TRUNCATED, Outcome, RolloutGroup
+from conclip.types import MANY_TRUNCATED, MORE_ROOM, Outcome, RolloutGroup
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
@@ -106,7 +106,7 @@ def step_warnings(metrics: Mapping[str, float], *, max_drift: float, cuts: bool 
     truncated = metrics["outcome/truncated"]
     if truncated > MANY_TRUNCATED and not cuts:
         found["truncated"] = (
-            f"{truncated:.0%} of the responses were cut at rollout.max_tokens, which prices length: give more room, or "
+            f"{truncated:.0%} of the responses were cut at rollout.max_tokens, which prices length: {MORE_ROOM}; or "
             "leave them out (algo.train_on_truncated=false)"
         )
     if metrics.get("optim/skipped_updates", 0) > 0:

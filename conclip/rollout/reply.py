@@ -1,0 +1,63 @@
+"""What a server that speaks the OpenAI protocol answers, read with care: servers differ, and some fields are newer than the
+protocol."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from conclip.types import FinishReason
+
+ENDS: Mapping[str, FinishReason] = {
+    "length": "length",
+    "content_filter": "content_filter",
+    "abort": "abort",
+    "error": "abort",
+}
+"""By what a server calls it; whatever else it says, the model has ended by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One choice of a chat completion."""
+
+    text: str
+    reasoning: str | None
+    """The thinking part, where the server hands it out by itself: `reasoning_content`, `reasoning` with newer servers, or
+    parts of the content; None where it hands out none."""
+    finish_reason: FinishReason
+
+
+def read_choice(choice: Any) -> Reply:
+    """A choice as the client library gives it, with fields it does not know among the message's extra ones. Fields of
+    another type than expected are taken for missing."""
+    message = choice.message
+    texts, thoughts = _parts(getattr(message, "content", None))
+    for name in ("reasoning_content", "reasoning"):
+        value = getattr(message, name, None)
+        if isinstance(value, str) and not thoughts:
+            thoughts = [value]
+    reason = choice.finish_reason if isinstance(choice.finish_reason, str) else "stop"
+    return Reply(
+        text="".join(texts),
+        reasoning="".join(thoughts) if thoughts else None,
+        finish_reason=ENDS.get(reason, "stop"),
+    )
+
+
+def _parts(content: Any) -> tuple[list[str], list[str]]:
+    """(texts, thoughts) of a message's content: a text, or a list of parts that say their type."""
+    if isinstance(content, str):
+        return [content], []
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for part in cast(list[Any], content) if isinstance(content, list) else []:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        said = cast(dict[str, Any], part) if isinstance(part, dict) else {}
+        kind = said.get("type")
+        if kind in ("thinking", "reasoning"):  # its text, or again a list of parts
+            thoughts += [text for name in ("thinking", "reasoning", "text") for text in _parts(said.get(name))[0]]
+        elif isinstance(said.get("text"), str):
+            texts.append(said["text"])
+    return texts, thoughts

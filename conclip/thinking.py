@@ -1,0 +1,89 @@
+"""The thinking part of a response and what stands behind it: text work only, in linear time.
+
+A reasoning model thinks between two tags, then answers. What it thinks is no answer: the grader only ever sees what stands
+behind the thinking part (`answer_of`).
+"""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingTags:
+    """What opens and closes a model's thinking part."""
+
+    open: str
+    close: str
+
+
+KNOWN_TAGS = (
+    ThinkingTags("<think>", "</think>"),  # Qwen3, DeepSeek-R1 and its distillates, SmolLM3, GLM, OLMo 3
+    ThinkingTags("[THINK]", "[/THINK]"),  # Magistral
+    ThinkingTags("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ThinkingTags("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, OpenThinker
+    ThinkingTags("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning
+    ThinkingTags("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss
+    ThinkingTags("<mm:think>", "</mm:think>"),  # MiniMax-M3
+    ThinkingTags("<thinking>", "</thinking>"),
+    ThinkingTags("<reasoning>", "</reasoning>"),
+    ThinkingTags("<thought>", "</thought>"),
+)
+"""Tags that published models use."""
+
+DEFAULT_TAGS = KNOWN_TAGS[0]
+"""Of a model that names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """How the responses to some prompts think."""
+
+    tags: ThinkingTags = DEFAULT_TAGS
+    opened: bool = False
+    """Whether the prompt itself opens the part: a response then begins inside it, and holds the closing tag only."""
+
+
+PLAIN = Thinking()
+"""Of prompts that open nothing, with the default tags."""
+
+
+def answer_of(text: str, thinking: Thinking = PLAIN) -> str:
+    """What stands behind the thinking part of a response: all of it where there is no such part, and nothing while a part is
+    open.
+
+    Parts may follow one another, and may hold the opening tag as text. A closing tag that nothing opened ends a part that
+    began before the response did; once a part has ended, it is text.
+
+    Example: ``<think>Is it 7? No.</think> It is 9.`` gives `` It is 9.``; ``Is it 7?`` gives nothing when the prompt opened
+    the part.
+    """
+    tags = thinking.tags
+    depth, end, is_open = int(thinking.opened), None, thinking.opened
+    for match in re.finditer(f"{re.escape(tags.open)}|{re.escape(tags.close)}", text):
+        if match.group() == tags.open:
+            depth, is_open = depth + 1, True
+        elif depth > 0 or end is None:
+            depth, end, is_open = max(0, depth - 1), match.end(), False
+    return "" if is_open else text[end or 0 :]
+
+
+def closes_only(text: str, thinking: Thinking) -> bool:
+    """Whether a response closes a part that neither it nor, as far as we know, its prompt has opened."""
+    tags = thinking.tags
+    return not thinking.opened and tags.close in text and tags.open not in text
+
+
+def joined(reasoning: str, content: str, tags: ThinkingTags) -> str:
+    """The response whose parts a server hands out one by one."""
+    return f"{tags.open}{reasoning}{tags.close}{content}"
+
+
+def tags_in(text: str) -> ThinkingTags:
+    """The tags that a response of an unknown model holds."""
+    return next((tags for tags in KNOWN_TAGS if tags.open in text or tags.close in text), DEFAULT_TAGS)
+
+
+def opens(prompt: str, tags: ThinkingTags) -> bool:
+    """Whether a prompt ends inside a thinking part. Give only what the chat template adds behind the last message: the
+    messages may speak of tags."""
+    return prompt.rfind(tags.open) > prompt.rfind(tags.close)

@@ -1,0 +1,201 @@
+"""Servers of other makes: what they answer, judged as the same response is in process."""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+import pytest
+
+from conclip.config import UserError
+from conclip.grading import Grader
+from conclip.models.server import rendered
+from conclip.rollout.collect import collect, tasks_for
+from conclip.rollout.endpoint import EndpointEngine
+from conclip.thinking import PLAIN, Thinking
+from conclip.types import Outcome, Problem, Rollout, SamplingSpec
+
+SPEC = SamplingSpec(temperature=0.0, max_tokens=50, logprobs=False)
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """Answers each question with what is written for it: the choices in turn, the last one again and again."""
+
+    written: ClassVar[dict[str, list[dict[str, Any]]]] = {}
+    bodies: ClassVar[list[dict[str, Any]]] = []
+    prompt: ClassVar[str | None] = None
+    """What it says a chat looks like; None: it cannot say."""
+    owner: ClassVar[str] = "vllm"
+
+    def do_GET(self) -> None:
+        model = {"id": "m", "object": "model", "created": 0, "owned_by": Scripted.owner}
+        self._answer(200, {"object": "list", "data": [model]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Scripted.bodies.append(body | {"path": self.path})
+        if not self.path.endswith("/chat/completions"):
+            return self._answer(200 if Scripted.prompt else 404, {"tokens": [1, 2], "prompt": Scripted.prompt})
+        choices = Scripted.written[body["messages"][-1]["content"]]
+        chosen = choices.pop(0) if len(choices) > 1 else choices[0]
+        usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [chosen], "usage": usage}
+        self._answer(200, reply)
+
+    def _answer(self, status: int, content: object) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    Scripted.written, Scripted.bodies, Scripted.prompt, Scripted.owner = {}, [], None, "vllm"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    grader = Grader()
+    yield grader
+    grader.close()
+
+
+def choice(content: Any, finish_reason: Any = "stop", **more: Any) -> dict[str, Any]:
+    return {"index": 0, "message": {"role": "assistant", "content": content, **more}, "finish_reason": finish_reason}
+
+
+@contextmanager
+def engine_of(url: str, **settings: Any) -> Iterator[EndpointEngine]:
+    engine = EndpointEngine(url, "m", max_concurrent=4, **settings)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def asked(
+    url: str,
+    grader: Grader,
+    written: Mapping[str, dict[str, Any] | list[dict[str, Any]]],
+    thinking: Thinking = PLAIN,
+    spec: SamplingSpec = SPEC,
+    template_kwargs: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> dict[str, Rollout]:
+    """By question; each one's answer is 9."""
+    Scripted.written = {name: list(said) if isinstance(said, list) else [said] for name, said in written.items()}
+    problems = [Problem(problem_id=name, question=name, answer="9", source="s") for name in written]
+    messages = {name: (("user", name),) for name in written}
+    tasks = tasks_for(
+        problems, {}, num_samples=1, seed_parts=(), messages=messages, thinking=thinking, template_kwargs=template_kwargs
+    )
+    with engine_of(url, **settings) as engine:
+        found = {r.problem.problem_id: r for r in collect(tasks, spec, engine=engine, grader=grader, tokenizer=None)}
+    return {name: found[name] for name in written}
+
+
+def outcomes(rollouts: Mapping[str, Rollout]) -> dict[str, Outcome]:
+    return {name: rollout.grade.outcome for name, rollout in rollouts.items()}
+
+
+BOX = r"It is \boxed{9}."
+
+
+def test_reasoning_that_a_server_takes_out_is_kept_and_is_no_answer(url: str, grader: Grader):
+    rollouts = asked(
+        url,
+        grader,
+        {
+            "older field": choice(BOX, reasoning_content=r"\boxed{7}?"),
+            "newer field": choice(BOX, reasoning=r"\boxed{7}?"),
+            "parts": choice(
+                [{"type": "thinking", "thinking": [{"type": "text", "text": r"\boxed{7}?"}]}, {"type": "text", "text": BOX}]
+            ),
+            "no box behind": choice("I am lost.", reasoning=BOX),
+            "nothing behind": choice(None, reasoning=BOX),
+            "cut while thinking": choice(None, "length", reasoning=BOX),
+        },
+    )
+    right, none = Outcome.CORRECT, Outcome.NO_ANSWER
+    assert list(outcomes(rollouts).values()) == [right, right, right, none, none, Outcome.TRUNCATED]
+    reasons = [rollout.completion.reasoning for rollout in rollouts.values()]
+    assert reasons == [r"\boxed{7}?"] * 3 + [BOX] * 3
+    assert [rollout.text for rollout in rollouts.values()] == [BOX] * 3 + ["I am lost.", "", ""]
+    assert all(rollout.completion.num_tokens == 7 for rollout in rollouts.values())
+    assert all(rollout.grade.lenient_outcome is not Outcome.CORRECT for name, rollout in rollouts.items() if "ing" in name)
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_reasoning_that_a_server_leaves_in_is_no_answer(url: str, grader: Grader, opened: bool):
+    begin = "" if opened else "<think>"
+    rollouts = asked(
+        url,
+        grader,
+        {
+            "box behind": choice(rf"{begin}\boxed{{7}}?</think>{BOX}"),
+            "no box behind": choice(f"{begin}{BOX}</think>I am lost."),
+            "never closed": choice(f"{begin}{BOX}"),
+            "cut while thinking": choice(f"{begin}{BOX}", "length"),
+        },
+        Thinking(opened=opened),
+    )
+    none = Outcome.NO_ANSWER
+    assert list(outcomes(rollouts).values()) == [Outcome.CORRECT, none, none, Outcome.TRUNCATED]
+    assert all(rollout.completion.reasoning is None for rollout in rollouts.values())
+    lenient = [rollout.grade.lenient_outcome for rollout in rollouts.values()]
+    assert lenient == list(outcomes(rollouts).values())
+
+
+def test_what_a_filter_withholds_is_not_judged_and_what_is_dropped_is_asked_again(url: str, grader: Grader):
+    rollouts = asked(
+        url,
+        grader,
+        {
+            "withheld": choice(BOX, "content_filter"),
+            "dropped once": [choice("", "abort"), choice(BOX)],
+            "a tool called": choice(None, "tool_calls"),
+            "no reason": choice(BOX, None),
+        },
+    )
+    assert list(outcomes(rollouts).values()) == [Outcome.TRUNCATED, Outcome.CORRECT, Outcome.NO_ANSWER, Outcome.CORRECT]
+    ends = [rollout.completion.finish_reason for rollout in rollouts.values()]
+    assert ends == ["content_filter", "stop", "stop", "stop"]
+    with pytest.raises(UserError, match=r"refuses 1 requests .*dropped 3 times"):
+        asked(url, grader, {"always dropped": choice(BOX, "abort"), "another": choice(BOX)})
+
+
+def test_what_a_request_adds_to_the_protocol_goes_beside_it(url: str, grader: Grader):
+    asked(url, grader, {"q": choice(BOX)})
+    kwargs = {"enable_thinking": False, "budget": {"tokens": 5}}
+    spec = SamplingSpec(temperature=0.0, max_tokens=50, top_k=3, thinking_budget=0, logprobs=False)
+    asked(url, grader, {"q": choice(BOX)}, spec=spec, template_kwargs=kwargs, keep_special_tokens=True)
+    plain, full = Scripted.bodies
+    added = {"chat_template_kwargs": kwargs, "thinking_token_budget": 0, "top_k": 3, "skip_special_tokens": False}
+    assert {name: full.get(name) for name in added} == added
+    assert not set(added) & set(plain)
+
+
+def test_a_server_is_asked_what_a_chat_looks_like(url: str):
+    chat = (("user", "q"),)
+    assert rendered(url, "m", chat, {}) is None  # it knows no such address
+    Scripted.prompt = "<|user|>q<think>"
+    assert rendered(url, "m", chat, {"a": 1}) == "<|user|>q<think>"
+    first, second = Scripted.bodies[-2:]
+    assert first["path"] == "/tokenize" and first["chat_template_kwargs"] == {"a": 1} and first["add_generation_prompt"]
+    assert second["path"] == "/detokenize" and second["tokens"] == [1, 2]
+    Scripted.owner = "somebody"
+    assert rendered(url, "m", chat, {}) is None and len(Scripted.bodies) == 3
+    assert rendered("http://127.0.0.1:9/v1", "m", chat, {}) is None
