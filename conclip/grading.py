@@ -11,7 +11,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 
 from conclip.answers import Extraction, Method, extract, normalise
 from conclip.failures import MachineFailure
+from conclip.processes import PYTHON
 from conclip.types import FinishReason, Grade, Outcome
 
 LOG = logging.getLogger(__name__)
@@ -294,7 +294,7 @@ class Grader:
             self._done(asker, outcome)
 
 
-_COMMAND = (sys.executable, "-m", "conclip.grading_worker")
+_COMMAND = (*PYTHON, "-m", "conclip.grading_worker")
 
 
 def _start_worker(cpu_limit_s: int) -> _Worker:

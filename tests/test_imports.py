@@ -56,6 +56,7 @@ def test_one_module_imports_vllm():
 
 
 LAYERS = [
+    ["processes", "redact"],
     ["types", "stats", "pooling", "seeding", "terminal", "answers", "interrupts", "failures", "completion"],
     ["problems.arithmetic"],
     ["config"],

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conclip.config import UserError
-from conclip.files import newest_attempt, put
+from conclip.files import check_content, newest_attempt, writing_bytes
+from conclip.redact import hide_known
 from conclip.types import EvalRow, Outcome
 
 SCHEMA = 2
@@ -22,8 +23,10 @@ SCHEMA = 2
 
 
 def to_dict(row: EvalRow) -> dict[str, Any]:
+    """Plain data, without secrets of this process: a server may have sent its key back."""
     plain = {"outcome": row.outcome.value, "lenient_outcome": row.lenient_outcome.value}
-    return {"schema": SCHEMA, **asdict(row), **plain}
+    values = {"schema": SCHEMA, **asdict(row), **plain}
+    return {name: hide_known(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def from_dict(values: dict[str, Any]) -> EvalRow:
@@ -44,10 +47,8 @@ def read_lines(path: Path) -> Iterator[EvalRow]:
 
 
 def write_parquet(rows: Sequence[EvalRow], path: Path) -> None:
-    """Write aside and rename."""
-    aside = path.with_name(path.name + ".part")
-    pq.write_table(pa.Table.from_pylist([to_dict(row) for row in rows]), aside)
-    put(aside, path)
+    with writing_bytes(path) as out:
+        pq.write_table(pa.Table.from_pylist([to_dict(row) for row in rows]), out)
 
 
 def read_rows(path: Path) -> list[EvalRow]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import vl_convert
 
-from conclip.files import write_text
+from conclip.files import write_text, writing_bytes
 from conclip.report.charts import Figure, curves, figures
 from conclip.report.data import RunData
 from conclip.report.page import result_tables
@@ -29,7 +29,8 @@ def write_figure(figure: Figure, path: Path) -> None:
     if path.suffix == ".svg":
         write_text(path, vl_convert.vegalite_to_svg(spec))
     else:
-        path.write_bytes(vl_convert.vegalite_to_png(spec, scale=PNG_SCALE))
+        with writing_bytes(path) as out:
+            out.write(vl_convert.vegalite_to_png(spec, scale=PNG_SCALE))
 
 
 def write_curve(run: RunData, path: Path) -> None:

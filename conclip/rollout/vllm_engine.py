@@ -15,12 +15,14 @@ import torch
 
 from conclip.config import RolloutConfig, UserError
 from conclip.models.load import load_tokenizer, read_weights
+from conclip.processes import protect_children
 from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
 
 
 def _configure_environment() -> None:
     """vLLM reads these when it is imported or started."""
+    protect_children()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # our own handlers decide where its messages go
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -53,6 +55,7 @@ class VllmEngine:
             dtype=dtype,  # pyright: ignore[reportArgumentType]
             seed=seed,
             skip_tokenizer_init=True,
+            load_format="safetensors",  # never a pickle
             generation_config="vllm",
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,

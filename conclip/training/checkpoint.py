@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from conclip.failures import MachineFailure
-from conclip.files import link, read_object, sync
+from conclip.files import is_inside, link, read_object, sync, write_text
 from conclip.identity import path_hash
 from conclip.overlap import write_record
 from conclip.types import Problem
@@ -119,7 +119,7 @@ class Checkpoints:
         """What `state.json` of a checkpoint says. Raises OSError or ValueError when a file is not what was saved."""
         head = json.loads((path / TRAINING / "state.json").read_text(encoding="utf-8"))
         for name, known in head["files"].items():
-            if path_hash(path / name) != known:
+            if not is_inside(name) or path_hash(path / name) != known:
                 raise ValueError(f"'{path / name}' is not what was saved")
         return head
 
@@ -149,7 +149,7 @@ class Checkpoints:
         head = {"schema": SCHEMA, "key": self._key, "number": state.number, "best": state.best, "due": due}
         hashes = {str(file.relative_to(folder)): path_hash(file) for file in _files(folder)}
         text = json.dumps(head | {"files": hashes, "values": state.values})
-        (folder / TRAINING / "state.json").write_text(text, encoding="utf-8")
+        write_text(folder / TRAINING / "state.json", text)
         for path in (*_files(folder), folder / TRAINING, folder):
             sync(path)
 
