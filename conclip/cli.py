@@ -154,6 +154,7 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     from hydra._internal.utils import get_args_parser  # noqa: PLC0415
 
     from conclip.compose import compose_config, config_folder, free_key, sweep_jobs  # noqa: PLC0415
+    from conclip.foreign import bounded_files  # noqa: PLC0415
     from conclip.help import show_help  # noqa: PLC0415
     from conclip.inputs import checked  # noqa: PLC0415
 
@@ -194,7 +195,8 @@ def _run(subcommand: str, arguments: list[str]) -> None:
         number, overrides = HydraConfig.get().job.num, list(HydraConfig.get().overrides.task)
         _run_in_own_process(subcommand, where, overrides, composed.name, number)
 
-    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(job)()
+    with bounded_files():
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(job)()
 
 
 def _refuse_flag(message: str) -> NoReturn:

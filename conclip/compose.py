@@ -12,6 +12,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, open_dict
 
 from conclip.config import SCHEMAS, BaseConfig, ProblemSetConfig, UserError
+from conclip.foreign import bounded_files, check_hydra
 from conclip.validate import plain_keys, to_config, unknown_key
 
 
@@ -45,8 +46,10 @@ def compose_config(
     folders.sort(key=lambda folder: not (folder / f"{name}.yaml").is_file())  # Hydra wants the primary file in the first
     where = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
     try:
-        with initialize_config_dir(str(folders[0]), version_base="1.3"):
+        with bounded_files(), initialize_config_dir(str(folders[0]), version_base="1.3"):
             composed = compose(name, overrides=[*where, *map(free_key, overrides)], return_hydra_config=True)
+    except UserError:
+        raise
     except Exception as error:  # whatever Hydra stumbles over stands in the overrides or the files they name
         text = str(error)
         for override in overrides:
@@ -55,7 +58,9 @@ def compose_config(
                 raise UserError(unknown_key(key, known)) from error
         raise UserError(text.replace("\n", " ")) from error
     with open_dict(composed):
-        return composed, composed.pop("hydra").runtime.choices
+        hydra = composed.pop("hydra")
+    check_hydra(hydra)
+    return composed, hydra.runtime.choices
 
 
 def free_key(override: str) -> str:

@@ -62,6 +62,7 @@ LAYERS = [
     ["config"],
     ["files"],
     ["display", "view", "trackers"],
+    ["foreign"],
     ["validate", "length_rewards", "compose"],
     ["equivalence", "overlap"],
     [
