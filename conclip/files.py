@@ -1,8 +1,8 @@
 """Files that are whole whenever they have their name, and folders that share their content.
 
 Run folders may come from other people. Whatever is written goes through here: a file aside is new (`O_EXCL`) and never
-followed where it is a link (`O_NOFOLLOW`), one that is appended to is a plain file that no other place shares, and secrets of
-this process are replaced on the way (`conclip.redact`). Inside a run folder there are no links: `check_content`.
+followed where it is a link (`O_NOFOLLOW`), one that is appended to is a plain file that no other place shares, and secrets
+of this process are replaced on the way (`conclip.redact`). Inside a run folder there are no links: `check_content`.
 """
 
 import errno
@@ -40,8 +40,8 @@ class _WithoutSecrets(TextIOWrapper):
 
 @contextmanager
 def writing(path: Path) -> Iterator[TextIO]:
-    """A text file that gets its name once the block has ended and all of it is on the disk: a reader, or a run after a crash,
-    never sees half a file. Raises UserError where there is a folder in its way."""
+    """A text file that gets its name once the block has ended and all of it is on the disk: a reader, or a run after a
+    crash, never sees half a file. Raises UserError where there is a folder in its way."""
     with writing_bytes(path) as raw:
         out = _WithoutSecrets(raw, encoding="utf-8", newline="\n")
         yield out
@@ -115,7 +115,9 @@ def check_content(folder: Path) -> None:
                         pending.append(Path(entry.path))
                 elif not entry.is_file(follow_symlinks=False):
                     what = "a link" if entry.is_symlink() else "neither file nor folder"
-                    raise UserError(f"'{entry.path}' is {what}; none is followed in a run folder: put a file there, or remove it")
+                    raise UserError(
+                        f"'{entry.path}' is {what}; none is followed in a run folder: put a file there, or remove it"
+                    )
 
 
 def is_inside(name: str) -> bool:
@@ -214,8 +216,8 @@ def drop_cut_line(path: Path) -> None:
 
 
 def clean_text(path: Path) -> None:
-    """Replace the secrets that others (libraries, child processes) wrote into a log while it was theirs; in place, since they
-    may hold it open."""
+    """Replace the secrets that others (libraries, child processes) wrote into a log while it was theirs; in place, since
+    they may hold it open."""
     text = (read_plain(path) or b"").decode("utf-8", errors="surrogateescape")
     if (clean := hide(text)) != text:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb") as file:

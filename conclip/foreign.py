@@ -46,13 +46,13 @@ def bounded_files() -> Iterator[None]:
     """While Hydra reads config files: none grows by its aliases. Raises UserError naming the file."""
     load = OmegaConf.load
 
-    def checked_load(file: Any) -> DictConfig | ListConfig:
-        if hasattr(file, "read"):
-            stream = cast(TextIO, file)
+    def checked_load(file_: Any) -> DictConfig | ListConfig:
+        if hasattr(file_, "read"):
+            stream = cast(TextIO, file_)
             text = stream.read(MAX_FILE_CHARS + 1)
             stream.seek(0)
-            check_yaml(str(getattr(file, "name", "a config file")), text)
-        return load(file)
+            check_yaml(str(getattr(file_, "name", "a config file")), text)
+        return load(file_)
 
     OmegaConf.load = staticmethod(checked_load)
     try:
@@ -62,14 +62,14 @@ def bounded_files() -> Iterator[None]:
 
 
 def check_yaml(name: str, text: str) -> None:
-    """Raise UserError when a text of YAML is too long, nested too deeply, or too large once its aliases are followed; what is
-    no YAML is left to who reads it."""
+    """Raise UserError when a text of YAML is too long, nested too deeply, or too large once its aliases are followed; what
+    is no YAML is left to who reads it."""
     if len(text) > MAX_FILE_CHARS:
         raise UserError(f"'{name}' has more than {MAX_FILE_CHARS:,} characters; that is no config")
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for event in yaml.parse(text, Loader=yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):
             size, anchor = 0, getattr(event, "anchor", None)
             if isinstance(event, yaml.CollectionStartEvent):
                 open_nodes.append((anchor, 1))
@@ -84,7 +84,9 @@ def check_yaml(name: str, text: str) -> None:
                     sizes[anchor] = size
                 open_nodes[-1] = (open_nodes[-1][0], open_nodes[-1][1] + size)
             if len(open_nodes) > MAX_DEPTH or size > MAX_NODES or open_nodes[-1][1] > MAX_NODES:
-                raise UserError(f"'{name}' is nested too deeply, or its aliases (*name) make it too large; that is no config")
+                raise UserError(
+                    f"'{name}' is nested too deeply, or its aliases (*name) make it too large; that is no config"
+                )
     except yaml.YAMLError:
         return
 
@@ -104,7 +106,7 @@ def check_hydra(hydra: Mapping[str, Any]) -> None:
 
 
 def check_interpolations(composed: DictConfig) -> None:
-    """Raise UserError on interpolations that call what they may not, on nested ones, and on values too long once resolved."""
+    """Raise UserError on interpolations that call what they may not, on nested ones, and on values too long when resolved."""
     texts = dict(_texts(OmegaConf.to_container(composed, resolve=False), ""))
     lengths: dict[str, int] = {}
 
@@ -119,7 +121,9 @@ def check_interpolations(composed: DictConfig) -> None:
         text = texts.get(key, "")
         total += len(text) + sum(length(name, (*pending, key)) for name in _named(key, text))
         if total > MAX_CHARS:
-            raise UserError(f"config key '{key}' has more than {MAX_CHARS:,} characters once its interpolations are resolved")
+            raise UserError(
+                f"config key '{key}' has more than {MAX_CHARS:,} characters once its interpolations are resolved"
+            )
         lengths[key] = total
         return total
 

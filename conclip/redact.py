@@ -32,7 +32,9 @@ WORD_CHARS = 16
 """Letters alone are a word ("default") below that."""
 
 URL_PASSWORD = re.compile(r"(?<=://)[^/\s@'\"<>\\]*@")
-URL_KEY = re.compile(r"([?&;][\w.-]*(?:key|token|secret|passw(?:or)?d|signature|sig|auth|credential)s?=)[^&;\s#'\"<>\\]+", re.I)
+URL_KEY = re.compile(
+    r"([?&;][\w.-]*(?:key|token|secret|passw(?:or)?d|signature|sig|auth|credential)s?=)[^&;\s#'\"<>\\]+", re.I
+)
 BEARER = re.compile(r"\b(bearer|basic)(\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -46,7 +48,7 @@ def looks_secret(name: str) -> bool:
 
 class _Known:
     pattern: re.Pattern[str] | None = None
-    """Every known secret in every spelling; None before the first look, and one that matches nothing where there are none."""
+    """Every known secret in every spelling; None before the first look, one that matches nothing where there are none."""
 
 
 def learn_secrets() -> None:

@@ -337,17 +337,23 @@ def _new_attempt(home: Path) -> Path:
 def _metric_lines(folder: Path) -> list[str]:
     """Whole lines of an attempt's metrics."""
     lines = (read_plain(folder / "metrics.jsonl") or b"").decode("utf-8", errors="replace").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n") and is_metrics(line)]
+    return [line for line in lines if line.endswith("\n") and is_metrics(_parsed(line))]
 
 
-def is_metrics(line: str) -> bool:
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def is_metrics(row: Any) -> bool:
     """Whether a line of metrics.jsonl has a stage, a step, and else numbers and null only."""
     try:
-        row = json.loads(line)
         numbers = [row[name] for name in row.keys() - {"stage"} if row[name] is not None]
         plain = all(isinstance(value, (int, float)) and math.isfinite(float(value)) for value in numbers)
         return plain and isinstance(row["stage"], str) and type(row["step"]) is int
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (KeyError, TypeError, AttributeError, OverflowError):
         return False
 
 

@@ -22,8 +22,8 @@ PIPED_WIDTH = 120
 
 
 class OutputConsole(Console):
-    """A console for text of any origin. A reader that went away (`| head`) ends no run: what is said from then on goes to the
-    log only."""
+    """A console for text of any origin. A reader that went away (`| head`) ends no run: what is said from then on goes to
+    the log only."""
 
     def __init__(self, *, file: IO[str] | None = None, width: int | None = None) -> None:
         super().__init__(file=file, width=width, highlight=False, markup=False, emoji=False)
@@ -72,8 +72,8 @@ def open_console(stream: TextIO | None = None) -> Console:
 
 
 def divert_output(log: IO[str]) -> tuple[TextIO, Callable[[], None]]:
-    """Send what libraries and child processes print (C++ code included) to an open log file. Returns the stream that still is
-    standard output, for people, and what puts everything back; a traceback after that reaches the terminal again."""
+    """Send what libraries and child processes print (C++ code included) to an open log file. Returns the stream that still
+    is standard output, for people, and what puts everything back; a traceback after that reaches the terminal again."""
     streams: dict[int, TextIO | None] = {1: sys.stdout, 2: sys.stderr}
     kept = {2: os.dup(2)} if sys.stderr is not None else {}
     screen = sys.stdout

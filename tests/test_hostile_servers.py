@@ -112,7 +112,7 @@ def test_a_redirect_to_another_origin_gets_neither_prompt_nor_key(status: int):
         with serving(elsewhere, elsewhere) as server:
             with pytest.raises(EngineDied, match=f"sends on to '{thief.url}"):
                 ask(server.url)
-            with pytest.raises(UserError, match="sends on to .* not followed; give that address"):
+            with pytest.raises(UserError, match=r"sends on to .* not followed; give that address"):
                 find_served(server.url, None)
         assert thief.asked == []
 
@@ -173,8 +173,8 @@ def drip(part: bytes, before: bytes) -> tuple[Answer, threading.Event]:
 @pytest.mark.parametrize(
     "before",
     [
-        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",  # then a body without end
-        b"HTTP/1.1 200 OK\r\nX: ",  # or a header without end
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",  # a body without end
+        b"HTTP/1.1 200 OK\r\nX: ",  # a header without end
     ],
 )
 def test_a_reply_that_drips_ends(before: bytes, monkeypatch: pytest.MonkeyPatch):
@@ -287,4 +287,6 @@ def test_control_characters_of_a_server_reach_no_terminal(
     said = capfd.readouterr()
     shown = said.out + said.err + (tmp_path / "outputs/eval/default/latest/run.log").read_text()
     assert not {"\x1b", "\x07", "\x9b", "\u202e", "\r"} & set(shown)
-    assert "\\x1b]0;owned" in said.err and not [line for line in said.err.splitlines() if line.startswith("conclip eval: all")]
+    assert "\\x1b]0;owned" in said.err and not [
+        line for line in said.err.splitlines() if line.startswith("conclip eval: all")
+    ]

@@ -60,7 +60,7 @@ LAYERS = [
     ["types", "stats", "pooling", "seeding", "terminal", "answers", "interrupts", "failures", "completion"],
     ["problems.arithmetic"],
     ["config"],
-    ["files"],
+    ["files", "checked"],
     ["display", "view", "trackers"],
     ["foreign"],
     ["validate", "length_rewards", "compose"],

@@ -2,8 +2,8 @@
 
 import errno
 import json
-import os
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -125,7 +125,9 @@ def find_served(url: str, wanted: str | None) -> str:
     except (Exception, Misbehaved) as error:  # an address that is none, HTML, a key that is no ASCII: each has its own
         if (sent_on := refused_redirect(error)) is not None:
             raise UserError(f"model.url: '{url}' {sent_on}") from error
-        said = str(error) if isinstance(error, Misbehaved) else f"does not answer as an OpenAI server ({type(error).__name__})"
+        said = (
+            str(error) if isinstance(error, Misbehaved) else f"does not answer as an OpenAI server ({type(error).__name__})"
+        )
         raise UserError(
             f"model.url: '{url}' {said}; it ends in /v1, as a rule, and a key, where one is needed, is read from "
             f"{KEY_VARIABLE}"
