@@ -106,7 +106,7 @@ def check_hydra(hydra: Mapping[str, Any]) -> None:
 
 
 def check_interpolations(composed: DictConfig) -> None:
-    """Raise UserError on interpolations that call what they may not, on nested ones, and on values too long when resolved."""
+    """Raise UserError on interpolations that call what they may not, on nested ones, and on values that grow too long."""
     texts = dict(_texts(OmegaConf.to_container(composed, resolve=False), ""))
     lengths: dict[str, int] = {}
 

@@ -16,9 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from conclip.checked import Count, Finite
 from conclip.config import UserError
+from conclip.environment import changed_versions
 from conclip.files import break_links, is_inside, link, read_object
 from conclip.identity import content_files, digest, path_hash
-from conclip.runlog import MANIFEST, Run, changed_versions
+from conclip.runlog import MANIFEST, Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

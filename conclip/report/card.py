@@ -81,9 +81,9 @@ def _results(model: str, rows: Sequence[EvalRow], config: LearnConfig) -> str:
                 summary = summarise(side)
                 label = "this model" if name == model else name
                 text.append(
-                    f"| {escape.markdown(benchmark)}, temperature {temperature:g}, {summary.num_problems} problems, {summary.num_responses} "
-                    f"responses | {label} | {_interval(summary.accuracy, '.3f')} | {_interval(summary.mean_tokens, '.1f')} "
-                    f"| {summary.truncation_rate.mean:.4f} |"
+                    f"| {escape.markdown(benchmark)}, temperature {temperature:g}, {summary.num_problems} problems, "
+                    f"{summary.num_responses} responses | {label} | {_interval(summary.accuracy, '.3f')} "
+                    f"| {_interval(summary.mean_tokens, '.1f')} | {summary.truncation_rate.mean:.4f} |"
                 )
             difference = compare(sides["base"], sides[model])
             sentence = describe_comparison("base", "this model", difference, config.eval.margin)
@@ -118,8 +118,9 @@ def _reproduction(folder: Path) -> str:
     arguments = [a for a in environment["arguments"] if not a.partition("=")[0].split(".")[-1].startswith(PATH_NAMES)]
     command = shlex.join(["conclip", environment["subcommand"], *arguments])
     return (
-        f"\n## How to make it again\n\n{escape.block(command, 'sh')}\n\n{revision}{packages}; Python {environment['python']}, "
-        f"{environment['machine']}, {environment['num_cpus']} processors. Paths are left out.\n\n"
+        f"\n## How to make it again\n\n{escape.block(command, 'sh')}\n\n{revision}{packages}; "
+        f"Python {environment['python']}, {environment['machine']}, {environment['num_cpus']} processors. "
+        "Paths are left out.\n\n"
         f"<details><summary>The whole config</summary>\n\n{escape.block(config, 'yaml')}\n\n</details>\n"
     )
 
