@@ -31,7 +31,7 @@ from conclip.config import (
     TwoPhaseConfig,
     UserError,
 )
-from conclip.foreign import resolved
+from conclip.foreign import check_interpolations, resolved
 from conclip.problems.arithmetic import FAMILIES, MAX_LEVEL, SPLITS
 from conclip.redact import hide
 
@@ -53,6 +53,7 @@ Config = TypeVar("Config", bound=BaseConfig)
 
 def to_config(schema: type[Config], composed: DictConfig) -> Config:
     """The typed, checked config. Raises UserError naming the key at fault."""
+    check_interpolations(composed)
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
