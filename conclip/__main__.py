@@ -1,7 +1,8 @@
-"""`python -m conclip` is the console script, but for what `-m` does first: it puts the current folder before all others,
-where anybody's `yaml.py` would be imported for the real one. That entry goes again, unless conclip itself lies there (a
-checkout); in a folder of other people use `conclip`, or `python -P -m conclip`: a folder `conclip` there would have been taken
-for this one before this line is reached.
+"""`python -m conclip` is the console script, but for what `-m` does first.
+
+It puts the current folder before all others, where anybody's `yaml.py` would be imported for the real one. That entry goes
+again, unless conclip itself lies there (a checkout). In a folder of other people use `conclip`, or `python -P -m conclip`: a
+folder `conclip` there would have been taken for this one before this line is reached.
 """
 
 import os

