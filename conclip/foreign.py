@@ -169,8 +169,8 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
 
 def resolved(composed: DictConfig) -> dict[str, Any]:
     """The config, of which `check_interpolations` is known, as plain values. Raises UserError where a key
-    that names no place of this machine takes something from the environment, by itself or by naming another key that does; and
-    omegaconf's own errors."""
+    that names no place of this machine takes something from the environment, by itself or by naming another key that does;
+    and omegaconf's own errors."""
     read: list[str] = []
     with _environment(read):
         plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))

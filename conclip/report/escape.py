@@ -2,8 +2,8 @@
 
 import re
 
-MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~$&:@])")
-"""Signs of Markdown, of its tables, of HTML in it, of links that need no brackets, and of formulas."""
+MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~$&@]|:(?=//)|(?<=www)\.)")
+"""Signs of Markdown, of its tables, of HTML in it, of formulas, and of links that need no brackets."""
 
 TEX = {
     "\\": r"\textbackslash{}",
