@@ -150,7 +150,7 @@ def _earlier_rates(config: BaseConfig) -> list[PassRate] | None:
     if isinstance(config, TrainRunConfig) and config.pass_rates is not None:
         path = newest_attempt(expanded(config.pass_rates))
         if path.is_dir():
-            check_content(path)
+            check_content(path.resolve())
         return read_pass_rates(path / "pass_rates.jsonl" if path.is_dir() else path)
     return None
 

@@ -229,6 +229,8 @@ def test_latest_leads_to_an_attempt_beside_it(tmp_path: Path, target: str):
     (home / "latest").unlink()
     (home / "latest").symlink_to("attempt-001")
     assert newest_attempt(home) == home / "latest"
+    assert read_rows(home) == read_rows(home / "latest") == read_rows(home / "attempt-001")
+    assert read_run(home).folder == read_run(home / "latest").folder == home / "attempt-001"
 
 
 @pytest.mark.parametrize("name", ["attempt-\u00b2", "attempt-\u0663", "attempt-", "attempt-1x", "attempt-" + "9" * 200])

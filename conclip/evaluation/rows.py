@@ -70,7 +70,7 @@ def read_rows(path: Path) -> list[EvalRow]:
     files = [path]
     if path.is_dir():
         folder = newest_attempt(path)
-        check_content(folder)
+        check_content(folder.resolve())
         files = sorted(folder.glob("rows*.jsonl")) or sorted(folder.glob("rows*.parquet"))
         if not files:
             raise UserError(
