@@ -172,7 +172,15 @@ def _rows(folder: Path, stages: Mapping[str, StageRecord]) -> tuple[list[EvalRow
     files = [*folder.glob("rows-*.parquet"), *folder.glob("rows-*.jsonl")]
     there = {path.stem.removeprefix("rows-"): path for path in files}
     ended = [name for stage in stages if (name := stage.removeprefix("eval-")) != stage and name in there]
-    return [row for name in ended for row in read_rows(there[name])], sorted(there.keys() - set(ended))
+    rows = {name: read_rows(there[name]) for name in ended}
+    covered = {name: {(r.benchmark, r.temperature, r.prompt, r.problem_id) for r in mine} for name, mine in rows.items()}
+    for name, problems in covered.items():
+        if problems != covered[ended[0]] or len({row.model for row in rows[name]}) > 1:
+            raise UserError(
+                f"'{there[name]}' covers other problems than '{there[ended[0]]}', or holds rows of several models; it is "
+                "damaged, or was not written by conclip"
+            )
+    return [row for mine in rows.values() for row in mine], sorted(there.keys() - set(ended))
 
 
 def _rates(folder: Path, subcommand: str, has_phase1: bool) -> dict[str, list[PassRate]]:
