@@ -9,13 +9,17 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from contextlib import suppress
 from functools import partial
+from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from conclip.config import UserError
 from conclip.failures import FAILED, MachineFailure, explain
 from conclip.interrupts import Interrupted, end_with_parent, handle_signals
+from conclip.processes import PYTHON, protect_children
+from conclip.redact import learn_secrets, shown
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -77,6 +81,9 @@ def main() -> None:
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
         fail("conclip", f"unknown subcommand '{subcommand}': {hint}")
     sys.argv = [f"conclip {subcommand}", *arguments[1:]]
+    learn_secrets()
+    sys.excepthook = _show_bug
+    protect_children()
     handle_signals()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a traceback that reaches the user is a bug: show all of it
     try:
@@ -111,10 +118,15 @@ def fail(command: str, message: str) -> NoReturn:
 
 
 def _line(command: str, message: str) -> str:
-    line = " ".join(message.split())
+    line = " ".join(shown(message).split())
     if len(line) > MAX_LINE:
         line = f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
     return f"{command}: error: {line}\n"
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback as Python writes it, but for secrets and control characters in what the error says."""
+    _say(shown("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _say(text: str) -> None:
@@ -212,7 +224,7 @@ def _run_in_own_process(arguments: list[str], name: str) -> None:
     """One job of a sweep. The engine keeps global state, so two jobs cannot share a process."""
     from conclip.compose import quoted  # noqa: PLC0415
 
-    command = [sys.executable, "-m", "conclip", *arguments, f"name={quoted(name)}"]
+    command = [*PYTHON, "-m", "conclip", *arguments, f"name={quoted(name)}"]
     # A session of its own: it gets each signal once, from here. It does not outlive this process.
     process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
     told: Interrupted | None = None

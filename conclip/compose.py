@@ -14,6 +14,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conclip.config import SCHEMAS, BaseConfig, ProblemSetConfig, UserError
+from conclip.foreign import bounded_files, check_hydra
 from conclip.validate import plain_keys, text_keys, to_config, unknown_key
 
 
@@ -50,8 +51,10 @@ def compose_config(
     named = [entry for override in overrides if (entry := free_name(override)) is not None]
     plain = [free_key(override) for override in overrides if free_name(override) is None]
     try:
-        with initialize_config_dir(str(folders[0]), version_base="1.3"):
+        with bounded_files(), initialize_config_dir(str(folders[0]), version_base="1.3"):
             composed = compose(name, overrides=[*where, *plain], return_hydra_config=True)
+    except UserError:
+        raise
     except MissingConfigException as error:
         raise UserError(_missing_option(error)) from error
     except Exception as error:  # whatever Hydra stumbles over stands in the overrides or the files they name
@@ -67,7 +70,9 @@ def compose_config(
             if OmegaConf.select(composed, entry.where) is None:
                 raise UserError(unknown_key(entry.key, known))
             entry.put(composed)
-        return composed, composed.pop("hydra").runtime.choices
+        hydra = composed.pop("hydra")
+    check_hydra(hydra)
+    return composed, hydra.runtime.choices
 
 
 def _missing_option(error: MissingConfigException) -> str:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conclip.config import DisplayMode
+from conclip.redact import hide_in, written_out
 from conclip.terminal import open_console
 from conclip.types import Outcome, Sampling
 from conclip.view import WIDTH, View, render, time_left
@@ -87,10 +88,10 @@ class PlainDisplay:
 
     def message(self, text: str, *, result: bool = False) -> None:
         if result or not self._quiet:
-            self._console.print(text, markup=False, soft_wrap=True)
+            self._console.print(text, soft_wrap=True)
 
     def warning(self, text: str) -> None:
-        self._console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        self._console.print(f"warning: {text}", style="yellow", soft_wrap=True)
 
     def table(self, table: Table, *, result: bool = False) -> None:
         if result or not self._quiet:
@@ -184,8 +185,9 @@ class JsonDisplay:
         pass
 
     def _write(self, event: str, **values: Any) -> None:
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, ensure_ascii=False, allow_nan=False)
-        self._stream.write(line + "\n")
+        event_now = {"event": event, "time": round(time.time(), 3), **hide_in(values)}
+        line = json.dumps(event_now, ensure_ascii=False, allow_nan=False)
+        self._stream.write(written_out(line) + "\n")
         self._stream.flush()
 
 

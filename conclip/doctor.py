@@ -19,6 +19,7 @@ from conclip.files import expanded
 from conclip.grading import Grader, GraderBroken
 from conclip.inputs import Inputs
 from conclip.models.folder import num_parameters
+from conclip.processes import PYTHON
 
 State = Literal["ok", "note", "FAILED"]
 
@@ -201,7 +202,7 @@ def import_error(module: str) -> str | None:
     """The last line of what importing a module says when it fails, in a process of its own; None when it loads."""
     try:
         outcome = subprocess.run(
-            [sys.executable, "-c", f"import {module}"],
+            [*PYTHON, "-c", f"import {module}"],
             capture_output=True,
             text=True,
             timeout=IMPORT_LIMIT_S,
@@ -223,7 +224,7 @@ def _gpu() -> Check:
         "    f'{torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB' for i in range(n)))"
     )
     try:
-        outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=IMPORT_LIMIT_S)
+        outcome = subprocess.run([*PYTHON, "-c", script], capture_output=True, text=True, timeout=IMPORT_LIMIT_S)
     except subprocess.TimeoutExpired:
         return Check(name="GPU", state="FAILED", found="the driver gives no answer", remedy="see nvidia-smi")
     found = outcome.stdout.strip()

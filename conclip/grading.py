@@ -13,7 +13,6 @@ import re
 import selectors
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -23,6 +22,7 @@ from typing import Literal
 
 from conclip.answers import Extraction, Method, extract
 from conclip.failures import MachineFailure
+from conclip.processes import PYTHON
 from conclip.types import FinishReason, Grade, Outcome
 
 LOG = logging.getLogger(__name__)
@@ -345,7 +345,7 @@ def _bare(answer: str) -> str:
     return answer.replace(",", "") if _THOUSANDS.fullmatch(answer) else answer
 
 
-_COMMAND = (sys.executable, "-m", "conclip.grading_worker")
+_COMMAND = (*PYTHON, "-m", "conclip.grading_worker")
 
 
 def _start_worker(cpu_limit_s: int) -> _Worker:

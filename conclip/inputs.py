@@ -17,7 +17,7 @@ from conclip.config import (
     UserError,
 )
 from conclip.failures import MACHINE_ERRORS
-from conclip.files import expanded, newest_attempt
+from conclip.files import check_content, expanded, newest_attempt
 from conclip.grading import GRADER_VERSION
 from conclip.identity import sampling_hash
 from conclip.models.folder import check_model, check_trainable, find_model, model_hash, num_parameters
@@ -151,6 +151,8 @@ def load_inputs(config: BaseConfig) -> Inputs:
 def _earlier_rates(config: BaseConfig) -> list[PassRate] | None:
     if isinstance(config, TrainRunConfig) and config.pass_rates is not None:
         path = newest_attempt(expanded(config.pass_rates))
+        if path.is_dir():
+            check_content(path.resolve())
         return read_pass_rates(path / "pass_rates.jsonl" if path.is_dir() else path)
     return None
 

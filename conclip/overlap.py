@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conclip.config import UserError
+from conclip.files import write_text
 from conclip.types import Problem
 
 RECORD = "trained_on.json"
@@ -57,7 +58,7 @@ def write_record(folder: Path, earlier: Sequence[str], problems: Sequence[Proble
     """What the model in `folder` was trained on: `earlier` questions, and those of this phase."""
     questions = list(dict.fromkeys([*earlier, *(problem.question for problem in problems)]))
     text = json.dumps({"schema": 1, "questions": questions}, ensure_ascii=False, indent=1) + "\n"
-    (folder / RECORD).write_text(text, encoding="utf-8")
+    write_text(folder / RECORD, text)
 
 
 def check_overlap(key: str, model_path: Path, questions: Sequence[Problem], *, allowed: bool) -> str | None:

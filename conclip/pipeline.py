@@ -12,9 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conclip.files import break_links, link, read_object
+from pydantic import TypeAdapter, ValidationError
+
+from conclip.checked import Count, Finite
+from conclip.config import UserError
+from conclip.environment import changed_versions
+from conclip.files import break_links, is_inside, link, read_object
 from conclip.identity import content_files, digest, path_hash
-from conclip.runlog import MANIFEST, Run, changed_versions
+from conclip.runlog import MANIFEST, Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +44,17 @@ class StageRecord:
     inputs: dict[str, str]
     outputs: dict[str, str]
     """Path relative to the run folder -> hash of its content."""
-    numbers: dict[str, float]
-    num_tokens: int
-    wall_s: float
+    numbers: dict[str, Finite]
+    num_tokens: Count
+    wall_s: Finite
     finished: str
     made_by: dict[str, str]
     """Versions of the packages and of the project's code that did it."""
     taken_from: str | None = None
     """The attempt that did it, when it was another one."""
+
+
+_STAGES = TypeAdapter(dict[str, StageRecord])
 
 
 class Pipeline:
@@ -129,12 +137,18 @@ def stage_key(name: str, inputs: Mapping[str, Any]) -> str:
 
 
 def read_stages(folder: Path) -> dict[str, StageRecord]:
-    """Stages recorded in a run folder; none when it has no manifest, or one of another version."""
-    stages = read_object(folder / MANIFEST).get("stages", {})
+    """Stages recorded in a run folder; none when it has no manifest, or one of another version. Raises UserError when a
+    stage names files outside of the folder: they would be replaced, or removed."""
     try:
-        return {name: StageRecord(**record) for name, record in stages.items()}
-    except (TypeError, AttributeError):
+        stages = _STAGES.validate_python(read_object(folder / MANIFEST).get("stages", {}))
+    except ValidationError:
         return {}
+    for stage in stages.values():
+        if outside := [path for path in stage.outputs if not is_inside(path)]:
+            raise UserError(
+                f"'{folder / MANIFEST}' names '{outside[0]}', which lies outside of the run folder; do not use it"
+            )
+    return stages
 
 
 def harmed_files(folder: Path, record: StageRecord) -> list[str]:

@@ -16,10 +16,11 @@ from statistics import fmean
 from typing import Any, Literal, cast
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from scipy.special import betainc, betaincinv
 from scipy.stats import betabinom
 
+from conclip.checked import first_fault
 from conclip.config import ProbeConfig, UserError
 from conclip.files import write_text
 from conclip.pooling import JEFFREYS, Numbers, priors
@@ -214,11 +215,11 @@ def read_pass_rates(path: Path) -> list[PassRate]:
             if row.pop("schema") not in READABLE:
                 raise ValueError("written by another version")
             rate = schema.validate_python(row)
-            if not 0 <= rate.num_correct <= rate.num_samples:
+            if not 0 <= rate.num_correct <= rate.num_samples < 2**53 or not 0 <= rate.num_truncated < 2**53:
                 raise ValueError(f"{rate.num_correct} of {rate.num_samples} responses correct")
             rates.append(rate)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = first_fault(error) if isinstance(error, ValidationError) else " ".join(str(error).split())[:120]
         raise UserError(f"{path}:{len(rates) + 1}: not a line of pass_rates.jsonl ({reason}); probe again") from error
     if not rates:
         raise UserError(f"pass_rates: '{path}' is empty; probe again")

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from conclip.answers import extract_boxed
 from conclip.config import UserError
-from conclip.files import check_target
+from conclip.files import check_target, writing
 from conclip.grading import GRADER_VERSION, Grader
 from conclip.problems.files import says_nothing
 from conclip.problems.tables import json_lines
@@ -42,8 +42,7 @@ def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
     if num_rows == 0:
         raise UserError(f"'{source}' holds no rows; give JSON lines with columns 'gold' and 'response'")
     counts: Counter[str] = Counter()
-    aside = target.with_name(target.name + ".part")
-    with aside.open("w", encoding="utf-8") as out:
+    with writing(target) as out:
         for row, grade, second in _graded(source, audit=audit):
             result = {"outcome": grade.outcome.value, "extracted": grade.extracted, "method": grade.method}
             counts[grade.outcome.value] += 1
@@ -51,7 +50,6 @@ def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
                 result["audit"] = second
                 counts[f"audit: {second}"] += 1
             out.write(json.dumps(row | result | {"grader_version": GRADER_VERSION}, ensure_ascii=False) + "\n")
-    aside.replace(target)
     return counts
 
 

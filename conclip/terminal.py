@@ -1,21 +1,41 @@
-"""The console every page, table and line of progress goes through."""
+"""The console every page, table and line of progress goes through, and what else reaches a terminal.
+
+Names, questions and messages may come from other people: nothing in them is taken for rich's markup, control characters are
+written out, and secrets of this process are replaced (`conclip.redact`).
+"""
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from io import StringIO, TextIOWrapper
-from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, Any, TextIO
 
-from rich.console import Console, ConsoleDimensions, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from conclip.redact import shown
 
 PIPED_WIDTH = 120
 """Columns where the output goes to a file or a pipe; a terminal says its own width."""
 
 
 class OutputConsole(Console):
-    """A reader that went away (`| head`) ends no run: what is said from then on goes to the log only."""
+    """A console for text of any origin. A reader that went away (`| head`) ends no run: what is said from then on goes to
+    the log only."""
+
+    def __init__(self, *, file: IO[str] | None = None, width: int | None = None) -> None:
+        super().__init__(file=file, width=width, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Before its width is taken."""
+        return super().render_str(shown(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Whatever did not come as a plain string, `Text` say."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(shown(segment.text), segment.style)
 
     @property
     def size(self) -> ConsoleDimensions:
@@ -45,15 +65,15 @@ def open_console(stream: TextIO | None = None) -> Console:
     """Standard output, or another stream of it, without colouring of numbers."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an encoding without some sign must not end a run
-    console = OutputConsole(file=stream, highlight=False)
+    console = OutputConsole(file=stream)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     return console
 
 
-def divert_output(log: Path) -> tuple[TextIO, Callable[[], None]]:
-    """Send what libraries and child processes print (C++ code included) to a log file. Returns the stream that still is
-    standard output, for people, and what puts everything back; a traceback after that reaches the terminal again."""
+def divert_output(log: IO[str]) -> tuple[TextIO, Callable[[], None]]:
+    """Send what libraries and child processes print (C++ code included) to an open log file. Returns the stream that still
+    is standard output, for people, and what puts everything back; a traceback after that reaches the terminal again."""
     streams: dict[int, TextIO | None] = {1: sys.stdout, 2: sys.stderr}
     kept = {2: os.dup(2)} if sys.stderr is not None else {}
     screen = sys.stdout
@@ -63,9 +83,8 @@ def divert_output(log: Path) -> tuple[TextIO, Callable[[], None]]:
     elif sys.stdout is None:  # closed by the shell: nobody reads
         screen = open(os.devnull, "w")  # noqa: SIM115
     _flush(streams)
-    with log.open("ab") as file:
-        for number in kept:
-            os.dup2(file.fileno(), number)
+    for number in kept:
+        os.dup2(log.fileno(), number)
 
     def restore() -> None:
         """Whatever becomes of what was not written yet."""
@@ -98,5 +117,5 @@ def _descriptor(stream: TextIO | None) -> int | None:
 def as_text(renderable: RenderableType) -> str:
     """A table or page as plain text, as wide as in a pipe."""
     written = StringIO()
-    Console(file=written, width=PIPED_WIDTH, highlight=False).print(renderable)
+    OutputConsole(file=written, width=PIPED_WIDTH).print(renderable)
     return written.getvalue().rstrip("\n")

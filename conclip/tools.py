@@ -19,8 +19,9 @@ from conclip.doctor import config_checks, machine_checks
 from conclip.evaluation import compare as paired_results
 from conclip.evaluation.rows import read_rows, select_rows
 from conclip.failures import FAILED
-from conclip.files import check_target, expanded, finite
+from conclip.files import check_target, expanded, finite, write_text
 from conclip.inputs import checked
+from conclip.redact import shown
 from conclip.regrade import grade_file
 from conclip.report.data import RunData, read_run
 from conclip.report.export import write_files
@@ -63,7 +64,7 @@ def grade(arguments: list[str]) -> None:
     counts = grade_file(options.source, options.target, audit=options.audit)
     for name, count in sorted(counts.items()):
         sys.stdout.write(f"{count:>8}  {name}\n")
-    sys.stdout.write(f"graded rows: {options.target}\n")
+    sys.stdout.write(shown(f"graded rows: {options.target}\n"))
 
 
 def compare(arguments: list[str]) -> None:
@@ -117,15 +118,14 @@ def compare(arguments: list[str]) -> None:
     results = paired_results.paired(*sides)
     console = open_console()
     for text in paired_results.differences(*sides):
-        console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"warning: {text}", style="yellow", soft_wrap=True)
     for result in results:
         for line in paired_results.sentences(result, options.margin):
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         console.print(paired_results.transition_table(result))
     if options.json:
-        options.json.write_text(
-            json.dumps(finite([paired_results.to_json(result) for result in results]), indent=2, allow_nan=False) + "\n"
-        )
+        numbers = finite([paired_results.to_json(result) for result in results])
+        write_text(options.json, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
 
 
 def report(arguments: list[str]) -> None:
@@ -144,10 +144,10 @@ def report(arguments: list[str]) -> None:
     if options.figures is not None and options.figures.exists() and not options.figures.is_dir():
         raise UserError(f"--figures: '{options.figures}' is a file; give a folder")
     write_page(runs, page)
-    sys.stdout.write(f"report: {page}\n")
+    sys.stdout.write(shown(f"report: {page}\n"))
     if options.figures is not None:
         for path in write_files(runs, options.figures):
-            sys.stdout.write(f"{path}\n")
+            sys.stdout.write(shown(f"{path}\n"))
 
 
 def told_apart(runs: Sequence[RunData]) -> list[RunData]:

@@ -32,7 +32,9 @@ from conclip.config import (
     TwoPhaseConfig,
     UserError,
 )
+from conclip.foreign import check_interpolations, resolved
 from conclip.problems.arithmetic import FAMILIES, MAX_LEVEL, SPLITS
+from conclip.redact import hide
 
 MAX_NAME_BYTES = 200
 """Of a run's name; file systems hold 255."""
@@ -66,11 +68,12 @@ Config = TypeVar("Config", bound=BaseConfig)
 
 def to_config(schema: type[Config], composed: DictConfig) -> Config:
     """The typed, checked config. Raises UserError naming the key at fault."""
+    check_interpolations(composed)
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise UserError(f"config key '{missing[0]}' has no value; set it: {missing[0]}=...")
-        plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+        plain = resolved(composed)
     except OmegaConfBaseException as error:
         raise UserError(f"config key '{error.full_key}': {str(error).splitlines()[0]}") from error
     plain = _fitted(plain, schema, plain_keys(schema))
@@ -215,7 +218,7 @@ def check(config: BaseConfig) -> None:
     local = config.model.url is None or isinstance(config, EvalRunConfig)
     if config.model.url is not None:
         http = re.match(r"https?://[^/@]+(/|$)", config.model.url) is not None
-        no_key = re.match(r"\w+://[^/]*@", config.model.url) is None
+        no_key = hide(config.model.url) == config.model.url
         _need(no_key, "model.url", "must hold no key, as it is written down; export OPENAI_API_KEY=...")
         _need(http, "model.url", "must begin with http:// or https:// and a host")
     _need(local, "model.url", "is for conclip eval only: probing and training need the weights")

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from conclip.compose import config_folder
 from conclip.pipeline import read_stages
+from conclip.report.escape import markdown
 
 EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
 
@@ -36,7 +37,7 @@ def test_experiment_runs(experiment: str, tmp_path: Path):
     assert set() != trained["phase1"] < trained["phase2"]
     card = (folder / "checkpoints/phase2-best/README.md").read_text()
     chosen = json.loads((folder / "problems-phase2.json").read_text())
-    assert all(f"- `{choice['problem_id']}`: {choice['reason']}" in card for choice in chosen["chosen"])
+    assert all(f"- `{choice['problem_id']}`: {markdown(choice['reason'])}" in card for choice in chosen["chosen"])
     assert chosen["hash"] in card and "Base model: conclip-lab" in card
     assert "## Before and after" in card and "phase2 against" not in card and "## Limits" in card
     assert f"conclip two-phase experiment={experiment} debug=two_phase" in card and "vllm" in card

@@ -57,6 +57,7 @@ def test_one_module_imports_vllm():
 
 
 LAYERS = [
+    ["processes", "redact"],
     ["types", "stats", "pooling", "seeding", "terminal", "interrupts", "failures", "completion", "thinking", "tex"],
     ["spelling", "formulas"],
     ["answers", "equality", "units", "audit", "words"],
@@ -65,8 +66,9 @@ LAYERS = [
     ["readings"],
     ["problems.arithmetic"],
     ["config"],
-    ["files"],
+    ["files", "checked"],
     ["display", "view", "trackers"],
+    ["foreign"],
     ["validate", "length_rewards", "compose"],
     ["equivalence", "overlap"],
     [
@@ -86,7 +88,7 @@ LAYERS = [
     ],
     ["batch", "models", "lab", "evaluation.metrics", "evaluation.measures", "evaluation.tables"],
     ["rollout"],
-    ["runlog", "runtime", "evaluation", "training", "report", "pipeline"],
+    ["environment", "runlog", "runtime", "evaluation", "training", "report", "pipeline"],
     ["regrade", "stages", "plan", "doctor"],
     ["commands", "tools", "help", "cli", "__main__"],
 ]

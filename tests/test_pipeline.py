@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def test_a_manifest_that_cannot_be_read_is_not_written_over(config: BaseConfig, 
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_text", refused)
+        patched.setattr(os, "open", refused)
         with pytest.raises(OSError, match="Too many"):
             run.update_manifest(stages={})
     run.close()

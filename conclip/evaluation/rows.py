@@ -5,17 +5,22 @@
 # pyright: reportUnknownVariableType=false
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
 
+from conclip.checked import first_fault
 from conclip.config import UserError
-from conclip.files import newest_attempt, put
-from conclip.types import EvalRow, Outcome
+from conclip.files import check_content, newest_attempt, writing_bytes
+from conclip.problems.tables import parquet_rows
+from conclip.redact import hide_known
+from conclip.types import EvalRow
 
 SCHEMA = 3
 """Of a row."""
@@ -24,18 +29,30 @@ READABLE = (2, 3)
 
 
 def to_dict(row: EvalRow) -> dict[str, Any]:
+    """Plain data, without secrets of this process: a server may have sent its key back."""
     plain = {"outcome": row.outcome.value, "lenient_outcome": row.lenient_outcome.value}
-    return {"schema": SCHEMA, **asdict(row), **plain}
+    values = {"schema": SCHEMA, **asdict(row), **plain}
+    return {name: hide_known(value) if isinstance(value, str) else value for name, value in values.items()}
+
+
+_ROW = TypeAdapter(EvalRow)
 
 
 def from_dict(values: dict[str, Any]) -> EvalRow:
-    """Raises UserError for a row of another schema."""
+    """Raises UserError for a row of another schema, ValueError or KeyError for one whose values are not what they should
+    be."""
     if values.get("schema") not in READABLE:
-        raise UserError(f"rows have schema {values.get('schema')}, this version reads {SCHEMA}; evaluate again")
+        raise UserError(f"rows have schema {str(values.get('schema'))[:20]}, this version reads {SCHEMA}; evaluate again")
     lacking = {field.name: field.default for field in fields(EvalRow) if field.default is not MISSING}
-    known = {field.name: {**lacking, **values}[field.name] for field in fields(EvalRow)}
-    known |= {name: Outcome(known[name]) for name in ("outcome", "lenient_outcome")}
-    return EvalRow(**known)
+    row = _ROW.validate_python({field.name: {**lacking, **values}[field.name] for field in fields(EvalRow)})
+    for name in ("num_tokens", "num_prompt_tokens", "sample"):
+        if not 0 <= getattr(row, name) < 2**53:
+            raise ValueError(f"{name} is no count")
+    if not all(math.isfinite(value) for value in (row.temperature, row.top_p)):
+        raise ValueError("temperature or top_p is no number")
+    if not all(-(2**63) <= value < 2**64 for value in (row.level or 0, row.seed, row.top_k, row.max_tokens)):
+        raise ValueError("level, seed, top_k or max_tokens is too large")
+    return row
 
 
 def read_lines(path: Path) -> Iterator[EvalRow]:
@@ -47,10 +64,8 @@ def read_lines(path: Path) -> Iterator[EvalRow]:
 
 
 def write_parquet(rows: Sequence[EvalRow], path: Path) -> None:
-    """Write aside and rename."""
-    aside = path.with_name(path.name + ".part")
-    pq.write_table(pa.Table.from_pylist([to_dict(row) for row in rows]), aside)
-    put(aside, path)
+    with writing_bytes(path) as out:
+        pq.write_table(pa.Table.from_pylist([to_dict(row) for row in rows]), out)
 
 
 def read_rows(path: Path) -> list[EvalRow]:
@@ -58,6 +73,7 @@ def read_rows(path: Path) -> list[EvalRow]:
     files = [path]
     if path.is_dir():
         folder = newest_attempt(path)
+        check_content(folder.resolve())
         files = sorted(folder.glob("rows*.jsonl")) or sorted(folder.glob("rows*.parquet"))
         if not files:
             raise UserError(
@@ -75,8 +91,10 @@ def _read_file(path: Path) -> list[EvalRow]:
         raise UserError(f"no file or folder '{path}'")
     try:
         if path.suffix == ".parquet":
-            return [from_dict(values) for values in cast(list[dict[str, Any]], pq.read_table(path).to_pylist())]
+            return [from_dict(values) for values in parquet_rows(path)]
         return list(read_lines(path))
+    except ValidationError as error:
+        raise UserError(f"'{path}' does not hold evaluation rows ({first_fault(error)})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"'{path}' does not hold evaluation rows ({type(error).__name__}: {error})") from error
 

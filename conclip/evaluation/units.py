@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from conclip.config import BaseConfig, UserError, Way
 from conclip.evaluation.rows import from_dict, to_dict, write_parquet
 from conclip.failures import check_folder
-from conclip.files import put
+from conclip.files import appending, read_plain, writing
 from conclip.grading import GRADER_VERSION
 from conclip.identity import digest
 from conclip.rollout.collect import Task
@@ -54,7 +54,7 @@ class RowFile:
         """Rows of the tasks, in their order, appended to the file unit by unit. `num_after`: responses that later calls will
         bring, for those who want to know how long it takes."""
         found: list[EvalRow] = []
-        with self.path.open("a", encoding="utf-8") as out:
+        with appending(self.path) as out:
             for unit in _units(tasks, runtime.config.rollout.unit_responses):
                 keys = {task.key: response_key(self._model_hash, task, spec, runtime.config) for task in unit}
                 known = [(t, self._earlier[keys[t.key]]) for t in unit if keys[t.key] in self._earlier]
@@ -158,11 +158,8 @@ def _line(row: EvalRow) -> str:
 
 
 def _write(path: Path, rows: Iterable[EvalRow]) -> None:
-    """Write aside and rename."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("w", encoding="utf-8") as out:
+    with writing(path) as out:
         out.writelines(map(_line, rows))
-    put(aside, path)
 
 
 def _task_key(rollout: Rollout) -> str:
@@ -178,13 +175,13 @@ def _units(tasks: Sequence[Task], size: int) -> Iterator[list[Task]]:
 def _known_rows(path: Path) -> dict[str, EvalRow]:
     """Rows of a file by key; lines that are cut, altered or of another schema are passed over."""
     found: dict[str, EvalRow] = {}
-    content = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    content = (read_plain(path) or b"").decode("utf-8", errors="replace")
     for line in content.split("\n"):  # not splitlines: responses may hold other line ends (U+2028, say)
         try:
             values = json.loads(line)
             if values.pop("check") == digest(values):
                 found[values["key"]] = from_dict(values)
-        except (UserError, ValueError, KeyError, TypeError, AttributeError):
+        except (UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return found
 

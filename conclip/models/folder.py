@@ -134,16 +134,20 @@ def _check_weights(key: str, folder: Path) -> None:
         for file in weight_files(folder):
             with safe_open(file, framework="numpy"):
                 pass
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise UserError(f"{key}: the weights in '{folder}' are damaged or not all there ({error}); download anew") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Those the index names, or all where there is none: other files (adapters, another format's) are not the model's."""
+    """Those the index names, or all where there is none: other files (adapters, another format's) are not the model's.
+    Raises ValueError when the index names files elsewhere, or of another format."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
-    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    if other := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
+        raise ValueError(f"'{index.name}' names '{other[0]}', no *.safetensors file of the folder itself")
+    return [folder / name for name in names]
 
 
 def has_chat_template(folder: Path) -> bool:

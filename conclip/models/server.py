@@ -1,38 +1,145 @@
-"""Models behind servers that speak the OpenAI protocol: reaching them, and choosing one."""
+"""Models behind servers that speak the OpenAI protocol: reaching them, and choosing one.
+
+A server may be anybody's: it gets no say in where prompts and the key go (redirects to other origins), in how long a reply
+takes, nor in how much memory it takes.
+"""
 
 import os
-from collections.abc import Mapping
-from typing import Any, cast
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
+import httpx2
 import openai
 
 from conclip.config import UserError
+from conclip.redact import learn_secrets, one_line
 from conclip.types import Messages
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 """Environment variable with the server's key: never a config key, so that it is never written into a run folder."""
 
+REPLY_S = 3600.0
+"""A request and all its retries may take so long, however slowly the reply drips."""
+
+LIST_S = 30.0
+"""And so long the list of models."""
+
+MAX_REPLY_BYTES = 64 << 20
+"""Of one reply, uncompressed; compressed ones are refused, as they grow."""
+
+REFUSED_REDIRECT = "x-redirect-not-followed"
+"""Header that takes the place of `Location` where that leads to another origin."""
+
+Result = TypeVar("Result")
+
+
+class Misbehaved(BaseException):
+    """A reply that is not read any further. No `Exception`: the client asks again after each of those."""
+
+
+class _Bounded(httpx2.SyncByteStream):
+    """A reply's body, up to a number of bytes and a moment."""
+
+    def __init__(self, body: httpx2.SyncByteStream, deadline: float) -> None:
+        self._body, self._deadline = body, deadline
+
+    def __iter__(self) -> Iterator[bytes]:
+        num_bytes = 0
+        for part in self._body:
+            num_bytes += len(part)
+            if num_bytes > MAX_REPLY_BYTES:
+                raise Misbehaved(f"sends a reply of more than {MAX_REPLY_BYTES >> 20} MiB")
+            if time.monotonic() > self._deadline:
+                raise Misbehaved(f"has not ended its reply after {REPLY_S:g} s")
+            yield part
+
+    def close(self) -> None:
+        self._body.close()
+
+
+def _guard(response: httpx2.Response) -> None:
+    """Called with every response before its body is read or its redirect followed."""
+    location = response.headers.get("location")
+    if location is not None and _origin(response.url.join(location)) != _origin(response.url):
+        del response.headers["location"]
+        response.headers[REFUSED_REDIRECT] = location
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise Misbehaved(f"sends a compressed reply ({one_line(encoding, 40)}), which was not asked for")
+    response.stream = _Bounded(cast(httpx2.SyncByteStream, response.stream), time.monotonic() + REPLY_S)
+
+
+def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
+
 
 def connect(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=url, api_key=os.environ.get(KEY_VARIABLE, "none"), max_retries=5, timeout=3600)
+    """A client whose calls raise `Misbehaved` besides the library's errors. A redirect to another origin is not followed:
+    an error of status 3xx, `refused_redirect` says where to."""
+    learn_secrets()
+    http = openai.DefaultHttpxClient(
+        base_url=url, timeout=REPLY_S, headers={"Accept-Encoding": "identity"}, event_hooks={"response": [_guard]}
+    )
+    return openai.OpenAI(
+        base_url=url, api_key=os.environ.get(KEY_VARIABLE, "none"), max_retries=5, timeout=REPLY_S, http_client=http
+    )
+
+
+def refused_redirect(error: BaseException) -> str | None:
+    """What to say of an error that is a redirect which was not followed; None of any other."""
+    where = error.response.headers.get(REFUSED_REDIRECT) if isinstance(error, openai.APIStatusError) else None
+    if where is None:
+        return None
+    return f"sends on to '{one_line(where, 200)}', which is not followed; give that address where you trust it"
+
+
+def within(seconds: float, work: Callable[[], Result]) -> Result:
+    """What `work` returns or raises. Raises TimeoutError when it takes longer: a server may send a header for hours, byte by
+    byte, where no timeout of the client's strikes."""
+    results: list[tuple[bool, Any]] = []
+
+    def run() -> None:
+        try:
+            results.append((True, work()))
+        except BaseException as error:
+            results.append((False, error))
+
+    thread = threading.Thread(target=run, daemon=True, name="asking a server")
+    thread.start()
+    thread.join(seconds)
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    good, value = results[0]
+    if not good:
+        raise value
+    return cast(Result, value)
 
 
 def find_served(url: str, wanted: str | None) -> str:
     """The name of the model to ask at `url`: the wanted one, or the only one. Raises UserError when the server does not
     answer or does not serve it."""
     try:
-        served = [model.id for model in connect(url).with_options(max_retries=0, timeout=30).models.list()]
-    except Exception as error:  # an address that is none, a page of HTML, a key that is no ASCII: each has its own
+        client = connect(url).with_options(max_retries=0, timeout=LIST_S)
+        served = within(LIST_S, lambda: [str(cast(Any, model).id) for model in client.models.list().data])
+    except (Exception, Misbehaved) as error:  # an address that is none, HTML, a key that is no ASCII: each has its own
+        if (sent_on := refused_redirect(error)) is not None:
+            raise UserError(f"model.url: '{url}' {sent_on}") from error
+        said = (
+            str(error) if isinstance(error, Misbehaved) else f"does not answer as an OpenAI server ({type(error).__name__})"
+        )
         raise UserError(
-            f"model.url: '{url}' does not answer as an OpenAI server ({type(error).__name__}); it ends in /v1, as a rule, "
-            f"and a key, where one is needed, is read from {KEY_VARIABLE}"
+            f"model.url: '{url}' {said}; it ends in /v1, as a rule, and a key, where one is needed, is read from "
+            f"{KEY_VARIABLE}"
         ) from error
+    names = one_line(", ".join(served), 200) or "nothing"
     if wanted is None:
         if len(served) != 1:
-            raise UserError(f"model.served_name: '{url}' serves {', '.join(served) or 'nothing'}; choose one")
+            raise UserError(f"model.served_name: '{url}' serves {names}; choose one")
         return served[0]
     if wanted not in served:
-        raise UserError(f"model.served_name: '{url}' does not serve '{wanted}' but {', '.join(served) or 'nothing'}")
+        raise UserError(f"model.served_name: '{url}' does not serve '{wanted}' but {names}")
     return wanted
 
 

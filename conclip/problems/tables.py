@@ -15,6 +15,9 @@ from conclip.files import expanded
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
+MAX_TABLE_BYTES = 4 << 30
+"""Of a Parquet file's rows in memory."""
+
 Row = tuple[str, dict[str, Any]]
 """Where it stands (``file.jsonl:7``), and its columns."""
 
@@ -145,29 +148,53 @@ def _object(where: str, row: Any) -> dict[str, Any]:
 
 
 def _parquet(key: str, path: Path) -> Iterator[Row]:
+    try:
+        for number, row in enumerate(parquet_rows(path), start=1):
+            yield f"{path}, row {number}", row
+    except ValueError as error:
+        raise UserError(f"{key}.path: '{path}' is not a Parquet file ({error})") from error
+
+
+def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file. Raises ValueError on what is none, UserError when they take more than `MAX_TABLE_BYTES` in
+    memory: a few kilobytes of a file can stand for more than any machine has."""
     import pyarrow as pa  # noqa: PLC0415  only when such a file is read
     import pyarrow.parquet as pq  # noqa: PLC0415
 
+    num_bytes = number = 0
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, ValueError) as error:
-        raise UserError(f"{key}.path: '{path}' is not a Parquet file ({error})") from error
-    _check_once(str(path), table.column_names)
-    try:
-        rows = table.to_pylist()
-    except UnicodeDecodeError:
-        number = next(number for number in range(table.num_rows) if not _decodes(table.slice(number, 1)))
-        raise UserError(f"{path}, row {number + 1}: holds bytes that are no UTF-8 text") from None
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}, row {number}", row
+        # a file, not a name: a name may be a URL to pyarrow; texts stay in their dictionaries until their row is made
+        with path.open("rb") as content, pq.ParquetFile(content) as file:
+            _check_once(str(path), file.schema_arrow.names)
+            texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
+        with path.open("rb") as content, pq.ParquetFile(content, read_dictionary=texts) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                names, columns = batch.schema.names, batch.columns
+                for place in range(batch.num_rows):
+                    number += 1
+                    try:
+                        row = {name: column[place].as_py() for name, column in zip(names, columns, strict=True)}
+                    except UnicodeDecodeError:
+                        raise UserError(f"{path}, row {number}: holds bytes that are no UTF-8 text") from None
+                    num_bytes += _size(row)
+                    if num_bytes > MAX_TABLE_BYTES:
+                        raise UserError(
+                            f"'{path}' takes more than {MAX_TABLE_BYTES >> 30} GiB once unpacked; that is refused"
+                        )
+                    yield row
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from error
 
 
-def _decodes(table: Any) -> bool:
-    try:
-        table.to_pylist()
-    except UnicodeDecodeError:
-        return False
-    return True
+def _size(value: Any) -> int:
+    """Characters of the texts in nested values, and some bytes for each value."""
+    if isinstance(value, (str, bytes)):
+        return 50 + len(value)
+    if isinstance(value, dict):
+        return 50 + sum(50 + len(name) + _size(item) for name, item in cast(dict[str, Any], value).items())
+    if isinstance(value, list):
+        return 50 + sum(map(_size, cast(list[Any], value)))
+    return 50
 
 
 def _read_hub(key: str, settings: ProblemSetConfig) -> Iterator[Row]:

@@ -12,6 +12,7 @@ from conclip.config import LearnConfig, TwoPhaseConfig
 from conclip.evaluation.metrics import Estimate, compare, summarise
 from conclip.evaluation.tables import describe_comparison
 from conclip.files import expanded, write_text
+from conclip.report import escape
 from conclip.runlog import Run
 from conclip.types import EvalRow
 
@@ -41,11 +42,12 @@ def write_card(
         pipeline_tag="text-generation",
         tags=["conclip", "reinforcement-learning", "concise-reasoning"],
     )
-    title = f"# {base}, after {' and '.join(stages)} of conclip"
+    named = escape.markdown(base)
+    title = f"# {named}, after {' and '.join(stages)} of conclip"
     parts = [
         f"---\n{data.to_yaml()}\n---\n\n{title}\n",
         f"Trained by conclip, after the two-phase method of [Fatemi et al. 2025](https://arxiv.org/abs/2504.05185): "
-        f"{', then '.join(PHASES[stage] for stage in stages)}. Base model: {base}.",
+        f"{', then '.join(PHASES[stage] for stage in stages)}. Base model: {named}.",
         _results(stages[-1], rows, config),
         _problems(run.folder, stages),
         _reproduction(run.folder),
@@ -79,13 +81,13 @@ def _results(model: str, rows: Sequence[EvalRow], config: LearnConfig) -> str:
                 summary = summarise(side)
                 label = "this model" if name == model else name
                 text.append(
-                    f"| {benchmark}, temperature {temperature:g}, {summary.num_problems} problems, {summary.num_responses} "
-                    f"responses | {label} | {_interval(summary.accuracy, '.3f')} | {_interval(summary.mean_tokens, '.1f')} "
-                    f"| {summary.truncation_rate.mean:.4f} |"
+                    f"| {escape.markdown(benchmark)}, temperature {temperature:g}, {summary.num_problems} problems, "
+                    f"{summary.num_responses} responses | {label} | {_interval(summary.accuracy, '.3f')} "
+                    f"| {_interval(summary.mean_tokens, '.1f')} | {summary.truncation_rate.mean:.4f} |"
                 )
             difference = compare(sides["base"], sides[model])
             sentence = describe_comparison("base", "this model", difference, config.eval.margin)
-            said.append(f"{sentence} ({benchmark}, temperature {temperature:g})")
+            said.append(escape.markdown(f"{sentence} ({benchmark}, temperature {temperature:g})"))
     return "\n".join([*text, "", "95 % intervals, clustered by problem.", "", *(f"- {line}" for line in said), ""])
 
 
@@ -99,7 +101,7 @@ def _problems(folder: Path, stages: Sequence[str]) -> str:
         saved: dict[str, Any] = json.loads((folder / f"problems-{stage}.json").read_text(encoding="utf-8"))
         chosen: list[dict[str, str]] = saved["chosen"]
         text.append(f"{stage}: {len(chosen)} problems, set hash `{saved['hash']}`\n")
-        text += [f"- `{choice['problem_id']}`: {choice['reason']}" for choice in chosen[:MAX_PROBLEMS]]
+        text += [f"- {escape.code(c['problem_id'])}: {escape.markdown(c['reason'])}" for c in chosen[:MAX_PROBLEMS]]
         more = len(chosen) - MAX_PROBLEMS
         text.append(f"- and {more} more in problems-{stage}.json of the run folder\n" if more > 0 else "")
     text.append("`trained_on.json` beside this file has every training question; `conclip eval` refuses to test on them.\n")
@@ -116,14 +118,15 @@ def _reproduction(folder: Path) -> str:
     arguments = [a for a in environment["arguments"] if not a.partition("=")[0].split(".")[-1].startswith(PATH_NAMES)]
     command = shlex.join(["conclip", environment["subcommand"], *arguments])
     return (
-        f"\n## How to make it again\n\n```sh\n{command}\n```\n\n{revision}{packages}; Python {environment['python']}, "
-        f"{environment['machine']}, {environment['num_cpus']} processors. Paths are left out.\n\n"
-        f"<details><summary>The whole config</summary>\n\n```yaml\n{config}\n```\n\n</details>\n"
+        f"\n## How to make it again\n\n{escape.block(command, 'sh')}\n\n{revision}{packages}; "
+        f"Python {environment['python']}, {environment['machine']}, {environment['num_cpus']} processors. "
+        "Paths are left out.\n\n"
+        f"<details><summary>The whole config</summary>\n\n{escape.block(config, 'yaml')}\n\n</details>\n"
     )
 
 
 def _limits(rows: Sequence[EvalRow]) -> str:
-    where = ", ".join(dict.fromkeys(row.benchmark for row in rows)) if rows else ""
+    where = escape.markdown(", ".join(dict.fromkeys(row.benchmark for row in rows)))
     measured = f"Measured on {where} only, at the temperatures of the table" if rows else "Nothing was measured"
     return (
         f"\n## Limits\n\n- {measured}; other tasks, languages and longer problems may behave otherwise.\n"

@@ -1,5 +1,6 @@
 """The figures of a report, as Vega-Lite charts: pure functions of run data. Pages embed them, files are made of them."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ MODELS = ("#8b919a", "#3b87c8", "#d0634a", "#439b66", "#9478bd", "#d9a03f", "#2a
 NUM_BINS = 40
 NUM_BUDGETS = 48
 WIDTH = "container"
+MAX_NAME_CHARS = 60
 
 Values = list[dict[str, Any]]
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart
@@ -42,6 +44,11 @@ class Figure:
     """By title ("" for an only one); each as wide as the place it gets."""
     columns: int = 1
     """Panels side by side, where there is room."""
+
+    @property
+    def file_name(self) -> str:
+        """The name as one of a file or an element: of a run's name it keeps letters, digits, `-` and `_`, up to a length."""
+        return re.sub(r"[^\w-]", "-", self.name)[:MAX_NAME_CHARS]
 
     @property
     def specs(self) -> dict[str, dict[str, Any]]:

@@ -4,16 +4,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict  # pydantic's own dependency: it needs this one below Python 3.12
 
+from conclip.checked import Finite, Whole, read_as
 from conclip.config import UserError
 from conclip.evaluation.rows import read_rows
-from conclip.files import newest_attempt
+from conclip.files import check_content, newest_attempt, read_plain
+from conclip.foreign import check_yaml
 from conclip.pipeline import StageRecord, read_stages
 from conclip.probe import PassRate, read_pass_rates
-from conclip.runlog import MANIFEST
+from conclip.runlog import MANIFEST, is_metrics
 from conclip.types import EvalRow
 
 QUESTIONS = "questions.jsonl"
@@ -55,35 +59,86 @@ class RunData:
     margin: float
 
 
+class _Point(TypedDict):
+    step: Whole
+    accuracy: Finite
+    mean_tokens: Finite
+
+
+class _Training(TypedDict):
+    history: Annotated[list[_Point], Field(min_length=1)]
+    best: _Point
+
+
+class _Choices(TypedDict, total=False):
+    chosen: list[Choice]
+
+
+class _Results(TypedDict, total=False):
+    notes: list[str]
+    margin: Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Environment(TypedDict, total=False):
+    arguments: list[str]
+    started: str | None
+    machine: str | None
+    platform: str | None
+    python: str | None
+    num_cpus: int | None
+    packages: dict[str, str]
+    git: dict[str, str | bool] | None
+
+
+class _Question(TypedDict):
+    problem_id: str
+    question: str
+
+
+class _Manifest(TypedDict, total=False):
+    identity: str
+    subcommand: str
+
+
+_MANIFEST, _TRAINING, _CHOICES = TypeAdapter(_Manifest), TypeAdapter(_Training), TypeAdapter(_Choices)
+_RESULTS, _ENVIRONMENT, _QUESTION = TypeAdapter(_Results), TypeAdapter(_Environment), TypeAdapter(_Question)
+
+
 def read_run(path: Path) -> RunData:
-    """Raises UserError when it is no run folder."""
+    """Raises UserError when it is no run folder, when a file in it is not what conclip writes, and when it holds links."""
     folder = newest_attempt(path)
-    manifest = _json(folder / MANIFEST)
+    manifest = read_as(_MANIFEST, _json(folder / MANIFEST), f"'{folder / MANIFEST}'")
     if "identity" not in manifest:
         raise UserError(f"'{path}' is no run folder (no {MANIFEST}); give outputs/<subcommand>/<name>, or an attempt in it")
-    results, phases = _json(folder / "results.json"), ("phase1", "phase2")
-    training = {phase: found for phase in phases if (found := _json(folder / f"training-{phase}.json"))}
+    check_content(folder.resolve())
+    subcommand, phases = manifest.get("subcommand", ""), ("phase1", "phase2")
+    results = read_as(_RESULTS, _json(folder / "results.json"), f"'{folder / 'results.json'}'")
+    training: dict[str, _Training] = {}
+    for phase in phases:
+        if found := _json(file := folder / f"training-{phase}.json"):
+            training[phase] = read_as(_TRAINING, found, f"'{file}'")
     steps: dict[str, list[Mapping[str, Any]]] = {}
-    for row in _lines(folder / "metrics.jsonl"):
+    for row in _metrics(folder / "metrics.jsonl"):
         steps.setdefault(row["stage"], []).append(row)
     stages = read_stages(folder)
     rows, unfinished = _rows(folder, stages)
-    config = _config(folder)
+    config = (read_plain(folder / "config.yaml") or b"").decode("utf-8", errors="replace")
+    questions = [read_as(_QUESTION, row, where) for where, row in _lines(folder / QUESTIONS)]
     return RunData(
-        name=str(yaml.safe_load(config)["name"]) if config else folder.resolve().parent.name,
+        name=_name(config, folder),
         folder=folder.resolve(),
-        subcommand=str(manifest.get("subcommand", "")),
+        subcommand=subcommand,
         rows=rows,
-        questions={row["problem_id"]: row["question"] for row in _lines(folder / QUESTIONS)},
+        questions={question["problem_id"]: question["question"] for question in questions},
         steps=steps,
-        history={phase: found["history"] for phase, found in training.items()},
-        best={phase: found["best"] for phase, found in training.items()},
-        rates=_rates(folder, manifest.get("subcommand", ""), "phase1" in training),
+        history={phase: [_numbers(point) for point in found["history"]] for phase, found in training.items()},
+        best={phase: _numbers(found["best"]) for phase, found in training.items()},
+        rates=_rates(folder, subcommand, "phase1" in training),
         chosen={phase: _chosen(folder / f"problems-{phase}.json") for phase in phases}
         | {"": _chosen(folder / "problems.json")},
         stages=stages,
         config=config,
-        environment=_json(folder / "environment.json"),
+        environment=read_as(_ENVIRONMENT, _json(folder / "environment.json"), f"'{folder / 'environment.json'}'"),
         notes=[
             *results.get("notes", []),
             *(f"the evaluation of {name} has not ended; it is left out" for name in unfinished),
@@ -92,17 +147,40 @@ def read_run(path: Path) -> RunData:
     )
 
 
+def _numbers(point: _Point) -> dict[str, float]:
+    return {"step": point["step"], "accuracy": point["accuracy"], "mean_tokens": point["mean_tokens"]}
+
+
+def _name(config: str, folder: Path) -> str:
+    """The run's name in its config; that of its folder where there is no config."""
+    if not config:
+        return folder.resolve().parent.name
+    where = f"'{folder / 'config.yaml'}'"
+    check_yaml(where.strip("'"), config)
+    try:
+        content = yaml.safe_load(config)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{where} is no YAML; it is damaged") from error
+    name = content.get("name") if isinstance(content, dict) else None
+    if not isinstance(name, (str, int)):
+        raise UserError(f"{where} has no name; it is damaged, or was not written by conclip")
+    return str(name)
+
+
 def _rows(folder: Path, stages: Mapping[str, StageRecord]) -> tuple[list[EvalRow], list[str]]:
     """Rows of the evaluations that have ended, model by model in the order of the run, and the models of the others."""
     files = [*folder.glob("rows-*.parquet"), *folder.glob("rows-*.jsonl")]
     there = {path.stem.removeprefix("rows-"): path for path in files}
     ended = [name for stage in stages if (name := stage.removeprefix("eval-")) != stage and name in there]
-    return [row for name in ended for row in read_rows(there[name])], sorted(there.keys() - set(ended))
-
-
-def _config(folder: Path) -> str:
-    path = folder / "config.yaml"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    rows = {name: read_rows(there[name]) for name in ended}
+    covered = {name: {(r.benchmark, r.temperature, r.prompt, r.problem_id) for r in mine} for name, mine in rows.items()}
+    for name, problems in covered.items():
+        if problems != covered[ended[0]] or len({row.model for row in rows[name]}) > 1:
+            raise UserError(
+                f"'{there[name]}' covers other problems than '{there[ended[0]]}', or holds rows of several models; it is "
+                "damaged, or was not written by conclip"
+            )
+    return [row for mine in rows.values() for row in mine], sorted(there.keys() - set(ended))
 
 
 def _rates(folder: Path, subcommand: str, has_phase1: bool) -> dict[str, list[PassRate]]:
@@ -113,25 +191,37 @@ def _rates(folder: Path, subcommand: str, has_phase1: bool) -> dict[str, list[Pa
 
 
 def _chosen(path: Path) -> list[Choice]:
-    return [Choice(problem_id=choice["problem_id"], reason=choice["reason"]) for choice in _json(path).get("chosen", [])]
+    return read_as(_CHOICES, _json(path), f"'{path}'").get("chosen", [])
 
 
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object; empty when there is none. Raises UserError on a damaged one."""
-    if not path.is_file():
+    content = read_plain(path)
+    if content is None:
         return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"'{path}' is damaged ({error})") from error
+    value = _parsed(content.decode("utf-8", errors="surrogateescape"), f"'{path}'")
+    if not isinstance(value, dict):
+        raise UserError(f"'{path}' is damaged, or was not written by conclip (no JSON object)")
+    return value
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line that was cut is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    lines = _lines(path)
+    for where, row in lines:
+        if not is_metrics(row):
+            raise UserError(f"{where} is damaged, or was not written by conclip (no metrics of a step)")
+    return [row for _, row in lines]
+
+
+def _lines(path: Path) -> list[tuple[str, Any]]:
+    """The values of a JSON-lines file, each with where it stands; a last line that was cut is left out."""
+    lines = (read_plain(path) or b"").decode("utf-8", errors="surrogateescape").split("\n")
+    named = [(f"'{path}', line {number}", line) for number, line in enumerate(lines[:-1], start=1) if line]
+    return [(where, _parsed(line, where)) for where, line in named]
+
+
+def _parsed(text: str, where: str) -> Any:
     try:
-        return [json.loads(line) for line in lines[:-1] if line]
-    except ValueError as error:
-        raise UserError(f"'{path}' is damaged ({error})") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is damaged ({error})") from error

@@ -6,7 +6,8 @@ from typing import Any
 
 import vl_convert
 
-from conclip.files import write_text
+from conclip.files import write_text, writing_bytes
+from conclip.report import escape
 from conclip.report.charts import Figure, curves, figures
 from conclip.report.data import RunData
 from conclip.report.page import result_tables
@@ -29,7 +30,8 @@ def write_figure(figure: Figure, path: Path) -> None:
     if path.suffix == ".svg":
         write_text(path, vl_convert.vegalite_to_svg(spec))
     else:
-        path.write_bytes(vl_convert.vegalite_to_png(spec, scale=PNG_SCALE))
+        with writing_bytes(path) as out:
+            out.write(vl_convert.vegalite_to_png(spec, scale=PNG_SCALE))
 
 
 def write_curve(run: RunData, path: Path) -> None:
@@ -45,7 +47,7 @@ def write_files(runs: Sequence[RunData], folder: Path) -> list[Path]:
     paths: list[Path] = []
     for figure in figures(runs):
         for suffix in (".svg", ".png"):
-            paths.append(folder / f"{figure.name}{suffix}")
+            paths.append(folder / f"{figure.file_name}{suffix}")
             write_figure(figure, paths[-1])
     tables = result_tables(runs)
     if tables:
@@ -57,33 +59,27 @@ def write_files(runs: Sequence[RunData], folder: Path) -> list[Path]:
 
 def markdown(table: Mapping[str, Any]) -> str:
     lines = [
-        f"{_caption(table)}\n",
-        f"| model | {' | '.join(table['columns'])} |",
+        f"{escape.markdown(_caption(table))}\n",
+        f"| model | {' | '.join(map(escape.markdown, table['columns']))} |",
         "|---" + "|---:" * len(table["columns"]) + "|",
     ]
-    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in table["rows"]]
+    lines += [f"| {' | '.join(map(escape.markdown, (name, *cells)))} |" for name, cells in table["rows"]]
     return "\n".join(lines) + "\n"
 
 
 def latex(table: Mapping[str, Any]) -> str:
     """A tabular with booktabs rules."""
     lines = [
-        f"% {_caption(table)}",
+        f"% {escape.one_line(_caption(table))}",
         rf"\begin{{tabular}}{{l{'r' * len(table['columns'])}}}",
         r"\toprule",
-        " & ".join(["model", *table["columns"]]) + r" \\",
+        " & ".join(["model", *map(escape.tex, table["columns"])]) + r" \\",
         r"\midrule",
     ]
     for name, cells in table["rows"]:
-        lines.append(" & ".join([_tex(name), *map(_tex, cells)]) + r" \\")
+        lines.append(" & ".join(map(escape.tex, (name, *cells))) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def _caption(table: Mapping[str, Any]) -> str:
     return f"{table['benchmark']}: {table['num_problems']} problems; ± half a 95 % interval, clustered by problem"
-
-
-def _tex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-    special |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
-    return "".join(special.get(character, character) for character in text)

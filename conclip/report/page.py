@@ -3,7 +3,6 @@
 import base64
 import gzip
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -68,7 +67,7 @@ def write_page(runs: Sequence[RunData], path: Path) -> None:
         sentences=[sentence for run in runs for sentence in sentences(run)] if not several else [],
         figures=[
             {
-                "name": re.sub(r"[^\w-]", "-", figure.name),
+                "name": figure.file_name,
                 "title": figure.title,
                 "says": figure.says,
                 "columns": figure.columns,

@@ -16,6 +16,7 @@ import torch
 from conclip.config import RolloutConfig, UserError
 from conclip.failures import explain
 from conclip.interrupts import SIGNALS
+from conclip.processes import protect_children
 from conclip.rollout.engine import EngineDied
 from conclip.rollout.weights import WeightsFolder, as_folder, remove_orphans
 from conclip.types import Completion, Request, SamplingSpec
@@ -188,6 +189,7 @@ class ChildEngine:
             self._revive(again)
 
     def _start(self) -> None:
+        protect_children()
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         several = self._arguments[1].tensor_parallel_size > 1  # engine workers, which a daemon may not start

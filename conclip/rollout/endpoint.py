@@ -1,6 +1,7 @@
 """A model behind a server that speaks the OpenAI protocol, as a `RolloutEngine` that can only be evaluated: no weights, no
 log-probs, no token ids. Lengths are the tokens the server reports."""
 
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import openai
 
 from conclip.config import UserError
-from conclip.models.server import connect
+from conclip.models import server
+from conclip.models.server import Misbehaved, connect, refused_redirect
+from conclip.redact import hide_known, one_line
 from conclip.rollout.engine import EngineDied
 from conclip.rollout.reply import read_choice
 from conclip.types import Completion, Request, SamplingSpec
@@ -21,6 +24,8 @@ POLL_S = 0.2
 
 MAX_ABORTS = 3
 """Times in a row that a server may drop one request; then it counts as refused."""
+MAX_TOKENS = 2**31
+"""No reply has as many."""
 
 REFUSALS = (400, 404, 413, 422)
 """HTTP status of a request that would be refused again."""
@@ -41,6 +46,8 @@ class EndpointEngine:
         self._client = connect(url)
         self._threads = ThreadPoolExecutor(max_concurrent)
         self._in_flight: dict[Future[Completion], str] = {}
+        self._began: dict[str, float] = {}
+        """When the requests were sent that have no reply yet."""
         self._refused: dict[str, str] = {}
         """What the server says, by request."""
         self._failure: BaseException | None = None
@@ -52,7 +59,19 @@ class EndpointEngine:
 
     def submit(self, requests: Sequence[Request], spec: SamplingSpec) -> None:
         for request in requests:
-            self._in_flight[self._threads.submit(self._ask, request, spec)] = request.request_id
+            self._in_flight[self._threads.submit(self._ask_strangers, request, spec)] = request.request_id
+
+    def _ask_strangers(self, request: Request, spec: SamplingSpec) -> Completion:
+        """`_ask`, whatever the server sends: a reply that is none raises EngineDied."""
+        self._began[request.request_id] = time.monotonic()
+        try:
+            return self._ask(request, spec)
+        except Misbehaved as error:
+            raise EngineDied(f"'{self._url}' {error}") from error
+        except (AttributeError, TypeError, KeyError, IndexError, ValueError, RecursionError) as error:
+            raise EngineDied(f"'{self._url}' sends a reply that is no chat completion ({type(error).__name__})") from error
+        finally:
+            self._began.pop(request.request_id, None)
 
     def _ask(self, request: Request, spec: SamplingSpec) -> Completion:
         extra: dict[str, Any] = {"top_k": spec.top_k} if spec.top_k != -1 else {}
@@ -82,10 +101,10 @@ class EndpointEngine:
                     logprobs=(),
                     finish_reason=said.finish_reason,
                     policy_version=0,
-                    text=said.text,
-                    reasoning=said.reasoning,
-                    reported_tokens=reply.usage.completion_tokens,
-                    reported_prompt_tokens=reply.usage.prompt_tokens,
+                    text=_text(said.text),
+                    reasoning=None if said.reasoning is None else _text(said.reasoning),
+                    reported_tokens=_count(reply.usage.completion_tokens),
+                    reported_prompt_tokens=_count(reply.usage.prompt_tokens),
                 )
         raise Dropped(f"dropped {MAX_ABORTS} times in a row (finish_reason abort)")
 
@@ -99,20 +118,28 @@ class EndpointEngine:
             if error is None:
                 finished.append(future.result())
             elif isinstance(error, openai.APIStatusError) and error.status_code in REFUSALS:
-                self._refused[name] = error.message
+                self._refused[name] = one_line(error.message)
             elif isinstance(error, Dropped):
                 self._refused[name] = str(error)
             else:
                 self._failure = error
         if not finished:  # what came is delivered first
+            self._check_time()
             self._raise_failures()
         self._num_tokens += sum(completion.num_tokens for completion in finished)
         return finished
 
+    def _check_time(self) -> None:
+        """No request waits for ever: a reply may drip so slowly that no timeout between two bytes strikes."""
+        if any(time.monotonic() - began > server.REPLY_S for began in list(self._began.values())):
+            self._failure = EngineDied(f"'{self._url}' has not ended a reply after {server.REPLY_S:g} s")
+
     def _raise_failures(self) -> None:
         """A server that fails ends the run at once; one that refuses some requests, after the others."""
+        if self._failure is not None and (sent_on := refused_redirect(self._failure)) is not None:
+            raise EngineDied(f"'{self._url}' {sent_on}") from self._failure
         if isinstance(self._failure, openai.OpenAIError):
-            raise EngineDied(f"'{self._url}' failed after several tries: {self._failure}") from self._failure
+            raise EngineDied(f"'{self._url}' failed after several tries: {one_line(str(self._failure))}") from self._failure
         if self._failure is not None:
             raise self._failure
         if self._refused and not self._in_flight:
@@ -143,3 +170,15 @@ class EndpointEngine:
         self.abort()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
+
+
+def _count(value: Any) -> int:
+    """A number of tokens. Raises ValueError for what is none."""
+    if type(value) is not int or not 0 <= value < MAX_TOKENS:
+        raise ValueError(f"{value!r} is no number of tokens")
+    return value
+
+
+def _text(content: str) -> str:
+    """A reply as a row can hold it: without the key, which a server may send back, and without half characters."""
+    return hide_known(content).encode("utf-8", errors="replace").decode("utf-8")

@@ -16,6 +16,7 @@ import torch
 from conclip.chat_template import end_of_turn, named_tokens
 from conclip.config import RolloutConfig, UserError
 from conclip.models.load import load_tokenizer, read_weights
+from conclip.processes import protect_children
 from conclip.rollout.weights import as_folder
 from conclip.thinking import ThinkingTags
 from conclip.types import Completion, Request, SamplingSpec
@@ -23,6 +24,7 @@ from conclip.types import Completion, Request, SamplingSpec
 
 def _configure_environment() -> None:
     """vLLM reads these when it is imported or started."""
+    protect_children()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # our own handlers decide where its messages go
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -59,6 +61,7 @@ class VllmEngine:
             seed=seed,
             skip_tokenizer_init=thinking_tags is None,  # vLLM makes token ids of the tags
             reasoning_config=_reasoning(thinking_tags),
+            load_format="safetensors",  # never a pickle
             generation_config="vllm",
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,

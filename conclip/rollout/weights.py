@@ -1,5 +1,6 @@
 """Weights on their way to an engine in another process: a folder of tensors in main memory, where that has a file system."""
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -14,7 +15,21 @@ MEMORY = Path("/dev/shm")
 
 PREFIX = "conclip-weights-"
 
-WeightsFolder = tempfile.TemporaryDirectory[str]
+
+class WeightsFolder(tempfile.TemporaryDirectory[str]):
+    """For its owner's eyes only, and locked while its process lives: runs in other containers see the folder, not the
+    process."""
+
+    def __init__(self, place: Path | None) -> None:
+        super().__init__(prefix=f"{PREFIX}{os.getpid()}-", dir=place)
+        self._lock = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def cleanup(self) -> None:
+        super().cleanup()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
 
 def as_folder(tensors: Iterable[tuple[str, torch.Tensor]]) -> WeightsFolder:
@@ -22,7 +37,7 @@ def as_folder(tensors: Iterable[tuple[str, torch.Tensor]]) -> WeightsFolder:
     copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors}
     num_bytes = sum(tensor.nbytes for tensor in copies.values())
     fits = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 * num_bytes
-    folder = WeightsFolder(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY if fits else None)
+    folder = WeightsFolder(MEMORY if fits else None)
     save_file(copies, Path(folder.name) / "model.safetensors")
     return folder
 
@@ -31,5 +46,20 @@ def remove_orphans() -> None:
     """Folders that runs which were killed have left."""
     for folder in (path for place in (MEMORY, Path(tempfile.gettempdir())) for path in place.glob(f"{PREFIX}*")):
         number = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if number.isdigit() and not Path(f"/proc/{number}").exists():
+        if number.isdecimal() and not Path(f"/proc/{number}").exists() and _is_left(folder):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether it is a folder of this user's that no living process holds."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(descriptor).st_uid == os.getuid()
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)

@@ -10,17 +10,18 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from conclip.failures import MachineFailure
-from conclip.files import link, read_object, sync
+from conclip.files import is_inside, link, read_object, sync, write_text
 from conclip.identity import path_hash
 from conclip.overlap import write_record
 from conclip.types import Problem
@@ -30,6 +31,7 @@ TRAINING = "training"
 """Folder of what only the phase itself needs."""
 
 DAMAGE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError, AttributeError)
+DAMAGE += (RecursionError, SafetensorError)
 """What reading a damaged checkpoint raises. Any other OSError (too many open files, a disk that failed) is no reason to give
 a checkpoint up."""
 
@@ -93,12 +95,11 @@ class Checkpoints:
                 if head["key"] != self._key or head["schema"] != SCHEMA:
                     continue
                 self._whole(self.path(head["best"]))
-                state = PhaseState(number=head["number"], best=head["best"], values=head["values"], tensors={})
+                tensors = load_file(path / TRAINING / "tensors.safetensors")
+                return PhaseState(number=head["number"], best=head["best"], values=head["values"], tensors=tensors)
             except DAMAGE as error:
                 self._warn(f"checkpoint '{path}' is damaged ({error}); an earlier one is taken, or the phase starts anew")
                 shutil.rmtree(path, ignore_errors=True)
-                continue
-            return replace(state, tensors=load_file(path / TRAINING / "tensors.safetensors"))
         return None
 
     def clear(self) -> None:
@@ -119,7 +120,7 @@ class Checkpoints:
         """What `state.json` of a checkpoint says. Raises OSError or ValueError when a file is not what was saved."""
         head = json.loads((path / TRAINING / "state.json").read_text(encoding="utf-8"))
         for name, known in head["files"].items():
-            if path_hash(path / name) != known:
+            if not is_inside(name) or path_hash(path / name) != known:
                 raise ValueError(f"'{path / name}' is not what was saved")
         return head
 
@@ -149,7 +150,7 @@ class Checkpoints:
         head = {"schema": SCHEMA, "key": self._key, "number": state.number, "best": state.best, "due": due}
         hashes = {str(file.relative_to(folder)): path_hash(file) for file in _files(folder)}
         text = json.dumps(head | {"files": hashes, "values": state.values})
-        (folder / TRAINING / "state.json").write_text(text, encoding="utf-8")
+        write_text(folder / TRAINING / "state.json", text)
         for path in (*_files(folder), folder / TRAINING, folder):
             sync(path)
 
@@ -158,7 +159,7 @@ class Checkpoints:
         found = _numbered(self._folder)
         heads = {path: head for path in found if (head := read_object(path / TRAINING / "state.json"))}
         kept = [path for path in found if path == found[0] or heads.get(path, {}).get("due")][: self._keep_last]
-        kept += [self.path(heads[path]["best"]) for path in kept if path in heads]
+        kept += [self.path(best) for path in kept if isinstance(best := heads.get(path, {}).get("best"), int)]
         for path in found:
             if path not in kept:
                 shutil.rmtree(path, ignore_errors=True)

@@ -42,6 +42,11 @@ def summarise_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, dict[str,
     return summary
 
 
+def is_summary(name: str, values: Mapping[str, float]) -> bool:
+    """Whether a monitor has that name, and its values are those of `summarise_steps`."""
+    return name in MONITORS and values.keys() == {"first", "last", "lowest", "highest"}
+
+
 def summary_table(title: str, summary: Mapping[str, Mapping[str, float]]) -> Table:
     """The summary for people; monitors that stayed 0 are left out."""
     table = Table(title=title, title_justify="left")

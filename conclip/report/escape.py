@@ -1,0 +1,50 @@
+"""Text of any origin inside Markdown and LaTeX: it shows what it says, and is never part of the document's own structure."""
+
+import re
+
+MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~$&@]|:(?=//)|(?<=www)\.)")
+"""Signs of Markdown, of its tables, of HTML in it, of formulas, and of links that need no brackets."""
+
+TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
+
+
+def one_line(text: str) -> str:
+    """White space as single spaces, other control characters (those that turn the direction of writing, too) left out."""
+    kept = (
+        " " if character.isspace() else character for character in text if character.isspace() or character.isprintable()
+    )
+    return " ".join("".join(kept).split())
+
+
+def markdown(text: str) -> str:
+    """Inline text of a paragraph, a heading or a cell."""
+    return MARKDOWN.sub(r"\\\1", one_line(text))
+
+
+def code(text: str) -> str:
+    """An inline code span; a bar in it would end a table's cell all the same."""
+    content = one_line(text).replace("|", "¦")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", content)), default=0))
+    pad = " " if content.startswith("`") or content.endswith("`") or not content else ""
+    return f"{fence}{pad}{content}{pad}{fence}"
+
+
+def block(text: str, language: str) -> str:
+    """A block of code that nothing in it can end."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def tex(text: str) -> str:
+    """Text of a LaTeX paragraph or cell."""
+    return "".join(TEX.get(character, character) for character in one_line(text))
