@@ -37,7 +37,7 @@ def compose_config(
     `primary` names another primary file than the subcommand's own, `config_dir` a folder that is searched as well. Raises
     UserError, with the nearest name for an unknown key.
     """
-    known, texts = plain_keys(SCHEMAS[subcommand]), text_keys(SCHEMAS[subcommand])
+    known = plain_keys(SCHEMAS[subcommand])
     if several := [text for text in overrides if text.startswith("logger=[")]:
         raise UserError(f"'{several[0]}': the last one would win; name them by logger.trackers=[...]")
     if config_dir is not None and not Path(config_dir).is_dir():
@@ -46,7 +46,7 @@ def compose_config(
     folders = [config_folder(), *([Path(config_dir).resolve()] if config_dir is not None else [])]
     folders.sort(key=lambda folder: not (folder / f"{name}.yaml").is_file())  # Hydra wants the primary file in the first
     where = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
-    overrides = [as_text(override, texts) for override in overrides]
+    overrides = [as_text(override) for override in overrides]
     named = [entry for override in overrides if (entry := free_name(override)) is not None]
     plain = [free_key(override) for override in overrides if free_name(override) is None]
     try:
@@ -72,8 +72,8 @@ def compose_config(
 
 def _missing_option(error: MissingConfigException) -> str:
     """Hydra's own words list the folders it searched."""
-    group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    if not error.options or not group:
+    group, _, option = (error.missing_cfg_file or "").partition("/")
+    if not error.options or not option:
         return str(error).partition("\nConfig search path")[0].replace("\n", " ")
     near = difflib.get_close_matches(option, error.options, n=1)
     hint = f"did you mean '{near[0]}'?" if near else "choose one of " + ", ".join(error.options)
@@ -108,7 +108,8 @@ class FreeName:
         """Set it. A set that is not there yet begins empty."""
         parent, name = OmegaConf.select(composed, self.where), self.name
         if self.field is not None:
-            parent, name = parent.setdefault(self.name, {}), self.field
+            parent[self.name] = parent.get(self.name, {})
+            parent, name = parent[self.name], self.field
         parent[name] = _parsed([self.masked])[0].value()
 
 
@@ -130,18 +131,27 @@ def free_key(override: str) -> str:
     return f"++{override}" if own else override
 
 
-def as_text(override: str, texts: set[str]) -> str:
-    """A value that Hydra would take for a number or a truth value, in quotes where the key wants text (`name=2024`)."""
+_TEXTS = frozenset[str]().union(*(text_keys(schema) for schema in SCHEMAS.values()))
+
+
+_QUOTED_KEY = re.compile(r"""([{,]\s*)(["'])([\w.-]+)\2(\s*:)""")
+
+
+def as_text(override: str) -> str:
+    """A value in quotes where the key wants text and Hydra would take it for a number or a truth value (`name=2024`), or not
+    read it for a sign (`model.path=runs/lr=1`); no quotes around names, which Hydra does not read."""
     key, equals, value = override.partition("=")
-    set_key = _SET.fullmatch(override)
-    pattern = f"{set_key[1]}.*.{set_key[3]}" if set_key else re.sub(r"^checkpoints\..+", "checkpoints.*", key.lstrip("+"))
-    if not equals or pattern not in texts:
+    if re.match(r"\+{0,2}(checkpoints|data)\b", key) and value.lstrip().startswith("{"):
+        return f"{key}=" + _QUOTED_KEY.sub(r"\1\3\4", value)
+    in_set = _SET.fullmatch(override)
+    pattern = f"{in_set[1]}.*.{in_set[3]}" if in_set else re.sub(r"^checkpoints\..+", "checkpoints.*", key.lstrip("+"))
+    if not equals or pattern not in _TEXTS:
         return override
     try:
-        taken: Any = _parsed([f"key={value}"])[0].value()
+        meant = not isinstance(_parsed([f"key={value}"])[0].value(), (bool, int, float))
     except UserError:
-        return override
-    return f"{key}={quoted(value.strip())}" if isinstance(taken, (bool, int, float)) else override
+        meant = re.search(r"""['",]""", value) is not None
+    return override if meant else f"{key}={quoted(value.strip())}"
 
 
 def quoted(value: str) -> str:
@@ -155,6 +165,7 @@ def sweep_jobs(overrides: Sequence[str], *, sweeping: bool) -> Iterator[list[str
 
     Raises UserError on an override Hydra cannot parse, and on a sweep where none is wanted.
     """
+    overrides = [as_text(override) for override in overrides]
     parsed = _parsed([entry.masked if (entry := free_name(override)) else override for override in overrides])
     choices: list[list[str]] = []
     for text, override in zip(overrides, parsed, strict=True):
@@ -164,8 +175,8 @@ def sweep_jobs(overrides: Sequence[str], *, sweeping: bool) -> Iterator[list[str
             key = text.partition("=")[0]
             try:
                 choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-            except HydraException as error:  # glob() knows no groups here
-                raise UserError(f"cannot read '{text}': {error}; name the values: {key}=a,b") from error
+            except HydraException as error:
+                raise UserError(f"'{text}': glob() finds nothing here; name the values: {key}=a,b") from error
         else:
             raise UserError(f"'{text}' names several values; add -m to run one job per value")
     for combination in product(*choices):
