@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins import file_config_source
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conclip.config import SCHEMAS, BaseConfig, ProblemSetConfig, UserError
 from conclip.validate import plain_keys, text_keys, to_config, unknown_key
+
+# Hydra reads the header of a file (`# @package`) as UTF-8 whose byte order mark, if it has one, hides the header.
+file_config_source.open = lambda path, encoding: open(path, encoding=f"{encoding}-sig")  # pyright: ignore  # noqa: SIM115
 
 
 def config_folder() -> Path:
@@ -81,7 +85,7 @@ def _missing_option(error: MissingConfigException) -> str:
 
 
 _FIELDS = "|".join(item.name for item in dataclasses.fields(ProblemSetConfig))
-_SET = re.compile(rf"\+{{0,2}}(data\.(?:pool|validation|test))\.([^=]+?)(?:\.({_FIELDS}))?=(.*)", re.DOTALL)
+_SET = re.compile(rf"\+{{0,2}}(data\.(?:pool|validation|test))\.([^=]+?)(?:\.({_FIELDS})(?!=\s*\{{))?=(.*)", re.DOTALL)
 _CHECKPOINT = re.compile(r"\+{0,2}(checkpoints)\.([^=]+)()=(.*)", re.DOTALL)
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
