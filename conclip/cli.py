@@ -22,6 +22,9 @@ from conclip.processes import PYTHON, protect_children
 from conclip.redact import learn_secrets, shown
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable
+
     from omegaconf import DictConfig
 
 
@@ -150,9 +153,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def _run(subcommand: str, arguments: list[str]) -> None:
-    import hydra  # noqa: PLC0415  the usage page above should not wait for it
-    from hydra._internal.utils import get_args_parser  # noqa: PLC0415
-    from omegaconf import OmegaConf  # noqa: PLC0415
+    from hydra._internal.utils import get_args_parser  # noqa: PLC0415  the usage page above should not wait for it
 
     from conclip.compose import compose_config, config_folder, sweep_jobs  # noqa: PLC0415
     from conclip.help import show_help  # noqa: PLC0415
@@ -169,26 +170,36 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     if flags.help:
         own = primary if (config_folder() / f"{primary}.yaml").is_file() else subcommand.replace("-", "_")
         return show_help(config_folder(), own, *compose(flags.overrides))
-    if flags.cfg == "job" and flags.package is None:
-        sys.stdout.write(OmegaConf.to_yaml(compose(flags.overrides)[0], resolve=flags.resolve) + "\n")
-        return None
     if flags.cfg or flags.info or flags.hydra_help or flags.shell_completion:
-        sys.argv = [sys.argv[0], *arguments]
-        return hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(lambda _: None)()
+        return _show_hydra(primary, flags, compose)
     if not flags.multirun:
         (overrides,) = sweep_jobs(flags.overrides, sweeping=False)
         return (_plan if dry_run else _execute)(subcommand, compose(overrides)[0])
+    jobs = [(overrides, compose(overrides)[0]) for overrides in sweep_jobs(flags.overrides, sweeping=True)]
+    for number, (_, composed) in enumerate(jobs):  # all of them, before the first one runs
+        composed.name = f"{composed.name}-{number}"
+        _plan(subcommand, composed) if dry_run else checked(subcommand, composed)
     named = (("--config-dir", flags.config_dir), ("--config-name", flags.config_name))
     where = [part for flag, value in named if value is not None for part in (flag, value)]
-    jobs = list(sweep_jobs(flags.overrides, sweeping=True))
-    names = [f"{compose(overrides)[0].name}-{number}" for number, overrides in enumerate(jobs)]
-    for overrides, name in zip(jobs, names, strict=True):  # all of them, before the first one runs
-        composed = compose(overrides)[0]
-        composed.name = name
-        _plan(subcommand, composed) if dry_run else checked(subcommand, composed)
-    for overrides, name in zip(jobs, names, strict=True) if not dry_run else ():
-        _run_in_own_process([subcommand, *where, *overrides], name)
+    for overrides, composed in () if dry_run else jobs:
+        _run_in_own_process([subcommand, *where, *overrides], composed.name)
     return None
+
+
+def _show_hydra(primary: str, flags: "Namespace", compose: "Callable[[list[str]], tuple[DictConfig, object]]") -> None:
+    """The composed config, and what else Hydra tells of itself."""
+    import hydra  # noqa: PLC0415
+    from omegaconf import OmegaConf  # noqa: PLC0415
+
+    from conclip.compose import config_folder, free_key, free_name  # noqa: PLC0415
+
+    if flags.cfg or flags.info:
+        composed = compose(flags.overrides)[0]
+        if flags.cfg == "job" and flags.package is None:
+            sys.stdout.write(OmegaConf.to_yaml(composed, resolve=flags.resolve))
+            return
+    sys.argv[1:] = [free_key(argument) for argument in sys.argv[1:] if free_name(argument) is None]
+    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(lambda _: None)()
 
 
 def _refuse_flag(message: str) -> NoReturn:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins import file_config_source
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -16,6 +17,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from conclip.config import SCHEMAS, BaseConfig, ProblemSetConfig, UserError
 from conclip.foreign import bounded_files, check_hydra
 from conclip.validate import plain_keys, text_keys, to_config, unknown_key
+
+# Hydra reads the header of a file (`# @package`) as UTF-8 whose byte order mark, if it has one, hides the header.
+file_config_source.open = lambda path, encoding: open(path, encoding=f"{encoding}-sig")  # pyright: ignore  # noqa: SIM115
 
 
 def config_folder() -> Path:
@@ -38,7 +42,7 @@ def compose_config(
     `primary` names another primary file than the subcommand's own, `config_dir` a folder that is searched as well. Raises
     UserError, with the nearest name for an unknown key.
     """
-    known, texts = plain_keys(SCHEMAS[subcommand]), text_keys(SCHEMAS[subcommand])
+    known = plain_keys(SCHEMAS[subcommand])
     if several := [text for text in overrides if text.startswith("logger=[")]:
         raise UserError(f"'{several[0]}': the last one would win; name them by logger.trackers=[...]")
     if config_dir is not None and not Path(config_dir).is_dir():
@@ -47,7 +51,7 @@ def compose_config(
     folders = [config_folder(), *([Path(config_dir).resolve()] if config_dir is not None else [])]
     folders.sort(key=lambda folder: not (folder / f"{name}.yaml").is_file())  # Hydra wants the primary file in the first
     where = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
-    overrides = [as_text(override, texts) for override in overrides]
+    overrides = [as_text(override) for override in overrides]
     named = [entry for override in overrides if (entry := free_name(override)) is not None]
     plain = [free_key(override) for override in overrides if free_name(override) is None]
     try:
@@ -77,8 +81,8 @@ def compose_config(
 
 def _missing_option(error: MissingConfigException) -> str:
     """Hydra's own words list the folders it searched."""
-    group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    if not error.options or not group:
+    group, _, option = (error.missing_cfg_file or "").partition("/")
+    if not error.options or not option:
         return str(error).partition("\nConfig search path")[0].replace("\n", " ")
     near = difflib.get_close_matches(option, error.options, n=1)
     hint = f"did you mean '{near[0]}'?" if near else "choose one of " + ", ".join(error.options)
@@ -86,7 +90,7 @@ def _missing_option(error: MissingConfigException) -> str:
 
 
 _FIELDS = "|".join(item.name for item in dataclasses.fields(ProblemSetConfig))
-_SET = re.compile(rf"\+{{0,2}}(data\.(?:pool|validation|test))\.([^=]+?)(?:\.({_FIELDS}))?=(.*)", re.DOTALL)
+_SET = re.compile(rf"\+{{0,2}}(data\.(?:pool|validation|test))\.([^=]+?)(?:\.({_FIELDS})(?!=\s*\{{))?=(.*)", re.DOTALL)
 _CHECKPOINT = re.compile(r"\+{0,2}(checkpoints)\.([^=]+)()=(.*)", re.DOTALL)
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
@@ -113,7 +117,8 @@ class FreeName:
         """Set it. A set that is not there yet begins empty."""
         parent, name = OmegaConf.select(composed, self.where), self.name
         if self.field is not None:
-            parent, name = parent.setdefault(self.name, {}), self.field
+            parent[self.name] = parent.get(self.name, {})
+            parent, name = parent[self.name], self.field
         parent[name] = _parsed([self.masked])[0].value()
 
 
@@ -139,18 +144,27 @@ def free_key(override: str) -> str:
     return f"++{override}" if own or override.startswith(TEMPLATE_KWARGS) else override
 
 
-def as_text(override: str, texts: set[str]) -> str:
-    """A value that Hydra would take for a number or a truth value, in quotes where the key wants text (`name=2024`)."""
+_TEXTS = frozenset[str]().union(*(text_keys(schema) for schema in SCHEMAS.values()))
+
+
+_QUOTED_KEY = re.compile(r"""([{,]\s*)(["'])([\w.-]+)\2(\s*:)""")
+
+
+def as_text(override: str) -> str:
+    """A value in quotes where the key wants text and Hydra would take it for a number or a truth value (`name=2024`), or not
+    read it for a sign (`model.path=runs/lr=1`); no quotes around names, which Hydra does not read."""
     key, equals, value = override.partition("=")
-    set_key = _SET.fullmatch(override)
-    pattern = f"{set_key[1]}.*.{set_key[3]}" if set_key else re.sub(r"^checkpoints\..+", "checkpoints.*", key.lstrip("+"))
-    if not equals or pattern not in texts:
+    if re.match(r"\+{0,2}(checkpoints|data)\b", key) and value.lstrip().startswith("{"):
+        return f"{key}=" + _QUOTED_KEY.sub(r"\1\3\4", value)
+    in_set = _SET.fullmatch(override)
+    pattern = f"{in_set[1]}.*.{in_set[3]}" if in_set else re.sub(r"^checkpoints\..+", "checkpoints.*", key.lstrip("+"))
+    if not equals or pattern not in _TEXTS:
         return override
     try:
-        taken: Any = _parsed([f"key={value}"])[0].value()
+        meant = not isinstance(_parsed([f"key={value}"])[0].value(), (bool, int, float))
     except UserError:
-        return override
-    return f"{key}={quoted(value.strip())}" if isinstance(taken, (bool, int, float)) else override
+        meant = re.search(r"""['",]""", value) is not None
+    return override if meant else f"{key}={quoted(value.strip())}"
 
 
 def quoted(value: str) -> str:
@@ -164,6 +178,7 @@ def sweep_jobs(overrides: Sequence[str], *, sweeping: bool) -> Iterator[list[str
 
     Raises UserError on an override Hydra cannot parse, and on a sweep where none is wanted.
     """
+    overrides = [as_text(override) for override in overrides]
     parsed = _parsed([entry.masked if (entry := free_name(override)) else override for override in overrides])
     choices: list[list[str]] = []
     for text, override in zip(overrides, parsed, strict=True):
@@ -173,8 +188,8 @@ def sweep_jobs(overrides: Sequence[str], *, sweeping: bool) -> Iterator[list[str
             key = text.partition("=")[0]
             try:
                 choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-            except HydraException as error:  # glob() knows no groups here
-                raise UserError(f"cannot read '{text}': {error}; name the values: {key}=a,b") from error
+            except HydraException as error:
+                raise UserError(f"'{text}': glob() finds nothing here; name the values: {key}=a,b") from error
         else:
             raise UserError(f"'{text}' names several values; add -m to run one job per value")
     for combination in product(*choices):

@@ -77,6 +77,8 @@ def to_config(schema: type[Config], composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(f"config key '{error.full_key}': {str(error).splitlines()[0]}") from error
     plain = _fitted(plain, schema, plain_keys(schema))
+    if isinstance(model := plain.get("model"), dict):
+        model |= {name: _new_lines(model[name]) for name in ("prompt", "system") if isinstance(model.get(name), str)}
     try:
         config = TypeAdapter(schema).validate_python(plain)
     except ValidationError as error:
@@ -132,6 +134,18 @@ def _digits(value: Any) -> Any:
 
 def _text(name: Any) -> str:
     return {True: "true", False: "false", None: "null"}[name] if name is None or isinstance(name, bool) else str(name)
+
+
+_NEW_LINE = re.compile(
+    r"(?<!\\)\\n(?!(?:abla|atural|e|earrow|eg|eq|ewline|exists|geq|gtr|i|leq|less|mid|ot|otin|parallel|subset|subseteq|u|warrow)"
+    r"(?![A-Za-z]))"
+)
+r"""``\n`` typed as two characters, unless it begins a command of TeX (``\neq``)."""
+
+
+def _new_lines(text: str) -> str:
+    r"""A shell hands ``\n`` on as it is typed; in a prompt it means a new line."""
+    return _NEW_LINE.sub("\n", text)
 
 
 def _values_of(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -205,13 +219,16 @@ def _need(condition: bool, key: str, message: str) -> None:
         raise UserError(f"config key '{key}' {message}")
 
 
+def _is_plain(name: str) -> bool:
+    return bool(name) and name.isprintable() and name.strip() == name and len(name.encode()) <= MAX_NAME_BYTES
+
+
 def check(config: BaseConfig) -> None:
     """Ranges and cross-field rules. Raises UserError; touches neither disk nor models."""
     for key, value in _values_of(dataclasses.asdict(config)):
         _need(not isinstance(value, float) or math.isfinite(value), key, f"must be a finite number, got {value}")
-    plain = config.name.isprintable() and config.name.strip() == config.name and config.name not in ("", ".", "..")
-    short = len(config.name.encode()) <= MAX_NAME_BYTES
-    _need(plain and short and "/" not in config.name, "name", f"must be a folder name of up to {MAX_NAME_BYTES} bytes")
+    plain = _is_plain(config.name) and config.name not in (".", "..") and "/" not in config.name
+    _need(plain, "name", f"must be a folder name of up to {MAX_NAME_BYTES} bytes")
     _need(0 <= config.seed < 2**31, "seed", f"must lie in [0, 2^31), got {config.seed}")
     _need("{question}" in config.model.prompt, "model.prompt", "must contain {question}")
     _check_model(config.model)
@@ -225,11 +242,12 @@ def check(config: BaseConfig) -> None:
     _check_rollout(config.rollout)
     for part in dataclasses.fields(config.data):
         for name, problem_set in getattr(config.data, part.name).items():
+            _need(_is_plain(name), f"data.{part.name}", f"has a set without a plain name of up to {MAX_NAME_BYTES} bytes")
             _check_problem_set(f"data.{part.name}.{name}", problem_set)
     if isinstance(config, EvalRunConfig):
         _need("model" not in config.checkpoints, "checkpoints.model", "is the name of model.path; choose another")
-        plain = all(name and "/" not in name for name in config.checkpoints)
-        _need(plain, "checkpoints", "must have plain names: they become file names")
+        plain = all(_is_plain(name) and "/" not in name for name in config.checkpoints)
+        _need(plain, "checkpoints", f"must have plain names of up to {MAX_NAME_BYTES} bytes: they become file names")
     if isinstance(config, (EvalRunConfig, TwoPhaseConfig)):
         _check_eval(config.eval)
         english = config.model.path != "lab" or config.eval.prompts == ["plain"]

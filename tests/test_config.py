@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from conclip.cli import SUBCOMMANDS, main
-from conclip.compose import config_folder, load_config, sweep_jobs
+from conclip.compose import compose_config, config_folder, load_config, quoted, sweep_jobs
 from conclip.config import EvalRunConfig, TwoPhaseConfig, UserError
 from conclip.help import read_meanings
+from conclip.validate import to_config
 
 CONF = config_folder()
 
@@ -172,3 +173,101 @@ def test_a_preset_takes_every_key_of_a_problem_set():
     assert (config.data.test["mmlu_stem"].num_problems, config.data.test["mmlu_stem"].seed) == (400, 1)
     with pytest.raises(UserError, match="num_problem"):
         load_config("eval", "data=mmlu_stem", "data.test.mmlu_stem.num_problem=400")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (["checkpoints={my-run.v2: path}"], ["my-run.v2"]),
+        (["checkpoints={'my-run.v2': path, \"b\": path}"], ["my-run.v2", "b"]),
+        (["checkpoints.my-run=path", "checkpoints.my-run.v2=path"], ["my-run", "my-run.v2"]),
+        (["checkpoints.1.10=path", "checkpoints.2024=path", "checkpoints.a@b=path"], ["1.10", "2024", "a@b"]),
+        (["checkpoints={2024: path, 1.5: path, v1.5: path}"], ["2024", "1.5", "v1.5"]),
+        (["+checkpoints.my.path=path", "++checkpoints.b-c=path"], ["my.path", "b-c"]),
+    ],
+)
+def test_checkpoints_may_have_any_plain_name(overrides: list[str], names: list[str]):
+    config = load_config("eval", *overrides)
+    assert isinstance(config, EvalRunConfig) and sorted(config.checkpoints) == sorted(names)
+    assert set(config.checkpoints.values()) == {"path"}
+    with pytest.raises(UserError, match="plain names"):
+        load_config("eval", "checkpoints.a/b=path")
+
+
+@pytest.mark.parametrize("name", ["my-set", "my.set", "my-set.v2", "2024", "1.10", "größe", "my.path"])
+def test_problem_sets_may_have_any_plain_name(name: str):
+    one_by_one = [f"data.test.{name}.source=dataset", f"data.test.{name}.path=x", f"data.test.{name}.num_problems=7"]
+    whole = [f"data.test.{name}={{source: dataset, path: x, num_problems: 7}}"]
+    for overrides in (one_by_one, whole, [f"+{override}" for override in whole]):
+        found = load_config("eval", *overrides).data.test
+        assert (found[name].path, found[name].num_problems) == ("x", 7) and list(found) == ["chain", name]
+    with pytest.raises(UserError, match=r"num_problem': did you mean 'data\.test\..*\.num_problems'"):
+        load_config("eval", f"data.test.{name}={{source: dataset, num_problem: 7}}")
+
+
+@pytest.mark.parametrize("name", ["2024", "1.10", "1e5", "007", "1_000", "true", "nan", "-3", "a=b", "2024-05-01", "null_1"])
+def test_numbers_and_signs_are_names(name: str):
+    config = load_config("eval", f"name={name}", f"model.path=runs/{name}", f"checkpoints.x={name}")
+    assert isinstance(config, EvalRunConfig)
+    assert (config.name, config.model.path, config.checkpoints) == (name, f"runs/{name}", {"x": name})
+    assert load_config("eval", "data=gsm8k", f"data.test.gsm8k.revision={name}").data.test["gsm8k"].revision == name
+    ((job,),) = sweep_jobs([f"name={name}"], sweeping=False)
+    assert load_config("eval", job).name == name
+
+
+def test_a_config_file_may_name_by_numbers_and_begin_with_a_mark(tmp_path: Path):
+    (tmp_path / "debug").mkdir()
+    (tmp_path / "debug" / "mine.yaml").write_text(
+        "# @package _global_\nname: 2024\ncheckpoints: {2025: 7}\n", encoding="utf-8-sig"
+    )
+    composed, _ = compose_config("eval", ["debug=mine"], config_dir=str(tmp_path))
+    config = to_config(EvalRunConfig, composed)
+    assert (config.name, config.checkpoints) == ("2024", {"2025": "7"})
+
+
+@pytest.mark.parametrize("value", ["a=b", "it's", "a\\", "a\\'b", '"', "a, b", "{x}", "${x}"[1:], ""])
+def test_what_is_quoted_is_read_back(value: str):
+    ((job,),) = sweep_jobs([f"model.system={quoted(value)}"], sweeping=False)
+    assert load_config("eval", job).model.system == value
+
+
+def test_jobs_of_a_sweep_keep_quotes_and_names():
+    jobs = list(sweep_jobs(["model.system='a=b','c, d'", "checkpoints.my-run.v2=x,y", "seed=1"], sweeping=True))
+    assert jobs[0] == ["model.system='a=b'", "checkpoints.my-run.v2=x", "seed=1"]
+    configs = [load_config("eval", *job) for job in jobs]
+    assert [config.model.system for config in configs] == ["a=b", "a=b", "c, d", "c, d"]
+    with pytest.raises(UserError, match="name the values"):
+        list(sweep_jobs(["algo=glob(*)"], sweeping=True))
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (r"{question}\nAnswer.", "{question}\nAnswer."),
+        (r"{question}\n\nanswer in \boxed{}", "{question}\n\nanswer in \\boxed{}"),
+        (r"{question}, $a \neq b$, \nu, \not x", None),
+        (r"{question}\\next", None),
+    ],
+)
+def test_a_new_line_typed_in_a_prompt_is_one(typed: str, meant: str | None):
+    config = load_config("eval", f'model.prompt="{typed}"', f"model.system='{typed}'").model
+    assert (config.prompt, config.system) == (meant or typed, meant or typed)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.test.chain=3", "data.test.chain"),
+        ("data.test=3", "data.test"),
+        ("checkpoints=3", "checkpoints"),
+        ("data.test.chain.num_problem=5", "did you mean 'data.test.chain.num_problems'"),
+        ("data=gsm8", "did you mean 'gsm8k'"),
+        ("data=gsm8k/", "did you mean 'gsm8k'"),
+        ("seed.x=1", "did you mean 'seed'"),
+        ("checkpoint.a=b", "did you mean 'checkpoints'"),
+    ],
+)
+def test_suggestions_are_never_what_was_typed(override: str, said: str):
+    with pytest.raises(UserError) as caught:
+        load_config("eval", override)
+    assert said in str(caught.value) and f"did you mean '{override.partition('=')[0]}'" not in str(caught.value)
