@@ -10,7 +10,7 @@ PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast test-page browser fuzz check format lint type lab-model lab-report bench bench-grading theory frontier selection probing kills faults soak docs pictures docs-commands claims \
+.PHONY: help install demo demo-full test test-fast test-page browser families fuzz check format lint type lab-model lab-report bench bench-grading theory frontier selection probing kills faults soak docs pictures docs-commands claims \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -109,6 +109,9 @@ browser: ## install Debian's chromium, for the tests of the report page (needs r
 
 test-page: $(VENV)/.installed-dev ## the report page in a real browser
 	$(BIN)/python -m pytest -m browser $(ARGS)
+
+families: $(VENV)/.installed-dev ## every model family of docs/yours.md through engine and learner, as tiny random models (about ten minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m families tests/test_families.py $(ARGS)
 
 fuzz: $(VENV)/.installed-dev ## 12,000 random configs, data files and files of earlier runs (about ten minutes)
 	CONCLIP_FUZZ=4000 $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)

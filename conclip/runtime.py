@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from conclip.config import BaseConfig, EvalRunConfig, PromptStyle, TwoPhaseConfig, UserError
 from conclip.grading import Grader
+from conclip.models.architectures import implementation
 from conclip.models.load import load_tokenizer, reading
 from conclip.prompts import encode_prompt, messages_for
 from conclip.rollout.collect import Task, collect, group_rollouts, tasks_for
@@ -159,14 +160,19 @@ def open_endpoint(config: EvalRunConfig, run: Run, served_name: str, problems: S
 
 
 def start_engine(config: BaseConfig, model_path: Path, *, max_model_len: int, warn: Callable[[str], None]) -> RolloutEngine:
-    """The engine the config asks for; `warn` hears of what goes wrong with it and is put right."""
+    """The engine the config asks for; `warn` hears of what goes wrong with it and is put right.
+
+    A model that vLLM runs by transformers' code gets a process of its own whatever the config asks for: vLLM changes that
+    code for its whole process, and a learner there could not load the model any more.
+    """
     settings = {
         "dtype": config.model.dtype,
         "seed": config.seed,
         "max_model_len": max_model_len,
         "trust_remote_code": config.model.trust_remote_code,
     }
-    if config.rollout.engine == "child_process":
+    by_transformers = implementation(model_path, trust_remote_code=config.model.trust_remote_code) == "transformers"
+    if config.rollout.engine == "child_process" or by_transformers:
         from conclip.rollout.child import ChildEngine  # noqa: PLC0415  only what is used gets imported
 
         return ChildEngine(model_path, config.rollout, warn=warn, **settings)

@@ -16,14 +16,12 @@ LAB_MODEL = Path(__file__).parent.parent / "lab" / "weights"
 """The embedded default model."""
 
 LOGIT_SCALES = (
-    "final_logit_softcapping",
-    "logits_scaling",
-    "logit_scale",
     "lm_head_multiplier",
     "logits_soft_cap",
     "output_logit_soft_cap",
 )
-"""Config keys of models whose logits are not the output head's."""
+"""Config keys of models that put a scale or cap on their logits which the learner's head (`models.load.OutputHead`) does not
+know."""
 
 
 def find_model(path: str, key: str = "model.path") -> Path:
