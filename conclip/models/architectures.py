@@ -35,11 +35,10 @@ def implementation(folder: Path, key: str = "model.path", *, trust_remote_code: 
         if name in modules:
             return "transformers" if modules[name] == "transformers" else "native"
     name = cast(str, names[0])
-    if name in dropped:
-        raise UserError(f"{key}: vLLM runs {name}, the architecture of '{folder}', no longer (up to {dropped[name]} it did)")
     if trust_remote_code or not modules or _fits_transformers_backend(name):
         return "transformers"
-    raise UserError(f"{key}: vLLM does not run {name}, the architecture of '{folder}'; choose another model")
+    since = f" (it did up to version {dropped[name]})" if name in dropped else ""
+    raise UserError(f"{key}: vLLM does not run {name}{since}, the architecture of '{folder}'; choose another model")
 
 
 @cache
