@@ -35,12 +35,19 @@ MLA = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_
 """The sizes vLLM's kernels know."""
 DEEPSEEK = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "topk_group": 1, "n_group": 1}
 
+STRETCHED = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+"""Positions beyond those of the pre-training."""
+LLAMA3 = STRETCHED | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
+
 FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "Qwen2": lambda: hf.Qwen2Config(**SIZES),
     "Qwen2, tied": lambda: hf.Qwen2Config(**SIZES, tie_word_embeddings=True),
     "Qwen3": lambda: hf.Qwen3Config(**WIDE),
+    "Qwen3, stretched": lambda: hf.Qwen3Config(**WIDE, rope_parameters=STRETCHED | {"rope_type": "yarn"}),
     "Qwen3-MoE": lambda: hf.Qwen3MoeConfig(**WIDE, **EXPERTS, num_experts=4),
     "Llama": lambda: hf.LlamaConfig(**SIZES),
+    "Llama 3, stretched": lambda: hf.LlamaConfig(**SIZES, rope_parameters=LLAMA3),
     "Mistral": lambda: hf.MistralConfig(**WIDE, sliding_window=16),
     "Mixtral": lambda: hf.MixtralConfig(**SIZES, num_local_experts=4),
     "Gemma": lambda: hf.GemmaConfig(**WIDE),
@@ -48,6 +55,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "Gemma 3": lambda: hf.Gemma3TextConfig(**WIDE, **LOCAL, query_pre_attn_scalar=32),
     "Phi-2": lambda: hf.PhiConfig(**SIZES),
     "Phi-3": lambda: hf.Phi3Config(**SIZES),
+    "Phi-3, long": lambda: hf.Phi3Config(**SIZES, rope_parameters=LONG, original_max_position_embeddings=64),
     "SmolLM3": lambda: hf.SmolLM3Config(**SIZES, no_rope_layer_interval=2),
     "OLMo": lambda: hf.OlmoConfig(**SIZES),
     "OLMo 2": lambda: hf.Olmo2Config(**SIZES),

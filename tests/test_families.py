@@ -6,15 +6,17 @@ Two families run with all tests; `make families` runs every one and prints the t
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from conclip.batch import collate
 from conclip.compose import load_config
-from conclip.config import TrainRunConfig
+from conclip.config import TrainRunConfig, UserError
 from conclip.inputs import load_inputs
 from conclip.models.architectures import implementation
 from conclip.problems.arithmetic import generate
@@ -30,6 +32,7 @@ from tests.families import FAMILIES, TOKENIZER, make_model
 
 pytestmark = pytest.mark.engine
 
+REFUSED = ("Cohere 2", "DeepSeek-V2")
 WITH_ALL_TESTS = ("Qwen3-MoE", "Gemma 2")
 PROBLEMS = generate("chain", levels=(2, 4), split="test", num_problems=4, seed=0, source="chain")
 SPEC = SamplingSpec(temperature=0.8, max_tokens=40)
@@ -96,18 +99,27 @@ def train(learner: Learner, groups: Sequence[RolloutGroup], config: TrainRunConf
     learner.update(experience, torch.Generator().manual_seed(0), kl_coef=0.0)
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(name, marks=[] if name in WITH_ALL_TESTS else [pytest.mark.families], id=name) for name in FAMILIES],
-)
+def as_parameters(families: Sequence[str]) -> list[Any]:
+    return [pytest.param(name, marks=[] if name in WITH_ALL_TESTS else [pytest.mark.families], id=name) for name in families]
+
+
+@contextmanager
+def opened(folder: Path, config: TrainRunConfig) -> Iterator[RolloutEngine]:
+    engine = start_engine(config, folder, max_model_len=256, warn=pytest.fail)
+    try:
+        assert isinstance(engine, ChildEngine) == (implementation(folder) == "transformers")
+        yield engine
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("family", as_parameters([name for name in FAMILIES if name not in REFUSED]))
 def test_a_family_is_sampled_trained_saved_and_read_again(family: str, tmp_path: Path):
     folder = make_model(family, tmp_path / "model")
     config = settings_for(folder)
     load_inputs(config)
     prompts = {p.problem_id: encode_prompt(TOKENIZER, p.question, config.model) for p in PROBLEMS}
-    engine = start_engine(config, folder, max_model_len=256, warn=pytest.fail)
-    try:
-        assert isinstance(engine, ChildEngine) == (implementation(folder) == "transformers")
+    with opened(folder, config) as engine:
         learner = Learner(folder, config, num_updates=1)
         groups = sample(engine, prompts)
         before = gap(learner, groups)
@@ -123,9 +135,21 @@ def test_a_family_is_sampled_trained_saved_and_read_again(family: str, tmp_path:
         back = gap(Learner(folder, config, num_updates=1), sample(engine, prompts))
         engine.update_weights(saved, 3)
         again = gap(Learner(saved, config, num_updates=1), sample(engine, prompts))
-    finally:
-        engine.close()
     own = "vLLM's own" if implementation(folder) == "native" else "transformers'"
-    print(f"\n| {family} | {own} | {max(before, after, back, again):.1e} |")  # noqa: T201  the table of docs/yours.md
+    print(f"\n| {family} | {own} | {max(before, after, back, again):.1e} |")  # noqa: T201  the table of docs/models.md
     assert stale > 100 * CLOSE  # the update is large enough to be seen
     assert max(before, after, back, again) < CLOSE, (before, after, back, again)
+
+
+@pytest.mark.parametrize("family", as_parameters(REFUSED))
+def test_a_family_that_is_refused_is_refused_for_a_reason(family: str, tmp_path: Path):
+    folder = make_model(family, tmp_path)
+    config = settings_for(folder)
+    with pytest.raises(UserError, match="cannot be trained"):
+        load_inputs(config)
+    prompts = {p.problem_id: encode_prompt(TOKENIZER, p.question, config.model) for p in PROBLEMS}
+    with opened(folder, config) as engine:
+        groups = sample(engine, prompts)
+    worst = gap(Learner(folder, config, num_updates=1), groups)
+    print(f"\n| {family} | {worst:.1e} |")  # noqa: T201  the table of docs/models.md
+    assert worst > 100 * CLOSE

@@ -154,11 +154,13 @@ def test_python_code_of_a_model_folder_runs_only_where_it_is_trusted(tmp_path: P
     assert trace.exists()  # the code above does run where it is let
 
 
-def test_a_model_that_sees_is_refused(tmp_path: Path):
+def test_a_model_that_cannot_be_trained_is_refused(tmp_path: Path):
     for config, said in (
         ({"model_type": "gemma3", "text_config": {}}, "models of text alone"),
         ({"model_type": "qwen2_5_vl", "vision_config": {}}, "models of text alone"),
         ({"model_type": "t5"}, "no causal language model"),
+        ({"model_type": "cohere2"}, "a token wider"),
+        ({"model_type": "deepseek_v2"}, "not those of transformers"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(UserError, match=said):

@@ -23,6 +23,12 @@ LOGIT_SCALES = (
 """Config keys of models that put a scale or cap on their logits which the learner's head (`models.load.OutputHead`) does not
 know."""
 
+OTHER_IN_VLLM = {
+    "cohere2": "vLLM's attention windows are a token wider than transformers'",
+    "deepseek_v2": "vLLM's log-probs are not those of transformers",
+}
+"""Types of models that vLLM runs, but not as transformers does: the policy that trains would not be the one that samples."""
+
 
 def find_model(path: str, key: str = "model.path") -> Path:
     """The folder that config key `key` names: ``lab``, a folder, or a hub id that is cached or can be downloaded."""
@@ -98,6 +104,8 @@ def check_trainable(folder: Path, *, trust_remote_code: bool = False) -> None:
 
         if config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise UserError(f"model.path: '{folder}' is no causal language model, the kind that can be trained")
+    if (reason := OTHER_IN_VLLM.get(config.get("model_type", ""))) is not None:
+        raise UserError(f"model.path: '{folder}' cannot be trained: {reason}; conclip eval takes it")
     scaled = [name for name in LOGIT_SCALES if config.get(name) not in (None, 1, 1.0)]
     if scaled:
         raise UserError(
