@@ -94,7 +94,7 @@ def load_inputs(config: BaseConfig) -> Inputs:
         check(model_path, "eval.max_tokens", config.eval.max_tokens)
     learns = isinstance(config, LearnConfig)
     if learns:
-        check_trainable(model_path, trust_remote_code=trust)
+        check_trainable(model_path, max_model_len=config.rollout.max_model_len, trust_remote_code=trust)
     checkpoints: dict[str, Path] = {}
     if isinstance(config, EvalRunConfig):
         for name, path in config.checkpoints.items():

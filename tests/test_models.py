@@ -36,6 +36,7 @@ from conclip.models.load import (
 )
 from tests.families import make_model
 
+LONG = {"rope_type": "longrope", "original_max_position_embeddings": 128}
 CPU = torch.device("cpu")
 SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -116,6 +117,10 @@ def test_architectures_vllm_has_no_code_for(tmp_path: Path):
     with pytest.raises(UserError, match=r"does not run QWenLMHeadModel \(it did up to version"):
         of("QWenLMHeadModel")
     assert of("NobodysForCausalLM", trust=True) == "transformers"
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 512}))
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="it takes a GPU"):
+            implementation(tmp_path)
     for names in ((), (None,)):
         with pytest.raises(UserError, match="names no architecture"):
             of(*names)
@@ -160,12 +165,17 @@ def test_a_model_that_cannot_be_trained_is_refused(tmp_path: Path):
         ({"model_type": "qwen2_5_vl", "vision_config": {}}, "models of text alone"),
         ({"model_type": "t5"}, "no causal language model"),
         ({"model_type": "cohere2"}, "a token wider"),
-        ({"model_type": "deepseek_v2"}, "not those of transformers"),
+        (
+            {"model_type": "phi3", "rope_parameters": LONG, "max_position_embeddings": 4096},
+            "rollout.max_model_len=128 or lower",
+        ),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(UserError, match=said):
             check_trainable(tmp_path)
     check_trainable(LAB_MODEL)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "phi3", "rope_parameters": LONG}))
+    check_trainable(tmp_path, max_model_len=128)
 
 
 def test_sampling_settings_that_cannot_be_saved_are_mended(tmp_path: Path):

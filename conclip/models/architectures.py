@@ -20,7 +20,8 @@ DROPPED = "_PREVIOUSLY_SUPPORTED_MODELS"
 
 
 def implementation(folder: Path, key: str = "model.path", *, trust_remote_code: bool = False) -> Implementation:
-    """Of a whole model folder, the value of config key `key`. Raises UserError when vLLM does not run its architecture."""
+    """Of a whole model folder, the value of config key `key`. Raises UserError when vLLM does not run its architecture,
+    or not rightly on this machine."""
     if folder == LAB_MODEL:
         return "native"
     config = cast(dict[str, Any], json.loads((folder / "config.json").read_text(encoding="utf-8")))
@@ -29,6 +30,12 @@ def implementation(folder: Path, key: str = "model.path", *, trust_remote_code: 
         raise UserError(
             f"{key}: '{folder / 'config.json'}' names no architecture, by which vLLM chooses its code; add "
             '"architectures": ["..."] as in the model it was made from'
+        )
+    if config.get("kv_lora_rank") and not _on_gpu():
+        # its kernel for the interleaved positions of this kind of attention turns the queries wrongly
+        raise UserError(
+            f"{key}: '{folder}' compresses its keys and values (kv_lora_rank), which vLLM computes wrongly on CPUs; "
+            "it takes a GPU"
         )
     modules, dropped = registered()
     for name in cast(list[str], names):
@@ -60,6 +67,12 @@ def registered() -> tuple[Mapping[str, str], Mapping[str, str]]:
     }
     modules = {name: module for table in TABLES for name, (module, _) in tables.get(table, {}).items()}
     return modules, tables.get(DROPPED, {})
+
+
+def _on_gpu() -> bool:
+    import torch  # noqa: PLC0415  seconds
+
+    return torch.cuda.is_available()
 
 
 def _fits_transformers_backend(name: str) -> bool:
