@@ -76,6 +76,9 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
 }
 
+REFUSED = {"Cohere 2": "a token wider", "DeepSeek-V2": "kv_lora_rank", "Phi-3, long": "two sets of positions"}
+"""What is said of those that do not train."""
+
 
 def make_model(family: str, folder: Path, **changes: Any) -> Path:
     """A random model of the family, its values wide enough apart that nothing is nearly uniform or nearly 0."""

@@ -1,7 +1,7 @@
 """Every model family the docs name, as a tiny random model: sampled by the real engine, trained one step, saved, read again;
 engine and learner must agree on the log-probs of what was sampled all along.
 
-Two families run with all tests; `make families` runs every one and prints the table of docs/yours.md.
+Two families run with all tests; `make families` runs every one and prints the table of docs/models.md.
 """
 
 import dataclasses
@@ -28,11 +28,10 @@ from conclip.training.checkpoint import copied, save_model
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
 from conclip.types import Completion, Grade, Outcome, Request, Rollout, RolloutGroup, SamplingSpec
-from tests.families import FAMILIES, TOKENIZER, make_model
+from tests.families import FAMILIES, REFUSED, TOKENIZER, make_model
 
 pytestmark = pytest.mark.engine
 
-REFUSED = {"Cohere 2": "a token wider", "DeepSeek-V2": "kv_lora_rank", "Phi-3, long": "two sets of positions"}
 WITH_ALL_TESTS = ("Qwen3-MoE", "Gemma 2")
 PROBLEMS = generate("chain", levels=(2, 4), split="test", num_problems=4, seed=0, source="chain")
 SPEC = SamplingSpec(temperature=0.8, max_tokens=40)
