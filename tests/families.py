@@ -55,7 +55,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "Gemma 3": lambda: hf.Gemma3TextConfig(**WIDE, **LOCAL, query_pre_attn_scalar=32),
     "Phi-2": lambda: hf.PhiConfig(**SIZES),
     "Phi-3": lambda: hf.Phi3Config(**SIZES),
-    "Phi-3, long": lambda: hf.Phi3Config(**SIZES, rope_parameters=LONG, original_max_position_embeddings=128),
+    "Phi-3, long": lambda: hf.Phi3Config(**SIZES, rope_parameters=LONG, original_max_position_embeddings=240),
     "SmolLM3": lambda: hf.SmolLM3Config(**SIZES, no_rope_layer_interval=2),
     "OLMo": lambda: hf.OlmoConfig(**SIZES),
     "OLMo 2": lambda: hf.Olmo2Config(**SIZES),
