@@ -10,7 +10,7 @@ PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast test-thinking test-page browser fuzz check format lint type lab-model lab-report bench bench-grading bench-golds theory frontier selection probing kills faults soak docs pictures docs-commands claims \
+.PHONY: help install demo demo-full test test-fast test-thinking test-page browser families fuzz check format lint type lab-model lab-report bench bench-grading bench-golds theory frontier selection probing kills faults soak docs pictures docs-commands claims \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -105,7 +105,7 @@ theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on len
 	$(BIN)/python benchmarks/theory_table.py
 
 test: $(VENV)/.installed-dev ## all tests, real engine included, but those with a target of their own
-	$(BIN)/python -m pytest -m "not thinking" $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 test-thinking: $(VENV)/.installed-dev ## models that think, behind published chat templates, in process and behind vLLM's server (minutes)
 	$(BIN)/python -m pytest -m thinking $(ARGS)
@@ -116,11 +116,14 @@ browser: ## install Debian's chromium, for the tests of the report page (needs r
 test-page: $(VENV)/.installed-dev ## the report page in a real browser
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
+families: $(VENV)/.installed-dev ## every model family of docs/models.md through engine and learner, as tiny random models (about ten minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m families tests/test_families.py $(ARGS)
+
 fuzz: $(VENV)/.installed-dev ## 12,000 random configs, data files and files of earlier runs (about ten minutes)
 	CONCLIP_FUZZ=4000 $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
 
 test-fast: $(VENV)/.installed-dev ## unit tests only, on every core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not engine and not slow and not browser and not thinking" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not engine and not slow and not browser and not thinking and not families" $(ARGS)
 
 format: $(VENV)/.installed-dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .

@@ -192,6 +192,7 @@ def _show_hydra(primary: str, flags: "Namespace", compose: "Callable[[list[str]]
     from omegaconf import OmegaConf  # noqa: PLC0415
 
     from conclip.compose import config_folder, free_key, free_name  # noqa: PLC0415
+    from conclip.foreign import bounded_files  # noqa: PLC0415
 
     if flags.cfg or flags.info:
         composed = compose(flags.overrides)[0]
@@ -199,7 +200,8 @@ def _show_hydra(primary: str, flags: "Namespace", compose: "Callable[[list[str]]
             sys.stdout.write(OmegaConf.to_yaml(composed, resolve=flags.resolve))
             return
     sys.argv[1:] = [free_key(argument) for argument in sys.argv[1:] if free_name(argument) is None]
-    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(lambda _: None)()
+    with bounded_files():
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(lambda _: None)()
 
 
 def _refuse_flag(message: str) -> NoReturn:

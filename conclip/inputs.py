@@ -20,6 +20,7 @@ from conclip.failures import MACHINE_ERRORS
 from conclip.files import check_content, expanded, newest_attempt
 from conclip.grading import GRADER_VERSION
 from conclip.identity import sampling_hash
+from conclip.models.architectures import implementation
 from conclip.models.folder import check_model, check_trainable, find_model, model_hash, num_parameters
 from conclip.overlap import check_overlap
 from conclip.probe import PassRate, read_pass_rates
@@ -93,13 +94,21 @@ def load_inputs(config: BaseConfig) -> Inputs:
         check(model_path, "eval.max_tokens", config.eval.max_tokens)
     learns = isinstance(config, LearnConfig)
     if learns:
-        check_trainable(model_path, trust_remote_code=trust)
+        check_trainable(model_path, max_model_len=config.rollout.max_model_len, trust_remote_code=trust)
     checkpoints: dict[str, Path] = {}
     if isinstance(config, EvalRunConfig):
         for name, path in config.checkpoints.items():
             checkpoints[name] = find_model(path, f"checkpoints.{name}")
             check(checkpoints[name], "eval.max_tokens", config.eval.max_tokens, f"checkpoints.{name}")
     notes: list[str] = []
+    local = ({"model.path": model_path} if served_name is None else {}) | {
+        f"checkpoints.{name}": path for name, path in checkpoints.items()
+    }
+    for key, path in local.items():
+        if implementation(path, key, trust_remote_code=trust) == "transformers" and config.rollout.engine == "in_process":
+            notes.append(
+                f"{key}: vLLM runs this architecture by transformers' code, so its engine gets a process of its own"
+            )
     rate, size = (config.optim.policy_lr, num_parameters(model_path)) if isinstance(config, LearnConfig) else (0.0, 0)
     if rate > LARGE_RATE and size > SMALL_MODEL:
         notes.append(

@@ -20,6 +20,7 @@ from conclip.chat_template import (
 )
 from conclip.config import BaseConfig, EvalRunConfig, TwoPhaseConfig, UserError, Way
 from conclip.grading import Grader
+from conclip.models.architectures import implementation
 from conclip.models.load import load_tokenizer, reading
 from conclip.prompts import encode_prompt, messages_for
 from conclip.rollout.collect import Task, collect, group_rollouts, tasks_for
@@ -261,7 +262,11 @@ def start_engine(
     thinking_tags: ThinkingTags | None = None,
 ) -> RolloutEngine:
     """The engine the config asks for; `warn` hears of what goes wrong with it and is put right. `thinking_tags` is needed
-    where responses have a budget for their thinking part."""
+    where responses have a budget for their thinking part.
+
+    A model that vLLM runs by transformers' code gets a process of its own whatever the config asks for: vLLM changes that
+    code for its whole process, and a learner there could not load the model any more.
+    """
     settings = {
         "dtype": config.model.dtype,
         "seed": config.seed,
@@ -270,7 +275,8 @@ def start_engine(
         "stop_tokens": config.model.stop_tokens,
         "thinking_tags": thinking_tags,
     }
-    if config.rollout.engine == "child_process":
+    by_transformers = implementation(model_path, trust_remote_code=config.model.trust_remote_code) == "transformers"
+    if config.rollout.engine == "child_process" or by_transformers:
         from conclip.rollout.child import ChildEngine  # noqa: PLC0415  only what is used gets imported
 
         return ChildEngine(model_path, config.rollout, warn=warn, **settings)

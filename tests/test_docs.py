@@ -16,6 +16,7 @@ from conclip.compose import load_config, sweep_jobs
 from conclip.config import SCHEMAS, UserError
 from conclip.validate import plain_keys
 from tests.doc_commands import commands, filled
+from tests.families import FAMILIES, REFUSED
 
 TOP = Path(__file__).parent.parent
 PAGES = sorted([*TOP.glob("*.md"), *TOP.glob("docs/*.md")])
@@ -34,6 +35,13 @@ def test_every_key_of_every_subcommand_is_documented():
             same = re.sub(r"^phase[12]\b", "phase", re.sub(r"^data\.\w+\.\*\.", "data.*.*.", key))
             is_part = same in groups or re.fullmatch(r"data\.\w+(\.\*)?|checkpoints\.\*", same)
             assert is_part or same in documented, f"{subcommand}: {key}"
+
+
+def test_every_family_of_the_tests_is_in_the_table_and_no_other():
+    page = (TOP / "docs/models.md").read_text()
+    said = dict(re.findall(r"^\| ([^|]+) \| (?:vLLM's own|transformers') \| ([^|]+) \|$", page, re.M))
+    assert list(said) == [name for name in FAMILIES if name not in REFUSED]
+    assert all(float(gap) < 1e-4 for gap in said.values())
 
 
 def test_every_key_has_a_meaning():

@@ -17,6 +17,7 @@ from conclip.batch import collate
 from conclip.compose import load_config
 from conclip.config import RolloutConfig, TrainRunConfig, UserError
 from conclip.grading import Grader
+from conclip.models.architectures import registered
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy, load_tokenizer
 from conclip.problems.arithmetic import generate
@@ -134,6 +135,17 @@ def test_greedy_sampling_repeats(engine: RolloutEngine):
     for problem in PROBLEMS:
         assert done[f"{problem.problem_id}/0"].token_ids == done[f"{problem.problem_id}/1"].token_ids
         assert done[f"{problem.problem_id}/0"].logprobs == ()
+
+
+def test_the_table_of_architectures_is_what_vllm_goes_by():
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    modules, dropped = registered()
+    used = {name: str(getattr(model, "module_name", "")) for name, model in ModelRegistry.models.items()}
+    assert all(used[name] == module or used[name].endswith(f".{module}") for name, module in modules.items())
+    by_transformers = {name for name, module in used.items() if module.endswith(".transformers")}
+    assert all(name.startswith("Transformers") for name in by_transformers - set(modules))
+    assert dropped and not dropped.keys() & used.keys()
 
 
 def test_weights_can_be_replaced_and_put_back(engine: RolloutEngine, random_model: Path):

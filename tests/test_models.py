@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,6 @@ from transformers import (
     AutoConfig,
     GPT2Config,
     GPT2LMHeadModel,
-    GraniteConfig,
-    GraniteForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -24,10 +23,20 @@ from transformers import (
 from conclip.compose import load_config
 from conclip.config import UserError
 from conclip.inputs import load_inputs
+from conclip.models.architectures import implementation
 from conclip.models.critic import Critic
 from conclip.models.folder import LAB_MODEL, check_trainable
-from conclip.models.load import load_policy, load_tokenizer, read_weights, recompute_activations
+from conclip.models.load import (
+    OutputHead,
+    checkpoint_weights,
+    load_policy,
+    load_tokenizer,
+    read_weights,
+    recompute_activations,
+)
+from tests.families import make_model
 
+LONG = {"rope_type": "longrope", "original_max_position_embeddings": 128}
 CPU = torch.device("cpu")
 SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -38,15 +47,92 @@ def saved(model: PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
-def test_a_model_that_scales_its_logits_is_refused_by_its_config_and_by_its_logits(tmp_path: Path):
-    folder = saved(GraniteForCausalLM(GraniteConfig(**SIZES, **HEADS, logits_scaling=8.0)), tmp_path / "a")
-    with pytest.raises(UserError, match="logits_scaling"):
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("Granite", {"logits_scaling": 8.0}), ("Gemma 2", {}), ("Cohere", {"logit_scale": 0.25}), ("Phi-2", {}), ("Qwen2", {})],
+    ids=["divided", "capped", "multiplied", "biased", "plain"],
+)
+def test_the_learners_head_gives_the_models_own_logits(family: str, changes: dict[str, float], tmp_path: Path):
+    folder = make_model(family, tmp_path, **changes)
+    check_trainable(folder)
+    policy, ids = load_policy(folder, CPU), torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        hidden = policy.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        assert torch.allclose(OutputHead(policy)(hidden), policy(input_ids=ids).logits, rtol=1e-6, atol=1e-6)
+        plain = policy.get_output_embeddings()(hidden)
+    assert torch.allclose(OutputHead(policy)(hidden), plain, atol=1e-2) == (family in ("Phi-2", "Qwen2"))
+
+
+def test_a_model_that_changes_its_logits_otherwise_is_refused_by_its_config_and_by_its_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = make_model("Qwen2", tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"lm_head_multiplier": 0.5}))
+    with pytest.raises(UserError, match="lm_head_multiplier"):
         check_trainable(folder)
-    with pytest.raises(UserError, match="scale or cap"):
+    own = Qwen2ForCausalLM.forward
+
+    def louder(self: Qwen2ForCausalLM, *arguments: Any, **settings: Any) -> Any:
+        output = own(self, *arguments, **settings)
+        output.logits = output.logits * 2
+        return output
+
+    monkeypatch.setattr(Qwen2ForCausalLM, "forward", louder)
+    with pytest.raises(UserError, match="not those of its output head"):
         load_policy(folder, CPU)
-    plain = saved(GraniteForCausalLM(GraniteConfig(**SIZES, **HEADS, logits_scaling=1.0)), tmp_path / "b")
-    check_trainable(plain)
-    load_policy(plain, CPU)
+
+
+def test_capped_attention_scores_are_capped_in_the_learner(tmp_path: Path):
+    """torch's fast attention leaves the cap out and says nothing."""
+    ids = torch.arange(24).view(2, 12)
+
+    def logits(name: str, cap: float | None) -> Tensor:
+        with torch.no_grad():
+            folder = make_model("Gemma 2", tmp_path / name, attn_logit_softcapping=cap)
+            return load_policy(folder, CPU)(input_ids=ids).logits
+
+    assert not torch.allclose(logits("capped", 0.1), logits("free", None), atol=1e-3)
+
+
+def test_weights_go_to_the_engine_as_checkpoints_have_them(tmp_path: Path):
+    for family in ("Qwen3-MoE", "Mixtral", "Gemma 2", "Falcon", "Phi-3"):
+        policy = load_policy(make_model(family, tmp_path / family), CPU)
+        given, saved = dict(checkpoint_weights(policy)), dict(read_weights(tmp_path / family))
+        second = set(given) - set(saved)  # a tied head, under its own name, too
+        assert second == ({"lm_head.weight"} if policy.config.tie_word_embeddings else set())
+        assert all(torch.equal(given[name], tensor) for name, tensor in saved.items())
+
+
+def test_architectures_vllm_has_no_code_for(tmp_path: Path):
+    def of(*names: str | None, trust: bool = False) -> str:
+        (tmp_path / "config.json").write_text(json.dumps({"architectures": names} if names else {}))
+        return implementation(tmp_path, trust_remote_code=trust)
+
+    assert of("Qwen2ForCausalLM") == "native" and of("SmolLM3ForCausalLM") == "transformers"
+    assert of("GPTNeoXJapaneseForCausalLM", "LlamaForCausalLM") == "native"
+    assert of("HeliumForCausalLM") == "transformers"  # in no table, but transformers' class fits
+    with pytest.raises(UserError, match="does not run XLNetLMHeadModel, the architecture"):
+        of("XLNetLMHeadModel")
+    with pytest.raises(UserError, match=r"does not run QWenLMHeadModel \(it did up to version"):
+        of("QWenLMHeadModel")
+    assert of("NobodysForCausalLM", trust=True) == "transformers"
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 512}))
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="it takes a GPU"):
+            implementation(tmp_path)
+    for names in ((), (None,)):
+        with pytest.raises(UserError, match="names no architecture"):
+            of(*names)
+
+
+def test_a_model_of_transformers_code_is_said_to_get_an_engine_process(tmp_path: Path):
+    ours, theirs = make_model("Qwen3", tmp_path / "a"), make_model("SmolLM3", tmp_path / "b")
+    command = ["eval", "rollout.max_model_len=512", "eval.max_tokens=200", "data.test.chain.num_problems=1"]
+    assert load_inputs(load_config(*command, f"model.path={ours}")).notes == ()
+    notes = load_inputs(load_config(*command, f"model.path={ours}", f"+checkpoints.other={theirs}")).notes
+    assert len(notes) == 1 and notes[0].startswith("checkpoints.other: vLLM runs this architecture by transformers' code")
+    assert load_inputs(load_config(*command, f"model.path={theirs}", "rollout.engine=child_process")).notes == ()
 
 
 def test_python_code_of_a_model_folder_runs_only_where_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -73,16 +159,23 @@ def test_python_code_of_a_model_folder_runs_only_where_it_is_trusted(tmp_path: P
     assert trace.exists()  # the code above does run where it is let
 
 
-def test_a_model_that_sees_is_refused(tmp_path: Path):
+def test_a_model_that_cannot_be_trained_is_refused(tmp_path: Path):
     for config, said in (
         ({"model_type": "gemma3", "text_config": {}}, "models of text alone"),
         ({"model_type": "qwen2_5_vl", "vision_config": {}}, "models of text alone"),
         ({"model_type": "t5"}, "no causal language model"),
+        ({"model_type": "cohere2"}, "a token wider"),
+        (
+            {"model_type": "phi3", "rope_parameters": LONG, "max_position_embeddings": 4096},
+            "rollout.max_model_len=128 or lower",
+        ),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(UserError, match=said):
             check_trainable(tmp_path)
     check_trainable(LAB_MODEL)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "phi3", "rope_parameters": LONG}))
+    check_trainable(tmp_path, max_model_len=128)
 
 
 def test_sampling_settings_that_cannot_be_saved_are_mended(tmp_path: Path):

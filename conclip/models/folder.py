@@ -16,14 +16,15 @@ LAB_MODEL = Path(__file__).parent.parent / "lab" / "weights"
 """The embedded default model."""
 
 LOGIT_SCALES = (
-    "final_logit_softcapping",
-    "logits_scaling",
-    "logit_scale",
     "lm_head_multiplier",
     "logits_soft_cap",
     "output_logit_soft_cap",
 )
-"""Config keys of models whose logits are not the output head's."""
+"""Config keys of models that put a scale or cap on their logits which the learner's head (`models.load.OutputHead`) does not
+know."""
+
+OTHER_IN_VLLM = {"cohere2": "vLLM's attention windows are a token wider than transformers'"}
+"""Types of models that vLLM runs, but not as transformers does: the policy that trains would not be the one that samples."""
 
 
 def find_model(path: str, key: str = "model.path") -> Path:
@@ -90,8 +91,9 @@ def check_model(
         )
 
 
-def check_trainable(folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Raise UserError when the config of a whole model folder names a kind of model that cannot be trained."""
+def check_trainable(folder: Path, *, max_model_len: int | None = None, trust_remote_code: bool = False) -> None:
+    """Raise UserError when the config of a whole model folder names a kind of model that cannot be trained, or not with an
+    engine that holds `max_model_len` tokens (None: the model's context)."""
     config = cast(dict[str, Any], json.loads((folder / "config.json").read_text(encoding="utf-8")))
     if "text_config" in config or "vision_config" in config:
         raise UserError(f"model.path: '{folder}' sees pictures, too; training takes models of text alone")
@@ -100,11 +102,28 @@ def check_trainable(folder: Path, *, trust_remote_code: bool = False) -> None:
 
         if config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise UserError(f"model.path: '{folder}' is no causal language model, the kind that can be trained")
+    if (reason := OTHER_IN_VLLM.get(config.get("model_type", ""))) is not None:
+        raise UserError(f"model.path: '{folder}' cannot be trained: {reason}; conclip eval takes it")
+    short = _short_context(config)
+    if short is not None and (max_model_len or config.get("max_position_embeddings", 0)) > short:
+        raise UserError(
+            f"model.path: '{folder}' has two sets of positions; vLLM takes the long ones for all responses when it may hold "
+            f"more than {short} tokens, the trainer for those longer than that; set rollout.max_model_len={short} or lower"
+        )
     scaled = [name for name in LOGIT_SCALES if config.get(name) not in (None, 1, 1.0)]
     if scaled:
         raise UserError(
             f"model.path: '{folder}' scales or caps its logits ({scaled[0]}), which is not supported for training"
         )
+
+
+def _short_context(config: dict[str, Any]) -> int | None:
+    """Up to how many tokens a model with LongRoPE takes its short factors; None for others."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(scaling, dict) or scaling.get("rope_type", scaling.get("type")) != "longrope":
+        return None
+    found = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
+    return found if isinstance(found, int) else None
 
 
 def _is_extended(config: dict[str, Any]) -> bool:

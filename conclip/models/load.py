@@ -7,7 +7,8 @@ from typing import cast
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from conclip.config import Dtype, UserError
@@ -43,14 +44,56 @@ def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def load_policy(folder: Path, device: torch.device, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal language model with fp32 weights (small learning rates vanish in bf16 ones), in eval mode: dropout
     would make the trainer's log-probs differ from the engine's. Raises UserError for a model whose logits are not those of
-    its output head."""
+    `output_head`."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=True
+        folder,
+        config=config,
+        dtype=torch.float32,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+        # The engine caps attention scores where the model says so (Gemma 2); of torch's own code for attention none does,
+        # and none says that it does not.
+        attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else None,
     )
     policy = cast(PreTrainedModel, cast(torch.nn.Module, model).to(device).eval())
     _check_logits(policy)
     _mend_generation_config(policy)
     return policy
+
+
+def checkpoint_weights(policy: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights by name and shape as the model's checkpoints have them, which is what engines read: transformers may hold
+    them otherwise, the experts of a mixture as one tensor for example. Tied weights come under both names."""
+    state = {name: tensor.detach() for name, tensor in policy.state_dict().items()}
+    yield from revert_weight_conversion(policy, state).items()
+
+
+class OutputHead(torch.nn.Module):
+    """From hidden states to logits: the model's output head, then the scale or cap some models put on it.
+
+    In the order and precision of vLLM's: Gemma 2 caps, logits = c tanh(logits / c); Granite divides by `logits_scaling`;
+    Cohere multiplies by `logit_scale`.
+    """
+
+    def __init__(self, policy: PreTrainedModel) -> None:
+        super().__init__()
+        self.linear = cast(torch.nn.Module, policy.get_output_embeddings())
+        self._cap = cast(float | None, getattr(policy.config, "final_logit_softcapping", None))
+        self._scale = float(getattr(policy.config, "logit_scale", 1.0) or 1.0)
+        self._divisor = float(getattr(policy.config, "logits_scaling", 1.0) or 1.0)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return cast(torch.Tensor, self.linear.weight)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[N, H] -> [N, V]."""
+        logits = self.linear(hidden)
+        if self._cap is not None:
+            logits = torch.tanh(logits / self._cap) * self._cap
+        scale = self._scale / self._divisor
+        return logits if scale == 1.0 else logits * scale
 
 
 def _some_ids(policy: PreTrainedModel) -> torch.Tensor:
@@ -64,10 +107,10 @@ def _hidden(policy: PreTrainedModel) -> torch.Tensor:
 
 @torch.no_grad()
 def _check_logits(policy: PreTrainedModel) -> None:
-    """The learner takes the head's output for the logits, without the scales and caps that some models put on it."""
-    logits = cast(torch.nn.Module, policy.get_output_embeddings())(_hidden(policy))
+    """The learner takes its own head's output for the logits, so that it never holds those of a whole batch."""
+    logits = OutputHead(policy)(_hidden(policy))
     if not torch.allclose(policy(input_ids=_some_ids(policy), use_cache=False).logits, logits, rtol=1e-3, atol=1e-3):
-        raise UserError("model.path: models that scale or cap their logits are not supported for training")
+        raise UserError("model.path: this model's logits are not those of its output head; training does not support it")
 
 
 def _mend_generation_config(policy: PreTrainedModel) -> None:

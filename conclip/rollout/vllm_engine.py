@@ -6,8 +6,9 @@ the project's tests, which run on CPU.
 """
 
 import gc
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import torch
 
 from conclip.chat_template import end_of_turn, named_tokens
 from conclip.config import RolloutConfig, UserError
+from conclip.failures import explain
 from conclip.models.load import load_tokenizer, read_weights
 from conclip.processes import protect_children
 from conclip.rollout.weights import as_folder
@@ -81,14 +83,19 @@ class VllmEngine:
         )
         try:
             self._engine = LLMEngine.from_engine_args(arguments)
-        except ValueError as error:
-            raise UserError(f"vLLM refuses model '{model_path}' or the rollout settings: {error}") from error
+        except Exception as error:  # of a model's code nobody here has tried, anything
+            if explain(error) is not None:
+                raise
+            logging.getLogger(__name__).info("vLLM's traceback", exc_info=True)
+            said = " ".join(str(error).split())[:500] or type(error).__name__
+            raise UserError(f"vLLM refuses model '{model_path}' or the rollout settings: {said}") from error
         torch.set_rng_state(random_state)  # starting an engine must not move the run's own random stream
         gc.freeze()  # what lives until the end need not be looked at again and again: a tenth of the engine's speed
         self._on_cpu, self._asleep = on_cpu, False
         self._in_workers = config.tensor_parallel_size > 1  # vLLM's own processes
         self._stop_token_ids = list(stop_token_ids(model_path, stop_tokens, trust_remote_code=trust_remote_code))
-        self._tied = bool(self._engine.model_config.hf_config.tie_word_embeddings)
+        self._tied = tied_names(self._engine.model_config.hf_config)
+        (self._has_head, *_) = self._engine.apply_model(_has_head)
         self._in_flight: dict[str, str] = {}
         self._num_tokens = 0
         self._version = 0
@@ -165,12 +172,14 @@ class VllmEngine:
             self._asleep = False
         tensors = read_weights(source) if isinstance(source, Path) else source
         if self._tied:
-            tensors = _with_head(tensors)
+            tensors = _with_head(tensors, self._tied) if self._has_head else _without(tensors, self._tied)
         if self._in_workers:
             with as_folder(tensors) as folder:
                 self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         else:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        if self._on_cpu:
+            self._engine.apply_model(_pack_experts)
         self.reset_cache()
         self._version = version
 
@@ -191,20 +200,51 @@ class VllmEngine:
         gc.collect()
 
 
-def _with_head(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+def tied_names(hf_config: Any) -> dict[str, str]:
+    """The weights that are others' under a second name, and whose: the output head's of a model that ties it to its
+    embedding. Empty for a model that ties none."""
+    import transformers  # noqa: PLC0415
+
+    if not getattr(hf_config, "tie_word_embeddings", False):
+        return {}
+    for name in hf_config.architectures or []:
+        names = getattr(getattr(transformers, name, None), "_tied_weights_keys", None)
+        if isinstance(names, dict):
+            return cast(dict[str, str], names)
+    return {"lm_head.weight": "model.embed_tokens.weight"}
+
+
+def _with_head(tensors: Iterable[tuple[str, torch.Tensor]], tied: dict[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
     """Add the output head that a checkpoint with tied embeddings leaves out: a reload ties nothing by itself, and the
     engine would go on sampling with the old head."""
-    embedding: torch.Tensor | None = None
-    has_head = False
+    missing, sources = dict(tied), {source: torch.empty(0) for source in tied.values()}
     for name, tensor in tensors:
-        if name.endswith(("embed_tokens.weight", "wte.weight")):
-            embedding = tensor
-        has_head |= name == "lm_head.weight"
+        if name in sources:
+            sources[name] = tensor
+        missing.pop(name, None)
         yield name, tensor
-    if not has_head:
-        if embedding is None:
-            raise RuntimeError("tied weights without a known embedding name: the engine's head cannot be updated")
-        yield "lm_head.weight", embedding
+    for name, source in missing.items():
+        if not sources[source].numel():
+            raise RuntimeError(f"new weights without '{source}': the engine's output head cannot be updated")
+        yield name, sources[source]
+
+
+def _without(tensors: Iterable[tuple[str, torch.Tensor]], names: Container[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, tensor) for name, tensor in tensors if name not in names)
+
+
+def _has_head(model: torch.nn.Module) -> bool:
+    """Whether vLLM's model keeps an output head of its own, or takes the embedding where the two are tied (Gemma 2)."""
+    return hasattr(model, "lm_head")
+
+
+def _pack_experts(model: torch.nn.Module) -> None:
+    """Lay a mixture's new weights out as vLLM's CPU kernels read them. vLLM does so when it loads a model but not when it
+    loads other weights: its kernels would then read experts that are none."""
+    for module in model.modules():
+        kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+        if kernel is not None:
+            kernel.fused_experts.process_weights_after_loading(module)
 
 
 def _reasoning(tags: ThinkingTags | None) -> Any:

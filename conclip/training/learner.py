@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from conclip.algo.masking import masked_mean
 from conclip.batch import ExperienceBatch, TokenBatch, micro_batches, row_lengths, select_rows, to_device
 from conclip.config import Dtype, LearnConfig
 from conclip.models.critic import Critic
-from conclip.models.load import autocast, load_policy, recompute_activations
+from conclip.models.load import OutputHead, autocast, checkpoint_weights, load_policy, recompute_activations
 from conclip.training.experience import Scores
 
 
@@ -84,9 +84,8 @@ class Learner:
         return LambdaLR(adamw, schedule)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's weights under their HF names, for the engine."""
-        for name, tensor in self.policy.state_dict().items():
-            yield name, tensor.detach()
+        """The policy's weights as its checkpoints have them, for the engine."""
+        yield from checkpoint_weights(self.policy)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Critic and optimiser moments, and JSON-like values: with the policy, what `load_state` goes on from exactly."""
@@ -268,7 +267,7 @@ class Learner:
         mask = part.response_mask.to(self.device)
         with autocast(self._dtype, self.device):
             hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
-            head = cast(torch.nn.Module, model.get_output_embeddings())
+            head = OutputHead(model)
             chosen, entropy = chosen_logprobs(
                 hidden[mask],
                 head,
