@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -150,6 +151,15 @@ def test_whitening_gives_mean_zero_and_deviation_one(seed: int):
     assert abs(float(masked_mean(white, mask))) < 1e-5
     assert abs(float(white[mask].std(correction=0)) - 1) < 1e-4
     assert not white[~mask].any()
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000, 300_000])
+@pytest.mark.parametrize("value", [-0.7, 0.1, -9.7, 1e-30, 0.0])
+def test_whitening_of_a_constant_is_exactly_nothing(value: float, size: int):
+    x = torch.full((size,), value)
+    assert not masked_whiten(x, torch.ones(size).bool()).any()
+    assert not masked_whiten(torch.cat([x, torch.ones(2)]), torch.arange(size + 2) < size).any()
+    assert not masked_whiten(x, torch.zeros(size).bool()).any()
 
 
 def test_the_entropy_carries_a_gradient_only_when_asked():
