@@ -49,7 +49,7 @@ def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, *, kl_
     zeros = torch.zeros_like(scores.old_logprobs)
     token_rewards = outcome_rewards(tokens) + kl_rewards(tokens, scores, algo, kl_coef)
     bootstrap = _bootstrap(tokens, scores, algo)
-    returns = zeros
+    returns, sampled_returns = zeros, None
     if algo.advantage == "gae":
         assert scores.old_values is not None
         policy_lambda = _policy_lambda(tokens, algo)
@@ -57,6 +57,8 @@ def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, *, kl_
         advantages, returns = gae(*estimate, gamma=algo.gamma, gae_lambda=policy_lambda, bootstrap=bootstrap)
         if algo.critic_gae_lambda is not None:
             _, returns = gae(*estimate, gamma=algo.gamma, gae_lambda=algo.critic_gae_lambda, bootstrap=bootstrap)
+        nothing_after = torch.zeros_like(bootstrap)
+        sampled_returns = monte_carlo(token_rewards, tokens.response_mask, gamma=algo.gamma, bootstrap=nothing_after)
     elif algo.advantage == "monte_carlo":
         advantages = monte_carlo(token_rewards, tokens.response_mask, gamma=algo.gamma, bootstrap=bootstrap)
     else:
@@ -73,6 +75,7 @@ def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, *, kl_
         old_values=scores.old_values if scores.old_values is not None else zeros,
         advantages=advantages,
         returns=returns,
+        sampled_returns=sampled_returns,
     )
 
 
