@@ -73,7 +73,7 @@ class ExperienceBatch:
     returns: Tensor
     """[B, T]: what the critic learns; zeros when there is none."""
     sampled_returns: Tensor | None = None
-    """[B, T]: the discounted rewards that did follow each decision, which the critic is measured against; None without one."""
+    """[B, T]: the discounted rewards that did follow each decision, what the critic is measured by; None without one."""
 
     def __len__(self) -> int:
         return len(self.tokens)

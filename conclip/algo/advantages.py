@@ -97,7 +97,7 @@ def _centred(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """The size of each row's own group, and its reward less the group's mean; [B] each. Equal rewards give exactly 0.
 
     The single-precision mean of 64 times -9.7 is off by 7e-6, and dividing by the deviation, which is the same error, makes
-    an advantage of 0.86 of it. So sums are in double precision, and for rewards that lie close together the differences, too.
+    an advantage of 0.86 of it. So sums are in double precision and, where rewards lie close together, differences, too.
     """
     numbers = _numbered(groups)
     sizes = _group_sums(torch.ones_like(rewards), groups)

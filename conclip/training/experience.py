@@ -16,8 +16,9 @@ from conclip.algo.advantages import (
 )
 from conclip.algo.losses import kl_k1
 from conclip.algo.masking import masked_whiten
-from conclip.batch import ExperienceBatch, TokenBatch
+from conclip.batch import ExperienceBatch, TokenBatch, trains
 from conclip.config import AlgoConfig
+from conclip.types import Outcome, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,3 +126,16 @@ def _row_advantages(tokens: TokenBatch, algo: AlgoConfig) -> Tensor:
     else:
         per_row[rows] = shortest_correct(tokens.correct[rows], tokens.response_tokens[rows], groups)
     return per_row
+
+
+def teaches(group: RolloutGroup, *, train_on_truncated: bool) -> bool:
+    """Whether a group's comparison is a signal: among the responses that train there are right and wrong ones, by the grader
+    whatever their rewards, and their rewards make advantages.
+
+    A length term alone is no signal here: of all-wrong responses it would teach the shorter ones.
+    """
+    rollouts = [rollout for rollout in group.rollouts if trains(rollout, train_on_truncated=train_on_truncated)]
+    if len({rollout.grade.outcome is Outcome.CORRECT for rollout in rollouts}) < 2:
+        return False
+    rewards = torch.tensor([rollout.reward for rollout in rollouts])
+    return bool(leave_one_out(rewards, torch.zeros(len(rewards), dtype=torch.long)).any())

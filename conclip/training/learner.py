@@ -35,8 +35,8 @@ from conclip.training.schedule import Scheduled, StepPlan, lr_scale, rows_per_gr
 
 
 class NonFiniteGradient(RuntimeError):
-    """More updates in a row than allowed had a gradient of NaN or infinity. None of them was made: policy and critic are what
-    they were before the first."""
+    """More updates in a row than allowed had a gradient of NaN or infinity, of the policy or of the critic. None of them was
+    made: both are what they were before the first."""
 
 
 NARROW_CLIP = 0.05
@@ -189,7 +189,7 @@ class Learner:
 
     @torch.no_grad()
     def _with_matching_logprobs(self, experience: ExperienceBatch, batches: Sequence[Tensor]) -> ExperienceBatch:
-        """`old_logprobs` on the very micro-batches that will train, where the clip is finer than bfloat16's rounding (GSPO's).
+        """`old_logprobs` on the very micro-batches that will train, where the clip is finer than bfloat16's rounding (GSPO).
 
         In bfloat16 a log-prob depends on the padding and on the rows beside it. Between two passes over one micro-batch the
         policy alone differs, so the ratio is exactly 1 until it moves. Costs one forward pass of the policy. Log-probs that
@@ -247,8 +247,8 @@ class Learner:
         if self._skipped_in_a_row > self._optim.max_skipped_updates:
             whose = " and ".join(f"the {name}'s" for name in broken)
             raise NonFiniteGradient(
-                f"{self._skipped_in_a_row} updates in a row were skipped, as {whose} gradient was NaN or infinite; no weight "
-                "has changed since"
+                f"{self._skipped_in_a_row} updates in a row were skipped, since {whose} gradient was NaN or infinite; "
+                "neither policy nor critic has changed since"
             )
         return stats, not broken
 

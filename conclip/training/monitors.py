@@ -36,8 +36,9 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 
 
 def experience_metrics(experience: ExperienceBatch, *, cut_go_on: bool = False) -> dict[str, float]:
-    """Sampler/trainer drift, distance to the reference, how well the critic explains what its states earned, groups without a
-    signal, and what the update presses correct and wrong responses to, by length.
+    """Sampler/trainer drift, distance to the reference, how well the critic explains what its states earned (returns at
+    lambda 1, which hold none of its own values), groups without a signal, and what the update presses correct and wrong
+    responses to, by length.
 
     `cut_go_on`: truncated responses are said to go on (algo.truncated_bootstrap=value): what they would have earned is not
     known, so the critic is not measured on them.

@@ -59,7 +59,7 @@ class StepPlan:
 
         Example: four updates planned on 64 rows. 64, 62 or 49 rows make four batches, 32 make two, 1 to 16 one.
         """
-        number = min(self.num_updates, math.ceil(self.num_updates * len(rows) / self.num_rows))
+        number = min(self.num_updates, len(rows), math.ceil(self.num_updates * len(rows) / self.num_rows))
         return rows.tensor_split(number) if number else ()
 
     def place(self, batch: int, num_batches: int) -> int:
@@ -68,24 +68,24 @@ class StepPlan:
 
 
 def plan_step(
-    step: int, phase: PhaseConfig, algo: AlgoConfig, *, tokens_before: int, tokens_after: int, tokens_of_warmup: int
+    step: int, phase: PhaseConfig, algo: AlgoConfig, *, tokens: tuple[int, int], tokens_of_warmup: int
 ) -> StepPlan:
     """The plan of a step; steps up to 0 are the critic's warm-up.
 
     The place in the schedule follows the step's number or, where `phase.max_sampled_tokens` ends the phase and more of it is
-    spent, the tokens sampled so far: before and after the step's sampling, and in all of the warm-up.
+    spent, the tokens sampled: those of the phase before the step and after its sampling (`tokens`), less the warm-up's.
     """
-    size, warmup = algo.updates_per_rollout, algo.critic_warmup_steps * algo.updates_per_rollout
-    places = [(step - 1) * size, step * size]
-    budget = phase.max_sampled_tokens
-    if budget is not None and step > 0:
-        left = max(1, budget - tokens_of_warmup)
-        for end, tokens in enumerate((tokens_before, tokens_after)):
-            spent = min(tokens - tokens_of_warmup, left)
-            places[end] = max(places[end], phase.num_steps * size * spent // left)
+    size = algo.updates_per_rollout
+    begin, end = (step - 1) * size, step * size
+    if phase.max_sampled_tokens is not None and step > 0:
+        budget = max(1, phase.max_sampled_tokens - tokens_of_warmup)
+        spent = [min(count - tokens_of_warmup, budget) for count in tokens]
+        begin = max(begin, phase.num_steps * size * spent[0] // budget)
+        end = max(end, phase.num_steps * size * spent[1] // budget)
+    warmup = algo.critic_warmup_steps * size
     return StepPlan(
-        begin=warmup + places[0],
-        end=warmup + places[1],
+        begin=warmup + begin,
+        end=warmup + end,
         num_updates=size,
         num_rows=phase.problems_per_step * rows_per_group(algo, phase.group_size),
     )

@@ -11,12 +11,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from conclip.algo.advantages import leave_one_out
 from conclip.algo.losses import next_kl_coef
-from conclip.batch import collate, trains
+from conclip.batch import collate
 from conclip.config import LearnConfig, PhaseConfig
 from conclip.interrupts import Interrupted, deferred
 from conclip.length_rewards import make_shaper, stage_limit
@@ -26,14 +24,14 @@ from conclip.runtime import Runtime
 from conclip.seeding import python_stream, torch_stream
 from conclip.selection import Selection
 from conclip.training.checkpoint import Checkpoints, PhaseState, copied, save_model
-from conclip.training.experience import kl_reward_share, make_experience
+from conclip.training.experience import kl_reward_share, make_experience, teaches
 from conclip.training.learner import Learner, NonFiniteGradient
 from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings
 from conclip.training.order import ProblemOrder, make_refresher
 from conclip.training.progress import Progress, Validation
-from conclip.training.schedule import StepPlan, plan_step
+from conclip.training.schedule import plan_step
 from conclip.training.summary import summarise_steps
-from conclip.types import Outcome, Problem, Rollout, RolloutGroup, SamplingSpec
+from conclip.types import Outcome, Problem, RolloutGroup, SamplingSpec
 
 
 class StaleEngine(RuntimeError):
@@ -153,7 +151,8 @@ class Trainer:
         with self._timed("score"):
             scores = self._learner.score(tokens)
         experience = make_experience(tokens, scores, algo, kl_coef=now.kl_coef)
-        plan = self._plan(step, tokens_before)
+        tokens_so_far = (tokens_before, now.num_sampled_tokens)
+        plan = plan_step(step, self._phase, algo, tokens=tokens_so_far, tokens_of_warmup=now.num_warmup_tokens)
         with self._change():
             with self._timed("update"):
                 random = torch_stream(config.seed, self._stage, "update", step)
@@ -212,8 +211,8 @@ class Trainer:
         self._save()
 
     def _sample(self, step: int) -> list[RolloutGroup]:
-        """The step's groups, rewarded. With dynamic sampling, groups that teach nothing are replaced by fresh ones, for so many
-        rounds (DAPO, Yu et al. 2025, section 3.2)."""
+        """The step's groups, rewarded. With dynamic sampling, groups that teach nothing are replaced by fresh ones, for so
+        many rounds (DAPO, Yu et al. 2025, section 3.2)."""
         wanted, spec = self._phase.problems_per_step, self._sampling_spec(step)
         groups = self._sample_problems(step, spec, wanted)
         mixed = partial(_mixed, train_on_truncated=self._algo.train_on_truncated)
@@ -240,16 +239,6 @@ class Trainer:
         self._now.num_sampled_tokens += sum(completion.num_tokens for completion in completions)
         self._now.num_responses += len(completions)
         return [reward_group(group, self._config.reward, self._shaper, self._now.monitor_tokens) for group in groups]
-
-    def _plan(self, step: int, tokens_before: int) -> StepPlan:
-        return plan_step(
-            step,
-            self._phase,
-            self._algo,
-            tokens_before=tokens_before,
-            tokens_after=self._now.num_sampled_tokens,
-            tokens_of_warmup=self._now.num_warmup_tokens,
-        )
 
     def _sampling_spec(self, step: int) -> SamplingSpec:
         """How the step samples: as the config says, under ThinkPrune up to the limit of its stage."""
@@ -400,17 +389,5 @@ class Trainer:
 
 
 def _mixed(groups: Sequence[RolloutGroup], *, train_on_truncated: bool = False) -> list[RolloutGroup]:
-    """Groups that teach something: among the responses that train there are right and wrong ones, by the grader's verdicts
-    whatever their rewards, and their rewards make advantages."""
-    return [
-        group
-        for group in groups
-        if _teaches([r for r in group.rollouts if trains(r, train_on_truncated=train_on_truncated)])
-    ]
-
-
-def _teaches(rollouts: Sequence[Rollout]) -> bool:
-    if len({rollout.grade.outcome is Outcome.CORRECT for rollout in rollouts}) < 2:
-        return False
-    rewards = torch.tensor([rollout.reward for rollout in rollouts])
-    return bool(leave_one_out(rewards, torch.zeros(len(rewards), dtype=torch.long)).any())
+    """The groups that teach something."""
+    return [group for group in groups if teaches(group, train_on_truncated=train_on_truncated)]
