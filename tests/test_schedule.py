@@ -76,6 +76,6 @@ def test_lr_schedule_by_hand():
 def test_an_optimiser_takes_the_rate_of_its_place():
     adamw = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=2.0)
     scheduled = Scheduled(adamw, lambda update: 1 / (update + 1))
-    assert scheduled.lr == 2.0
+    assert scheduled.get_last_lr() == [2.0]
     scheduled.place(3)
-    assert adamw.param_groups[0]["lr"] == scheduled.lr == 0.5 and scheduled.last_epoch == 3
+    assert scheduled.get_last_lr() == [adamw.param_groups[0]["lr"]] == [0.5] and scheduled.last_epoch == 3

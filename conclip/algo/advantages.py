@@ -1,6 +1,6 @@
 """Advantage estimators. Shapes: B sequences, T decisions; column t is the decision taken in state t."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -116,7 +116,7 @@ def _group_sums(x: Tensor, groups: Tensor) -> Tensor:
 
 def _numbered(groups: Tensor) -> Tensor:
     """[B]: the groups that occur, numbered from 0. Where few rows train, whole groups may be missing."""
-    return groups.unique(return_inverse=True)[1]
+    return cast(Tensor, groups.unique(return_inverse=True)[1])  # pyright: ignore[reportUnknownMemberType]
 
 
 def shortest_correct(correct: Tensor, num_tokens: Tensor, groups: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ def _cast_once(head: torch.nn.Module) -> Head:
     if type(head) is not torch.nn.Linear or not torch.is_autocast_enabled(head.weight.device.type):
         return head
     dtype = torch.get_autocast_dtype(head.weight.device.type)
-    weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+    bias = cast(Tensor | None, head.bias)
+    weight, bias = head.weight.to(dtype), None if bias is None else bias.to(dtype)
     return partial(torch.nn.functional.linear, weight=weight, bias=bias)
 
 

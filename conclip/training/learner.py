@@ -236,7 +236,7 @@ class Learner:
         norms = {name: self._clip(module) for name, _, module in trained}
         stats |= {f"optim/{name}_grad_norm": norm for name, norm in norms.items()}
         if train_policy:
-            stats["optim/lr"] = self._policy_optimizer.lr
+            stats["optim/lr"] = self._policy_optimizer.get_last_lr()[0]
             self._scored = None
         broken = [name for name, norm in norms.items() if not math.isfinite(norm)]
         for _, scheduled, _ in trained:

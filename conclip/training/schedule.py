@@ -35,9 +35,9 @@ class Scheduled:
         for group, highest in zip(self.optimizer.param_groups, self._highest, strict=True):
             group["lr"] = highest * self._scale(update)
 
-    @property
-    def lr(self) -> float:
-        return self.optimizer.param_groups[0]["lr"]
+    def get_last_lr(self) -> list[float]:
+        """The learning rate of each of the optimiser's groups; named, as `last_epoch`, as torch's schedulers have it."""
+        return [group["lr"] for group in self.optimizer.param_groups]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
