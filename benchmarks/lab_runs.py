@@ -45,7 +45,7 @@ COMMON = (
     "length.scale_tokens=192",
     "length.target_tokens=64",
 )
-"""A constant learning rate: with a schedule, equal budgets would be at unequal points of it. The token scale is about twice
+"""A constant learning rate after its warm-up, which follows the budget. The token scale is about twice
 the base model's mean length, the target about half of it."""
 
 TRACED = (

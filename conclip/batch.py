@@ -71,7 +71,9 @@ class ExperienceBatch:
     advantages: Tensor
     """[B, T]"""
     returns: Tensor
-    """[B, T]; zeros when there is no critic."""
+    """[B, T]: what the critic learns; zeros when there is none."""
+    sampled_returns: Tensor | None = None
+    """[B, T]: the discounted rewards that did follow each decision, what the critic is measured by; None without one."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -88,6 +90,8 @@ def select_rows(batch: Batch, rows: Tensor) -> Batch:
     changes: dict[str, object] = {}
     for field in dataclasses.fields(batch):
         value = getattr(batch, field.name)
+        if value is None:
+            continue
         if isinstance(value, TokenBatch):
             changes[field.name] = select_rows(value, rows)
         elif value.dim() == 1:
@@ -103,7 +107,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     moved = {
         field.name: to_device(value, device) if isinstance(value, TokenBatch) else value.to(device)
         for field in dataclasses.fields(batch)
-        for value in [getattr(batch, field.name)]
+        if (value := getattr(batch, field.name)) is not None
     }
     return dataclasses.replace(batch, **moved)  # type: ignore[arg-type]
 

@@ -161,12 +161,12 @@ def gradient_of(learner: Learner, experience: ExperienceBatch, *, kl_coef: float
     """The gradient of one update over all rows (policy, then critic), before it is clipped, and the update's statistics."""
     gradients: list[torch.Tensor] = []
 
-    def keep(_: object, module: torch.nn.Module) -> tuple[float, bool]:
+    def keep(module: torch.nn.Module) -> float:
         gradients.append(flat_gradient(module))
         module.zero_grad()
-        return 0.0, True
+        return 0.0
 
-    learner._step = keep  # type: ignore[method-assign]
+    learner._clip = keep  # type: ignore[method-assign]
     stats = learner.update(experience, torch.Generator().manual_seed(0), kl_coef=kl_coef)
     return torch.cat(gradients), stats
 

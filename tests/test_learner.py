@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from conclip.batch import ExperienceBatch, TokenBatch, collate
 from conclip.compose import load_config
 from conclip.config import AlgoConfig, LearnConfig
-from conclip.training.experience import Scores, kl_reward_share, kl_rewards, make_experience, outcome_rewards
-from conclip.training.learner import Learner, NonFiniteGradient, explained_variance, lr_scale
+from conclip.models.folder import LAB_MODEL
+from conclip.training.experience import Scores, kl_reward_share, kl_rewards, make_experience, outcome_rewards, teaches
+from conclip.training.learner import Learner, NonFiniteGradient, explained_variance
 from conclip.training.monitors import (
     advantage_by_length,
     experience_metrics,
@@ -334,9 +335,150 @@ def test_updates_with_a_broken_gradient_are_skipped_counted_and_at_last_refused(
     assert not torch.equal(moved, policy)
     for _ in range(3):
         step(learner, broken)
-    with pytest.raises(NonFiniteGradient, match="4 updates in a row"):
+    with pytest.raises(NonFiniteGradient, match="4 updates in a row were skipped, since the policy's gradient"):
         step(learner, broken)
     assert torch.equal(flat(learner.policy), moved)
+
+
+@pytest.mark.parametrize(("what", "whose"), [("returns", "the critic's"), ("both", "the policy's and the critic's")])
+def test_an_update_that_is_skipped_leaves_policy_and_critic_alone(random_model: Path, what: str, whose: str):
+    learner, experience = learner_and_experience(random_model, config())
+    broken = dataclasses.replace(experience, returns=experience.returns * math.nan)
+    if what == "both":
+        broken = dataclasses.replace(broken, advantages=experience.advantages * math.inf)
+    before = [flat(learner.policy), flat(learner.critic)]
+    for _ in range(3):
+        assert step(learner, broken)["optim/skipped_updates"] == 1
+    with pytest.raises(NonFiniteGradient, match=f"since {whose} gradient was NaN.*neither policy nor critic has changed"):
+        step(learner, broken)
+    assert all(torch.equal(*pair) for pair in zip(before, [flat(learner.policy), flat(learner.critic)], strict=True))
+
+
+def test_learning_rates_follow_the_phase_where_few_rows_train(random_model: Path):
+    """Ten steps of four updates of which one row trains, then none, then all."""
+    settings = config(advantage="shortest_correct", policy_loss="nll", kl="none", updates_per_rollout=4)
+    few, full = Learner(random_model, settings, num_updates=40), Learner(random_model, settings, num_updates=40)
+    one = make_experience(batch(), scores_of(batch(), 0.0), settings.algo, kl_coef=0)
+    one = dataclasses.replace(one, tokens=dataclasses.replace(one.tokens, loss_mask=one.tokens.loss_mask.clone()))
+    one.tokens.loss_mask[1:] = False
+    none = dataclasses.replace(one, tokens=dataclasses.replace(one.tokens, loss_mask=one.tokens.loss_mask & False))
+    rates = [step(few, one)["optim/lr"] for _ in range(8)]
+    assert step(few, none) == {"optim/skipped_updates": 0.0}
+    rates.append(step(few, one)["optim/lr"])
+    assert few._policy_optimizer.last_epoch == 40
+    for place, rate in zip([0, 4, 8, 12, 16, 20, 24, 28, 36], rates, strict=True):
+        full._place(place)
+        assert rate == full._policy_optimizer.get_last_lr()[0]
+    assert rates[0] < rates[1] > rates[-1] and rates[-1] < 0.15 * settings.optim.policy_lr
+
+
+def test_in_bfloat16_a_narrow_clip_sees_the_policy_move_and_no_rounding():
+    """Scored in one set of micro-batches and updated in another, log-probs of bfloat16 differ by more than GSPO's clip."""
+    plain = load_config("train-phase2", "algo=gspo", "model.dtype=bfloat16", "trainer.max_tokens_per_micro_batch=1024")
+    assert isinstance(plain, LearnConfig)
+    learner = Learner(LAB_MODEL, plain, num_updates=4)
+    generator = torch.Generator().manual_seed(3)
+    groups = [
+        make_group(
+            *(
+                make_rollout(
+                    torch.randint(4, 100, (int(length),), generator=generator).tolist(),
+                    prompt=range(5, 15 + group),
+                    sample=sample,
+                    problem_id=str(group),
+                    reward=(1.0, -0.5)[sample % 2],
+                )
+                for sample, length in enumerate(torch.randint(20, 250, (8,), generator=generator))
+            )
+        )
+        for group in range(4)
+    ]
+    tokens = collate(groups, train_on_truncated=True)
+    scores = learner.score(tokens)
+    experience = make_experience(tokens, scores, plain.algo, kl_coef=0)
+    moved = dataclasses.replace(experience, old_logprobs=experience.old_logprobs + 0.1 * tokens.response_mask)
+    batches = torch.randperm(32, generator=generator).tensor_split(4)
+    matched = learner._with_matching_logprobs(experience, batches)
+    assert learner._with_matching_logprobs(moved, batches) is moved  # not this policy's: left as they are
+    learner._clip = lambda module: module.zero_grad() or 0.0  # type: ignore[method-assign]
+    for rows in batches:
+        stats, _ = learner._update_once(matched, rows, kl_coef=0, train_policy=True)
+        assert stats["policy/approx_kl"] == 0 and stats["policy/clip_fraction"] == 0
+    assert learner._with_matching_logprobs(experience, batches) is experience  # the policy has moved on
+
+
+def test_the_critic_is_measured_by_what_its_states_earned():
+    """Values of one random number a response, and tokens enough that returns at lambda 0.95 are mostly those values."""
+    draws = torch.Generator().manual_seed(1)
+    lengths = (90, 100, 110, 120)
+    group = make_group(*(make_rollout([7] * n, sample=n, reward=(1.0, -0.5)[n % 20 > 0]) for n in lengths))
+    tokens = collate([group], train_on_truncated=True)
+    values = torch.randn(4, 1, generator=draws) * tokens.response_mask
+    scores = dataclasses.replace(scores_of(tokens, 0.0), old_values=values)
+    experience = make_experience(tokens, scores, algo(kl="none"), kl_coef=0.0)
+    assert explained_variance(values, experience.returns, tokens.response_mask) > 0.4
+    outcome = tokens.rewards.unsqueeze(-1) * tokens.response_mask
+    expected = explained_variance(values, outcome, tokens.response_mask)
+    assert experience_metrics(experience)["value/explained_variance"] == pytest.approx(expected) and expected < 0.1
+    priced = make_experience(tokens, scores, algo(), kl_coef=0.1)  # k1 0.5 a token: the last of T states has -0.05 to go
+    assert priced.sampled_returns is not None
+    assert float(priced.sampled_returns[0][tokens.response_mask[0]][-1]) == pytest.approx(float(tokens.rewards[0]) - 0.05)
+
+
+def test_what_a_cut_response_would_have_earned_is_not_known():
+    rollouts = (
+        make_rollout([7, 8, 9]),
+        make_rollout([7, 8], sample=1, reward=-0.5),
+        make_rollout([7], sample=2, reward=-1.0),
+    )
+    cut = dataclasses.replace(rollouts[2], grade=dataclasses.replace(rollouts[2].grade, outcome=Outcome.TRUNCATED))
+    tokens = collate([make_group(*rollouts[:2], cut)], train_on_truncated=True)
+    values = torch.tensor([[1.0], [-0.5], [9.0]]) * tokens.response_mask
+    experience = make_experience(
+        tokens, dataclasses.replace(scores_of(tokens, 0), old_values=values), algo(kl="none"), kl_coef=0
+    )
+    assert experience_metrics(experience, cut_go_on=True)["value/explained_variance"] == pytest.approx(1)
+    assert experience_metrics(experience)["value/explained_variance"] < 0
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "rewards", "with_truncated", "without"),
+    [
+        ("cccw", (1.0, 1.0, 1.0, -0.5), True, True),
+        ("cccc", (1.0, 0.9, 0.8, 0.7), False, False),  # a length term alone is no signal
+        ("wwnw", (-0.5, -0.6, -1.0, -0.7), False, False),
+        ("ccct", (1.0, 1.0, 1.0, -1.0), True, False),  # what is cut does not train
+        ("wwwt", (-0.5, -0.5, -0.5, -1.0), False, False),
+        ("cwtt", (1.0, -0.5, -1.0, -1.0), True, True),
+        ("cttt", (1.0, -1.0, -1.0, -1.0), True, False),
+        ("ccww", (0.3, 0.1 + 0.2, 0.3, 0.3), False, False),  # beyond L1-Max's budget a right one earns no more
+        ("ccwt", (-0.7, -0.7, -0.7, -1.0), True, False),
+        ("ccgg", (1.0, 1.0, None, None), False, False),  # the grader failed: they do not train
+        ("gggg", (None, None, None, None), False, False),
+    ],
+)
+def test_a_group_teaches_by_what_trains_in_it(
+    outcomes: str, rewards: tuple[float | None, ...], with_truncated: bool, without: bool
+):
+    names = {
+        "c": Outcome.CORRECT,
+        "w": Outcome.WRONG,
+        "n": Outcome.NO_ANSWER,
+        "t": Outcome.TRUNCATED,
+        "g": Outcome.GRADER_ERROR,
+    }
+    group = make_group(
+        *(
+            make_rollout([7, 8], sample=sample, outcome=names[outcome], reward=reward)
+            for sample, (outcome, reward) in enumerate(zip(outcomes, rewards, strict=True))
+        )
+    )
+    for train_on_truncated, expected in ((True, with_truncated), (False, without)):
+        assert teaches(group, train_on_truncated=train_on_truncated) is expected
+        tokens = collate([group], train_on_truncated=train_on_truncated)
+        settings = algo(advantage="group_relative", kl="none")
+        silent = zero_advantage_share(make_experience(tokens, scores_of(tokens, 0.0), settings, kl_coef=0))
+        assert not expected or silent == 0  # the monitor agrees: what is kept has advantages
 
 
 def test_monitors_by_hand():
@@ -379,15 +521,6 @@ def test_warnings_name_what_needs_attention():
 def test_the_summary_of_a_phase_by_hand():
     steps = [{"policy/entropy": float(value)} for value in (8, 6, 5, 4, 3, 2, 1, 9)]
     assert summarise_steps(steps) == {"policy/entropy": {"first": 7, "last": 5, "lowest": 1, "highest": 9}}
-
-
-def test_lr_schedule_by_hand():
-    def scale(update: int) -> float:
-        return lr_scale(update, 100, warmup_fraction=0.1, min_lr_fraction=0.1)
-
-    assert scale(0) == pytest.approx(0.1) and scale(9) == pytest.approx(1.0) and scale(10) == pytest.approx(1.0)
-    assert scale(55) == pytest.approx(0.55)  # half of the cosine: 0.1 + 0.9 / 2
-    assert scale(100) == pytest.approx(0.1)
 
 
 def test_explained_variance():

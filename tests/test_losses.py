@@ -1,12 +1,15 @@
 """Losses and aggregation: literals worked out by hand, and properties."""
 
 import math
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from conclip.algo.logprobs import chosen_logprobs
+from conclip.algo.logprobs import chosen_logprobs, logits_at_a_time
 from conclip.algo.losses import (
     aggregation_weights,
     cispo_loss,
@@ -152,6 +155,15 @@ def test_whitening_gives_mean_zero_and_deviation_one(seed: int):
     assert not white[~mask].any()
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000, 300_000])
+@pytest.mark.parametrize("value", [-0.7, 0.1, -9.7, 1e-30, 0.0])
+def test_whitening_of_a_constant_is_exactly_nothing(value: float, size: int):
+    x = torch.full((size,), value)
+    assert not masked_whiten(x, torch.ones(size).bool()).any()
+    assert not masked_whiten(torch.cat([x, torch.ones(2)]), torch.arange(size + 2) < size).any()
+    assert not masked_whiten(x, torch.zeros(size).bool()).any()
+
+
 def test_the_entropy_carries_a_gradient_only_when_asked():
     torch.manual_seed(0)
     head = torch.nn.Linear(4, 5, bias=False)
@@ -177,3 +189,40 @@ def test_chunked_logprobs_equal_whole_ones():
     torch.testing.assert_close(chunked, whole)
     torch.testing.assert_close(chunked_entropy, entropy)
     torch.testing.assert_close(torch.autograd.grad(chunked.sum(), hidden)[0], gradient)
+
+
+def test_a_chunk_is_as_large_as_the_head_within_bounds():
+    assert logits_at_a_time(151_936, 1536) == 151_936 * 1536  # R1-Distill-Qwen-1.5B: 1,536 rows
+    assert logits_at_a_time(151_936, 3584) == 1 << 28  # a 7B model: 1,766 rows in 1 GiB
+    assert logits_at_a_time(128, 128) == 1 << 24  # the lab's: 131,072 rows, so its batches are never split
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_chunks_share_one_cast_of_the_head(trains: bool):
+    """Under bfloat16 autocast: the same log-probs as of the whole, bit for bit, and one copy of the weights."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 40).requires_grad_(trains)
+    hidden, targets = torch.randn(24, 16, requires_grad=True), torch.randint(0, 40, (24,))
+    found = []
+    for rows in (24, 6):
+        counted = Casts(head.weight.numel())
+        with counted, torch.autocast("cpu", torch.bfloat16):
+            logprobs, entropy = chosen_logprobs(hidden, head, targets, 0.6, max_logits=rows * 40)
+        assert counted.number == 1
+        wanted = [hidden, *(head.parameters() if trains else ())]
+        found.append([logprobs, entropy, *torch.autograd.grad(logprobs.sum(), wanted)])
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    for whole, chunked in zip(found[0][2:], found[1][2:], strict=True):
+        torch.testing.assert_close(whole, chunked, rtol=0.02, atol=0.02)
+
+
+class Casts(TorchDispatchMode):
+    """Counts copies of tensors of a size in another precision."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.number = size, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += function is torch.ops.aten._to_copy.default and args[0].numel() == self.size
+        return function(*args, **(kwargs or {}))

@@ -1,9 +1,11 @@
 """Advantage estimators. Shapes: B sequences, T decisions; column t is the decision taken in state t."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
+
+from conclip.algo.masking import equal
 
 AdvantageScale = Literal["group", "batch", "none"]
 
@@ -61,36 +63,60 @@ def group_relative(rewards: Tensor, groups: Tensor, *, scale: AdvantageScale, ep
     `none`   1: Dr. GRPO (Liu et al. 2025, section 3.2)
 
     rewards: [B]; groups: [B] integer group of each sequence. Deviations are the sample ones (n - 1); a group of one, or of
-    equal rewards, gets 0. Returns [B].
+    equal rewards, gets exactly 0 at every scale. Returns [B].
 
     Example: one group with rewards [1, 0, 0, 0]: mean 0.25, deviation 0.5, advantages [1.5, -0.5, -0.5, -0.5].
     """
-    sizes, means = _group_means(rewards, groups)
-    centred = rewards - means
+    sizes, centred = _centred(rewards, groups)
+    if scale == "none":
+        return centred
     if scale == "group":
-        squares = torch.zeros_like(rewards).index_add_(0, groups, centred**2)[groups]
-        return centred / ((squares / (sizes - 1).clamp(min=1)).sqrt() + eps)
-    if scale == "batch":
-        return centred / (centred.std(correction=1) + eps) if len(centred) > 1 else centred
-    return centred
+        deviation = (_group_sums(centred**2, groups) / (sizes - 1).clamp(min=1)).sqrt()
+    else:
+        deviation = centred.std(correction=1) if len(centred) > 1 else torch.ones_like(centred)
+    return torch.where(centred == 0, centred, centred / (deviation + eps))
 
 
 def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:
-    """A_i = r_i - mean of the *other* rewards of its group (RLOO, Ahmadian et al. 2024, eq. 8). A group of one gets 0.
+    """A_i = r_i - mean of the *other* rewards of its group (RLOO, Ahmadian et al. 2024, eq. 8). A group of one, or of equal
+    rewards, gets exactly 0.
 
     rewards, groups: [B]. Returns [B]: n / (n - 1) times the unscaled group-relative advantage, n its group's size.
 
     Example: one group with rewards [1, 0, 0, 0]: [1, -1/3, -1/3, -1/3].
     """
-    sizes, means = _group_means(rewards, groups)
-    return (rewards - means) * sizes / (sizes - 1).clamp(min=1)
+    sizes, centred = _centred(rewards, groups)
+    return centred * sizes / (sizes - 1).clamp(min=1)
 
 
-def _group_means(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Size and mean of each row's own group, [B] each."""
-    ones, zeros = torch.ones_like(rewards), torch.zeros_like(rewards)
-    sizes = zeros.index_add(0, groups, ones)[groups]
-    return sizes, zeros.index_add(0, groups, rewards)[groups] / sizes
+CLOSE = 1e-3
+"""Spread of a group's rewards, relative to the largest, below which their mean's rounding is seen in the differences."""
+
+
+def _centred(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """The size of each row's own group, and its reward less the group's mean; [B] each. Equal rewards give exactly 0.
+
+    The single-precision mean of 64 times -9.7 is off by 7e-6, and dividing by the deviation, which is the same error, makes
+    an advantage of 0.86 of it. So sums are in double precision and, where rewards lie close together, differences, too.
+    """
+    numbers = _numbered(groups)
+    sizes = _group_sums(torch.ones_like(rewards), groups)
+    means = _group_sums(rewards.double(), groups) / sizes
+    low, high = (rewards.scatter_reduce(0, numbers, rewards, how, include_self=False)[numbers] for how in ("amin", "amax"))
+    close = high - low < CLOSE * torch.maximum(low.abs(), high.abs())
+    centred = torch.where(close, (rewards.double() - means).to(rewards.dtype), rewards - means.to(rewards.dtype))
+    return sizes, torch.where(equal(low, high), torch.zeros_like(centred), centred)
+
+
+def _group_sums(x: Tensor, groups: Tensor) -> Tensor:
+    """The sum over each row's own group, [B]."""
+    numbers = _numbered(groups)
+    return torch.zeros_like(x).index_add_(0, numbers, x)[numbers]
+
+
+def _numbered(groups: Tensor) -> Tensor:
+    """[B]: the groups that occur, numbered from 0. Where few rows train, whole groups may be missing."""
+    return cast(Tensor, groups.unique(return_inverse=True)[1])  # pyright: ignore[reportUnknownMemberType]
 
 
 def shortest_correct(correct: Tensor, num_tokens: Tensor, groups: Tensor) -> Tensor:

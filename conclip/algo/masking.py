@@ -13,8 +13,20 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 def masked_whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     """`x` shifted and scaled to mean 0 and standard deviation 1 over the masked entries; 0 elsewhere.
 
-    The deviation is the population one. Fewer than two masked entries, or equal ones, give 0.
+    The deviation is the population one. Fewer than two masked entries, or equal ones, give exactly 0.
     """
+    inside = x[mask]
+    if not len(inside) or bool(equal(inside.min(), inside.max())):
+        return torch.zeros_like(x)
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean) ** 2, mask)
     return torch.where(mask, (x - mean) * torch.rsqrt(variance + eps), torch.zeros_like(x))
+
+
+def equal(low: Tensor, high: Tensor) -> Tensor:
+    """Whether the ends of a range are no further apart than rounding, four units in the last place of the larger.
+
+    What divides by a deviation asks this first. The mean of equal numbers is not always that number, and neither are numbers
+    always equal that should be: 0.1 + 0.2 and 0.3.
+    """
+    return high - low <= 4 * torch.finfo(high.dtype).eps * torch.maximum(high.abs(), low.abs())

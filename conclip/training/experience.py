@@ -16,8 +16,9 @@ from conclip.algo.advantages import (
 )
 from conclip.algo.losses import kl_k1
 from conclip.algo.masking import masked_whiten
-from conclip.batch import ExperienceBatch, TokenBatch
+from conclip.batch import ExperienceBatch, TokenBatch, trains
 from conclip.config import AlgoConfig
+from conclip.types import Outcome, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, *, kl_
     zeros = torch.zeros_like(scores.old_logprobs)
     token_rewards = outcome_rewards(tokens) + kl_rewards(tokens, scores, algo, kl_coef)
     bootstrap = _bootstrap(tokens, scores, algo)
-    returns = zeros
+    returns, sampled_returns = zeros, None
     if algo.advantage == "gae":
         assert scores.old_values is not None
         policy_lambda = _policy_lambda(tokens, algo)
@@ -57,6 +58,8 @@ def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, *, kl_
         advantages, returns = gae(*estimate, gamma=algo.gamma, gae_lambda=policy_lambda, bootstrap=bootstrap)
         if algo.critic_gae_lambda is not None:
             _, returns = gae(*estimate, gamma=algo.gamma, gae_lambda=algo.critic_gae_lambda, bootstrap=bootstrap)
+        nothing_after = torch.zeros_like(bootstrap)
+        sampled_returns = monte_carlo(token_rewards, tokens.response_mask, gamma=algo.gamma, bootstrap=nothing_after)
     elif algo.advantage == "monte_carlo":
         advantages = monte_carlo(token_rewards, tokens.response_mask, gamma=algo.gamma, bootstrap=bootstrap)
     else:
@@ -73,6 +76,7 @@ def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, *, kl_
         old_values=scores.old_values if scores.old_values is not None else zeros,
         advantages=advantages,
         returns=returns,
+        sampled_returns=sampled_returns,
     )
 
 
@@ -122,3 +126,16 @@ def _row_advantages(tokens: TokenBatch, algo: AlgoConfig) -> Tensor:
     else:
         per_row[rows] = shortest_correct(tokens.correct[rows], tokens.response_tokens[rows], groups)
     return per_row
+
+
+def teaches(group: RolloutGroup, *, train_on_truncated: bool) -> bool:
+    """Whether a group's comparison is a signal: among the responses that train there are right and wrong ones, by the grader
+    whatever their rewards, and their rewards make advantages.
+
+    A length term alone is no signal here: of all-wrong responses it would teach the shorter ones.
+    """
+    rollouts = [rollout for rollout in group.rollouts if trains(rollout, train_on_truncated=train_on_truncated)]
+    if len({rollout.grade.outcome is Outcome.CORRECT for rollout in rollouts}) < 2:
+        return False
+    rewards = torch.tensor([rollout.reward for rollout in rollouts])
+    return bool(leave_one_out(rewards, torch.zeros(len(rewards), dtype=torch.long)).any())

@@ -4,15 +4,15 @@ Computation is device-agnostic: it was only ever run on CPU by the project's own
 """
 
 import copy
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from conclip.algo.logprobs import chosen_logprobs
@@ -25,32 +25,30 @@ from conclip.algo.losses import (
     kl_k3,
     ppo_clip_loss,
 )
-from conclip.algo.masking import masked_mean
+from conclip.algo.masking import equal
 from conclip.batch import ExperienceBatch, TokenBatch, micro_batches, row_lengths, select_rows, to_device
 from conclip.config import Dtype, LearnConfig
 from conclip.models.critic import Critic
 from conclip.models.load import OutputHead, autocast, checkpoint_weights, load_policy, recompute_activations
 from conclip.training.experience import Scores
-
-
-def lr_scale(update: int, num_updates: int, *, warmup_fraction: float, min_lr_fraction: float) -> float:
-    """Linear warm-up, then a cosine from 1 down to `min_lr_fraction`; `update` counts from 0."""
-    warmup = math.ceil(num_updates * warmup_fraction)
-    if update < warmup:
-        return (update + 1) / warmup
-    progress = (update - warmup) / max(1, num_updates - warmup)
-    return min_lr_fraction + (1 - min_lr_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+from conclip.training.schedule import Scheduled, StepPlan, lr_scale, rows_per_group
 
 
 class NonFiniteGradient(RuntimeError):
-    """More updates in a row than allowed had a gradient of NaN or infinity; the weights are those before the first."""
+    """More updates in a row than allowed had a gradient of NaN or infinity, of the policy or of the critic. None of them was
+    made: both are what they were before the first."""
+
+
+NARROW_CLIP = 0.05
+"""Clip [distance of the ratio from 1] below which bfloat16's rounding of log-probs acts on it. Of the same response on two
+micro-batches they differ by up to 0.1 at single tokens, and by 1e-3 in the mean over a response (the lab's model)."""
 
 
 class Learner:
     """Owns the trained models and their optimisers; knows nothing of engines, problems or files."""
 
     def __init__(self, model_path: Path, config: LearnConfig, *, num_updates: int) -> None:
-        """`num_updates`: policy updates the learning rate's schedule is spread over."""
+        """`num_updates`: policy updates that the learning rate's schedule is spread over, `updates_per_rollout` a step."""
         self._algo, self._optim, self._trainer = config.algo, config.optim, config.trainer
         self._temperature = config.rollout.temperature
         self._dtype: Dtype = config.model.dtype
@@ -61,10 +59,12 @@ class Learner:
         self.reference = copy.deepcopy(self.policy).requires_grad_(False) if wants_reference else None
         self.critic = Critic(self.policy) if self._algo.advantage == "gae" else None
         self._policy_optimizer = self._optimizer(self.policy, self._optim.policy_lr, num_updates)
+        self._warmup = self._algo.critic_warmup_steps * self._algo.updates_per_rollout
         if self.critic is not None:
-            warmup = self._algo.critic_warmup_steps * self._algo.updates_per_rollout
-            self._critic_optimizer = self._optimizer(self.critic, self._optim.critic_lr, num_updates + warmup)
+            self._critic_optimizer = self._optimizer(self.critic, self._optim.critic_lr, num_updates + self._warmup)
         self._skipped_in_a_row = 0
+        self._scored: Tensor | None = None
+        """What `score` said of the policy, until the policy changes."""
 
     def _load(self, folder: Path) -> PreTrainedModel:
         policy = load_policy(folder, self.device, trust_remote_code=self._trust_remote_code)
@@ -72,7 +72,7 @@ class Learner:
             recompute_activations(policy)
         return policy
 
-    def _optimizer(self, module: torch.nn.Module, lr: float, num_updates: int) -> LambdaLR:
+    def _optimizer(self, module: torch.nn.Module, lr: float, num_updates: int) -> Scheduled:
         betas = (self._optim.beta1, self._optim.beta2)
         adamw = torch.optim.AdamW(module.parameters(), lr=lr, betas=betas, weight_decay=self._optim.weight_decay)
         schedule = partial(
@@ -81,7 +81,7 @@ class Learner:
             warmup_fraction=self._optim.warmup_fraction,
             min_lr_fraction=self._optim.min_lr_fraction,
         )
-        return LambdaLR(adamw, schedule)
+        return Scheduled(adamw, schedule)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights as its checkpoints have them, for the engine."""
@@ -93,23 +93,23 @@ class Learner:
         values: dict[str, Any] = {"skipped_in_a_row": self._skipped_in_a_row}
         if self.critic is not None:
             tensors |= {f"critic/{key}": parameter.detach() for key, parameter in self.critic.named_parameters()}
-        for name, optimizer in self._optimizers():
+        for name, optimizer, _ in self._trained():
             saved = optimizer.optimizer.state_dict()
             for index, moments in saved["state"].items():
                 tensors |= {f"{name}.optimizer/{index}/{key}": tensor for key, tensor in moments.items()}
-            values[name] = {"groups": saved["param_groups"], "schedule": optimizer.state_dict()}
+            values[name] = {"groups": saved["param_groups"], "schedule": {"last_epoch": optimizer.last_epoch}}
         return tensors, values
 
     def load_state(self, policy: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Become what `state` described, with the policy of a model folder. Raises KeyError when it is another model's."""
-        self._skipped_in_a_row = values["skipped_in_a_row"]
+        self._skipped_in_a_row, self._scored = values["skipped_in_a_row"], None
         with torch.no_grad():
             saved = dict(self._load(policy).named_parameters())
             for key, parameter in self.policy.named_parameters():
                 parameter.copy_(saved[key])
             for key, parameter in self.critic.named_parameters() if self.critic is not None else ():
                 parameter.copy_(tensors[f"critic/{key}"])
-        for name, optimizer in self._optimizers():
+        for name, optimizer, _ in self._trained():
             moments: dict[int, dict[str, Tensor]] = {}
             for path, tensor in tensors.items():
                 owner, _, rest = path.partition("/")
@@ -117,13 +117,12 @@ class Learner:
                     index, _, key = rest.partition("/")
                     moments.setdefault(int(index), {})[key] = tensor
             optimizer.optimizer.load_state_dict({"state": moments, "param_groups": values[name]["groups"]})
-            optimizer.load_state_dict(values[name]["schedule"])
+            optimizer.place(values[name]["schedule"]["last_epoch"])
 
-    def _optimizers(self) -> list[tuple[str, LambdaLR]]:
-        """Each trained model's name and optimiser, under its schedule."""
-        return [("policy", self._policy_optimizer)] + (
-            [("critic", self._critic_optimizer)] if self.critic is not None else []
-        )
+    def _trained(self) -> list[tuple[str, Scheduled, torch.nn.Module]]:
+        """Name, optimiser and module of each model that trains."""
+        policy = ("policy", self._policy_optimizer, self.policy)
+        return [policy, ("critic", self._critic_optimizer, self.critic)] if self.critic is not None else [policy]
 
     @torch.no_grad()
     def score(self, tokens: TokenBatch) -> Scores:
@@ -140,29 +139,73 @@ class Learner:
                 ref_logprobs[rows, :width] = self._logprobs(self.reference, part)[0].cpu()
             if self.critic is not None and old_values is not None:
                 old_values[rows, :width] = self._values(self.critic, part).cpu()
+        self._scored = old_logprobs
         return Scores(old_logprobs=old_logprobs, ref_logprobs=ref_logprobs, old_values=old_values)
 
     def update(
-        self, experience: ExperienceBatch, generator: torch.Generator, *, kl_coef: float, train_policy: bool = True
+        self,
+        experience: ExperienceBatch,
+        generator: torch.Generator,
+        *,
+        kl_coef: float,
+        train_policy: bool = True,
+        plan: StepPlan | None = None,
     ) -> dict[str, float]:
-        """One pass over the rows that train, in `updates_per_rollout` optimiser batches. Returns mean statistics.
+        """One pass over the rows that train, in the optimiser batches of the plan (None: of a full step that follows the one
+        before). Returns mean statistics.
 
-        `train_policy=False` updates the critic alone. Raises NonFiniteGradient after more than `max_skipped_updates`
-        updates in a row whose gradient was not finite; such an update is skipped.
+        `train_policy=False` updates the critic alone. An update whose gradient is not finite is skipped; raises
+        NonFiniteGradient after more than `max_skipped_updates` of them in a row.
         """
-        tokens = experience.tokens
-        trained = tokens.loss_mask.any(-1).nonzero().squeeze(-1)
-        order = trained[torch.randperm(len(trained), generator=generator)]
+        plan = plan or self._next_plan(experience.tokens)
+        trained = experience.tokens.loss_mask.any(-1).nonzero().squeeze(-1)
+        batches = plan.split(trained[torch.randperm(len(trained), generator=generator)])
         totals: dict[str, float] = {"optim/skipped_updates": 0.0}
-        num_updates = min(self._algo.updates_per_rollout, len(order))
-        for rows in order.tensor_split(num_updates) if num_updates else ():
+        if train_policy:
+            experience = self._with_matching_logprobs(experience, batches)
+        for index, rows in enumerate(batches):
+            self._place(plan.place(index, len(batches)))
             stats, finite = self._update_once(experience, rows, kl_coef=kl_coef, train_policy=train_policy)
             totals["optim/skipped_updates"] += not finite
             for name, value in stats.items():
-                totals[name] = totals.get(name, 0.0) + value / num_updates
+                totals[name] = totals.get(name, 0.0) + value / len(batches)
+        self._place(plan.end)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # the engine wakes up next
         return totals
+
+    def _next_plan(self, tokens: TokenBatch) -> StepPlan:
+        begin, size = self._trained()[-1][1].last_epoch, self._algo.updates_per_rollout
+        sizes = tokens.groups.unique(return_counts=True)[1].tolist()
+        num_rows = sum(rows_per_group(self._algo, group_size) for group_size in sizes)
+        return StepPlan(begin=begin, end=begin + size, num_updates=size, num_rows=num_rows)
+
+    def _place(self, update: int) -> None:
+        """Take the learning rates of a place in the phase [updates, the critic's warm-up included]."""
+        self._policy_optimizer.place(max(0, update - self._warmup))
+        if self.critic is not None:
+            self._critic_optimizer.place(update)
+
+    @torch.no_grad()
+    def _with_matching_logprobs(self, experience: ExperienceBatch, batches: Sequence[Tensor]) -> ExperienceBatch:
+        """`old_logprobs` on the very micro-batches that will train, where the clip is finer than bfloat16's rounding (GSPO).
+
+        In bfloat16 a log-prob depends on the padding and on the rows beside it. Between two passes over one micro-batch the
+        policy alone differs, so the ratio is exactly 1 until it moves. Costs one forward pass of the policy. Log-probs that
+        are not those of the policy as it is (`score`) are left as they are.
+        """
+        algo = self._algo
+        narrow = algo.policy_loss in ("ppo_clip", "gspo") and min(algo.clip_low, algo.clip_high) < NARROW_CLIP
+        if not (narrow and self._dtype == "bfloat16"):
+            return experience
+        if self._scored is None or not torch.equal(self._scored, experience.old_logprobs):
+            return experience
+        old_logprobs = experience.old_logprobs.clone()
+        for rows in batches:
+            for micro in micro_batches(experience.tokens, rows, self._trainer.max_tokens_per_micro_batch):
+                part = select_rows(experience.tokens, micro)
+                old_logprobs[micro, : part.response_mask.shape[1]] = self._logprobs(self.policy, part)[0].cpu()
+        return dataclasses.replace(experience, old_logprobs=old_logprobs)
 
     def _update_once(
         self, experience: ExperienceBatch, rows: Tensor, *, kl_coef: float, train_policy: bool
@@ -188,17 +231,25 @@ class Learner:
         if "policy/kl_gradient" in stats:
             kl, policy = stats.pop("policy/kl_gradient"), stats.pop("policy/policy_gradient")
             stats["policy/kl_gradient_share"] = kl / (kl + policy) if kl + policy > 0 else 0.0
-        finite = True
+        trained = [item for item in self._trained() if train_policy or item[0] != "policy"]
+        norms = {name: self._clip(module) for name, _, module in trained}
+        stats |= {f"optim/{name}_grad_norm": norm for name, norm in norms.items()}
         if train_policy:
-            stats["optim/lr"] = float(self._policy_optimizer.get_last_lr()[0])
-            stats["optim/policy_grad_norm"], finite = self._step(self._policy_optimizer, self.policy)
-        if self.critic is not None:
-            stats["optim/critic_grad_norm"], critic_finite = self._step(self._critic_optimizer, self.critic)
-            finite = finite and critic_finite
-        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+            stats["optim/lr"] = self._policy_optimizer.get_last_lr()[0]
+            self._scored = None
+        broken = [name for name, norm in norms.items() if not math.isfinite(norm)]
+        for _, scheduled, _ in trained:
+            if not broken:
+                scheduled.optimizer.step()
+            scheduled.optimizer.zero_grad(set_to_none=True)
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if broken else 0
         if self._skipped_in_a_row > self._optim.max_skipped_updates:
-            raise NonFiniteGradient(f"{self._skipped_in_a_row} updates in a row had a gradient of NaN or infinity")
-        return stats, finite
+            whose = " and ".join(f"the {name}'s" for name in broken)
+            raise NonFiniteGradient(
+                f"{self._skipped_in_a_row} updates in a row were skipped, since {whose} gradient was NaN or infinite; "
+                "neither policy nor critic has changed since"
+            )
+        return stats, not broken
 
     def _backward_policy(self, part: ExperienceBatch, share: Tensor, kl_coef: float) -> dict[str, float]:
         """Gradients of the policy's loss on one micro-batch; sums of its statistics, weighted like the loss."""
@@ -249,15 +300,9 @@ class Learner:
         (loss * share).sum().backward()  # pyright: ignore[reportUnknownMemberType]
         return {"value/loss": float((loss.detach() * share).sum())}
 
-    def _step(self, optimizer: LambdaLR, module: torch.nn.Module) -> tuple[float, bool]:
-        """Clip and apply the gradient, or drop it when it is not finite. Returns its norm and whether it was."""
-        norm = float(torch.nn.utils.clip_grad_norm_(module.parameters(), self._optim.max_grad_norm))
-        finite = math.isfinite(norm)
-        if finite:
-            optimizer.optimizer.step()
-        optimizer.optimizer.zero_grad(set_to_none=True)
-        optimizer.step()
-        return norm, finite
+    def _clip(self, module: torch.nn.Module) -> float:
+        """Scale the gradient down to `max_grad_norm`. Returns its norm before."""
+        return float(torch.nn.utils.clip_grad_norm_(module.parameters(), self._optim.max_grad_norm))
 
     def _logprobs(
         self, model: PreTrainedModel, part: TokenBatch, *, entropy_gradient: bool = False
@@ -285,9 +330,8 @@ class Learner:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the mask; 0 when the returns do not vary."""
-    mean = masked_mean(returns, mask)
-    total = masked_mean((returns - mean) ** 2, mask)
-    error = returns - values
-    rest = masked_mean((error - masked_mean(error, mask)) ** 2, mask)
-    return float(1 - rest / total) if float(total) > 1e-12 else 0.0
+    """1 - Var(returns - values) / Var(returns) over the mask, in double precision; 0 when the returns do not vary."""
+    inside, error = returns[mask].double(), (returns - values)[mask].double()
+    if not len(inside) or bool(equal(*returns[mask].aminmax())):
+        return 0.0
+    return float(1 - error.var(correction=0) / inside.var(correction=0))

@@ -35,9 +35,14 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     return metrics
 
 
-def experience_metrics(experience: ExperienceBatch) -> dict[str, float]:
-    """Sampler/trainer drift, distance to the reference, how well the critic explains the returns, groups without a signal,
-    and what the update presses correct and wrong responses to, by length."""
+def experience_metrics(experience: ExperienceBatch, *, cut_go_on: bool = False) -> dict[str, float]:
+    """Sampler/trainer drift, distance to the reference, how well the critic explains what its states earned (returns at
+    lambda 1, which hold none of its own values), groups without a signal, and what the update presses correct and wrong
+    responses to, by length.
+
+    `cut_go_on`: truncated responses are said to go on (algo.truncated_bootstrap=value): what they would have earned is not
+    known, so the critic is not measured on them.
+    """
     tokens = experience.tokens
     mask = tokens.response_mask
     drift = (experience.old_logprobs - tokens.sampler_logprobs).abs()
@@ -47,9 +52,12 @@ def experience_metrics(experience: ExperienceBatch) -> dict[str, float]:
         "policy/kl_to_reference": float(masked_mean(experience.old_logprobs - experience.ref_logprobs, mask))
         if bool(experience.ref_logprobs.any())
         else 0.0,
-        "value/explained_variance": explained_variance(experience.old_values, experience.returns, mask),
+        "value/explained_variance": 0.0,
         "policy/share_zero_advantage_groups": zero_advantage_share(experience),
     }
+    if experience.sampled_returns is not None:
+        known = mask & ~(tokens.truncated & cut_go_on).unsqueeze(-1)
+        metrics["value/explained_variance"] = explained_variance(experience.old_values, experience.sampled_returns, known)
     positions = torch.arange(mask.shape[1])
     last = (mask * positions).argmax(-1, keepdim=True)
     end_probability = experience.old_logprobs.gather(1, last).squeeze(1).exp()

@@ -27,6 +27,8 @@ class Progress:
     """Metrics of that step while its validation and report are still to come."""
     num_sampled_tokens: int = 0
     """In training, validation apart."""
+    num_warmup_tokens: int = 0
+    """Of those, while the critic warmed up."""
     num_responses: int = 0
     """Sampled, validation included."""
     num_validation_tokens: int = 0

@@ -25,11 +25,12 @@ from conclip.runtime import Runtime
 from conclip.seeding import python_stream, torch_stream
 from conclip.selection import Selection
 from conclip.training.checkpoint import Checkpoints, PhaseState, copied, save_model
-from conclip.training.experience import kl_reward_share, make_experience
+from conclip.training.experience import kl_reward_share, make_experience, teaches
 from conclip.training.learner import Learner, NonFiniteGradient
 from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings
 from conclip.training.order import ProblemOrder, make_refresher
 from conclip.training.progress import Progress, Validation
+from conclip.training.schedule import plan_step
 from conclip.training.summary import summarise_steps
 from conclip.types import Outcome, Problem, RolloutGroup, SamplingSpec
 
@@ -143,30 +144,35 @@ class Trainer:
         self._times = {}
         now, run, config = self._now, self._run, self._config
         algo = self._algo if step > 0 else dataclasses.replace(self._algo, critic_gae_lambda=1.0)
+        tokens_before = now.num_sampled_tokens
         with self._timed("rollout"):
-            sampled = self._sample(step)
+            groups = self._sample(step)
         self._runtime.engine.sleep()
-        groups = [reward_group(group, config.reward, self._shaper, now.monitor_tokens) for group in sampled]
         tokens = collate(groups, train_on_truncated=algo.train_on_truncated)
         with self._timed("score"):
             scores = self._learner.score(tokens)
         experience = make_experience(tokens, scores, algo, kl_coef=now.kl_coef)
+        tokens_so_far = (tokens_before, now.num_sampled_tokens)
+        plan = plan_step(step, self._phase, algo, tokens=tokens_so_far, tokens_of_warmup=now.num_warmup_tokens)
         with self._change():
             with self._timed("update"):
                 random = torch_stream(config.seed, self._stage, "update", step)
-                updated = self._learner.update(experience, random, kl_coef=now.kl_coef, train_policy=step > 0)
+                updated = self._learner.update(experience, random, kl_coef=now.kl_coef, train_policy=step > 0, plan=plan)
             with self._timed("push_weights"):
                 self._push_weights()
             run.write_transcripts(self._stage, step, groups, config.trainer.transcripts_per_group)
-            metrics = rollout_metrics(groups) | experience_metrics(experience) | updated | self._times
+            cut_go_on = algo.truncated_bootstrap == "value"
+            metrics = rollout_metrics(groups) | experience_metrics(experience, cut_go_on=cut_go_on) | updated | self._times
             metrics |= {"policy/kl_coef": now.kl_coef, "rollout/num_sampled_tokens": float(now.num_sampled_tokens)}
             if algo.kl == "reward":
                 metrics["policy/kl_gradient_share"] = kl_reward_share(tokens, scores, algo, now.kl_coef)
             if self._refresher is not None:
-                self._refresher.observe(sampled)
+                self._refresher.observe(groups)
                 metrics |= self._refresher.metrics()
             if algo.kl_target is not None and step > 0:
                 now.kl_coef = next_kl_coef(now.kl_coef, metrics["policy/kl_to_reference"], algo.kl_target)
+            if step <= 0:
+                now.num_warmup_tokens = now.num_sampled_tokens
             now.step, now.unreported = step, metrics
 
     def _conclude(self, step: int, metrics: dict[str, float]) -> None:
@@ -206,17 +212,18 @@ class Trainer:
         self._save()
 
     def _sample(self, step: int) -> list[RolloutGroup]:
-        """The step's groups. With dynamic sampling, groups that are all right or all wrong (by the grader, whatever their
-        rewards) are replaced by fresh ones, for so many rounds (DAPO, Yu et al. 2025, section 3.2)."""
+        """The step's groups, rewarded. With dynamic sampling, groups that teach nothing are replaced by fresh ones, for so
+        many rounds (DAPO, Yu et al. 2025, section 3.2)."""
         wanted, spec = self._phase.problems_per_step, self._sampling_spec(step)
         groups = self._sample_problems(step, spec, wanted)
+        mixed = partial(_mixed, train_on_truncated=self._algo.train_on_truncated)
         for extra in range(self._algo.dynamic_sampling_rounds):
-            kept = _mixed(groups)
+            kept = mixed(groups)
             if len(kept) == wanted:
                 break
             groups = kept + self._sample_problems(step, spec, wanted - len(kept), "extra", extra)
         if self._algo.dynamic_sampling_rounds:
-            groups = _mixed(groups) or groups
+            groups = mixed(groups) or groups
         return groups
 
     def _sample_problems(
@@ -232,7 +239,7 @@ class Trainer:
             raise StaleEngine(f"engine sampled with policy versions {sorted(versions)}, the learner is at {self._version}")
         self._now.num_sampled_tokens += sum(completion.num_tokens for completion in completions)
         self._now.num_responses += len(completions)
-        return groups
+        return [reward_group(group, self._config.reward, self._shaper, self._now.monitor_tokens) for group in groups]
 
     def _sampling_spec(self, step: int) -> SamplingSpec:
         """How the step samples: as the config says, under ThinkPrune up to the limit of its stage."""
@@ -391,6 +398,6 @@ class Trainer:
         self._times[f"time/{name}_s"] = time.monotonic() - began
 
 
-def _mixed(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
-    """Groups with both right and wrong responses, by the grader's verdicts."""
-    return [group for group in groups if group.pass_rate not in (None, 0.0, 1.0)]
+def _mixed(groups: Sequence[RolloutGroup], *, train_on_truncated: bool = False) -> list[RolloutGroup]:
+    """The groups that teach something."""
+    return [group for group in groups if teaches(group, train_on_truncated=train_on_truncated)]
