@@ -18,8 +18,8 @@ DUST = 1e-9
 """The same for numbers of any size, relative to the largest."""
 NOISE, CAUTION = 1 / 16, 1.25
 """Of `drop_p_values`, chosen by simulation (docs/log.md)."""
-NODES: Array = 0.25 * np.arange(18)
-"""Of the integral in `chance_not_positive`; their sinh reaches 35 standard deviations."""
+NODES: Array = 0.2 * np.arange(24)
+"""Of the integral in `chance_not_positive`; their sinh reaches 50 standard deviations."""
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -64,12 +64,12 @@ def chance_not_positive(values: Array, weights: Array) -> Array:
     # Saddlepoint: K'(s) = sum w v / (1 - s v) = 0 between the poles, by Newton inside a shrinking bracket.
     left, right = 1 / low[mixed], 1 / high[mixed]
     below, above, s = left.copy(), right.copy(), np.zeros(len(v))
-    for _ in range(14):
+    for _ in range(25):
         ratio = v / (1 - s[:, None] * v)
         slope = (w * ratio).sum(axis=1)
         below, above = np.where(slope < 0, s, below), np.where(slope < 0, above, s)
         step = s - slope / (w * ratio * ratio).sum(axis=1)
-        s = np.where((step > below) & (step < above), step, (below + above) / 2)
+        s = np.where((step >= below) & (step <= above) & (step > left) & (step < right), step, (below + above) / 2)
     # The integrand has a pole at 0: stay half a standard deviation away.
     away, negative = 0.5 / np.sqrt((w * v * v).sum(axis=1)), s < 0
     s = np.where(negative, np.minimum(s, -np.minimum(away, -left / 2)), np.maximum(s, np.minimum(away, right / 2)))
