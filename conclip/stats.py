@@ -18,8 +18,6 @@ DUST = 1e-9
 """The same for numbers of any size, relative to the largest."""
 NOISE, CAUTION = 1 / 16, 1.25
 """Of `drop_p_values`, chosen by simulation (docs/log.md)."""
-NODES: Array = 0.2 * np.arange(24)
-"""Of the integral in `chance_not_positive`; their sinh reaches 50 standard deviations."""
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -50,8 +48,8 @@ def chance_not_positive(values: Array, weights: Array) -> Array:
     """P(sum_j G_j values_j <= 0) for independent G_j ~ Gamma(weights_j), row by row; both [R, J].
 
     With weights 1 it is the Bayesian bootstrap (Rubin 1981): the chance, under Dirichlet weights, of a mean at or below 0.
-    The moment generating function is inverted along its path of steepest descent (Daniels 1954), to second order, where the
-    integrand neither oscillates nor cancels; relative error below 1e-5. Deterministic; a value with weight 0 counts as absent.
+    The moment generating function is inverted along the line through its saddlepoint (Daniels 1954), where its size falls to both
+    sides and nothing cancels; relative error below 1e-4. Deterministic; a value with weight 0 counts as absent.
     """
     values = np.where(weights > 0, values, 0.0)
     low, high = values.min(axis=1), values.max(axis=1)
@@ -73,20 +71,30 @@ def chance_not_positive(values: Array, weights: Array) -> Array:
     # The integrand has a pole at 0: stay half a standard deviation away.
     away, negative = 0.5 / np.sqrt((w * v * v).sum(axis=1)), s < 0
     s = np.where(negative, np.minimum(s, -np.minimum(away, -left / 2)), np.maximum(s, np.minimum(away, right / 2)))
-    ratio = v / (1 - s[:, None] * v)
-    second = (w * ratio**2).sum(axis=1)
-    bend = (w * ratio**3).sum(axis=1) / (3 * second)
-    bend = np.where(negative, np.minimum(bend, 0), np.maximum(bend, 0))  # away from the pole
-    scale = 1 / np.sqrt(second)
-    y = np.sinh(NODES) * scale[:, None]
-    x = s[:, None] + bend[:, None] * y * y
-    real, imaginary = 1 - x[:, :, None] * v[:, None, :], -y[:, :, None] * v[:, None, :]
-    size = -0.5 * np.einsum("rnj,rj->rn", np.log(real**2 + imaginary**2), w)
-    angle = -np.einsum("rnj,rj->rn", np.arctan2(imaginary, real), w)
-    path = np.exp(size + 1j * angle) / (x + 1j * y) * (2 * bend[:, None] * y + 1j) * np.cosh(NODES) * scale[:, None]
-    integral = (path.sum(axis=1) - path[:, 0] / 2).imag * (NODES[1] - NODES[0]) / math.pi
+    integral = np.zeros(len(s))
+    open_rows, step = np.arange(len(s)), 0.4
+    while len(open_rows) and step > 0.02:
+        before = integral[open_rows]
+        integral[open_rows] = _line_integral(v[open_rows], w[open_rows], s[open_rows], step)
+        settled = np.abs(integral[open_rows] - before) <= 1e-4 * np.abs(before)
+        open_rows, step = open_rows[~settled], step / 2
     chance[mixed] = np.clip(np.where(negative, -integral, 1 - integral), 0, 1)
     return chance
+
+
+def _line_integral(v: Array, w: Array, s: Array, step: float) -> Array:
+    """1 / (2 pi i) of the integral of exp(K(z)) / z along Re z = s, by the trapezoidal rule in arsinh of the height: it converges
+    exponentially, so two steps that agree to 1e-4 leave an error far smaller. [R]"""
+    nodes = np.arange(0, 5.2, step)
+    ratio = v / (1 - s[:, None] * v)
+    scale = 1 / np.sqrt((w * ratio * ratio).sum(axis=1))[:, None]
+    height = np.sinh(nodes) * scale
+    z = height[:, :, None] * ratio[:, None, :]
+    size = -0.5 * np.einsum("rnj,rj->rn", np.log1p(z * z), w) - (w * np.log1p(-s[:, None] * v)).sum(axis=1)[:, None]
+    angle = np.einsum("rnj,rj->rn", np.arctan(z), w)
+    wave = (s[:, None] * np.cos(angle) + height * np.sin(angle)) / (s[:, None] ** 2 + height**2)
+    terms = np.exp(size) * wave * np.cosh(nodes) * scale
+    return (terms.sum(axis=1) - terms[:, 0] / 2) * step / math.pi
 
 
 def drop_p_values(values: Array, counts: Array, mean: float) -> Array:
