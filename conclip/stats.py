@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from math import fsum
 from statistics import fmean, stdev
 
 import numpy as np
@@ -34,7 +35,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 def clustered_interval(cluster_means: Sequence[float]) -> tuple[float, float, float]:
     """Mean of a few like quantities (seeds, runs) and its 95 % interval from the spread between them: (mean, low, high).
 
-    Student's t with n - 1 degrees of freedom. Infinite for one quantity, and for equal ones: no spread seen is not no spread.
+    Student's t with n - 1 degrees of freedom. Infinite for one quantity and for equal ones: no spread seen is not no spread.
     """
     mean = fmean(cluster_means)
     spread = stdev(cluster_means) if len(cluster_means) > 1 else 0.0
@@ -48,8 +49,8 @@ def chance_not_positive(values: Array, weights: Array) -> Array:
     """P(sum_j G_j values_j <= 0) for independent G_j ~ Gamma(weights_j), row by row; both [R, J].
 
     With weights 1 it is the Bayesian bootstrap (Rubin 1981): the chance, under Dirichlet weights, of a mean at or below 0.
-    The moment generating function is inverted along the line through its saddlepoint (Daniels 1954), where its size falls to both
-    sides and nothing cancels; relative error below 1e-4. Deterministic; a value with weight 0 counts as absent.
+    The moment generating function is inverted along the line through its saddlepoint (Daniels 1954), where its size falls to
+    both sides and nothing cancels; relative error below 1e-4. Deterministic; a value with weight 0 counts as absent.
     """
     values = np.where(weights > 0, values, 0.0)
     low, high = values.min(axis=1), values.max(axis=1)
@@ -67,7 +68,10 @@ def chance_not_positive(values: Array, weights: Array) -> Array:
         slope = (w * ratio).sum(axis=1)
         below, above = np.where(slope < 0, s, below), np.where(slope < 0, above, s)
         step = s - slope / (w * ratio * ratio).sum(axis=1)
+        last = s
         s = np.where((step >= below) & (step <= above) & (step > left) & (step < right), step, (below + above) / 2)
+        if (np.abs(s - last) <= 1e-6 * np.abs(s)).all():  # any point between the poles will do, this one is only the best
+            break
     # The integrand has a pole at 0: stay half a standard deviation away.
     away, negative = 0.5 / np.sqrt((w * v * v).sum(axis=1)), s < 0
     s = np.where(negative, np.minimum(s, -np.minimum(away, -left / 2)), np.maximum(s, np.minimum(away, right / 2)))
@@ -83,8 +87,8 @@ def chance_not_positive(values: Array, weights: Array) -> Array:
 
 
 def _line_integral(v: Array, w: Array, s: Array, step: float) -> Array:
-    """1 / (2 pi i) of the integral of exp(K(z)) / z along Re z = s, by the trapezoidal rule in arsinh of the height: it converges
-    exponentially, so two steps that agree to 1e-4 leave an error far smaller. [R]"""
+    """1 / (2 pi i) of the integral of exp(K(z)) / z along Re z = s, by the trapezoidal rule in arsinh of the height: it
+    converges exponentially, so two steps that agree to 1e-4 leave an error far smaller. [R]"""
     nodes = np.arange(0, 5.2, step)
     ratio = v / (1 - s[:, None] * v)
     scale = 1 / np.sqrt((w * ratio * ratio).sum(axis=1))[:, None]
@@ -97,30 +101,37 @@ def _line_integral(v: Array, w: Array, s: Array, step: float) -> Array:
     return (terms.sum(axis=1) - terms[:, 0] / 2) * step / math.pi
 
 
-def drop_p_values(values: Array, counts: Array, mean: float) -> Array:
+def drop_p_values(values: Array, counts: Array, mean: float, leaning: Array | None = None) -> Array:
     """One-sided p-value of "the true mean of these paired differences is at most `mean`", for each of R tables of `counts`
     [R, J] of problems by difference, `values` [J] in [-1, 1]. [R]
 
     Gaffke's bound (Gaffke 2005; Learned-Miller and Thomas 2020, arXiv 1905.06208) adds to the Bayesian bootstrap one problem
-    that lost everything; for losses of 0 or 1 it is the exact binomial bound. It is sharpened in three ways, each of which keeps
-    it monotone in every difference, since each is built from monotone chances by mixing and by taking the larger:
+    that lost everything; for losses of 0 or 1 it is the exact binomial bound. It is sharpened in three ways. Each leaves it
+    monotone in every difference, since it mixes, or takes the larger of, chances that are:
 
-    - mid-p (Lancaster 1961): the chance with that problem and the one without it share evenly, as long as the differences do
-      not lean to losses; where they do, or all are 0, the one with it weighs up to 1;
-    - beside that problem the responses' noise would count a second time, so there differences lose up to `NOISE` of their size
-      to their common mean;
-    - where noise outweighs what may have gone unseen, the chance without that problem, raised by a share, stands in for it.
+    - mid-p (Lancaster 1961): the chance with that problem and the one without it share evenly as long as the differences do
+      not lean to losses; where they do, or all are 0, the one with it weighs up to 1 (`lean`);
+    - beside that problem the responses' noise would count a second time, so there differences lose up to `NOISE` of their
+      size to their common mean;
+    - where noise outweighs what may have gone unseen, the chance without that problem, raised by a quarter (`CAUTION`),
+      stands in for it.
 
     How often it errs and what it can show: `benchmarks/coverage.py`.
     """
-    total = counts.sum(axis=1)
+    if leaning is None:
+        leaning = lean(values, counts)
     noise = np.clip(values, -NOISE, NOISE)
-    calm = values - noise + ((counts @ noise) / total)[:, None]
-    lost = np.full((len(counts), 1), -1.0)
-    seen = chance_not_positive(np.broadcast_to(values - mean, counts.shape), counts)
-    unseen = chance_not_positive(np.hstack([calm, lost]) - mean, np.hstack([counts, np.ones_like(lost)]))
-    leaning = np.maximum(0.5, chance_not_positive(np.broadcast_to(values, counts.shape), counts))
+    calm = values - noise + (counts @ noise / counts.sum(axis=1))[:, None]
+    lost, one = np.full((len(counts), 1), -1.0), np.ones((len(counts), 1))
+    both = np.vstack([np.hstack([np.broadcast_to(values, calm.shape), lost]), np.hstack([calm, lost])])
+    weights = np.vstack([np.hstack([counts, 0 * one]), np.hstack([counts, one])])
+    seen, unseen = np.split(chance_not_positive(both - mean, weights), 2)
     return np.minimum(1.0, (1 - leaning) * seen + leaning * np.maximum(CAUTION * seen, unseen))
+
+
+def lean(values: Array, counts: Array) -> Array:
+    """Weight of the problem that lost everything in `drop_p_values`, for the same tables: 1/2 to 1. [R]"""
+    return np.maximum(0.5, chance_not_positive(np.broadcast_to(values, counts.shape), counts))
 
 
 def clustered_difference(differences: Sequence[float]) -> tuple[float, float, float]:
@@ -131,11 +142,16 @@ def clustered_difference(differences: Sequence[float]) -> tuple[float, float, fl
     Example: eight differences of 0: problems that lose everything may have gone unseen at a rate of up to 1 - 0.025^(1/8) =
     0.369 (the exact binomial bound), so [-0.369, 0.369]; five hundred: [-0.007, 0.007].
     """
-    values, counts = np.unique(np.round(np.asarray(differences, dtype=np.float64), DIGITS), return_counts=True)
-    mean, table = float(values @ counts) / len(differences), counts[None].astype(np.float64)
-    low = _crossing(lambda at: float(drop_p_values(values, table, at)[0]), -1.0, mean)
-    high = -_crossing(lambda at: float(drop_p_values(-values, table, at)[0]), -1.0, -mean)
-    return mean, low, high
+    table, numbers = np.unique(np.round(np.asarray(differences, dtype=np.float64), DIGITS), return_counts=True)
+    counts, number = numbers[None].astype(np.float64), len(differences)
+    likely = 2 * float(np.std(differences)) / math.sqrt(number) + 4 / number
+
+    def low(values: Array) -> float:
+        leaning = lean(values, counts)
+        centre = float(values @ counts[0]) / number
+        return _crossing(lambda at: float(drop_p_values(values, counts, at, leaning)[0]), -1.0, centre, likely)
+
+    return fmean(differences), low(table), -low(-table)
 
 
 def clustered_ratio(
@@ -144,16 +160,20 @@ def clustered_ratio(
     """Ratio of two sums over problems and its 95 % interval: (ratio, low, high). Means over responses (sum, number), shares
     (right, number) and one length over another all are such ratios.
 
-    The Bayesian bootstrap of problems (Rubin 1981) and one more problem, of mean denominator, at the worst end (Gaffke 2005).
-    `ends` are the ratio's bounds where it has some; for a share with one response a problem this is Clopper and Pearson's
-    exact interval. Without `ends` the worst is 1.5 times the largest deviation seen, and at least the ratio itself: a problem
-    that takes nothing, or twice as much. Then one problem tells nothing: an infinite interval.
+    The Bayesian bootstrap of problems (Rubin 1981) and one more, of mean denominator, at the worst end (Gaffke 2005). `ends`
+    are the ratio's bounds where it has some; for a share with one response a problem this is Clopper and Pearson's exact
+    interval. Without `ends` the worst is 1.5 times the largest deviation seen, and at least the ratio itself: a problem that
+    takes nothing, or twice as much; and one problem tells nothing: an infinite interval.
     """
-    above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
-    ratio, size = float(above.sum() / below.sum()), float(below.mean())
-    if ends is None and len(above) < 2:
+    number, ratio, size = len(numerators), fsum(numerators) / fsum(denominators), fmean(denominators)
+    if ends is None and number < 2:
         return ratio, -math.inf, math.inf
-    residuals, weights = above - ratio * below, np.ones((1, len(above) + 1))
+    if ends is None and ratio == 0:
+        return 0.0, 0.0, math.inf
+    pairs, counts = np.unique(np.column_stack([numerators, denominators]), axis=0, return_counts=True)
+    above, below, weights = pairs[:, 0], pairs[:, 1], np.append(counts, 1.0)[None]
+    residuals = above - ratio * below
+    likely = (2 * math.sqrt(float(counts @ residuals**2)) + 4 * ratio * size) / (number * size) or 1 / number
 
     def bound(side: float) -> float:
         """Lower for side 1, upper for -1."""
@@ -166,24 +186,32 @@ def clustered_ratio(
         end = ends[side < 0] if ends else 0.0 if side > 0 else 2 * ratio
         while ends is None and side < 0 and chance(end) >= ALPHA:
             end *= 2
-        return _crossing(chance, end, ratio)
+        return _crossing(chance, end, ratio, likely)
 
     return ratio, bound(1.0), bound(-1.0)
 
 
-def _crossing(chance: Callable[[float], float], end: float, centre: float) -> float:
-    """Where a chance that rises from `end` to `centre` passes ALPHA; `end` where it lies above throughout."""
+def _crossing(chance: Callable[[float], float], end: float, centre: float, likely: float) -> float:
+    """Where a chance that rises from `end` to `centre` passes ALPHA, `likely` about so far from the centre; `end` where it lies
+    above throughout."""
 
     def excess(at: float) -> float:
         return math.log(max(chance(at), 1e-6) / ALPHA)
 
-    # Most bounds lie near the centre: halve the way until the sign changes.
-    if end == centre or excess(end) >= 0:
-        return end
-    outer, inner = end, centre
-    while excess(middle := (outer + inner) / 2) < 0 and abs(inner - middle) > 1e-9 * abs(end - centre):
-        outer = middle
-    return float(optimize.brentq(excess, outer, middle, xtol=1e-8, rtol=1e-8))
+    def point(distance: float) -> float:
+        return end if distance >= abs(end - centre) else centre + math.copysign(distance, end - centre)
+
+    far = likely
+    while excess(point(far)) >= 0:
+        if point(far) == end:
+            return end
+        far *= 2
+    near = far / 2
+    while excess(point(near)) < 0:
+        far, near = near, near / 2
+        if near < 1e-9 * abs(end - centre):
+            return point(near)
+    return optimize.root_scalar(excess, bracket=(point(far), point(near)), method="brentq", xtol=1e-7 * likely).root
 
 
 def clustered_proportion(cluster_means: Sequence[float]) -> tuple[float, float, float]:
@@ -211,8 +239,8 @@ def bootstrap_interval(num_clusters: int, statistic: Callable[[list[int]], float
 
 def sign_flip_p_value(differences: Sequence[float], *, seed: int, num_flips: int = 9999) -> float:
     """Two-sided paired permutation test of mean difference 0: under it each pair's difference may as well have the other
-    sign (Fisher 1935). Exact while there are at most `num_flips` patterns of signs (13 pairs), else Monte Carlo, (1 + extreme)
-    / (1 + draws), so never 0. Sums that differ by rounding only, relative to the differences, are ties.
+    sign (Fisher 1935). Exact while there are at most `num_flips` patterns of signs (13 pairs), else Monte Carlo,
+    (1 + extreme) / (1 + draws), so never 0. Sums that differ by rounding only, relative to the differences, are ties.
 
     Example: no difference anywhere gives 1, three equal ones 2/8.
     """
@@ -236,7 +264,7 @@ def problems_needed(values: Sequence[float], shares: Sequence[float], margin: fl
     By `drop_p_values` of such a table whose mean lies as low as in one evaluation of five. At least log(0.025) / log(1 -
     margin): fewer problems miss too often a change that loses all of a few (docs/evaluation.md).
     """
-    table, chance = np.asarray(values, dtype=np.float64), np.asarray(shares, dtype=np.float64)
+    table, chance = np.round(np.asarray(values, dtype=np.float64), DIGITS), np.asarray(shares, dtype=np.float64)
     spread = math.sqrt(float(chance @ table**2))
 
     def shown(number: int) -> bool:
@@ -251,6 +279,26 @@ def problems_needed(values: Sequence[float], shares: Sequence[float], margin: fl
         middle = (short + enough) // 2
         short, enough = (short, middle) if shown(middle) else (middle, enough)
     return enough
+
+
+def chance_differences(num_samples: int) -> tuple[list[float], list[float]]:
+    """Differences between two shares of `num_samples` responses each to one problem, and their probabilities, where both
+    have the same solve rate, drawn evenly from [0, 1]: what chance alone does to a comparison.
+
+    Example: one response each: -1, 0 and 1 with probabilities 1/6, 2/3 and 1/6.
+    """
+    right = np.arange(num_samples + 1)
+    # Integral over the rate of Bin(a) Bin(b): C(k, a) C(k, b) B(a + b + 1, 2 k - a - b + 1).
+    both = stats.betabinom.pmf(total := right[:, None] + right, 2 * num_samples, 1, 1)
+    both = (
+        both
+        * special.comb(num_samples, right)[:, None]
+        * special.comb(num_samples, right)
+        / special.comb(2 * num_samples, total)
+    )
+    changes = right[:, None] - right
+    steps = range(-num_samples, num_samples + 1)
+    return [step / num_samples for step in steps], [float(both[changes == step].sum()) for step in steps]
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
