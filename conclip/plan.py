@@ -102,9 +102,9 @@ def power_lines(config: BaseConfig, inputs: Inputs) -> list[str]:
     needed = problems_needed(*chance_differences(samples), settings.margin)
     at_best = problems_needed([0.0], [1.0], settings.margin)
     return [
-        f"power: {benchmark} has {number:,} problems x {samples}; were nothing lost, it would take about {needed:,} to show in "
-        f"four evaluations of five that accuracy was kept within {100 * settings.margin:g} points (solve rates spread evenly), "
-        f"and {at_best:,} even if no response changed"
+        f"power: {benchmark} has {number:,} problems x {samples}; were nothing lost, it would take about {needed:,} to show "
+        f"in four evaluations of five that accuracy was kept within {100 * settings.margin:g} points (solve rates spread "
+        f"evenly), and {at_best:,} even if no response changed"
         for benchmark, number in Counter(problem.source for problem in inputs.test).items()
         if number < needed
     ]
