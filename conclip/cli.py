@@ -223,14 +223,17 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
 
     config, inputs = checked(subcommand, composed)
     from conclip.commands import check_prompts, run_identity  # noqa: PLC0415
-    from conclip.plan import plan_table, planned_stages  # noqa: PLC0415
+    from conclip.plan import plan_table, planned_stages, power_lines  # noqa: PLC0415
     from conclip.runlog import run_home  # noqa: PLC0415
     from conclip.terminal import open_console  # noqa: PLC0415
 
     check_prompts(config, inputs)
     planned = planned_stages(subcommand, config, inputs)
     home, identity = run_home(subcommand, config), run_identity(subcommand, config, inputs)
-    open_console().print(plan_table(planned, home, identity, anew=config.resume == "never"))
+    console = open_console()
+    console.print(plan_table(planned, home, identity, anew=config.resume == "never"))
+    for line in power_lines(config, inputs):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _run_in_own_process(arguments: list[str], name: str) -> None:

@@ -11,6 +11,7 @@ from conclip.evaluation.tables import (
     by_condition,
     describe_comparison,
     headline_comparisons,
+    power_line,
     results_json,
     results_table,
     summaries,
@@ -122,6 +123,8 @@ def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Se
             run.track("eval", 0, {f"{benchmark}/{name}/{key}": value for key, value in numbers.items()})
         for (first, second), comparison in headline_comparisons(columns, benchmark).items():
             run.say(describe_comparison(first, second, comparison, settings.margin), result=True)
+            if line := power_line(comparison, settings.margin):
+                run.say(f"  {line}", result=True)
 
 
 def run_identity(subcommand: str, config: BaseConfig, inputs: Inputs) -> str:

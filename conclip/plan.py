@@ -1,6 +1,7 @@
 """What a run would do: its stages, which of them are done, and what the others will cost, by what earlier stages cost."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from conclip.inputs import Inputs
 from conclip.pipeline import StageRecord, harmed_files, read_stages
 from conclip.probe import most_responses
 from conclip.runlog import attempts, find_attempt
+from conclip.stats import chance_differences, problems_needed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,26 @@ def _evaluation(name: str, config: EvalRunConfig | TwoPhaseConfig, inputs: Input
     samples = sum(settings.samples_per_problem if temperature > 0 else 1 for temperature in settings.temperatures)
     number = samples * len(settings.ways) * len(settings.thinking_budgets) * len(inputs.test)
     return PlannedStage(name=f"eval-{name}", num_responses=number, max_tokens=settings.max_tokens)
+
+
+def power_lines(config: BaseConfig, inputs: Inputs) -> list[str]:
+    """For each benchmark on which models will be compared and whose problems are too few to show that accuracy was kept: how
+    many it would take, for solve rates spread evenly over [0, 1]."""
+    if not isinstance(config, EvalRunConfig | TwoPhaseConfig):
+        return []
+    settings = config.eval
+    if isinstance(config, EvalRunConfig) and not inputs.checkpoints and len(settings.prompts) < 2:
+        return []
+    samples = max(settings.samples_per_problem if temperature > 0 else 1 for temperature in settings.temperatures)
+    needed = problems_needed(*chance_differences(samples), settings.margin)
+    at_best = problems_needed([0.0], [1.0], settings.margin)
+    return [
+        f"power: {benchmark} has {number:,} problems x {samples}; were nothing lost, it would take about {needed:,} to show "
+        f"in four evaluations of five that accuracy was kept within {100 * settings.margin:g} points (solve rates spread "
+        f"evenly), and {at_best:,} even if no response changed"
+        for benchmark, number in Counter(problem.source for problem in inputs.test).items()
+        if number < needed
+    ]
 
 
 def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, *, anew: bool) -> Table:

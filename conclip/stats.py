@@ -2,13 +2,23 @@
 
 import math
 from collections.abc import Callable, Sequence
+from math import fsum
 from statistics import fmean, stdev
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 Array = NDArray[np.float64]
+
+ALPHA = 0.025
+"""On each side of every interval."""
+DIGITS = 9
+"""Differences in accuracy are shares of whole numbers: further decimals are rounding dust."""
+DUST = 1e-9
+"""The same for numbers of any size, relative to the largest."""
+NOISE, CAUTION = 1 / 24, 1.25
+"""Of `drop_p_values`, chosen by simulation (docs/log.md)."""
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -23,81 +33,266 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def clustered_interval(cluster_means: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of equally large clusters and its 95 % interval from the spread between them: (mean, low, high).
+    """Mean of a few like quantities (seeds, runs) and its 95 % interval from the spread between them: (mean, low, high).
 
-    Samples of one problem are not independent, so the problem is the unit (Miller 2024, arXiv 2411.00640, section 2.2).
-    Student's t with n - 1 degrees of freedom; a single cluster gives an infinite interval.
+    Student's t with n - 1 degrees of freedom. Infinite for one quantity and for equal ones: no spread seen is not no spread.
     """
     mean = fmean(cluster_means)
-    if len(cluster_means) < 2:
+    spread = stdev(cluster_means) if len(cluster_means) > 1 else 0.0
+    if spread <= DUST * max(map(abs, cluster_means)):
         return mean, -math.inf, math.inf
-    half = float(stats.t.ppf(0.975, len(cluster_means) - 1)) * stdev(cluster_means) / math.sqrt(len(cluster_means))
+    half = float(stats.t.ppf(0.975, len(cluster_means) - 1)) * spread / math.sqrt(len(cluster_means))
     return mean, mean - half, mean + half
 
 
-def clustered_difference(differences: Sequence[float]) -> tuple[float, float, float]:
-    """`clustered_interval` of paired differences in [-1, 1]. Where all are equal it has no width, which a few problems do
-    not show: then a share of problems unlike these, up to 1 - 0.025^(1/n), may have gone unseen (the exact binomial
-    bound), each at the worst -1 or 1.
+def chance_not_positive(values: Array, weights: Array) -> Array:
+    """P(sum_j G_j values_j <= 0) for independent G_j ~ Gamma(weights_j), row by row; both [R, J].
 
-    Example: eight differences of 0: 1 - 0.025^(1/8) = 0.369, so [-0.369, 0.369]; five hundred: [-0.007, 0.007].
+    With weights 1 it is the Bayesian bootstrap (Rubin 1981): the chance, under Dirichlet weights, of a mean at or below 0.
+    The moment generating function is inverted along the line through its saddlepoint (Daniels 1954), where its size falls to
+    both sides and nothing cancels; relative error below 1e-4. Deterministic; a value with weight 0 counts as absent.
     """
-    mean, low, high = clustered_interval(differences)
-    if low < high:
-        return mean, low, high
-    unseen = 1 - 0.025 ** (1 / len(differences))
-    return mean, mean - unseen * (1 + mean), mean + unseen * (1 - mean)
+    values = np.where(weights > 0, values, 0.0)
+    low, high = values.min(axis=1), values.max(axis=1)
+    chance: Array = np.where(high <= 0, 1.0, 0.0)
+    mixed = (low < 0) & (high > 0)
+    if not mixed.any():
+        return chance
+    present = (values[mixed] != 0).any(axis=0)
+    v, w = values[mixed][:, present], weights[mixed][:, present]
+    # Saddlepoint: K'(s) = sum w v / (1 - s v) = 0 between the poles, by Newton inside a shrinking bracket.
+    left, right = 1 / low[mixed], 1 / high[mixed]
+    below, above, s = left.copy(), right.copy(), np.zeros(len(v))
+    for _ in range(25):
+        ratio = v / (1 - s[:, None] * v)
+        slope = (w * ratio).sum(axis=1)
+        below, above = np.where(slope < 0, s, below), np.where(slope < 0, above, s)
+        step = s - slope / (w * ratio * ratio).sum(axis=1)
+        last = s
+        s = np.where((step >= below) & (step <= above) & (step > left) & (step < right), step, (below + above) / 2)
+        if (np.abs(s - last) <= 1e-6 * np.abs(s)).all():  # any point between the poles will do, this one is only the best
+            break
+    # The integrand has a pole at 0: stay half a standard deviation away.
+    away, negative = 0.5 / np.sqrt((w * v * v).sum(axis=1)), s < 0
+    s = np.where(negative, np.minimum(s, -np.minimum(away, -left / 2)), np.maximum(s, np.minimum(away, right / 2)))
+    integral = np.zeros(len(s))
+    open_rows, step = np.arange(len(s)), 0.4
+    while len(open_rows) and step > 0.02:
+        before = integral[open_rows]
+        integral[open_rows] = _line_integral(v[open_rows], w[open_rows], s[open_rows], step)
+        settled = np.abs(integral[open_rows] - before) <= 1e-4 * np.abs(before)
+        open_rows, step = open_rows[~settled], step / 2
+    chance[mixed] = np.clip(np.where(negative, -integral, 1 - integral), 0, 1)
+    return chance
+
+
+def _line_integral(v: Array, w: Array, s: Array, step: float) -> Array:
+    """1 / (2 pi i) of the integral of exp(K(z)) / z along Re z = s, by the trapezoidal rule in arsinh of the height: it
+    converges exponentially, so two steps that agree to 1e-4 leave an error far smaller. [R]"""
+    nodes = np.arange(0, 5.2, step)
+    ratio = v / (1 - s[:, None] * v)
+    scale = 1 / np.sqrt((w * ratio * ratio).sum(axis=1))[:, None]
+    height = np.sinh(nodes) * scale
+    z = height[:, :, None] * ratio[:, None, :]
+    size = -0.5 * np.einsum("rnj,rj->rn", np.log1p(z * z), w) - (w * np.log1p(-s[:, None] * v)).sum(axis=1)[:, None]
+    angle = np.einsum("rnj,rj->rn", np.arctan(z), w)
+    wave = (s[:, None] * np.cos(angle) + height * np.sin(angle)) / (s[:, None] ** 2 + height**2)
+    terms = np.exp(size) * wave * np.cosh(nodes) * scale
+    return (terms.sum(axis=1) - terms[:, 0] / 2) * step / math.pi
+
+
+def drop_p_values(values: Array, counts: Array, mean: float, leaning: Array | None = None) -> Array:
+    """One-sided p-value of "the true mean of these paired differences is at most `mean`", for each of R tables of `counts`
+    [R, J] of problems by difference, `values` [J] in [-1, 1]. [R]
+
+    Gaffke's bound (Gaffke 2005; Learned-Miller and Thomas 2020, arXiv 1905.06208) adds to the Bayesian bootstrap one problem
+    that lost everything; for losses of 0 or 1 it is the exact binomial bound. It is sharpened in three ways. Each leaves it
+    monotone in every difference, since it mixes, or takes the larger of, chances that are:
+
+    - mid-p (Lancaster 1961): the chance with that problem and the one without it share evenly as long as the differences do
+      not lean to losses; where they do, or all are 0, the one with it weighs up to 1 (`lean`);
+    - beside that problem the responses' noise would count a second time, so there differences lose up to `NOISE` of their
+      size to their common mean;
+    - where noise outweighs what may have gone unseen, the chance without that problem, raised by a quarter (`CAUTION`),
+      stands in for it.
+
+    How often it errs and what it can show: `benchmarks/coverage.py`.
+    """
+    if leaning is None:
+        leaning = lean(values, counts)
+    noise = np.clip(values, -NOISE, NOISE)
+    calm = values - noise + (counts @ noise / counts.sum(axis=1))[:, None]
+    lost, one = np.full((len(counts), 1), -1.0), np.ones((len(counts), 1))
+    both = np.vstack([np.hstack([np.broadcast_to(values, calm.shape), lost]), np.hstack([calm, lost])])
+    weights = np.vstack([np.hstack([counts, 0 * one]), np.hstack([counts, one])])
+    seen, unseen = np.split(chance_not_positive(both - mean, weights), 2)
+    return np.minimum(1.0, (1 - leaning) * seen + leaning * np.maximum(CAUTION * seen, unseen))
+
+
+def lean(values: Array, counts: Array) -> Array:
+    """Weight of the problem that lost everything in `drop_p_values`, for the same tables: 1/2 to 1. [R]"""
+    return np.maximum(0.5, chance_not_positive(np.broadcast_to(values, counts.shape), counts))
+
+
+def clustered_difference(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of paired differences in [-1, 1], one a problem, and its 95 % interval by `drop_p_values`: (mean, low, high).
+
+    Samples of one problem are not independent, so the problem is the unit (Miller 2024, arXiv 2411.00640, section 2.2).
+
+    Example: eight differences of 0: problems that lose everything may have gone unseen at a rate of up to 1 - 0.025^(1/8) =
+    0.369 (the exact binomial bound), so [-0.369, 0.369]; five hundred: [-0.007, 0.007].
+    """
+    table, numbers = np.unique(np.round(np.asarray(differences, dtype=np.float64), DIGITS), return_counts=True)
+    counts, number = numbers[None].astype(np.float64), len(differences)
+    likely = 2 * float(np.std(differences)) / math.sqrt(number) + 4 / number
+
+    def low(values: Array) -> float:
+        leaning = lean(values, counts)
+        centre = float(values @ counts[0]) / number
+        return _crossing(lambda at: float(drop_p_values(values, counts, at, leaning)[0]), -1.0, centre, likely)
+
+    return fmean(differences), low(table), -low(-table)
+
+
+def clustered_ratio(
+    numerators: Sequence[float], denominators: Sequence[float], ends: tuple[float, float] | None = None
+) -> tuple[float, float, float]:
+    """Ratio of two sums over problems and its 95 % interval: (ratio, low, high). Means over responses (sum, number), shares
+    (right, number) and one length over another all are such ratios.
+
+    The Bayesian bootstrap of problems (Rubin 1981) and one more, of mean denominator, at the worst end (Gaffke 2005). `ends`
+    are the ratio's bounds where it has some; for a share with one response a problem this is Clopper and Pearson's exact
+    interval. Without `ends` the worst is 1.5 times the largest deviation seen, and at least the ratio itself: a problem that
+    takes nothing, or twice as much; and one problem tells nothing: an infinite interval.
+    """
+    number, ratio, size = len(numerators), fsum(numerators) / fsum(denominators), fmean(denominators)
+    if ends is None and number < 2:
+        return ratio, -math.inf, math.inf
+    if ends is None and ratio == 0:
+        return 0.0, 0.0, math.inf
+    pairs, counts = np.unique(np.column_stack([numerators, denominators]), axis=0, return_counts=True)
+    above, below, weights = pairs[:, 0], pairs[:, 1], np.append(counts, 1.0)[None]
+    residuals = above - ratio * below
+    likely = (2 * math.sqrt(float(counts @ residuals**2)) + 4 * ratio * size) / (number * size) or 1 / number
+
+    def bound(side: float) -> float:
+        """Lower for side 1, upper for -1."""
+
+        def chance(at: float) -> float:
+            worst = ends[side < 0] * size - at * size if ends else -side * spare
+            return float(chance_not_positive(side * np.append(above - at * below, worst)[None], weights)[0])
+
+        spare = max(ratio * size, 1.5 * float((-side * residuals).max()))
+        end = ends[side < 0] if ends else 0.0 if side > 0 else 2 * ratio
+        while ends is None and side < 0 and chance(end) >= ALPHA:
+            end *= 2
+        return _crossing(chance, end, ratio, likely)
+
+    return ratio, bound(1.0), bound(-1.0)
+
+
+def _crossing(chance: Callable[[float], float], end: float, centre: float, likely: float) -> float:
+    """Where a chance that rises from `end` to `centre` passes ALPHA, `likely` about so far from the centre; `end` where it
+    lies above throughout."""
+
+    def excess(at: float) -> float:
+        return math.log(max(chance(at), 1e-6) / ALPHA)
+
+    def point(distance: float) -> float:
+        return end if distance >= abs(end - centre) else centre + math.copysign(distance, end - centre)
+
+    far = likely
+    while excess(point(far)) >= 0:
+        if point(far) == end:
+            return end
+        far *= 2
+    near = far / 2
+    while excess(point(near)) < 0:
+        far, near = near, near / 2
+        if near < 1e-9 * abs(end - centre):
+            return point(near)
+    return optimize.root_scalar(excess, bracket=(point(far), point(near)), method="brentq", xtol=1e-7 * likely).root
 
 
 def clustered_proportion(cluster_means: Sequence[float]) -> tuple[float, float, float]:
-    """`clustered_interval` of a share: Wilson's interval at the effective number of independent responses,
-    mean (1 - mean) / SE^2, with Student's t (Kish 1965 for the design effect; Wilson 1927).
-
-    Near 0 and 1, and with few problems, the plain interval holds the truth too seldom (0.90 at 30 problems and accuracy 0.1;
-    this one 0.93 to 0.96: `benchmarks/coverage.py`), and has no width where all problems agree.
-    """
-    mean, _, high = clustered_interval(cluster_means)
-    number = len(cluster_means)
-    if number < 2:
-        return mean, 0.0, 1.0
-    t = float(stats.t.ppf(0.975, number - 1))
-    squared_error = ((high - mean) / t) ** 2
-    effective = mean * (1 - mean) / squared_error if squared_error > 0 and 0 < mean < 1 else float(number)
-    scale = 1 + t * t / effective
-    centre = (mean + t * t / (2 * effective)) / scale
-    half = t * math.sqrt(max(0.0, mean * (1 - mean)) / effective + (t / (2 * effective)) ** 2) / scale
-    return mean, max(0.0, centre - half), min(1.0, centre + half)
+    """`clustered_ratio` of a share, from equally large problems."""
+    return clustered_ratio(cluster_means, [1.0] * len(cluster_means), ends=(0.0, 1.0))
 
 
 def bootstrap_interval(num_clusters: int, statistic: Callable[[list[int]], float], *, seed: int) -> tuple[float, float]:
     """95 % percentile interval of any statistic of clusters: it is called with the indices of 1,000 resampled sets of
     clusters (Efron 1979). For what has no formula: medians, quantiles, efficiency scores, means over benchmarks.
 
-    Resamples on which the statistic is undefined (NaN) are left out; (NaN, NaN) when all are.
+    Resamples on which the statistic is undefined (NaN) are left out; (NaN, NaN) when all are. Infinite below six clusters:
+    all of five lie on one side of the true median more often than in 5 % of cases (2 * 0.5^5), so nothing they show is sure.
     """
     generator = np.random.default_rng(seed)
     draws = [statistic(generator.integers(0, num_clusters, num_clusters).tolist()) for _ in range(1000)]
     known = [value for value in draws if not math.isnan(value)]
     if not known:
         return math.nan, math.nan
+    if num_clusters < 6:
+        return -math.inf, math.inf
     low, high = np.quantile(known, [0.025, 0.975])
     return float(low), float(high)
 
 
 def sign_flip_p_value(differences: Sequence[float], *, seed: int, num_flips: int = 9999) -> float:
     """Two-sided paired permutation test of mean difference 0: under it each pair's difference may as well have the other
-    sign (Fisher 1935). Monte Carlo with `num_flips` draws, (1 + extreme) / (1 + draws), so never 0.
+    sign (Fisher 1935). Exact while there are at most `num_flips` patterns of signs (13 pairs), else Monte Carlo,
+    (1 + extreme) / (1 + draws), so never 0. Sums that differ by rounding only, relative to the differences, are ties.
 
-    Example: no difference anywhere gives 1.
+    Example: no difference anywhere gives 1, three equal ones 2/8.
     """
     values: Array = np.asarray(differences, dtype=np.float64)
-    observed = abs(values.sum())
+    least = abs(values.sum()) - DUST * np.abs(values).sum()
+    if 2 ** len(values) <= num_flips:
+        patterns = np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1
+        return float((np.abs((1 - 2 * patterns) @ values) >= least).mean())
     generator = np.random.default_rng(seed)
     extreme = 0
     for begin in range(0, num_flips, 500):
         signs = generator.choice(np.array([-1.0, 1.0]), size=(min(500, num_flips - begin), len(values)))
-        extreme += int((np.abs(signs @ values) >= observed - 1e-12).sum())
+        extreme += int((np.abs(signs @ values) >= least).sum())
     return (1 + extreme) / (1 + num_flips)
+
+
+def problems_needed(values: Sequence[float], shares: Sequence[float], margin: float) -> int:
+    """Problems it takes to show in four of five evaluations that accuracy fell by less than `margin`, where in truth it did
+    not change: their differences take `values` with probabilities `shares`, of mean 0.
+
+    By `drop_p_values` of such a table whose mean lies as low as in one evaluation of five. At least log(0.025) / log(1 -
+    margin): fewer problems miss too often a change that loses all of a few (docs/evaluation.md).
+    """
+    table, chance = np.round(np.asarray(values, dtype=np.float64), DIGITS), np.asarray(shares, dtype=np.float64)
+    spread = math.sqrt(float(chance @ table**2))
+
+    def shown(number: int) -> bool:
+        unlucky = table - float(stats.norm.ppf(0.8)) * spread / math.sqrt(number)
+        return float(drop_p_values(unlucky, number * chance[None], -margin)[0]) < ALPHA
+
+    enough = 1
+    while not shown(enough):
+        enough *= 2
+    short = enough // 2
+    while enough - short > 1:
+        middle = (short + enough) // 2
+        short, enough = (short, middle) if shown(middle) else (middle, enough)
+    return enough
+
+
+def chance_differences(num_samples: int) -> tuple[list[float], list[float]]:
+    """Differences between two shares of `num_samples` responses each to one problem, and their probabilities, where both
+    have the same solve rate, drawn evenly from [0, 1]: what chance alone does to a comparison.
+
+    Example: one response each: -1, 0 and 1 with probabilities 1/6, 2/3 and 1/6.
+    """
+    # Rates on a fine grid: their binomials are polynomials of low degree.
+    rates, right = (np.arange(1000) + 0.5) / 1000, np.arange(num_samples + 1)
+    counts: Array = stats.binom.pmf(right[:, None], num_samples, rates)
+    both, changes = counts @ counts.T / len(rates), right[:, None] - right
+    steps = range(-num_samples, num_samples + 1)
+    return [step / num_samples for step in steps], [float(both[changes == step].sum()) for step in steps]
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:

@@ -90,6 +90,47 @@ def test_intervals_without_bounds_are_json(tmp_path: Path, monkeypatch: pytest.M
     assert result["comparison"]["tokens_ratio"] == {"mean": 1.0, "low": None, "high": None}
 
 
+def test_what_is_said_of_three_problems_that_gain_alike():
+    """Rounding once made an interval without width of it."""
+
+    def rows(model: str, right: int, tokens: int) -> list[EvalRow]:
+        return [make_row(f"p{p}", RIGHT if s < right else WRONG, tokens, s, model=model) for p in range(3) for s in range(3)]
+
+    (result,) = paired(rows("old", 1, 100), rows("new", 2, 80))
+    first, second, *more = sentences(result, 0.03)
+    assert "+33.3 points" in first and "not shown to be kept" in first and "-20.0 %" in first
+    assert result.comparison.tokens_ratio.high - result.comparison.tokens_ratio.low > 0.5
+    assert "accuracy p = 0.2500, tokens p = 0.2500" in second  # two of the eight patterns of signs
+    assert "about 122 problems like these" in more[-1] and "here are 3" in more[-1]
+
+
+def test_lengths_are_compared_on_one_set_of_responses():
+    """A response that could not be graded has a length all the same, in the ratio and in its p-value."""
+    failed = Outcome.GRADER_ERROR
+    first = [make_row(f"p{p}", RIGHT, 100 + p, s) for p in range(12) for s in range(4)]
+    second = [
+        make_row(f"p{p}", failed if s == 0 else RIGHT, (2000 if p % 2 else 1) if s == 0 else 100 + p, s, model="new")
+        for p in range(12)
+        for s in range(4)
+    ]
+    (result,) = paired(first, second)
+    # six problems gain much, six lose a little: the ratio is far above 1, and chance gives its like where these six agree
+    assert result.comparison.tokens_ratio.mean > 3
+    assert result.tokens_p_value == 2 * 2**6 / 2**12
+    assert result.accuracy_p_value == 1
+
+
+def test_the_power_line_counts_problems_like_these():
+    """Four responses a problem, solved half of the time: a spread of about sqrt(2 * 0.25 / 4) takes a thousand."""
+    (result,) = paired(evaluation(0.5, 100), evaluation(0.5, 40, seed=1))
+    (line,) = [line for line in sentences(result, 0.03) if "power" in line]
+    needed = int(line.split("about ")[1].split()[0].replace(",", ""))
+    assert 700 < needed < 1400 and "here are 100" in line
+    many = [make_row(f"p{n}", RIGHT, 10, 0) for n in range(130)]
+    (same,) = paired(many, [dataclasses.replace(row, model="new") for row in many])
+    assert "accuracy kept" in sentences(same, 0.03)[0] and not any("power" in line for line in sentences(same, 0.03))
+
+
 def test_mixed_or_disjoint_evaluations_are_refused():
     base = evaluation(0.5, 100)
     with pytest.raises(UserError, match="mix evaluations"):

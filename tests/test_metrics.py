@@ -1,13 +1,12 @@
 """Evaluation tables by hand and by simulation."""
 
-import math
 import random
 
 import pytest
 
 from conclip.evaluation.metrics import compare, summarise
 from conclip.evaluation.tables import by_condition, describe_comparison, headline_comparisons, results_json
-from conclip.stats import clustered_difference, clustered_interval
+from conclip.stats import clustered_interval
 from conclip.types import EvalRow, Outcome
 from tests.conftest import make_row as row
 
@@ -28,15 +27,7 @@ def test_summary_by_hand():
     assert summary.correct_mean_tokens is not None and summary.correct_mean_tokens.mean == 30
     assert summary.wrong_mean_tokens is not None and summary.wrong_mean_tokens.mean == 20
     assert summary.truncation_rate.mean == pytest.approx(1 / 6)
-    # problem means of tokens 15, 35, 55: deviation 20, t(2) = 4.30265
-    assert summary.mean_tokens.high - 35 == pytest.approx(4.30265 * 20 / math.sqrt(3), rel=1e-4)
-
-
-def test_a_few_problems_that_agree_do_not_show_that_all_do():
-    assert clustered_difference([0.0] * 8) == pytest.approx((0, -0.369417, 0.369417), abs=1e-6)
-    assert clustered_difference([1.0, 1.0]) == pytest.approx((1, -0.683772, 1), abs=1e-6)  # 1 - 2 (1 - 0.025^(1/2))
-    assert clustered_difference([0.0, 1.0]) == clustered_interval([0.0, 1.0])
-    assert clustered_difference([0.5])[1] == -math.inf
+    assert 0 <= summary.mean_tokens.low < 15 and summary.mean_tokens.high > 55  # three problems show little
 
 
 def test_comparison_is_paired_by_problem():
@@ -45,8 +36,11 @@ def test_comparison_is_paired_by_problem():
     found = compare(before, after)
     assert found.accuracy_difference.mean == 0
     assert found.accuracy_difference.low == pytest.approx(-0.168433, abs=1e-6)  # twenty problems: 1 - 0.025^(1/20)
+    assert (found.num_problems, found.accuracy_spread) == (20, 0)
     assert found.tokens_ratio.mean == pytest.approx(0.5)
-    assert found.tokens_ratio.high - found.tokens_ratio.low < 1e-9  # each problem halves: no spread between them
+    # each problem halves; yet one that takes nothing, or as much as before, may have gone unseen: F(2, 40) = 4.051
+    assert found.tokens_ratio.low == pytest.approx(0.5 - 0.5 * 4.051 / 20, abs=0.01)
+    assert found.tokens_ratio.high == pytest.approx(0.5 + 0.5 * 4.051 / 20, abs=0.01)
 
 
 def test_comparison_refuses_different_problems():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from rich.table import Table
@@ -9,7 +10,7 @@ from rich.table import Table
 from conclip.config import UserError
 from conclip.evaluation.measures import by_problem, efficiency_score, is_correct, transitions
 from conclip.evaluation.metrics import Comparison, Summary, compare, summarise
-from conclip.evaluation.tables import describe_comparison
+from conclip.evaluation.tables import describe_comparison, power_line
 from conclip.stats import sign_flip_p_value
 from conclip.types import EvalRow, Outcome, asked_name
 
@@ -43,6 +44,7 @@ class Paired:
     accuracy_p_value: float
     """Sign-flip permutation test of the problems' accuracy differences."""
     tokens_p_value: float
+    """The same of their mean lengths, over the responses `comparison.tokens_ratio` is about: all, graded or not."""
     aes: float | None
     """Efficiency score; None where the first is never right, against which no gain can be counted."""
     transitions: Mapping[tuple[Outcome, Outcome], int]
@@ -74,18 +76,14 @@ def paired(first: Sequence[EvalRow], second: Sequence[EvalRow], *, seed: int = 0
 def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow], seed: int) -> Paired:
     one, two = summarise(first), summarise(second)
     levels = two.accuracy.mean, two.mean_tokens.mean, one.accuracy.mean, one.mean_tokens.mean
-    groups = [by_problem(rows) for rows in (first, second)]
-    both = [problem for problem in groups[0] if problem in groups[1]]
-
-    def means(side: int, value: str) -> list[float]:
-        members = [groups[side][problem] for problem in both]
-        if value == "accuracy":
-            return [sum(map(is_correct, group)) / len(group) for group in members]
-        return [sum(row.num_tokens for row in group) / len(group) for group in members]
-
-    def p_value(value: str) -> float:
-        return sign_flip_p_value([b - a for a, b in zip(means(0, value), means(1, value), strict=True)], seed=seed)
-
+    judged = [by_problem(rows) for rows in (first, second)]
+    both = [problem for problem in judged[0] if problem in judged[1]]
+    everything: list[dict[str, list[EvalRow]]] = [{}, {}]
+    for groups, rows in zip(everything, (first, second), strict=True):
+        for row in rows:
+            groups.setdefault(row.problem_id, []).append(row)
+    right = [fmean(map(is_correct, judged[1][p])) - fmean(map(is_correct, judged[0][p])) for p in both]
+    tokens = [[fmean(row.num_tokens for row in groups[p]) for p in everything[0]] for groups in everything]
     return Paired(
         benchmark=benchmark,
         names=_names(first[0], second[0]),
@@ -93,8 +91,8 @@ def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow],
         first=one,
         second=two,
         comparison=compare(first, second),
-        accuracy_p_value=p_value("accuracy"),
-        tokens_p_value=p_value("tokens"),
+        accuracy_p_value=sign_flip_p_value(right, seed=seed),
+        tokens_p_value=sign_flip_p_value([b - a for a, b in zip(*tokens, strict=True)], seed=seed),
         aes=efficiency_score(*levels, **AES_WEIGHTS) if one.accuracy.mean > 0 else None,
         transitions=transitions(first, second),
     )
@@ -135,6 +133,8 @@ def sentences(result: Paired, margin: float) -> list[str]:
     interval = result.comparison.accuracy_difference
     if interval.low <= 0 <= interval.high:
         lines.append("  in accuracy the two are not separable by this evaluation")
+    if line := power_line(result.comparison, margin):
+        lines.append(f"  {line}")
     return lines
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, pstdev
 
-from conclip.stats import clustered_difference, clustered_interval, clustered_proportion
+from conclip.stats import clustered_difference, clustered_ratio
 from conclip.types import EvalRow, Outcome
 
 
@@ -41,7 +41,11 @@ class Comparison:
 
     accuracy_difference: Estimate
     tokens_ratio: Estimate
-    """Mean tokens of the second over the first; interval by the delta method on paired problem means."""
+    """Mean tokens of the second over the first, of all responses, graded or not; problems paired and of equal weight."""
+    num_problems: int
+    """With judged responses of both models."""
+    accuracy_spread: float
+    """Standard deviation of the problems' differences in accuracy: how many problems it takes to show something."""
 
 
 UNKNOWN_DIFFERENCE = Estimate(mean=0.0, low=-1.0, high=1.0)
@@ -80,12 +84,11 @@ def compare(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> Comparison:
     differences = [fmean(accuracy[1][key]) - fmean(accuracy[0][key]) for key in shared]
     before = [fmean(values) for values in tokens[0].values()]
     after = [fmean(tokens[1][key]) for key in tokens[0]]
-    ratio = fmean(after) / fmean(before)
-    # Ratio of means: its influence on each problem is (after - ratio * before) / mean(before).
-    influence = [ratio + (a - ratio * b) / fmean(before) for a, b in zip(after, before, strict=True)]
     return Comparison(
         accuracy_difference=Estimate(**_named(clustered_difference(differences))) if differences else UNKNOWN_DIFFERENCE,
-        tokens_ratio=Estimate(**_named(clustered_interval(influence))),
+        tokens_ratio=Estimate(**_named(clustered_ratio(after, before))),
+        num_problems=len(differences),
+        accuracy_spread=pstdev(differences) if differences else 1.0,
     )
 
 
@@ -100,23 +103,23 @@ def _tokens_of(rows: Sequence[EvalRow], outcome: Outcome) -> Estimate | None:
 
 def _estimate(pairs: Iterable[tuple[str, float]]) -> Estimate:
     """Mean over responses with an interval clustered by problem."""
-    return Estimate(**_named(clustered_interval(_influence(pairs))))
+    return Estimate(**_named(clustered_ratio(*_sums(pairs))))
 
 
 def _share(pairs: Iterable[tuple[str, float]]) -> Estimate:
     """The same for a share of responses; nothing known without any."""
-    influence = _influence(pairs)
-    return Estimate(**_named(clustered_proportion(influence))) if influence else Estimate(mean=0.0, low=0.0, high=1.0)
+    sums, numbers = _sums(pairs)
+    return (
+        Estimate(**_named(clustered_ratio(sums, numbers, ends=(0.0, 1.0))))
+        if sums
+        else Estimate(mean=0.0, low=0.0, high=1.0)
+    )
 
 
-def _influence(pairs: Iterable[tuple[str, float]]) -> list[float]:
-    """Of each problem on the mean over responses (ratio estimator: problems may have unequal numbers of them)."""
-    clusters = _by_problem(pairs)
-    values = [value for cluster in clusters.values() for value in cluster]
-    if not values:
-        return []
-    mean, size = fmean(values), len(values) / len(clusters)
-    return [mean + sum(value - mean for value in cluster) / size for cluster in clusters.values()]
+def _sums(pairs: Iterable[tuple[str, float]]) -> tuple[list[float], list[float]]:
+    """Sum and number of each problem's values."""
+    clusters = _by_problem(pairs).values()
+    return [sum(cluster) for cluster in clusters], [float(len(cluster)) for cluster in clusters]
 
 
 def _by_problem(pairs: Iterable[tuple[str, float]]) -> dict[str, list[float]]:

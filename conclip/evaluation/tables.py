@@ -9,6 +9,7 @@ from rich.table import Table
 
 from conclip.evaluation.measures import details
 from conclip.evaluation.metrics import Comparison, Estimate, Summary, compare, summarise
+from conclip.stats import problems_needed
 from conclip.types import EvalRow
 
 Rows = Mapping[str, Sequence[EvalRow]]
@@ -89,6 +90,21 @@ def verdict(difference: Estimate, margin: float) -> str:
     if difference.high < 0:
         return "accuracy fell"
     return f"accuracy not shown to be kept (margin {100 * margin:g} points)"
+
+
+def power_line(comparison: Comparison, margin: float) -> str | None:
+    """How many problems it would take to show that accuracy was kept; None where it was, or where enough problems showed
+    otherwise."""
+    difference, spread = comparison.accuracy_difference, comparison.accuracy_spread
+    if difference.low > -margin or difference.high < 0:
+        return None
+    needed = problems_needed([-spread, spread], [0.5, 0.5], margin)
+    if needed <= comparison.num_problems:
+        return None
+    return (
+        f"power: were nothing lost, it would take about {needed:,} problems like these to show it in four evaluations of "
+        f"five; here are {comparison.num_problems:,}"
+    )
 
 
 def by_condition(rows: Sequence[EvalRow], among: Sequence[EvalRow] | None = None) -> dict[str, list[EvalRow]]:
