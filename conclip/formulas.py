@@ -41,6 +41,7 @@ _ONE_ARGUMENT: dict[str, Callable[..., Expr]] = {
     "log": lambda x: sympy.log(x, 10), "lg": lambda x: sympy.log(x, 10),
 }  # fmt: skip
 _FUNCTIONS = frozenset(["f", "g", "h", "F", "G", "H", "O", "P", "f'", "g'", "h'", "f''"])
+_GREEK_FUNCTIONS = frozenset(["Gamma", "zeta", "phi", "varphi", "psi"])
 """Letters that name functions when a bracket follows; others are factors."""
 
 _INVERSE = {
@@ -323,6 +324,8 @@ class _Parser:
             while len(self.here()) == 1 and self.here().isupper():
                 corners += self._take()
             return Symbol(f"{name} {corners}")
+        if name in _GREEK_FUNCTIONS and self.here() == "(":
+            return Symbol(f"{name}({', '.join(map(str, self._arguments()))})")
         if name in LETTERS:
             return self._symbol(name)
         if name in DECORATIONS:

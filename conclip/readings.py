@@ -241,7 +241,7 @@ def _read_relation(text: str) -> Relation | None:
 
 NAME = re.compile(
     r"\\frac\s*\{\s*(?:d|\\partial)[^{}]*\}\s*\{\s*(?:d|\\partial)[^{}]*\}|\(\s*[a-zA-Z]\s*(?:,\s*[a-zA-Z]\s*)+\)"
-    r"|(?!.*\b(?i:no|not|non|without|except)\b)(?:\^\{-1\}|\s*:\s*|\\(?!frac|sqrt|times|cdot|binom|pi\b)[a-zA-Z]+\s*|[A-Za-z]'*\s*|_\s*(?:\w|\{[^{}]*\})\s*|\{[^{}\d+*/^-]*\}\s*|\([a-zA-Z](?:,\s*[a-zA-Z])*\)\s*)+"
+    r"|(?!.*\b(?i:no|not|non|without|except|undefined)\b)(?:\^\{-1\}|\s*:\s*|\\(?!frac|sqrt|times|cdot|binom|pi\b|ln|log|lg|exp|sin|cos|tan|cot|sec|csc|arc)[a-zA-Z]+\s*|[A-Za-z]'*\s*|_\s*(?:\w|\{[^{}]*\})\s*|\{[^{}\d+*/^-]*\}\s*|\([a-zA-Z](?:,\s*[a-zA-Z])*\)\s*)+"
     r"|\|\s*[A-Za-z]+\s*\||[a-zA-Z]'*\([^()=]*\)"
 )
 

@@ -225,6 +225,7 @@ def read_unit(text: str) -> Unit | None:
         .replace("°fahrenheit", "°F")
         .replace("°Fahrenheit", "°F")
     )
+    text = re.sub(r"\blight[\s-]years?\b", "lightyear", text)
     text = re.sub(
         r"\b([ap])\.\s?m\.?", r"\1m", re.sub(r"\s+per\s+|\s+an?\s+", "/", text.replace("(", " ").replace(")", " "))
     )

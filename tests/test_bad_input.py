@@ -289,7 +289,7 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "model without chat template": (model(without="chat_template*"), ("no chat template",)),
     "config that is not JSON": (lambda p: ["eval", f"model.path={p.file('{', 'm/config.json').parent}"], ("not JSON",)),
     "config that is a list": (lambda p: ["eval", f"model.path={p.file('[]', 'm/config.json').parent}"], ("no JSON object",)),
-    "logits that are scaled": (model(subcommand="train-phase2", logits_scaling=8), ("logits_scaling",)),
+    "logits that are scaled": (model(subcommand="train-phase2", lm_head_multiplier=8), ("lm_head_multiplier",)),
     "unknown architecture": (model(model_type="gpt99"), ("gpt99", "trust_remote_code")),
     "tokenizer that is garbage": (changed("tokenizer.json", "garbage"), ("tokenizer", "cannot be used")),
     "template that does not parse": (changed("chat_template.jinja", "{% if %}"), ("chat template", "cannot be used")),

@@ -28,10 +28,13 @@ class Reply:
 
 
 def read_choice(choice: Any) -> Reply:
-    """A choice as the client library gives it, with fields it does not know among the message's extra ones. Fields of
-    another type than expected are taken for missing."""
+    """A choice as the client library gives it, with fields it does not know among the message's extra ones. Raises
+    AttributeError without a message, TypeError for content that is neither text nor a list of parts."""
     message = choice.message
-    texts, thoughts = _parts(getattr(message, "content", None))
+    content = message.content
+    if not isinstance(content, (str, list, type(None))):
+        raise TypeError("content is no text")
+    texts, thoughts = _parts(content)
     for name in ("reasoning_content", "reasoning"):
         value = getattr(message, name, None)
         if isinstance(value, str) and not thoughts:
