@@ -130,7 +130,8 @@ def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Co
     """At each temperature, asked in the first way: each model against its predecessor, the last against the first, and
     against the shortest and the most accurate of those before it. Then the first model asked in the other ways against the
     first one, and the last model against them: training against asking for brevity, against no thinking, or against a cap on
-    it."""
+    it. Pairs that were
+    asked different problems are left out."""
     models = {name: [r for r in model if r.benchmark == benchmark] for name, model in rows.items()}
     pairs: list[tuple[str, str]] = []
     for temperature in dict.fromkeys(r.temperature for model in models.values() for r in model):
@@ -149,7 +150,9 @@ def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Co
         pairs += [(names[0], name) for name in asked]
         if len(names) > 1:
             pairs += [(name, names[-1]) for name in asked]
-    return {pair: compare(models[pair[0]], models[pair[1]]) for pair in dict.fromkeys(pairs)}
+    asked_of = {name: {row.problem_id for row in model} for name, model in models.items()}
+    alike = [pair for pair in dict.fromkeys(pairs) if asked_of[pair[0]] == asked_of[pair[1]]]
+    return {pair: compare(models[pair[0]], models[pair[1]]) for pair in alike}
 
 
 def results_json(rows: Rows) -> dict[str, Any]:
