@@ -20,13 +20,8 @@ _SEPARATORS = re.compile(
 )
 _LOGIC = re.compile(r"\\(?:vee|wedge)(?![a-zA-Z])")
 _AND = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\wedge(?![a-zA-Z])")
-_SIGNS = re.compile(
-    r"\\(?:leqslant|leq?|geqslant|geq?|neq?|lt|gt)(?![a-zA-Z])|\\equiv(?![a-zA-Z])|\\(?:in|approx)(?![a-zA-Z])|!=|<=|>=|=|<|>"
-)
-_SIGN_OF = {
-    "\\le": "<=", "\\leq": "<=", "\\leqslant": "<=", "\\ge": ">=", "\\geq": ">=", "\\geqslant": ">=", "\\ne": "!=",
-    "\\neq": "!=", "\\lt": "<", "\\gt": ">", "\\in": "=", "\\approx": "=",
-}  # fmt: skip
+_SIGNS = re.compile(r"\\(?:le|ge|ne|equiv|in|approx)(?![a-zA-Z])|!=|<=|>=|=|<|>")
+_SIGN_OF = {"\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\in": "=", "\\approx": "="}
 _MATRIX = re.compile(
     r"[(\[|]?\s*\\begin\{([pbBvV]?(?:small)?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}\s*[)\]|]?", re.DOTALL
 )
