@@ -326,11 +326,16 @@ def choice(content: Any, finish_reason: Any = "stop", **more: Any) -> Any:
         ),
         (choice([{"type": "reasoning", "text": "7?"}, "9"]), "9", "7?"),
         (choice([{"type": "image_url"}, 5, {"type": "text", "text": 5}]), "", None),
-        (choice({"text": "9"}), "", None),
     ],
 )
 def test_a_servers_message_is_read_whatever_its_shape(said: Any, text: str, reasoning: str | None):
     assert read_choice(said) == Reply(text=text, reasoning=reasoning, finish_reason="stop")
+
+
+@pytest.mark.parametrize("content", [{"text": "9"}, 9, True])
+def test_content_that_is_neither_text_nor_parts_is_refused(content: Any):
+    with pytest.raises(TypeError, match="content is no text"):
+        read_choice(choice(content))
 
 
 @pytest.mark.parametrize(
