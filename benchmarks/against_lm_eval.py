@@ -22,11 +22,11 @@ from lm_eval.filters.extraction import MultiChoiceRegexFilter, RegexFilter
 from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string, remove_boxed
 from omegaconf import OmegaConf
 
-from conclip.config import EvalRunConfig
+from conclip.config.rules import to_config
+from conclip.config.schema import EvalRunConfig
 from conclip.evaluation.rows import read_rows
 from conclip.problems.load import load_problems
 from conclip.types import EvalRow, Outcome, Problem
-from conclip.validate import to_config
 
 TASKS = {False: "gsm8k/gsm8k.yaml", True: "mmlu/flan_cot_zeroshot/_mmlu_flan_cot_zeroshot_template_yaml"}
 """Task file of lm-evaluation-harness by whether the problem has choices."""

@@ -21,8 +21,8 @@ from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from conclip.compose import config_folder
-from conclip.help import leaves
+from conclip.cli.help import leaves
+from conclip.config.compose import config_folder
 from tests.doc_commands import commands, filled, write_problems
 
 PRESETS = {"probe": "probe", "train-phase1": "train", "train-phase2": "train", "eval": "eval", "two-phase": "two_phase"}

@@ -180,7 +180,7 @@ def nan_gradient(bench: Bench, here: Path) -> Outcome:
         "    if len(calls) == 8: next(module.parameters()).grad.fill_(float('nan'))\n"
         "    return step(self, optimizer, module)\n"
         "Learner._step = poison\n"
-        "from conclip.cli import main; main()"
+        "from conclip.cli.main import main; main()"
     )
     subcommand, *overrides = CASES[CASE]
     command = [sys.executable, "-c", poisoned, subcommand, *overrides, f"name={RUN}", "logger.display=plain"]

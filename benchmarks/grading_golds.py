@@ -15,9 +15,9 @@ from pathlib import Path
 import mpmath
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from conclip.equivalence import same_answer
-from conclip.formulas import Unreadable, read_formula
-from conclip.spelling import clean
+from conclip.grading.equivalence import same_answer
+from conclip.grading.formulas import Unreadable, read_formula
+from conclip.grading.spelling import clean
 from tests.known_values import Known, known_values, one_digit_changed, spellings
 
 

@@ -6,7 +6,7 @@ make bench-grading
 import argparse
 import time
 
-from conclip.grading import Grader
+from conclip.grading.grader import Grader
 
 
 def rate(pairs: list[tuple[str, str]], *, workers: int) -> float:

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 
-from conclip.identity import path_hash
+from conclip.runs.identity import path_hash
 
 RUN = "run"
 CASES = {

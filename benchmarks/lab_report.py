@@ -15,12 +15,12 @@ from statistics import fmean, median
 from bare import bare_llm
 from vllm import LLM, SamplingParams, TokensPrompt
 
-from conclip.answers import extract_boxed
-from conclip.config import ModelConfig
+from conclip.config.schema import ModelConfig
+from conclip.grading.answers import extract_boxed
+from conclip.lab.arithmetic import generate
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_tokenizer
-from conclip.problems.arithmetic import generate
-from conclip.prompts import encode_prompt
+from conclip.problems.prompts import encode_prompt
 from conclip.seeding import derive_seed
 from conclip.stats import clustered_interval
 from conclip.types import Problem

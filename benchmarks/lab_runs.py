@@ -16,16 +16,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from conclip.compose import load_config
-from conclip.config import TwoPhaseConfig
+from conclip.config.compose import load_config
+from conclip.config.schema import TwoPhaseConfig
+from conclip.curriculum.selection import select
 from conclip.evaluation.evaluate import evaluate
 from conclip.evaluation.metrics import compare, summarise
 from conclip.evaluation.units import RowFile
-from conclip.inputs import Inputs, load_inputs
-from conclip.runlog import Run
-from conclip.runtime import Runtime
-from conclip.selection import select
-from conclip.stages import Stages
+from conclip.experiments.inputs import Inputs, load_inputs
+from conclip.experiments.stages import Stages
+from conclip.rollout.session import Runtime
+from conclip.runs.run import Run
 from conclip.stats import clustered_interval
 from conclip.training.trainer import Trainer
 from conclip.types import EvalRow

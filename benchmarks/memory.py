@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from conclip.batch import ExperienceBatch, collate
-from conclip.compose import load_config
-from conclip.config import LearnConfig
+from conclip.config.compose import load_config
+from conclip.config.schema import LearnConfig
 from conclip.models.load import load_policy
 from conclip.seeding import torch_stream
+from conclip.training.batch import ExperienceBatch, collate
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
 from conclip.types import Completion, Grade, Outcome, Problem, Rollout, RolloutGroup

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 from lab_runs import DOCS, into_page
 
-from conclip.compose import load_config
-from conclip.config import PhaseConfig, ProbeConfig, ProbeRunConfig
-from conclip.pooling import Kind
-from conclip.probe import Band, PassRate, next_round, pooled, read_pass_rates
-from conclip.selection import select
+from conclip.config.compose import load_config
+from conclip.config.schema import PhaseConfig, ProbeConfig, ProbeRunConfig
+from conclip.curriculum.pass_rates import Band, PassRate, next_round, pooled, read_pass_rates
+from conclip.curriculum.pooling import Kind
+from conclip.curriculum.selection import select
 from conclip.stats import clustered_interval
 from conclip.types import Problem
 

@@ -15,9 +15,9 @@ import time
 from dataclasses import replace
 from statistics import fmean
 
-from conclip.compose import load_config
-from conclip.config import EvalRunConfig
-from conclip.inputs import Inputs, load_inputs
+from conclip.config.compose import load_config
+from conclip.config.schema import EvalRunConfig
+from conclip.experiments.inputs import Inputs, load_inputs
 
 DEFAULTS = (
     "name=bench",
@@ -40,9 +40,9 @@ def bare(rounds: int, overrides: list[str]) -> None:
     from vllm import SamplingParams, TokensPrompt
 
     from conclip.models.load import load_tokenizer
-    from conclip.prompts import encode_prompt
+    from conclip.problems.prompts import encode_prompt
     from conclip.rollout.collect import tasks_for
-    from conclip.runtime import context_tokens
+    from conclip.rollout.session import context_tokens
 
     config, inputs = load(overrides)
     settings, rollout = config.eval, config.rollout
@@ -79,8 +79,8 @@ def bare(rounds: int, overrides: list[str]) -> None:
 def ours(rounds: int, overrides: list[str]) -> None:
     from conclip.evaluation.evaluate import evaluate
     from conclip.evaluation.units import RowFile
-    from conclip.runlog import Run
-    from conclip.runtime import open_runtime
+    from conclip.rollout.session import open_runtime
+    from conclip.runs.run import Run
 
     with tempfile.TemporaryDirectory() as folder:
         config, inputs = load([*(overrides or DEFAULTS), f"paths.outputs={folder}"])

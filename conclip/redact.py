@@ -1,8 +1,8 @@
 """What must not reach a file or a terminal: secrets this process knows, and control characters of other people's text.
 
 Known are the values of environment variables that are named like secrets, passwords in the URLs of other variables (proxies,
-trackers), the hub's saved token, and passwords of ~/.netrc. Files get them replaced by `conclip.files`, the terminal by
-`conclip.terminal`.
+trackers), the hub's saved token, and passwords of ~/.netrc. Files get them replaced by `conclip.runs.files`, the terminal by
+`conclip.runs.terminal`.
 """
 
 import html

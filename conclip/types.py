@@ -160,7 +160,7 @@ class Grade:
     extracted: str | None
     """The answer as found in the response; None when there is none."""
     lenient_outcome: Outcome | None = None
-    """With the agreed fall-backs (`conclip.answers`) where there is no box; None when not looked for."""
+    """With the agreed fall-backs (`conclip.grading.answers`) where there is no box; None when not looked for."""
     lenient_extracted: str | None = None
     method: str | None = None
     """How the lenient answer was found: boxed, hashes, phrase, math, number, whole; None when there is none."""
@@ -267,7 +267,7 @@ class EvalRow:
     model: str
     """Name of the model within the evaluation."""
     prompt: str
-    """Name of the instruction (`conclip.prompts`)."""
+    """Name of the instruction (`conclip.problems.prompts`)."""
     sample: int
     seed: int
     temperature: float

@@ -11,9 +11,9 @@ from types import NoneType, UnionType
 
 from omegaconf import OmegaConf
 
-from conclip.compose import compose_config, config_folder
-from conclip.config import SCHEMAS, ProblemSetConfig
-from conclip.help import group_meanings, leaves, read_meanings, spelled
+from conclip.cli.help import group_meanings, leaves, read_meanings, spelled
+from conclip.config.compose import compose_config, config_folder
+from conclip.config.schema import SCHEMAS, ProblemSetConfig
 
 PAGE = Path(__file__).parent / "config.md"
 

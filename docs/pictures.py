@@ -17,8 +17,8 @@ from rich.console import Console
 from conclip.report.data import RunData, read_run
 from conclip.report.export import PAPER, write_curve
 from conclip.report.page import write_page
+from conclip.runs.view import View, render
 from conclip.types import Outcome, Sampling
-from conclip.view import View, render
 
 PICTURES = Path(__file__).parent / "pictures"
 LAMBDAS = (0.9, 0.95, 0.99, 1.0)

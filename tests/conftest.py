@@ -11,16 +11,16 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
-from conclip.batch import ExperienceBatch
-from conclip.compose import load_config
-from conclip.config import TrainRunConfig
-from conclip.inputs import Inputs, load_inputs
+from conclip.config.compose import load_config
+from conclip.config.schema import TrainRunConfig
+from conclip.curriculum.selection import Choice, Selection
+from conclip.experiments.inputs import Inputs, load_inputs
 from conclip.lab.pretrain import model_config
 from conclip.lab.tokenizer import build_tokenizer
 from conclip.models.folder import LAB_MODEL
-from conclip.runlog import Run
-from conclip.runtime import Runtime, open_runtime
-from conclip.selection import Choice, Selection
+from conclip.rollout.session import Runtime, open_runtime
+from conclip.runs.run import Run
+from conclip.training.batch import ExperienceBatch
 from conclip.training.learner import Learner
 from conclip.training.trainer import Trainer
 from conclip.types import Completion, EvalRow, FinishReason, Grade, Outcome, Problem, Rollout, RolloutGroup
@@ -33,7 +33,7 @@ hypothesis.settings.load_profile("repeatable")
 @pytest.fixture(autouse=True)
 def _a_run_that_fails_ends_its_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """`main` ends its process at once where the machine failed a run; here that is the process of all tests."""
-    monkeypatch.setattr("conclip.cli._leave", sys.exit)
+    monkeypatch.setattr("conclip.cli.main._leave", sys.exit)
 
 
 @pytest.fixture(scope="module", autouse=True)

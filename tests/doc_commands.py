@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from conclip.compose import load_config
+from conclip.config.compose import load_config
 from conclip.problems.load import load_problems
 
 TOP = Path(__file__).parent.parent

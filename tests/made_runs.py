@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from conclip.curriculum.pass_rates import Band, pass_rates, write_pass_rates
 from conclip.evaluation.rows import to_dict
-from conclip.pipeline import StageRecord
-from conclip.probe import Band, pass_rates, write_pass_rates
+from conclip.runs.manifest import StageRecord
 from conclip.types import Outcome
 from tests.conftest import make_row
 

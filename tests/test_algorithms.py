@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from conclip.compose import config_folder
-from conclip.inputs import Inputs
+from conclip.config.compose import config_folder
+from conclip.curriculum.pass_rates import Band, pass_rates
+from conclip.curriculum.selection import select
+from conclip.experiments.inputs import Inputs
 from conclip.models.folder import LAB_MODEL
-from conclip.probe import Band, pass_rates
-from conclip.runtime import Runtime
-from conclip.selection import select
+from conclip.rollout.session import Runtime
 from conclip.training.progress import Validation
 from conclip.training.trainer import StaleEngine, TrainResult
 from conclip.types import Outcome

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from conclip.answers import Extraction, choice_letters, extract, extract_boxed, normalise, without_label
+from conclip.grading.answers import Extraction, choice_letters, extract, extract_boxed, normalise, without_label
 
 
 @pytest.mark.parametrize(

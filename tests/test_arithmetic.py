@@ -4,12 +4,12 @@ import random
 
 import pytest
 
-from conclip.answers import extract_boxed
+from conclip.grading.answers import extract_boxed
+from conclip.lab.arithmetic import generate, sample_chain
 from conclip.lab.tokenizer import build_tokenizer
 from conclip.lab.traces import trace
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_tokenizer
-from conclip.problems.arithmetic import generate, sample_chain
 
 
 def solve(question: str) -> list[int]:

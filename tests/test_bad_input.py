@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from conclip.cli import main
+from conclip.cli.main import main
 from conclip.models.folder import LAB_MODEL
 from tests.made_runs import made_run
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conclip.batch import collate, micro_batches, row_lengths, select_rows
+from conclip.training.batch import collate, micro_batches, row_lengths, select_rows
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from conclip.cli import main
-from conclip.config import UserError
+from conclip.cli.main import main
+from conclip.errors import UserError
 from conclip.evaluation.compare import differences, paired, sentences, to_json
 from conclip.evaluation.metrics import compare
 from conclip.evaluation.units import RowFile

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from conclip.cli import SUBCOMMANDS, main
-from conclip.compose import compose_config, config_folder, load_config, quoted, sweep_jobs
-from conclip.config import EvalRunConfig, TwoPhaseConfig, UserError
-from conclip.help import read_meanings
-from conclip.validate import to_config
+from conclip.cli.help import read_meanings
+from conclip.cli.main import SUBCOMMANDS, main
+from conclip.config.compose import compose_config, config_folder, load_config, quoted, sweep_jobs
+from conclip.config.rules import to_config
+from conclip.config.schema import EvalRunConfig, TwoPhaseConfig
+from conclip.errors import UserError
 
 CONF = config_folder()
 

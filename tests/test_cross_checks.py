@@ -18,12 +18,12 @@ from torch import Tensor
 from conclip.algo.advantages import gae
 from conclip.algo.losses import kl_k3
 from conclip.algo.masking import masked_mean
-from conclip.batch import ExperienceBatch, TokenBatch
-from conclip.compose import load_config
-from conclip.config import LearnConfig
+from conclip.config.compose import load_config
+from conclip.config.schema import LearnConfig
 from conclip.models.critic import Critic
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy, load_tokenizer
+from conclip.training.batch import ExperienceBatch, TokenBatch
 from conclip.training.learner import Learner
 from tests.conftest import flat_gradient, gradient_of
 from tests.golden.replay import recorded_batch

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from rich.table import Table
 
-from conclip.display import LiveDisplay, open_display
-from conclip.terminal import as_text, open_console
+from conclip.runs.display import LiveDisplay, open_display
+from conclip.runs.terminal import as_text, open_console
+from conclip.runs.view import View, clock, outcome_bar, render, sparkline
 from conclip.types import OtherBatches, Outcome, Sampling
-from conclip.view import View, clock, outcome_bar, render, sparkline
 
 STEP = {f"outcome/{outcome.value}": 0.0 for outcome in Outcome} | {
     "outcome/correct": 0.75,

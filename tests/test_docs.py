@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from conclip import tools
-from conclip.compose import load_config, sweep_jobs
-from conclip.config import SCHEMAS, UserError
-from conclip.validate import plain_keys
+from conclip.config.compose import load_config, sweep_jobs
+from conclip.config.rules import plain_keys
+from conclip.config.schema import SCHEMAS
+from conclip.errors import UserError
 from tests.doc_commands import commands, filled
 from tests.families import FAMILIES, REFUSED
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from conclip.cli import main
+from conclip.cli.main import main
 from conclip.evaluation.rows import read_rows
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy, load_tokenizer

@@ -13,18 +13,19 @@ import psutil
 import pytest
 import torch
 
-from conclip.batch import collate
-from conclip.compose import load_config
-from conclip.config import RolloutConfig, TrainRunConfig, UserError
-from conclip.grading import Grader
+from conclip.config.compose import load_config
+from conclip.config.schema import RolloutConfig, TrainRunConfig
+from conclip.errors import UserError
+from conclip.grading.grader import Grader
+from conclip.lab.arithmetic import generate
 from conclip.models.architectures import registered
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy, load_tokenizer
-from conclip.problems.arithmetic import generate
-from conclip.prompts import encode_prompt
+from conclip.problems.prompts import encode_prompt
 from conclip.rollout.child import ChildEngine
 from conclip.rollout.collect import collect, group_rollouts, tasks_for
 from conclip.rollout.engine import EngineDied, RolloutEngine
+from conclip.training.batch import collate
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
 from conclip.training.monitors import experience_metrics

@@ -9,11 +9,11 @@ import mpmath
 import pytest
 import sympy
 
-from conclip.equality import equal, proportional, spells
-from conclip.equivalence import Tolerance, is_readable, same_answer
-from conclip.formulas import Unreadable, read_formula
-from conclip.spelling import clean
-from conclip.units import read_unit, split_unit
+from conclip.grading.equality import equal, proportional, spells
+from conclip.grading.equivalence import Tolerance, is_readable, same_answer
+from conclip.grading.formulas import Unreadable, read_formula
+from conclip.grading.spelling import clean
+from conclip.grading.units import read_unit, split_unit
 from tests.known_values import known_values, one_digit_changed, spellings
 
 KNOWN = list(known_values(130, seed=7))

@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from conclip.cli import main
-from conclip.config import UserError
+from conclip.cli.main import main
+from conclip.errors import UserError
 from conclip.evaluation.rows import read_lines, read_rows, select_rows
 from conclip.evaluation.units import RowFile
 from conclip.models.folder import LAB_MODEL, model_hash
-from conclip.runlog import Run
+from conclip.runs.run import Run
 from conclip.types import Outcome, Sampling
 from tests.conftest import make_row
 

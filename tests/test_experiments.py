@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from conclip.compose import config_folder
-from conclip.pipeline import read_stages
+from conclip.config.compose import config_folder
 from conclip.report.escape import markdown
+from conclip.runs.manifest import read_stages
 
 EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
 

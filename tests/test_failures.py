@@ -10,13 +10,13 @@ import pytest
 from safetensors import SafetensorError
 
 from conclip import inputs, tools
-from conclip.compose import load_config
-from conclip.config import LearnConfig, UserError
-from conclip.doctor import Check, config_checks, machine_checks, memory_needed_gib
-from conclip.failures import MachineFailure, check_folder, explain
-from conclip.inputs import load_inputs
-from conclip.interrupts import SIGNALS, Interrupted, deferred, handle_signals
+from conclip.cli.doctor import Check, config_checks, machine_checks, memory_needed_gib
+from conclip.config.compose import load_config
+from conclip.config.schema import LearnConfig
+from conclip.errors import MachineFailure, UserError, check_folder, explain
+from conclip.experiments.inputs import load_inputs
 from conclip.models.folder import LAB_MODEL, num_parameters
+from conclip.runs.interrupts import SIGNALS, Interrupted, deferred, handle_signals
 
 
 def from_cause(error: Exception, cause: Exception) -> Exception:
@@ -126,7 +126,7 @@ def checks(*overrides: str) -> dict[str, Check]:
 
 def test_doctor_knows_what_a_config_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The lab: 872,000 parameters or so. PPO in fp32 with KL: 16 bytes for policy and critic each, 4 for the reference."""
-    monkeypatch.setattr("conclip.doctor.gpu_memory_gib", lambda: None)
+    monkeypatch.setattr("conclip.cli.doctor.gpu_memory_gib", lambda: None)
     size = num_parameters(LAB_MODEL)
     assert 0.8e6 < size < 1e6
     config = load_config("train-phase2")

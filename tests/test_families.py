@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from conclip.batch import collate
-from conclip.compose import load_config
-from conclip.config import TrainRunConfig, UserError
-from conclip.inputs import load_inputs
+from conclip.config.compose import load_config
+from conclip.config.schema import TrainRunConfig
+from conclip.errors import UserError
+from conclip.experiments.inputs import load_inputs
+from conclip.lab.arithmetic import generate
 from conclip.models.architectures import implementation
-from conclip.problems.arithmetic import generate
-from conclip.prompts import encode_prompt
+from conclip.problems.prompts import encode_prompt
 from conclip.rollout.child import ChildEngine
 from conclip.rollout.engine import RolloutEngine
-from conclip.runtime import start_engine
+from conclip.rollout.session import start_engine
+from conclip.training.batch import collate
 from conclip.training.checkpoint import copied, save_model
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner

@@ -12,15 +12,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conclip.compose import compose_config, sweep_jobs
-from conclip.config import SCHEMAS, ProblemSetConfig, UserError
+from conclip.config.compose import compose_config, sweep_jobs
+from conclip.config.rules import plain_keys, to_config
+from conclip.config.schema import SCHEMAS, ProblemSetConfig
+from conclip.curriculum.pass_rates import read_pass_rates
+from conclip.errors import UserError
+from conclip.evaluation.regrade import grade_file
 from conclip.evaluation.rows import read_rows
-from conclip.overlap import trained_on
-from conclip.probe import read_pass_rates
 from conclip.problems.load import load_problems
-from conclip.regrade import grade_file
+from conclip.problems.overlap import trained_on
 from conclip.types import Problem
-from conclip.validate import plain_keys, to_config
 
 CASES = int(os.environ.get("CONCLIP_FUZZ", "0"))
 

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from conclip import grading_worker
-from conclip.equivalence import same_answer
-from conclip.grading import Grader, GraderBroken
-from conclip.regrade import grade_file
+from conclip.evaluation.regrade import grade_file
+from conclip.grading.equivalence import same_answer
+from conclip.grading.grader import Grader, GraderBroken
 from conclip.types import Grade, Outcome
 from tests.grading_cases import CASES
 from tests.hostile_answers import HOSTILE

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from conclip.cli import main
-from conclip.config import UserError
+from conclip.cli.main import main
+from conclip.errors import UserError
 from conclip.evaluation.rows import read_rows
 from conclip.models import server as servers
 from conclip.models.server import find_served

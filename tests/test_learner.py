@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from conclip.batch import ExperienceBatch, TokenBatch, collate
-from conclip.compose import load_config
-from conclip.config import AlgoConfig, LearnConfig
+from conclip.config.compose import load_config
+from conclip.config.schema import AlgoConfig, LearnConfig
 from conclip.models.folder import LAB_MODEL
+from conclip.training.batch import ExperienceBatch, TokenBatch, collate
 from conclip.training.experience import Scores, kl_reward_share, kl_rewards, make_experience, outcome_rewards, teaches
 from conclip.training.learner import Learner, NonFiniteGradient, explained_variance
 from conclip.training.monitors import (

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conclip import length_rewards as shape
-from conclip.config import LengthConfig, LengthReward, RewardConfig
-from conclip.length_rewards import GradedGroup, make_shaper, stage_limit
-from conclip.rewards import reward_group
+from conclip.config.schema import LengthConfig, LengthReward, RewardConfig
+from conclip.training.length_rewards import GradedGroup, make_shaper, stage_limit
+from conclip.training.rewards import reward_group
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
 

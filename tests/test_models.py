@@ -20,9 +20,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from conclip.compose import load_config
-from conclip.config import UserError
-from conclip.inputs import load_inputs
+from conclip.config.compose import load_config
+from conclip.errors import UserError
+from conclip.experiments.inputs import load_inputs
 from conclip.models.architectures import implementation
 from conclip.models.critic import Critic
 from conclip.models.folder import LAB_MODEL, check_trainable

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conclip.training.order import ProblemOrder, Refresher
+from conclip.curriculum.order import ProblemOrder, Refresher
 from conclip.types import Outcome, Problem, RolloutGroup
 from tests.conftest import make_group, make_rollout
 

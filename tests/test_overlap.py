@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from conclip.config import UserError
-from conclip.overlap import check_overlap, overlapping, trained_on, write_record
+from conclip.errors import UserError
+from conclip.problems.overlap import check_overlap, overlapping, trained_on, write_record
 from conclip.types import Problem
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from conclip.compose import load_config
-from conclip.config import BaseConfig, UserError
-from conclip.identity import digest, path_hash, relevant
-from conclip.pipeline import Pipeline, Work, read_stages
-from conclip.runlog import Run
+from conclip.config.compose import load_config
+from conclip.config.schema import BaseConfig
+from conclip.errors import UserError
+from conclip.runs.identity import digest, path_hash, relevant
+from conclip.runs.manifest import Pipeline, Work, read_stages
+from conclip.runs.run import Run
 
 
 @pytest.fixture

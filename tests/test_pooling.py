@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from conclip.pooling import JEFFREYS, MIN_PROBLEMS, Kind, fitted_prior, priors
+from conclip.curriculum.pooling import JEFFREYS, MIN_PROBLEMS, Kind, fitted_prior, priors
 
 
 def test_alike_problems_fit_a_strong_prior_at_their_mean():

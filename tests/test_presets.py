@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conclip.compose import config_folder, load_config
+from conclip.config.compose import config_folder, load_config
 from conclip.problems.files import load_dataset
 from conclip.problems.load import load_problems
 from conclip.types import Problem

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclip.compose import load_config
-from conclip.config import ProbeConfig, ProbeRunConfig, UserError
-from conclip.probe import (
+from conclip.config.compose import load_config
+from conclip.config.schema import ProbeConfig, ProbeRunConfig
+from conclip.curriculum.pass_rates import (
     Band,
     PassRate,
     describe,
@@ -20,6 +20,7 @@ from conclip.probe import (
     read_pass_rates,
     write_pass_rates,
 )
+from conclip.errors import UserError
 from conclip.types import EvalRow, Outcome
 from tests.conftest import make_row
 

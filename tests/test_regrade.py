@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from conclip.cli import main
-from conclip.regrade import grade_file
+from conclip.cli.main import main
+from conclip.evaluation.regrade import grade_file
 
 ROWS = [
     {"gold": "1/2", "response": r"so \boxed{0.5}", "id": 7},

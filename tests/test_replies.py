@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from conclip.config import UserError
-from conclip.grading import Grader
+from conclip.errors import UserError
+from conclip.grading.grader import Grader
+from conclip.grading.thinking import PLAIN, Thinking
 from conclip.models.server import rendered
 from conclip.rollout.collect import collect, tasks_for
 from conclip.rollout.endpoint import EndpointEngine
-from conclip.thinking import PLAIN, Thinking
 from conclip.types import Outcome, Problem, Rollout, SamplingSpec
 
 SPEC = SamplingSpec(temperature=0.0, max_tokens=50, logprobs=False)

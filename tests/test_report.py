@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from conclip.cli import main
+from conclip.cli.main import main
+from conclip.cli.tools import told_apart
 from conclip.report.charts import figures
 from conclip.report.data import read_run
 from conclip.report.export import latex, markdown
 from conclip.report.page import headlines, in_script, result_tables
-from conclip.tools import told_apart
 from conclip.types import Outcome
 from tests.made_runs import HOSTILE, MODELS, made_run
 

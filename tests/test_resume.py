@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from conclip.config import TrainRunConfig
-from conclip.failures import MachineFailure, explain
-from conclip.inputs import Inputs
-from conclip.interrupts import SIGNALS, Interrupted, handle_signals
+from conclip.config.schema import TrainRunConfig
+from conclip.errors import MachineFailure, explain
+from conclip.experiments.inputs import Inputs
 from conclip.models.folder import model_hash
-from conclip.runlog import Run
-from conclip.runtime import Runtime
+from conclip.rollout.session import Runtime
+from conclip.runs.interrupts import SIGNALS, Interrupted, handle_signals
+from conclip.runs.run import Run
 from conclip.training.checkpoint import Checkpoints, PhaseState, leave_models
 from conclip.training.trainer import Trainer, TrainResult
 from tests.conftest import by_hand, make_trainer, train_config

@@ -12,10 +12,10 @@ from unittest.mock import Mock
 import pytest
 
 from conclip import runlog
-from conclip.compose import load_config
-from conclip.config import BaseConfig
-from conclip.display import NoDisplay
-from conclip.runlog import Run
+from conclip.config.compose import load_config
+from conclip.config.schema import BaseConfig
+from conclip.runs.display import NoDisplay
+from conclip.runs.run import Run
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
 
@@ -55,8 +55,8 @@ def test_library_chatter_goes_to_the_log_and_standard_error_comes_back(
 
 CHATTY = """
 import os, sys
-from conclip.compose import load_config
-from conclip.runlog import Run
+from conclip.config.compose import load_config
+from conclip.runs.run import Run
 
 run = Run("eval", load_config("eval", f"paths.outputs={sys.argv[1]}", "name=x", "logger.display=json"), "identity")
 os.write(1, b"chatter of a C library\\n")

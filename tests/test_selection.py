@@ -6,10 +6,11 @@ from functools import cache
 import numpy as np
 import pytest
 
-from conclip.compose import load_config
-from conclip.config import PhaseConfig, TrainRunConfig, UserError
-from conclip.probe import Band, PassRate, pass_rates
-from conclip.selection import select
+from conclip.config.compose import load_config
+from conclip.config.schema import PhaseConfig, TrainRunConfig
+from conclip.curriculum.pass_rates import Band, PassRate, pass_rates
+from conclip.curriculum.selection import select
+from conclip.errors import UserError
 from conclip.types import Outcome, Problem
 from tests.conftest import make_row
 

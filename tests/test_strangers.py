@@ -17,17 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 from rich.table import Table
 
-from conclip.cli import main
-from conclip.compose import compose_config, load_config
-from conclip.config import SCHEMAS, UserError
+from conclip.cli.main import main
+from conclip.config.compose import compose_config, load_config
+from conclip.config.rules import to_config
+from conclip.config.schema import SCHEMAS
+from conclip.curriculum.pass_rates import read_pass_rates
+from conclip.errors import UserError
 from conclip.evaluation.compare import paired
 from conclip.evaluation.rows import from_dict, read_rows, to_dict, write_parquet
-from conclip.files import appending, break_links, check_content, link, newest_attempt, read_object, write_text
-from conclip.grading import Grader
-from conclip.identity import path_hash
+from conclip.grading.grader import Grader
 from conclip.models.folder import LAB_MODEL, check_model, weight_files
-from conclip.pipeline import Pipeline, Work, read_stages
-from conclip.probe import read_pass_rates
 from conclip.problems import tables
 from conclip.processes import PYTHON
 from conclip.redact import HIDDEN, hide, hide_known, learn_secrets, shown
@@ -37,10 +36,12 @@ from conclip.report.data import read_run
 from conclip.report.export import latex, markdown, write_files
 from conclip.report.page import headlines, result_tables, rows_for_browser, sentences, write_page
 from conclip.rollout.weights import PREFIX, as_folder, remove_orphans
-from conclip.runlog import Run, attempts
-from conclip.terminal import as_text
+from conclip.runs.files import appending, break_links, check_content, link, newest_attempt, read_object, write_text
+from conclip.runs.identity import path_hash
+from conclip.runs.manifest import Pipeline, Work, read_stages
+from conclip.runs.run import Run, attempts
+from conclip.runs.terminal import as_text
 from conclip.types import Outcome
-from conclip.validate import to_config
 from tests.conftest import make_row
 from tests.made_runs import made_run
 
@@ -702,7 +703,7 @@ def test_models_that_were_asked_other_problems_are_one_line(tmp_path: Path):
 
 
 def test_a_stage_that_is_said_to_be_done_without_its_files_is_one_line(tmp_path: Path):
-    from conclip.stages import _read_result  # pyright: ignore[reportPrivateUsage]
+    from conclip.experiments.stages import _read_result  # pyright: ignore[reportPrivateUsage]
 
     (tmp_path / "best").mkdir()
     for content in (

@@ -19,18 +19,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AddedToken, PreTrainedTokenizerBase
 
-from conclip.chat_template import check_template_kwargs, decoder, end_of_turn, known_tags, named_tokens, thinking_of
-from conclip.compose import load_config
-from conclip.config import ModelConfig, UserError
+from conclip.config.compose import load_config
+from conclip.config.schema import ModelConfig
+from conclip.errors import UserError
+from conclip.evaluation.regrade import grade_file
 from conclip.evaluation.rows import from_dict, read_rows, to_dict, write_parquet
 from conclip.evaluation.tables import by_condition
-from conclip.identity import relevant, sampling_hash
+from conclip.grading.thinking import DEFAULT_TAGS, KNOWN_TAGS, PLAIN, Thinking, ThinkingTags, answer_of, closes_only, joined
 from conclip.lab.tokenizer import CHAT_TEMPLATE, build_tokenizer
+from conclip.models.chat_template import check_template_kwargs, decoder, end_of_turn, known_tags, named_tokens, thinking_of
 from conclip.models.load import load_tokenizer
-from conclip.prompts import encode_prompt
-from conclip.regrade import grade_file
+from conclip.problems.prompts import encode_prompt
 from conclip.rollout.reply import Reply, read_choice
-from conclip.thinking import DEFAULT_TAGS, KNOWN_TAGS, PLAIN, Thinking, ThinkingTags, answer_of, closes_only, joined
+from conclip.runs.identity import relevant, sampling_hash
 from conclip.types import EvalRow, Outcome
 from tests.chat_templates import GLM4, MAGISTRAL, OWN_TOKENS, QWEN3, QWEN3_THINKING, R1_DISTILL, SMOLLM3
 from tests.conftest import make_row

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conclip.cli import main
+from conclip.cli.main import main
 from conclip.evaluation.rows import read_rows
 from conclip.models.load import load_tokenizer
 from conclip.types import EvalRow, Outcome

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conclip.trackers import OPENERS, Described, Trackers
+from conclip.runs.trackers import OPENERS, Described, Trackers
 
 ROWS = [("phase1", 1, {"length/mean_tokens": 98.5, "outcome/correct": 0.25}), ("phase1", 2, {"length/mean_tokens": 61.0})]
 EVAL = ("eval", 0, {"chain/after, concise, T 0.6/accuracy": 0.5})
@@ -39,7 +39,7 @@ def track(kind: str, folder: Path) -> list[str]:
 @pytest.fixture
 def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("conclip.trackers.CLOSE_S", 120)  # a busy machine takes its time
+    monkeypatch.setattr("conclip.runs.trackers.CLOSE_S", 120)  # a busy machine takes its time
     return tmp_path
 
 
@@ -171,24 +171,24 @@ class Hanging(Broken):
 def test_a_tracker_that_fails_or_hangs_costs_a_warning(
     opener: type[Broken], patience_s: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("conclip.trackers.CLOSE_S", patience_s)
+    monkeypatch.setattr("conclip.runs.trackers.CLOSE_S", patience_s)
     monkeypatch.setitem(OPENERS, "mlflow", opener)
     (warning,) = track("mlflow", tmp_path)
     assert said in warning and "metrics.jsonl has them" in warning
 
 
 def test_a_tracker_that_cannot_be_imported_costs_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("conclip.trackers.MODULES", {"wandb": "conclip.no_such_module"})
+    monkeypatch.setattr("conclip.runs.trackers.MODULES", {"wandb": "conclip.no_such_module"})
     (warning,) = track("wandb", tmp_path)
     assert "no_such_module" in warning
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_loads(monkeypatch: pytest.MonkeyPatch):
-    from conclip.compose import load_config
-    from conclip.config import UserError
-    from conclip.inputs import load_inputs
+    from conclip.config.compose import load_config
+    from conclip.errors import UserError
+    from conclip.experiments.inputs import load_inputs
 
-    monkeypatch.setattr("conclip.trackers.find_spec", lambda _: None)
+    monkeypatch.setattr("conclip.runs.trackers.find_spec", lambda _: None)
     config = load_config("probe", "debug=probe", "logger=wandb")
     with pytest.raises(UserError, match=r"logger\.trackers: wandb is not installed; pip install wandb"):
         load_inputs(config)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from conclip.cli import main
-from conclip.compose import load_config
-from conclip.inputs import load_inputs
-from conclip.pipeline import read_stages
+from conclip.cli.main import main
+from conclip.config.compose import load_config
+from conclip.experiments.inputs import load_inputs
+from conclip.runs.manifest import read_stages
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from transformers import AddedToken, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
-from conclip.config import ModelConfig
+from conclip.config.schema import ModelConfig
 from conclip.lab.pretrain import model_config
 from conclip.lab.tokenizer import build_tokenizer
-from conclip.prompts import encode_prompt
+from conclip.problems.prompts import encode_prompt
 from tests.chat_templates import OWN_TOKENS
 
 TAGS = ("<think>", "</think>", "[THINK]", "[/THINK]")

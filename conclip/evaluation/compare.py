@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from conclip.config import UserError
+from conclip.errors import UserError
 from conclip.evaluation.measures import by_problem, efficiency_score, is_correct, transitions
 from conclip.evaluation.metrics import Comparison, Summary, compare, summarise
 from conclip.evaluation.tables import describe_comparison, power_line

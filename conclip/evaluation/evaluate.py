@@ -4,10 +4,10 @@ import time
 from collections.abc import Sequence
 from itertools import product
 
-from conclip.config import EvalConfig
+from conclip.config.schema import EvalConfig
 from conclip.evaluation.units import RowFile
-from conclip.runtime import Runtime
-from conclip.thinking import closes_only
+from conclip.grading.thinking import closes_only
+from conclip.rollout.session import Runtime
 from conclip.types import EvalRow, Problem, SamplingSpec, asked_name
 
 

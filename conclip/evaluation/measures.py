@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from conclip.answers import normalise
+from conclip.grading.answers import normalise
 from conclip.stats import bootstrap_interval, pass_at_k, wilson_interval
 from conclip.types import EvalRow, Outcome
 

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
-from conclip.checked import first_fault
-from conclip.config import UserError
-from conclip.files import check_content, newest_attempt, writing_bytes
+from conclip.errors import UserError
 from conclip.problems.tables import parquet_rows
 from conclip.redact import hide_known
+from conclip.runs.checked import first_fault
+from conclip.runs.files import check_content, newest_attempt, writing_bytes
 from conclip.types import EvalRow
 
 SCHEMA = 3

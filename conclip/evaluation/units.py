@@ -14,14 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from conclip.config import BaseConfig, UserError, Way
+from conclip.config.schema import BaseConfig, Way
+from conclip.errors import UserError, check_folder
 from conclip.evaluation.rows import from_dict, to_dict, write_parquet
-from conclip.failures import check_folder
-from conclip.files import appending, read_plain, writing
-from conclip.grading import GRADER_VERSION
-from conclip.identity import digest
+from conclip.grading.grader import GRADER_VERSION
 from conclip.rollout.collect import Task
-from conclip.runtime import Runtime
+from conclip.rollout.session import Runtime
+from conclip.runs.files import appending, read_plain, writing
+from conclip.runs.identity import digest
 from conclip.types import EvalRow, OtherBatches, Rollout, SamplingSpec
 
 

@@ -16,9 +16,9 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from conclip.lab.arithmetic import sample_chain
 from conclip.lab.tokenizer import END, PAD, build_tokenizer
 from conclip.lab.traces import trace
-from conclip.problems.arithmetic import sample_chain
 
 LOG = logging.getLogger(__name__)
 

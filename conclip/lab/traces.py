@@ -12,7 +12,7 @@ Whether a *model* trained on this is right more often when it is short is measur
 
 import random
 
-from conclip.problems.arithmetic import Chain, apply
+from conclip.lab.arithmetic import Chain, apply
 
 FATIGUE = 0.04
 """Extra error probability of each further step of a `chain` trace."""

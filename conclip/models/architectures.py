@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from conclip.config import UserError
+from conclip.errors import UserError
 from conclip.models.folder import LAB_MODEL
 
 Implementation = Literal["native", "transformers"]

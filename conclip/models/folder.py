@@ -8,9 +8,8 @@ from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 
-from conclip.config import UserError
-from conclip.failures import explain
-from conclip.files import expanded
+from conclip.errors import UserError, explain
+from conclip.runs.files import expanded
 
 LAB_MODEL = Path(__file__).parent.parent / "lab" / "weights"
 """The embedded default model."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import httpx2
 import openai
 
-from conclip.config import UserError
+from conclip.errors import UserError
 from conclip.redact import learn_secrets, one_line
 from conclip.types import Messages
 

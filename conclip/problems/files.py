@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, cast
 
-from conclip.answers import extract_boxed
-from conclip.config import ProblemSetConfig, UserError
+from conclip.config.schema import ProblemSetConfig
+from conclip.errors import UserError
+from conclip.grading.answers import extract_boxed
 from conclip.problems.tables import Row, read_rows
 from conclip.seeding import python_stream
 from conclip.types import Problem

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from conclip.config import ProblemSetConfig, UserError
-from conclip.grading import Grader
-from conclip.problems.arithmetic import generate
+from conclip.config.schema import ProblemSetConfig
+from conclip.errors import UserError
+from conclip.grading.grader import Grader
+from conclip.lab.arithmetic import generate
 from conclip.problems.files import load_dataset
 from conclip.seeding import derive_seed
 from conclip.types import Problem

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from conclip.config import ProblemSetConfig, UserError
-from conclip.failures import explain
-from conclip.files import expanded
+from conclip.config.schema import ProblemSetConfig
+from conclip.errors import UserError, explain
+from conclip.runs.files import expanded
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from conclip.config import LearnConfig, TwoPhaseConfig
+from conclip.config.schema import LearnConfig, TwoPhaseConfig
 from conclip.evaluation.metrics import Estimate, compare, summarise
 from conclip.evaluation.tables import describe_comparison
-from conclip.files import expanded, write_text
 from conclip.report import escape
-from conclip.runlog import Run
+from conclip.runs.files import expanded, write_text
+from conclip.runs.run import Run
 from conclip.types import EvalRow
 
 MAX_PROBLEMS = 32

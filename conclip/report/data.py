@@ -10,14 +10,14 @@ import yaml
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic's own dependency: it needs this one below Python 3.12
 
-from conclip.checked import Finite, Whole, read_as
-from conclip.config import UserError
+from conclip.config.foreign import check_yaml
+from conclip.curriculum.pass_rates import PassRate, read_pass_rates
+from conclip.errors import UserError
 from conclip.evaluation.rows import read_rows
-from conclip.files import check_content, newest_attempt, read_plain
-from conclip.foreign import check_yaml
-from conclip.pipeline import StageRecord, read_stages
-from conclip.probe import PassRate, read_pass_rates
-from conclip.runlog import MANIFEST, is_metrics
+from conclip.runs.checked import Finite, Whole, read_as
+from conclip.runs.files import check_content, newest_attempt, read_plain
+from conclip.runs.manifest import StageRecord, read_stages
+from conclip.runs.run import MANIFEST, is_metrics
 from conclip.types import EvalRow
 
 QUESTIONS = "questions.jsonl"

@@ -6,11 +6,11 @@ from typing import Any
 
 import vl_convert
 
-from conclip.files import write_text, writing_bytes
 from conclip.report import escape
 from conclip.report.charts import Figure, curves, figures
 from conclip.report.data import RunData
 from conclip.report.page import result_tables
+from conclip.runs.files import write_text, writing_bytes
 
 WIDTH_PX = 760
 PNG_SCALE = 2.0

@@ -21,10 +21,10 @@ from conclip.evaluation.tables import (
     summaries,
     verdict,
 )
-from conclip.files import finite, write_text
+from conclip.grading.thinking import DEFAULT_TAGS, joined
 from conclip.report.charts import Figure, figures, label, models_of
 from conclip.report.data import RunData
-from conclip.thinking import DEFAULT_TAGS, joined
+from conclip.runs.files import finite, write_text
 from conclip.types import EvalRow, Outcome, asked_name
 
 TEMPLATES = Path(__file__).parent / "page"

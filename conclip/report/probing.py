@@ -5,7 +5,7 @@ from statistics import fmean
 
 from rich.table import Table
 
-from conclip.probe import BINS, Band, PassRate, histogram
+from conclip.curriculum.pass_rates import BINS, Band, PassRate, histogram
 
 BAR = 20
 """Characters of the longest bar."""

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from conclip.config import RolloutConfig, UserError
-from conclip.failures import explain
-from conclip.interrupts import SIGNALS
+from conclip.config.schema import RolloutConfig
+from conclip.errors import UserError, explain
 from conclip.processes import protect_children
 from conclip.rollout.engine import EngineDied
 from conclip.rollout.weights import WeightsFolder, as_folder, remove_orphans
+from conclip.runs.interrupts import SIGNALS
 from conclip.types import Completion, Request, SamplingSpec
 
 POLL_S = 0.05

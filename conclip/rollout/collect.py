@@ -7,13 +7,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from conclip.chat_template import decoder
-from conclip.config import UserError
-from conclip.grading import Grader
-from conclip.interrupts import deferred
+from conclip.errors import UserError
+from conclip.grading.grader import Grader
+from conclip.grading.thinking import PLAIN, Thinking, answer_of, joined
+from conclip.models.chat_template import decoder
 from conclip.rollout.engine import EngineDied, RolloutEngine
+from conclip.runs.interrupts import deferred
 from conclip.seeding import derive_seed
-from conclip.thinking import PLAIN, Thinking, answer_of, joined
 from conclip.types import (
     Completion,
     Grade,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import openai
 
-from conclip.config import UserError
+from conclip.errors import UserError
 from conclip.models import server
 from conclip.models.server import Misbehaved, connect, refused_redirect
 from conclip.redact import hide_known, one_line

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from conclip.failures import MachineFailure
+from conclip.errors import MachineFailure
 from conclip.types import Completion, Request, SamplingSpec
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from typing import Any, cast
 
 import torch
 
-from conclip.chat_template import end_of_turn, named_tokens
-from conclip.config import RolloutConfig, UserError
-from conclip.failures import explain
+from conclip.config.schema import RolloutConfig
+from conclip.errors import UserError, explain
+from conclip.grading.thinking import ThinkingTags
+from conclip.models.chat_template import end_of_turn, named_tokens
 from conclip.models.load import load_tokenizer, read_weights
 from conclip.processes import protect_children
 from conclip.rollout.weights import as_folder
-from conclip.thinking import ThinkingTags
 from conclip.types import Completion, Request, SamplingSpec
 
 

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from conclip.failures import MachineFailure
-from conclip.files import is_inside, link, read_object, sync, write_text
-from conclip.identity import path_hash
-from conclip.overlap import write_record
+from conclip.errors import MachineFailure
+from conclip.problems.overlap import write_record
+from conclip.runs.files import is_inside, link, read_object, sync, write_text
+from conclip.runs.identity import path_hash
 from conclip.types import Problem
 
 SCHEMA = 2

@@ -26,10 +26,10 @@ from conclip.algo.losses import (
     ppo_clip_loss,
 )
 from conclip.algo.masking import equal
-from conclip.batch import ExperienceBatch, TokenBatch, micro_batches, row_lengths, select_rows, to_device
-from conclip.config import Dtype, LearnConfig
+from conclip.config.schema import Dtype, LearnConfig
 from conclip.models.critic import Critic
 from conclip.models.load import OutputHead, autocast, checkpoint_weights, load_policy, recompute_activations
+from conclip.training.batch import ExperienceBatch, TokenBatch, micro_batches, row_lengths, select_rows, to_device
 from conclip.training.experience import Scores
 from conclip.training.schedule import Scheduled, StepPlan, lr_scale, rows_per_group
 

@@ -14,22 +14,22 @@ from typing import Any
 from torch import Tensor
 
 from conclip.algo.losses import next_kl_coef
-from conclip.batch import collate
-from conclip.config import LearnConfig, PhaseConfig, UserError
-from conclip.failures import explain
-from conclip.interrupts import Interrupted, deferred
-from conclip.length_rewards import make_shaper, stage_limit
-from conclip.overlap import trained_on
-from conclip.rewards import reward_group
-from conclip.runtime import Runtime
+from conclip.config.schema import LearnConfig, PhaseConfig
+from conclip.curriculum.order import ProblemOrder, make_refresher
+from conclip.curriculum.selection import Selection
+from conclip.errors import UserError, explain
+from conclip.problems.overlap import trained_on
+from conclip.rollout.session import Runtime
+from conclip.runs.interrupts import Interrupted, deferred
 from conclip.seeding import python_stream, torch_stream
-from conclip.selection import Selection
+from conclip.training.batch import collate
 from conclip.training.checkpoint import Checkpoints, PhaseState, copied, save_model
 from conclip.training.experience import kl_reward_share, make_experience, teaches
 from conclip.training.learner import Learner, NonFiniteGradient
+from conclip.training.length_rewards import make_shaper, stage_limit
 from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings
-from conclip.training.order import ProblemOrder, make_refresher
 from conclip.training.progress import Progress, Validation
+from conclip.training.rewards import reward_group
 from conclip.training.schedule import plan_step
 from conclip.training.summary import summarise_steps
 from conclip.types import Outcome, Problem, RolloutGroup, SamplingSpec

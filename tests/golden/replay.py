@@ -16,20 +16,20 @@ from typing import Any
 
 import torch
 
-from conclip.batch import TokenBatch, collate
-from conclip.compose import load_config
-from conclip.config import TrainRunConfig
-from conclip.grading import Grader
+from conclip.config.compose import load_config
+from conclip.config.schema import TrainRunConfig
+from conclip.grading.grader import Grader
+from conclip.lab.arithmetic import generate
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_tokenizer
-from conclip.problems.arithmetic import generate
-from conclip.prompts import encode_prompt
-from conclip.rewards import reward_group
+from conclip.problems.prompts import encode_prompt
 from conclip.rollout.collect import collect, group_rollouts, tasks_for
 from conclip.rollout.vllm_engine import VllmEngine
 from conclip.seeding import torch_stream
+from conclip.training.batch import TokenBatch, collate
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
+from conclip.training.rewards import reward_group
 from conclip.types import Completion, Grade, Outcome, Problem, Rollout, RolloutGroup, SamplingSpec
 
 FOLDER = Path(__file__).parent

@@ -1,0 +1,128 @@
+"""`conclip SUBCOMMAND --help`: every key with its value and meaning, read from the comments above the keys in conf/.
+
+A YAML file of conf/ begins with a comment that says what it is, then a blank line, then keys, each below its comment.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from conclip.runs.terminal import open_console
+
+_KEY = re.compile(r"(\s*)([A-Za-z_]\w*):")
+_PROBLEM_SET = re.compile(r"^(pool|validation|test)\.[^.]+")
+"""The free name of a problem set and the list it stands in; its keys mean the same in all of them."""
+
+
+def read_meanings(path: Path) -> tuple[str, dict[str, str]]:
+    """(what the file is, dotted key -> the comment above it) of one YAML file of conf/."""
+    header, _, body = path.read_text(encoding="utf-8").partition("\n\n")
+    lines = [line.removeprefix("#").strip() for line in header.splitlines() if line.startswith("#")]
+    description = " ".join(line for line in lines if not line.startswith("@package"))
+    meanings: dict[str, str] = {}
+    parents: list[tuple[int, str]] = []
+    comment: list[str] = []
+    for line in body.splitlines():
+        if line.lstrip().startswith("#"):
+            comment.append(line.lstrip().removeprefix("#").strip())
+        elif found := _KEY.match(line):
+            indent = len(found[1])
+            parents = [(depth, name) for depth, name in parents if depth < indent] + [(indent, found[2])]
+            if comment:
+                meanings[".".join(name for _, name in parents)] = " ".join(comment)
+            comment = []
+        else:
+            comment = []
+    return description, meanings
+
+
+def group_meanings(folder: Path, option: str) -> dict[str, str]:
+    """The meanings of a config group's keys: the option's own words first, then those of the others, whose keys it may
+    rest on."""
+    merged: dict[str, str] = {}
+    for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem == option):
+        merged |= {_PROBLEM_SET.sub("*", key): text for key, text in read_meanings(path)[1].items()}
+    return merged
+
+
+def leaves(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and plain values, in the order of the files."""
+    for name in cast(Mapping[str, Any], config):
+        value = "???" if OmegaConf.is_missing(config, name) else config[name]
+        if isinstance(value, DictConfig) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def spelled(value: Any) -> str:
+    """A value as one writes it in YAML."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value).replace("None", "null") if isinstance(value, list) else str(value)
+
+
+def help_page(conf: Path, primary: str, composed: DictConfig, choices: Mapping[str, str | None]) -> Group:
+    """The whole page: what the subcommand does, then its groups with options and keys, at the values they would have.
+
+    `choices`: group -> chosen option (Hydra's ``runtime.choices``).
+    """
+    description, own = read_meanings(conf / f"{primary}.yaml")
+    groups = {
+        name: option for name, option in reversed(list(choices.items())) if not name.startswith("hydra/") and name != "hydra"
+    }
+    packages = [name.rpartition("@")[2] for name in groups]
+    parts: list[Text | Table | Padding] = [Text(description + "\n")]
+    parts.append(_table({k: v for k, v in leaves(composed) if k.split(".")[0] not in packages}, own, ""))
+    for name, option in groups.items():
+        folder = conf / name.partition("@")[0]
+        package = name.rpartition("@")[2]
+        others = [path.stem for path in sorted(folder.glob("*.yaml")) if path.stem != option]
+        title = Text(f"\n{name}={option or 'null'}", style="bold")
+        parts.append(title)
+        if others:
+            parts.append(Padding(Text(f"or: {', '.join(others)}"), INDENT))
+        if option is not None:
+            parts.append(Padding(Text(read_meanings(folder / f"{option}.yaml")[0], style="italic"), INDENT))
+        if option is not None and package in composed:
+            parts.append(_table(dict(leaves(composed[package])), group_meanings(folder, option), f"{package}."))
+    parts.append(Text(FOOTER))
+    return Group(*parts)
+
+
+def show_help(conf: Path, primary: str, composed: DictConfig, choices: Mapping[str, str | None]) -> None:
+    open_console().print(help_page(conf, primary, composed, choices))
+
+
+def _table(values: Mapping[str, Any], meanings: Mapping[str, str], prefix: str) -> Table:
+    """A row for each key; of the three lists of problems, whose keys mean the same, the first one is explained."""
+    explained: set[str] = set()
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for key, value in values.items():
+        shown = spelled(value)
+        shared = _PROBLEM_SET.sub("*", key)
+        meaning = "as above" if shared in explained and shared != key else meanings.get(shared, "")
+        explained.add(shared)
+        shown = repr(shown) if "\n" in shown else shown
+        shown = shown if len(shown) <= MAX_VALUE_CHARS else f"{shown[: MAX_VALUE_CHARS - 1]}…"
+        table.add_row(Text(f"  {prefix}{key}={shown}"), Text(meaning))
+    return table
+
+
+FOOTER = """
+key=value changes one value, group=option swaps a group:
+  optim.policy_lr=3e-5  algo=grpo
+-m key=a,b runs one job per value, each in a process of its own.
+--cfg job prints the composed config as YAML.
+"""
+INDENT = (0, 0, 0, 2)
+MAX_VALUE_CHARS = 32

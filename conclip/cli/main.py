@@ -1,0 +1,258 @@
+"""The command line: subcommand -> Hydra main, exit codes, and nothing else.
+
+Exit codes: 0 done, 1 a bug of ours (traceback), 2 bad input (one line), 3 the machine failed the run (one line: disk,
+memory, a process that was killed), 130, 143 and 129 stopped by SIGINT, SIGTERM and SIGHUP.
+"""
+
+import difflib
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from contextlib import suppress
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, NoReturn
+
+from conclip.errors import FAILED, MachineFailure, UserError, explain
+from conclip.processes import PYTHON, protect_children
+from conclip.redact import learn_secrets, shown
+from conclip.runs.interrupts import Interrupted, end_with_parent, handle_signals
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable
+
+    from omegaconf import DictConfig
+
+
+SUBCOMMANDS = {
+    "probe": "measure the pass rate of each problem",
+    "train-phase1": "train on hard problems, for accuracy",
+    "train-phase2": "train on a few occasionally solvable problems, for brevity",
+    "eval": "accuracy and length of a model on test problems",
+    "two-phase": "all of it: probe, phase 1, probe, phase 2, evaluation",
+}
+
+PLAIN_SUBCOMMANDS = {
+    "grade": "grade JSON lines with gold and response: conclip grade IN OUT",
+    "compare": "paired statistics: conclip compare RUN [RUN] [--model A B]",
+    "report": "one HTML page of a run or several: conclip report RUN ...",
+    "doctor": "what this machine can run, and what a config needs",
+    "completion": "for a shell: conclip completion bash",
+}
+"""They take arguments, not a config."""
+
+USAGE = """usage: conclip SUBCOMMAND [key=value | group=option ...]
+
+Shortens the chains of thought of a reasoning model with reinforcement learning,
+and measures whether accuracy held.
+
+{rows}
+
+  conclip SUBCOMMAND --help        groups, keys and their present values
+  conclip SUBCOMMAND --cfg job     the composed config
+  conclip SUBCOMMAND -m key=a,b    one run per value, each in its own process
+  conclip SUBCOMMAND --dry-run     what is done, what is to do, and its cost
+
+Examples
+  conclip two-phase
+  conclip eval model=hf model.path=MODEL data=gsm8k
+  conclip train-phase2 algo=grpo phase.num_steps=10
+"""
+
+MAX_LINE = 1000
+"""Characters of an error; of a longer one both ends are shown."""
+
+REFUSED = 2
+"""Exit code of bad input."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        rows = "\n".join(f"  {name:<14} {what}" for name, what in (SUBCOMMANDS | PLAIN_SUBCOMMANDS).items())
+        sys.stdout.write(USAGE.format(rows=rows))
+        return
+    subcommand = arguments[0]
+    known = [*SUBCOMMANDS, *PLAIN_SUBCOMMANDS]
+    if subcommand not in known:
+        near = difflib.get_close_matches(subcommand, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
+        fail("conclip", f"unknown subcommand '{subcommand}': {hint}")
+    sys.argv = [f"conclip {subcommand}", *arguments[1:]]
+    learn_secrets()
+    sys.excepthook = _show_bug
+    protect_children()
+    handle_signals()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a traceback that reaches the user is a bug: show all of it
+    try:
+        if subcommand in PLAIN_SUBCOMMANDS:
+            from conclip import tools  # noqa: PLC0415  only what is used gets imported
+
+            getattr(tools, subcommand)(arguments[1:])
+        else:
+            _run(subcommand, arguments[1:])
+    except UserError as error:
+        fail(f"conclip {subcommand}", str(error))
+    except BrokenPipeError:  # the reader of a page (`| head`) has seen enough
+        from conclip.runs.terminal import leave  # noqa: PLC0415
+
+        leave(sys.stdout)
+    except Interrupted as stopped:
+        goes_on = "" if subcommand in PLAIN_SUBCOMMANDS else "; the same command goes on from what is whole"
+        _say(f"\nstopped by {stopped}{goes_on}\n")
+        _leave(stopped.exit_code)
+    except Exception as error:
+        said = explain(error)
+        if said is None:
+            raise
+        _say(_line(f"conclip {subcommand}", said))
+        _leave(FAILED)
+
+
+def fail(command: str, message: str) -> NoReturn:
+    """Bad input: one line on stderr, and exit code 2."""
+    _say(_line(command, message))
+    sys.exit(REFUSED)
+
+
+def _line(command: str, message: str) -> str:
+    line = " ".join(shown(message).split())
+    if len(line) > MAX_LINE:
+        line = f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
+    return f"{command}: error: {line}\n"
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback as Python writes it, but for secrets and control characters in what the error says."""
+    _say(shown("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _say(text: str) -> None:
+    """On stderr, if somebody reads it: exit codes hold without."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        from conclip.runs.terminal import leave  # noqa: PLC0415
+
+        if sys.stderr is not None:
+            leave(sys.stderr)
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once. Run folder, engine and grader are closed by now; taking torch and vLLM apart object by object would cost
+    seconds, and threads that wait for a server longer."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+    os._exit(code)
+
+
+def _run(subcommand: str, arguments: list[str]) -> None:
+    from hydra._internal.utils import get_args_parser  # noqa: PLC0415  the usage page above should not wait for it
+
+    from conclip.cli.help import show_help  # noqa: PLC0415
+    from conclip.config.compose import compose_config, config_folder, sweep_jobs  # noqa: PLC0415
+    from conclip.experiments.inputs import checked  # noqa: PLC0415
+
+    dry_run = "--dry-run" in arguments
+    parser = get_args_parser()
+    parser.error = _refuse_flag
+    flags = parser.parse_intermixed_args([argument for argument in arguments if argument != "--dry-run"])
+    if flags.config_path or flags.experimental_rerun:
+        raise UserError("--config-path and --experimental-rerun are not conclip's; --config-dir adds a folder of configs")
+    primary = flags.config_name or subcommand.replace("-", "_")
+    compose = partial(compose_config, subcommand, primary=flags.config_name, config_dir=flags.config_dir)
+    if flags.help:
+        own = primary if (config_folder() / f"{primary}.yaml").is_file() else subcommand.replace("-", "_")
+        return show_help(config_folder(), own, *compose(flags.overrides))
+    if flags.cfg or flags.info or flags.hydra_help or flags.shell_completion:
+        return _show_hydra(primary, flags, compose)
+    if not flags.multirun:
+        (overrides,) = sweep_jobs(flags.overrides, sweeping=False)
+        return (_plan if dry_run else _execute)(subcommand, compose(overrides)[0])
+    jobs = [(overrides, compose(overrides)[0]) for overrides in sweep_jobs(flags.overrides, sweeping=True)]
+    for number, (_, composed) in enumerate(jobs):  # all of them, before the first one runs
+        composed.name = f"{composed.name}-{number}"
+        _plan(subcommand, composed) if dry_run else checked(subcommand, composed)
+    named = (("--config-dir", flags.config_dir), ("--config-name", flags.config_name))
+    where = [part for flag, value in named if value is not None for part in (flag, value)]
+    for overrides, composed in () if dry_run else jobs:
+        _run_in_own_process([subcommand, *where, *overrides], composed.name)
+    return None
+
+
+def _show_hydra(primary: str, flags: "Namespace", compose: "Callable[[list[str]], tuple[DictConfig, object]]") -> None:
+    """The composed config, and what else Hydra tells of itself."""
+    import hydra  # noqa: PLC0415
+    from omegaconf import OmegaConf  # noqa: PLC0415
+
+    from conclip.config.compose import config_folder, free_key, free_name  # noqa: PLC0415
+    from conclip.config.foreign import bounded_files  # noqa: PLC0415
+
+    if flags.cfg or flags.info:
+        composed = compose(flags.overrides)[0]
+        if flags.cfg == "job" and flags.package is None:
+            sys.stdout.write(OmegaConf.to_yaml(composed, resolve=flags.resolve))
+            return
+    sys.argv[1:] = [free_key(argument) for argument in sys.argv[1:] if free_name(argument) is None]
+    with bounded_files():
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(lambda _: None)()
+
+
+def _refuse_flag(message: str) -> NoReturn:
+    raise UserError(f"{message}; see --help and --hydra-help")
+
+
+def _execute(subcommand: str, composed: "DictConfig") -> None:
+    from conclip.experiments.inputs import checked  # noqa: PLC0415
+
+    config, inputs = checked(subcommand, composed)
+    from conclip.experiments.commands import execute  # noqa: PLC0415  imports torch and vLLM: only now
+
+    execute(subcommand, config, inputs)
+
+
+def _plan(subcommand: str, composed: "DictConfig") -> None:
+    """Say what would be done, what of it is done already, and what the rest will cost. Nothing is written."""
+    from conclip.experiments.inputs import checked  # noqa: PLC0415
+
+    config, inputs = checked(subcommand, composed)
+    from conclip.experiments.commands import check_prompts, run_identity  # noqa: PLC0415
+    from conclip.experiments.plan import plan_table, planned_stages, power_lines  # noqa: PLC0415
+    from conclip.runs.run import run_home  # noqa: PLC0415
+    from conclip.runs.terminal import open_console  # noqa: PLC0415
+
+    check_prompts(config, inputs)
+    planned = planned_stages(subcommand, config, inputs)
+    home, identity = run_home(subcommand, config), run_identity(subcommand, config, inputs)
+    console = open_console()
+    console.print(plan_table(planned, home, identity, anew=config.resume == "never"))
+    for line in power_lines(config, inputs):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _run_in_own_process(arguments: list[str], name: str) -> None:
+    """One job of a sweep. The engine keeps global state, so two jobs cannot share a process."""
+    from conclip.config.compose import quoted  # noqa: PLC0415
+
+    command = [*PYTHON, "-m", "conclip", *arguments, f"name={quoted(name)}"]
+    # A session of its own: it gets each signal once, from here. It does not outlive this process.
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
+    told: Interrupted | None = None
+    while True:
+        try:
+            code = process.wait()
+            break
+        except Interrupted as stopped:
+            told = stopped
+            process.send_signal(stopped.signal_number)
+    if told is not None:
+        raise told
+    if code < 0:
+        raise MachineFailure(f"job {name} was killed by {signal.Signals(-code).name}; the same command goes on")
+    if code > 0:
+        sys.exit(code)

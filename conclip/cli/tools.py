@@ -1,0 +1,208 @@
+"""The subcommands that take arguments instead of a config: grade, compare, report, doctor."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import NoReturn
+
+from rich.text import Text
+
+from conclip.cli.completion import SCRIPTS, script
+from conclip.cli.doctor import config_checks, machine_checks
+from conclip.cli.main import PLAIN_SUBCOMMANDS, SUBCOMMANDS
+from conclip.config.compose import compose_config
+from conclip.config.schema import SCHEMAS
+from conclip.errors import FAILED, UserError
+from conclip.evaluation import compare as paired_results
+from conclip.evaluation.regrade import grade_file
+from conclip.evaluation.rows import read_rows, select_rows
+from conclip.experiments.inputs import checked
+from conclip.redact import shown
+from conclip.report.data import RunData, read_run
+from conclip.report.export import write_files
+from conclip.report.page import write_page
+from conclip.runs.files import check_target, expanded, finite, write_text
+from conclip.runs.terminal import open_console
+
+
+def _budget(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
+CHOICES: dict[str, Callable[[str], str | float | None]] = {
+    "model": str,
+    "prompt": str,
+    "template": str,
+    "thinking_budget": _budget,
+    "temperature": float,
+}
+"""Columns by which `compare` chooses rows, and how their values are read."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad arguments end like all bad input: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def grade(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="conclip grade",
+        description="Grade JSON lines with columns gold and response (optional: choices, precision). What stands inside a "
+        "thinking part is no answer; a response without \\boxed{} is taken whole, from behind that part. Adds outcome, "
+        "extracted, method and grader_version to each row.",
+    )
+    parser.add_argument("source", metavar="IN", type=Path, help="JSON lines")
+    parser.add_argument("target", metavar="OUT", type=Path, help="the graded JSON lines")
+    parser.add_argument("--audit", action="store_true", help="grade with a second, independent comparison too")
+    options = parser.parse_args(arguments)
+    counts = grade_file(options.source, options.target, audit=options.audit)
+    for name, count in sorted(counts.items()):
+        sys.stdout.write(f"{count:>8}  {name}\n")
+    sys.stdout.write(shown(f"graded rows: {options.target}\n"))
+
+
+def compare(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="conclip compare",
+        usage="conclip compare FIRST [SECOND] [--model A [B]] [--prompt A [B]] [--template A [B]] "
+        "[--thinking-budget A [B]] [--temperature A [B]] [OPTIONS]",
+        description="Differences in accuracy and length between two evaluations, of one run or of two, paired by problem: "
+        "intervals, permutation tests, non-inferiority, and which outcomes turned into which.",
+    )
+    parser.add_argument(
+        "first",
+        metavar="FIRST",
+        type=Path,
+        help="a run that evaluated (outputs/<subcommand>/<name>, or an attempt in it), or a file with its rows",
+    )
+    parser.add_argument(
+        "second", metavar="SECOND", type=Path, nargs="?", help="the same, of what is compared with it; default: FIRST"
+    )
+    parser.add_argument(
+        "--margin", type=float, default=0.03, help="accuracy counts as kept within it [probability; default: 0.03]"
+    )
+    for name, kind in CHOICES.items():
+        words = name.replace("_", " ")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            nargs="+",
+            help=f"one {words} for both sides, or two: FIRST's, then SECOND's"
+            + ("; none: without a budget" if kind is _budget else ""),
+        )
+    parser.add_argument("--json", type=Path, help="write the numbers here, too")
+    options = parser.parse_intermixed_args(arguments)
+    for name in CHOICES:
+        if len(getattr(options, name) or ()) > 2:
+            parser.error(
+                f"--{name.replace('_', '-')} takes one value or two (runs stand before it, or after another option)"
+            )
+    if not 0 < options.margin < 1:
+        parser.error(f"--margin is a share: it must lie in (0, 1), got {options.margin:g}")
+    if options.json:
+        check_target(options.json, "--json")
+    chosen = {name: getattr(options, name) for name in CHOICES if getattr(options, name)}
+    if options.second is None and all(len(values) == 1 for values in chosen.values()):
+        options_there = ", ".join(f"--{name.replace('_', '-')}" for name in CHOICES)
+        parser.error(f"nothing to compare FIRST with; give SECOND, or two values of one of {options_there}")
+    sides = [
+        select_rows(read_rows(path), **{name: values[min(side, len(values) - 1)] for name, values in chosen.items()})
+        for side, path in enumerate((options.first, options.second or options.first))
+    ]
+    results = paired_results.paired(*sides)
+    console = open_console()
+    for text in paired_results.differences(*sides):
+        console.print(f"warning: {text}", style="yellow", soft_wrap=True)
+    for result in results:
+        for line in paired_results.sentences(result, options.margin):
+            console.print(line, soft_wrap=True)
+        console.print(paired_results.transition_table(result))
+    if options.json:
+        numbers = finite([paired_results.to_json(result) for result in results])
+        write_text(options.json, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
+
+
+def report(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="conclip report",
+        description="One HTML page of a run, or of several side by side: result, figures, every response, lineage. It opens "
+        "from disk and loads nothing.",
+    )
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="outputs/<subcommand>/<name>, or an attempt in it")
+    parser.add_argument("--out", type=Path, help="the page; default: report.html in the run's folder, or here for several")
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also figures as SVG and PNG, tables as .md and .tex")
+    options = parser.parse_intermixed_args(arguments)
+    runs = told_apart([read_run(path) for path in options.runs])
+    page = options.out or (runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html"))
+    check_target(page, "--out")
+    if options.figures is not None and options.figures.exists() and not options.figures.is_dir():
+        raise UserError(f"--figures: '{options.figures}' is a file; give a folder")
+    write_page(runs, page)
+    sys.stdout.write(shown(f"report: {page}\n"))
+    if options.figures is not None:
+        for path in write_files(runs, options.figures):
+            sys.stdout.write(shown(f"{path}\n"))
+
+
+def told_apart(runs: Sequence[RunData]) -> list[RunData]:
+    """The runs under names that differ, as short ones as do. Raises UserError when a run is given twice."""
+    ways: tuple[Callable[[RunData], str], ...] = (
+        lambda run: run.name,
+        lambda run: f"{run.name} {run.folder.name}",
+        lambda run: f"{run.subcommand} {run.name} {run.folder.name}",
+        lambda run: str(run.folder),
+    )
+    for named in ways:
+        names = [named(run) for run in runs]
+        if len(set(names)) == len(names):
+            return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+    raise UserError(f"'{runs[-1].folder}' or another run is given twice")
+
+
+def doctor(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="conclip doctor",
+        description="One line a check of this machine and, with a subcommand and its overrides, of that config and what it "
+        "needs. Nothing is written. Exit code 2 when the config is refused, 3 when a check failed.",
+    )
+    names = list(SCHEMAS)
+    parser.add_argument("subcommand", metavar="SUBCOMMAND", nargs="?", choices=names, help=", ".join(names))
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="as the subcommand takes them")
+    options = parser.parse_args(arguments)
+    outputs, refused, checks = Path("outputs"), None, iter(())
+    if options.subcommand is not None:
+        try:
+            config, inputs = checked(options.subcommand, compose_config(options.subcommand, options.overrides)[0])
+            from conclip.experiments.commands import check_prompts  # noqa: PLC0415  imports torch
+
+            check_prompts(config, inputs)
+            outputs, checks = expanded(config.paths.outputs), config_checks(config, inputs)
+        except UserError as error:
+            refused = error
+    console, failed = open_console(), False
+    for check in chain(machine_checks(outputs), checks):
+        style = {"ok": "green", "note": "yellow", "FAILED": "red"}[check.state]
+        line = f"{check.name:<22}{check.found}" + (f": {check.remedy}" if check.remedy else "")
+        console.print(Text.assemble((f"{check.state:<8}", style), line), soft_wrap=True)
+        failed |= check.state == "FAILED"
+    if refused is not None:
+        raise refused
+    if failed:
+        sys.exit(FAILED)
+
+
+def completion(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="conclip completion",
+        description="Prints what makes a shell complete subcommands, groups, options and keys. bash, zsh: put "
+        'eval "$(conclip completion bash)" into the shell\'s start file; fish: conclip completion fish | source.',
+    )
+    parser.add_argument("shell", choices=SCRIPTS)
+    options = parser.parse_args(arguments)
+    sys.stdout.write(script(options.shell, [*SUBCOMMANDS, *PLAIN_SUBCOMMANDS], list(SCHEMAS)))

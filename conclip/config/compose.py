@@ -1,0 +1,205 @@
+"""From overrides to a config: Hydra composes conf/, `conclip.config.rules` types and checks the outcome."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins import file_config_source
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from conclip.config.foreign import bounded_files, check_hydra
+from conclip.config.rules import plain_keys, text_keys, to_config, unknown_key
+from conclip.config.schema import SCHEMAS, BaseConfig, ProblemSetConfig
+from conclip.errors import UserError
+
+# Hydra reads the header of a file (`# @package`) as UTF-8 whose byte order mark, if it has one, hides the header.
+file_config_source.open = lambda path, encoding: open(path, encoding=f"{encoding}-sig")  # pyright: ignore  # noqa: SIM115
+
+
+def config_folder() -> Path:
+    """conf/ beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def load_config(subcommand: str, *overrides: str) -> BaseConfig:
+    """A subcommand's typed and checked config, as the command line would make it. Raises UserError."""
+    return to_config(SCHEMAS[subcommand], compose_config(subcommand, overrides)[0])
+
+
+def compose_config(
+    subcommand: str, overrides: Sequence[str], *, primary: str | None = None, config_dir: str | None = None
+) -> tuple[DictConfig, Mapping[str, str | None]]:
+    """One job's config as Hydra composes it, and the option chosen in each group.
+
+    `primary` names another primary file than the subcommand's own, `config_dir` a folder that is searched as well. Raises
+    UserError, with the nearest name for an unknown key.
+    """
+    known = plain_keys(SCHEMAS[subcommand])
+    if several := [text for text in overrides if text.startswith("logger=[")]:
+        raise UserError(f"'{several[0]}': the last one would win; name them by logger.trackers=[...]")
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir: no folder '{config_dir}'")
+    name = primary or subcommand.replace("-", "_")
+    folders = [config_folder(), *([Path(config_dir).resolve()] if config_dir is not None else [])]
+    folders.sort(key=lambda folder: not (folder / f"{name}.yaml").is_file())  # Hydra wants the primary file in the first
+    where = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
+    overrides = [as_text(override) for override in overrides]
+    named = [entry for override in overrides if (entry := free_name(override)) is not None]
+    plain = [free_key(override) for override in overrides if free_name(override) is None]
+    try:
+        with bounded_files(), initialize_config_dir(str(folders[0]), version_base="1.3"):
+            composed = compose(name, overrides=[*where, *plain], return_hydra_config=True)
+    except UserError:
+        raise
+    except MissingConfigException as error:
+        raise UserError(_missing_option(error)) from error
+    except Exception as error:  # whatever Hydra stumbles over stands in the overrides or the files they name
+        text = str(error)
+        for override in overrides:
+            key = override.lstrip("+~").split("=", 1)[0]
+            unknown = (f"'{key}'" in text and "is not in struct" in text) or f"Could not override '{key}'" in text
+            if unknown and key not in known:
+                raise UserError(unknown_key(key, known)) from error
+        raise UserError(text.replace("\n", " ")) from error
+    with open_dict(composed):
+        for entry in named:
+            if OmegaConf.select(composed, entry.where) is None:
+                raise UserError(unknown_key(entry.key, known))
+            entry.put(composed)
+        hydra = composed.pop("hydra")
+    check_hydra(hydra)
+    return composed, hydra.runtime.choices
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    """Hydra's own words list the folders it searched."""
+    group, _, option = (error.missing_cfg_file or "").partition("/")
+    if not error.options or not option:
+        return str(error).partition("\nConfig search path")[0].replace("\n", " ")
+    near = difflib.get_close_matches(option, error.options, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "choose one of " + ", ".join(error.options)
+    return f"{group}={option}: no such option; {hint}"
+
+
+_FIELDS = "|".join(item.name for item in dataclasses.fields(ProblemSetConfig))
+_SET = re.compile(rf"\+{{0,2}}(data\.(?:pool|validation|test))\.([^=]+?)(?:\.({_FIELDS})(?!=\s*\{{))?=(.*)", re.DOTALL)
+_CHECKPOINT = re.compile(r"\+{0,2}(checkpoints)\.([^=]+)()=(.*)", re.DOTALL)
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FreeName:
+    """An override of what has a name of the user's own, which Hydra would take for several keys, or for none."""
+
+    where: str
+    name: str
+    field: str | None
+    text: str
+
+    @property
+    def key(self) -> str:
+        return ".".join(part for part in (self.where, self.name, self.field) if part)
+
+    @property
+    def masked(self) -> str:
+        """The same value under a name that Hydra reads."""
+        return f"{self.where}.name={self.text}"
+
+    def put(self, composed: DictConfig) -> None:
+        """Set it. A set that is not there yet begins empty."""
+        parent, name = OmegaConf.select(composed, self.where), self.name
+        if self.field is not None:
+            parent[self.name] = parent.get(self.name, {})
+            parent, name = parent[self.name], self.field
+        parent[name] = _parsed([self.masked])[0].value()
+
+
+def free_name(override: str) -> FreeName | None:
+    """What an override says of a problem set or a checkpoint whose name has dots or other signs; None of other overrides."""
+    match = _SET.fullmatch(override) or _CHECKPOINT.fullmatch(override)
+    if match is None or _PLAIN_NAME.fullmatch(match[2]):
+        return None
+    whole = match[1] == "checkpoints" or match[3] or match[4].lstrip().startswith("{")
+    return FreeName(match[1], match[2], match[3] or None, match[4]) if whole else None
+
+
+TEMPLATE_KWARGS = ("model.chat_template_kwargs", "eval.template_kwargs")
+"""Keys below which names are a chat template's."""
+
+
+def free_key(override: str) -> str:
+    """The override as Hydra takes it: a key that no file has needs ++. Names under `checkpoints` and of problem sets are the
+    user's own, and a preset of `data` may leave out keys that a problem set has."""
+    own = re.match(
+        rf"(?:checkpoints|data\.(?:pool|validation|test)(?:\.[^.=]+(?:\.(?:{_FIELDS}))?)?)(?:\.[^.=]+)?=", override
+    )
+    return f"++{override}" if own or override.startswith(TEMPLATE_KWARGS) else override
+
+
+_TEXTS = frozenset[str]().union(*(text_keys(schema) for schema in SCHEMAS.values()))
+
+
+_QUOTED_KEY = re.compile(r"""([{,]\s*)(["'])([\w.-]+)\2(\s*:)""")
+
+
+def as_text(override: str) -> str:
+    """A value in quotes where the key wants text and Hydra would take it for a number or a truth value (`name=2024`), or not
+    read it for a sign (`model.path=runs/lr=1`); no quotes around names, which Hydra does not read."""
+    key, equals, value = override.partition("=")
+    if re.match(r"\+{0,2}(checkpoints|data)\b", key) and value.lstrip().startswith("{"):
+        return f"{key}=" + _QUOTED_KEY.sub(r"\1\3\4", value)
+    in_set = _SET.fullmatch(override)
+    pattern = f"{in_set[1]}.*.{in_set[3]}" if in_set else re.sub(r"^checkpoints\..+", "checkpoints.*", key.lstrip("+"))
+    if not equals or pattern not in _TEXTS:
+        return override
+    try:
+        meant = not isinstance(_parsed([f"key={value}"])[0].value(), (bool, int, float))
+    except UserError:
+        meant = re.search(r"""['",]""", value) is not None
+    return override if meant else f"{key}={quoted(value.strip())}"
+
+
+def quoted(value: str) -> str:
+    """A value as Hydra reads it back, whatever signs it has."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + (f"\\{found[2]}" if found[2] else ""), value)
+    return f"'{escaped}'"
+
+
+def sweep_jobs(overrides: Sequence[str], *, sweeping: bool) -> Iterator[list[str]]:
+    """The overrides of every job of a sweep (of the one job when there is no sweep).
+
+    Raises UserError on an override Hydra cannot parse, and on a sweep where none is wanted.
+    """
+    overrides = [as_text(override) for override in overrides]
+    parsed = _parsed([entry.masked if (entry := free_name(override)) else override for override in overrides])
+    choices: list[list[str]] = []
+    for text, override in zip(overrides, parsed, strict=True):
+        if not override.is_sweep_override():
+            choices.append([text])
+        elif sweeping:
+            key = text.partition("=")[0]
+            try:
+                choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            except HydraException as error:
+                raise UserError(f"'{text}': glob() finds nothing here; name the values: {key}=a,b") from error
+        else:
+            raise UserError(f"'{text}' names several values; add -m to run one job per value")
+    for combination in product(*choices):
+        yield list(combination)
+
+
+def _parsed(overrides: Sequence[str]) -> list[Any]:
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        remedy = "overrides are key=value, and a value with signs such as ~ or ( stands in quotes: \"key='value'\""
+        raise UserError(f"cannot read '{error.override}': {remedy}") from error

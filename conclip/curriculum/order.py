@@ -1,0 +1,139 @@
+"""Which problems a step asks, and how the set they come from is kept useful."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any
+
+from conclip.config.schema import PhaseConfig
+from conclip.curriculum.pooling import JEFFREYS
+from conclip.curriculum.selection import Selection
+from conclip.types import Outcome, Problem, RolloutGroup
+
+
+class ProblemOrder:
+    """Endless passes over the problems, each in a fresh order; no draw holds a problem twice."""
+
+    def __init__(self, problems: Sequence[Problem], stream: Random) -> None:
+        self.problems, self._stream = list(problems), stream
+        self._next: deque[Problem] = deque()
+
+    def draw(self, count: int) -> list[Problem]:
+        """The next `count` problems, all different; one that would come twice waits for the next draw. Raises ValueError
+        when there are fewer problems than that."""
+        if count > len(self.problems):
+            raise ValueError(f"{count} different problems asked for, there are {len(self.problems)}")
+        chosen: dict[str, Problem] = {}
+        waiting: list[Problem] = []
+        while len(chosen) < count:
+            if not self._next:
+                self._next.extend(self._stream.sample(self.problems, len(self.problems)))
+            problem = self._next.popleft()
+            if problem.problem_id in chosen:
+                waiting.append(problem)
+            else:
+                chosen[problem.problem_id] = problem
+        self._next.extendleft(reversed(waiting))
+        return list(chosen.values())
+
+    def replace(self, old: Problem, new: Problem) -> None:
+        """`new` takes the place of `old`, in the present pass too if `old` is still to come there."""
+        self.problems[self.problems.index(old)] = new
+        self._next = deque(new if problem == old else problem for problem in self._next)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-like; the problems by id."""
+        return {
+            "problems": [problem.problem_id for problem in self.problems],
+            "next": [problem.problem_id for problem in self._next],
+            "stream": self._stream.getstate(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], known: Mapping[str, Problem]) -> None:
+        """`known`: every problem the state may name, by id."""
+        self.problems = [known[problem_id] for problem_id in state["problems"]]
+        self._next = deque(known[problem_id] for problem_id in state["next"])
+        version, internal, gauss = state["stream"]
+        self._stream.setstate((version, tuple(internal), gauss))
+
+
+class Refresher:
+    """Replaces problems that became always or never solved by the next candidates of the probe.
+
+    Each problem's belief is a Beta posterior (Jeffreys' prior) over its probed and trained responses, in which the
+    newest step's evidence counts whole and all earlier evidence `memory` as much as before: the policy changes.
+    """
+
+    def __init__(
+        self,
+        order: ProblemOrder,
+        reserve: Sequence[Problem],
+        counts: Mapping[str, tuple[float, float]],
+        *,
+        memory: float,
+        retire_below: float,
+        retire_above: float,
+    ) -> None:
+        """`counts`: (correct, not correct) responses of the probe by problem id."""
+        self._order, self._reserve = order, deque(reserve)
+        self._counts = dict(counts)
+        self._memory, self._low, self._high = memory, retire_below, retire_above
+        self.num_retired = 0
+
+    def observe(self, groups: Sequence[RolloutGroup]) -> None:
+        """Take in a step's groups, then retire what they show to be settled, while there are replacements."""
+        for group in groups:
+            judged = [r.grade.outcome for r in group.rollouts if r.grade.outcome is not Outcome.GRADER_ERROR]
+            correct = sum(outcome is Outcome.CORRECT for outcome in judged)
+            before = self._counts.get(group.problem.problem_id, (0.0, 0.0))
+            added = (correct, len(judged) - correct)
+            self._counts[group.problem.problem_id] = (
+                self._memory * before[0] + added[0],
+                self._memory * before[1] + added[1],
+            )
+        for group in groups:
+            settled = not self._low <= self.belief(group.problem) <= self._high
+            if settled and self._reserve and group.problem in self._order.problems:
+                self._order.replace(group.problem, self._reserve.popleft())
+                self.num_retired += 1
+
+    def belief(self, problem: Problem) -> float:
+        """Posterior mean of the problem's pass rate.
+
+        Example: probed 6 of 12, then a group of 16 all correct at memory 0.5: (0.5 + 3 + 16) / (1 + 6 + 16) = 0.848.
+        """
+        correct, wrong = self._counts.get(problem.problem_id, (0.0, 0.0))
+        return (JEFFREYS[0] + correct) / (sum(JEFFREYS) + correct + wrong)
+
+    def metrics(self) -> dict[str, float]:
+        """The working set as it is."""
+        beliefs = [self.belief(problem) for problem in self._order.problems]
+        return {
+            "rollout/working_set_problems": float(len(beliefs)),
+            "rollout/working_set_pass_rate": sum(beliefs) / len(beliefs),
+            "rollout/retired_problems": float(self.num_retired),
+            "rollout/reserve_problems": float(len(self._reserve)),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-like; goes with the order's."""
+        reserve = [problem.problem_id for problem in self._reserve]
+        return {"reserve": reserve, "counts": dict(self._counts), "num_retired": self.num_retired}
+
+    def load_state_dict(self, state: Mapping[str, Any], known: Mapping[str, Problem]) -> None:
+        self._reserve = deque(known[problem_id] for problem_id in state["reserve"])
+        self._counts = {problem_id: (correct, wrong) for problem_id, (correct, wrong) in state["counts"].items()}
+        self.num_retired = state["num_retired"]
+
+
+def make_refresher(order: ProblemOrder, selection: Selection, phase: PhaseConfig) -> Refresher:
+    """What keeps the working set useful, from what the probe found."""
+    rated = [choice.rate for choice in (*selection.chosen, *selection.reserve) if choice.rate is not None]
+    return Refresher(
+        order,
+        [choice.problem for choice in selection.reserve],
+        {rate.problem_id: (rate.num_correct, rate.num_samples - rate.num_correct) for rate in rated},
+        memory=phase.refresh_memory,
+        retire_below=phase.retire_below,
+        retire_above=phase.retire_above,
+    )

@@ -1,0 +1,246 @@
+"""Pass rates of problems: how they are measured sequentially, and their file.
+
+Responses are drawn in rounds. After each one, problems whose class (below, inside or above the wanted band) is clear stop;
+the rest of the budget goes where it is expected to make a class clear. What is known of a problem is the posterior of its
+own responses under a prior that all problems of its kind share (`conclip.curriculum.pooling`). "Never solved" cannot be proved by
+sampling: near the band's ends, within the indifference zone, either verdict will do.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, cast
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from scipy.special import betainc, betaincinv
+from scipy.stats import betabinom
+
+from conclip.config.schema import ProbeConfig
+from conclip.curriculum.pooling import JEFFREYS, Numbers, priors
+from conclip.errors import UserError
+from conclip.runs.checked import first_fault
+from conclip.runs.files import write_text
+from conclip.types import EvalRow, Kind, Outcome
+
+SCHEMA_VERSION = 3
+READABLE = (2, 3)
+"""In schema 2, verdict and probability are those of each problem's responses alone; the rest is the same."""
+
+Verdict = Literal["below", "inside", "above"]
+CLASSES: tuple[Verdict, ...] = ("below", "inside", "above")
+
+LOOK_AHEAD = 8
+"""Responses whose effect on what is known of a problem is weighed before they are asked for."""
+
+MIN_ROUND_PROBLEMS = 32
+"""Fewer in a round would leave the engine idle."""
+
+Probabilities = Any
+Prior = tuple[Numbers, Numbers]
+"""Parameters a and b of Beta distributions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """The pass rates wanted, both ends included."""
+
+    low: float
+    high: float
+
+    def holds(self, pass_rate: float) -> bool:
+        return self.low <= pass_rate <= self.high
+
+
+def probabilities(
+    num_correct: Numbers, num_judged: Numbers, band: Band, zone: float = 0.0, prior: Prior = JEFFREYS
+) -> Probabilities:
+    """Posterior probabilities of below, inside and above the band, [3, ...]; the ends of each class moved outwards by `zone`
+    (so they may add up to more than 1). A band that begins at 0 has nothing below it, one that ends at 1 nothing above.
+
+    Example: 0 of 12 with band 0.2 to 0.8 is below it with probability 0.98.
+    """
+    a, b = _posterior(num_correct, num_judged, prior)
+    below = betainc(a, b, min(1.0, band.low + zone)) * (band.low > 0)
+    above = (1 - betainc(a, b, max(0.0, band.high - zone))) * (band.high < 1)
+    inside = betainc(a, b, min(1.0, band.high + zone)) - betainc(a, b, max(0.0, band.low - zone))
+    return np.stack([below, inside, above])
+
+
+def expected_gain(
+    num_correct: Numbers, num_judged: Numbers, band: Band, zone: float, prior: Prior = JEFFREYS
+) -> Probabilities:
+    """How much `LOOK_AHEAD` more responses are expected to add to the probability of the likeliest class: its mean over the
+    beta-binomial prediction of their outcomes, minus what it is now (the knowledge gradient, Frazier et al. 2008)."""
+    a, b = _posterior(num_correct, num_judged, prior)
+    now = probabilities(num_correct, num_judged, band, zone, prior).max(0)
+    outcomes = range(LOOK_AHEAD + 1)
+    then = [probabilities(num_correct + k, num_judged + LOOK_AHEAD, band, zone, prior).max(0) for k in outcomes]
+    return sum(betabinom.pmf(k, LOOK_AHEAD, a, b) * value for k, value in enumerate(then)) - now
+
+
+def _posterior(num_correct: Numbers, num_judged: Numbers, prior: Prior) -> tuple[Numbers, Numbers]:
+    return prior[0] + num_correct, prior[1] + num_judged - num_correct
+
+
+def most_responses(num_problems: int, settings: ProbeConfig) -> int:
+    """What probing so many problems takes at most."""
+    mean = settings.max_samples if settings.mean_samples is None else settings.mean_samples
+    return int(min(mean, settings.max_samples) * num_problems)
+
+
+def next_round(
+    counts: Mapping[str, tuple[int, int, int]], kinds: Mapping[str, Kind], band: Band, settings: ProbeConfig
+) -> dict[str, int]:
+    """How many more responses each problem gets, from its kind and its (correct, judged, sampled) counts so far; empty when
+    probing is over.
+
+    First `first_samples` each. Then `more_samples` for those problems whose class is not yet clear and where they are
+    expected to help most, an eighth of the pool in a round, while the budget lasts.
+    """
+    names = list(counts)
+    correct, judged, sampled = np.array(list(counts.values())).T
+    if (sampled == 0).any():
+        return {name: settings.first_samples for name, number in zip(names, sampled, strict=True) if number == 0}
+    left = most_responses(len(names), settings) - int(sampled.sum())
+    a, b = priors([kinds[name] for name in names], correct, judged)
+    clearest = probabilities(correct, judged, band, settings.indifference, (a, b)).max(0)
+    unclear = np.flatnonzero((clearest < settings.confidence) & (sampled < settings.max_samples))
+    gain = expected_gain(correct[unclear], judged[unclear], band, settings.indifference, (a[unclear], b[unclear]))
+    wanted: dict[str, int] = {}
+    for index in unclear[np.argsort(-gain, kind="stable")][: max(MIN_ROUND_PROBLEMS, len(names) // 8)]:
+        number = min(settings.more_samples, settings.max_samples - int(sampled[index]), left)
+        if number > 0:
+            wanted[names[index]] = number
+            left -= number
+    return wanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassRate:
+    """One line of `pass_rates.jsonl`."""
+
+    problem_id: str
+    source: str
+    level: int | None
+    subject: str | None
+    num_samples: int
+    """Responses the grader could judge."""
+    num_correct: int
+    num_truncated: int
+    """They count as not passed."""
+    low: float
+    """95 % interval of the pass rate by the problem's own responses alone: Jeffreys', equal tails."""
+    high: float
+    verdict: Verdict
+    """Where the pass rate most probably lies with respect to the band, by all problems' responses."""
+    band_probability: float
+    """Posterior probability that the pass rate lies in the band, by all problems' responses."""
+    mean_tokens: float
+    correct_mean_tokens: float | None
+    wrong_mean_tokens: float | None
+    model_hash: str
+    sampling_hash: str
+    """Of everything else that changes a response: instruction, temperature, token limit."""
+    grader_version: int
+
+    @property
+    def pass_rate(self) -> float:
+        return self.num_correct / self.num_samples if self.num_samples else 0.0
+
+    @property
+    def kind(self) -> Kind:
+        return (self.source, self.subject, self.level)
+
+
+def pooled(rates: Sequence[PassRate], band: Band) -> Probabilities:
+    """Posterior probabilities that each pass rate lies below, inside or above the band, [3, N]."""
+    correct, judged = np.array([(rate.num_correct, rate.num_samples) for rate in rates], dtype=int).reshape(-1, 2).T
+    return probabilities(correct, judged, band, prior=priors([rate.kind for rate in rates], correct, judged))
+
+
+def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling_hash: str) -> list[PassRate]:
+    """The pass rate of every problem of a probe, in the order of its rows (those of one problem stand together)."""
+    rates: list[PassRate] = []
+    for problem_id, group in groupby(rows, key=lambda row: row.problem_id):
+        found = list(group)
+        judged = [row for row in found if row.outcome is not Outcome.GRADER_ERROR]
+        correct = [row.num_tokens for row in judged if row.outcome is Outcome.CORRECT]
+        wrong = [row.num_tokens for row in judged if row.outcome is Outcome.WRONG]
+        a, b = _posterior(len(correct), len(judged), JEFFREYS)
+        rates.append(
+            PassRate(
+                problem_id=problem_id,
+                source=found[0].benchmark,
+                level=found[0].level,
+                subject=found[0].subject,
+                num_samples=len(judged),
+                num_correct=len(correct),
+                num_truncated=sum(row.outcome is Outcome.TRUNCATED for row in judged),
+                low=float(betaincinv(a, b, 0.025)),
+                high=float(betaincinv(a, b, 0.975)),
+                verdict="inside",  # until all problems are counted
+                band_probability=math.nan,
+                mean_tokens=fmean(row.num_tokens for row in found),
+                correct_mean_tokens=fmean(correct) if correct else None,
+                wrong_mean_tokens=fmean(wrong) if wrong else None,
+                model_hash=model_hash,
+                sampling_hash=sampling_hash,
+                grader_version=found[0].grader_version,
+            )
+        )
+    return [
+        replace(rate, verdict=CLASSES[classes.argmax()], band_probability=float(classes[1]))
+        for rate, classes in zip(rates, pooled(rates, band).T, strict=True)
+    ]
+
+
+def write_pass_rates(path: Path, rates: Sequence[PassRate]) -> None:
+    lines = [json.dumps({"schema": SCHEMA_VERSION, **asdict(rate)}) for rate in rates]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def read_pass_rates(path: Path) -> list[PassRate]:
+    """Raises UserError with the line number when the file is not a probe's."""
+    if not path.is_file():
+        raise UserError(f"pass_rates: no file '{path}'; give a probe's run or its pass_rates.jsonl, or null to probe first")
+    rates: list[PassRate] = []
+    schema = TypeAdapter(PassRate)
+    try:
+        for line in path.read_text(encoding="utf-8-sig").splitlines():
+            row = cast(dict[str, Any], json.loads(line))
+            if row.pop("schema") not in READABLE:
+                raise ValueError("written by another version")
+            rate = schema.validate_python(row)
+            if not 0 <= rate.num_correct <= rate.num_samples < 2**53 or not 0 <= rate.num_truncated < 2**53:
+                raise ValueError(f"{rate.num_correct} of {rate.num_samples} responses correct")
+            rates.append(rate)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = first_fault(error) if isinstance(error, ValidationError) else " ".join(str(error).split())[:120]
+        raise UserError(f"{path}:{len(rates) + 1}: not a line of pass_rates.jsonl ({reason}); probe again") from error
+    if not rates:
+        raise UserError(f"pass_rates: '{path}' is empty; probe again")
+    return rates
+
+
+BINS = {"never": 0.0, "up to 0.2": 0.2, "0.2-0.5": 0.5, "0.5-0.8": 0.8, "above 0.8": 1.0, "always": None}
+"""Name -> upper end of the bins people see; "always" is what never failed."""
+
+
+def histogram(rates: Sequence[PassRate]) -> dict[str, int]:
+    """Number of problems in each of `BINS`."""
+    counts = dict.fromkeys(BINS, 0)
+    for rate in rates:
+        p = rate.pass_rate
+        name = "always" if p == 1 else next(name for name, end in BINS.items() if end is not None and p <= end)
+        counts[name] += 1
+    return counts
+
+
+def describe(rates: Sequence[PassRate]) -> str:
+    """The histogram in words."""
+    return "solved " + ", ".join(f"{name}: {count}" for name, count in histogram(rates).items())

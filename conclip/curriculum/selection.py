@@ -1,0 +1,137 @@
+"""The choice of a phase's training problems, with a stated reason for each."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from conclip.config.schema import PhaseConfig
+from conclip.curriculum.pass_rates import Band, PassRate, describe, pooled
+from conclip.errors import UserError
+from conclip.seeding import python_stream
+from conclip.types import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A training problem and why it is one."""
+
+    problem: Problem
+    reason: str
+    rate: PassRate | None
+    """None when it was named by hand."""
+    probability: float = 1.0
+    """That its pass rate lies in the band, by all probed responses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    chosen: tuple[Choice, ...]
+    reserve: tuple[Choice, ...]
+    """Further candidates in the order they would have been taken; none for problems named by hand."""
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [choice.problem for choice in self.chosen]
+
+    def doubts(self, phase: PhaseConfig) -> str | None:
+        """A sentence, where chosen problems lie in the band less probably than asked for."""
+        doubtful = [choice.probability for choice in self.chosen if choice.probability < phase.band_confidence]
+        if not doubtful:
+            return None
+        band = f"[{phase.pass_rate_low:g}, {phase.pass_rate_high:g}]"
+        lowest = math.floor(100 * min(doubtful)) / 100
+        return (
+            f"{len(doubtful)} of {len(self.chosen)} chosen problems lie in {band} with a probability below "
+            f"{phase.band_confidence:g} (lowest {lowest:.2f}); more responses (probe=sequential) or more problems "
+            "(data.pool) make surer ones"
+        )
+
+
+def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], phase: PhaseConfig, seed: int) -> Selection:
+    """The phase's training problems: those named in the config by id or by answer, else `num_problems` whose measured pass
+    rate lies in its band.
+
+    First come those whose true rate lies there with at least probability `band_confidence`, subjects and levels in turn (a
+    spread over difficulties), in an order the seed decides; then all others, the most probable first. Raises UserError with
+    the distribution of pass rates when both together are too few.
+    """
+    by_id = {problem.problem_id: problem for problem in problems}
+    if phase.problem_ids is not None:
+        unknown = [problem_id for problem_id in phase.problem_ids if problem_id not in by_id]
+        if unknown:
+            raise UserError(f"{key}.problem_ids: '{unknown[0]}' is not in data.pool")
+        return _by_hand([by_id[problem_id] for problem_id in phase.problem_ids], "named by problem_ids")
+    if phase.answers is not None:
+        return _by_hand([_by_answer(key, str(answer), problems) for answer in phase.answers], "named by answers")
+    band = Band(low=phase.pass_rate_low, high=phase.pass_rate_high)
+    known = [rate for rate in rates if rate.problem_id in by_id]
+    candidates = [
+        Choice(problem=by_id[rate.problem_id], reason=_reason(rate, band, probability), rate=rate, probability=probability)
+        for rate, probability in zip(known, pooled(known, band)[1].tolist(), strict=True)
+        if rate.num_samples and band.holds(rate.pass_rate)
+    ]
+    if len(candidates) < phase.num_problems:
+        raise UserError(
+            f"{key}: {len(candidates)} of {len(known)} probed problems have a measured pass rate in "
+            f"[{band.low:g}, {band.high:g}], {phase.num_problems} are needed ({describe(known)}); widen "
+            f"{key}.pass_rate_low/high, lower {key}.num_problems, give data.pool easier, harder or more problems, or take "
+            "more responses of each (probe=sequential)"
+        )
+    ordered = _spread([choice for choice in candidates if choice.probability >= phase.band_confidence], key, seed)
+    doubtful = [choice for choice in candidates if choice.probability < phase.band_confidence]
+    ordered += sorted(doubtful, key=lambda choice: (-choice.probability, choice.problem.problem_id))
+    return Selection(chosen=tuple(ordered[: phase.num_problems]), reserve=tuple(ordered[phase.num_problems :]))
+
+
+def _by_hand(problems: Sequence[Problem], reason: str) -> Selection:
+    """Raises UserError when a problem is named twice."""
+    ids = [problem.problem_id for problem in problems]
+    if twice := [problem_id for problem_id in ids if ids.count(problem_id) > 1]:
+        raise UserError(f"problem '{twice[0]}' is {reason} twice; name each training problem once")
+    return Selection(chosen=tuple(Choice(problem=p, reason=reason, rate=None) for p in problems), reserve=())
+
+
+def _by_answer(key: str, answer: str, problems: Sequence[Problem]) -> Problem:
+    """The one problem with this gold answer (073 is 73). Raises UserError when there is none or more than one."""
+    wanted = answer.strip().lstrip("0")
+    found = [problem for problem in problems if wanted in {gold.strip().lstrip("0") for gold in problem.golds}]
+    if len(found) != 1:
+        which = f" ({', '.join(problem.problem_id for problem in found)})" if found else ""
+        raise UserError(
+            f"{key}.answers: {len(found)} problems of data.pool have the answer '{answer}'{which}, one must; "
+            f"name the problems by {key}.problem_ids instead"
+        )
+    return found[0]
+
+
+def _spread(choices: Sequence[Choice], key: str, seed: int) -> list[Choice]:
+    """Shuffled, then always one of the subject and level that were taken least so far; the shuffle decides between equals,
+    so that a set smaller than the number of levels does not hold the lowest ones."""
+    strata: dict[tuple[str | None, int | None], list[Choice]] = {}
+    for choice in python_stream(seed, key, "select").sample(list(choices), len(choices)):
+        strata.setdefault((choice.problem.subject, choice.problem.level), []).append(choice)
+    subjects: Counter[str | None] = Counter()
+    levels: Counter[int | None] = Counter()
+    ordered: list[Choice] = []
+    while strata:
+        subject, level = least = min(strata, key=lambda name: subjects[name[0]] + levels[name[1]])
+        ordered.append(strata[least].pop())
+        subjects[subject] += 1
+        levels[level] += 1
+        if not strata[least]:
+            del strata[least]
+    return ordered
+
+
+def _reason(rate: PassRate, band: Band, probability: float) -> str:
+    where = ", ".join(
+        [
+            *([f"subject {rate.subject}"] if rate.subject else []),
+            *([f"level {rate.level}"] if rate.level is not None else []),
+        ]
+    )
+    return (
+        f"solved {rate.num_correct} of {rate.num_samples} times [{rate.low:.2f}, {rate.high:.2f}]; by all responses in "
+        f"[{band.low:g}, {band.high:g}] with probability {probability:.2f}{f'; {where}' if where else ''}"
+    )

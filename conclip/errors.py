@@ -1,0 +1,77 @@
+"""What the machine did to a run, in one line: failures that are nobody's bug and nobody's input."""
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+FAILED = 3
+"""Exit code of a run that the machine failed."""
+
+MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")
+NO_MEMORY_FOR_CODE = "could not create a primitive"
+"""All that oneDNN says when it gets no memory for the code of a matrix product."""
+
+FULL = ("no space left on device", "os error 28", "disk quota exceeded")
+READ_ONLY = ("read-only file system", "os error 30")
+
+
+LIMITS = {
+    errno.EMFILE: "open files (ulimit -n)",
+    errno.ENFILE: "open files",
+    errno.EAGAIN: "processes or threads (ulimit -u)",
+}
+BROKEN_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EFBIG)
+
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, *LIMITS, *BROKEN_DISK)
+"""Of reading or writing what may be perfectly good."""
+
+
+class UserError(Exception):
+    """Bad input: one line that says what is wrong, where, and what to do. Ends a command with exit code 2."""
+
+
+class MachineFailure(RuntimeError):
+    """Something outside the run failed it; the message says what, and what to do."""
+
+
+def explain(error: BaseException) -> str | None:
+    """One line on what failed and what to do; None when the error, and all it was raised from, looks like a bug of ours."""
+    for cause in _chain(error):
+        if isinstance(cause, MachineFailure):
+            return str(cause)
+        text = " ".join(str(cause).split())
+        lower = text.lower()
+        where = f" ('{cause.filename}')" if isinstance(cause, OSError) and cause.filename else ""
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(part in lower for part in FULL):
+            return f"no space left on the disk{where}; free some, then give the same command again: it goes on"
+        lacking = any(part in lower for part in MEMORY) or lower == NO_MEMORY_FOR_CODE
+        if isinstance(cause, MemoryError) or number == errno.ENOMEM or lacking:
+            return (
+                f"out of memory ({text[:160] or type(cause).__name__}); with more of it, or with "
+                "trainer.save_in_background=false where it trains, the same command goes on; lower rollout.kv_cache_gib, "
+                "rollout.max_num_seqs or trainer.max_tokens_per_micro_batch help, too, but begin a new attempt"
+            )
+        if number in (errno.EROFS, errno.EACCES, errno.EPERM) or any(part in lower for part in READ_ONLY):
+            return f"no permission{where}; change that, or choose another place, then give the same command again"
+        if number in LIMITS or "can't start new thread" in lower:
+            what = LIMITS.get(number or errno.EAGAIN, "")
+            return f"the machine allows no more {what}{where}; raise the limit, then give the same command again: it goes on"
+        if number in BROKEN_DISK:
+            return f"the disk failed{where} ({text[:160]}); the machine's log says more"
+    return None
+
+
+def check_folder(folder: Path) -> None:
+    """Raise MachineFailure unless a run's folder is there: open files would swallow what is written to a removed one."""
+    if not folder.is_dir():
+        raise MachineFailure(f"the run folder '{folder}' is gone; the same command begins it anew")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__

@@ -1,0 +1,186 @@
+"""What a config points at: found, read and checked before anything heavy loads and before anything is written."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from conclip.config.rules import to_config
+from conclip.config.schema import (
+    SCHEMAS,
+    BaseConfig,
+    EvalRunConfig,
+    LearnConfig,
+    ProbeRunConfig,
+    TrainRunConfig,
+    TwoPhaseConfig,
+)
+from conclip.curriculum.pass_rates import PassRate, read_pass_rates
+from conclip.curriculum.selection import select
+from conclip.errors import MACHINE_ERRORS, UserError
+from conclip.grading.grader import GRADER_VERSION
+from conclip.models.architectures import implementation
+from conclip.models.folder import check_model, check_trainable, find_model, model_hash, num_parameters
+from conclip.problems.load import load_problems
+from conclip.problems.overlap import check_overlap
+from conclip.runs.files import check_content, expanded, newest_attempt
+from conclip.runs.identity import sampling_hash
+from conclip.runs.trackers import check_installed
+from conclip.types import Problem
+
+SMALL_MODEL, LARGE_RATE = 20_000_000, 2e-5
+"""For more parameters, a higher learning rate is more likely forgotten than meant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """A run's model folder and problems; lists are empty where the subcommand needs none."""
+
+    model_path: Path
+    pool: list[Problem]
+    validation: list[Problem]
+    test: list[Problem]
+    served_name: str | None
+    """What the model behind `model.url` is called there; None for a model of one's own, in `model_path`."""
+    checkpoints: dict[str, Path]
+    """Further models to evaluate, by name."""
+    notes: tuple[str, ...]
+    """What people should know before the run."""
+    rates: list[PassRate] | None
+    """Pass rates of an earlier probe; None to probe first."""
+
+    @property
+    def models(self) -> dict[str, Path]:
+        """Folders of the models by name; one behind a server has none."""
+        return ({"model": self.model_path} if self.served_name is None else {}) | self.checkpoints
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [*self.pool, *self.validation, *self.test]
+
+
+def checked(subcommand: str, composed: DictConfig) -> tuple[BaseConfig, Inputs]:
+    """The typed config and what it points at, found and read. Raises UserError, or OSError where the machine is at fault;
+    nothing is written."""
+    try:
+        config = to_config(SCHEMAS[subcommand], composed)
+        return config, load_inputs(config)
+    except OSError as error:
+        if error.errno in MACHINE_ERRORS:
+            raise
+        where = f" '{error.filename}'" if error.filename else ""
+        raise UserError(f"cannot read{where}: {error.strerror or error}") from error
+
+
+def load_inputs(config: BaseConfig) -> Inputs:
+    """Raises UserError on a missing or damaged model folder, data file or pass-rate file, on token limits that do not fit
+    the model, and on a problem that stands in two of pool, validation and test."""
+    check_installed(config.logger.trackers)
+    probes = isinstance(config, (ProbeRunConfig, LearnConfig))
+    evaluates = isinstance(config, (EvalRunConfig, TwoPhaseConfig))
+    served_name: str | None = None
+    if config.model.url is not None:
+        from conclip.models.server import find_served  # noqa: PLC0415  a second to import
+
+        served_name = find_served(config.model.url, config.model.served_name)
+    model_path = find_model(config.model.path) if served_name is None else Path(config.model.path)
+    trust = config.model.trust_remote_code
+    check = partial(check_model, max_model_len=config.rollout.max_model_len, trust_remote_code=trust)
+    if probes:
+        check(model_path, "rollout.max_tokens", config.rollout.max_tokens)
+    if evaluates and served_name is None:
+        check(model_path, "eval.max_tokens", config.eval.max_tokens)
+    learns = isinstance(config, LearnConfig)
+    if learns:
+        check_trainable(model_path, max_model_len=config.rollout.max_model_len, trust_remote_code=trust)
+    checkpoints: dict[str, Path] = {}
+    if isinstance(config, EvalRunConfig):
+        for name, path in config.checkpoints.items():
+            checkpoints[name] = find_model(path, f"checkpoints.{name}")
+            check(checkpoints[name], "eval.max_tokens", config.eval.max_tokens, f"checkpoints.{name}")
+    notes: list[str] = []
+    local = ({"model.path": model_path} if served_name is None else {}) | {
+        f"checkpoints.{name}": path for name, path in checkpoints.items()
+    }
+    for key, path in local.items():
+        if implementation(path, key, trust_remote_code=trust) == "transformers" and config.rollout.engine == "in_process":
+            notes.append(
+                f"{key}: vLLM runs this architecture by transformers' code, so its engine gets a process of its own"
+            )
+    rate, size = (config.optim.policy_lr, num_parameters(model_path)) if isinstance(config, LearnConfig) else (0.0, 0)
+    if rate > LARGE_RATE and size > SMALL_MODEL:
+        notes.append(
+            f"optim.policy_lr={rate:g} for {size / 1e6:,.0f} million parameters is high: optim=lab is for the embedded "
+            "model, the paper used 5e-7 for 1.5 and 7 billion (optim=paper)"
+        )
+    if trust:
+        notes.append("model.trust_remote_code: Python code from the model's folder runs on this machine")
+    inputs = Inputs(
+        model_path=model_path,
+        served_name=served_name,
+        checkpoints=checkpoints,
+        pool=load_problems("data.pool", config.data.pool, config.seed, notes) if probes else [],
+        validation=load_problems("data.validation", config.data.validation, config.seed, notes) if learns else [],
+        test=load_problems("data.test", config.data.test, config.seed, notes) if evaluates else [],
+        rates=_earlier_rates(config),
+        notes=(),
+    )
+    if isinstance(config, (EvalRunConfig, TwoPhaseConfig)):
+        models = {"model.path": model_path} | {f"checkpoints.{name}": path for name, path in checkpoints.items()}
+        for key, path in models.items():
+            note = check_overlap(key, path, inputs.test, allowed=config.eval.allow_overlap)
+            notes += [note] if note else []
+    if inputs.rates and inputs.rates[0].model_hash != model_hash(model_path):
+        notes.append("pass_rates: measured on another model than model.path; its pass rates may be others")
+    if inputs.rates and inputs.rates[0].sampling_hash != sampling_hash(config):
+        notes.append(
+            "pass_rates: measured with another prompt, template, dtype, temperature or max_tokens; they may be others"
+        )
+    if inputs.rates and inputs.rates[0].grader_version != GRADER_VERSION:
+        notes.append("pass_rates: judged by another version of the grader; they may be others here")
+    if inputs.rates is not None:
+        unknown = {problem.problem_id for problem in inputs.pool} - {rate.problem_id for rate in inputs.rates}
+        if unknown:
+            notes.append(
+                f"pass_rates: has none of {len(unknown)} of the {len(inputs.pool)} problems of data.pool; they are left out"
+            )
+    inputs = replace(inputs, notes=tuple(notes))
+    _check_disjoint(inputs)
+    if isinstance(config, TwoPhaseConfig):
+        for key, phase in (("phase1", config.phase1), ("phase2", config.phase2)):
+            if phase.by_hand:
+                select(key, inputs.pool, [], phase, config.seed)
+    if isinstance(config, TrainRunConfig) and (inputs.rates is not None or config.phase.by_hand):
+        select("phase", inputs.pool, inputs.rates or [], config.phase, config.seed)
+    return inputs
+
+
+def _earlier_rates(config: BaseConfig) -> list[PassRate] | None:
+    if isinstance(config, TrainRunConfig) and config.pass_rates is not None:
+        path = newest_attempt(expanded(config.pass_rates))
+        if path.is_dir():
+            check_content(path.resolve())
+        return read_pass_rates(path / "pass_rates.jsonl" if path.is_dir() else path)
+    return None
+
+
+def _check_disjoint(inputs: Inputs) -> None:
+    """No question may be in two of the three lists: test problems never train, nor choose a checkpoint. Nor may an id: a run
+    knows problems by it."""
+    seen: dict[str, str] = {}
+    ids: dict[str, str] = {}
+    for name in ("pool", "validation", "test"):
+        for problem in getattr(inputs, name):
+            other = seen.setdefault(" ".join(problem.question.split()), name)
+            if other != name:
+                raise UserError(
+                    f"problem '{problem.problem_id}' of data.{name} is also in data.{other}; "
+                    "training, validation and test problems must be disjoint"
+                )
+            other = ids.setdefault(problem.problem_id, name)
+            if other != name:
+                raise UserError(
+                    f"problem id '{problem.problem_id}' of data.{name} is also in data.{other}; make ids differ, or leave "
+                    f"them to conclip (data.{name}.*.problem_id=null)"
+                )

@@ -1,0 +1,161 @@
+"""What a run would do: its stages, which of them are done, and what the others will cost, by what earlier stages cost."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from conclip.config.schema import (
+    BaseConfig,
+    EvalRunConfig,
+    LearnConfig,
+    PhaseConfig,
+    ProbeConfig,
+    ProbeRunConfig,
+    TrainRunConfig,
+    TwoPhaseConfig,
+)
+from conclip.curriculum.pass_rates import most_responses
+from conclip.experiments.inputs import Inputs
+from conclip.runs.manifest import StageRecord, harmed_files, read_stages
+from conclip.runs.run import attempts, find_attempt
+from conclip.stats import chance_differences, problems_needed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedStage:
+    """One stage of a run, before it is done."""
+
+    name: str
+    num_responses: int
+    """At most."""
+    max_tokens: int
+    """Longest response."""
+
+
+def kind_of(stage: str) -> str:
+    """What a stage does: probe, phase or eval."""
+    return stage.split("-")[0].rstrip("12")
+
+
+def planned_stages(subcommand: str, config: BaseConfig, inputs: Inputs) -> list[PlannedStage]:
+    """The stages in the order they are done."""
+    return list(_stages(subcommand, config, inputs))
+
+
+def _stages(subcommand: str, config: BaseConfig, inputs: Inputs) -> Iterator[PlannedStage]:
+    if isinstance(config, ProbeRunConfig):
+        yield _probe("probe", config, config.probe, inputs)
+    elif isinstance(config, TrainRunConfig):
+        if inputs.rates is None and not config.phase.by_hand:
+            yield _probe("probe", config, config.probe, inputs)
+        yield _training(subcommand.removeprefix("train-"), config, config.phase, inputs)
+    elif isinstance(config, TwoPhaseConfig):
+        probe = "probe-base"
+        if not config.skip_phase1:
+            if not config.phase1.by_hand:
+                yield _probe(probe, config, config.probe, inputs)
+            yield _training("phase1", config, config.phase1, inputs)
+            probe = "probe-phase1"
+        if not config.phase2.by_hand:
+            yield _probe(probe, config, config.probe, inputs)
+        yield _training("phase2", config, config.phase2, inputs)
+        for name in ("base", "phase2") if config.skip_phase1 else ("base", "phase1", "phase2"):
+            yield _evaluation(name, config, inputs)
+    elif isinstance(config, EvalRunConfig):
+        for name in ("model", *inputs.checkpoints):
+            yield _evaluation(name, config, inputs)
+
+
+def _probe(name: str, config: BaseConfig, probe: ProbeConfig, inputs: Inputs) -> PlannedStage:
+    number = most_responses(len(inputs.pool), probe)
+    return PlannedStage(name=name, num_responses=number, max_tokens=config.rollout.max_tokens)
+
+
+def _training(name: str, config: LearnConfig, phase: PhaseConfig, inputs: Inputs) -> PlannedStage:
+    steps = phase.num_steps + config.algo.critic_warmup_steps
+    sampled = steps * phase.problems_per_step * phase.group_size * (1 + config.algo.dynamic_sampling_rounds)
+    looks = 1 + math.ceil(phase.num_steps / config.trainer.validate_every)
+    validation = looks * len(inputs.validation) * config.trainer.validation_samples
+    return PlannedStage(name=name, num_responses=sampled + validation, max_tokens=config.rollout.max_tokens)
+
+
+def _evaluation(name: str, config: EvalRunConfig | TwoPhaseConfig, inputs: Inputs) -> PlannedStage:
+    settings = config.eval
+    samples = sum(settings.samples_per_problem if temperature > 0 else 1 for temperature in settings.temperatures)
+    number = samples * len(settings.ways) * len(settings.thinking_budgets) * len(inputs.test)
+    return PlannedStage(name=f"eval-{name}", num_responses=number, max_tokens=settings.max_tokens)
+
+
+def power_lines(config: BaseConfig, inputs: Inputs) -> list[str]:
+    """For each benchmark on which models will be compared and whose problems are too few to show that accuracy was kept: how
+    many it would take, for solve rates spread evenly over [0, 1]."""
+    if not isinstance(config, EvalRunConfig | TwoPhaseConfig):
+        return []
+    settings = config.eval
+    if isinstance(config, EvalRunConfig) and not inputs.checkpoints and len(settings.prompts) < 2:
+        return []
+    samples = max(settings.samples_per_problem if temperature > 0 else 1 for temperature in settings.temperatures)
+    needed = problems_needed(*chance_differences(samples), settings.margin)
+    at_best = problems_needed([0.0], [1.0], settings.margin)
+    return [
+        f"power: {benchmark} has {number:,} problems x {samples}; were nothing lost, it would take about {needed:,} to show "
+        f"in four evaluations of five that accuracy was kept within {100 * settings.margin:g} points (solve rates spread "
+        f"evenly), and {at_best:,} even if no response changed"
+        for benchmark, number in Counter(problem.source for problem in inputs.test).items()
+        if number < needed
+    ]
+
+
+def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, *, anew: bool) -> Table:
+    """What is done, what is to do, and what it will cost: tokens and seconds per response as the newest stage of the same
+    kind cost under this run's name or, failing that, under another name beside it.
+
+    `anew`: nothing done before counts. What another attempt would lend is not foreseen. Without any stage like it, half of
+    the longest response is taken for the mean length, and no time is given.
+    """
+    current = None if anew else find_attempt(home, identity)
+    done = {name: r for name, r in read_stages(current).items() if not harmed_files(current, r)} if current else {}
+    history = _history(home)
+    table = Table(title="what would be done", title_justify="left")
+    for name in ("stage", "state", "responses", "tokens", "time", "estimated from"):
+        table.add_column(name, justify="left" if name in ("stage", "state", "estimated from") else "right")
+    totals = [0.0, 0.0]
+    for stage in planned:
+        if record := done.get(stage.name):
+            table.add_row(stage.name, "done", "", f"{record.num_tokens:,}", _duration(record.wall_s), "measured")
+            continue
+        like = history.get(stage.name) or history.get(kind_of(stage.name))
+        responses = (like.numbers.get("num_responses") if like else None) or 0
+        if like and responses and like.num_tokens:
+            tokens = like.numbers.get("mean_tokens", like.num_tokens / responses) * stage.num_responses
+            seconds = like.wall_s / like.num_tokens * tokens
+            source = f"{responses:,.0f} responses, finished {like.finished[:10]}"
+        else:
+            tokens, seconds, source = stage.num_responses * stage.max_tokens / 2, math.nan, "half of the limit"
+        totals = [totals[0] + tokens, totals[1] + seconds]
+        table.add_row(stage.name, "to do", f"{stage.num_responses:,}", f"{tokens:,.0f}", _duration(seconds), source)
+    table.add_section()
+    table.add_row("to do in all", "", "", f"{totals[0]:,.0f}", _duration(totals[1]), "")
+    return table
+
+
+def _history(home: Path) -> dict[str, StageRecord]:
+    """The newest record of each stage name and kind, this run's own before those of the runs beside it."""
+    found: dict[str, StageRecord] = {}
+    others = sorted(path for path in home.parent.glob("*") if path != home and path.is_dir())
+    for folder in [attempt for run in (home, *others) for attempt in attempts(run)]:
+        for name, record in read_stages(folder).items():
+            for key in (name, kind_of(name)):
+                found.setdefault(key, record)
+    return found
+
+
+def _duration(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

@@ -1,0 +1,312 @@
+"""The stages runs are made of: probing, training and evaluating, each recorded in the manifest and done once.
+
+A stage writes its results to files of the run folder and hands on what it reads back from them, so that one that was done
+before gives the same as one that is done now.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from conclip.config.schema import (
+    BaseConfig,
+    EvalRunConfig,
+    LearnConfig,
+    PhaseConfig,
+    ProbeConfig,
+    ProbeRunConfig,
+    TwoPhaseConfig,
+)
+from conclip.curriculum.pass_rates import SCHEMA_VERSION as PASS_RATES_VERSION
+from conclip.curriculum.pass_rates import (
+    Band,
+    PassRate,
+    describe,
+    most_responses,
+    next_round,
+    pass_rates,
+    read_pass_rates,
+    write_pass_rates,
+)
+from conclip.curriculum.selection import Selection
+from conclip.errors import UserError
+from conclip.evaluation.evaluate import evaluate
+from conclip.evaluation.rows import read_rows
+from conclip.evaluation.units import RowFile
+from conclip.experiments.inputs import Inputs
+from conclip.grading.grader import GRADER_VERSION
+from conclip.models.folder import model_hash
+from conclip.report.data import QUESTIONS
+from conclip.report.probing import pass_rate_table
+from conclip.rollout.session import TRAINING, Runtime, open_runtime
+from conclip.runs.checked import read_as
+from conclip.runs.files import read_object, write_text
+from conclip.runs.identity import problems_hash, relevant, sampling_hash
+from conclip.runs.manifest import Pipeline, Work, stage_key
+from conclip.runs.run import Run
+from conclip.training.checkpoint import leave_models
+from conclip.training.summary import is_summary, summary_table
+from conclip.training.trainer import Trainer, TrainResult
+from conclip.types import MANY_TRUNCATED, MORE_ROOM, EvalRow, Outcome, Problem
+
+CHOICE_KEYS = ("pass_rate_low", "pass_rate_high", "band_confidence", "num_problems", "problem_ids", "answers")
+"""Of a phase: what they decide is in the problems."""
+
+
+class Stages:
+    """The stages of one run. The engine starts with the first one that has work to do."""
+
+    def __init__(self, config: BaseConfig, inputs: Inputs, run: Run) -> None:
+        self._config, self._inputs, self._run = config, inputs, run
+        self._pipeline = Pipeline(run)
+        self._open = ExitStack()
+        self._runtime: Runtime | None = None
+        self._loaded: Path | None = None
+        self._hashes: dict[Path, str] = {}
+
+    def __enter__(self) -> "Stages":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def probe(
+        self, name: str, label: str, model: Path, problems: Sequence[Problem], phase: PhaseConfig, file: str
+    ) -> list[PassRate]:
+        """Pass rates of the problems, written to `file`, measured until it is clear which lie in the phase's band."""
+        config = self._config
+        assert isinstance(config, (ProbeRunConfig, LearnConfig))
+        band = Band(low=phase.pass_rate_low, high=phase.pass_rate_high)
+        sampling = relevant(config, ("seed", "model", "rollout"))
+        rows_file = f"probe_rows-{name.removeprefix('probe-')}.jsonl"
+
+        def work() -> Work:
+            runtime = self.runtime_with(model)
+            tokens_before = runtime.engine.progress()
+            rows = RowFile(
+                self._run.folder / rows_file,
+                model=name,
+                model_hash=self._hash(model),
+                attempts=self._run.other_attempts(),
+            )
+            ordered = sample_in_rounds(label, runtime, problems, band, config.probe, rows)
+            rows.finish(ordered)
+            rates = pass_rates(ordered, band, model_hash=self._hash(model), sampling_hash=sampling_hash(config))
+            write_pass_rates(self._run.folder / file, rates)
+            return Work(
+                outputs=[file, rows_file, str(Path(rows_file).with_suffix(".parquet"))],
+                numbers={"num_responses": len(ordered), "mean_tokens": fmean(row.num_tokens for row in ordered)},
+                num_tokens=runtime.engine.progress() - tokens_before,
+            )
+
+        inputs = {
+            "model": self._hash(model),
+            "problems": problems_hash(problems),
+            "sampling": sampling,
+            "probe": [asdict(config.probe), asdict(band), PASS_RATES_VERSION],
+            "grader": str(GRADER_VERSION),
+        }
+        self._pipeline.do(name, inputs, work)
+        rates = read_pass_rates(self._run.folder / file)
+        num_responses = sum(rate.num_samples for rate in rates)
+        self._run.say(f"{label}: {len(rates)} problems, {num_responses} responses; {describe(rates)}")
+        truncated = sum(rate.num_truncated for rate in rates) / max(1, num_responses)
+        if truncated > MANY_TRUNCATED:
+            self._run.warn(
+                f"{label}: {truncated:.0%} of the responses were cut at rollout.max_tokens={config.rollout.max_tokens}, "
+                f"which counts as not solved; {MORE_ROOM}"
+            )
+        self._run.show(pass_rate_table(label, rates, band))
+        return rates
+
+    def train(self, stage: str, phase: PhaseConfig, model: Path, selection: Selection) -> TrainResult:
+        """One phase of training from `model`."""
+        config = self._config
+        assert isinstance(config, LearnConfig)
+        result_file = f"training-{stage}.json"
+        chosen, reserve = selection.problems, [choice.problem for choice in selection.reserve]
+
+        def work() -> Work:
+            runtime = self.runtime_with(model)
+            self._loaded = None  # the engine follows the learner from here on
+            self._run.say(f"{stage}: {len(chosen)} problems, {phase.num_steps} steps")
+            if doubts := selection.doubts(phase):
+                self._run.say(f"{stage}: {doubts}")
+            trainer = Trainer(
+                stage,
+                config,
+                phase,
+                runtime,
+                model_path=model,
+                selection=selection,
+                validation=self._inputs.validation,
+                key=stage_key(stage, inputs),
+            )
+            result = trainer.train()
+            self._run.write_json(
+                result_file,
+                {
+                    "best": asdict(result.best),
+                    "history": [asdict(point) for point in result.history],
+                    "monitors": result.monitors,
+                    "asked": result.asked,
+                    "num_responses": result.num_responses,
+                    "num_tokens": result.num_tokens,
+                },
+            )
+            return Work(
+                outputs=[str(result.checkpoint.relative_to(self._run.folder)), result_file],
+                numbers={
+                    "num_responses": result.num_responses,
+                    "best_step": result.best.step,
+                    "validation_accuracy": result.best.accuracy,
+                }
+                | {"validation_mean_tokens": result.best.mean_tokens},
+                num_tokens=result.num_tokens,
+                wall_s=trainer.wall_s,
+            )
+
+        sampled = relevant(config, ("seed", "model", "rollout", "algo", "reward", "length", "optim", "trainer"))
+        del sampled["rollout"]["unit_responses"]  # a step's responses are one batch
+        inputs = {
+            "model": self._hash(model),
+            "problems": problems_hash(chosen),
+            "refresh": [problems_hash(reserve), _beliefs(selection)] if phase.refresh else "",
+            "validation": problems_hash(self._inputs.validation),
+            "config": sampled,
+            "phase": {name: value for name, value in asdict(phase).items() if name not in CHOICE_KEYS},
+            "grader": str(GRADER_VERSION),
+        }
+        self._run.write_json(f"problems-{stage}.json", describe_selection(selection))
+        self._pipeline.do(stage, inputs, work)
+        leave_models(self._run.folder / "checkpoints" / stage)
+        result = _read_result(self._run.folder / result_file, self._run.folder / "checkpoints" / f"{stage}-best")
+        self._run.say(
+            f"{stage}: kept step {result.best.step} (validation accuracy {result.best.accuracy:.3f}, "
+            f"length {result.best.mean_tokens:.1f})"
+        )
+        self._run.show(summary_table(f"{stage}: monitors", result.monitors))
+        return result
+
+    def evaluate(
+        self,
+        name: str,
+        identity: str,
+        open_model: Callable[[], AbstractContextManager[Runtime]],
+    ) -> list[EvalRow]:
+        """Rows of one model on the test problems; `identity` tells its weights apart from all others."""
+        config = self._config
+        assert isinstance(config, (EvalRunConfig, TwoPhaseConfig))
+        file = f"rows-{name}.jsonl"
+
+        def work() -> Work:
+            with open_model() as runtime:
+                tokens_before = runtime.engine.progress()
+                write_questions(self._inputs.test, self._run.folder / QUESTIONS)
+                rows = RowFile(self._run.folder / file, model=name, model_hash=identity, attempts=self._run.other_attempts())
+                found = evaluate(name, runtime, self._inputs.test, config.eval, rows)
+                correct = fmean(row.outcome is Outcome.CORRECT for row in found)
+                numbers = {"num_responses": len(found), "mean_tokens": fmean(row.num_tokens for row in found)}
+                return Work(
+                    outputs=[file, str(Path(file).with_suffix(".parquet")), QUESTIONS],
+                    numbers=numbers | {"share_correct": correct},
+                    num_tokens=runtime.engine.progress() - tokens_before,
+                )
+
+        inputs = {
+            "model": identity,
+            "problems": problems_hash(self._inputs.test),
+            "config": relevant(config, ("seed", "model", "rollout", "eval")),
+            "grader": str(GRADER_VERSION),
+        }
+        self._pipeline.do(f"eval-{name}", inputs, work)
+        return read_rows(self._run.folder / file)
+
+    def evaluate_checkpoint(self, name: str, model: Path) -> list[EvalRow]:
+        """`evaluate` of a model of the architecture this run trains, by the engine that is open."""
+        return self.evaluate(name, self._hash(model), lambda: nullcontext(self.runtime_with(model)))
+
+    def runtime_with(self, model: Path) -> Runtime:
+        """The run's engine, holding this model's weights."""
+        if self._runtime is None:
+            start = self._inputs.model_path
+            opened = open_runtime(self._config, self._run, start, self._inputs.problems)
+            self._runtime = self._open.enter_context(opened)
+            self._loaded = start
+        if self._loaded != model:
+            self._runtime.engine.update_weights(model, self._runtime.engine.policy_version + 1)
+            self._loaded = model
+        return self._runtime
+
+    def _hash(self, model: Path) -> str:
+        if model not in self._hashes:
+            self._hashes[model] = model_hash(model)
+        return self._hashes[model]
+
+
+def sample_in_rounds(
+    label: str, runtime: Runtime, problems: Sequence[Problem], band: Band, settings: ProbeConfig, file: RowFile
+) -> list[EvalRow]:
+    """Responses to the problems, round after round until `next_round` asks for no more; problem by problem."""
+    by_id = {problem.problem_id: problem for problem in problems}
+    found: dict[str, list[EvalRow]] = {problem_id: [] for problem_id in by_id}
+    number = 0
+    kinds = {problem.problem_id: problem.kind for problem in problems}
+    while wanted := next_round({key: _counts(group) for key, group in found.items()}, kinds, band, settings):
+        number += 1
+        tasks = [
+            task
+            for problem_id, more in wanted.items()
+            for task in runtime.tasks(TRAINING, [by_id[problem_id]], more, label, first_sample=len(found[problem_id]))
+        ]
+        left = most_responses(len(problems), settings) - len(tasks) - sum(map(len, found.values()))
+        for row in file.sample(runtime, f"{label}, round {number}", TRAINING, tasks, runtime.training_spec, num_after=left):
+            found[row.problem_id].append(row)
+    return [row for group in found.values() for row in group]
+
+
+def write_questions(problems: Sequence[Problem], path: Path) -> None:
+    """The test problems, for those who read the responses to them."""
+    lines = [json.dumps({"schema": 1, **asdict(problem)}, ensure_ascii=False) for problem in problems]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def _counts(group: Sequence[EvalRow]) -> tuple[int, int, int]:
+    """(correct, judged, sampled)."""
+    judged = [row for row in group if row.outcome is not Outcome.GRADER_ERROR]
+    return sum(row.outcome is Outcome.CORRECT for row in judged), len(judged), len(group)
+
+
+def _beliefs(selection: Selection) -> list[tuple[int, int]]:
+    """What refresh starts from."""
+    rates = [choice.rate for choice in (*selection.chosen, *selection.reserve)]
+    return [(rate.num_correct, rate.num_samples) for rate in rates if rate is not None]
+
+
+def describe_selection(selection: Selection) -> dict[str, Any]:
+    """What problems-<stage>.json says: the problems, why each was chosen, and how many more there would have been."""
+    chosen = [{"problem_id": choice.problem.problem_id, "reason": choice.reason} for choice in selection.chosen]
+    ids = [problem.problem_id for problem in selection.problems]
+    return {
+        "problem_ids": ids,
+        "hash": problems_hash(selection.problems),
+        "chosen": chosen,
+        "num_reserve": len(selection.reserve),
+    }
+
+
+def _read_result(path: Path, checkpoint: Path) -> TrainResult:
+    """Raises UserError when one of the two is not what `Stages.train` leaves: a manifest may say what it likes."""
+    result = read_as(_RESULT, read_object(path) | {"checkpoint": checkpoint}, f"'{path}'")
+    if not checkpoint.is_dir() or not all(is_summary(name, values) for name, values in result.monitors.items()):
+        raise UserError(f"'{path}' or '{checkpoint}' is damaged, or was not written by conclip; resume=never begins anew")
+    return result
+
+
+_RESULT = TypeAdapter(TrainResult)

@@ -1,0 +1,204 @@
+r"""Finding the final answer in a response, and spelling it canonically: text work only, in linear time.
+
+Strict: the last ``\boxed{}``. Lenient: where there is none, agreed fall-backs in a fixed order; which of them found the
+answer is recorded, so that a gain of format is not called reasoning.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from conclip.grading.spelling import clean, compact, plain
+
+Method = Literal["boxed", "hashes", "phrase", "math", "number", "whole"]
+"""How an answer was found: in a box; after GSM8K's ``####``; after "answer is" or "answer:"; in the last formula; the last
+number; the whole response."""
+
+MAX_TAIL_CHARS = 200_000
+"""Only so much of a response's end is searched: a final answer stands at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """An answer as it stands in the response, and how it was found."""
+
+    answer: str
+    method: Method
+
+
+_BOX = re.compile(
+    r"""\\(?:f?boxed|fbox)(?![A-Za-z])\s*
+        (?:\{ | (?P<token>[0-9] | [A-Za-z](?![A-Za-z]) | \\[A-Za-z]+(?=\s*(?:[$.,;!?)\]}]|\\[\])]|$))))
+    | \\. | [{}]""",
+    re.DOTALL | re.VERBOSE,
+)
+
+
+def extract_boxed(text: str) -> str | None:
+    r"""The content of the last ``\boxed{...}`` or ``\fbox{...}`` with balanced braces (the innermost of nested ones); None
+    when there is none or it is blank. Escaped braces (``\{``) are content.
+
+    A box without braces holds what TeX puts into it, the next token: ``\boxed 2`` and ``\boxed 23`` are 2, ``\boxed\pi`` is
+    ``\pi``. Where TeX finds none (``\boxed\frac12``), or it would cut a word (``a \boxed answer``), there is no box.
+
+    Example: ``so \boxed{1}, no: \boxed{\frac{1}{2}}`` gives ``\frac{1}{2}``.
+    """
+    text = text[-MAX_TAIL_CHARS:]
+    open_braces: list[int | None] = []  # where the content of a box begins; None for other braces
+    found: tuple[int, int] | None = None
+    for match in _BOX.finditer(text):
+        part = match.group()
+        if match["token"] is not None:
+            found = match.span("token")
+        elif part == "}":
+            begin = open_braces.pop() if open_braces else None
+            if begin is not None and (found is None or begin > found[0]):
+                found = (begin, match.start())
+        elif part[-1] == "{" and part != "\\{":
+            open_braces.append(match.end() if len(part) > 1 else None)
+    return (text[found[0] : found[1]].strip() or None) if found else None
+
+
+_ANSWER_TAG = re.compile(r"<answer>([^<>]{1,500})</answer>")
+_HASHES = re.compile(r"####[ \t]*([^\n]+)")
+_PHRASE = re.compile(
+    r"(?:answer|result|option|choice)\s{0,9}(?:\([^()\n]{0,20}\)\s{0,9})?\**\s{0,9}(?:is|are|=|:)"
+    r"\s{0,9}:?\s{0,9}\**[ \t]{0,9}(?=\S)",
+    re.IGNORECASE,
+)
+_DELIMITER = re.compile(r"\\.|\$\$?", re.DOTALL)
+_CLOSED_BY = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}
+_NUMBER = re.compile(r"(?<![\w.\\^_{])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?(?:\s?\\?%)?(?![\w^_{\\!])")
+_OPERATOR = re.compile(r"[-+*/^_\\({|]\s*$")
+
+MAX_FORMULA_CHARS = 2000
+"""A longer formula is no final answer."""
+
+
+def extract(text: str, *, lenient: bool) -> Extraction | None:
+    """The final answer of a response; None when there is none. Strict looks at boxes only."""
+    boxed = extract_boxed(text)
+    if boxed is not None:
+        return Extraction(boxed, "boxed")
+    if not lenient:
+        return None
+    tail = text[-MAX_TAIL_CHARS:].replace("**", "").rstrip()
+    if tags := _ANSWER_TAG.findall(tail):
+        return Extraction(tags[-1].strip(), "phrase")
+    if hashes := _HASHES.findall(tail):
+        return Extraction(hashes[-1].strip(), "hashes")
+    if phrases := list(_PHRASE.finditer(tail)):
+        return Extraction(_sentence(tail[phrases[-1].end() :].partition("\n")[0][:300]), "phrase")
+    formulas = [(content, end) for content, end in _formulas(tail) if not re.fullmatch(r"[a-zA-Z]|\\[a-z]+", content)]
+    number = _last_number(tail)
+    if formulas and (number is None or number[1] <= formulas[-1][1] or len(_formulas(tail)) == len(formulas)):
+        return Extraction(formulas[-1][0], "math")
+    return Extraction(number[0], "number") if number else None
+
+
+def _formulas(text: str) -> list[tuple[str, int]]:
+    """(content, where it ends) of the formulas between ``$``, ``$$``, ``\\(`` and ``\\[``; one look at each character."""
+    found: list[tuple[str, int]] = []
+    opened: tuple[str, int] | None = None
+    for match in _DELIMITER.finditer(text):
+        sign = match.group()
+        if opened is not None and (sign == _CLOSED_BY[opened[0]] or (sign == "$$" and opened[0] == "$")):
+            content = text[opened[1] : match.start()].strip()
+            is_prose = len(re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{2,}\s+[A-Za-z]{2,}", content)) > 0  # dollars, not formulas
+            if content and not is_prose and len(content) <= MAX_FORMULA_CHARS and not (opened[0] == "$" and "\n" in content):
+                found.append((content, match.end()))
+            opened = None
+        elif sign in _CLOSED_BY and (opened is None or sign[0] == "\\" or opened[0] == "$"):
+            opened = (sign, match.end())
+    return found
+
+
+def _last_number(text: str) -> tuple[str, int] | None:
+    """The last number that is no part of a formula, an equation's right side apart, and where it ends."""
+    numbers = [
+        match for match in _NUMBER.finditer(text) if not _OPERATOR.search(text[max(0, match.start() - 9) : match.start()])
+    ]
+    return (numbers[-1].group().strip(), numbers[-1].end()) if numbers else None
+
+
+_LIST_OF_FORMULAS = re.compile(r"\$[^$]+\$(?:(?:\s|,|or\b|and\b)+\$[^$]+\$)+")
+_FILLER = re.compile(r"(?:[A-Za-z']+\s+)+(?=[-+$\\\d])")
+_NEGATED = re.compile(
+    r"\b(?:not|no|never|nor|neither|cannot|except|unless|than|least|most|about|around|\w+n't)\b", re.IGNORECASE
+)
+
+
+def _sentence(rest: str) -> str:
+    """What follows "answer is", up to the end of its sentence, formula delimiters and words before its only number taken
+    off."""
+    rest = rest.strip().strip("*").strip()
+    end = re.search(r"\.(?:\s|$)", rest)
+    sentence = (rest[: end.start()] if end else rest).strip().strip("*").strip()
+    if rest.startswith(("$", "\\(", "\\[")) and (formulas := _formulas(rest)):
+        return sentence if _LIST_OF_FORMULAS.fullmatch(sentence) else formulas[0][0]
+    words = _FILLER.match(sentence)
+    if (
+        words
+        and not _NEGATED.search(sentence)
+        and len(numbers := _NUMBER.findall(sentence)) == 1
+        and len(_formulas(sentence)) <= 1
+    ):
+        return (
+            sentence[sentence.index(numbers[0]) :].strip()
+            if "$" not in sentence
+            else (_formulas(sentence) or [(numbers[0], 0)])[0][0]
+        )
+    return sentence
+
+
+@lru_cache(maxsize=1 << 16)
+def normalise(answer: str) -> str:
+    """A canonical spelling, by which wrong answers of one problem are counted as the same."""
+    return compact(clean(answer))
+
+
+MAX_CHOICES = 26
+_WITHOUT_CHOICES = 10
+"""Letters that may name an option where the options are not given: A to J."""
+
+_LETTER = r"[\[({]*\s*([A-Za-z])\s*[\])}]*"
+_CHOICE_WORD = re.compile(r"^(?:the\s+)?(?:option|choice|answer)s?\s*:?\s*", re.IGNORECASE)
+_ALONE = re.compile(rf"{_LETTER}\s*[.:,;]?")
+_WITH_TEXT = re.compile(
+    r"(?:[\[(]\s*([A-Za-z])\s*[\])][.:]?(?!\s*[-+*/^_=<>])|([A-Za-z])\s*(?:[):\]]|\.(?=\s)))\s*(\S.*)", re.DOTALL
+)
+_FURTHER_LABEL = re.compile(r"(?<![A-Za-z])[A-Za-z]{1,3}\s*[):](?!\s*\d+\s*$)|\([A-Za-z]{1,3}\)")
+_SEVERAL = re.compile(rf"{_LETTER}(?:(?:\s*(?:,|;|&|\bor\b|\band\b))+\s*{_LETTER})+", re.IGNORECASE)
+
+
+def choice_letters(answer: str, *, num_choices: int | None = None, fold: bool = False) -> list[str]:
+    r"""The letters that a cleaned multiple-choice answer names; empty where it names none. `fold`: small letters name
+    options, too (alone, ``b`` may be a variable).
+
+    Example: ``\text{Option B}``, ``(B) 12`` and ``[B]`` give ["B"], ``A, B`` gives ["A", "B"], ``C_1`` gives [].
+    """
+    text = _CHOICE_WORD.sub("", " ".join(plain(answer).replace("\\ ", " ").split()))
+    last = chr(ord("A") + min(num_choices or _WITHOUT_CHOICES, MAX_CHOICES) - 1)
+    found: list[str] = []
+    if match := _ALONE.fullmatch(text):
+        found = [match[1]]
+    elif _SEVERAL.fullmatch(text):
+        found = re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", text)
+    elif (match := _WITH_TEXT.fullmatch(text)) and not _FURTHER_LABEL.search(match[3]):
+        found = [match[1] or match[2]]
+    if fold:
+        found = [letter.upper() for letter in found]
+    return found if all("A" <= letter <= last for letter in found) else []
+
+
+def label_and_text(answer: str) -> tuple[str, str] | None:
+    """("B", "12") of a cleaned ``B: 12``; None without both."""
+    match = _WITH_TEXT.fullmatch(" ".join(plain(answer).replace("\\ ", " ").split()))
+    return ((match[1] or match[2]).upper(), match[3]) if match else None
+
+
+def without_label(choice: str, index: int) -> str:
+    """The text of an option that may carry its own letter: ``B) 2`` at index 1 gives ``2``."""
+    letter = chr(ord("A") + index)
+    return re.sub(rf"^\s*\(?\s*(?:{letter}|{letter.lower()})\s*[).:]\s*(?=\S)", "", choice).strip()

@@ -1,0 +1,441 @@
+r"""Reading one LaTeX formula as a sympy expression with exact numbers.
+
+The grammar is the one of final answers: arithmetic, roots, powers, fractions and mixed numbers, the elementary functions,
+factorials, binomials, absolute values, finite sums. A formula is read whole or not at all, letters keep their case and
+subscripts, decimals are exact fractions. math-verify's parser (latex2sympy) folds case, drops subscripts and primes, reads
+``1 2`` as 3, rounds decimals to binary, and answers for a part of what it was given.
+"""
+
+import re
+from collections.abc import Callable
+from typing import cast
+
+import sympy
+from sympy import Expr, Integer, Rational, Symbol
+
+from conclip.grading.tex import DECORATIONS, FONTS, LETTERS
+
+MAX_BITS = 1_000_000
+"""Largest integer that a power may become; a larger one is not read."""
+
+MAX_FACTORIAL = 5_000
+MAX_TERMS = 10_000
+MAX_DEPTH = 60
+"""Brackets within brackets."""
+
+
+class Unreadable(ValueError):
+    """A formula outside of the grammar, or one without a finite value."""
+
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+)"
+    r"|(?P<command>\\(?:[a-zA-Z]+|.))|(?P<other>.))",
+    re.DOTALL,
+)
+_ONE_ARGUMENT: dict[str, Callable[..., Expr]] = {
+    "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc,
+    "arcsin": sympy.asin, "arccos": sympy.acos, "arctan": sympy.atan, "arccot": sympy.acot, "arcsec": sympy.asec,
+    "arccsc": sympy.acsc, "sinh": sympy.sinh, "cosh": sympy.cosh, "tanh": sympy.tanh, "coth": sympy.coth,
+    "arsinh": sympy.asinh, "arcosh": sympy.acosh, "artanh": sympy.atanh, "ln": sympy.log, "exp": sympy.exp,
+    "log": lambda x: sympy.log(x, 10), "lg": lambda x: sympy.log(x, 10),
+}  # fmt: skip
+_FUNCTIONS = frozenset(["f", "g", "h", "F", "G", "H", "O", "P", "f'", "g'", "h'", "f''"])
+_GREEK_FUNCTIONS = frozenset(["Gamma", "zeta", "phi", "varphi", "psi"])
+"""Letters that name functions when a bracket follows; others are factors."""
+
+_INVERSE = {
+    "sin": sympy.asin,
+    "cos": sympy.acos,
+    "tan": sympy.atan,
+    "sinh": sympy.asinh,
+    "cosh": sympy.acosh,
+    "tanh": sympy.atanh,
+}
+_SEVERAL_ARGUMENTS = cast(
+    dict[str, Callable[..., Expr]], {"max": sympy.Max, "min": sympy.Min, "gcd": sympy.gcd, "lcm": sympy.lcm}
+)
+_CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
+
+
+def read_formula(text: str) -> Expr:
+    r"""The value of a formula in plain LaTeX (`conclip.grading.spelling.clean`). Raises Unreadable.
+
+    Example: ``2\frac{1}{2}`` is 5/2, ``\sqrt[3]{-8}`` is -2, ``E_1 + 8`` is a sum with the symbol ``E_1``.
+    """
+    parser = _Parser(text)
+    try:
+        value = parser.sum()
+    except RecursionError as error:
+        raise Unreadable("nested too deeply") from error
+    if parser.here():
+        raise Unreadable(f"cannot read '{parser.here()}' in {text!r}")
+    if value.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
+        raise Unreadable(f"{text!r} has no finite value")
+    return value
+
+
+class _Parser:
+    """Recursive descent over tokens; each method reads one level of precedence."""
+
+    def __init__(self, text: str) -> None:
+        self._tokens = [(kind, match[kind]) for match in _TOKEN.finditer(text.strip()) if (kind := match.lastgroup)]
+        self._at = self._depth = self._in_bars = 0
+        self._letters: set[str] = set()  # that a series runs over
+
+    def here(self, ahead: int = 0) -> str:
+        """The token to read next; "" at the end."""
+        index = self._at + ahead
+        return self._tokens[index][1] if index < len(self._tokens) else ""
+
+    def _is_number(self, ahead: int = 0) -> bool:
+        index = self._at + ahead
+        return index < len(self._tokens) and self._tokens[index][0] == "number"
+
+    def _take(self, expected: str | None = None) -> str:
+        token = self.here()
+        if not token or (expected is not None and token != expected):
+            raise Unreadable(f"expected {expected or 'more'}, found '{token}'")
+        self._at += 1
+        return token
+
+    def sum(self) -> Expr:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise Unreadable("nested too deeply")
+        value = self._product()
+        while self.here() in ("+", "-"):
+            value = value + self._product() if self._take() == "+" else value - self._product()
+        self._depth -= 1
+        return value
+
+    def _product(self) -> Expr:
+        """Factors with signs between them or none. ``1/2x`` is x/2, ``a/bc`` is a/(bc): after a number the division ends."""
+        value = self._signed()
+        while True:
+            token = self.here()
+            if token in ("*", "\\cdot", "\\times", "\\ast"):
+                self._take()
+                value = value * self._signed()
+            elif token in ("/", "\\div", ":"):
+                self._take()
+                divisor = self._divisor()
+                if divisor.is_zero:
+                    raise Unreadable("division by zero")
+                value = value / divisor
+            elif token == "\\bmod":
+                self._take()
+                value = sympy.Mod(value, self._signed())
+            elif self._begins_factor():
+                value = value * self._power()
+            else:
+                return value
+
+    def _divisor(self) -> Expr:
+        ends = self._is_number() or self.here() in ("-", "(", "{", "\\frac")
+        value = self._signed()
+        while not ends and self._begins_factor():
+            value = value * self._power()
+        return value
+
+    def _signed(self) -> Expr:
+        if self.here() in ("-", "+"):
+            return -self._signed() if self._take() == "-" else self._signed()
+        return self._power()
+
+    def _begins_factor(self) -> bool:
+        token = self.here()
+        if not token or self._is_number():
+            return False  # a number after a factor: "1 2" is no product
+        if token[0] == "\\":
+            name = token[1:]
+            known = name in LETTERS or name in DECORATIONS or name in FONTS or name in _ONE_ARGUMENT
+            return known or name in (
+                "frac",
+                "sqrt",
+                "binom",
+                "pi",
+                "sum",
+                "prod",
+                "lfloor",
+                "lceil",
+                "max",
+                "min",
+                "gcd",
+                "lcm",
+                "imath",
+            )
+        return token.isascii() and (token.isalpha() or token in "([{" or (token == "|" and not self._in_bars))
+
+    def _power(self) -> Expr:
+        """An atom with what stands behind it: factorials, powers, degrees."""
+        value = self._atom()
+        while True:
+            if self.here() == "!":
+                self._take()
+                value = _factorial(value)
+            elif self.here() == "^":
+                self._take()
+                if self.here() == "\\circ":
+                    self._take()
+                    value = value * sympy.pi / 180
+                else:
+                    value = _power(value, self._exponent())
+            elif self.here() == "%":
+                self._take()
+                value = value / 100
+            else:
+                return value
+
+    def _exponent(self) -> Expr:
+        """``x^10`` and ``10^-8`` are read as they are meant, not as TeX sets them."""
+        if self.here() in ("-", "+"):
+            return -self._exponent() if self._take() == "-" else self._exponent()
+        return self._number() if self._is_number() else self._atom()
+
+    def _number(self) -> Expr:
+        digits = self._take().replace(",", "")
+        if self.here() == "\\overline" and "." in digits:  # 0.1\overline{6}
+            self._take()
+            self._take("{")
+            period = self._take()
+            self._take("}")
+            if not period.isdecimal():
+                raise Unreadable("a period is made of digits")
+            places = len(digits.partition(".")[2])
+            return Rational(digits.rstrip(".") or "0") + Rational(int(period), (10 ** len(period) - 1) * 10**places)
+        return Rational(digits)
+
+    def _mixed(self) -> Expr | None:
+        r"""``2\frac{1}{2}`` or ``2 1/2``, a proper fraction behind a whole number; None where none stands here."""
+        whole, begin = self.here(), self._at
+        if not whole.isdecimal():
+            return None
+        try:
+            self._take()
+            if self.here() == "\\frac":
+                self._take()
+                top, bottom = self._argument(), self._argument()
+            elif self._is_number() and self.here(1) == "/" and self._is_number(2):
+                top, bottom = self._number(), (self._take("/"), self._number())[1]
+            else:
+                top = bottom = sympy.nan
+        except Unreadable:
+            top = bottom = sympy.nan
+        if isinstance(top, Integer) and isinstance(bottom, Integer) and 0 < top < bottom:
+            return Integer(int(whole)) + top / bottom
+        self._at = begin
+        return None
+
+    def _atom(self) -> Expr:
+        token = self.here()
+        if self._is_number():
+            mixed = self._mixed()
+            return self._number() if mixed is None else mixed
+        if token in ("(", "[", "{", "\\{", "\\lfloor", "\\lceil"):
+            value = self._group()
+            return {"\\lfloor": sympy.floor, "\\lceil": sympy.ceiling}.get(token, lambda x: x)(value)
+        if token == "|":
+            self._take()
+            self._in_bars += 1
+            value = self.sum()
+            self._in_bars -= 1
+            self._take("|")
+            return sympy.Abs(value)
+        if token[:1] == "\\":
+            return self._command()
+        if token.isascii() and token.isalpha():
+            return self._symbol(self._take())
+        raise Unreadable(f"cannot read '{token}'")
+
+    def _group(self) -> Expr:
+        opening = self._take()
+        value = self.sum()
+        self._take(_CLOSING[opening])
+        return value
+
+    def _argument(self) -> Expr:
+        r"""What a TeX command takes: a group, or else one digit or sign (``\frac12``)."""
+        if self.here() == "{":
+            return self._group()
+        if self._is_number():
+            token = self.here()
+            if not token.isdecimal():
+                return self._number()
+            if len(token) == 1:
+                self._at += 1
+            else:
+                self._tokens[self._at] = ("number", token[1:])
+            return Integer(int(token[0]))
+        return self._atom()
+
+    def _symbol(self, name: str) -> Expr:
+        """A letter with its subscript and primes; e and i are the numbers, unless something is attached."""
+        tail = ""
+        while self.here() in ("_", "'"):
+            if self._take() == "'":
+                tail += "'"
+            elif self.here() == "{":
+                tail += "_" + self._raw()
+            else:
+                tail += "_" + self._take()
+        if not tail and name == "C" and self.here() == "(" and self._is_number(1) and self.here(2) == ",":
+            return _binomial(*self._arguments())
+        if name + tail in _FUNCTIONS and self.here() == "(":
+            return Symbol(f"{name}{tail}({', '.join(map(str, self._arguments()))})")
+        if not tail and name in ("e", "i") and name not in self._letters:
+            return sympy.E if name == "e" else sympy.I
+        return Symbol(name + tail)
+
+    def _raw(self) -> str:
+        """The text of a group in braces, as it stands."""
+        depth, text = 0, ""
+        while True:
+            token = self._take()
+            depth += (token == "{") - (token == "}")
+            if depth == 0:
+                return text
+            if not (token == "{" and depth == 1):
+                text += token
+
+    def _command(self) -> Expr:
+        name = self._take()[1:]
+        if name in _ONE_ARGUMENT:
+            return self._function(name)
+        if name in _SEVERAL_ARGUMENTS:
+            return _SEVERAL_ARGUMENTS[name](*self._arguments())
+        if name == "frac":
+            top, bottom = self._argument(), self._argument()
+            if bottom.is_zero:
+                raise Unreadable("division by zero")
+            return top / bottom
+        if name == "sqrt":
+            return self._root()
+        if name == "binom":
+            return _binomial(self._argument(), self._argument())
+        if name in ("sum", "prod"):
+            return self._series(sympy.Sum if name == "sum" else sympy.Product)
+        if name == "pi":
+            return sympy.pi if self.here() not in ("_", "'") else self._symbol("pi")
+        if name == "imath":
+            return sympy.I
+        if name in ("angle", "triangle"):
+            corners = ""
+            while len(self.here()) == 1 and self.here().isupper():
+                corners += self._take()
+            return Symbol(f"{name} {corners}")
+        if name in _GREEK_FUNCTIONS and self.here() == "(":
+            return Symbol(f"{name}({', '.join(map(str, self._arguments()))})")
+        if name in LETTERS:
+            return self._symbol(name)
+        if name in DECORATIONS:
+            inside = self._raw() if self.here() == "{" else self._take()
+            return self._symbol(f"{name} {inside}")
+        if name in FONTS and self.here() == "{":
+            inside = self._raw().strip()
+            if inside in _ONE_ARGUMENT:
+                return self._function(inside)
+            if inside.isascii() and inside.isalpha():
+                return self._symbol(inside) if len(inside) == 1 or self.here() == "_" else Symbol(f"text {inside}")
+            if re.search(r"[A-Za-z]{2}", inside):
+                raise Unreadable(f"words in a formula: {inside!r}")
+            return read_formula(inside)
+        raise Unreadable(f"cannot read '\\{name}'")
+
+    def _root(self) -> Expr:
+        degree: Expr = Integer(2)
+        if self.here() == "[":
+            degree = self._group()
+        radicand = self._group() if self.here() in ("(", "[") else self._argument()
+        if degree.is_zero:
+            raise Unreadable("a root of degree 0")
+        if degree.is_Integer and int(degree) % 2 and radicand.is_negative:
+            return -_power(-radicand, 1 / degree)  # the real root
+        return _power(radicand, 1 / degree)
+
+    def _series(self, kind: type[sympy.Sum] | type[sympy.Product]) -> Expr:
+        """A finite sum or product over one letter."""
+        self._take("_")
+        self._take("{")
+        name = self._take()
+        self._take("=")
+        first = self.sum()
+        self._take("}")
+        self._take("^")
+        last = self._exponent()
+        if (last - first).is_number and not ((last - first).is_Integer and 0 <= last - first <= MAX_TERMS):
+            raise Unreadable("a series that is not finite, or too long")
+        self._letters.add(name)
+        term = self._product()
+        self._letters.discard(name)
+        value = cast(Expr, kind(term, (Symbol(name), first, last)).doit())
+        if value.has(sympy.Sum, sympy.Product, sympy.Piecewise):
+            raise Unreadable("a series without a closed form")
+        return value
+
+    def _function(self, name: str) -> Expr:
+        function, power, base = _ONE_ARGUMENT[name], None, None
+        while self.here() in ("^", "_"):
+            if self._take() == "^":
+                power = self._exponent()
+            else:
+                base = self._argument()
+        if power == -1 and name in _INVERSE:
+            function, power = _INVERSE[name], None
+        argument = self._function_argument()
+        if base is not None:
+            if name != "log":
+                raise Unreadable(f"\\{name} takes no base")
+            function = lambda x: sympy.log(x, base)  # noqa: E731
+        if name in ("log", "lg", "ln") and argument.is_zero:
+            raise Unreadable("logarithm of zero")
+        value = function(argument)
+        return value if power is None else _power(value, power)
+
+    def _function_argument(self) -> Expr:
+        r"""A group, or the factors up to the next sign or function: ``\sin 2x \cos x`` is sin(2x) cos(x)."""
+        if self.here() in ("(", "{", "["):
+            value = self._group()
+            return value * sympy.pi / 180 if self._degrees() else value
+        value = self._signed()
+        while self._begins_factor() and self.here()[1:] not in _ONE_ARGUMENT:
+            value = value * self._power()
+        return value
+
+    def _degrees(self) -> bool:
+        if self.here() == "^" and self.here(1) == "\\circ":
+            self._at += 2
+            return True
+        return False
+
+    def _arguments(self) -> list[Expr]:
+        closing = _CLOSING.get(self._take(), "")
+        values = [self.sum()]
+        while self.here() == ",":
+            self._take()
+            values.append(self.sum())
+        self._take(closing)
+        return values
+
+
+def _power(base: Expr, exponent: Expr) -> Expr:
+    if base.is_zero and exponent.is_negative:
+        raise Unreadable("division by zero")
+    if isinstance(base, Rational) and isinstance(exponent, Rational):
+        if max(abs(base.p), base.q).bit_length() * abs(exponent) > MAX_BITS:
+            raise Unreadable("too large a number")
+    elif exponent.is_number and abs(exponent.evalf(3)) > MAX_BITS:
+        raise Unreadable("too large a power")
+    return cast(Expr, sympy.Pow(base, exponent))
+
+
+def _factorial(value: Expr) -> Expr:
+    if not (value.is_Integer and 0 <= int(value) <= MAX_FACTORIAL) and value.is_number:
+        raise Unreadable("too large a factorial, or none")
+    return sympy.factorial(value)
+
+
+def _binomial(top: Expr, bottom: Expr) -> Expr:
+    if any(part.is_number and not (part.is_Integer and 0 <= int(part) <= MAX_FACTORIAL) for part in (top, bottom)):
+        raise Unreadable("too large a binomial coefficient, or none")
+    return sympy.binomial(top, bottom)

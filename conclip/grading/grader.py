@@ -1,0 +1,378 @@
+"""The one grader of probing, training and evaluation.
+
+Extraction and the comparison of equal spellings happen here (`conclip.grading.answers`); everything symbolic happens in worker
+processes (`conclip.grading.worker`) with a limit on processor time and memory for each answer, so that no answer can hang or
+swell a run and a loaded machine changes no verdict. An answer that ends its worker is `grader_error`, never "wrong".
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import selectors
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from conclip.errors import MachineFailure
+from conclip.grading.answers import Extraction, Method, extract
+from conclip.processes import PYTHON
+from conclip.types import FinishReason, Grade, Outcome
+
+LOG = logging.getLogger(__name__)
+
+GRADER_VERSION = 3
+"""Raised whenever a verdict may change."""
+
+CPU_LIMIT_S = 5
+"""Processor time a worker may spend on one answer [whole seconds]; the kernel ends it there."""
+
+WALL_LIMIT_S = 60.0
+"""Guard for a worker that neither computes nor answers; generous, as a loaded machine must not change verdicts."""
+
+LONGEST_GAP_S = 10.0
+"""Between two looks at the workers; a longer one prolongs their deadlines by itself."""
+
+MAX_FAILED_STARTS = 3
+"""Workers in a row that end before they are ready; then something is wrong with all of them."""
+
+MAX_ANSWER_CHARS = 2000
+"""A longer extracted answer is not an answer; it counts as wrong without being parsed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """What a worker is asked: whether `answer` states the same as one of `golds`."""
+
+    golds: tuple[str, ...]
+    answer: str
+    choices: tuple[str, ...] | None = None
+    decimals: int | None = None
+    tolerance: float = 0.0
+    is_response: bool = False
+    question: Literal["same", "readable", "math-verify"] = "same"
+    """Is the answer a gold one; is the (only) gold one understood; are they the same to math-verify."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    """A response that waits for a verdict."""
+
+    key: str
+    extraction: Extraction
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: subprocess.Popen[bytes]
+    ready: bool = False
+    """Its libraries are loaded: the clock of an answer starts only then."""
+    pair: _Pair | None = None
+    deadline: float = 0.0
+    buffer: bytes = b""
+
+
+@dataclass(slots=True)
+class _State:
+    """Everything the lock guards."""
+
+    workers: list[_Worker] = field(default_factory=list[_Worker])
+    queue: deque[_Pair] = field(default_factory=deque[_Pair])
+    waiting: dict[_Pair, list[_Asker]] = field(default_factory=dict[_Pair, list[_Asker]])
+    last_read: float = 0.0
+    """When the workers were last looked at."""
+    killed: set[_Pair] = field(default_factory=set[_Pair])
+    """Pairs whose worker somebody killed; each gets one more."""
+    failed_starts: int = 0
+    """Workers in a row that ended before they were ready."""
+    verdicts: dict[_Pair, Outcome] = field(default_factory=dict[_Pair, Outcome])
+    done: list[tuple[str, Grade]] = field(default_factory=list[tuple[str, Grade]])
+
+
+class GraderBroken(MachineFailure):
+    """Workers cannot start at all; grading everything as an error would hide it."""
+
+
+class Grader:
+    """Grades responses in the background: `submit` them, `poll` for verdicts. Usable from any thread."""
+
+    def __init__(self, *, num_workers: int = 2, cpu_limit_s: int = CPU_LIMIT_S, wall_limit_s: float = WALL_LIMIT_S) -> None:
+        self._num_workers, self._cpu_limit_s, self._wall_limit_s = num_workers, cpu_limit_s, wall_limit_s
+        self._lock = threading.RLock()
+        self._state = _State()
+
+    def submit(
+        self,
+        key: str,
+        *,
+        gold: str | Sequence[str],
+        text: str,
+        finish_reason: FinishReason,
+        choices: Sequence[str] | None = None,
+        decimals: int | None = None,
+        tolerance: float = 0.0,
+    ) -> None:
+        """Grade one response; `key` comes back with the verdict. Any of several `gold` answers is right. `choices` are the
+        texts of options A, B, ... of a multiple-choice question. Numbers are compared exactly; they are also equal when they
+        agree in so many `decimals`, or differ by at most the share `tolerance` of the gold one."""
+        with self._lock:
+            extraction = extract(text, lenient=True)
+            if finish_reason != "stop":
+                self._done(_Asker(key, extraction or Extraction("", "whole")), Outcome.TRUNCATED)
+            elif extraction is None:
+                self._done(_Asker(key, Extraction("", "whole")), Outcome.NO_ANSWER)
+            else:
+                pair = _Pair(_golds(gold), extraction.answer, tuple(choices) if choices else None, decimals, tolerance)
+                self._compare(_Asker(key, extraction), pair)
+
+    def submit_answer(
+        self,
+        key: str,
+        *,
+        gold: str | Sequence[str],
+        answer: str,
+        method: Method = "whole",
+        choices: Sequence[str] | None = None,
+        decimals: int | None = None,
+        tolerance: float = 0.0,
+        second_method: bool = False,
+    ) -> None:
+        """Grade an answer that was extracted already; with `method` "whole" it may be a response without a box, in which the
+        answer is yet to be found. `second_method` asks math-verify instead, as it comes: another parser and
+        another comparison, `grader_error` where it cannot read one side."""
+        with self._lock:
+            is_response = method == "whole"
+            if is_response and len(answer) > MAX_ANSWER_CHARS:
+                found = extract(answer, lenient=True)
+                answer = found.answer if found else ""
+            options = tuple(choices) if choices else None
+            pair = _Pair(
+                _golds(gold), answer, options, decimals, tolerance, is_response, "math-verify" if second_method else "same"
+            )
+            self._compare(_Asker(key, Extraction(answer, method)), pair)
+
+    def unreadable(self, golds: Sequence[tuple[Sequence[str], Sequence[str] | None]]) -> list[int]:
+        """Which problems have a gold answer (of several, with the choices) that is understood neither as mathematics nor as
+        words or letters, so that only the same spelling is right. Waits for the verdicts; plain numbers need none."""
+        with self._lock:
+            pending = [
+                (n, some, choices)
+                for n, (some, choices) in enumerate(golds)
+                if not all(_PLAIN_NUMBER.fullmatch(gold.strip()) for gold in some)
+            ]
+            for number, some, choices in pending:
+                pair = _Pair(tuple(some), some[0], tuple(choices) if choices else None, question="readable")
+                self._compare(_Asker(str(number), Extraction(some[0], "whole")), pair)
+            found: list[int] = []
+            for _ in range(len(pending)):
+                while not self._state.done:
+                    self._read(1.0)
+                key, grade = self._state.done.pop()
+                found += [] if grade.outcome is Outcome.CORRECT else [int(key)]
+            return sorted(found)
+
+    def poll(self, timeout_s: float = 0.0) -> list[tuple[str, Grade]]:
+        """Verdicts that are ready; waits up to `timeout_s` when there are none but some are under way. Raises GraderBroken
+        when one worker after the other ends before it was ready."""
+        with self._lock:
+            state = self._state
+            if state.waiting:
+                self._read(0.0 if state.done else timeout_s)
+            done, state.done = state.done, []
+            return done
+
+    def grade(self, *, gold: str, text: str, finish_reason: FinishReason = "stop") -> Grade:
+        """Grade one response and wait for it."""
+        with self._lock:
+            key = f"grade {id(self)} {time.monotonic_ns()}"
+            self.submit(key, gold=gold, text=text, finish_reason=finish_reason)
+            others: list[tuple[str, Grade]] = []
+            mine: Grade | None = None
+            while mine is None:
+                for other, verdict in self.poll(1.0):
+                    if other == key:
+                        mine = verdict
+                    else:
+                        others.append((other, verdict))
+            self._state.done.extend(others)
+            return mine
+
+    def close(self) -> None:
+        with self._lock:
+            for worker in self._state.workers:
+                _kill(worker)
+            self._state.workers.clear()
+
+    def _compare(self, asker: _Asker, pair: _Pair) -> None:
+        state = self._state
+        if not pair.answer.strip():
+            return self._done(asker, Outcome.NO_ANSWER)
+        if len(pair.answer) > MAX_ANSWER_CHARS:
+            return self._done(asker, Outcome.WRONG)
+        if pair.choices is None and pair.question == "same" and _bare(pair.answer) in map(_bare, pair.golds):
+            return self._done(asker, Outcome.CORRECT)
+        if pair in state.verdicts:
+            return self._done(asker, state.verdicts[pair])
+        if not state.waiting:
+            state.last_read = time.monotonic()  # nobody had to look so far
+        if pair in state.waiting:
+            state.waiting[pair].append(asker)
+        else:
+            state.waiting[pair] = [asker]
+            state.queue.append(pair)
+            self._feed()
+        return None
+
+    def _done(self, asker: _Asker, verdict: Outcome) -> None:
+        """`verdict` on the answer wherever it was found; the strict outcome knows none outside a box."""
+        found = asker.extraction
+        extracted = found.answer[:MAX_ANSWER_CHARS] or None
+        boxed = found.method in ("boxed", "whole") or verdict is Outcome.TRUNCATED
+        grade = Grade(
+            outcome=verdict if boxed else Outcome.NO_ANSWER,
+            extracted=extracted if boxed else None,
+            lenient_outcome=verdict,
+            lenient_extracted=extracted,
+            method=found.method if extracted else None,
+        )
+        self._state.done.append((asker.key, grade))
+
+    def _feed(self) -> None:
+        """Give every idle worker a pair, starting workers up to the limit."""
+        state = self._state
+        idle = [worker for worker in state.workers if worker.pair is None]
+        while state.queue:
+            if not idle:
+                if len(state.workers) >= self._num_workers:
+                    return
+                worker = _start_worker(self._cpu_limit_s)
+                state.workers.append(worker)
+                idle.append(worker)
+            worker = idle.pop()
+            worker.pair = state.queue.popleft()
+            worker.deadline = time.monotonic() + self._wall_limit_s
+            pair = worker.pair
+            line = json.dumps(dataclasses.astuple(pair)).encode() + b"\n"
+            try:
+                assert worker.process.stdin is not None
+                worker.process.stdin.write(line)
+                worker.process.stdin.flush()
+            except OSError:
+                self._lose(worker, "died", begun=False)
+
+    def _read(self, timeout_s: float) -> None:
+        # Nobody looked, be it that this process was stopped: that time is not the workers'.
+        gap = time.monotonic() - self._state.last_read
+        for worker in self._state.workers if gap > LONGEST_GAP_S else ():
+            worker.deadline += gap
+        with selectors.DefaultSelector() as selector:
+            busy = [worker for worker in self._state.workers if worker.pair is not None]
+            for worker in busy:
+                assert worker.process.stdout is not None
+                selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+            first_deadline = min((worker.deadline for worker in busy), default=0.0)
+            patience = max(0.0, min(timeout_s, first_deadline - time.monotonic()))
+            for event, _ in selector.select(patience):
+                worker = event.data
+                data = os.read(event.fd, 65536)
+                if not data:
+                    self._lose(worker, "died", begun=worker.ready)
+                    continue
+                worker.buffer += data
+                while (end := worker.buffer.find(b"\n")) >= 0:
+                    self._answered(worker, worker.buffer[:end])
+                    worker.buffer = worker.buffer[end + 1 :]
+        for worker in list(self._state.workers):
+            if worker.pair is not None and time.monotonic() > worker.deadline:
+                self._lose(worker, f"gave no answer in {self._wall_limit_s:g} s", begun=worker.ready)
+        self._state.last_read = time.monotonic()
+        self._feed()
+
+    def _answered(self, worker: _Worker, line: bytes) -> None:
+        if not worker.ready:
+            worker.ready, self._state.failed_starts = True, 0
+            worker.deadline = time.monotonic() + self._wall_limit_s
+            return
+        pair, worker.pair = worker.pair, None
+        self._settle(pair, Outcome(json.loads(line)))
+
+    def _lose(self, worker: _Worker, why: str, *, begun: bool) -> None:
+        """Replace a worker. The pair it was on becomes a grader error; it gets another worker when this one had not `begun`
+        with it, and once when somebody killed this one (its own limits end it by other signals)."""
+        state, pair = self._state, worker.pair
+        LOG.warning("grader worker %s on answer %.80r; replaced", why, pair and pair.answer)
+        was_killed = why == "died" and _end_code(worker) == -signal.SIGKILL
+        _kill(worker)
+        state.workers.remove(worker)
+        if not worker.ready:
+            state.failed_starts += 1
+            if state.failed_starts >= MAX_FAILED_STARTS:
+                raise GraderBroken(
+                    f"{MAX_FAILED_STARTS} grader workers in a row {why} before they were ready; try: "
+                    f"{' '.join(_COMMAND)} < /dev/null"
+                )
+        if pair is not None and (not begun or (was_killed and pair not in state.killed)):
+            if begun:
+                state.killed.add(pair)
+            state.queue.appendleft(pair)
+        else:
+            self._settle(pair, Outcome.GRADER_ERROR)
+
+    def _settle(self, pair: _Pair | None, outcome: Outcome) -> None:
+        assert pair is not None
+        self._state.verdicts[pair] = outcome
+        for asker in self._state.waiting.pop(pair):
+            self._done(asker, outcome)
+
+
+def _golds(gold: str | Sequence[str]) -> tuple[str, ...]:
+    return (gold,) if isinstance(gold, str) else tuple(gold)
+
+
+_PLAIN_NUMBER = re.compile(r"-?[\d,]+(?:\.\d+)?")
+_THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+")
+
+
+def _bare(answer: str) -> str:
+    """Without what may stand around any answer; equal ones need no worker."""
+    answer = answer.strip().strip("$").removesuffix(".").strip()
+    return answer.replace(",", "") if _THOUSANDS.fullmatch(answer) else answer
+
+
+_COMMAND = (*PYTHON, "-m", "conclip.grading.worker")
+
+
+def _start_worker(cpu_limit_s: int) -> _Worker:
+    process = subprocess.Popen(
+        [*_COMMAND, str(cpu_limit_s)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+    )
+    return _Worker(process=process)
+
+
+def _end_code(worker: _Worker) -> int | None:
+    """How a worker ended; None when it has not, shortly after its output did."""
+    try:
+        return worker.process.wait(timeout=1.0)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _kill(worker: _Worker) -> None:
+    worker.process.kill()
+    worker.process.wait()
+    for stream in (worker.process.stdin, worker.process.stdout):
+        if stream is not None:
+            try:
+                stream.close()
+            except OSError:
+                pass

@@ -1,0 +1,63 @@
+"""The kinds of things that an answer may state."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from sympy import Expr
+
+from conclip.grading.regions import Region
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """One value, a formula with letters included."""
+
+    value: Expr
+    decimal: Decimal | None
+    """The value as it is spelled, where it is spelled as a decimal."""
+    unit: str
+    """As it stands; "%" for percent, "" for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Values side by side: ``(1, 2]``, ``\\{1, 2\\}``, or without brackets; a single one only in braces."""
+
+    brackets: str
+    items: tuple["Reading", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """Sides with signs between them, such as ``y = 2x`` or ``0 < x \\le 1``."""
+
+    signs: tuple[str, ...]
+    sides: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    rows: tuple[tuple["Reading", ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spelled:
+    """What only its parts' spelling decides: times, ratios, other bases, remainders, dots, systems, words."""
+
+    kind: str
+    parts: tuple["Reading | str", ...]
+
+
+Reading = Number | Several | Relation | Region | Matrix | Spelled
+
+TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
+"""The same relation from the other side."""
+
+
+class UnitText(str):
+    """A unit as a part, which may be missing."""
+
+
+def number_of(part: "Reading | str") -> Expr | None:
+    """The value of a number; None for anything else."""
+    return part.value if isinstance(part, Number) else None

@@ -1,0 +1,370 @@
+r"""What an answer states: a number, several values, a relation, a region, a matrix, or words that only spelling decides."""
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+from typing import cast
+
+import sympy
+from sympy import Expr, Integer
+
+from conclip.grading.formulas import Unreadable, read_formula
+from conclip.grading.kinds import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
+from conclip.grading.regions import Interval, Region, intersection, union_of, without_points
+from conclip.grading.spelling import closing, compact, plain
+from conclip.grading.units import read_compound, split_scale, split_unit
+
+_SEPARATORS = re.compile(
+    r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*(?:or|and)\s*,?\s*\}|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])"
+    r"|\\(?:quad|qquad)(?![a-zA-Z])|\n"
+)
+_LOGIC = re.compile(r"\\(?:vee|wedge)(?![a-zA-Z])")
+_AND = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\wedge(?![a-zA-Z])")
+_SIGNS = re.compile(r"\\(?:le|ge|ne|equiv|in|approx)(?![a-zA-Z])|!=|<=|>=|=|<|>")
+_SIGN_OF = {"\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\in": "=", "\\approx": "="}
+_MATRIX = re.compile(
+    r"[(\[|]?\s*\\begin\{([pbBvV]?(?:small)?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}\s*[)\]|]?", re.DOTALL
+)
+_SYSTEM = re.compile(r"\\begin\{(aligned|align\*?|gathered|cases)\}(.*)\\end\{\1\}", re.DOTALL)
+_BASED = re.compile(r"(-?)(?:\\text\s*\{\s*|\(\s*)?([0-9A-Za-z]+)\s*[})]?\s*_\s*\{?\s*(?:\\text\s*\{\s*)?(\w+)\s*\}?\s*\}?")
+_TO = re.compile(r"(\d+)\s*(?:\\text\s*\{\s*to\s*\}|to)\s*(?=\d)")
+_PHRASES = (
+    (re.compile(r"(?:the\s+)?(?:set\s+of\s+)?all\s+real(?:s|\s+(?:numbers?|values?|[a-z]))?", re.IGNORECASE), "\\mathbb{R}"),
+    (re.compile(r"(?:the\s+)?empty\s+set|no\s+(?:real\s+)?solutions?", re.IGNORECASE), "\\emptyset"),
+)
+_MODULO = re.compile(r"(?:(.*?)\\equiv)?\s*(.*?)\s*(?:\\pmod\s*\{?|\(\s*\\(?:mod|bmod)|\\mod)\s*([^{}()]+)[})]*")
+_ANGLE = re.compile(r".*\\circ.*\d\s*'.*")
+_SET_BUILDER = re.compile(r"\\?\{\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\||:)\s*(.*?)\s*\\?\}")
+_BASES = {
+    name: str(base)
+    for base, name in enumerate(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=2)
+}
+_PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
+_REPEATING = re.compile(r"(-?\d*\.\d*?)(\d{1,6}?)\2{2,}\s*\\ldots")
+_ENDLESS = ("\\infty", "+\\infty", "-\\infty")
+_UNREAD = Spelled("unread", ())
+
+
+def is_understood(reading: Reading) -> bool:
+    """Whether all of it was understood."""
+    if isinstance(reading, Spelled):
+        return reading.kind != "unread" and all(isinstance(part, str) or is_understood(part) for part in reading.parts)
+    if isinstance(reading, Several):
+        return all(map(is_understood, reading.items))
+    if isinstance(reading, Matrix):
+        return all(is_understood(cell) for row in reading.rows for cell in row)
+    if isinstance(reading, Relation):
+        return is_understood(read(reading.sides[-1]))
+    return True
+
+
+def read(text: str, *, is_gold: bool = False) -> Reading:
+    """What a cleaned answer states; `Spelled("unread")` where that is not understood."""
+    text = text.strip()
+    for phrase, formula in _PHRASES:
+        text = formula if phrase.fullmatch(plain(text).strip()) else text
+    if system := _SYSTEM.fullmatch(text):
+        if system[1] == "cases":
+            return Spelled("cases", (compact(text),))
+        text = system[2].replace("&", "").strip()
+    if described := _SET_BUILDER.fullmatch(text):
+        text = described[1]
+    if text == "\\emptyset":
+        return Several("{}", ())
+    if matrix := _MATRIX.fullmatch(text):
+        return _read_matrix(matrix[1], matrix[2])
+    if (literal := _read_literal(text)) is not None:
+        return literal
+    parts = _split(_separated(text), ",;")
+    if len(parts) > 1:
+        return _read_both(text) or _read_list(parts, is_gold)
+    if _PLUS_MINUS.search(text) and not text.startswith(("\\{", "(")):
+        return Several("", tuple(read(_signed(text, sign), is_gold=is_gold) for sign in "+-"))
+    if (region := _read_region(text)) is not None:
+        return region
+    if (inside := _in_brackets(text)) is not None:
+        opening, content, end = inside
+        items = _split(_separated(content), ",;", thousands=False)
+        if len(items) > 1 or opening == "{":
+            read_items = [read(item, is_gold=is_gold) for item in items if item] if any(items) else []
+            flat = [i for r in read_items for i in (r.items if isinstance(r, Several) and not r.brackets else (r,))]
+            return Several(opening + end, tuple(flat))
+        if opening + end in ("()", "[]"):
+            return read(content, is_gold=is_gold)
+        return _UNREAD
+    if (relation := _read_relation(text)) is not None:
+        return relation
+    return _read_number(text, is_gold)
+
+
+def _read_both(text: str) -> Reading | None:
+    """``x > 1 and x < 3``: what holds for both; None for anything else."""
+    if not _AND.search(text):
+        return None
+    regions = [region_of(read(part)) if _SIGNS.search(part) else None for part in _AND.split(text)]
+    if len(regions) != 2 or regions[0] is None or regions[1] is None:
+        return None
+    return intersection(regions[0], regions[1]) or _UNREAD
+
+
+def _separated(text: str) -> str:
+    """With commas for the words and signs between values; rows of a matrix are its own."""
+    text = text if "\\begin" in text else text.replace("\\\\", " , ")
+    text = _LOGIC.sub(" , ", text) if _SIGNS.search(text) else text
+    return _SEPARATORS.sub(" , ", text)
+
+
+def _split(text: str, separators: str, *, thousands: bool = True) -> list[str]:
+    """The parts of a text between separators that stand outside of brackets; a comma between thousands separates nothing."""
+    parts, begin, depth = [], 0, 0
+    for position, character in enumerate(text):
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif depth == 0 and character in separators:
+            if thousands and character == "," and _between_thousands(text, position):
+                continue
+            parts.append(text[begin:position].strip())
+            begin = position + 1
+    parts.append(text[begin:].strip())
+    found = [part for part in parts if part]
+    return found or [""]
+
+
+def _between_thousands(text: str, comma: int) -> bool:
+    return (
+        re.match(r"\d{3}(?!\d)", text[comma + 1 :]) is not None
+        and re.search(r"(?<![\d.])\d{1,3}(?:,\d{3})*$", text[:comma]) is not None
+    )
+
+
+def _signed(text: str, sign: str) -> str:
+    """One of the two values that plus-minus signs stand for."""
+    other = "-" if sign == "+" else "+"
+    return _PLUS_MINUS.sub(lambda m: f" {sign if m[1] == 'pm' else other} ", text)
+
+
+def _in_brackets(text: str) -> tuple[str, str, str] | None:
+    """(opening, content, closing) of a text that one pair of brackets holds; braces may be escaped."""
+    for opening in ("\\{", "(", "[", "{"):
+        if text.startswith(opening):
+            end = closing(text, len(opening) - 1)
+            if end is not None and end == len(text) - 1:
+                escaped = len(opening) > 1 and text[end - 1] == "\\"
+                return opening[-1], text[len(opening) : end - escaped], text[end]
+    return None
+
+
+def _read_matrix(name: str, body: str) -> Reading:
+    rows = tuple(tuple(read(cell) for cell in row.split("&")) for row in body.split("\\\\") if row.strip())
+    if name == "vmatrix":
+        try:
+            return Number(cast(Expr, sympy.Matrix([[_value(cell) for cell in row] for row in rows]).det()), None, "")
+        except (ValueError, TypeError):
+            return _UNREAD
+    return Matrix(rows)
+
+
+def _value(reading: Reading) -> Expr:
+    if not isinstance(reading, Number):
+        raise Unreadable("no number")
+    return reading.value
+
+
+def _read_literal(text: str) -> Spelled | None:
+    if "\\ldots" in text:
+        pieces = [
+            piece.strip() for piece in re.split(r"([,;+*<]|\\(?:cdot|times|cdots)(?![a-zA-Z]))", text.strip("\\{}() "))
+        ]
+        ends = text[:1] + text[-1:] if text[0] in "({[" else "\\{}" if text.startswith("\\{") else ""
+        if _REPEATING.fullmatch(text):
+            return None
+        if re.fullmatch(r"-?\d*\.\d+ *\\ldots", text):
+            return Spelled("dots", (compact(text),))
+        return Spelled("dots", tuple([ends.strip("\\{}")] + [_or_text(piece) for piece in pieces if piece]))
+    if based := _BASED.fullmatch(text):
+        sign, digits, base = based.groups()
+        base = _BASES.get(base, base)
+        if base.isdecimal() and (digits[0].isdecimal() or "\\text" in text):
+            return Spelled("base", (sign + digits.lstrip("0").upper(), base))
+    if _ANGLE.fullmatch(text):
+        return Spelled("angle", (compact(text),))
+    ratio = _TO.sub(r"\1:", text)
+    if ":" in ratio and "\\{" not in text and not _SIGNS.search(text):
+        number, unit = split_unit(ratio)
+        parts = [part.strip() for part in number.split(":")]
+        if len(parts) > 1 and all(parts):
+            is_clock = any(re.fullmatch(r"0\d", part) for part in parts)
+            return Spelled("ratio", tuple(part if is_clock else _or_text(part) for part in parts) + (UnitText(unit),))
+    if (modulo := _MODULO.fullmatch(text)) and "mod" in text:
+        return Spelled("remainder", (read(modulo[2]), read(modulo[3])))
+    return None
+
+
+def _or_text(piece: str) -> "Reading | str":
+    reading = _read_number(piece, is_gold=False)
+    return reading if isinstance(reading, Number) else compact(piece)
+
+
+def _read_list(parts: Sequence[str], is_gold: bool) -> Reading:
+    """A list without brackets. A name before the first value alone stands for all: ``n = 2, 3``."""
+    named = [bool(_name_of(part)) for part in parts]
+    if named[0] and not any(named[1:]) and "=" in parts[0]:
+        parts = [parts[0].partition("=")[2], *parts[1:]]
+    items: list[Reading] = []
+    for part in parts:
+        item = read(part, is_gold=is_gold)
+        items += item.items if isinstance(item, Several) and not item.brackets else (item,)
+    return Several("", tuple(items))
+
+
+def _read_relation(text: str) -> Relation | None:
+    signs, sides, begin, depth = [], [], 0, 0
+    for match in re.finditer(rf"[(\[{{]|[)\]}}]|{_SIGNS.pattern}", text):
+        if match[0] in "([{":
+            depth += 1
+        elif match[0] in ")]}":
+            depth -= 1
+        elif depth == 0:
+            signs.append(_SIGN_OF.get(match[0], match[0]))
+            sides.append(text[begin : match.start()].strip())
+            begin = match.end()
+    sides.append(text[begin:].strip())
+    return Relation(tuple(signs), tuple(sides)) if signs and all(sides) else None
+
+
+NAME = re.compile(
+    r"\\frac\s*\{\s*(?:d|\\partial)[^{}]*\}\s*\{\s*(?:d|\\partial)[^{}]*\}|\(\s*[a-zA-Z]\s*(?:,\s*[a-zA-Z]\s*)+\)"
+    r"|(?!.*\b(?i:no|not|non|without|except|undefined)\b)(?:\^\{-1\}|\s*:\s*|\\(?!frac|sqrt|times|cdot|binom|pi\b|ln|log|lg|exp|sin|cos|tan|cot|sec|csc|arc)[a-zA-Z]+\s*|[A-Za-z]'*\s*|_\s*(?:\w|\{[^{}]*\})\s*|\{[^{}\d+*/^-]*\}\s*|\([a-zA-Z](?:,\s*[a-zA-Z])*\)\s*)+"
+    r"|\|\s*[A-Za-z]+\s*\||[a-zA-Z]'*\([^()=]*\)"
+)
+
+
+def _name_of(text: str) -> str:
+    """What stands before the first equals sign, where it only names something; "" where there is none."""
+    relation = _read_relation(text)
+    if relation is None or relation.signs[0] not in ("=",) or not NAME.fullmatch(relation.sides[0]):
+        return ""
+    return compact(relation.sides[0])
+
+
+def _read_number(text: str, is_gold: bool) -> Reading:
+    number, unit = split_unit(text, spaced=is_gold)
+    number = number.strip().rstrip(" .")
+    if repeating := _REPEATING.fullmatch(number):
+        number = f"{repeating[1]}\\overline{{{repeating[2]}}}"
+    if (inside := _in_brackets(number)) and inside[0] + inside[2] in ("()", "{}") and unit:
+        number = inside[1]
+    factor, unit = split_scale(unit)
+    if (compound := read_compound(text)) is not None:
+        return Number(Integer(compound[0].numerator) / compound[0].denominator, None, compound[1])
+    if number in _ENDLESS:
+        return Number(-sympy.oo if number[0] == "-" else sympy.oo, None, unit)
+    for formula, behind in ((number, unit), (text, "")):
+        try:
+            value = read_formula(formula)
+            return (
+                Number(value * factor, _as_decimal(formula) if factor == 1 else None, behind)
+                if formula is number
+                else Number(value, _as_decimal(formula), behind)
+            )
+        except Unreadable:
+            pass
+    if number != text:
+        whole = read(number, is_gold=is_gold)
+        if isinstance(whole, (Several, Matrix)):
+            return whole
+    return _UNREAD
+
+
+_DECIMAL = re.compile(
+    r"([-+]?)\s*(\d[\d,]*\.\d+|\.\d+|\d[\d,]*\.?)(?:\s*\\(?:times|cdot)\s*10\s*\^\s*\{?\s*([-+]?\d+)\s*\}?)?"
+)
+
+
+def _as_decimal(number: str) -> Decimal | None:
+    match = _DECIMAL.fullmatch(number)
+    if match is None or ("." not in match[2] and match[3] is None):
+        return None
+    try:
+        return Decimal(f"{match[1]}{match[2].replace(',', '')}e{match[3] or 0}")
+    except InvalidOperation:
+        return None
+
+
+def _read_region(text: str) -> Region | None:
+    r"""``(-\infty, 2) \cup [3, 4)``, ``\mathbb{R}``, ``\mathbb{R} \setminus \{0\}``."""
+    text = re.sub(r"^[a-zA-Z]\s*\\in(?![a-zA-Z])", "", text).strip()
+    if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?", text):
+        return Region(((-sympy.oo, sympy.oo, False, False),))
+    if without := re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\\setminus|\\backslash|-)\s*\\?\{(.*?)\\?\}", text):
+        points = [read(part) for part in _split(without[1], ",")]
+        return without_points([point.value for point in points if isinstance(point, Number)])
+    if len(parts := re.split(r"\\cup(?![a-zA-Z])", text)) < 2:
+        return None
+    intervals: list[Interval] = []
+    for part in parts:
+        region = region_of(read(part))
+        if region is None:
+            return None
+        intervals += region.intervals
+    return union_of(intervals)
+
+
+def region_of(reading: Reading) -> Region | None:
+    """Intervals and inequalities in one letter as a region; None for anything else."""
+    if isinstance(reading, Region):
+        return reading
+    if isinstance(reading, Several) and len(reading.items) == 2 and reading.brackets in ("()", "[]", "(]", "[)"):
+        left, right = (number_of(item) for item in reading.items)
+        if left is None or right is None or left.free_symbols or right.free_symbols:
+            return None
+        is_ordered = left.is_extended_real and right.is_extended_real and bool(left < right)
+        return union_of([(left, right, reading.brackets[0] == "[", reading.brackets[1] == "]")]) if is_ordered else None
+    if isinstance(reading, Several) and not reading.brackets and reading.items:
+        regions = [region_of(item) for item in reading.items]
+        found = [i for region in regions if region is not None for i in region.intervals]
+        return (
+            union_of(found)
+            if all(r is not None for r in regions) and all(isinstance(i, (Relation, Region)) for i in reading.items)
+            else None
+        )
+    if isinstance(reading, Relation):
+        if reading.signs == ("=",) and NAME.fullmatch(reading.sides[0]):
+            inner = read(reading.sides[1])
+            return region_of(inner) if isinstance(inner, (Region, Several)) else None
+        return _region_of_inequality(reading)
+    return None
+
+
+def _region_of_inequality(relation: Relation) -> Region | None:
+    """``x > 2``, ``2 < x``, ``0 \\le x < 1``, ``x \\ne 3``, ``|x| < 2``."""
+    if len(relation.signs) == 1 and re.fullmatch(r"\|\s*[a-zA-Z]\s*\|", relation.sides[0]):
+        sign, bound = relation.signs[0], number_of(read(relation.sides[1]))
+        if bound is None or not bound.is_positive or sign not in ("<", "<=", ">", ">="):
+            return None
+        if sign[0] == "<":
+            return Region(((-bound, bound, sign == "<=", sign == "<="),))
+        return Region(((-sympy.oo, -bound, False, sign == ">="), (bound, sympy.oo, sign == ">=", False)))
+    letter = [bool(re.fullmatch(r"[a-zA-Z](?:\([a-zA-Z]\))?|\\[a-z]+", side)) for side in relation.sides]
+    if sum(letter) != 1 or "=" in relation.signs or "\\equiv" in relation.signs:
+        return None
+    at = letter.index(True)
+    bounds = [number_of(read(side)) if index != at else Integer(0) for index, side in enumerate(relation.sides)]
+    if any(bound is None or bound.free_symbols for bound in bounds):
+        return None
+    if relation.signs == ("!=",):
+        return without_points([bounds[1 - at]])  # pyright: ignore
+    left, right, left_in, right_in = -sympy.oo, sympy.oo, False, False
+    if len(relation.signs) > 2 or "!=" in relation.signs or (len(relation.signs) == 2 and at != 1):
+        return None
+    for index, sign in enumerate(relation.signs):
+        bound, other_first = (bounds[index], True) if index < at else (bounds[index + 1], False)
+        sign = TURNED[sign] if other_first else sign  # as if the letter stood first
+        assert bound is not None
+        if sign in (">", ">="):
+            left, left_in = bound, sign == ">="
+        else:
+            right, right_in = bound, sign == "<="
+    return union_of([(left, right, left_in, right_in)])

@@ -1,0 +1,205 @@
+r"""One spelling for an answer: Unicode signs, TeX's layout and typing habits become plain LaTeX.
+
+Text work only, in linear time. Letters keep their case, and no letter of another alphabet becomes a Latin one.
+"""
+
+import re
+import unicodedata
+
+from conclip.grading.tex import FONTS, SYNONYMS
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙₖₘ", "0123456789+-=()nkm")
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙₖₘ]+")
+_VULGAR = re.compile("[¼½¾⅐-⅞↉]")
+
+# Before compatibility normalisation, which would make other characters of these.
+_OWN_SIGNS = str.maketrans(
+    {
+        "ℝ": "\\mathbb{R}", "ℕ": "\\mathbb{N}", "ℤ": "\\mathbb{Z}", "ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}", "º": "°",
+        "˚": "°", "…": "\\ldots ", "⋯": "\\cdots ",
+    }
+)  # fmt: skip
+_GREEK = {
+    chr(code): f"\\{name} "
+    for first, names in (
+        (0x3B1, "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho "
+                "sigma sigma tau upsilon phi chi psi omega"),
+        (0x391, "Alpha Beta Gamma Delta Epsilon Zeta Eta Theta Iota Kappa Lambda Mu Nu Xi Omicron Pi Rho "
+                "Final Sigma Tau Upsilon Phi Chi Psi Omega"),
+    )
+    for code, name in enumerate(names.split(), start=first)
+}  # fmt: skip
+_SIGNS = str.maketrans(
+    _GREEK
+    | {
+        "−": "-", "–": "-", "—": "-", "‐": "-", "‒": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ",
+        "•": "\\cdot ", "∗": "*", "÷": "/", "∕": "/", "⁄": "/", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ",
+        "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "≡": "\\equiv ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ",
+        "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ", "∖": "\\setminus ", "°": "^\\circ ", "′": "'", "’": "'",
+        "∠": "\\angle ", "△": "\\triangle ", "。": ".", "、": ",", "ℓ": "\\ell ", "∣": "|", "∥": "\\parallel ",
+        "⊥": "\\perp ", "→": "\\to ",
+    }
+)  # fmt: skip
+
+
+def from_unicode(text: str) -> str:
+    """Full-width, raised, lowered and mathematical characters in LaTeX; invisible ones are gone.
+
+    Example: ``１０⁻³`` gives ``10^{-3}``, ``2½`` gives ``2\\frac{1}{2}``.
+    """
+    if text.isascii():
+        return text
+    text = "".join(c for c in text if unicodedata.category(c) != "Cf").translate(_OWN_SIGNS)
+    text = _VULGAR.sub(lambda m: "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", m[0]).split("⁄")), text)
+    text = _RAISED.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
+    text = _LOWERED.sub(lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}", text)
+    for sign, command in (("√", "\\sqrt"), ("∛", "\\sqrt[3]"), ("∜", "\\sqrt[4]")):
+        text = _roots(text, re.compile(re.escape(sign)), command)
+    return unicodedata.normalize("NFKC", text).translate(_SIGNS)
+
+
+_ARGUMENT = re.compile(r"\s*(\d+(?:\.\d+)?|[A-Za-z])")
+
+
+def _roots(text: str, sign: re.Pattern[str], command: str) -> str:
+    """`sign` as `command`, its argument in braces: a whole number, a letter, or what stands in parentheses."""
+    pieces = sign.split(text)
+    done = pieces[0]
+    for piece in pieces[1:]:
+        if match := _ARGUMENT.match(piece):
+            done += f"{command}{{{match[1]}}}{piece[match.end() :]}"
+        elif piece.lstrip().startswith("("):
+            inner = piece.lstrip()
+            end = closing(inner, 0)
+            done += f"{command}{{{inner[1:end]}}}{inner[end + 1 :]}" if end else command + piece
+        else:
+            done += command + piece
+    return done
+
+
+def closing(text: str, begin: int) -> int | None:
+    """Where the bracket that opens at `begin` closes; brackets of any kind match each other, as in ``[0, 1)``."""
+    depth = 0
+    for position in range(begin, len(text)):
+        if text[position] in "([{":
+            depth += 1
+        elif text[position] in ")]}":
+            depth -= 1
+            if depth == 0:
+                return position
+    return None
+
+
+def nesting(text: str) -> int:
+    """How many brackets are open at most at one place."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+_DELIMITERS = re.compile(r"\$\$(.*)\$\$|\$([^$]*)\$|\\\[(.*)\\\]|\\\((.*)\\\)", re.DOTALL)
+_SPACING = re.compile(
+    r"\\(?:displaystyle|textstyle|scriptstyle|limits|left|right|middle|[bB]igg?[lrm]?|[hv]space\*?\{[^{}]*\}|phantom(?=\W)|color\{[^{}]*\}"
+    r"|tiny|small|normalsize|large|Large|LARGE|huge|Huge|mathstrut|strut|nolimits)(?![a-zA-Z])\.?"
+)
+_COMMAND = re.compile(r"\\([a-zA-Z]+)")
+_WRAPPED = re.compile(r"\\(?:underline|fbox|boxed|mathop|mathstrut|(?:textcolor|colorbox)\s*\{[^{}]*\})\s*(?=\{)")
+_INFIX = re.compile(r"\{([^{}]*?)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
+_STYLE = r"\\(?:" + "|".join(sorted(FONTS, key=len, reverse=True)) + ")"
+STYLED = re.compile(rf"{_STYLE}\s*\{{([^{{}}]*)\}}")
+"""Words and letters in a font of their own: the group is what stands in it."""
+
+_TIMES = re.compile(r"(?<=[\d}])\s*(?:[xX*]|\\(?:mathrm|text)\{\s*[xX]\s*\})\s*(?=10\s*\^)")
+_FLOAT = re.compile(r"(?<![A-Za-z\d])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d+)(?![\dA-Za-z]|\.\d)")
+_GROUPED_BY_SPACES = re.compile(r"(?<![\d.,/])\d{1,3}(?:\s\d{3})+(?![\d/])")
+_EUROPEAN = re.compile(r"-?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|-?\d{1,3}(?:\.\d{3})+,\d+")
+_LEADING = re.compile(r"^(?:\\(?:approx|therefore|implies|Rightarrow|simeq|sim)(?![a-zA-Z])|=)\s*")
+_TRAILING = re.compile(r"(?:\\\\|\\,|\\q?quad|[.;,]|\s)+$")
+_NO_WORDS = frozenset({"and", "or", "am", "pm", "percent"})
+"""Words that may stand in a formula that is set as text."""
+
+_DOTS = re.compile(r"\s*(?:\\[lcd]?dots[bcimo]?(?![a-zA-Z])|\.\.\.+)\s*")
+
+
+def clean(text: str) -> str:
+    r"""An answer in plain LaTeX: no delimiters of formulas, no layout, no leading sign of (near) equality, no final full
+    stop; ``\ldots`` for all dots.
+
+    Example: ``$\left( 1,\, \dfrac{9}{2} \right)$.`` gives ``( 1, \frac{9}{2} )``.
+    """
+    text = from_unicode(text).strip()
+    text = re.sub(r"(?<=[\w)}])\*\*(?=[\w({-])", "^", text) if not text.startswith("**") else text
+    text = text.replace("**", " ").strip()
+    while match := _DELIMITERS.fullmatch(text):
+        text = next(part for part in match.groups() if part is not None).strip()
+    text += "}" * _missing_braces(text)
+    text = re.sub(r"\\!\s*", "", text)
+    text = re.sub(r"\{,\}(?=\d{3}(?!\d))", ",", text)
+    text = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text)
+    text = _SPACING.sub("", text)
+    text = _COMMAND.sub(_synonym, text)
+    text = re.sub(r"(?<!\\)\\[;:, >]|(?<!\\)\\(?=\s)|~", " ", text)
+    text = text.replace("\\%", "%").replace("\\#", "").replace("\\&", "&")
+    text = _INFIX.sub(
+        lambda m: f"\\{'frac' if m[2] == 'over' else 'binom'}{{{m[1].strip()}}}{{{m[3].strip()}}}", _WRAPPED.sub("", text)
+    )
+    text = re.sub(r"\\\\\[\s*[\d.]+\s*\w+\s*\]", r"\\\\", text)
+    text = re.sub(r"\\(?:text|mbox|mathrm)\s*\{\s*([,;:])\s*\}", r"\1 ", text)
+    text = re.sub(r"\^\s*\{?\s*\\circ(?![a-zA-Z])\s*\}?", r"^\\circ ", text)
+    text = re.sub(
+        r"(?<=\d)(\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?)([AaPp])\.?\s?[Mm]\b\.?", lambda m: f"{m[1]}{m[2].lower()}m", text
+    )
+    text = re.sub(r"(?<!\\)\$", "", text)
+    text = re.sub(r"^(?:\\[\]\)])+|(?:\\[\[\]\(\)])+$", "", text.strip())
+    text = _roots(text, re.compile(r"(?<![\\a-zA-Z])sqrt(?=\s*[\d(A-Za-z])"), "\\sqrt")
+    text = re.sub(r"(?<![\\a-zA-Z])(pi|infinity|infty|theta)(?![a-zA-Z])", r"\\\1 ", text).replace("\\infinity", "\\infty")
+    text = _TIMES.sub(r" \\times ", text)
+    text = _FLOAT.sub(r"\1 \\times 10^{\2}", text)
+    text = _DOTS.sub(r" \\ldots ", text)
+    text = _GROUPED_BY_SPACES.sub(lambda m: re.sub(r"\s", "", m[0]), text)
+    text = _TRAILING.sub("", _LEADING.sub("", text.strip()))
+    if _EUROPEAN.fullmatch(text):
+        text = text.replace(".", "").replace(",", ".")
+    if re.fullmatch(r"\][^\[\]]*,[^\[\]]*[\[\]]|\[[^\[\]]*,[^\[\]]*\[", text):  # ]0, 1[ is an open interval
+        text = ("(" if text[0] == "]" else "[") + text[1:-1] + (")" if text[-1] == "[" else "]")
+    if segment := re.fullmatch(r"\\(?:overline|overleftrightarrow)\s*\{\s*([A-Z]{2})\s*\}", text):
+        text = segment[1]
+    if text.endswith((")", "]")) and not re.search(r"[(\[]", text):
+        text = text[:-1]
+    if text.startswith("{") and closing(text, 0) == len(text) - 1:
+        text = text[1:-1]
+    if (whole := STYLED.fullmatch(text.strip())) and set(re.findall(r"[A-Za-z]{2,}", whole[1])) <= _NO_WORDS:
+        text = whole[1]
+    return text.strip()
+
+
+def _synonym(command: re.Match[str]) -> str:
+    other = SYNONYMS.get(command[1])
+    if other is None:
+        return command[0]
+    return f"\\{other}" if other[:1].isalpha() or other in ("{", "}") else other
+
+
+def _missing_braces(text: str) -> int:
+    """Braces that a text leaves open."""
+    bare = re.sub(r"\\[{}]", "", text)
+    return max(0, bare.count("{") - bare.count("}"))
+
+
+_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
+
+
+def compact(text: str) -> str:
+    r"""A cleaned answer without spaces, thousands separators and needless braces: equal means the same spelling."""
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text) if not re.search(r"[(\[{]", text) else text
+    text = text.replace(":", "|") if text.startswith("\\{") else text
+    return _SPACE.sub("", " ".join(re.sub(r"\{(\w)\}", r"\1", text).split()))
+
+
+def plain(text: str) -> str:
+    r"""Without the fonts: ``\text{ cm}`` gives `` cm ``."""
+    return STYLED.sub(r" \1 ", text)

@@ -1,0 +1,269 @@
+r"""The unit behind a number: units of measure count, counted things do not.
+
+``5\text{ cm}`` is a length, ``6\text{ ways}`` a 6. A unit may be missing on either side; where both have one they must
+measure the same thing, and the numbers are compared in the same unit.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from conclip.grading.spelling import plain
+
+_PREFIXES = {
+    "p": ("pico", -12), "n": ("nano", -9), "μ": ("micro", -6), "m": ("milli", -3), "c": ("centi", -2), "d": ("deci", -1),
+    "k": ("kilo", 3), "M": ("mega", 6), "G": ("giga", 9), "T": ("tera", 12),
+}  # fmt: skip
+# symbol, names; prefixes are put before all of them
+_METRIC = (
+    "m metre meter", "g gram gramme", "s second sec", "L litre liter", "A ampere amp", "K kelvin", "mol mole", "Hz hertz",
+    "N newton", "J joule", "W watt", "Pa pascal", "V volt", "C coulomb", "F farad", "Ω ohm", "T tesla", "Wb weber",
+    "H henry", "S siemens", "eV electronvolt", "Bq becquerel", "Gy gray", "Sv sievert", "cd candela", "lm lumen", "lx lux",
+    "cal calorie", "bar", "rad radian", "bit", "B byte", "Wh", "M molar", "pc parsec", "t tonne",
+)  # fmt: skip
+# name -> what it is: a number and a unit, or a unit of its own
+_OTHERS: dict[str, tuple[str, Fraction]] = {
+    name: (unit, Fraction(factor))
+    for names, unit, factor in (
+        ("min minute", "s", 60), ("h hr hour", "s", 3600), ("day d", "s", 86400), ("week wk", "s", 604800),
+        ("year yr", "year", 1), ("month", "year", Fraction(1, 12)), ("decade", "year", 10),
+        ("century centuries", "year", 100), ("in inch inches", "inch", 1), ("ft foot feet", "inch", 12),
+        ("yd yard", "inch", 36), ("mi mile", "inch", 63360), ("lb pound", "oz", 16), ("oz ounce", "oz", 1),
+        ("ton", "ton", 1), ("gal gallon", "floz", 128), ("qt quart", "floz", 32), ("pt pint", "floz", 16),
+        ("cup", "floz", 8), ("acre", "acre", 1), ("hectare ha", "hectare", 1), ("atm atmosphere", "atm", 1),
+        ("knot", "knot", 1), ("degree deg", "degree", 1), ("°C celsius", "celsius", 1), ("°F fahrenheit", "fahrenheit", 1),
+        ("dollar USD usd bucks buck", "dollar", 1), ("cent ¢", "dollar", Fraction(1, 100)), ("euro EUR €", "euro", 1),
+        ("£ GBP", "sterling", 1), ("¥ yen JPY", "yen", 1), ("rupee Rs INR ₹", "rupee", 1), ("yuan RMB CNY", "yuan", 1),
+        ("l", "L", 1), ("ml", "L", Fraction(1, 1000)), ("u amu Da", "u", 1), ("dB decibel", "dB", 1), ("rpm", "rpm", 1),
+        ("Å angstrom", "m", Fraction(1, 10**10)), ("furlong", "inch", 7920), ("league", "inch", 190080),
+        ("fathom", "inch", 72), ("hp horsepower", "hp", 1), ("lightyear ly", "ly", 1), ("AU", "AU", 1), ("ppm", "ppm", 1),
+        ("ppb", "ppm", Fraction(1, 1000)), ("peso", "peso", 1), ("pence penny p", "pence", 1),
+        ("nickel", "dollar", Fraction(1, 20)), ("dime", "dollar", Fraction(1, 10)),
+        ("arcminute arcmin", "degree", Fraction(1, 60)), ("arcsecond arcsec", "degree", Fraction(1, 3600)),
+        ("stone", "oz", 224), ("slug", "slug", 1), ("dyne dyn", "N", Fraction(1, 10**5)), ("erg", "J", Fraction(1, 10**7)),
+        ("torr mmHg", "torr", 1), ("BTU Btu", "Btu", 1), ("gauss", "T", Fraction(1, 10**4)), ("curie Ci", "Ci", 1),
+        ("rem", "rem", 1), ("mach", "mach", 1), ("am AM", "am", 1), ("pm PM", "pm", 1),
+    )
+    for name in names.split()
+}  # fmt: skip
+_COMPOUND = {
+    "mph": "mi/h",
+    "kph": "km/h",
+    "kmh": "km/h",
+    "kmph": "km/h",
+    "fps": "ft/s",
+    "cc": "cm^3",
+    "sqft": "ft^2",
+    "psi": "lb/in^2",
+    "bps": "bit/s",
+    "kbps": "kbit/s",
+    "Mbps": "Mbit/s",
+    "Gbps": "Gbit/s",
+}
+
+
+def _table() -> dict[str, tuple[str, Fraction]]:
+    found = dict(_OTHERS)
+    for line in _METRIC:
+        symbol, *names = line.split()
+        for short, (long, power) in {"": ("", 0), **_PREFIXES}.items():
+            factor = Fraction(10) ** power
+            found.setdefault(short + symbol, (symbol, factor))
+            for name in names:
+                found.setdefault(long + name, (symbol, factor))
+    return found
+
+
+_UNITS = _table()
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A unit of measure: powers of units of their own kind, and how many of them it is."""
+
+    powers: Mapping[str, int]
+    factor: Fraction
+
+
+MAX_CHARS = 400
+"""A longer text is no number with a unit."""
+
+_PIECE = (
+    r"(?:\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathit|mbox|operatorname|rm)\s*\{(?:[^{}]|\{[^{}]*\})*\}"
+    r"|\{\s*\\rm\b[^{}]*\}|\^\\circ|\\Omega(?![a-zA-Z])|\\mu(?![a-zA-Z])|\\frac\s*\{UNIT\}\s*\{UNIT\}|€|£|¥|¢|₹|Å|°)"
+).replace("UNIT", r"\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}[\s^\d]*")
+_POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
+_JOIN = r"(?:\s|\\cdot(?![a-zA-Z])|/|\*|\.)*"
+_STYLED_SUFFIX = re.compile(
+    rf"(?P<value>.*?[^\s\\])\s*(?P<unit>{_PIECE}{_POWER}(?:{_JOIN}{_PIECE}{_POWER})*)"
+    rf"(?P<plain>(?:\s[A-Za-z][A-Za-z. /]*{_POWER})?)\.?",
+    re.DOTALL,
+)
+_PLAIN_SUFFIX = re.compile(
+    rf"(?P<value>.*?(?:[\d)}}!]|\\pi|(?<![A-Za-z])[ei]))(?P<space>\s*)"
+    rf"(?P<unit>(?![ei](?![A-Za-z]))[A-Za-zμΩ][A-Za-zμΩ. ]*{_POWER}(?:\s*/\s*[A-Za-z]+{_POWER})*)",
+    re.DOTALL,
+)
+_PERCENT = re.compile(r"(?:%|\s*\\(?:text|mbox|mathrm)\s*\{\s*(?:%|per\s?cent|pct)\s*\}|\s(?:per\s?cent|pct))\s*$")
+_NO_UNIT = re.compile(
+    r"\b(?:is|are|not|no|does|do|or|squared|cubed|factorial|wrong|impossible|than|except|unless)\b", re.IGNORECASE
+)
+"""Words that change what stands before them."""
+
+_FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_MONEY = re.compile(
+    r"^(?P<sign>-?)\s*(?:US)?(?:\\\$|\\text\s*\{\s*\\?\$\s*\}|(?P<name>\\text\s*\{\s*[€£¥₹]\s*\}|USD|EUR|€|£|¥|₹|Rs\.?)(?![A-Za-z]))\s*(?P<value>.+)$",
+    re.DOTALL,
+)
+
+
+def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
+    r"""(number, unit as it stands) of a cleaned answer; the unit is "" where there is none. `spaced`: letters right behind a
+    number are no unit (2mg may be twice m g).
+
+    Example: ``\frac{1}{2}\text{ cm}`` gives (``\frac{1}{2}``, ``cm``), ``\$5`` gives ("5", "dollar"), ``2x`` ("2x", "").
+    """
+    if match := _MONEY.match(text):
+        value, behind = split_unit(match["value"])
+        name = plain(match["name"] or "dollar").strip(" .")
+        return match["sign"] + value, behind if behind == "%" else f"{behind} {name}" if split_scale(behind)[0] > 1 else name
+    if match := _PERCENT.search(text):
+        return text[: match.start()].rstrip(), "%"
+    if len(text) > MAX_CHARS:
+        return text, ""
+    if match := _STYLED_SUFFIX.fullmatch(text):
+        value, unit = match["value"], match["unit"] + match["plain"]
+        if unit.startswith("^\\circ") and _FUNCTION.search(value):  # the degrees of an angle: sin 30°
+            value, unit = value + "^\\circ ", unit.removeprefix("^\\circ").lstrip()
+        if (
+            not re.search(r"(?<![\^{\d-])\d", unit)
+            and not _NO_UNIT.search(plain(unit))
+            and plain(unit).strip() not in ("i", "e")
+            and (not _has_letters(value) or _names(unit) & _UNITS.keys())
+        ):
+            return value, unit
+    if (match := _PLAIN_SUFFIX.fullmatch(text)) and not (_has_letters(match["value"]) or _FUNCTION.search(match["value"])):
+        names = _names(match["unit"])
+        if match["space"]:
+            is_unit = all(len(name) > 2 or _look_up(name, known_only=True) for name in names)
+        else:
+            is_unit = not spaced and all(len(name) > 1 and _look_up(name, known_only=True) for name in names)
+        if is_unit:
+            return match["value"], match["unit"]
+    return text, ""
+
+
+def _has_letters(formula: str) -> bool:
+    """Variables, that is: e and i are numbers."""
+    return re.search(r"[A-Za-df-hj-z]|[ei]{2}", re.sub(r"\\[a-zA-Z]+", " ", formula)) is not None
+
+
+def _names(unit: str) -> set[str]:
+    return {name for name in re.split(r"[\s/*.^{}\d-]+", re.sub(r"\\[a-zA-Z]+", " ", plain(unit))) if name}
+
+
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_OPPOSITES = tuple(
+    frozenset(words.split())
+    for words in (
+        "increase decrease", "profit loss", "gain loss", "north south east west", "left right", "up down", "above below",
+        "clockwise counterclockwise anticlockwise", "more less fewer", "faster slower", "longer shorter", "before after",
+    )
+)  # fmt: skip
+
+
+def split_scale(unit: str) -> tuple[int, str]:
+    """(factor, rest) of a unit that begins with a word for a number: ``million dollars`` gives (1,000,000, "dollars")."""
+    words = plain(unit).split()
+    factor = 1
+    while words and words[0].lower().removesuffix("s") in _SCALES:
+        factor *= _SCALES[words.pop(0).lower().removesuffix("s")]
+    return (factor, " ".join(words)) if factor > 1 else (1, unit)
+
+
+def are_opposed(first: str, second: str) -> bool:
+    """Whether the words behind two numbers name different directions (``increase`` and ``decrease``)."""
+    one, two = (set(re.findall(r"[a-z]+", plain(text).lower())) for text in (first, second))
+    return any((one & words) and (two & words) and (one & words) != (two & words) for words in _OPPOSITES)
+
+
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?\s*(?:and\b|,)?\s*")
+
+
+def read_compound(text: str) -> tuple[Fraction, str] | None:
+    """(number, unit) of a quantity in several units of one kind: ``2 hours 30 minutes`` is 9000 s; None for others."""
+    parts = [(m[1], _look_up(m[2], known_only=True)) for m in _PART.finditer(plain(text).strip())]
+    if len(parts) < 2 or _PART.sub("", plain(text).strip()) or any(len(found) != 1 for _, found in parts):
+        return None
+    if len({found[0][0] for _, found in parts}) > 1:
+        return None
+    return sum((Fraction(number) * found[0][1] for number, found in parts), Fraction(0)), parts[0][1][0][0]
+
+
+_SQUARE = re.compile(r"\b(?:(square|sq)|(cubic|cu))\.?\s+", re.IGNORECASE)
+
+
+def read_unit(text: str) -> Unit | None:
+    """The unit of measure that a text names; None for counted things, which decide nothing.
+
+    A short symbol that is in no list is a unit of its own kind, so that it may be left out but not replaced.
+
+    Example: ``km/h`` is 5/18 metre a second, ``square inches`` inch^2, ``ways`` None.
+    """
+    text = re.sub(r"\\frac\s*\{((?:[^{}]|\{[^{}]*\})*)\}\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1/\2", text)
+    text = (
+        text.replace("^\\circ", " ° ").replace("\\Omega", "Ω").replace("\\mu", "μ").replace("µ", "μ").replace("\\cdot", " ")
+    )
+    text = re.sub(r"\^\s*\{\s*(-?\d)\s*\}", r"^\1", text)
+    text = re.sub(r"\s*\^\s*(-?\d)", r"^\1", re.sub(r"\\[a-zA-Z]+|[{}~]|\\,", " ", text))
+    text = re.sub(r"°\s*([CF])\b", r"°\1", text)
+    text = (
+        re.sub(r"(?:degrees?|deg)\s+(?=celsius|fahrenheit|C\b|F\b)", "°", text, flags=re.IGNORECASE)
+        .replace("°celsius", "°C")
+        .replace("°Celsius", "°C")
+        .replace("°fahrenheit", "°F")
+        .replace("°Fahrenheit", "°F")
+    )
+    text = re.sub(r"\blight[\s-]years?\b", "lightyear", text)
+    text = re.sub(
+        r"\b([ap])\.\s?m\.?", r"\1m", re.sub(r"\s+per\s+|\s+an?\s+", "/", text.replace("(", " ").replace(")", " "))
+    )
+    text = _SQUARE.sub(lambda m: "SQUARE" if m[1] else "CUBIC", text)
+    powers: dict[str, int] = {}
+    factor = Fraction(1)
+    for position, part in enumerate(text.split("/")):
+        for word in re.split(r"[\s*.·]+", part):
+            name, _, power = word.partition("^")
+            if power and not re.fullmatch(r"-?\d", power):
+                name, power = word, ""  # no unit that anybody knows
+            exponent = int(power or 1) * (-1 if position else 1)
+            for adjective, times in (("SQUARE", 2), ("CUBIC", 3)):
+                if name.startswith(adjective):
+                    name, exponent = name.removeprefix(adjective), exponent * times
+            for base, size, inner in _look_up(name):
+                powers[base] = powers.get(base, 0) + inner * exponent
+                factor *= size**exponent
+    powers = {base: power for base, power in powers.items() if power}
+    return Unit(powers, factor) if powers else None
+
+
+def _look_up(name: str, *, known_only: bool = False) -> list[tuple[str, Fraction, int]]:
+    """(unit of its own kind, factor, power) of one name; empty for words that are no units."""
+    if name == "°":
+        name = "degree"
+    if name in _COMPOUND:
+        top, _, bottom = _COMPOUND[name].partition("/")
+        base, _, power = top.partition("^")
+        found = [(b, f ** int(power or 1), p * int(power or 1)) for b, f, p in _look_up(base)]
+        base, _, power = bottom.partition("^")
+        return found + [
+            (b, 1 / f ** int(power or 1), -p * int(power or 1)) for b, f, p in (_look_up(base) if bottom else [])
+        ]
+    singular = name[:-1] if len(name) > 3 and name.endswith("s") else name
+    for spelled in (name, singular, name.lower() if len(name) > 3 else name, singular.lower() if len(name) > 3 else name):
+        if spelled in _UNITS:
+            base, factor = _UNITS[spelled]
+            return [(base, factor, 1)]
+    is_symbol = name and not known_only and len(name) <= 4 and (len(name) <= 2 or not name.islower() or not name.isascii())
+    return [(f"symbol {name}", Fraction(1), 1)] if is_symbol else []

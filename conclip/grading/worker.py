@@ -1,0 +1,82 @@
+"""One grader process: reads JSON lines ``[golds, answer, choices, decimals, tolerance, is response, question]``, writes one
+outcome a line.
+
+Limits of its own, kept by the kernel: processor time for each answer, and memory. An answer that exceeds them ends the
+process, which the parent sees. The end of its input ends it, too.
+"""
+
+import json
+import logging
+import math
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from conclip.grading.audit import same_by_math_verify
+from conclip.grading.equivalence import Tolerance, is_readable, same_answer
+from conclip.runs.interrupts import SIGNALS
+from conclip.types import Outcome
+
+MEMORY_LIMIT_BYTES = 2 << 30
+"""Address space of a worker."""
+
+
+def judge(
+    golds: Sequence[str],
+    answer: str,
+    choices: list[str] | None = None,
+    decimals: int | None = None,
+    tolerance: float = 0.0,
+    is_response: bool = False,
+    question: str = "same",
+) -> Outcome:
+    """The verdict on one answer; what makes the libraries fail is an error of the grader, not of the answer."""
+    if question == "readable":
+        return Outcome.CORRECT if all(_holds(is_readable, gold, choices=choices) for gold in golds) else Outcome.WRONG
+    if question == "math-verify":
+        verdicts = [_holds(same_by_math_verify, gold, answer) for gold in golds]
+    else:
+        allowed = Tolerance(decimals=decimals, relative=tolerance)
+        settings: dict[str, Any] = {"choices": choices, "tolerance": allowed, "is_response": is_response}
+        verdicts = [_holds(same_answer, gold, answer, **settings) for gold in golds]
+    if True in verdicts:
+        return Outcome.CORRECT
+    return Outcome.GRADER_ERROR if None in verdicts else Outcome.WRONG
+
+
+def _holds(question: Callable[..., bool], *arguments: Any, **settings: Any) -> bool | None:
+    """The answer to a question; None where it makes the libraries fail."""
+    try:
+        return question(*arguments, **settings)
+    except Exception:
+        return None
+
+
+def allow_cpu_seconds(seconds: int) -> None:
+    """From now on so much processor time (rounded up to the next whole second), then SIGXCPU ends the process."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    used = math.ceil(usage.ru_utime + usage.ru_stime)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, hard))
+
+
+def main() -> None:
+    cpu_limit_s = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    for number in SIGNALS:  # the parent's to handle, which the whole process group may get
+        signal.signal(number, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    logging.disable(logging.CRITICAL)
+    judge(["1/2"], "0.5")  # what loads on first use loads now
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        allow_cpu_seconds(cpu_limit_s)
+        sys.stdout.write(json.dumps(judge(*json.loads(line))) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

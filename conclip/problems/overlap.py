@@ -1,0 +1,73 @@
+"""The overlap guard: a model is not evaluated on problems it was trained on, unless one insists; then the result says so."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from conclip.errors import UserError
+from conclip.runs.files import write_text
+from conclip.types import Problem
+
+RECORD = "trained_on.json"
+"""File in a checkpoint folder that holds the questions of every phase it went through."""
+
+NGRAM_TOKENS = 8
+"""Questions of at least so many words overlap when half of their runs of so many tokens are in a training question."""
+
+
+def normalise_question(text: str) -> str:
+    """Lower-case words, numbers and signs, one space between."""
+    return " ".join(re.findall(r"\w+|[^\w\s]", text.casefold()))
+
+
+def overlapping(questions: Iterable[Problem], trained: Sequence[str]) -> list[Problem]:
+    """The problems whose normalised text is one of `trained`, or shares half of its n-grams with them."""
+    known = {normalise_question(text) for text in trained}
+    grams = {gram for text in known for gram in _ngrams(text)}
+    return [problem for problem in questions if _overlaps(normalise_question(problem.question), known, grams)]
+
+
+def _overlaps(text: str, known: set[str], grams: set[str]) -> bool:
+    mine = _ngrams(text)
+    return text in known or (bool(mine) and 2 * sum(gram in grams for gram in mine) >= len(mine))
+
+
+def _ngrams(text: str) -> list[str]:
+    """None for text with few words: formulas share their signs without being the same problem."""
+    tokens = text.split()
+    if sum(len(token) > 1 and token.isalpha() for token in tokens) < NGRAM_TOKENS:
+        return []
+    return [" ".join(tokens[i : i + NGRAM_TOKENS]) for i in range(len(tokens) - NGRAM_TOKENS + 1)]
+
+
+def trained_on(model_path: Path) -> list[str]:
+    """The questions a checkpoint was trained on, as far as its folder says; none for other models."""
+    file = model_path / RECORD
+    if not file.is_file():
+        return []
+    try:
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return [str(question) for question in record["questions"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"'{file}' is damaged ({type(error).__name__}); it says what the model was trained on") from error
+
+
+def write_record(folder: Path, earlier: Sequence[str], problems: Sequence[Problem]) -> None:
+    """What the model in `folder` was trained on: `earlier` questions, and those of this phase."""
+    questions = list(dict.fromkeys([*earlier, *(problem.question for problem in problems)]))
+    text = json.dumps({"schema": 1, "questions": questions}, ensure_ascii=False, indent=1) + "\n"
+    write_text(folder / RECORD, text)
+
+
+def check_overlap(key: str, model_path: Path, questions: Sequence[Problem], *, allowed: bool) -> str | None:
+    """None when the model at config key `key` was trained on none of the questions. Otherwise a note when that is allowed,
+    and UserError when it is not."""
+    found = overlapping(questions, trained_on(model_path))
+    if not found:
+        return None
+    said = f"{key}: trained on {len(found)} of the {len(questions)} test problems ('{found[0].problem_id}' is one)"
+    if not allowed:
+        raise UserError(f"{said}; take other test problems, or set eval.allow_overlap=true, which marks the result")
+    return f"{said}; the result is no evidence of anything but memory"

@@ -1,0 +1,295 @@
+"""What a subcommand holds while it works: engine, grader, tokenizer and run folder, opened and closed together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from conclip.config.schema import BaseConfig, EvalRunConfig, TwoPhaseConfig, Way
+from conclip.errors import UserError
+from conclip.grading.grader import Grader
+from conclip.grading.thinking import DEFAULT_TAGS, PLAIN, Thinking, ThinkingTags, opens
+from conclip.models.architectures import implementation
+from conclip.models.chat_template import (
+    behind_mark,
+    check_template_kwargs,
+    known_tags,
+    marked_question,
+    named_tokens,
+    thinking_of,
+)
+from conclip.models.load import load_tokenizer, reading
+from conclip.problems.prompts import encode_prompt, messages_for
+from conclip.rollout.collect import Task, collect, group_rollouts, tasks_for
+from conclip.rollout.engine import RolloutEngine
+from conclip.runs.run import Run
+from conclip.types import (
+    ALONE,
+    DEFAULT_TEMPLATE,
+    Messages,
+    OtherBatches,
+    Problem,
+    Rollout,
+    RolloutGroup,
+    SamplingSpec,
+)
+
+TRAINING: Way = ("plain", DEFAULT_TEMPLATE)
+"""How training, probing and validation ask."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Every problem of a run, put in one way."""
+
+    token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    """By problem id; empty for a model behind a server, which gets `messages` and `template_kwargs`."""
+    messages: Mapping[str, Messages] = field(default_factory=dict[str, Messages])
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    thinking: Thinking = PLAIN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """Open resources of one run. Make one with `open_runtime`."""
+
+    config: BaseConfig
+    run: Run
+    engine: RolloutEngine
+    grader: Grader
+    tokenizer: PreTrainedTokenizerBase | None
+    """None for a model behind a server."""
+    prompts: Mapping[Way, Asked]
+    """Of every problem the run may ask; `TRAINING` is always there, but for a model behind a server."""
+
+    def sample_groups(
+        self, label: str, problems: Sequence[Problem], spec: SamplingSpec, num_samples: int, *seed_parts: int | str
+    ) -> list[RolloutGroup]:
+        """Sample and grade `num_samples` responses per problem; groups in the order of `problems`."""
+        tasks = self.tasks(TRAINING, problems, num_samples, *seed_parts)
+        return group_rollouts(list(self.collect(label, tasks, spec)), problems)
+
+    def tasks(
+        self, way: Way, problems: Sequence[Problem], num_samples: int, *seed_parts: int | str, first_sample: int = 0
+    ) -> list[Task]:
+        """`num_samples` responses to ask for per problem, put this way."""
+        asked = self.prompts[way]
+        return tasks_for(
+            problems,
+            asked.token_ids,
+            num_samples=num_samples,
+            seed_parts=(self.config.seed, *seed_parts),
+            messages=asked.messages,
+            template_kwargs=asked.template_kwargs,
+            thinking=asked.thinking,
+            first_sample=first_sample,
+        )
+
+    def collect(
+        self, label: str, tasks: Sequence[Task], spec: SamplingSpec, others: OtherBatches = ALONE
+    ) -> Iterator[Rollout]:
+        """Sample and grade the tasks, shown to people as `label`, beside `others`; rollouts in the order they finish."""
+        return collect(
+            tasks,
+            spec,
+            engine=self.engine,
+            grader=self.grader,
+            tokenizer=self.tokenizer,
+            on_progress=lambda now: self.run.show_sampling(replace(now, others=others)),
+            label=label,
+        )
+
+    @property
+    def training_spec(self) -> SamplingSpec:
+        """How training, probing and validation sample: the whole distribution at the configured temperature."""
+        rollout = self.config.rollout
+        return SamplingSpec(temperature=rollout.temperature, max_tokens=rollout.max_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """Every prompt a run may ask a model, and the tokens of prompt and response together that its engine must hold."""
+
+    tokenizer: PreTrainedTokenizerBase
+    asked: dict[Way, Asked]
+    max_model_len: int
+    budgeted: ThinkingTags | None
+    """The tags of the thinking part, where some responses have a budget for it."""
+
+
+def template_kwargs_of(config: BaseConfig, template: str) -> dict[str, Any]:
+    """What the chat template gets besides the chat."""
+    own = config.eval.template_kwargs if isinstance(config, (EvalRunConfig, TwoPhaseConfig)) else {}
+    return config.model.chat_template_kwargs | own.get(template, {})
+
+
+def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Problem], max_tokens: int) -> Prompts:
+    """Raises UserError on what the tokenizer does not know, and naming a problem whose prompt leaves no room for
+    `max_tokens`."""
+    trust = config.model.trust_remote_code
+    with reading(model_path, "the tokenizer"):
+        tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
+    settings = config.eval if isinstance(config, (EvalRunConfig, TwoPhaseConfig)) else None
+    asked: dict[Way, Asked] = {}
+    with reading(model_path, "the chat template"):
+        check_template_kwargs(tokenizer, config.model.chat_template_kwargs, "model.chat_template_kwargs")
+        named = settings.template_kwargs if settings else {}
+        for name, values in named.items():
+            check_template_kwargs(tokenizer, values, f"eval.template_kwargs.{name}")
+        named_tokens(tokenizer, config.model.stop_tokens, "model.stop_tokens")
+        ways = [TRAINING, *settings.ways] if settings else [TRAINING]
+        for style, template in dict.fromkeys(ways):
+            more = template_kwargs_of(config, template)
+            token_ids = {
+                p.problem_id: encode_prompt(
+                    tokenizer,
+                    p.asked,
+                    config.model,
+                    style,
+                    budget_tokens=settings.budget_tokens if settings else 0,
+                    template_kwargs=more,
+                )
+                for p in problems
+            }
+            thinking = thinking_of(tokenizer, config.model, more)
+            asked[style, template] = Asked(token_ids=token_ids, thinking=thinking)
+    length = {p.problem_id: max(len(way.token_ids[p.problem_id]) for way in asked.values()) for p in problems}
+    longest = max(problems, key=lambda p: length[p.problem_id])
+    needed = length[longest.problem_id] + max_tokens
+    limit = config.rollout.max_model_len or context_tokens(model_path, trust_remote_code=trust)
+    if limit is not None and needed > limit:
+        raise UserError(
+            f"problem '{longest.problem_id}' needs {needed} tokens (prompt {needed - max_tokens} + max_tokens "
+            f"{max_tokens}), rollout.max_model_len or the model's context hold {limit}; lower max_tokens or drop the problem"
+        )
+    budgets = settings is not None and any(budget is not None for budget in settings.thinking_budgets)
+    return Prompts(
+        tokenizer=tokenizer,
+        asked=asked,
+        max_model_len=limit or needed,
+        budgeted=_budgeted_tags(tokenizer, config) if budgets else None,
+    )
+
+
+def _budgeted_tags(tokenizer: PreTrainedTokenizerBase, config: BaseConfig) -> ThinkingTags:
+    """Raises UserError where the engine could not tell when a response thinks."""
+    tags, key = known_tags(tokenizer, config.model), "eval.thinking_budgets"
+    if tags is None:
+        raise UserError(f"{key}: the model names no tags of a thinking part; set model.thinking_tags, or leave budgets out")
+    named_tokens(tokenizer, [tags.open, tags.close], key)  # the engine compares token by token
+    return tags
+
+
+def longest_response(config: BaseConfig) -> int:
+    """Token limit of the longest response a run samples."""
+    if isinstance(config, EvalRunConfig):
+        return config.eval.max_tokens
+    if isinstance(config, TwoPhaseConfig):
+        return max(config.rollout.max_tokens, config.eval.max_tokens)
+    return config.rollout.max_tokens
+
+
+@contextmanager
+def open_runtime(config: BaseConfig, run: Run, model_path: Path, problems: Sequence[Problem]) -> Iterator[Runtime]:
+    """Tokenise every prompt, then start the engine."""
+    prompts = encode_prompts(config, model_path, problems, longest_response(config))
+    grader = Grader()
+    engine = start_engine(
+        config, model_path, max_model_len=prompts.max_model_len, warn=run.warn, thinking_tags=prompts.budgeted
+    )
+    try:
+        yield Runtime(
+            config=config,
+            run=run,
+            engine=engine,
+            grader=grader,
+            tokenizer=prompts.tokenizer,
+            prompts=prompts.asked,
+        )
+    finally:
+        engine.close()
+        grader.close()
+
+
+@contextmanager
+def open_endpoint(config: EvalRunConfig, run: Run, served_name: str, problems: Sequence[Problem]) -> Iterator[Runtime]:
+    """The runtime of the model that is called `served_name` at `model.url`."""
+    from conclip.models.server import rendered  # noqa: PLC0415  a second to import
+    from conclip.rollout.endpoint import EndpointEngine  # noqa: PLC0415
+
+    model = config.model
+    assert model.url is not None
+    tags = DEFAULT_TAGS if model.thinking_tags is None else ThinkingTags(*model.thinking_tags)
+    asked: dict[Way, Asked] = {}
+    opened: dict[str, bool] = {}
+    """By template: whether its prompts open the thinking part."""
+    for style, template in config.eval.ways:
+        more = template_kwargs_of(config, template)
+        if model.thinking_in_prompt is not None:
+            opened[template] = model.thinking_in_prompt
+        elif template not in opened:
+            prompt = rendered(model.url, served_name, marked_question(model), more)
+            opened[template] = prompt is not None and opens(behind_mark(prompt), tags)
+        messages = {
+            p.problem_id: messages_for(p.asked, model, style, budget_tokens=config.eval.budget_tokens) for p in problems
+        }
+        thinking = Thinking(tags=tags, opened=opened[template])
+        asked[style, template] = Asked(messages=messages, template_kwargs=more, thinking=thinking)
+    engine = EndpointEngine(
+        model.url,
+        served_name,
+        max_concurrent=min(256, config.rollout.max_num_seqs),
+        keep_special_tokens=model.thinking_tags is not None,
+    )
+    grader = Grader()
+    try:
+        yield Runtime(config=config, run=run, engine=engine, grader=grader, tokenizer=None, prompts=asked)
+    finally:
+        engine.close()
+        grader.close()
+
+
+def start_engine(
+    config: BaseConfig,
+    model_path: Path,
+    *,
+    max_model_len: int,
+    warn: Callable[[str], None],
+    thinking_tags: ThinkingTags | None = None,
+) -> RolloutEngine:
+    """The engine the config asks for; `warn` hears of what goes wrong with it and is put right. `thinking_tags` is needed
+    where responses have a budget for their thinking part.
+
+    A model that vLLM runs by transformers' code gets a process of its own whatever the config asks for: vLLM changes that
+    code for its whole process, and a learner there could not load the model any more.
+    """
+    settings = {
+        "dtype": config.model.dtype,
+        "seed": config.seed,
+        "max_model_len": max_model_len,
+        "trust_remote_code": config.model.trust_remote_code,
+        "stop_tokens": config.model.stop_tokens,
+        "thinking_tags": thinking_tags,
+    }
+    by_transformers = implementation(model_path, trust_remote_code=config.model.trust_remote_code) == "transformers"
+    if config.rollout.engine == "child_process" or by_transformers:
+        from conclip.rollout.child import ChildEngine  # noqa: PLC0415  only what is used gets imported
+
+        return ChildEngine(model_path, config.rollout, warn=warn, **settings)
+    from conclip.rollout.vllm_engine import VllmEngine  # noqa: PLC0415
+
+    return VllmEngine(model_path, config.rollout, **settings)
+
+
+def context_tokens(model_path: Path, *, trust_remote_code: bool) -> int | None:
+    """The model's context length as its config states it."""
+    from transformers import AutoConfig  # noqa: PLC0415
+
+    with reading(model_path, "config.json"):
+        found = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    return getattr(found, "max_position_embeddings", None)

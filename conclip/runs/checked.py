@@ -1,0 +1,31 @@
+"""Values of files that other people may have written, as the types they should have."""
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from conclip.errors import UserError
+
+Value = TypeVar("Value")
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What Parquet and NumPy can hold."""
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+"""What a float can hold exactly."""
+
+
+def read_as(adapter: TypeAdapter[Value], value: Any, where: str) -> Value:
+    """Raises UserError naming `where`, and the first part of the value that is not of its type."""
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{where} is damaged, or was not written by conclip ({first_fault(error)})") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where and what is wrong first, without the value itself, which may be anything."""
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else first["msg"]

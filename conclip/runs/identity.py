@@ -1,0 +1,89 @@
+"""What decides whether two runs, or two stages, would give the same result: hashes of values and files."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from conclip.config.schema import BaseConfig
+from conclip.types import Problem
+
+IRRELEVANT = {
+    ("name",),
+    ("resume",),
+    ("paths",),
+    ("logger",),
+    ("data",),  # the problems themselves are hashed
+    ("checkpoints",),  # and so are the models
+    ("pass_rates",),
+    ("model", "path"),
+    ("model", "url"),
+    ("model", "served_name"),
+    ("rollout", "engine"),
+    ("rollout", "gpu_memory_utilization"),
+    ("trainer", "transcripts_per_group"),
+    ("trainer", "save_every"),
+    ("trainer", "keep_last"),
+    ("trainer", "save_in_background"),
+    ("trainer", "recompute_activations"),
+    ("trainer", "max_sampler_drift"),
+    ("eval", "allow_overlap"),
+    ("eval", "margin"),
+}
+"""Config keys that change no token, no weight and no outcome."""
+
+
+def digest(value: Any) -> str:
+    """24 hexadecimal digits of a JSON-like value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:24]
+
+
+def relevant(config: BaseConfig, parts: Iterable[str] | None = None) -> dict[str, Any]:
+    """The result-relevant keys of a config, or of some of its top-level parts."""
+    plain = _without(asdict(config), ())
+    return plain if parts is None else {part: plain[part] for part in parts}
+
+
+def _without(values: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        name: _without(value, (*where, name)) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if (*where, name) not in IRRELEVANT
+    }
+
+
+def sampling_hash(config: BaseConfig) -> str:
+    """Of what decides how a model's training and probing responses are distributed, the model itself apart."""
+    model, rollout = config.model, config.rollout
+    asked = [model.prompt, model.system, model.dtype, rollout.temperature, rollout.max_tokens]
+    # Each only where it is set: earlier pass rates were measured without
+    further = {"template": model.chat_template_kwargs, "stop": model.stop_tokens, "tags": model.thinking_tags}
+    return digest([*asked, *([name, value] for name, value in further.items() if value)])
+
+
+def problems_hash(problems: Sequence[Problem]) -> str:
+    """Of problems in their order, with everything a run uses of them."""
+    return digest([asdict(problem) for problem in problems])
+
+
+def path_hash(path: Path) -> str:
+    """Of a file's content, or of the `content_files` below a folder. Of what does not exist, a hash that no file has."""
+    if not path.exists():
+        return "missing"
+    if path.is_file():
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()[:24]
+    return digest([(str(file.relative_to(path)), path_hash(file)) for file in content_files(path)])
+
+
+def content_files(path: Path) -> list[Path]:
+    """A file itself, or all below a folder but README.md, which people may edit, and hidden and unfinished files."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file() and not _passed_over(file))
+
+
+def _passed_over(file: Path) -> bool:
+    return file.name == "README.md" or file.name.startswith(".") or file.suffix == ".part"

@@ -1,0 +1,156 @@
+"""The stages of a run and their manifest: each is done once, recorded, and skipped while nothing it rests on has changed.
+
+`manifest.json` has for each stage the hashes of its inputs, the files it made with theirs, its main numbers, sampled tokens
+and wall time. A stage counts as done when its inputs are the same and its files are unharmed, in this attempt or, by hard
+links or copies, in another one of the same run.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from conclip.errors import UserError
+from conclip.runs.checked import Count, Finite
+from conclip.runs.environment import changed_versions
+from conclip.runs.files import break_links, is_inside, link, read_object
+from conclip.runs.identity import content_files, digest, path_hash
+from conclip.runs.run import MANIFEST, Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What doing a stage gave."""
+
+    outputs: Sequence[str]
+    """Files and folders it made, relative to the run folder."""
+    numbers: Mapping[str, float] = field(default_factory=dict[str, float])
+    num_tokens: int
+    """Sampled."""
+    wall_s: float | None = None
+    """Where the stage knows better than the time of this start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRecord:
+    """One stage in `manifest.json`."""
+
+    key: str
+    """Hash of all inputs."""
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    """Path relative to the run folder -> hash of its content."""
+    numbers: dict[str, Finite]
+    num_tokens: Count
+    wall_s: Finite
+    finished: str
+    made_by: dict[str, str]
+    """Versions of the packages and of the project's code that did it."""
+    taken_from: str | None = None
+    """The attempt that did it, when it was another one."""
+
+
+_STAGES = TypeAdapter(dict[str, StageRecord])
+
+
+class Pipeline:
+    """Does the stages of one run, in the order they are asked for."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def do(self, name: str, inputs: Mapping[str, Any], work: Callable[[], Work]) -> StageRecord:
+        """The record of a stage, done now unless it is done already. Its results are the files it names."""
+        hashes, key = input_hashes(inputs), stage_key(name, inputs)
+        before = read_stages(self._run.folder).get(name)
+        record = self._done(name, before, key) or self._adopt(name, key)
+        if record is not None:
+            source = f" in {record.taken_from}" if record.taken_from else ""
+            self._run.say(f"{name}: done before{source} ({record.wall_s:.0f} s), taken over")
+            if changed := changed_versions(record.made_by, self._run.versions):
+                self._run.warn(f"{name} was done with another version of {', '.join(changed)}; resume=never does it anew")
+            return record
+        for path in before.outputs if before is not None else ():
+            break_links(self._run.folder / path)
+        self._run.begin(name)
+        began = time.monotonic()
+        done = work()
+        record = StageRecord(
+            key=key,
+            inputs=hashes,
+            outputs=self._hashes(done.outputs),
+            numbers=dict(done.numbers),
+            num_tokens=done.num_tokens,
+            wall_s=round(time.monotonic() - began if done.wall_s is None else done.wall_s, 3),
+            made_by=self._run.versions,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        self._write(name, record)
+        return record
+
+    def _hashes(self, outputs: Sequence[str]) -> dict[str, str]:
+        """Of every file, those below folders one by one: what people add to a folder does no harm."""
+        folder = self._run.folder
+        files = [file for path in outputs for file in content_files(folder / path)]
+        return {str(file.relative_to(folder)): path_hash(file) for file in files}
+
+    def _done(self, name: str, record: StageRecord | None, key: str) -> StageRecord | None:
+        """The record of a stage of this attempt, if it has these inputs and its files are unharmed."""
+        if record is None or record.key != key:
+            return None
+        if harmed := harmed_files(self._run.folder, record):
+            self._run.warn(f"{name} was done before, but '{harmed[0]}' is not what it left; it is done again")
+            return None
+        return record
+
+    def _adopt(self, name: str, key: str) -> StageRecord | None:
+        """The same from another attempt of this run, newest first, its files linked here."""
+        for folder in self._run.other_attempts():
+            record = read_stages(folder).get(name)
+            if record is None or record.key != key or harmed_files(folder, record):
+                continue
+            for path in record.outputs:
+                link(folder / path, self._run.folder / path)
+            self._run.adopt_metrics(folder, name)
+            record = replace(record, taken_from=record.taken_from or folder.name)
+            self._write(name, record)
+            return record
+        return None
+
+    def _write(self, name: str, record: StageRecord) -> None:
+        stages = {key: asdict(value) for key, value in read_stages(self._run.folder).items()}
+        self._run.update_manifest(stages=stages | {name: asdict(record)})
+
+
+def input_hashes(inputs: Mapping[str, Any]) -> dict[str, str]:
+    """Inputs that are hashes already stay, all others are hashed."""
+    return {key: value if isinstance(value, str) else digest(value) for key, value in inputs.items()}
+
+
+def stage_key(name: str, inputs: Mapping[str, Any]) -> str:
+    """Hash of a stage and everything it rests on."""
+    return digest([name, input_hashes(inputs)])
+
+
+def read_stages(folder: Path) -> dict[str, StageRecord]:
+    """Stages recorded in a run folder; none when it has no manifest, or one of another version. Raises UserError when a
+    stage names files outside of the folder: they would be replaced, or removed."""
+    try:
+        stages = _STAGES.validate_python(read_object(folder / MANIFEST).get("stages", {}))
+    except ValidationError:
+        return {}
+    for stage in stages.values():
+        if outside := [path for path in stage.outputs if not is_inside(path)]:
+            raise UserError(
+                f"'{folder / MANIFEST}' names '{outside[0]}', which lies outside of the run folder; do not use it"
+            )
+    return stages
+
+
+def harmed_files(folder: Path, record: StageRecord) -> list[str]:
+    """What a stage made that is gone or not as it was."""
+    return [path for path, known in record.outputs.items() if path_hash(folder / path) != known]

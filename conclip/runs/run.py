@@ -1,0 +1,384 @@
+"""The run folder and what people see while a run works.
+
+`outputs/<subcommand>/<name>/attempt-NNN/` is made only after validation has passed. Everything a reader needs to get from
+a number back to the response, the config and the code is written there. A run with the same identity (result-relevant
+config and inputs) as an earlier attempt goes on in its folder.
+"""
+
+import fcntl
+import json
+import logging
+import math
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import OmegaConf
+from rich.table import Table
+
+from conclip.config.schema import BaseConfig
+from conclip.errors import MACHINE_ERRORS, UserError, check_folder
+from conclip.redact import hide_in, learn_secrets, shown
+from conclip.runs.display import Display, NoDisplay, open_display
+from conclip.runs.environment import changed_versions, describe_environment, earlier_environments, versions_of
+from conclip.runs.files import (
+    ATTEMPT,
+    appending,
+    check_content,
+    clean_text,
+    copy_file,
+    drop_cut_line,
+    expanded,
+    finite,
+    read_object,
+    read_plain,
+    write_json,
+    write_text,
+    writing,
+)
+from conclip.runs.terminal import as_text, divert_output, leave
+from conclip.runs.trackers import Described, Trackers
+from conclip.types import Rollout, RolloutGroup, Sampling
+
+SCHEMA_VERSION = 1
+"""Of every file in a run folder."""
+
+MANIFEST = "manifest.json"
+"""Who the run is, when it was started, and its stages (`conclip.runs.manifest`)."""
+
+
+class Run:
+    """One attempt's folder, its log and its console."""
+
+    def __init__(self, subcommand: str, config: BaseConfig, identity: str) -> None:
+        """`identity`: hash of everything that decides the run's results (`conclip.runs.identity`)."""
+        learn_secrets()
+        self.home = run_home(subcommand, config)
+        self._resume = config.resume
+        try:
+            with _alone(self.home):
+                continued = find_attempt(self.home, identity) if config.resume == "auto" else None
+                if continued:
+                    check_content(continued)
+                self.folder = continued or _new_attempt(self.home)
+                self._lock = _lock(self.folder)
+                self.update_manifest(subcommand=subcommand, identity=identity)
+                _point_latest(self.home, self.folder)
+        except OSError as error:
+            if error.errno in MACHINE_ERRORS:
+                raise
+            reason = error.strerror or str(error)
+            raise UserError(f"paths.outputs: cannot make or use '{error.filename}' ({reason}); choose another") from error
+        write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(hide_in(asdict(config)))))
+        environment = describe_environment(subcommand)
+        self.versions = versions_of(environment)
+        self.write_json("environment.json", environment)
+        earlier = earlier_environments(read_object(self.folder / MANIFEST).get("starts"))
+        self.update_manifest(starts=[*earlier, environment])
+        drop_cut_line(self.folder / "metrics.jsonl")
+        self._metrics = appending(self.folder / "metrics.jsonl")
+        _log_to(self.folder / "run.log")
+        self._display: Display = NoDisplay()
+        # after all above: an error there must reach the terminal
+        with appending(self.folder / "run.log") as log:
+            self._screen, self._restore_output = divert_output(log)
+        try:
+            self._open_views(subcommand, config)
+        except BaseException:
+            self._display.close()
+            self._restore_output()
+            raise
+        if continued:
+            self.say("going on where it was (same config, same inputs)")
+            changed = changed_versions(versions_of(earlier[-1]), self.versions) if earlier else []
+            if changed:
+                self.warn(
+                    f"another version of {', '.join(changed)} worked on this attempt before; what is half done goes on with "
+                    "this one; resume=never begins anew"
+                )
+        self.point_to("run folder", self.folder, result=False)
+
+    def _open_views(self, subcommand: str, config: BaseConfig) -> None:
+        """The display and the trackers."""
+        title = f"{subcommand} {config.name}"
+        self._display = open_display(config.logger.display, title, self._screen)
+        tracker_id = read_object(self.folder / MANIFEST).get("tracker_id")
+        if not (isinstance(tracker_id, str) and re.fullmatch(r"[0-9a-f]{16}", tracker_id)):
+            tracker_id = secrets.token_hex(8)
+        self.update_manifest(tracker_id=tracker_id)
+        described = Described(
+            project=config.logger.project,
+            name=title,
+            identity=tracker_id,
+            folder=self.folder,
+            config=hide_in(asdict(config)),
+        )
+        self._trackers = Trackers(config.logger.trackers, described, self.warn)
+
+    def say(self, text: str, *, result: bool = False) -> None:
+        """One line for people, also kept in run.log. `result`: what the run was made for."""
+        logging.getLogger("conclip").info(text)
+        self._see(lambda display: display.message(text, result=result))
+
+    def warn(self, text: str) -> None:
+        logging.getLogger("conclip").warning(text)
+        self._see(lambda display: display.warning(text))
+
+    def show(self, table: Table, *, result: bool = False) -> None:
+        """A table for people, also kept in run.log."""
+        logging.getLogger("conclip").info("\n" + as_text(table))
+        self._see(lambda display: display.table(table, result=result))
+
+    def point_to(self, kind: str, path: Path, *, result: bool = True) -> None:
+        """Say where something is that the run makes."""
+        logging.getLogger("conclip").info(f"{kind}: {path}")
+        self._see(lambda display: display.file(kind, str(path), result=result))
+
+    def write_results(self, content: Mapping[str, Any]) -> None:
+        """results.json, also for programs that follow the run; NaN and infinity as null."""
+        strict = finite(content)
+        self.write_json("results.json", strict)
+        self._see(lambda display: display.results(strict))
+
+    def _see(self, show: Callable[[Display], None]) -> None:
+        """Show something; a terminal or a reader that is gone ends no run."""
+        try:
+            show(self._display)
+        except Exception as error:
+            logging.getLogger("conclip").exception("the display failed")
+            failed, self._display = self._display, NoDisplay()
+            if isinstance(error, OSError):
+                leave(self._screen)
+            with suppress(Exception):
+                failed.close()
+
+    def log_metrics(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """One JSON line, NaN and infinity as null; readable up to the last whole line whatever happens later. The trackers
+        and the display get the same numbers. Raises MachineFailure when somebody removed the folder."""
+        check_folder(self.folder)
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        row = {"schema": SCHEMA_VERSION, "stage": stage, "step": step, **dict.fromkeys(metrics), **finite}
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+        self._see(lambda display: display.step(stage, step, finite))
+        self._trackers.log(stage, step, finite)
+
+    def update_manifest(self, **changes: Any) -> None:
+        """Change some entries of `manifest.json`, atomically."""
+        self.write_json(MANIFEST, read_object(self.folder / MANIFEST) | changes)
+
+    def other_attempts(self) -> list[Path]:
+        """Folders of this run's other attempts, newest first; none when the run starts anew. Raises UserError for one with
+        links in it."""
+        others = [path for path in attempts(self.home) if path != self.folder] if self._resume == "auto" else []
+        for path in others:
+            check_content(path)
+        return others
+
+    def forget_stage(self, stage: str, after_step: float = -math.inf) -> None:
+        """Remove the metrics of a stage's steps that are done again: all, or those after a step."""
+
+        def stays(line: str) -> bool:
+            row = json.loads(line)
+            return row["stage"] != stage or row["step"] <= after_step
+
+        self._rewrite_metrics(line for line in _metric_lines(self.folder) if stays(line))
+
+    def stage_metrics(self, stage: str) -> list[Mapping[str, float]]:
+        """The metrics of a stage's steps so far, null as NaN."""
+        rows = [row for row in map(json.loads, _metric_lines(self.folder)) if row.pop("stage") == stage]
+        return [{k: math.nan if v is None else v for k, v in row.items() if k not in ("schema", "step")} for row in rows]
+
+    def adopt_metrics(self, folder: Path, stage: str) -> None:
+        """Take over the metrics of a stage that another attempt did; the trackers get them, too."""
+        theirs = [row for row in _metric_lines(folder) if json.loads(row)["stage"] == stage]
+        mine = [row for row in _metric_lines(self.folder) if json.loads(row)["stage"] != stage]
+        self._rewrite_metrics([*mine, *theirs])
+        for row in map(json.loads, theirs):
+            numbers = {k: v for k, v in row.items() if k not in ("schema", "stage", "step") and v is not None}
+            self._trackers.log(stage, row["step"], numbers)
+        for path in (folder / "rollouts").glob(f"{stage}-*.jsonl"):
+            (self.folder / "rollouts").mkdir(exist_ok=True)
+            copy_file(path, self.folder / "rollouts" / path.name)
+
+    def _rewrite_metrics(self, lines: Iterable[str]) -> None:
+        path = self.folder / "metrics.jsonl"
+        content = "".join(lines)
+        self._metrics.close()
+        write_text(path, content)
+        self._metrics = appending(path)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        write_json(self.folder / name, {"schema": SCHEMA_VERSION, **content})
+
+    def sync(self) -> None:
+        """Have all metrics on the disk: a checkpoint rests on them."""
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
+
+    def write_transcripts(self, stage: str, step: int, groups: Iterable[RolloutGroup], per_group: int) -> None:
+        """Best, worst and other sampled responses of each group, as JSON lines in rollouts/."""
+        check_folder(self.folder)
+        folder = self.folder / "rollouts"
+        folder.mkdir(exist_ok=True)
+        with writing(folder / f"{stage}-{step:04d}.jsonl") as out:
+            for group in groups:
+                for rollout in _telling(group, per_group):
+                    out.write(json.dumps(transcript(rollout)) + "\n")
+
+    def begin(self, stage: str, num_steps: int | None = None, step: int = 0) -> None:
+        """A stage, or its steps after `step`, are at work from here on; for people only."""
+        steps = self.stage_metrics(stage) if num_steps is not None else []
+        self._see(lambda display: display.stage(stage, num_steps, step, steps))
+
+    def show_sampling(self, now: Sampling) -> None:
+        self._see(lambda display: display.sampling(now))
+
+    def track(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Give numbers to the trackers alone: those another file of the run folder has."""
+        self._trackers.log(stage, step, metrics)
+
+    def close(self, *, failed: bool = False) -> None:
+        """`failed`: the run did not come to its end, and its trackers are told so."""
+        with ExitStack() as closing:  # in reverse order, each whatever becomes of the others
+            closing.callback(clean_text, self.folder / "run.log")
+            closing.callback(self._restore_output)
+            closing.callback(self._metrics.close)
+            closing.callback(self._lock.close)
+            closing.callback(self._see, lambda display: display.close())
+            closing.callback(self._trackers.close, failed=failed)
+
+
+def transcript(rollout: Rollout) -> dict[str, Any]:
+    """A rollout as a flat JSON object."""
+    return {
+        "schema": SCHEMA_VERSION,
+        "problem_id": rollout.problem.problem_id,
+        "question": rollout.problem.question,
+        "answer": rollout.problem.shown_answer,
+        "sample": rollout.sample,
+        "outcome": rollout.grade.outcome.value,
+        "extracted": rollout.grade.extracted,
+        "reward": rollout.reward,
+        "num_tokens": rollout.completion.num_tokens,
+        "policy_version": rollout.completion.policy_version,
+        "text": rollout.text,
+    }
+
+
+def _telling(group: RolloutGroup, count: int) -> list[Rollout]:
+    """The best (shortest of the highest reward), the worst (longest of the lowest), then the first ones."""
+    ranked = sorted(group.rollouts, key=lambda r: (-(r.reward or 0.0), r.completion.num_tokens))
+    chosen = [ranked[0], ranked[-1], *group.rollouts] if ranked else []
+    unique = {rollout.sample: rollout for rollout in chosen[: count + 2]}
+    return list(unique.values())[:count]
+
+
+def run_home(subcommand: str, config: BaseConfig) -> Path:
+    """The folder of a run's attempts."""
+    return expanded(config.paths.outputs) / subcommand / config.name
+
+
+def find_attempt(home: Path, identity: str) -> Path | None:
+    """The newest attempt with this identity."""
+    return next((path for path in attempts(home) if read_object(path / MANIFEST).get("identity") == identity), None)
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Keep other processes out of an attempt until the file is closed or this process ends, however it ends. Raises
+    UserError when one is at work there."""
+    lock = appending(folder / "lock")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise UserError(f"'{folder}' is being worked on by another process; wait for it, or choose another name=") from error
+    return lock
+
+
+def attempts(home: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((p for p in home.glob("attempt-*") if ATTEMPT.fullmatch(p.name)), key=lambda p: -int(p.name[8:]))
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """One process at a time chooses or makes an attempt. Raises UserError where `latest` can be no link."""
+    latest = home / "latest"
+    if latest.is_dir() and not latest.is_symlink():
+        raise UserError(f"'{latest}' is a folder, where the link to the newest attempt must be; move it away")
+    home.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(home, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _new_attempt(home: Path) -> Path:
+    newest = next(iter(attempts(home)), None)
+    folder = home / f"attempt-{1 + (int(newest.name[8:]) if newest else 0):03d}"
+    folder.mkdir()
+    return folder
+
+
+def _metric_lines(folder: Path) -> list[str]:
+    """Whole lines of an attempt's metrics."""
+    lines = (read_plain(folder / "metrics.jsonl") or b"").decode("utf-8", errors="replace").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n") and is_metrics(_parsed(line))]
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def is_metrics(row: Any) -> bool:
+    """Whether a line of metrics.jsonl has a stage, a step, and else numbers and null only."""
+    try:
+        numbers = [row[name] for name in row.keys() - {"stage"} if row[name] is not None]
+        plain = all(isinstance(value, (int, float)) and math.isfinite(float(value)) for value in numbers)
+        return plain and isinstance(row["stage"], str) and type(row["step"]) is int
+    except (KeyError, TypeError, AttributeError, OverflowError):
+        return False
+
+
+def _point_latest(home: Path, folder: Path) -> None:
+    link = home / "latest"
+    aside = home / f".latest-{os.getpid()}"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(folder.name)
+    aside.replace(link)
+
+
+class _LogFile(logging.FileHandler):
+    """Written at the end of a plain file, never through a link."""
+
+    def _open(self) -> Any:
+        return appending(Path(self.baseFilename))
+
+
+class _Lines(logging.Formatter):
+    """Without secrets and control characters, whoever logs them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
+def _log_to(path: Path) -> None:
+    """All logging, libraries' chatter included, goes to the run's log file and not to the terminal."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    handler = _LogFile(path, encoding="utf-8")
+    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)

@@ -1,0 +1,226 @@
+"""Metrics in TensorBoard, Weights & Biases and MLflow, by the names of metrics.jsonl: `<stage>/<metric>` at its step.
+
+Each tracker works in a thread of its own, so that a slow one delays no step; one that fails is given up with a warning.
+Steps that are done again after an interruption are logged again, with the same values, times apart.
+"""
+
+import logging
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from conclip.config.schema import TrackerKind
+from conclip.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CLOSE_S = 20.0
+"""So long a run waits at its end for what its trackers have not written yet."""
+
+MODULES: dict[TrackerKind, str] = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+"""What a tracker imports."""
+
+
+class Tracker(Protocol):
+    """One tool's run."""
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self, *, failed: bool) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What a tracker is told about a run."""
+
+    project: str
+    name: str
+    identity: str
+    """Drawn when an attempt is made, the same in each start of it."""
+    folder: Path
+    config: Mapping[str, Any]
+
+
+def check_installed(kinds: Iterable[TrackerKind]) -> None:
+    """Raises UserError for a tracker whose package is missing."""
+    for kind in kinds:
+        if find_spec(kind) is None:  # each is named like its package
+            raise UserError(f"logger.trackers: {kind} is not installed; pip install {kind}, or leave it out")
+
+
+class Trackers:
+    """All trackers of a run."""
+
+    def __init__(self, kinds: Iterable[TrackerKind], run: Described, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._workers = [_Worker(kind, run) for kind in dict.fromkeys(kinds)]
+        self._say_failures()
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        for worker in self._workers:
+            worker.events.put((stage, step, dict(metrics)))
+        self._say_failures()
+
+    def close(self, *, failed: bool) -> None:
+        """`failed`: the run did not come to its end. It then waits less."""
+        for worker in self._workers:
+            worker.events.put(failed)
+        patience = CLOSE_S / 4 if failed else CLOSE_S
+        deadline = time.monotonic() + patience
+        for worker in self._workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+            if worker.is_alive():
+                self._warn(f"{worker.name} did not take all metrics within {patience:g} s; metrics.jsonl has them")
+        self._say_failures()
+
+    def _say_failures(self) -> None:
+        for worker in [worker for worker in self._workers if worker.failure is not None]:
+            self._warn(f"{worker.name} gets no more metrics ({worker.failure}); metrics.jsonl has them")
+            self._workers.remove(worker)
+
+
+class _Worker(threading.Thread):
+    """Writes what it is given to one tracker, until it fails."""
+
+    def __init__(self, kind: TrackerKind, run: Described) -> None:
+        super().__init__(name=kind, daemon=True)
+        self.events: queue.Queue[tuple[str, int, dict[str, float]] | bool] = queue.Queue()
+        """Metrics, and at the end whether the run failed."""
+        self.failure: str | None = None
+        self._kind: TrackerKind = kind
+        self._described = run
+        try:
+            import_module(MODULES[kind])  # here: the main thread must not meet a module that is half imported
+        except Exception as error:
+            self.failure = _reason(error)
+        else:
+            self.start()
+
+    def run(self) -> None:
+        tracker: Tracker | None = None
+        try:
+            tracker = OPENERS[self._kind](self._described)
+            while not isinstance(event := self.events.get(), bool):
+                tracker.log(*event)
+            tracker.close(failed=event)
+        except Exception as error:
+            self.failure = _reason(error)
+            logging.getLogger("conclip").exception("%s failed", self._kind)
+            if tracker is not None:
+                with suppress(Exception):
+                    tracker.close(failed=True)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+class TensorBoard:
+    """Event files in the run folder's tensorboard/."""
+
+    def __init__(self, run: Described) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415  only where asked for
+
+        self._writer = SummaryWriter(str(run.folder / "tensorboard"))
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(f"{stage}/{name}", value, step)
+        self._writer.flush()
+
+    def close(self, *, failed: bool) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases, its files in the run folder's wandb/."""
+
+    def __init__(self, run: Described) -> None:
+        import wandb  # noqa: PLC0415  only where asked for
+
+        # a prompt for the key would wait unseen
+        if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False):
+            raise ValueError("not logged in: wandb login, or WANDB_API_KEY, or WANDB_MODE=offline")
+        self._teardown = wandb.teardown
+        self._run = wandb.init(
+            project=run.project,
+            name=run.name,
+            id=run.identity,
+            resume="allow",
+            dir=run.folder,
+            config=dict(run.config),
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        self._stages: set[str] = set()
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        if stage not in self._stages:  # each stage counts its own steps
+            self._run.define_metric(f"{stage}/step", hidden=True)
+            self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+            self._stages.add(stage)
+        self._run.log({f"{stage}/step": step} | {f"{stage}/{name}": value for name, value in metrics.items()})
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+        self._teardown()  # waits for the process that writes: finish alone does not
+
+
+class MLflow:
+    """A run of MLflow, where MLFLOW_TRACKING_URI says."""
+
+    def __init__(self, run: Described) -> None:
+        from mlflow import MlflowClient  # noqa: PLC0415  only where asked for
+        from mlflow.entities import Param  # noqa: PLC0415
+
+        self._client = client = MlflowClient()
+        found = client.get_experiment_by_name(run.project)
+        experiment = found.experiment_id if found else _made(client, run.project)
+        earlier = client.search_runs([experiment], f"tags.conclip_run = '{run.identity}'")
+        if earlier:
+            self._run_id = earlier[0].info.run_id
+            client.update_run(self._run_id, status="RUNNING")
+            return
+        made = client.create_run(experiment, run_name=run.name, tags={"conclip_run": run.identity})
+        self._run_id = made.info.run_id
+        client.log_batch(self._run_id, params=[Param(key, str(value)) for key, value in _flat(run.config)])
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric  # noqa: PLC0415
+
+        now = int(time.time() * 1000)
+        named = {re.sub(r"[^\w\-. :/]", "_", f"{stage}/{name}"): value for name, value in metrics.items()}  # no others
+        self._client.log_batch(self._run_id, [Metric(name, value, now, step) for name, value in named.items()])
+
+    def close(self, *, failed: bool) -> None:
+        self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
+
+
+def _made(client: "MlflowClient", project: str) -> str:
+    """A new experiment, or that which another run has made meanwhile."""
+    try:
+        return client.create_experiment(project)
+    except Exception:
+        found = client.get_experiment_by_name(project)
+        if found is None:
+            raise
+        return found.experiment_id
+
+
+OPENERS: dict[TrackerKind, Callable[[Described], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

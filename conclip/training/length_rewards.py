@@ -1,0 +1,240 @@
+"""Rewards that price length: the rivals of the paper's method, each a pure function of one group of responses.
+
+The default of a run is none of them. A shaper takes a `GradedGroup` and returns one reward for each of its responses; the
+outcome's reward from the table (`conf/reward/`) is what it starts from, and what it leaves alone where its formula says
+nothing. Lengths count generated tokens. Constants that papers give per token are given here per `scale_tokens` tokens, so
+that they bite as hard on responses of 100 tokens as on those of 10,000.
+
+Every formula is tested with numbers worked out by hand. "Published" names the setting of the paper or of its code.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+
+from scipy.special import expit
+
+from conclip.config.schema import LengthConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradedGroup:
+    """The judged responses of one problem in one step, all sequences of the same length (>= 1).
+
+    Example: ``GradedGroup(rewards=(1.0, -0.5), correct=(True, False), truncated=(False, False), num_tokens=(40, 90))``.
+    """
+
+    rewards: tuple[float, ...]
+    """What each response earned by its outcome."""
+    correct: tuple[bool, ...]
+    truncated: tuple[bool, ...]
+    num_tokens: tuple[int, ...]
+    monitor_tokens: tuple[int, ...] = ()
+    """Lengths of the correct responses at the last look at the validation problems; only LASER-D reads them."""
+
+    @property
+    def correct_tokens(self) -> list[int]:
+        return [length for length, good in zip(self.num_tokens, self.correct, strict=True) if good]
+
+    @property
+    def pass_rate(self) -> float:
+        return fmean(self.correct)
+
+
+Shaper = Callable[[GradedGroup], list[float]]
+
+
+def kimi(group: GradedGroup, *, weight: float) -> list[float]:
+    """reward + weight * lambda_i if correct, reward + weight * min(0, lambda_i) if not, with
+    lambda_i = 0.5 - (L_i - L_min) / (L_max - L_min) over the group; 0 where all lengths are equal.
+
+    Kimi k1.5 (Kimi Team 2025, section 2.3.3). The weight is not published; 0.4 in LASER's re-implementation.
+    """
+    shortest, longest = min(group.num_tokens), max(group.num_tokens)
+    spread = longest - shortest
+
+    def term(length: int, good: bool) -> float:
+        share = 0.5 - (length - shortest) / spread if spread else 0.0
+        return share if good else min(0.0, share)
+
+    return _add(group, [weight * term(n, good) for n, good in zip(group.num_tokens, group.correct, strict=True)])
+
+
+def arora(group: GradedGroup, *, alpha: float) -> list[float]:
+    """reward * (1 - alpha * sigmoid((L_i - mean) / (std + 1e-7))) if correct, mean and std over the group's correct ones.
+
+    Arora & Zanette 2025, eq. 3 and 4 (published: alpha 0.1, rewards 1 and 0: `reward=binary`).
+    """
+    lengths = group.correct_tokens
+    if not lengths:
+        return list(group.rewards)
+    mean, deviation = fmean(lengths), pstdev(lengths)
+
+    def factor(length: int) -> float:
+        return 1.0 - alpha * float(expit((length - mean) / (deviation + 1e-7)))  # one correct response: no deviation
+
+    return _scale(group, [factor(length) for length in group.num_tokens])
+
+
+def l1_exact(group: GradedGroup, *, alpha: float, target_tokens: float, scale_tokens: float) -> list[float]:
+    """reward - alpha * |target - L_i| / scale.
+
+    L1-Exact (Aggarwal & Welleck 2025, eq. 1; published: 0.0003 per token at 4,096 tokens, so alpha 1.23). The paper draws
+    the target per problem and writes it into the prompt ("Think for n tokens."); here it is one number.
+    """
+    return _add(group, [-alpha * abs(target_tokens - length) / scale_tokens for length in group.num_tokens])
+
+
+def l1_max(group: GradedGroup, *, alpha: float, target_tokens: float, scale_tokens: float) -> list[float]:
+    """reward * clip(alpha * (target - L_i) / scale + 0.5, 0, 1) if correct.
+
+    L1-Max (Aggarwal & Welleck 2025, eq. 2; published: 0.0003 per token at 4,096 tokens and delta 0.5). Prompt as in
+    `l1_exact` ("Think for maximum n tokens.").
+    """
+    return _scale(
+        group, [min(1.0, max(0.0, alpha * (target_tokens - length) / scale_tokens + 0.5)) for length in group.num_tokens]
+    )
+
+
+def shorter_better(group: GradedGroup, *, beta: float, scale_tokens: float) -> list[float]:
+    """2 * reward if correct, else reward; minus beta * |L_i - L_sol| / scale, L_sol the group's shortest correct length,
+    or its mean length when none is correct.
+
+    ShorterBetter (Yi & Wang 2025, eq. 3 and 4; published: weight 2 of being right, beta 0.001 per token at 6,000 tokens, so
+    beta 6; rewards 1 and 0).
+    """
+    lengths = group.correct_tokens
+    best = min(lengths) if lengths else fmean(group.num_tokens)
+    return [
+        (2.0 * reward if good else reward) - beta * abs(length - best) / scale_tokens
+        for reward, good, length in zip(group.rewards, group.correct, group.num_tokens, strict=True)
+    ]
+
+
+def laser(group: GradedGroup, *, alpha: float, target_tokens: float) -> list[float]:
+    """reward + alpha if correct and no longer than the target.
+
+    LASER (Liu et al. 2025, eq. 5; published: alpha 0.5, targets 2,048 to 8,192 tokens, wrong -0.5).
+    """
+    return _add(
+        group, [alpha * (good and n <= target_tokens) for n, good in zip(group.num_tokens, group.correct, strict=True)]
+    )
+
+
+def laser_d(group: GradedGroup, *, alpha: float) -> list[float]:
+    """`laser` with a target for each difficulty: the shortest length that would still keep about one correct response.
+
+    Tiers by the group's pass rate: above 2/3, above 1/3, the rest; a tier's groups have n_tier = 2n/3, n/3 or 1 correct of
+    n. Its target is the smallest length L with floor(coverage(L) * n_tier) >= 1, coverage being the share of
+    `monitor_tokens` within L (LASER-D, Liu et al. 2025, section 4.2; published: alpha 0.5, looked at every 20 steps).
+    Without monitored lengths nothing is added.
+    """
+    if not group.monitor_tokens:
+        return list(group.rewards)
+    size = len(group.rewards)
+    num_correct = 2 * size / 3 if group.pass_rate > 2 / 3 else size / 3 if group.pass_rate > 1 / 3 else 1.0
+    ordered = sorted(group.monitor_tokens)
+    needed = math.ceil(len(ordered) / max(1.0, num_correct))
+    return laser(group, alpha=alpha, target_tokens=ordered[needed - 1])
+
+
+def l_grpo(group: GradedGroup, *, weight: float, scale_tokens: float) -> list[float]:
+    """reward + weight * (1 - L_i / scale) if *every* response of the group is correct; the reward alone otherwise.
+
+    The gate is ConciseR's L-GRPO (Song & Zheng 2025, section 3.3); its exact length term was not found and is ours.
+    """
+    if not all(group.correct):
+        return list(group.rewards)
+    return _add(group, [weight * (1.0 - length / scale_tokens) for length in group.num_tokens])
+
+
+def gr3(group: GradedGroup, *, alpha: float) -> list[float]:
+    """reward / (1 + alpha * L_i / mean length of the group) if the reward is above 0.
+
+    GR3 (2026, arXiv 2603.10535; published: alpha 0.33, rewards 1 and 0: `reward=binary`).
+    """
+    mean = fmean(group.num_tokens)
+    return [
+        reward / (1.0 + alpha * length / mean) if reward > 0 else reward
+        for reward, length in zip(group.rewards, group.num_tokens, strict=True)
+    ]
+
+
+def alp(group: GradedGroup, *, beta: float, scale_tokens: float) -> list[float]:
+    """reward - beta * L_i / scale * max(pass rate, 1 / K), K the group's size.
+
+    ALP (2025, arXiv 2506.05256; published: 1e-7 per token before the group's normalisation).
+    """
+    share = max(group.pass_rate, 1.0 / len(group.rewards))
+    return _add(group, [-beta * share * length / scale_tokens for length in group.num_tokens])
+
+
+def dapo_overlong(group: GradedGroup, *, weight: float, scale_tokens: float) -> list[float]:
+    """reward + weight * min(0, (limit - cache - L_i) / cache), at least -weight: a ramp over the last fifth of the limit.
+
+    DAPO's soft overlong punishment (Yu et al. 2025, eq. 13; published: limit 20,480 with a cache of 4,096, weight 1);
+    limit = scale_tokens, cache = limit / 5. Overlong *filtering* is `algo.train_on_truncated=false`.
+    """
+    cache = scale_tokens / 5
+    ramp = [min(0.0, max(-1.0, (scale_tokens - cache - length) / cache)) for length in group.num_tokens]
+    return _add(group, [weight * value for value in ramp])
+
+
+def cosine(group: GradedGroup, *, strength: float, scale_tokens: float) -> list[float]:
+    """A reward of its own, whatever the table says: with c = (1 + cos(pi * L_i / scale)) / 2, correct 1 + strength * c,
+    wrong -10 * strength * c, truncated or longer than the scale -10 * strength.
+
+    Yeo et al. 2025, section 4.1 (published, at strength 1: correct 2 -> 1, wrong -10 -> 0, exceeding -10).
+    """
+
+    def value(length: int, good: bool, cut: bool) -> float:
+        if cut or length > scale_tokens:
+            return -10.0 * strength
+        share = (1.0 + math.cos(math.pi * length / scale_tokens)) / 2.0
+        return 1.0 + strength * share if good else -10.0 * strength * share
+
+    return [value(n, good, cut) for n, good, cut in zip(group.num_tokens, group.correct, group.truncated, strict=True)]
+
+
+def stage_limit(limits: Sequence[float], scale_tokens: float, progress: float) -> int:
+    """ThinkPrune's token limit when `progress` (0 to 1) of the phase is done: equal stages, each a share of `scale_tokens`.
+
+    Responses are cut there and earn what a truncated one earns (Hou et al. 2025; published: 4,096, 3,072, 2,048).
+
+    Example: limits (1, 0.5) of 200 tokens: 200 until half of the phase is done, 100 after.
+    """
+    stage = min(int(progress * len(limits)), len(limits) - 1)
+    return max(1, int(limits[stage] * scale_tokens))
+
+
+def make_shaper(config: LengthConfig) -> Shaper | None:
+    """The shaper a config asks for; None where rewards stay those of the table."""
+    strength, scale, target = config.strength, config.scale_tokens, config.target_tokens
+    shapers: dict[str, Shaper] = {
+        "kimi": lambda group: kimi(group, weight=strength),
+        "arora": lambda group: arora(group, alpha=strength),
+        "l1_exact": lambda group: l1_exact(group, alpha=strength, target_tokens=target, scale_tokens=scale),
+        "l1_max": lambda group: l1_max(group, alpha=strength, target_tokens=target, scale_tokens=scale),
+        "shorter_better": lambda group: shorter_better(group, beta=strength, scale_tokens=scale),
+        "laser": lambda group: laser(group, alpha=strength, target_tokens=target),
+        "laser_d": lambda group: laser_d(group, alpha=strength),
+        "l_grpo": lambda group: l_grpo(group, weight=strength, scale_tokens=scale),
+        "gr3": lambda group: gr3(group, alpha=strength),
+        "alp": lambda group: alp(group, beta=strength, scale_tokens=scale),
+        "dapo_overlong": lambda group: dapo_overlong(group, weight=strength, scale_tokens=scale),
+        "cosine": lambda group: cosine(group, strength=strength, scale_tokens=scale),
+    }
+    return shapers.get(config.kind)
+
+
+def _add(group: GradedGroup, terms: Sequence[float]) -> list[float]:
+    return [reward + term for reward, term in zip(group.rewards, terms, strict=True)]
+
+
+def _scale(group: GradedGroup, factors: Sequence[float]) -> list[float]:
+    """Each correct response's reward times its factor; the others' rewards as they are."""
+    return [
+        reward * factor if good else reward
+        for reward, factor, good in zip(group.rewards, factors, group.correct, strict=True)
+    ]

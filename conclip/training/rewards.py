@@ -1,0 +1,44 @@
+"""Outcome -> reward: a table; then, where a config asks for it, a term that prices length."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from conclip.config.schema import RewardConfig
+from conclip.training.length_rewards import GradedGroup, Shaper
+from conclip.types import Outcome, RolloutGroup
+
+
+def reward_of(outcome: Outcome, table: RewardConfig) -> float | None:
+    """The reward of one response; None when the grader failed, which keeps the response out of the loss."""
+    if outcome is Outcome.GRADER_ERROR:
+        return None
+    return {
+        Outcome.CORRECT: table.correct,
+        Outcome.WRONG: table.wrong,
+        Outcome.NO_ANSWER: table.no_answer,
+        Outcome.TRUNCATED: table.truncated,
+    }[outcome]
+
+
+def reward_group(
+    group: RolloutGroup, table: RewardConfig, shaper: Shaper | None, monitor_tokens: Sequence[int] = ()
+) -> RolloutGroup:
+    """The group with a reward on each rollout: the table's, shaped by length where there is a shaper. Rollouts the grader
+    could not judge get none and are not shown to the shaper."""
+    rewards = [reward_of(rollout.grade.outcome, table) for rollout in group.rollouts]
+    judged = [index for index, reward in enumerate(rewards) if reward is not None]
+    if shaper is not None and judged:
+        outcomes = [group.rollouts[index].grade.outcome for index in judged]
+        shaped = shaper(
+            GradedGroup(
+                rewards=tuple(reward for reward in rewards if reward is not None),
+                correct=tuple(outcome is Outcome.CORRECT for outcome in outcomes),
+                truncated=tuple(outcome is Outcome.TRUNCATED for outcome in outcomes),
+                num_tokens=tuple(group.rollouts[index].completion.num_tokens for index in judged),
+                monitor_tokens=tuple(monitor_tokens),
+            )
+        )
+        for index, reward in zip(judged, shaped, strict=True):
+            rewards[index] = reward
+    rollouts = zip(group.rollouts, rewards, strict=True)
+    return dataclasses.replace(group, rollouts=tuple(dataclasses.replace(r, reward=reward) for r, reward in rollouts))
