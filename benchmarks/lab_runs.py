@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from conclip.config.compose import load_config
-from conclip.config.schema import TwoPhaseConfig
+from conclip.config.schema import RecipeRunConfig
 from conclip.curriculum.selection import select
 from conclip.evaluation.evaluate import evaluate
 from conclip.evaluation.metrics import compare, summarise
@@ -61,9 +61,9 @@ TRACED = (
 )
 
 
-def load(seed: int, *overrides: str) -> TwoPhaseConfig:
+def load(seed: int, *overrides: str) -> RecipeRunConfig:
     config = load_config("two-phase", f"seed={seed}", *COMMON, *overrides)
-    assert isinstance(config, TwoPhaseConfig)
+    assert isinstance(config, RecipeRunConfig)
     return config
 
 
@@ -76,7 +76,7 @@ def run_seed(seed: int, wanted: dict[str, tuple[str, ...]], budget: int, results
     inputs = load_inputs(config)
     run = Run(results.parent.name, dataclasses.replace(config, name=f"seed-{seed}", resume="never"), "benchmark")
     with Stages(config, inputs, run) as stages:
-        rates = stages.probe("probe-base", "probe base", inputs.model_path, inputs.pool, config.phase2, "pass_rates.jsonl")
+        rates = stages.probe("probe-base", inputs.model_path, inputs.pool, config.phases["phase2"])
         runtime = stages.runtime_with(inputs.model_path)
         base = measured(runtime, "base", inputs, config)
         if "base" not in done:
@@ -85,8 +85,9 @@ def run_seed(seed: int, wanted: dict[str, tuple[str, ...]], budget: int, results
             if name in done:
                 continue
             mine = load(seed, *common, *overrides)
-            selection = select("phase2", inputs.pool, rates, mine.phase2, seed)
-            phase = dataclasses.replace(mine.phase2, max_sampled_tokens=mine.phase2.max_sampled_tokens or budget)
+            settings = mine.phases["phase2"]
+            selection = select("phases.phase2", inputs.pool, rates, settings, seed)
+            phase = dataclasses.replace(settings, max_sampled_tokens=settings.max_sampled_tokens or budget)
             stage = name.replace(" ", "-")
             trainer = Trainer(
                 stage,
@@ -105,7 +106,7 @@ def run_seed(seed: int, wanted: dict[str, tuple[str, ...]], budget: int, results
     run.close()
 
 
-def measured(runtime: Runtime, name: str, inputs: Inputs, config: TwoPhaseConfig) -> list[EvalRow]:
+def measured(runtime: Runtime, name: str, inputs: Inputs, config: RecipeRunConfig) -> list[EvalRow]:
     """Rows of what the engine holds, best or not."""
     file = RowFile(runtime.run.folder / f"rows-{name}.jsonl", model=name, model_hash=name)
     return evaluate(name, runtime, inputs.test, config.eval, file)

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from conclip.cli.help import group_meanings, leaves, read_meanings, spelled
 from conclip.config.compose import compose_config, config_folder
+from conclip.config.rules import entry_schema
 from conclip.config.schema import SCHEMAS, ProblemSetConfig
 
 PAGE = Path(__file__).parent / "config.md"
@@ -43,8 +44,8 @@ values a command would have. `key=value` changes a key, `group=option` takes ano
 `experiment=` and `debug=` changes keys of any group. Lengths and counts are in tokens, responses or problems, as the name
 says.
 
-`two-phase` has the group `phase` twice: keys are `phase1.*` and `phase2.*`, another file is `phase@phase2=one`. The defaults
-below are those of phase 2; `conclip two-phase --help` shows both.
+`two-phase` and `run` know phases by name: keys are `phases.phase1.*` and `phases.phase2.*` (`phase1.*` and `phase2.*` for short),
+another file is `phase@phases.phase2=one`. The defaults below are those of phase 2; `conclip two-phase --help` shows both.
 """
 
 
@@ -67,7 +68,7 @@ def _own_keys() -> Iterator[str]:
         primary = subcommand.replace("-", "_")
         composed, meanings = compose_config(subcommand, [])[0], read_meanings(config_folder() / f"{primary}.yaml")[1]
         for item in dataclasses.fields(schema):
-            if not dataclasses.is_dataclass(item.type):
+            if not dataclasses.is_dataclass(item.type) and entry_schema(item.type) is None:
                 meaning = meanings[item.name].replace(f"outputs/{subcommand}/", "outputs/SUBCOMMAND/")
                 rows[item.name] = _row(item.name, item.type, _plain(composed[item.name]), meaning)
                 seen.setdefault(item.name, []).append(subcommand)
@@ -111,7 +112,7 @@ def _group(group: str) -> Iterator[str]:
 
 
 def _presets() -> Iterator[str]:
-    for group in ("experiment", "debug"):
+    for group in ("recipe", "experiment", "debug"):
         yield f"## {group}\n"
         yield "| option | |\n|---|---|"
         for path in sorted((config_folder() / group).glob("*.yaml")):

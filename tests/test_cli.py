@@ -51,7 +51,7 @@ complete_line "conclip tr"
 complete_line "conclip two-phase algo=gr"
 COMP_WORDBREAKS=" "
 complete_line "conclip two-phase algo=gr"
-complete_line "conclip two-phase seed=1 phase1.num_p"
+complete_line "conclip two-phase seed=1 phases.phase1.num_p"
 complete_line "conclip report outp"
 """
 
@@ -65,7 +65,7 @@ def test_bash_completes_subcommands_options_and_keys(tmp_path: Path):
         "train-phase1 train-phase2",
         "grpo",  # bash has broken off what stands before the =
         "algo=grpo",
-        "phase1.num_problems=",
+        "phases.phase1.num_problems=",
         "",
     ]
     assert outcome.stderr == "" and list(tmp_path.iterdir()) == []

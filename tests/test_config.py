@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from conclip.cli.help import read_meanings
-from conclip.cli.main import SUBCOMMANDS, main
+from conclip.cli.main import main
+from conclip.cli.subcommands import SUBCOMMANDS
 from conclip.config.compose import compose_config, config_folder, load_config, quoted, sweep_jobs
 from conclip.config.rules import to_config
-from conclip.config.schema import EvalRunConfig, TwoPhaseConfig
+from conclip.config.schema import EvalRunConfig
 from conclip.errors import UserError
 
 CONF = config_folder()
@@ -38,8 +39,13 @@ def test_every_option_composes(group: str, option: str):
         with pytest.raises(UserError, match="conclip eval only"):
             load_config("probe", "model=endpoint", *filled)
     for subcommand in users:
-        key = "phase@phase1" if (group, subcommand) == ("phase", "two-phase") else group
-        load_config(subcommand, f"{key}={option}", *filled)
+        load_config(subcommand, f"{group}={option}", *filled)
+
+
+@pytest.mark.parametrize("option", [option for group, option in options() if group == "phase"])
+def test_every_phase_fits_the_two_phases(option: str):
+    config = load_config("two-phase", f"phase@phase1={option}", f"phase@phases.phase2={option}")
+    assert config.phase_settings["phase1"] == config.phase_settings["phase2"]
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
@@ -135,7 +141,7 @@ def test_settings_that_would_do_nothing_together_are_refused(overrides: list[str
 
 def test_evaluation_allows_what_training_allows_unless_told_otherwise():
     for config in (load_config("eval", "rollout.max_tokens=300"), load_config("two-phase", "rollout.max_tokens=300")):
-        assert isinstance(config, (EvalRunConfig, TwoPhaseConfig)) and config.eval.max_tokens == 300
+        assert config.evaluation is not None and config.evaluation.max_tokens == 300
     other = load_config("eval", "rollout.max_tokens=300", "eval.max_tokens=40")
     assert isinstance(other, EvalRunConfig) and other.eval.max_tokens == 40
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conclip import tools
+from conclip.cli import tools
 from conclip.config.compose import load_config, sweep_jobs
 from conclip.config.rules import plain_keys
 from conclip.config.schema import SCHEMAS

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from conclip import inputs, tools
+from conclip.cli import tools
 from conclip.cli.doctor import Check, config_checks, machine_checks, memory_needed_gib
 from conclip.config.compose import load_config
 from conclip.config.schema import LearnConfig
 from conclip.errors import MachineFailure, UserError, check_folder, explain
+from conclip.experiments import inputs
 from conclip.experiments.inputs import load_inputs
 from conclip.models.folder import LAB_MODEL, num_parameters
 from conclip.runs.interrupts import SIGNALS, Interrupted, deferred, handle_signals

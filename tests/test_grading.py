@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from conclip import grading_worker
 from conclip.evaluation.regrade import grade_file
+from conclip.grading import worker as grading_worker
 from conclip.grading.equivalence import same_answer
 from conclip.grading.grader import Grader, GraderBroken
 from conclip.types import Grade, Outcome

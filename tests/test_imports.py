@@ -3,9 +3,8 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 PACKAGE = Path(__file__).parent.parent / "conclip"
 
@@ -41,6 +40,11 @@ def test_light_modules_import_neither_torch_nor_vllm_nor_transformers():
     assert outcome.returncode == 0, outcome.stderr
 
 
+def is_module(name: str) -> bool:
+    place = PACKAGE.parent / name.replace(".", "/")
+    return place.with_suffix(".py").exists() or place.is_dir()
+
+
 def imports(path: Path) -> set[str]:
     """Every module a file imports, wherever the import stands."""
     found: set[str] = set()
@@ -48,7 +52,8 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in inside if is_module(name)} or {node.module}
     return found
 
 
@@ -57,64 +62,54 @@ def test_one_module_imports_vllm():
     assert users == {"vllm_engine.py"}
 
 
-LAYERS = [
-    ["processes", "redact"],
-    ["types", "stats", "pooling", "seeding", "terminal", "interrupts", "failures", "completion", "thinking", "tex"],
-    ["spelling", "formulas"],
-    ["answers", "equality", "units", "audit", "words"],
-    ["regions"],
-    ["kinds"],
-    ["readings"],
-    ["problems.arithmetic"],
-    ["config"],
-    ["files", "checked"],
-    ["display", "view", "trackers"],
-    ["foreign"],
-    ["validate", "length_rewards", "compose"],
-    ["equivalence", "overlap"],
-    [
-        "grading",
-        "grading_worker",
-        "rewards",
-        "chat_template",
-        "prompts",
-        "problems",
-        "probe",
-        "selection",
-        "identity",
-        "models.architectures",
-        "models.folder",
-        "models.server",
-        "inputs",
-        "algo",
-    ],
-    ["batch", "models", "lab", "evaluation.metrics", "evaluation.measures", "evaluation.tables"],
-    ["rollout"],
-    ["environment", "runlog", "runtime", "evaluation", "training", "report", "pipeline"],
-    ["regrade", "stages", "plan", "doctor"],
-    ["commands", "tools", "help", "cli", "__main__"],
+ROOMS = [
+    "errors",
+    "types",
+    "seeding",
+    "stats",
+    "redact",
+    "processes",
+    "lab",
+    "algo",
+    "config",
+    "runs",
+    "grading",
+    "models",
+    "problems",
+    "curriculum",
+    "rollout",
+    "evaluation",
+    "training",
+    "report",
+    "experiments",
+    "cli",
+    "__main__",
 ]
+"""Folders of the package, and the few modules beside them; each imports from those above it only."""
 
 
-def layer_of(module: str) -> int:
-    """The layer of the longest matching prefix."""
-    matches = [
-        (len(prefix), number)
-        for number, layer in enumerate(LAYERS)
-        for prefix in layer
-        if module == prefix or module.startswith(prefix + ".")
-    ]
-    if not matches:
-        pytest.fail(f"module '{module}' stands in no layer; add it to LAYERS")
-    return max(matches)[1]
-
-
-def test_dependencies_point_downwards():
+def dependencies() -> dict[str, set[str]]:
+    """By module, without the package's name, the modules of the package that it imports."""
+    found: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
-        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-        if module == "__init__":
-            continue
-        for imported in imports(path):
-            if imported.startswith("conclip."):
-                lower = imported.removeprefix("conclip.")
-                assert layer_of(lower) <= layer_of(module), f"{module} imports {lower} from a layer above it"
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if module != "__init__":
+            found[module.removesuffix(".__init__")] = {
+                name.removeprefix("conclip.") for name in imports(path) if name.startswith("conclip.")
+            }
+    return found
+
+
+def test_rooms_import_from_those_above_them():
+    for module, imported in dependencies().items():
+        room = ROOMS.index(module.split(".")[0])
+        upward = {name for name in imported if ROOMS.index(name.split(".")[0]) > room}
+        assert not upward, f"{module} imports {upward} from a room below its own"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    TopologicalSorter(dependencies()).prepare()  # raises CycleError, which names them
+
+
+def test_few_files_lie_at_the_top():
+    assert len(list(PACKAGE.glob("*.py"))) <= 8

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conclip import length_rewards as shape
 from conclip.config.schema import LengthConfig, LengthReward, RewardConfig
+from conclip.training import length_rewards as shape
 from conclip.training.length_rewards import GradedGroup, make_shaper, stage_limit
 from conclip.training.rewards import reward_group
 from conclip.types import Outcome

@@ -11,9 +11,9 @@ from unittest.mock import Mock
 
 import pytest
 
-from conclip import runlog
 from conclip.config.compose import load_config
 from conclip.config.schema import BaseConfig
+from conclip.runs import run as runlog
 from conclip.runs.display import NoDisplay
 from conclip.runs.run import Run
 from conclip.types import Outcome

@@ -44,19 +44,19 @@ def test_a_changed_phase_2_takes_over_what_came_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
-    run(monkeypatch, "skip_phase1=true")
+    run(monkeypatch, "recipe=phase2_only")
     first, second = (tmp_path / "outputs/two-phase/debug" / f"attempt-00{number}" for number in (1, 2))
     assert list(read_stages(first)) == ["probe-base", "phase2", "eval-base", "eval-phase2"]
     capfd.readouterr()
 
-    run(monkeypatch, "skip_phase1=true", "phase2.num_steps=3", "--dry-run")
+    run(monkeypatch, "recipe=phase2_only", "phase2.num_steps=3", "--dry-run")
     (row,) = [line.split("│") for line in capfd.readouterr().out.splitlines() if "│ phase2 " in line]
     measured = read_stages(first)["phase2"]
     assert measured.numbers["num_responses"] == 56  # 2 steps x 4 x 4 and 3 looks x 4 x 2; with 3 steps 80
     assert row[3].strip() == "80" and int(row[4].replace(",", "")) == round(measured.num_tokens / 56 * 80)
     assert "56 responses, finished" in row[6] and ("min" in row[5]) and not (first.parent / "attempt-002").exists()
 
-    run(monkeypatch, "skip_phase1=true", "phase2.num_steps=1")
+    run(monkeypatch, "recipe=phase2_only", "phase2.num_steps=1")
     said = capfd.readouterr().out
     assert said.count("done before in attempt-001") == 2
     stages = read_stages(second)
@@ -66,10 +66,10 @@ def test_a_changed_phase_2_takes_over_what_came_before_it(
     steps = [json.loads(line)["step"] for line in (second / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1]
 
-    run(monkeypatch, "skip_phase1=true", "phase2.num_steps=1")
+    run(monkeypatch, "recipe=phase2_only", "phase2.num_steps=1")
     assert capfd.readouterr().out.count("done before") == 4
-    run(monkeypatch, "skip_phase1=true", "phase2.num_steps=1", "--dry-run")
+    run(monkeypatch, "recipe=phase2_only", "phase2.num_steps=1", "--dry-run")
     assert capfd.readouterr().out.count("│ done  │") == 4
 
-    run(monkeypatch, "skip_phase1=true", "phase2.num_steps=1", "rollout.unit_responses=96", "phase2.pass_rate_high=0.96")
+    run(monkeypatch, "recipe=phase2_only", "phase2.num_steps=1", "rollout.unit_responses=96", "phase2.pass_rate_high=0.96")
     assert read_stages(second.parent / "attempt-003")["phase2"].taken_from == "attempt-002"  # neither changed what trains

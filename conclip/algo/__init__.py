@@ -1,0 +1,1 @@
+"""Advantages, losses, log-probabilities and masks: pure functions of tensors."""

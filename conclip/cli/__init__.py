@@ -1,0 +1,1 @@
+"""The command line: subcommands, help, completion, exit codes."""

@@ -265,8 +265,8 @@ def config_checks(config: BaseConfig, inputs: Inputs) -> Iterator[Check]:
         return
     size = num_parameters(inputs.model_path)
     yield _memory_needed(config, size)
-    if isinstance(config, LearnConfig):
-        yield _disk_needed(config, size)
+    if config.learning is not None:
+        yield _disk_needed(config.learning, size)
 
 
 def _memory_needed(config: BaseConfig, size: int) -> Check:
@@ -319,11 +319,11 @@ def memory_needed_gib(config: BaseConfig, size: int) -> dict[str, float]:
     """
     bytes_of_engine = size * (2 if config.model.dtype == "bfloat16" else 4)
     needed = {"engine": bytes_of_engine / 2**30 + config.rollout.kv_cache_gib}
-    if isinstance(config, LearnConfig):
-        models = 2 if config.algo.advantage == "gae" else 1
-        learner = size * (16 * models + (4 if config.algo.kl != "none" and config.algo.kl_coef > 0 else 0))
+    if (learning := config.learning) is not None:
+        models = 2 if learning.algo.advantage == "gae" else 1
+        learner = size * (16 * models + (4 if learning.algo.kl != "none" and learning.algo.kl_coef > 0 else 0))
         needed["learner"] = learner / 2**30
-        if config.trainer.save_in_background:
+        if learning.trainer.save_in_background:
             needed["checkpoint"] = size * 12 * models / 2**30
     return needed
 

@@ -80,7 +80,9 @@ def help_page(conf: Path, primary: str, composed: DictConfig, choices: Mapping[s
     }
     packages = [name.rpartition("@")[2] for name in groups]
     parts: list[Text | Table | Padding] = [Text(description + "\n")]
-    parts.append(_table({k: v for k, v in leaves(composed) if k.split(".")[0] not in packages}, own, ""))
+    grouped = tuple(f"{package}." for package in packages)
+    parts.append(_table({k: v for k, v in leaves(composed) if not k.startswith((*grouped, "recipe."))}, own, ""))
+    parts += [Text("\nrecipe: its stages, in order", style="bold"), _stages(composed.recipe)]
     for name, option in groups.items():
         folder = conf / name.partition("@")[0]
         package = name.rpartition("@")[2]
@@ -91,14 +93,28 @@ def help_page(conf: Path, primary: str, composed: DictConfig, choices: Mapping[s
             parts.append(Padding(Text(f"or: {', '.join(others)}"), INDENT))
         if option is not None:
             parts.append(Padding(Text(read_meanings(folder / f"{option}.yaml")[0], style="italic"), INDENT))
-        if option is not None and package in composed:
-            parts.append(_table(dict(leaves(composed[package])), group_meanings(folder, option), f"{package}."))
+        values = OmegaConf.select(composed, package)
+        if option is not None and package != "recipe" and isinstance(values, DictConfig):
+            parts.append(_table(dict(leaves(values)), group_meanings(folder, option), f"{package}."))
     parts.append(Text(FOOTER))
     return Group(*parts)
 
 
 def show_help(conf: Path, primary: str, composed: DictConfig, choices: Mapping[str, str | None]) -> None:
     open_console().print(help_page(conf, primary, composed, choices))
+
+
+def _stages(recipe: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row for each stage of a recipe."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, stage in recipe.items():
+        keys = (
+            f"{key}={spelled(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)}"
+            for key, value in stage.items()
+            if key != "about"
+        )
+        table.add_row(Text(f"  {name}"), Text(" ".join(keys)), Text(stage.get("about", "")))
+    return table
 
 
 def _table(values: Mapping[str, Any], meanings: Mapping[str, str], prefix: str) -> Table:

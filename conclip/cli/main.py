@@ -15,6 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
+from conclip.cli.subcommands import PLAIN_SUBCOMMANDS, SUBCOMMANDS, USAGE
 from conclip.errors import FAILED, MachineFailure, UserError, explain
 from conclip.processes import PYTHON, protect_children
 from conclip.redact import learn_secrets, shown
@@ -26,41 +27,6 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-
-SUBCOMMANDS = {
-    "probe": "measure the pass rate of each problem",
-    "train-phase1": "train on hard problems, for accuracy",
-    "train-phase2": "train on a few occasionally solvable problems, for brevity",
-    "eval": "accuracy and length of a model on test problems",
-    "two-phase": "all of it: probe, phase 1, probe, phase 2, evaluation",
-}
-
-PLAIN_SUBCOMMANDS = {
-    "grade": "grade JSON lines with gold and response: conclip grade IN OUT",
-    "compare": "paired statistics: conclip compare RUN [RUN] [--model A B]",
-    "report": "one HTML page of a run or several: conclip report RUN ...",
-    "doctor": "what this machine can run, and what a config needs",
-    "completion": "for a shell: conclip completion bash",
-}
-"""They take arguments, not a config."""
-
-USAGE = """usage: conclip SUBCOMMAND [key=value | group=option ...]
-
-Shortens the chains of thought of a reasoning model with reinforcement learning,
-and measures whether accuracy held.
-
-{rows}
-
-  conclip SUBCOMMAND --help        groups, keys and their present values
-  conclip SUBCOMMAND --cfg job     the composed config
-  conclip SUBCOMMAND -m key=a,b    one run per value, each in its own process
-  conclip SUBCOMMAND --dry-run     what is done, what is to do, and its cost
-
-Examples
-  conclip two-phase
-  conclip eval model=hf model.path=MODEL data=gsm8k
-  conclip train-phase2 algo=grpo phase.num_steps=10
-"""
 
 MAX_LINE = 1000
 """Characters of an error; of a longer one both ends are shown."""
@@ -90,7 +56,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a traceback that reaches the user is a bug: show all of it
     try:
         if subcommand in PLAIN_SUBCOMMANDS:
-            from conclip import tools  # noqa: PLC0415  only what is used gets imported
+            from conclip.cli import tools  # noqa: PLC0415  only what is used gets imported
 
             getattr(tools, subcommand)(arguments[1:])
         else:
@@ -227,7 +193,7 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     from conclip.runs.terminal import open_console  # noqa: PLC0415
 
     check_prompts(config, inputs)
-    planned = planned_stages(subcommand, config, inputs)
+    planned = planned_stages(config, inputs)
     home, identity = run_home(subcommand, config), run_identity(subcommand, config, inputs)
     console = open_console()
     console.print(plan_table(planned, home, identity, anew=config.resume == "never"))

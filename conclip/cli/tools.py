@@ -13,7 +13,7 @@ from rich.text import Text
 
 from conclip.cli.completion import SCRIPTS, script
 from conclip.cli.doctor import config_checks, machine_checks
-from conclip.cli.main import PLAIN_SUBCOMMANDS, SUBCOMMANDS
+from conclip.cli.subcommands import PLAIN_SUBCOMMANDS, SUBCOMMANDS
 from conclip.config.compose import compose_config
 from conclip.config.schema import SCHEMAS
 from conclip.errors import FAILED, UserError

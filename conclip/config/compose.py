@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ file_config_source.open = lambda path, encoding: open(path, encoding=f"{encoding
 
 def config_folder() -> Path:
     """conf/ beside the package in a checkout, inside it in an installed wheel."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
@@ -52,7 +52,7 @@ def compose_config(
     folders = [config_folder(), *([Path(config_dir).resolve()] if config_dir is not None else [])]
     folders.sort(key=lambda folder: not (folder / f"{name}.yaml").is_file())  # Hydra wants the primary file in the first
     where = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
-    overrides = [as_text(override) for override in overrides]
+    overrides = [as_text(whole_key(override, known)) for override in overrides]
     named = [entry for override in overrides if (entry := free_name(override)) is not None]
     plain = [free_key(override) for override in overrides if free_name(override) is None]
     try:
@@ -130,6 +130,11 @@ def free_name(override: str) -> FreeName | None:
         return None
     whole = match[1] == "checkpoints" or match[3] or match[4].lstrip().startswith("{")
     return FreeName(match[1], match[2], match[3] or None, match[4]) if whole else None
+
+
+def whole_key(override: str, known: Set[str]) -> str:
+    """`phase1` and `phase2` are short for `phases.phase1` and `phases.phase2`."""
+    return re.sub(r"^([+~]*(?:phase@)?)(?=phase[12][.=])", r"\1phases.", override) if "phases" in known else override
 
 
 TEMPLATE_KWARGS = ("model.chat_template_kwargs", "eval.template_kwargs")

@@ -9,28 +9,25 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from conclip.config.foreign import check_interpolations, resolved
+from conclip.config.recipe_rules import check_recipe
 from conclip.config.schema import (
     AlgoConfig,
     BaseConfig,
     EvalConfig,
-    EvalRunConfig,
     LearnConfig,
     LengthConfig,
     ModelConfig,
     PhaseConfig,
     ProbeConfig,
-    ProbeRunConfig,
     ProblemSetConfig,
     RolloutConfig,
-    TrainRunConfig,
-    TwoPhaseConfig,
 )
 from conclip.errors import UserError
 from conclip.lab.arithmetic import FAMILIES, MAX_LEVEL, SPLITS
@@ -77,6 +74,9 @@ def to_config(schema: type[Config], composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(f"config key '{error.full_key}': {str(error).splitlines()[0]}") from error
     plain = _fitted(plain, schema, plain_keys(schema))
+    if isinstance(phases := plain.get("phases"), dict) and isinstance(recipe := plain.get("recipe"), dict):
+        named = {stage.get("phase") for stage in recipe.values() if isinstance(stage, dict)}
+        plain["phases"] = {name: phase for name, phase in phases.items() if name in named}  # presets may know of others
     if isinstance(model := plain.get("model"), dict):
         model |= {name: _new_lines(model[name]) for name in ("prompt", "system") if isinstance(model.get(name), str)}
     try:
@@ -108,11 +108,9 @@ def _fitted(plain: Mapping[Any, Any], schema: type, known: set[str], prefix: str
             nested = cast(dict[Any, Any], value)
             if dataclasses.is_dataclass(kind):
                 value = _fitted(nested, cast(type, kind), known, f"{key}.")
-            elif kind == dict[str, ProblemSetConfig]:
+            elif (entry := entry_schema(kind)) is not None:
                 value = {
-                    _text(own): _fitted(cast(Any, item), ProblemSetConfig, known, f"{key}.{own}.")
-                    if isinstance(item, dict)
-                    else item
+                    _text(own): _fitted(cast(Any, item), entry, known, f"{key}.{own}.") if isinstance(item, dict) else item
                     for own, item in nested.items()
                 }
             elif kind == dict[str, str]:
@@ -126,6 +124,13 @@ def _fitted(plain: Mapping[Any, Any], schema: type, known: set[str], prefix: str
 
 
 TEXT = (str, str | None)
+
+
+def entry_schema(kind: Any) -> type | None:
+    """Of names of the user's own to groups of keys, the schema of such a group; None of other types."""
+    if get_origin(kind) is dict and dataclasses.is_dataclass(entry := get_args(kind)[1]):
+        return cast(type, entry)
+    return None
 
 
 def _digits(value: Any) -> Any:
@@ -167,8 +172,8 @@ def plain_keys(schema: type, prefix: str = "") -> set[str]:
         keys.add(name)
         if dataclasses.is_dataclass(item.type):
             keys |= plain_keys(cast(type, item.type), f"{name}.")
-        elif item.type == dict[str, ProblemSetConfig]:
-            keys |= {f"{name}.*"} | plain_keys(ProblemSetConfig, f"{name}.*.")
+        elif (entry := entry_schema(item.type)) is not None:
+            keys |= {f"{name}.*"} | plain_keys(entry, f"{name}.*.")
         elif item.type == dict[str, str]:
             keys.add(f"{name}.*")
     return keys
@@ -181,8 +186,8 @@ def text_keys(schema: type, prefix: str = "") -> set[str]:
         name = f"{prefix}{item.name}"
         if dataclasses.is_dataclass(item.type):
             keys |= text_keys(cast(type, item.type), f"{name}.")
-        elif item.type == dict[str, ProblemSetConfig]:
-            keys |= text_keys(ProblemSetConfig, f"{name}.*.")
+        elif (entry := entry_schema(item.type)) is not None:
+            keys |= text_keys(entry, f"{name}.*.")
         elif item.type == dict[str, str]:
             keys.add(f"{name}.*")
         elif item.type in TEXT:
@@ -190,9 +195,15 @@ def text_keys(schema: type, prefix: str = "") -> set[str]:
     return keys
 
 
+RETIRED = {"skip_phase1": "conclip two-phase recipe=phase2_only begins with phase 2"}
+"""Keys of earlier versions, and what does their work now."""
+
+
 def unknown_key(key: str, known: set[str]) -> str:
     """The error line for a key that no schema has, with the nearest name: of its neighbours first, then of all keys."""
-    own = re.match(r"data\.\w+\.(.+)\.", key)
+    if key in RETIRED:
+        return f"config key '{key}' is gone: {RETIRED[key]}"
+    own = re.match(r"(?:data\.\w+|recipe|phases)\.(.+)\.", key)
     names = sorted({name.replace("*", own[1]) if own else name for name in known} - {key})
     names = [name for name in names if "*" not in name]
     parent, _, last = key.rpartition(".")
@@ -232,7 +243,7 @@ def check(config: BaseConfig) -> None:
     _need(0 <= config.seed < 2**31, "seed", f"must lie in [0, 2^31), got {config.seed}")
     _need("{question}" in config.model.prompt, "model.prompt", "must contain {question}")
     _check_model(config.model)
-    local = config.model.url is None or isinstance(config, EvalRunConfig)
+    local = config.model.url is None or (config.probing is None and config.learning is None)
     if config.model.url is not None:
         http = re.match(r"https?://[^/@]+(/|$)", config.model.url) is not None
         no_key = hide(config.model.url) == config.model.url
@@ -244,33 +255,29 @@ def check(config: BaseConfig) -> None:
         for name, problem_set in getattr(config.data, part.name).items():
             _need(_is_plain(name), f"data.{part.name}", f"has a set without a plain name of up to {MAX_NAME_BYTES} bytes")
             _check_problem_set(f"data.{part.name}.{name}", problem_set)
-    if isinstance(config, EvalRunConfig):
-        _need("model" not in config.checkpoints, "checkpoints.model", "is the name of model.path; choose another")
-        plain = all(_is_plain(name) and "/" not in name for name in config.checkpoints)
-        _need(plain, "checkpoints", f"must have plain names of up to {MAX_NAME_BYTES} bytes: they become file names")
-    if isinstance(config, (EvalRunConfig, TwoPhaseConfig)):
-        _check_eval(config.eval)
-        english = config.model.path != "lab" or config.eval.prompts == ["plain"]
+    _need("model" not in config.given_models, "checkpoints.model", "is the name of model.path; choose another")
+    plain = all(_is_plain(name) and "/" not in name for name in config.given_models)
+    _need(plain, "checkpoints", f"must have plain names of up to {MAX_NAME_BYTES} bytes: they become file names")
+    if config.evaluation is not None:
+        _check_eval(config.evaluation)
+        english = config.model.path != "lab" or config.evaluation.prompts == ["plain"]
         _need(english, "eval.prompts", "must be [plain] for the lab's model, which reads no English")
         _need(bool(config.data.test), "data.test", "names no benchmark; add one")
-        _check_room(config.rollout, "eval.max_tokens", config.eval.max_tokens)
-    if isinstance(config, (ProbeRunConfig, LearnConfig)):
+        _check_room(config.rollout, "eval.max_tokens", config.evaluation.max_tokens)
+    if config.probing is not None:
         _check_room(config.rollout, "rollout.max_tokens", config.rollout.max_tokens)
-        _check_probe(config.probe)
+        _check_probe(config.probing)
         _need(bool(config.data.pool), "data.pool", NO_TRAINING_SET)
-    if isinstance(config, LearnConfig):
-        _check_learning(config)
-    if isinstance(config, ProbeRunConfig):
-        _check_phase("phase", config.phase)
-    if isinstance(config, TrainRunConfig):
-        _check_phase("phase", config.phase)
-        _check_phase_algo("phase", config.phase, config.algo)
-        unread = config.pass_rates is not None and config.phase.by_hand
-        _need(not unread, "pass_rates", "is unread with problems named by hand (phase.problem_ids, phase.answers)")
-    if isinstance(config, TwoPhaseConfig):
-        for name, phase in (("phase1", config.phase1), ("phase2", config.phase2)):
-            _check_phase(name, phase)
-            _check_phase_algo(name, phase, config.algo)
+    if config.learning is not None:
+        _check_learning(config.learning)
+    check_recipe(config)
+    for name, phase in config.phase_settings.items():
+        _check_phase(config.phase_key(name), phase)
+        if config.learning is not None:
+            _check_phase_algo(config.phase_key(name), phase, config.learning.algo)
+    if config.given_rates is not None:
+        by_hand = any(phase.by_hand for phase in config.phase_settings.values())
+        _need(not by_hand, "pass_rates", "is unread with problems named by hand (phase.problem_ids, phase.answers)")
 
 
 def _check_model(model: ModelConfig) -> None:

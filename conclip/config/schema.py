@@ -1,10 +1,12 @@
 """The typed schema of every subcommand's config: frozen dataclasses. Each key's meaning and unit stand in the YAML file
 that sets it; `conclip.config.rules` fills and checks them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal
 
+from conclip.config.recipe import StageConfig, StageKind
 from conclip.types import DEFAULT_TEMPLATE
 
 Dtype = Literal["float32", "bfloat16"]
@@ -254,16 +256,53 @@ class PathsConfig:
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """What every subcommand has."""
+    """What every subcommand has. What only some have is None, or empty, for the others."""
 
     name: str
     seed: int
     resume: Resume
+    recipe: dict[str, StageConfig]
     model: ModelConfig
     data: DataConfig
     rollout: RolloutConfig
     logger: LoggerConfig
     paths: PathsConfig
+
+    @property
+    def probing(self) -> ProbeConfig | None:
+        return None
+
+    @property
+    def learning(self) -> "LearnConfig | None":
+        return None
+
+    @property
+    def evaluation(self) -> EvalConfig | None:
+        return None
+
+    @property
+    def phase_settings(self) -> Mapping[str, PhaseConfig]:
+        """By the name that stages of the recipe know them by."""
+        return {}
+
+    @property
+    def given_rates(self) -> str | None:
+        """Where pass rates measured before lie, which choose the training problems."""
+        return None
+
+    @property
+    def given_models(self) -> Mapping[str, str]:
+        """Further models to evaluate, by name."""
+        return {}
+
+    def phase_key(self, name: str) -> str:
+        """Where a phase's settings stand in the config."""
+        return name
+
+    def phase_of(self, stage: StageConfig) -> PhaseConfig:
+        """The settings of a stage that probes or trains."""
+        assert stage.phase is not None
+        return self.phase_settings[stage.phase]
 
 
 @dataclass(frozen=True)
@@ -271,11 +310,27 @@ class ProbeRunConfig(BaseConfig):
     probe: ProbeConfig
     phase: PhaseConfig
 
+    @property
+    def probing(self) -> ProbeConfig:
+        return self.probe
+
+    @property
+    def phase_settings(self) -> Mapping[str, PhaseConfig]:
+        return {"phase": self.phase}
+
 
 @dataclass(frozen=True)
 class EvalRunConfig(BaseConfig):
     eval: EvalConfig
     checkpoints: dict[str, str]
+
+    @property
+    def evaluation(self) -> EvalConfig:
+        return self.eval
+
+    @property
+    def given_models(self) -> Mapping[str, str]:
+        return self.checkpoints
 
 
 @dataclass(frozen=True)
@@ -289,19 +344,57 @@ class LearnConfig(BaseConfig):
     optim: OptimConfig
     trainer: TrainerConfig
 
+    @property
+    def probing(self) -> ProbeConfig | None:
+        return self.probe
+
+    @property
+    def learning(self) -> "LearnConfig | None":
+        return self
+
 
 @dataclass(frozen=True)
 class TrainRunConfig(LearnConfig):
     phase: PhaseConfig
     pass_rates: str | None
 
+    @property
+    def phase_settings(self) -> Mapping[str, PhaseConfig]:
+        return {"phase": self.phase}
+
+    @property
+    def given_rates(self) -> str | None:
+        return self.pass_rates
+
 
 @dataclass(frozen=True)
-class TwoPhaseConfig(LearnConfig):
-    skip_phase1: bool
-    phase1: PhaseConfig
-    phase2: PhaseConfig
+class RecipeRunConfig(LearnConfig):
+    """Of any recipe; what none of its stages needs is left alone."""
+
+    phases: dict[str, PhaseConfig]
     eval: EvalConfig
+
+    @property
+    def probing(self) -> ProbeConfig | None:
+        return self.probe if self._has("probe") or self._has("train") else None
+
+    @property
+    def learning(self) -> LearnConfig | None:
+        return self if self._has("train") else None
+
+    @property
+    def evaluation(self) -> EvalConfig | None:
+        return self.eval if self._has("eval") else None
+
+    @property
+    def phase_settings(self) -> Mapping[str, PhaseConfig]:
+        return self.phases
+
+    def phase_key(self, name: str) -> str:
+        return f"phases.{name}"
+
+    def _has(self, kind: StageKind) -> bool:
+        return any(stage.kind == kind for stage in self.recipe.values())
 
 
 SCHEMAS: dict[str, type[BaseConfig]] = {
@@ -309,5 +402,6 @@ SCHEMAS: dict[str, type[BaseConfig]] = {
     "train-phase1": TrainRunConfig,
     "train-phase2": TrainRunConfig,
     "eval": EvalRunConfig,
-    "two-phase": TwoPhaseConfig,
+    "two-phase": RecipeRunConfig,
+    "run": RecipeRunConfig,
 }

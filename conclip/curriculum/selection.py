@@ -49,8 +49,8 @@ class Selection:
 
 
 def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], phase: PhaseConfig, seed: int) -> Selection:
-    """The phase's training problems: those named in the config by id or by answer, else `num_problems` whose measured pass
-    rate lies in its band.
+    """The training problems of the phase whose settings stand at `key` of the config: those it names by id or by answer,
+    else `num_problems` whose measured pass rate lies in its band.
 
     First come those whose true rate lies there with at least probability `band_confidence`, subjects and levels in turn (a
     spread over difficulties), in an order the seed decides; then all others, the most probable first. Raises UserError with
@@ -109,7 +109,7 @@ def _spread(choices: Sequence[Choice], key: str, seed: int) -> list[Choice]:
     """Shuffled, then always one of the subject and level that were taken least so far; the shuffle decides between equals,
     so that a set smaller than the number of levels does not hold the lowest ones."""
     strata: dict[tuple[str | None, int | None], list[Choice]] = {}
-    for choice in python_stream(seed, key, "select").sample(list(choices), len(choices)):
+    for choice in python_stream(seed, key.rpartition(".")[2], "select").sample(list(choices), len(choices)):
         strata.setdefault((choice.problem.subject, choice.problem.level), []).append(choice)
     subjects: Counter[str | None] = Counter()
     levels: Counter[int | None] = Counter()

@@ -1,13 +1,14 @@
 """What each subcommand does, once its config is typed and its inputs are checked."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
-from conclip.config.schema import BaseConfig, EvalConfig, EvalRunConfig, ProbeRunConfig, TrainRunConfig, TwoPhaseConfig
-from conclip.curriculum.selection import select
+from conclip.config.recipe import BASE, StageConfig, training_stages
+from conclip.config.schema import BaseConfig, EvalConfig
+from conclip.curriculum.pass_rates import PassRate
+from conclip.curriculum.selection import Selection, select
 from conclip.errors import MachineFailure, UserError
 from conclip.evaluation.tables import (
     by_condition,
@@ -19,6 +20,7 @@ from conclip.evaluation.tables import (
     summaries,
 )
 from conclip.experiments.inputs import Inputs
+from conclip.experiments.plan import steps_of
 from conclip.experiments.stages import Stages, describe_selection
 from conclip.grading.grader import GRADER_VERSION
 from conclip.models.folder import model_hash
@@ -26,82 +28,72 @@ from conclip.report.card import write_card
 from conclip.report.data import read_run
 from conclip.report.export import write_curve
 from conclip.report.page import write_page
-from conclip.rollout.session import encode_prompts, longest_response, open_endpoint, open_runtime
+from conclip.rollout.session import encode_prompts, longest_response
 from conclip.runs.identity import digest, problems_hash, relevant
 from conclip.runs.run import MANIFEST, Run
 from conclip.types import MANY_TRUNCATED, MORE_ROOM, EvalRow
 
 
-def run_probe(config: ProbeRunConfig, inputs: Inputs, run: Run) -> None:
+def run_recipe(config: BaseConfig, inputs: Inputs, run: Run) -> None:
+    """The stages in order, then what people look at."""
+    models = inputs.models if config.learning is None else {BASE: inputs.model_path}
+    rates: dict[str, list[PassRate]] = {}
+    asked: dict[str, set[str]] = {}
+    rows: dict[str, list[EvalRow]] = {}
     with Stages(config, inputs, run) as stages:
-        rates = stages.probe("probe", "probe", inputs.model_path, inputs.pool, config.phase, "pass_rates.jsonl")
+        for step in steps_of(config, inputs):
+            name, stage, model = step.name, step.stage, models.get(step.model, inputs.model_path)
+            if stage.kind == "probe":
+                rates[name] = stages.probe(name, model, inputs.pool, config.phase_of(stage))
+            elif stage.kind == "train":
+                measured = rates.get(stage.rates or "", inputs.rates or [])
+                spent = {problem_id for other in stage.without for problem_id in asked[other]}
+                result = stages.train(
+                    name, config.phase_of(stage), model, _selection(config, inputs, stage, measured, spent)
+                )
+                models[name], asked[name] = result.checkpoint, set(result.asked)
+            else:
+                rows[step.model] = stages.evaluate(step.model, model)
+    everything = [row for mine in rows.values() for row in mine]
+    trained = training_stages(config.recipe)
+    if config.evaluation is not None:
+        _conclude(run, everything, config.evaluation, inputs.notes)
+    if config.learning is not None:
+        for name in trained:
+            write_card(run, config.learning, models[name], name, rows=everything)
+        data = read_run(run.folder)
+        write_curve(data, run.folder / "curve.png")
+        if everything:
+            write_page([data], run.folder / "report.html")
+            run.point_to("report", run.folder / "report.html")
+        run.point_to("final model" if everything else "checkpoint", models[trained[-1]])
+    else:
+        for name, found in rates.items():
+            _propose(config, inputs, run, config.recipe[name], found)
+
+
+def _selection(
+    config: BaseConfig, inputs: Inputs, stage: StageConfig, rates: Sequence[PassRate], spent: Container[str]
+) -> Selection:
+    """The problems of a training stage; those that earlier stages have spent may be named by hand only."""
+    phase = config.phase_of(stage)
+    offered = [problem for problem in inputs.pool if phase.by_hand or problem.problem_id not in spent]
+    return select(config.phase_key(str(stage.phase)), offered, rates, phase, config.seed)
+
+
+def _propose(config: BaseConfig, inputs: Inputs, run: Run, stage: StageConfig, rates: Sequence[PassRate]) -> None:
+    """The problems that a phase would train on, where pass rates are all a run is for."""
+    phase = config.phase_of(stage)
     try:
-        selection = select("phase", inputs.pool, rates, config.phase, config.seed)
+        selection = select(config.phase_key(str(stage.phase)), inputs.pool, rates, phase, config.seed)
     except UserError as error:
         run.warn(str(error))
         return
     run.write_json("problems.json", describe_selection(selection))
-    if doubts := selection.doubts(config.phase):
+    if doubts := selection.doubts(phase):
         run.say(doubts)
     for choice in selection.chosen:
         run.say(f"chosen: {choice.problem.problem_id}: {choice.reason}", result=True)
-
-
-def run_train(config: TrainRunConfig, inputs: Inputs, run: Run, *, stage: str) -> None:
-    model, phase = inputs.model_path, config.phase
-    with Stages(config, inputs, run) as stages:
-        rates = inputs.rates
-        if rates is None and not phase.by_hand:
-            rates = stages.probe("probe", "probe", model, inputs.pool, phase, "pass_rates.jsonl")
-        result = stages.train(stage, phase, model, select("phase", inputs.pool, rates or [], phase, config.seed))
-    write_curve(read_run(run.folder), run.folder / "curve.png")
-    write_card(run, config, result.checkpoint, stages=[stage])
-    run.point_to("checkpoint", result.checkpoint)
-
-
-def run_eval(config: EvalRunConfig, inputs: Inputs, run: Run) -> None:
-    """Every model in turn, each with an engine of its own."""
-    rows: list[EvalRow] = []
-    stages = Stages(config, inputs, run)
-    if inputs.served_name is not None:
-        endpoint = partial(open_endpoint, config, run, inputs.served_name, inputs.test)
-        rows += stages.evaluate("model", f"{config.model.url} {inputs.served_name}", endpoint)
-    for name, path in inputs.models.items():
-        opened = partial(open_runtime, config, run, path, inputs.test)
-        rows += stages.evaluate(name, model_hash(path), opened)
-    _conclude(run, rows, config.eval, inputs.notes)
-
-
-def run_two_phase(config: TwoPhaseConfig, inputs: Inputs, run: Run) -> None:
-    """Probe, phase 1, probe, phase 2, then base, phase-1 and phase-2 model on the test problems."""
-    models, pool = {"base": inputs.model_path}, inputs.pool
-    probe, label, file = "probe-base", "probe base", "pass_rates.jsonl"
-    with Stages(config, inputs, run) as stages:
-        if not config.skip_phase1:
-            named = config.phase1.by_hand
-            rates = [] if named else stages.probe(probe, label, models["base"], inputs.pool, config.phase1, file)
-            selection = select("phase1", pool, rates, config.phase1, config.seed)
-            first = stages.train("phase1", config.phase1, models["base"], selection)
-            models["phase1"] = first.checkpoint
-            pool = [problem for problem in pool if problem.problem_id not in first.asked]
-            probe, label, file = "probe-phase1", "probe phase 1", "pass_rates-phase1.jsonl"
-        start = models.get("phase1", inputs.model_path)
-        named = config.phase2.by_hand
-        rates = [] if named else stages.probe(probe, label, start, inputs.pool, config.phase2, file)
-        offered = inputs.pool if named else pool
-        selection = select("phase2", offered, rates, config.phase2, config.seed)
-        second = stages.train("phase2", config.phase2, start, selection)
-        models["phase2"] = second.checkpoint
-        rows = [row for name, path in models.items() for row in stages.evaluate_checkpoint(name, path)]
-    _conclude(run, rows, config.eval, inputs.notes)
-    trained = [name for name in models if name != "base"]
-    for number, name in enumerate(trained, start=1):
-        write_card(run, config, models[name], stages=trained[:number], rows=rows)
-    data = read_run(run.folder)
-    write_curve(data, run.folder / "curve.png")
-    write_page([data], run.folder / "report.html")
-    run.point_to("report", run.folder / "report.html")
-    run.point_to("final model", second.checkpoint)
 
 
 def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Sequence[str]) -> None:
@@ -156,14 +148,7 @@ def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
     try:
         for note in inputs.notes:
             run.warn(note)
-        if isinstance(config, ProbeRunConfig):
-            run_probe(config, inputs, run)
-        elif isinstance(config, EvalRunConfig):
-            run_eval(config, inputs, run)
-        elif isinstance(config, TwoPhaseConfig):
-            run_two_phase(config, inputs, run)
-        elif isinstance(config, TrainRunConfig):
-            run_train(config, inputs, run, stage=subcommand.removeprefix("train-"))
+        run_recipe(config, inputs, run)
         run.point_to("run folder", run.folder)
         failed = False
     except Exception as error:

@@ -7,15 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from conclip.config.rules import to_config
-from conclip.config.schema import (
-    SCHEMAS,
-    BaseConfig,
-    EvalRunConfig,
-    LearnConfig,
-    ProbeRunConfig,
-    TrainRunConfig,
-    TwoPhaseConfig,
-)
+from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.curriculum.pass_rates import PassRate, read_pass_rates
 from conclip.curriculum.selection import select
 from conclip.errors import MACHINE_ERRORS, UserError
@@ -56,6 +48,11 @@ class Inputs:
         return ({"model": self.model_path} if self.served_name is None else {}) | self.checkpoints
 
     @property
+    def names(self) -> list[str]:
+        """Of the models to evaluate as they are, one behind a server included."""
+        return ["model", *self.checkpoints]
+
+    @property
     def problems(self) -> list[Problem]:
         return [*self.pool, *self.validation, *self.test]
 
@@ -77,8 +74,6 @@ def load_inputs(config: BaseConfig) -> Inputs:
     """Raises UserError on a missing or damaged model folder, data file or pass-rate file, on token limits that do not fit
     the model, and on a problem that stands in two of pool, validation and test."""
     check_installed(config.logger.trackers)
-    probes = isinstance(config, (ProbeRunConfig, LearnConfig))
-    evaluates = isinstance(config, (EvalRunConfig, TwoPhaseConfig))
     served_name: str | None = None
     if config.model.url is not None:
         from conclip.models.server import find_served  # noqa: PLC0415  a second to import
@@ -87,18 +82,17 @@ def load_inputs(config: BaseConfig) -> Inputs:
     model_path = find_model(config.model.path) if served_name is None else Path(config.model.path)
     trust = config.model.trust_remote_code
     check = partial(check_model, max_model_len=config.rollout.max_model_len, trust_remote_code=trust)
-    if probes:
+    if config.probing is not None:
         check(model_path, "rollout.max_tokens", config.rollout.max_tokens)
-    if evaluates and served_name is None:
-        check(model_path, "eval.max_tokens", config.eval.max_tokens)
-    learns = isinstance(config, LearnConfig)
-    if learns:
+    evaluation, learning = config.evaluation, config.learning
+    if evaluation is not None and served_name is None:
+        check(model_path, "eval.max_tokens", evaluation.max_tokens)
+    if learning is not None:
         check_trainable(model_path, max_model_len=config.rollout.max_model_len, trust_remote_code=trust)
     checkpoints: dict[str, Path] = {}
-    if isinstance(config, EvalRunConfig):
-        for name, path in config.checkpoints.items():
-            checkpoints[name] = find_model(path, f"checkpoints.{name}")
-            check(checkpoints[name], "eval.max_tokens", config.eval.max_tokens, f"checkpoints.{name}")
+    for name, path in config.given_models.items():
+        checkpoints[name] = find_model(path, f"checkpoints.{name}")
+        check(checkpoints[name], "eval.max_tokens", evaluation.max_tokens if evaluation else 0, f"checkpoints.{name}")
     notes: list[str] = []
     local = ({"model.path": model_path} if served_name is None else {}) | {
         f"checkpoints.{name}": path for name, path in checkpoints.items()
@@ -108,7 +102,7 @@ def load_inputs(config: BaseConfig) -> Inputs:
             notes.append(
                 f"{key}: vLLM runs this architecture by transformers' code, so its engine gets a process of its own"
             )
-    rate, size = (config.optim.policy_lr, num_parameters(model_path)) if isinstance(config, LearnConfig) else (0.0, 0)
+    rate, size = (learning.optim.policy_lr, num_parameters(model_path)) if learning is not None else (0.0, 0)
     if rate > LARGE_RATE and size > SMALL_MODEL:
         notes.append(
             f"optim.policy_lr={rate:g} for {size / 1e6:,.0f} million parameters is high: optim=lab is for the embedded "
@@ -120,16 +114,18 @@ def load_inputs(config: BaseConfig) -> Inputs:
         model_path=model_path,
         served_name=served_name,
         checkpoints=checkpoints,
-        pool=load_problems("data.pool", config.data.pool, config.seed, notes) if probes else [],
-        validation=load_problems("data.validation", config.data.validation, config.seed, notes) if learns else [],
-        test=load_problems("data.test", config.data.test, config.seed, notes) if evaluates else [],
+        pool=load_problems("data.pool", config.data.pool, config.seed, notes) if config.probing is not None else [],
+        validation=load_problems("data.validation", config.data.validation, config.seed, notes)
+        if learning is not None
+        else [],
+        test=load_problems("data.test", config.data.test, config.seed, notes) if evaluation is not None else [],
         rates=_earlier_rates(config),
         notes=(),
     )
-    if isinstance(config, (EvalRunConfig, TwoPhaseConfig)):
+    if evaluation is not None:
         models = {"model.path": model_path} | {f"checkpoints.{name}": path for name, path in checkpoints.items()}
         for key, path in models.items():
-            note = check_overlap(key, path, inputs.test, allowed=config.eval.allow_overlap)
+            note = check_overlap(key, path, inputs.test, allowed=evaluation.allow_overlap)
             notes += [note] if note else []
     if inputs.rates and inputs.rates[0].model_hash != model_hash(model_path):
         notes.append("pass_rates: measured on another model than model.path; its pass rates may be others")
@@ -147,18 +143,15 @@ def load_inputs(config: BaseConfig) -> Inputs:
             )
     inputs = replace(inputs, notes=tuple(notes))
     _check_disjoint(inputs)
-    if isinstance(config, TwoPhaseConfig):
-        for key, phase in (("phase1", config.phase1), ("phase2", config.phase2)):
-            if phase.by_hand:
-                select(key, inputs.pool, [], phase, config.seed)
-    if isinstance(config, TrainRunConfig) and (inputs.rates is not None or config.phase.by_hand):
-        select("phase", inputs.pool, inputs.rates or [], config.phase, config.seed)
+    for stage in config.recipe.values():
+        if stage.kind == "train" and ((phase := config.phase_of(stage)).by_hand or inputs.rates is not None):
+            select(config.phase_key(str(stage.phase)), inputs.pool, inputs.rates or [], phase, config.seed)
     return inputs
 
 
 def _earlier_rates(config: BaseConfig) -> list[PassRate] | None:
-    if isinstance(config, TrainRunConfig) and config.pass_rates is not None:
-        path = newest_attempt(expanded(config.pass_rates))
+    if config.given_rates is not None:
+        path = newest_attempt(expanded(config.given_rates))
         if path.is_dir():
             check_content(path.resolve())
         return read_pass_rates(path / "pass_rates.jsonl" if path.is_dir() else path)

@@ -2,22 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
-from conclip.config.schema import (
-    BaseConfig,
-    EvalRunConfig,
-    LearnConfig,
-    PhaseConfig,
-    ProbeConfig,
-    ProbeRunConfig,
-    TrainRunConfig,
-    TwoPhaseConfig,
-)
+from conclip.config.recipe import BASE, StageConfig, StageKind, evaluation_of
+from conclip.config.schema import BaseConfig, EvalConfig, LearnConfig, PhaseConfig, ProbeConfig
 from conclip.curriculum.pass_rates import most_responses
 from conclip.experiments.inputs import Inputs
 from conclip.runs.manifest import StageRecord, harmed_files, read_stages
@@ -36,38 +28,55 @@ class PlannedStage:
     """Longest response."""
 
 
-def kind_of(stage: str) -> str:
-    """What a stage does: probe, phase or eval."""
-    return stage.split("-")[0].rstrip("12")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing to do: a stage of the recipe, or the evaluation of one model."""
+
+    name: str
+    """In the manifest."""
+    stage: StageConfig
+    model: str
+    """The name of the model it begins with, or measures."""
 
 
-def planned_stages(subcommand: str, config: BaseConfig, inputs: Inputs) -> list[PlannedStage]:
-    """The stages in the order they are done."""
-    return list(_stages(subcommand, config, inputs))
+def steps_of(config: BaseConfig, inputs: Inputs) -> list[Step]:
+    """The recipe, evaluations model by model, without the probing that nothing needs: each training stage that would ask for
+    its pass rates has problems named by hand, or pass rates measured before."""
+    asked_by: dict[str, list[bool]] = {}
+    for stage in config.recipe.values():
+        if stage.rates is not None:
+            given = config.given_rates is not None or config.phase_of(stage).by_hand
+            asked_by.setdefault(stage.rates, []).append(given)
+    steps: list[Step] = []
+    models = inputs.names if config.learning is None else [BASE]
+    for name, stage in config.recipe.items():
+        if stage.kind == "eval":
+            wanted = models if stage.models is None else stage.models
+            steps += [Step(name=evaluation_of(model), stage=stage, model=model) for model in wanted]
+        elif not (name in asked_by and all(asked_by[name])):
+            steps.append(Step(name=name, stage=stage, model=stage.model))
+        if stage.kind == "train":
+            models = [*models, name]
+    return steps
 
 
-def _stages(subcommand: str, config: BaseConfig, inputs: Inputs) -> Iterator[PlannedStage]:
-    if isinstance(config, ProbeRunConfig):
-        yield _probe("probe", config, config.probe, inputs)
-    elif isinstance(config, TrainRunConfig):
-        if inputs.rates is None and not config.phase.by_hand:
-            yield _probe("probe", config, config.probe, inputs)
-        yield _training(subcommand.removeprefix("train-"), config, config.phase, inputs)
-    elif isinstance(config, TwoPhaseConfig):
-        probe = "probe-base"
-        if not config.skip_phase1:
-            if not config.phase1.by_hand:
-                yield _probe(probe, config, config.probe, inputs)
-            yield _training("phase1", config, config.phase1, inputs)
-            probe = "probe-phase1"
-        if not config.phase2.by_hand:
-            yield _probe(probe, config, config.probe, inputs)
-        yield _training("phase2", config, config.phase2, inputs)
-        for name in ("base", "phase2") if config.skip_phase1 else ("base", "phase1", "phase2"):
-            yield _evaluation(name, config, inputs)
-    elif isinstance(config, EvalRunConfig):
-        for name in ("model", *inputs.checkpoints):
-            yield _evaluation(name, config, inputs)
+def planned_stages(config: BaseConfig, inputs: Inputs) -> list[PlannedStage]:
+    """What each step will sample."""
+    planned: list[PlannedStage] = []
+    for step in steps_of(config, inputs):
+        if step.stage.kind == "probe" and config.probing is not None:
+            planned.append(_probe(step.name, config, config.probing, inputs))
+        elif step.stage.kind == "train" and config.learning is not None:
+            planned.append(_training(step.name, config.learning, config.phase_of(step.stage), inputs))
+        elif config.evaluation is not None:
+            planned.append(_evaluation(step.name, config.evaluation, inputs))
+    return planned
+
+
+def kind_of(stage: str) -> StageKind:
+    """What a stage of a manifest did, by its name."""
+    first = stage.split("-")[0]
+    return first if first == "probe" or first == "eval" else "train"
 
 
 def _probe(name: str, config: BaseConfig, probe: ProbeConfig, inputs: Inputs) -> PlannedStage:
@@ -83,20 +92,20 @@ def _training(name: str, config: LearnConfig, phase: PhaseConfig, inputs: Inputs
     return PlannedStage(name=name, num_responses=sampled + validation, max_tokens=config.rollout.max_tokens)
 
 
-def _evaluation(name: str, config: EvalRunConfig | TwoPhaseConfig, inputs: Inputs) -> PlannedStage:
-    settings = config.eval
+def _evaluation(name: str, settings: EvalConfig, inputs: Inputs) -> PlannedStage:
     samples = sum(settings.samples_per_problem if temperature > 0 else 1 for temperature in settings.temperatures)
     number = samples * len(settings.ways) * len(settings.thinking_budgets) * len(inputs.test)
-    return PlannedStage(name=f"eval-{name}", num_responses=number, max_tokens=settings.max_tokens)
+    return PlannedStage(name=name, num_responses=number, max_tokens=settings.max_tokens)
 
 
 def power_lines(config: BaseConfig, inputs: Inputs) -> list[str]:
     """For each benchmark on which models will be compared and whose problems are too few to show that accuracy was kept: how
     many it would take, for solve rates spread evenly over [0, 1]."""
-    if not isinstance(config, EvalRunConfig | TwoPhaseConfig):
+    settings = config.evaluation
+    if settings is None:
         return []
-    settings = config.eval
-    if isinstance(config, EvalRunConfig) and not inputs.checkpoints and len(settings.prompts) < 2:
+    measured = {step.model for step in steps_of(config, inputs) if step.stage.kind == "eval"}
+    if len(measured) < 2 and len(settings.prompts) < 2:
         return []
     samples = max(settings.samples_per_problem if temperature > 0 else 1 for temperature in settings.temperatures)
     needed = problems_needed(*chance_differences(samples), settings.margin)

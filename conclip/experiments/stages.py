@@ -5,7 +5,7 @@ before gives the same as one that is done now.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -14,15 +14,17 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from conclip.config.schema import (
-    BaseConfig,
-    EvalRunConfig,
-    LearnConfig,
-    PhaseConfig,
-    ProbeConfig,
-    ProbeRunConfig,
-    TwoPhaseConfig,
+from conclip.config.recipe import (
+    checkpoint_folder,
+    evaluation_of,
+    label,
+    probe_rows_file,
+    problems_file,
+    rates_file,
+    result_file,
+    rows_file,
 )
+from conclip.config.schema import BaseConfig, PhaseConfig, ProbeConfig
 from conclip.curriculum.pass_rates import SCHEMA_VERSION as PASS_RATES_VERSION
 from conclip.curriculum.pass_rates import (
     Band,
@@ -44,7 +46,7 @@ from conclip.grading.grader import GRADER_VERSION
 from conclip.models.folder import model_hash
 from conclip.report.data import QUESTIONS
 from conclip.report.probing import pass_rate_table
-from conclip.rollout.session import TRAINING, Runtime, open_runtime
+from conclip.rollout.session import TRAINING, Runtime, open_endpoint, open_runtime
 from conclip.runs.checked import read_as
 from conclip.runs.files import read_object, write_text
 from conclip.runs.identity import problems_hash, relevant, sampling_hash
@@ -76,31 +78,29 @@ class Stages:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def probe(
-        self, name: str, label: str, model: Path, problems: Sequence[Problem], phase: PhaseConfig, file: str
-    ) -> list[PassRate]:
-        """Pass rates of the problems, written to `file`, measured until it is clear which lie in the phase's band."""
-        config = self._config
-        assert isinstance(config, (ProbeRunConfig, LearnConfig))
+    def probe(self, name: str, model: Path, problems: Sequence[Problem], phase: PhaseConfig) -> list[PassRate]:
+        """Pass rates of the problems, measured until it is clear which lie in the phase's band."""
+        config, settings = self._config, self._config.probing
+        assert settings is not None
+        title, file, responses = label(name), rates_file(name), probe_rows_file(name)
         band = Band(low=phase.pass_rate_low, high=phase.pass_rate_high)
         sampling = relevant(config, ("seed", "model", "rollout"))
-        rows_file = f"probe_rows-{name.removeprefix('probe-')}.jsonl"
 
         def work() -> Work:
             runtime = self.runtime_with(model)
             tokens_before = runtime.engine.progress()
             rows = RowFile(
-                self._run.folder / rows_file,
+                self._run.folder / responses,
                 model=name,
                 model_hash=self._hash(model),
                 attempts=self._run.other_attempts(),
             )
-            ordered = sample_in_rounds(label, runtime, problems, band, config.probe, rows)
+            ordered = sample_in_rounds(title, runtime, problems, band, settings, rows)
             rows.finish(ordered)
             rates = pass_rates(ordered, band, model_hash=self._hash(model), sampling_hash=sampling_hash(config))
             write_pass_rates(self._run.folder / file, rates)
             return Work(
-                outputs=[file, rows_file, str(Path(rows_file).with_suffix(".parquet"))],
+                outputs=[file, responses, str(Path(responses).with_suffix(".parquet"))],
                 numbers={"num_responses": len(ordered), "mean_tokens": fmean(row.num_tokens for row in ordered)},
                 num_tokens=runtime.engine.progress() - tokens_before,
             )
@@ -109,27 +109,27 @@ class Stages:
             "model": self._hash(model),
             "problems": problems_hash(problems),
             "sampling": sampling,
-            "probe": [asdict(config.probe), asdict(band), PASS_RATES_VERSION],
+            "probe": [asdict(settings), asdict(band), PASS_RATES_VERSION],
             "grader": str(GRADER_VERSION),
         }
         self._pipeline.do(name, inputs, work)
         rates = read_pass_rates(self._run.folder / file)
         num_responses = sum(rate.num_samples for rate in rates)
-        self._run.say(f"{label}: {len(rates)} problems, {num_responses} responses; {describe(rates)}")
+        self._run.say(f"{title}: {len(rates)} problems, {num_responses} responses; {describe(rates)}")
         truncated = sum(rate.num_truncated for rate in rates) / max(1, num_responses)
         if truncated > MANY_TRUNCATED:
             self._run.warn(
-                f"{label}: {truncated:.0%} of the responses were cut at rollout.max_tokens={config.rollout.max_tokens}, "
+                f"{title}: {truncated:.0%} of the responses were cut at rollout.max_tokens={config.rollout.max_tokens}, "
                 f"which counts as not solved; {MORE_ROOM}"
             )
-        self._run.show(pass_rate_table(label, rates, band))
+        self._run.show(pass_rate_table(title, rates, band))
         return rates
 
     def train(self, stage: str, phase: PhaseConfig, model: Path, selection: Selection) -> TrainResult:
         """One phase of training from `model`."""
-        config = self._config
-        assert isinstance(config, LearnConfig)
-        result_file = f"training-{stage}.json"
+        config = self._config.learning
+        assert config is not None
+        history = result_file(stage)
         chosen, reserve = selection.problems, [choice.problem for choice in selection.reserve]
 
         def work() -> Work:
@@ -150,7 +150,7 @@ class Stages:
             )
             result = trainer.train()
             self._run.write_json(
-                result_file,
+                history,
                 {
                     "best": asdict(result.best),
                     "history": [asdict(point) for point in result.history],
@@ -161,7 +161,7 @@ class Stages:
                 },
             )
             return Work(
-                outputs=[str(result.checkpoint.relative_to(self._run.folder)), result_file],
+                outputs=[str(result.checkpoint.relative_to(self._run.folder)), history],
                 numbers={
                     "num_responses": result.num_responses,
                     "best_step": result.best.step,
@@ -183,10 +183,10 @@ class Stages:
             "phase": {name: value for name, value in asdict(phase).items() if name not in CHOICE_KEYS},
             "grader": str(GRADER_VERSION),
         }
-        self._run.write_json(f"problems-{stage}.json", describe_selection(selection))
+        self._run.write_json(problems_file(stage), describe_selection(selection))
         self._pipeline.do(stage, inputs, work)
         leave_models(self._run.folder / "checkpoints" / stage)
-        result = _read_result(self._run.folder / result_file, self._run.folder / "checkpoints" / f"{stage}-best")
+        result = _read_result(self._run.folder / history, self._run.folder / checkpoint_folder(stage))
         self._run.say(
             f"{stage}: kept step {result.best.step} (validation accuracy {result.best.accuracy:.3f}, "
             f"length {result.best.mean_tokens:.1f})"
@@ -194,23 +194,18 @@ class Stages:
         self._run.show(summary_table(f"{stage}: monitors", result.monitors))
         return result
 
-    def evaluate(
-        self,
-        name: str,
-        identity: str,
-        open_model: Callable[[], AbstractContextManager[Runtime]],
-    ) -> list[EvalRow]:
-        """Rows of one model on the test problems; `identity` tells its weights apart from all others."""
-        config = self._config
-        assert isinstance(config, (EvalRunConfig, TwoPhaseConfig))
-        file = f"rows-{name}.jsonl"
+    def evaluate(self, name: str, model: Path) -> list[EvalRow]:
+        """Rows of one model on the test problems."""
+        settings = self._config.evaluation
+        assert settings is not None
+        identity, file = self._identity(name, model), rows_file(name)
 
         def work() -> Work:
-            with open_model() as runtime:
+            with self._opened(name, model) as runtime:
                 tokens_before = runtime.engine.progress()
                 write_questions(self._inputs.test, self._run.folder / QUESTIONS)
                 rows = RowFile(self._run.folder / file, model=name, model_hash=identity, attempts=self._run.other_attempts())
-                found = evaluate(name, runtime, self._inputs.test, config.eval, rows)
+                found = evaluate(name, runtime, self._inputs.test, settings, rows)
                 correct = fmean(row.outcome is Outcome.CORRECT for row in found)
                 numbers = {"num_responses": len(found), "mean_tokens": fmean(row.num_tokens for row in found)}
                 return Work(
@@ -222,15 +217,26 @@ class Stages:
         inputs = {
             "model": identity,
             "problems": problems_hash(self._inputs.test),
-            "config": relevant(config, ("seed", "model", "rollout", "eval")),
+            "config": relevant(self._config, ("seed", "model", "rollout", "eval")),
             "grader": str(GRADER_VERSION),
         }
-        self._pipeline.do(f"eval-{name}", inputs, work)
+        self._pipeline.do(evaluation_of(name), inputs, work)
         return read_rows(self._run.folder / file)
 
-    def evaluate_checkpoint(self, name: str, model: Path) -> list[EvalRow]:
-        """`evaluate` of a model of the architecture this run trains, by the engine that is open."""
-        return self.evaluate(name, self._hash(model), lambda: nullcontext(self.runtime_with(model)))
+    def _is_served(self, name: str) -> bool:
+        return self._inputs.served_name is not None and name not in self._inputs.checkpoints
+
+    def _identity(self, name: str, model: Path) -> str:
+        """What tells a model's weights apart from all others."""
+        return f"{self._config.model.url} {self._inputs.served_name}" if self._is_served(name) else self._hash(model)
+
+    def _opened(self, name: str, model: Path) -> AbstractContextManager[Runtime]:
+        """The engine that is open, for models of a run that trains: they are of one architecture. Else one of its own."""
+        if self._config.learning is not None:
+            return nullcontext(self.runtime_with(model))
+        if self._is_served(name):
+            return open_endpoint(self._config, self._run, str(self._inputs.served_name), self._inputs.test)
+        return open_runtime(self._config, self._run, model, self._inputs.test)
 
     def runtime_with(self, model: Path) -> Runtime:
         """The run's engine, holding this model's weights."""

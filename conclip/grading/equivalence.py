@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import sympy
 from sympy import Expr, Rational
 
-from conclip import equality
+from conclip.grading import equality
 from conclip.grading.answers import choice_letters, extract, label_and_text, without_label
 from conclip.grading.formulas import MAX_DEPTH, Unreadable, read_formula
 from conclip.grading.kinds import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of

@@ -1,8 +1,8 @@
 """The one grader of probing, training and evaluation.
 
-Extraction and the comparison of equal spellings happen here (`conclip.grading.answers`); everything symbolic happens in worker
-processes (`conclip.grading.worker`) with a limit on processor time and memory for each answer, so that no answer can hang or
-swell a run and a loaded machine changes no verdict. An answer that ends its worker is `grader_error`, never "wrong".
+Extraction and the comparison of equal spellings happen here (`conclip.grading.answers`); everything symbolic happens in
+worker processes (`conclip.grading.worker`) with a limit on processor time and memory for each answer, so that no answer can
+hang or swell a run and a loaded machine changes no verdict. An answer that ends its worker is `grader_error`, never "wrong".
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ from itertools import pairwise
 import sympy
 from sympy import Expr
 
-from conclip import equality
+from conclip.grading import equality
 
 Interval = tuple[Expr, Expr, bool, bool]
 """Left end, right end, and whether each belongs to it."""

@@ -1,0 +1,1 @@
+"""Models: folders, architectures, chat templates, servers, loading, and the critic."""

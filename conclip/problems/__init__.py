@@ -1,1 +1,1 @@
-"""Generated arithmetic and local files."""
+"""Problems: files, the hub, generated ones; their prompts, and overlaps between sets."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from conclip.config.schema import LearnConfig, TwoPhaseConfig
+from conclip.config.recipe import BASE, lineage, problems_file
+from conclip.config.schema import LearnConfig
 from conclip.evaluation.metrics import Estimate, compare, summarise
 from conclip.evaluation.tables import describe_comparison
 from conclip.report import escape
@@ -20,22 +21,15 @@ MAX_PROBLEMS = 32
 """So many training problems of a stage are listed; the run folder has all."""
 
 
-PHASES = {
-    "phase1": "reinforcement learning on hard problems, for accuracy",
-    "phase2": "reinforcement learning on a few occasionally solvable problems, for brevity",
-}
-
 PATH_NAMES = ("path", "outputs", "pass_rates", "shots_path", "url")
 PATHS = tuple(f"{name}:" for name in PATH_NAMES)
 """Keys that hold places of one machine."""
 
 
-def write_card(
-    run: Run, config: LearnConfig, checkpoint: Path, *, stages: Sequence[str], rows: Sequence[EvalRow] = ()
-) -> None:
-    """Write the model card of a checkpoint that went through `stages`; `rows` of the base and the trained models, where an
+def write_card(run: Run, config: LearnConfig, checkpoint: Path, stage: str, *, rows: Sequence[EvalRow] = ()) -> None:
+    """Write the model card of the checkpoint that a training stage left; `rows` of the base and the trained models, where an
     evaluation was part of the run."""
-    base = base_name(config)
+    base, stages = base_name(config), lineage(config.recipe, stage)
     data = ModelCardData(
         base_model=None if config.model.path == "lab" else base,
         library_name="transformers",
@@ -47,8 +41,8 @@ def write_card(
     parts = [
         f"---\n{data.to_yaml()}\n---\n\n{title}\n",
         f"Trained by conclip, after the two-phase method of [Fatemi et al. 2025](https://arxiv.org/abs/2504.05185): "
-        f"{', then '.join(PHASES[stage] for stage in stages)}. Base model: {named}.",
-        _results(stages[-1], rows, config),
+        f"{', then '.join(config.recipe[name].about or name for name in stages)}. Base model: {named}.",
+        _results(stage, rows, config),
         _problems(run.folder, stages),
         _reproduction(run.folder),
         _limits(rows),
@@ -66,8 +60,8 @@ def base_name(config: LearnConfig) -> str:
 
 
 def _results(model: str, rows: Sequence[EvalRow], config: LearnConfig) -> str:
-    mine = [row for row in rows if row.model in ("base", model) and row.asked == rows[0].asked]
-    if not mine or not isinstance(config, TwoPhaseConfig):
+    mine = [row for row in rows if row.model in (BASE, model) and row.asked == rows[0].asked]
+    if {row.model for row in mine} != {BASE, model} or config.evaluation is None:
         return "\n## Results\n\nNot evaluated in the run that made it.\n"
     text = ["\n## Before and after\n", "| benchmark | model | accuracy | tokens | truncated |", "|---|---|---|---|---|"]
     said: list[str] = []
@@ -75,7 +69,7 @@ def _results(model: str, rows: Sequence[EvalRow], config: LearnConfig) -> str:
         for temperature in dict.fromkeys(row.temperature for row in mine):
             sides = {
                 name: [r for r in mine if (r.benchmark, r.temperature, r.model) == (benchmark, temperature, name)]
-                for name in ("base", model)
+                for name in (BASE, model)
             }
             for name, side in sides.items():
                 summary = summarise(side)
@@ -85,8 +79,8 @@ def _results(model: str, rows: Sequence[EvalRow], config: LearnConfig) -> str:
                     f"{summary.num_responses} responses | {label} | {_interval(summary.accuracy, '.3f')} "
                     f"| {_interval(summary.mean_tokens, '.1f')} | {summary.truncation_rate.mean:.4f} |"
                 )
-            difference = compare(sides["base"], sides[model])
-            sentence = describe_comparison("base", "this model", difference, config.eval.margin)
+            difference = compare(sides[BASE], sides[model])
+            sentence = describe_comparison(BASE, "this model", difference, config.evaluation.margin)
             said.append(escape.markdown(f"{sentence} ({benchmark}, temperature {temperature:g})"))
     return "\n".join([*text, "", "95 % intervals, clustered by problem.", "", *(f"- {line}" for line in said), ""])
 
@@ -98,12 +92,12 @@ def _interval(estimate: Estimate, form: str) -> str:
 def _problems(folder: Path, stages: Sequence[str]) -> str:
     text = ["\n## Training problems\n"]
     for stage in stages:
-        saved: dict[str, Any] = json.loads((folder / f"problems-{stage}.json").read_text(encoding="utf-8"))
+        saved: dict[str, Any] = json.loads((folder / problems_file(stage)).read_text(encoding="utf-8"))
         chosen: list[dict[str, str]] = saved["chosen"]
         text.append(f"{stage}: {len(chosen)} problems, set hash `{saved['hash']}`\n")
         text += [f"- {escape.code(c['problem_id'])}: {escape.markdown(c['reason'])}" for c in chosen[:MAX_PROBLEMS]]
         more = len(chosen) - MAX_PROBLEMS
-        text.append(f"- and {more} more in problems-{stage}.json of the run folder\n" if more > 0 else "")
+        text.append(f"- and {more} more in {problems_file(stage)} of the run folder\n" if more > 0 else "")
     text.append("`trained_on.json` beside this file has every training question; `conclip eval` refuses to test on them.\n")
     return "\n".join(text)
 

@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic's own dependency: it needs this one below Python 3.12
 
 from conclip.config.foreign import check_yaml
+from conclip.config.recipe import Recipe, StageConfig, problems_file, rates_file, result_file, training_stages
 from conclip.curriculum.pass_rates import PassRate, read_pass_rates
 from conclip.errors import UserError
 from conclip.evaluation.rows import read_rows
@@ -101,6 +102,7 @@ class _Manifest(TypedDict, total=False):
 
 
 _MANIFEST, _TRAINING, _CHOICES = TypeAdapter(_Manifest), TypeAdapter(_Training), TypeAdapter(_Choices)
+_RECIPE = TypeAdapter(dict[str, StageConfig])
 _RESULTS, _ENVIRONMENT, _QUESTION = TypeAdapter(_Results), TypeAdapter(_Environment), TypeAdapter(_Question)
 
 
@@ -111,21 +113,24 @@ def read_run(path: Path) -> RunData:
     if "identity" not in manifest:
         raise UserError(f"'{path}' is no run folder (no {MANIFEST}); give outputs/<subcommand>/<name>, or an attempt in it")
     check_content(folder.resolve())
-    subcommand, phases = manifest.get("subcommand", ""), ("phase1", "phase2")
+    subcommand = manifest.get("subcommand", "")
+    config = (read_plain(folder / "config.yaml") or b"").decode("utf-8", errors="replace")
+    written = _config(config, folder)
+    recipe = _recipe(written, folder, subcommand)
+    phases = training_stages(recipe)
     results = read_as(_RESULTS, _json(folder / "results.json"), f"'{folder / 'results.json'}'")
     training: dict[str, _Training] = {}
     for phase in phases:
-        if found := _json(file := folder / f"training-{phase}.json"):
+        if found := _json(file := folder / result_file(phase)):
             training[phase] = read_as(_TRAINING, found, f"'{file}'")
     steps: dict[str, list[Mapping[str, Any]]] = {}
     for row in _metrics(folder / "metrics.jsonl"):
         steps.setdefault(row["stage"], []).append(row)
     stages = read_stages(folder)
     rows, unfinished = _rows(folder, stages)
-    config = (read_plain(folder / "config.yaml") or b"").decode("utf-8", errors="replace")
     questions = [read_as(_QUESTION, row, where) for where, row in _lines(folder / QUESTIONS)]
     return RunData(
-        name=_name(config, folder),
+        name=_name(written, folder),
         folder=folder.resolve(),
         subcommand=subcommand,
         rows=rows,
@@ -133,9 +138,8 @@ def read_run(path: Path) -> RunData:
         steps=steps,
         history={phase: [_numbers(point) for point in found["history"]] for phase, found in training.items()},
         best={phase: _numbers(found["best"]) for phase, found in training.items()},
-        rates=_rates(folder, subcommand, "phase1" in training),
-        chosen={phase: _chosen(folder / f"problems-{phase}.json") for phase in phases}
-        | {"": _chosen(folder / "problems.json")},
+        rates=_rates(folder, recipe),
+        chosen={phase: _chosen(folder / problems_file(phase)) for phase in phases} | {"": _chosen(folder / "problems.json")},
         stages=stages,
         config=config,
         environment=read_as(_ENVIRONMENT, _json(folder / "environment.json"), f"'{folder / 'environment.json'}'"),
@@ -151,20 +155,47 @@ def _numbers(point: _Point) -> dict[str, float]:
     return {"step": point["step"], "accuracy": point["accuracy"], "mean_tokens": point["mean_tokens"]}
 
 
-def _name(config: str, folder: Path) -> str:
-    """The run's name in its config; that of its folder where there is no config."""
-    if not config:
-        return folder.resolve().parent.name
+def _config(text: str, folder: Path) -> Mapping[str, Any] | None:
+    """What config.yaml says; None where there is none."""
+    if not text:
+        return None
     where = f"'{folder / 'config.yaml'}'"
-    check_yaml(where.strip("'"), config)
+    check_yaml(where.strip("'"), text)
     try:
-        content = yaml.safe_load(config)
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{where} is no YAML; it is damaged") from error
-    name = content.get("name") if isinstance(content, dict) else None
-    if not isinstance(name, (str, int)):
+    if not isinstance(content, dict) or not isinstance(content.get("name"), (str, int)):
         raise UserError(f"{where} has no name; it is damaged, or was not written by conclip")
-    return str(name)
+    return content
+
+
+def _name(config: Mapping[str, Any] | None, folder: Path) -> str:
+    """The run's name in its config; that of its folder where there is no config."""
+    return folder.resolve().parent.name if config is None else str(config["name"])
+
+
+_PROBE_AND_TRAIN = {"probe": StageConfig(kind="probe")}
+EARLIER: Mapping[str, Recipe] = {
+    "probe": _PROBE_AND_TRAIN,
+    "train-phase1": _PROBE_AND_TRAIN | {"phase1": StageConfig(kind="train", rates="probe")},
+    "train-phase2": _PROBE_AND_TRAIN | {"phase2": StageConfig(kind="train", rates="probe")},
+    "two-phase": {
+        "probe-base": StageConfig(kind="probe"),
+        "phase1": StageConfig(kind="train", rates="probe-base"),
+        "probe-phase1": StageConfig(kind="probe", model="phase1"),
+        "phase2": StageConfig(kind="train", model="phase1", rates="probe-phase1"),
+    },
+}
+"""The recipes of runs whose config does not hold theirs yet (before 0.2.0)."""
+
+
+def _recipe(config: Mapping[str, Any] | None, folder: Path, subcommand: str) -> Recipe:
+    if config is not None and "recipe" in config:
+        return read_as(_RECIPE, config["recipe"], f"'{folder / 'config.yaml'}', recipe")
+    if subcommand == "two-phase" and not (folder / problems_file("phase1")).is_file():  # skip_phase1=true
+        return {"probe-base": StageConfig(kind="probe"), "phase2": StageConfig(kind="train", rates="probe-base")}
+    return EARLIER.get(subcommand, {})
 
 
 def _rows(folder: Path, stages: Mapping[str, StageRecord]) -> tuple[list[EvalRow], list[str]]:
@@ -183,11 +214,14 @@ def _rows(folder: Path, stages: Mapping[str, StageRecord]) -> tuple[list[EvalRow
     return [row for mine in rows.values() for row in mine], sorted(there.keys() - set(ended))
 
 
-def _rates(folder: Path, subcommand: str, has_phase1: bool) -> dict[str, list[PassRate]]:
-    """The pass rates of `pass_rates.jsonl` chose for the first phase there is, those of the second file for phase 2."""
-    first = "" if subcommand == "probe" else "phase1" if has_phase1 or subcommand == "train-phase1" else "phase2"
-    files = {first: "pass_rates.jsonl"} | ({"phase2": "pass_rates-phase1.jsonl"} if first == "phase1" else {})
-    return {phase: read_pass_rates(folder / name) for phase, name in files.items() if (folder / name).is_file()}
+def _rates(folder: Path, recipe: Recipe) -> dict[str, list[PassRate]]:
+    """By the training stage whose problems they chose; under no name those that chose for none."""
+    asked_by: dict[str, str] = {}
+    for name, stage in recipe.items():
+        if stage.rates is not None:
+            asked_by.setdefault(stage.rates, name)
+    probes = {asked_by.get(name, ""): folder / rates_file(name) for name, stage in recipe.items() if stage.kind == "probe"}
+    return {stage: read_pass_rates(path) for stage, path in probes.items() if path.is_file()}
 
 
 def _chosen(path: Path) -> list[Choice]:

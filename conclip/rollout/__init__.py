@@ -1,0 +1,1 @@
+"""Sampling: the engine's interface, its implementations, and sampling with grading."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from conclip.config.schema import BaseConfig, EvalRunConfig, TwoPhaseConfig, Way
+from conclip.config.schema import BaseConfig, Way
 from conclip.errors import UserError
 from conclip.grading.grader import Grader
 from conclip.grading.thinking import DEFAULT_TAGS, PLAIN, Thinking, ThinkingTags, opens
@@ -124,7 +124,7 @@ class Prompts:
 
 def template_kwargs_of(config: BaseConfig, template: str) -> dict[str, Any]:
     """What the chat template gets besides the chat."""
-    own = config.eval.template_kwargs if isinstance(config, (EvalRunConfig, TwoPhaseConfig)) else {}
+    own = config.evaluation.template_kwargs if config.evaluation is not None else {}
     return config.model.chat_template_kwargs | own.get(template, {})
 
 
@@ -134,7 +134,7 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
     trust = config.model.trust_remote_code
     with reading(model_path, "the tokenizer"):
         tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
-    settings = config.eval if isinstance(config, (EvalRunConfig, TwoPhaseConfig)) else None
+    settings = config.evaluation
     asked: dict[Way, Asked] = {}
     with reading(model_path, "the chat template"):
         check_template_kwargs(tokenizer, config.model.chat_template_kwargs, "model.chat_template_kwargs")
@@ -187,11 +187,8 @@ def _budgeted_tags(tokenizer: PreTrainedTokenizerBase, config: BaseConfig) -> Th
 
 def longest_response(config: BaseConfig) -> int:
     """Token limit of the longest response a run samples."""
-    if isinstance(config, EvalRunConfig):
-        return config.eval.max_tokens
-    if isinstance(config, TwoPhaseConfig):
-        return max(config.rollout.max_tokens, config.eval.max_tokens)
-    return config.rollout.max_tokens
+    limits = [config.rollout.max_tokens] if config.probing is not None else []
+    return max(limits + ([config.evaluation.max_tokens] if config.evaluation is not None else []))
 
 
 @contextmanager
@@ -217,18 +214,18 @@ def open_runtime(config: BaseConfig, run: Run, model_path: Path, problems: Seque
 
 
 @contextmanager
-def open_endpoint(config: EvalRunConfig, run: Run, served_name: str, problems: Sequence[Problem]) -> Iterator[Runtime]:
+def open_endpoint(config: BaseConfig, run: Run, served_name: str, problems: Sequence[Problem]) -> Iterator[Runtime]:
     """The runtime of the model that is called `served_name` at `model.url`."""
     from conclip.models.server import rendered  # noqa: PLC0415  a second to import
     from conclip.rollout.endpoint import EndpointEngine  # noqa: PLC0415
 
-    model = config.model
-    assert model.url is not None
+    model, settings = config.model, config.evaluation
+    assert model.url is not None and settings is not None
     tags = DEFAULT_TAGS if model.thinking_tags is None else ThinkingTags(*model.thinking_tags)
     asked: dict[Way, Asked] = {}
     opened: dict[str, bool] = {}
     """By template: whether its prompts open the thinking part."""
-    for style, template in config.eval.ways:
+    for style, template in settings.ways:
         more = template_kwargs_of(config, template)
         if model.thinking_in_prompt is not None:
             opened[template] = model.thinking_in_prompt
@@ -236,7 +233,7 @@ def open_endpoint(config: EvalRunConfig, run: Run, served_name: str, problems: S
             prompt = rendered(model.url, served_name, marked_question(model), more)
             opened[template] = prompt is not None and opens(behind_mark(prompt), tags)
         messages = {
-            p.problem_id: messages_for(p.asked, model, style, budget_tokens=config.eval.budget_tokens) for p in problems
+            p.problem_id: messages_for(p.asked, model, style, budget_tokens=settings.budget_tokens) for p in problems
         }
         thinking = Thinking(tags=tags, opened=opened[template])
         asked[style, template] = Asked(messages=messages, template_kwargs=more, thinking=thinking)

@@ -49,7 +49,7 @@ def _version(package: str) -> str | None:
 
 def _git_state() -> dict[str, Any] | None:
     """Revision of the project's checkout and whether it was changed; None for an installed wheel."""
-    top = Path(__file__).parent.parent
+    top = Path(__file__).parent.parent.parent
     if not (top / ".git").exists():
         return None
     try:

@@ -1,0 +1,1 @@
+"""The training step: batches, rewards, experience, the learner, checkpoints, monitors."""

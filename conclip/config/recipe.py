@@ -1,0 +1,94 @@
+"""A recipe is the stages of a run, as data: running, --dry-run, the report and the model card read it.
+
+A recipe stands in `conf/recipe/`, or in a folder of the user's own (`--config-dir`). Its stages are done in order; each
+names what it rests on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+StageKind = Literal["probe", "train", "eval"]
+BASE = "base"
+"""The name of the model a run begins with."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage. Which of the keys it reads depends on its kind."""
+
+    kind: StageKind
+    model: str = BASE
+    """probe, train: the model it begins with, `base` or an earlier training stage."""
+    phase: str | None = None
+    """probe: whose band of pass rates it looks for. train: whose settings it trains by."""
+    rates: str | None = None
+    """train: the probing stage whose pass rates choose the problems."""
+    without: list[str] = field(default_factory=list[str])
+    """train: earlier training stages, none of whose problems is chosen again."""
+    models: list[str] | None = None
+    """eval: the models it measures; null: all there are by then."""
+    about: str = ""
+    """train: what it does, for the model card."""
+
+
+Recipe = Mapping[str, StageConfig]
+
+
+def training_stages(recipe: Recipe) -> list[str]:
+    return [name for name, stage in recipe.items() if stage.kind == "train"]
+
+
+def lineage(recipe: Recipe, model: str) -> list[str]:
+    """The training stages a model went through, the first one first; none for the base."""
+    stages: list[str] = []
+    while model in recipe:
+        stages.insert(0, model)
+        model = recipe[model].model
+    return stages
+
+
+def label(stage: str) -> str:
+    """A stage's name for people: `probe-phase1` is "probe phase 1"."""
+    text = stage.replace("-", " ")
+    return f"{text[:-1]} {text[-1]}" if text[-1:].isdigit() and text[-2:-1].isalpha() else text
+
+
+def rates_file(probe: str) -> str:
+    """Where a probing stage writes pass rates."""
+    return f"pass_rates{_suffix(probe)}.jsonl"
+
+
+def probe_rows_file(probe: str) -> str:
+    """Where a probing stage writes its responses."""
+    return f"probe_rows-{probe.removeprefix('probe-')}.jsonl"
+
+
+def problems_file(stage: str) -> str:
+    """Where a training stage writes its problems, and why each was chosen."""
+    return f"problems-{stage}.json"
+
+
+def result_file(stage: str) -> str:
+    """Where a training stage writes its history and which step was kept."""
+    return f"training-{stage}.json"
+
+
+def checkpoint_folder(stage: str) -> str:
+    """Where a training stage leaves the model it kept."""
+    return f"checkpoints/{stage}-best"
+
+
+def rows_file(model: str) -> str:
+    """Where an evaluation writes the rows of one model."""
+    return f"rows-{model}.jsonl"
+
+
+def evaluation_of(model: str) -> str:
+    """The name in the manifest of the evaluation of one model."""
+    return f"eval-{model}"
+
+
+def _suffix(probe: str) -> str:
+    rest = probe.removeprefix("probe")
+    return "" if rest in ("", f"-{BASE}") else rest
