@@ -3,9 +3,12 @@
 make docs    # this, then the site
 """
 
+import ast
 import dataclasses
+import inspect
 import typing
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 
@@ -13,6 +16,7 @@ from omegaconf import OmegaConf
 
 from conclip.cli.help import group_meanings, leaves, read_meanings, spelled
 from conclip.config.compose import compose_config, config_folder
+from conclip.config.recipe import StageConfig
 from conclip.config.rules import entry_schema
 from conclip.config.schema import SCHEMAS, ProblemSetConfig
 
@@ -54,7 +58,7 @@ def main() -> None:
 
 
 def page() -> str:
-    parts = [INTRODUCTION, *_own_keys(), *(part for group in GROUPS for part in _group(group)), *_presets()]
+    parts = [INTRODUCTION, *_own_keys(), *(part for group in GROUPS for part in _group(group)), *_recipe(), *_presets()]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -111,13 +115,43 @@ def _group(group: str) -> Iterator[str]:
         yield ""
 
 
+def _recipe() -> Iterator[str]:
+    """What a stage of a recipe says."""
+    yield "## recipe\n"
+    yield "The stages of a run, in order, each by a name of its own (`*`); [recipes.md](recipes.md) has an example.\n"
+    yield HEAD
+    meanings = field_docs(StageConfig)
+    for item in dataclasses.fields(StageConfig):
+        default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+        yield _row(f"recipe.*.{item.name}", item.type, default, meanings[item.name])
+    yield ""
+    yield from _options("recipe")
+
+
+def field_docs(schema: type) -> dict[str, str]:
+    """The docstrings below a dataclass's fields."""
+    (body,) = (node.body for node in ast.parse(inspect.getsource(schema)).body if isinstance(node, ast.ClassDef))
+    return {
+        field.target.id: " ".join(str(said.value.value).split())
+        for field, said in pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(said, ast.Expr)
+        and isinstance(said.value, ast.Constant)
+    }
+
+
 def _presets() -> Iterator[str]:
-    for group in ("recipe", "experiment", "debug"):
+    for group in ("experiment", "debug"):
         yield f"## {group}\n"
-        yield "| option | |\n|---|---|"
-        for path in sorted((config_folder() / group).glob("*.yaml")):
-            yield f"| `{group}={path.stem}` | {_escape(read_meanings(path)[0])} |"
-        yield ""
+        yield from _options(group)
+
+
+def _options(group: str) -> Iterator[str]:
+    yield "| option | |\n|---|---|"
+    for path in sorted((config_folder() / group).glob("*.yaml")):
+        yield f"| `{group}={path.stem}` | {_escape(read_meanings(path)[0])} |"
+    yield ""
 
 
 def _row(key: str, kind: typing.Any, default: typing.Any, meaning: str) -> str:

@@ -15,21 +15,22 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage. Which of the keys it reads depends on its kind."""
+    """One stage. What stands below each key is its meaning in docs/config.md."""
 
     kind: StageKind
+    """what it does; which of the other keys it reads depends on that"""
     model: str = BASE
-    """probe, train: the model it begins with, `base` or an earlier training stage."""
+    """probe, train: the model it begins with, `base` or an earlier training stage"""
     phase: str | None = None
-    """probe: whose band of pass rates it looks for. train: whose settings it trains by."""
+    """probe: the phase whose band of pass rates it looks for; train: the phase whose settings it trains by"""
     rates: str | None = None
-    """train: the probing stage whose pass rates choose the problems."""
+    """train: the probing stage whose pass rates choose the problems"""
     without: list[str] = field(default_factory=list[str])
-    """train: earlier training stages, none of whose problems is chosen again."""
+    """train: earlier training stages, none of whose problems is chosen again"""
     models: list[str] | None = None
-    """eval: the models it measures; null: all there are by then."""
+    """eval: the models it measures; null: all there are by then"""
     about: str = ""
-    """train: what it does, for the model card."""
+    """train: what it is for, in words; the model card says it"""
 
 
 Recipe = Mapping[str, StageConfig]

@@ -193,7 +193,7 @@ EARLIER: Mapping[str, Recipe] = {
 def _recipe(config: Mapping[str, Any] | None, folder: Path, subcommand: str) -> Recipe:
     if config is not None and "recipe" in config:
         return read_as(_RECIPE, config["recipe"], f"'{folder / 'config.yaml'}', recipe")
-    if subcommand == "two-phase" and not (folder / problems_file("phase1")).is_file():  # skip_phase1=true
+    if subcommand == "two-phase" and not (folder / result_file("phase1")).is_file():  # skip_phase1=true
         return {"probe-base": StageConfig(kind="probe"), "phase2": StageConfig(kind="train", rates="probe-base")}
     return EARLIER.get(subcommand, {})
 
