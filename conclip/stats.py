@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from math import fsum
 from statistics import fmean, stdev
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 Array = NDArray[np.float64]
 
@@ -196,21 +197,29 @@ def clustered_ratio(
 def _crossing(chance: Callable[[float], float], end: float, centre: float, likely: float) -> float:
     """Where a chance that rises from `end` to `centre` passes ALPHA, `likely` about so far from the centre; `end` where it
     lies above throughout."""
+    z = float(special.ndtri(ALPHA))
 
+    @cache
     def excess(at: float) -> float:
-        return math.log(max(chance(at), 1e-6) / ALPHA)
+        # On the normal scale a chance is nearly linear, so that few steps find the root.
+        return float(special.ndtri(min(max(chance(at), 1e-9), 1 - 1e-9))) - z
 
     def point(distance: float) -> float:
         return end if distance >= abs(end - centre) else centre + math.copysign(distance, end - centre)
+
+    def towards(distance: float, beyond: float) -> float:
+        """A distance at which the chance is ALPHA if it is linear, and a little beyond that."""
+        seen = (excess(point(distance)) + z) / z
+        return distance * min(max(beyond / seen, 0.5), 2) if seen > 0 else 2 * distance
 
     far = likely
     while excess(point(far)) >= 0:
         if point(far) == end:
             return end
-        far *= 2
-    near = far / 2
+        far = towards(far, 1.05)
+    near = min(far, abs(end - centre))
     while excess(point(near)) < 0:
-        far, near = near, near / 2
+        far, near = near, towards(near, 1 / 1.05)
         if near < 1e-9 * abs(end - centre):
             return point(near)
     return optimize.root_scalar(excess, bracket=(point(far), point(near)), method="brentq", xtol=1e-7 * likely).root
