@@ -111,9 +111,9 @@ def drop_p_values(values: Array, counts: Array, mean: float, leaning: Array | No
     that lost everything; for losses of 0 or 1 it is the exact binomial bound. It is sharpened in three ways. Each leaves it
     monotone in every difference, since it mixes, or takes the larger of, chances that are:
 
-    - like mid-p (Lancaster 1961), it mixes the chance with that problem and the one without it, raised by a quarter
-      (`CAUTION`): the one with it weighs `LEAST` as long as the differences do not lean to losses, and up to 1 where they do,
-      or all are 0 (`lean`);
+    - like mid-p (Lancaster 1961), it mixes the chance with that problem and the one without it, here raised by a quarter
+      (`CAUTION`): the one with it weighs `LEAST` unless the differences lean to losses, and up to 1 where they do, or all
+      are 0 (`lean`);
     - beside that problem the responses' noise would count a second time, so there differences lose up to `NOISE` of their
       size to their common mean;
     - where noise outweighs what may have gone unseen, the raised chance without that problem stands in for it.
