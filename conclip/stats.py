@@ -78,11 +78,11 @@ def chance_not_positive(values: Array, weights: Array) -> Array:
     s = np.where(negative, np.minimum(s, -np.minimum(away, -left / 2)), np.maximum(s, np.minimum(away, right / 2)))
     # Trapezoids in arsinh of the height converge exponentially: two steps that agree to 1e-4 leave an error far smaller.
     step = 0.8
-    integral = _line_integral(v, w, s, np.arange(0, 5.2, step)) * step
+    integral = _line_integral(v, w, s, np.arange(0, 5.2, step, dtype=np.float64)) * step
     open_rows = np.arange(len(s))
     while len(open_rows) and step > 0.02:
         before = integral[open_rows]
-        between = _line_integral(v[open_rows], w[open_rows], s[open_rows], np.arange(step / 2, 5.2, step))
+        between = _line_integral(v[open_rows], w[open_rows], s[open_rows], np.arange(step / 2, 5.2, step, dtype=np.float64))
         step /= 2
         integral[open_rows] = before / 2 + between * step
         settled = np.abs(integral[open_rows] - before) <= 1e-4 * np.abs(integral[open_rows])
