@@ -3,7 +3,7 @@
     python benchmarks/coverage.py                       # the table of docs/evaluation.md; about half an hour
     python benchmarks/coverage.py --problems 100 --samples 4 --accuracies 0.5 --evaluations 2000
 
-Each simulated evaluation draws problems with a solve rate each, and responses of two models to each. Five families of solve
+Each simulated evaluation draws problems with a solve rate each, and responses of two models to each. Six families of solve
 rates were used to choose the interval (`TUNED`), two others are reported (`REPORTED`). The second model's accuracy is the
 first's, or lower by exactly the margin in one of five ways (`lower`), of which the last loses the fewest problems that make
 up that drop.
@@ -72,6 +72,11 @@ def levels(accuracy: float, shape: tuple[int, int], rng: np.random.Generator) ->
     return rng.choice(rates, size=shape, p=shares(found.root))
 
 
+def rare(accuracy: float, shape: tuple[int, int], rng: np.random.Generator) -> Array:
+    """Just as many problems as make up the margin are always solved, the others all at one lower rate."""
+    return np.where(rng.random(shape) < MARGIN, 1.0, (accuracy - MARGIN) / (1 - MARGIN))
+
+
 Family = Callable[[float, tuple[int, int], np.random.Generator], Array]
 TUNED: dict[str, Family] = {
     "beta 0.5": lambda a, shape, rng: beta(a, shape, rng, 0.5),
@@ -79,6 +84,7 @@ TUNED: dict[str, Family] = {
     "beta 8": lambda a, shape, rng: beta(a, shape, rng, 8),
     "mixture 0.1": lambda a, shape, rng: mixture(a, shape, rng, 0.1),
     "levels": levels,
+    "rare": rare,
 }
 REPORTED: dict[str, Family] = {"logistic": logistic, "power": power}
 

@@ -157,6 +157,7 @@ def test_error_and_coverage_by_simulation():
         ("logistic", 100, 4, 0.8),
         ("mixture 0.1", 100, 16, 0.5),
         ("beta 8", 300, 4, 0.5),
+        ("rare", 100, 16, 0.1),  # what loses everything may not have been seen, though all that was seen is hard
     ):
         cell = simulate(family, number, samples, accuracy, num_evaluations=2000, seed=3)
         assert max(value for way, value in cell.kept.items() if way != "none") <= 0.025 + 0.0105
