@@ -1,6 +1,6 @@
 """How often the intervals hold the truth, how often "accuracy kept" is said in error, and what it could have shown at most.
 
-    python benchmarks/coverage.py                       # the table of docs/evaluation.md; about half an hour
+    python benchmarks/coverage.py                       # the table of docs/evaluation.md; about seven minutes of a core
     python benchmarks/coverage.py --problems 100 --samples 4 --accuracies 0.5 --evaluations 2000
 
 Each simulated evaluation draws problems with a solve rate each, and responses of two models to each. Six families of solve
