@@ -1,6 +1,5 @@
 """Folders, configs and files of other people harm nobody who opens them. Servers: tests/test_hostile_servers.py."""
 
-import copy
 import json
 import os
 import re
@@ -42,6 +41,7 @@ from conclip.terminal import as_text
 from conclip.types import Outcome
 from conclip.validate import to_config
 from tests.conftest import make_row
+from tests.junk import JUNK, changed, places
 from tests.made_runs import made_run
 
 CHECKOUT = Path(__file__).parent.parent
@@ -530,45 +530,6 @@ def test_a_config_makes_hydra_run_nothing(environment: None, tmp_path: Path, con
 
 
 # What other people's run folders say
-
-
-JUNK: tuple[Any, ...] = (
-    None,
-    5,
-    -1,
-    2.5,
-    "x",
-    "",
-    [],
-    [1],
-    {},
-    {"a": 1},
-    True,
-    10**30,
-    float("nan"),
-    float("inf"),
-    "[/x]\x1b",
-)
-
-
-def places(value: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The place of every value in nested ones; of a list, the first item only."""
-    yield prefix
-    for key, item in list(
-        value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else []
-    ):
-        yield from places(item, (*prefix, key))
-
-
-def changed(value: Any, place: tuple[Any, ...], junk: Any) -> Any:
-    if not place:
-        return junk
-    value = copy.deepcopy(value)
-    inner = value
-    for key in place[:-1]:
-        inner = inner[key]
-    inner[place[-1]] = junk
-    return value
 
 
 def look_at(folder: Path, *, draw: bool = False) -> None:
