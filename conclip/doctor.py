@@ -288,8 +288,8 @@ def _memory_needed(config: BaseConfig, size: int, head: tuple[int, int] | None) 
 
 
 def _gpu_memory_needed(config: BaseConfig, size: int, needed: dict[str, float], total: float) -> Check:
-    """Between updates the engine's share and the learner's models are on the GPU together; during them the engine sleeps, and
-    the learner holds logits."""
+    """Between updates the engine's share and the learner's models are on the GPU together; during them the engine sleeps
+    and the learner holds logits."""
     share = config.rollout.gpu_memory_utilization * total
     learner, weights = needed.get("learner", 0.0), needed["engine"] - config.rollout.kv_cache_gib
     logits = needed.get("logits", 0.0)
