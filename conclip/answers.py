@@ -28,7 +28,7 @@ class Extraction:
 
 
 _BOX = re.compile(
-    r"""\\(?:f?boxed|fbox)(?![A-Za-z])\s*
+    r"""\\{1,2}(?:f?boxed|fbox)(?![A-Za-z])\s*
         (?:\{ | (?P<token>[0-9] | [A-Za-z](?![A-Za-z]) | \\[A-Za-z]+(?=\s*(?:[$.,;!?)\]}]|\\[\])]|$))))
     | \\. | [{}]""",
     re.DOTALL | re.VERBOSE,
@@ -42,22 +42,53 @@ def extract_boxed(text: str) -> str | None:
     A box without braces holds what TeX puts into it, the next token: ``\boxed 2`` and ``\boxed 23`` are 2, ``\boxed\pi`` is
     ``\pi``. Where TeX finds none (``\boxed\frac12``), or it would cut a word (``a \boxed answer``), there is no box.
 
+    Boxes side by side are one answer, a list: ``\boxed{1} \text{ and } \boxed{-2}`` gives ``1, -2``. Only a comma, "and" or
+    "or" joins them, with the name of a value or the thing counted beside it.
+
     Example: ``so \boxed{1}, no: \boxed{\frac{1}{2}}`` gives ``\frac{1}{2}``.
     """
     text = text[-MAX_TAIL_CHARS:]
-    open_braces: list[int | None] = []  # where the content of a box begins; None for other braces
-    found: tuple[int, int] | None = None
+    open_braces: list[tuple[int, int] | None] = []  # where a box and its content begin; None for other braces
+    boxes: list[tuple[int, int, int, int]] = []  # where each begins, its content does, that ends, and it
     for match in _BOX.finditer(text):
         part = match.group()
         if match["token"] is not None:
-            found = match.span("token")
+            boxes.append((match.start(), *match.span("token"), match.end()))
         elif part == "}":
-            begin = open_braces.pop() if open_braces else None
-            if begin is not None and (found is None or begin > found[0]):
-                found = (begin, match.start())
+            begun = open_braces.pop() if open_braces else None
+            if begun is not None:
+                boxes.append((*begun, match.start(), match.end()))
         elif part[-1] == "{" and part != "\\{":
-            open_braces.append(match.end() if len(part) > 1 else None)
-    return (text[found[0] : found[1]].strip() or None) if found else None
+            open_braces.append((match.start(), match.end()) if len(part) > 1 else None)
+    last = max(range(len(boxes)), key=lambda index: boxes[index][1], default=None)
+    if last is None or not (found := text[slice(*boxes[last][1:3])].strip()):
+        return None
+    contents = [found]
+    while last > 0 and len(contents) < MAX_JOINED_BOXES:
+        begin, before = boxes[last][0], boxes[last - 1]
+        if not 0 < begin - before[3] <= MAX_BETWEEN_BOXES or not _joins(text[before[3] : begin]):
+            break
+        last -= 1
+        contents.insert(0, text[slice(*boxes[last][1:3])].strip())
+    return found if len(set(contents)) == 1 else ", ".join(filter(None, contents))
+
+
+MAX_BETWEEN_BOXES = 60
+MAX_JOINED_BOXES = 50
+_LAYOUT = re.compile(r"\\(?:text|mbox|mathrm)\s*\{([^{}]*)\}|\\q?quad(?![a-zA-Z])|\\[()\[\],;:! ]|[$*&]|\s+")
+_JOINS = re.compile(
+    r"(?:\s*(?P<words>(?:[A-Za-z]+|\([a-z]\))(?:\s+(?:[A-Za-z]+|\([a-z]\))){0,3})\s+and|\s*[,;]\s*(?:and|or)?|\s*(?:and|or))"
+    r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*=)?\s*"
+)
+_TURNS = re.compile(
+    r"\b(?:no|not|wait|but|then|so|thus|hence|therefore|actually|instead|rather|check|wrong|correct|is|was|we|I|which|that|it)\b"
+)
+
+
+def _joins(between: str) -> bool:
+    """Whether what stands between two boxes makes a list of them."""
+    words = _LAYOUT.sub(lambda m: f" {m[1] or ''} ", between)
+    return "\n\n" not in between and _JOINS.fullmatch(words) is not None and not _TURNS.search(words)
 
 
 _ANSWER_TAG = re.compile(r"<answer>([^<>]{1,500})</answer>")
@@ -69,7 +100,10 @@ _PHRASE = re.compile(
 )
 _DELIMITER = re.compile(r"\\.|\$\$?", re.DOTALL)
 _CLOSED_BY = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}
-_NUMBER = re.compile(r"(?<![\w.\\^_{])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?(?:\s?\\?%)?(?![\w^_{\\!])")
+_NUMBER = re.compile(
+    r"(?<![\w.\\^_{])(?:-\\?\$|[-+])?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?"
+    r"(?:\s?\\?%|(?:[ckm]?m|k?g|mg|m?[lL]|s|h|ft|lbs?|oz)[²³]?(?!\w))?(?![\w^_{\\!]|\.\d)"
+)
 _OPERATOR = re.compile(r"[-+*/^_\\({|]\s*$")
 
 MAX_FORMULA_CHARS = 2000
@@ -90,11 +124,42 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
         return Extraction(hashes[-1].strip(), "hashes")
     if phrases := list(_PHRASE.finditer(tail)):
         return Extraction(_sentence(tail[phrases[-1].end() :].partition("\n")[0][:300]), "phrase")
+    if _is_bare(tail.strip()):
+        return Extraction(tail.strip(), "math")
     formulas = [(content, end) for content, end in _formulas(tail) if not re.fullmatch(r"[a-zA-Z]|\\[a-z]+", content)]
     number = _last_number(tail)
-    if formulas and (number is None or number[1] <= formulas[-1][1] or len(_formulas(tail)) == len(formulas)):
+    concludes = number is not None and bool(formulas) and _THEREFORE.search(tail, formulas[-1][1], number[1]) is not None
+    if formulas and not concludes and (
+        number is None or number[1] <= formulas[-1][1] or len(_formulas(tail)) == len(formulas)
+    ):
         return Extraction(formulas[-1][0], "math")
-    return Extraction(number[0], "number") if number else None
+    if number:
+        return Extraction(number[0], "number")
+    letter = next((match for pattern in _LAST_LETTER if (match := pattern.search(tail))), None)
+    return Extraction(letter[1], "phrase") if letter else None
+
+
+MAX_BARE_CHARS = 300
+_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-zÀ-ɏ]{2,}|[\u0400-\u1fff\u3040-\ud7ff]")
+_CALCULATOR = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|sqrt|log|ln|exp|pi|infinity|infty")
+_LAST_LETTER = (
+    re.compile(r"(?:^|\n)\s*\(?([A-J])\)?[.\s]*$"),
+    re.compile(r"(?:\b(?:is|it's|be|choose|pick|select|with)\s+)\(?([A-J])\)?[.\s]*$"),
+    re.compile(r"\(([A-J])\)(?!.*\([A-J]\))", re.DOTALL),
+)
+"""The letter of an option where nothing else is said: on a line of its own, at the end, in parentheses."""
+
+
+def _is_bare(text: str) -> bool:
+    """Whether a response is nothing but a formula or a number, on one line and without words, whatever is around it."""
+    if not 0 < len(text) <= MAX_BARE_CHARS or "\n" in text or "####" in text:
+        return False
+    formula = re.sub(r"\\(?:text|mathrm|mbox|textbf|mathbf|operatorname|begin|end)\s*\{[^{}]*\}", "", text)
+    return re.search(r"\w", text) is not None and all(_CALCULATOR.fullmatch(word) for word in _WORDS.findall(formula))
+
+
+_THEREFORE = re.compile(r"\b(?:Therefore|Thus|Hence|So|Finally|Altogether)\b")
+"""Opens a last sentence, whose number counts for more than the formulas before it."""
 
 
 def _formulas(text: str) -> list[tuple[str, int]]:
@@ -124,6 +189,15 @@ def _last_number(text: str) -> tuple[str, int] | None:
 
 _LIST_OF_FORMULAS = re.compile(r"\$[^$]+\$(?:(?:\s|,|or\b|and\b)+\$[^$]+\$)+")
 _FILLER = re.compile(r"(?:[A-Za-z']+\s+)+(?=[-+$\\\d])")
+_CHOSEN = re.compile(
+    r"(?:for sure|definitely|clearly|certainly|option|choice)?\s*\(?([A-J])\)?"
+    r"(?:\s*[,;:]\s*(?!and\b|or\b|[A-Za-z]\b(?!'))|\s+(?:because|since|as|but|and not|not|rather)\b)"
+)
+"""An option's letter, and then why."""
+
+_STATED = re.compile(r"[A-Za-z].*\b(?:is|are|was|equals?|be)\s+(?:(?:just|exactly|only|also|then|simply|equal to)\s+)?(?=[-+$\\\d(\[.])")
+_CIRCUMSTANCE = re.compile(r"\s+(?:in|on|at|for|from|during|by|after|before|each|every|altogether|total|left|because|since|so|when|if)\b[^\d$\\]*$")
+"""Words behind a number that say when or where."""
 _NEGATED = re.compile(
     r"\b(?:not|no|never|nor|neither|cannot|except|unless|than|least|most|about|around|\w+n't)\b", re.IGNORECASE
 )
@@ -135,6 +209,10 @@ def _sentence(rest: str) -> str:
     rest = rest.strip().strip("*").strip()
     end = re.search(r"\.(?:\s|$)", rest)
     sentence = (rest[: end.start()] if end else rest).strip().strip("*").strip()
+    if chosen := _CHOSEN.match(sentence):
+        return chosen[1]
+    if (stated := _STATED.match(sentence)) and not _NEGATED.search(sentence):
+        return _CIRCUMSTANCE.sub("", sentence[stated.end() :])
     if rest.startswith(("$", "\\(", "\\[")) and (formulas := _formulas(rest)):
         return sentence if _LIST_OF_FORMULAS.fullmatch(sentence) else formulas[0][0]
     words = _FILLER.match(sentence)
@@ -145,7 +223,7 @@ def _sentence(rest: str) -> str:
         and len(_formulas(sentence)) <= 1
     ):
         return (
-            sentence[sentence.index(numbers[0]) :].strip()
+            _CIRCUMSTANCE.sub("", sentence[sentence.index(numbers[0]) :].strip())
             if "$" not in sentence
             else (_formulas(sentence) or [(numbers[0], 0)])[0][0]
         )

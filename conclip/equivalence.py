@@ -75,6 +75,9 @@ def _same(gold: str, answer: str, choices: Sequence[str] | None, tolerance: Tole
         return _same_choice(gold, answer, choices, tolerance)
     if compact(gold) == compact(answer):
         return True
+    if (exact := _exact_and_rounded(gold)) or (exact := _exact_and_rounded(answer)):
+        pairs = [(part, answer) for part in exact] if _exact_and_rounded(gold) else [(gold, part) for part in exact]
+        return any(_same(g, a, None, tolerance) for g, a in pairs)
     first, second = (label_and_text(text) for text in (gold, answer))
     if first and second and not _same(first[1], second[1], None, tolerance):
         return False  # A: 3 and A: 5
@@ -91,13 +94,35 @@ def _same(gold: str, answer: str, choices: Sequence[str] | None, tolerance: Tole
     asked, said = read(gold, is_gold=True), read(answer)
     if _agree(asked, said, tolerance):
         return True
+    if isinstance(asked, Number) and not asked.value.free_symbols and (glued := _GLUED_UNIT.fullmatch(answer)):
+        return _agree(asked, read(f"{glued[1]} {glued[2]}"), tolerance)
     if _DECIMAL_COMMA.fullmatch(gold) and isinstance(said, Number):  # the list 3, 5 or the decimal 3,5: a number decides
         return _agree(read(gold.replace(",", ".", 1), is_gold=True), said, tolerance)
     grouped = [read(text[1:-1]) if _GROUPED.fullmatch(text) else None for text in (gold, answer)]
     return any(g is not None for g in grouped) and _agree(grouped[0] or asked, grouped[1] or said, tolerance)
 
 
-_DECIMAL_COMMA = re.compile(r"-?\d+,(?!\d{3}(?!\d))\d+(?:\s*(?:\\text|\\mathrm|%|\^\\circ).*)?")
+_APPROX = re.compile(r"\\(?:approx|simeq)(?![a-zA-Z])")
+ROUNDED = Tolerance(relative=0.02)
+
+
+def _exact_and_rounded(text: str) -> list[str]:
+    r"""The values of ``\frac{1}{3} \approx 0.33``: the exact one, and the rounded one where it comes near; none where no number
+    stands before the sign (``x \approx 0.33``)."""
+    exact, sign, rounded = text.partition("\\approx") if _APPROX.search(text) else (text, "", "")
+    exact, rounded = exact.strip(), rounded.strip()
+    if not sign or not rounded or NAME.fullmatch(exact) or nesting(text) > MAX_DEPTH:
+        return []
+    value, near = read(exact), read(rounded)
+    if isinstance(value, Relation):
+        value = _named_value(value) or value
+    return [exact, rounded] if _agree(value, near, ROUNDED) else [exact]
+
+
+_GLUED_UNIT = re.compile(r"(-?\d[\d,]*\.\d+|-?\d[\d,]*(?=[a-zA-Z]+(?:\^|/)))([a-zA-Z]{1,3}(?:\^\{?\d\}?)?(?:/[a-zA-Z]+(?:\^\{?\d\}?)?)?)")
+"""A unit without a space before it, where the gold answer has no letters: 9.8m/s^2."""
+
+_DECIMAL_COMMA = re.compile(r"-?(?:0,|\d+,(?!\d{3}(?!\d)))\d+(?:\s*(?:\\text|\\mathrm|%|\^\\circ).*)?")
 _GROUPED = re.compile(r"\(\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*\)")
 """A number in parentheses that reads like a pair."""
 
@@ -142,6 +167,8 @@ def _agree(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
     if isinstance(gold, Region) or isinstance(answer, Region):
         first, second = region_of(gold), region_of(answer)
         return first is not None and second is not None and same_region(first, second)
+    if isinstance(answer, Several) and isinstance(gold, Number) and not answer.brackets:  # 1/2 or 0.5
+        return 0 < len(answer.items) <= MAX_REPEATED and all(_agree(gold, item, tolerance) for item in answer.items)
     if isinstance(gold, Several) or isinstance(answer, Several):
         return _agree_several(gold, answer, tolerance)
     if isinstance(gold, Matrix) or isinstance(answer, Matrix):
@@ -231,7 +258,10 @@ def _agree_several(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool
         gold = Several("()", tuple(row[0] for row in gold.rows))
     if not (isinstance(gold, Several) and isinstance(answer, Several)):
         return False
-    first, second = (_without_names(one.items, other.items) for one, other in ((gold, answer), (answer, gold)))
+    first, second = (
+        _without_names(one.items, other.items, bracketed=other.brackets == "()")
+        for one, other in ((gold, answer), (answer, gold))
+    )
     ordered = any(name in ("()", "[]", "(]", "[)") for name in (gold.brackets, answer.brackets)) or first[1] or second[1]
     if (
         ordered
@@ -239,6 +269,8 @@ def _agree_several(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool
         and not ({gold.brackets, answer.brackets} == {"", "()"} and (first[1] or second[1]))
     ):
         return False
+    if len(first[0]) < len(second[0]) <= MAX_REPEATED and not ordered:
+        second = (_distinct(second[0]), second[1])
     if len(first[0]) != len(second[0]):
         return False
     if ordered:
@@ -259,13 +291,28 @@ def _agree_several(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool
     return True
 
 
+MAX_REPEATED = 50
+
+
+def _distinct(items: Sequence[Reading]) -> list[Reading]:
+    """Each value once: a set is the same when somebody names an element twice."""
+    found: list[Reading] = []
+    for item in items:
+        if not any(_agree(other, item, EXACT) for other in found):
+            found.append(item)
+    return found
+
+
 def _noun(item: Reading) -> str:
     return item.unit if isinstance(item, Number) else ""
 
 
-def _without_names(items: Sequence[Reading], others: Sequence[Reading]) -> tuple[Sequence[Reading], bool]:
+def _without_names(
+    items: Sequence[Reading], others: Sequence[Reading], *, bracketed: bool
+) -> tuple[Sequence[Reading], bool]:
     """The values of ``x = 1, x = 2`` where all names are the same, or where the other side has none; and whether different
-    names were dropped, so that the order of values tells them apart."""
+    names were dropped, so that the order of values tells them apart: that of the names for a tuple, else that in which they
+    stand."""
     names = {
         compact(item.sides[0])
         for item in items
@@ -275,7 +322,9 @@ def _without_names(items: Sequence[Reading], others: Sequence[Reading]) -> tuple
     others_named = any(isinstance(item, Relation) for item in others)
     if not items or not all_named or (len(names) > 1 and others_named):
         return items, False
-    relations = sorted((item for item in items if isinstance(item, Relation)), key=lambda r: compact(r.sides[0]))
+    relations = [item for item in items if isinstance(item, Relation)]
+    if bracketed or others_named:  # (2, 3) for y = 3, x = 2
+        relations.sort(key=lambda r: compact(r.sides[0]))
     return [read(relation.sides[1]) for relation in relations], len(names) > 1
 
 

@@ -29,7 +29,7 @@ class Unreadable(ValueError):
 
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+)"
+    r"\s*(?:(?P<number>[1-9]\d{0,2}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+)"
     r"|(?P<command>\\(?:[a-zA-Z]+|.))|(?P<other>.))",
     re.DOTALL,
 )

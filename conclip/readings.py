@@ -18,6 +18,7 @@ _SEPARATORS = re.compile(
     r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*(?:or|and)\s*,?\s*\}|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])"
     r"|\\(?:quad|qquad)(?![a-zA-Z])|\n"
 )
+_GROUPS = re.compile(r";|\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\vee(?![a-zA-Z])")
 _LOGIC = re.compile(r"\\(?:vee|wedge)(?![a-zA-Z])")
 _AND = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\wedge(?![a-zA-Z])")
 _SIGNS = re.compile(r"\\(?:le|ge|ne|equiv|in|approx)(?![a-zA-Z])|!=|<=|>=|=|<|>")
@@ -71,13 +72,16 @@ def read(text: str, *, is_gold: bool = False) -> Reading:
         text = described[1]
     if text == "\\emptyset":
         return Several("{}", ())
-    if matrix := _MATRIX.fullmatch(text):
-        return _read_matrix(matrix[1], matrix[2])
+    if "matrix}" in text or "{array}" in text:
+        if (matrix := _MATRIX.fullmatch(text)) and "\\end{" not in matrix[2]:
+            return _read_matrix(matrix[1], matrix[2])
+        if (value := _read_matrix_formula(text)) is not None:
+            return value
     if (literal := _read_literal(text)) is not None:
         return literal
     parts = _split(_separated(text), ",;")
     if len(parts) > 1:
-        return _read_both(text) or _read_list(parts, is_gold)
+        return _read_points(text) or _read_both(text) or _read_list(parts, is_gold)
     if _PLUS_MINUS.search(text) and not text.startswith(("\\{", "(")):
         return Several("", tuple(read(_signed(text, sign), is_gold=is_gold) for sign in "+-"))
     if (region := _read_region(text)) is not None:
@@ -95,6 +99,16 @@ def read(text: str, *, is_gold: bool = False) -> Reading:
     if (relation := _read_relation(text)) is not None:
         return relation
     return _read_number(text, is_gold)
+
+
+def _read_points(text: str) -> Reading | None:
+    """``p = 5, q = 2; p = 7, q = 2``: a list of tuples, one for each group with the same names; None for anything else."""
+    groups = [_split(group, ",") for group in _GROUPS.split(text)]
+    named = [[relation for part in group if (relation := _read_relation(part)) and _name_of(part)] for group in groups]
+    names = [[compact(relation.sides[0]) for relation in group] for group in named]
+    if len(groups) < 2 or len(names[0]) < 2 or any(len(g) != len(n) or n != names[0] for g, n in zip(groups, names)):
+        return None
+    return Several("", tuple(Several("()", tuple(read(r.sides[-1]) for r in group)) for group in named))
 
 
 def _read_both(text: str) -> Reading | None:
@@ -135,7 +149,7 @@ def _split(text: str, separators: str, *, thousands: bool = True) -> list[str]:
 def _between_thousands(text: str, comma: int) -> bool:
     return (
         re.match(r"\d{3}(?!\d)", text[comma + 1 :]) is not None
-        and re.search(r"(?<![\d.])\d{1,3}(?:,\d{3})*$", text[:comma]) is not None
+        and re.search(r"(?<![\d.])[1-9]\d{0,2}(?:,\d{3})*$", text[:comma]) is not None
     )
 
 
@@ -164,6 +178,38 @@ def _read_matrix(name: str, body: str) -> Reading:
         except (ValueError, TypeError):
             return _UNREAD
     return Matrix(rows)
+
+
+_ONE_MATRIX = re.compile(
+    r"\\begin\{([pbBvV]?(?:small)?matrix|array)\}(?:\{[lcr|]*\})?((?:(?!\\begin\{|\\end\{).)*)\\end\{\1\}", re.DOTALL
+)
+_BETWEEN_MATRICES = re.compile(r"\s*(?:(?P<sign>[-+])\s*(?P<scalar>.*?))?\s*(?:\\cdot|\\times|\*)?\s*")
+
+
+def _read_matrix_formula(text: str) -> Reading | None:
+    """Sums and products of matrices, with numbers before them; None for anything else."""
+    matrices = list(_ONE_MATRIX.finditer(text))
+    if not matrices or text[matrices[-1].end() :].strip():
+        return None
+    total: sympy.Matrix | None = None
+    product: sympy.Matrix | None = None
+    try:
+        for number, matrix in enumerate(matrices):
+            before = text[matrices[number - 1].end() if number else 0 : matrix.start()]
+            between = _BETWEEN_MATRICES.fullmatch(before if number else f"+ {before}".replace("+ -", "-").replace("+ +", "+"))
+            rows = [[_value(read(cell)) for cell in row.split("&")] for row in matrix[2].split("\\\\") if row.strip()]
+            if between is None or matrix[1] == "vmatrix":
+                return None
+            if between["sign"] is None:
+                product = product * sympy.Matrix(rows)
+                continue
+            total = product if total is None else total + product
+            scalar = read_formula(between["scalar"]) if between["scalar"] else Integer(1)
+            product = sympy.Matrix(rows) * (scalar if between["sign"] == "+" else -scalar)
+        total = product if total is None else total + product
+    except (Unreadable, ValueError, TypeError, sympy.ShapeError):
+        return None
+    return Matrix(tuple(tuple(Number(cast(Expr, cell), None, "") for cell in row) for row in total.tolist()))
 
 
 def _value(reading: Reading) -> Expr:
@@ -235,6 +281,7 @@ def _read_relation(text: str) -> Relation | None:
 
 
 NAME = re.compile(
+    r"\\frac\s*\{\s*[A-Z]{2,3}\s*\}\s*\{\s*[A-Z]{2,3}\s*\}|[A-Z]{2,3}\s*[/:]\s*[A-Z]{2,3}|"
     r"\\frac\s*\{\s*(?:d|\\partial)[^{}]*\}\s*\{\s*(?:d|\\partial)[^{}]*\}|\(\s*[a-zA-Z]\s*(?:,\s*[a-zA-Z]\s*)+\)"
     r"|(?!.*\b(?i:no|not|non|without|except|undefined)\b)(?:\^\{-1\}|\s*:\s*|\\(?!frac|sqrt|times|cdot|binom|pi\b|ln|log|lg|exp|sin|cos|tan|cot|sec|csc|arc)[a-zA-Z]+\s*|[A-Za-z]'*\s*|_\s*(?:\w|\{[^{}]*\})\s*|\{[^{}\d+*/^-]*\}\s*|\([a-zA-Z](?:,\s*[a-zA-Z])*\)\s*)+"
     r"|\|\s*[A-Za-z]+\s*\||[a-zA-Z]'*\([^()=]*\)"
@@ -340,13 +387,11 @@ def region_of(reading: Reading) -> Region | None:
 
 def _region_of_inequality(relation: Relation) -> Region | None:
     """``x > 2``, ``2 < x``, ``0 \\le x < 1``, ``x \\ne 3``, ``|x| < 2``."""
-    if len(relation.signs) == 1 and re.fullmatch(r"\|\s*[a-zA-Z]\s*\|", relation.sides[0]):
-        sign, bound = relation.signs[0], number_of(read(relation.sides[1]))
-        if bound is None or not bound.is_positive or sign not in ("<", "<=", ">", ">="):
-            return None
-        if sign[0] == "<":
-            return Region(((-bound, bound, sign == "<=", sign == "<="),))
-        return Region(((-sympy.oo, -bound, False, sign == ">="), (bound, sympy.oo, sign == ">=", False)))
+    if size := next((side for side in relation.sides if re.fullmatch(r"\|\s*[a-zA-Z]\s*\|", side)), None):
+        plain_sides = tuple("x" if side == size else side for side in relation.sides)
+        inside = _region_of_inequality(Relation(relation.signs, plain_sides))
+        right = inside and intersection(inside, Region(((Integer(0), sympy.oo, True, False),)))
+        return right and union_of([(-b, -a, b_in, a_in) for a, b, a_in, b_in in right.intervals] + list(right.intervals))
     letter = [bool(re.fullmatch(r"[a-zA-Z](?:\([a-zA-Z]\))?|\\[a-z]+", side)) for side in relation.sides]
     if sum(letter) != 1 or "=" in relation.signs or "\\equiv" in relation.signs:
         return None

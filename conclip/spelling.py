@@ -107,6 +107,19 @@ _SPACING = re.compile(
     r"|tiny|small|normalsize|large|Large|LARGE|huge|Huge|mathstrut|strut|nolimits)(?![a-zA-Z])\.?"
 )
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
+_DOUBLED = re.compile(
+    r"(?<!\\)\\\\(?=(?:[dtc]?frac|sqrt|left|right|boxed|text[a-z]*|math[a-z]+|pi|cdot|times|l?dots|leq?|geq?|neq?|infty|cup|in|pm"
+    r"|alpha|beta|gamma|theta|begin|end|sin|cos|tan|log|ln|circ|quad|overline|binom)(?![a-zA-Z]))"
+)
+"""A backslash that somebody escaped once too often: no row of a matrix begins with such a word."""
+
+_GLUED = re.compile(r"(\\q?quad)(?=[a-zA-Z])(?!quad)")
+_CALCULATOR = re.compile(
+    r"(?<![\\a-zA-Z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp)"
+    r"(?=\s*\(|\s*\^|_|\s*\d|\s+[a-zA-Z](?![a-zA-Z])|\s*\\(?:frac|pi|theta|alpha|left|sqrt))"
+)
+"""Functions as calculators spell them."""
+
 _WRAPPED = re.compile(r"\\(?:underline|fbox|boxed|mathop|mathstrut|(?:textcolor|colorbox)\s*\{[^{}]*\})\s*(?=\{)")
 _INFIX = re.compile(r"\{([^{}]*?)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
 _STYLE = r"\\(?:" + "|".join(sorted(FONTS, key=len, reverse=True)) + ")"
@@ -118,7 +131,7 @@ _FLOAT = re.compile(r"(?<![A-Za-z\d])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d+)(?![\dA-
 _GROUPED_BY_SPACES = re.compile(r"(?<![\d.,/])\d{1,3}(?:\s\d{3})+(?![\d/])")
 _EUROPEAN = re.compile(r"-?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|-?\d{1,3}(?:\.\d{3})+,\d+")
 _LEADING = re.compile(r"^(?:\\(?:approx|therefore|implies|Rightarrow|simeq|sim)(?![a-zA-Z])|=)\s*")
-_TRAILING = re.compile(r"(?:\\\\|\\,|\\q?quad|[.;,]|\s)+$")
+_TRAILING = re.compile(r"(?:\\\\|\\,|\\(?=\s*$)|\\q?quad|[.;,]|\s)+$")
 _NO_WORDS = frozenset({"and", "or", "am", "pm", "percent"})
 """Words that may stand in a formula that is set as text."""
 
@@ -136,10 +149,13 @@ def clean(text: str) -> str:
     text = text.replace("**", " ").strip()
     while match := _DELIMITERS.fullmatch(text):
         text = next(part for part in match.groups() if part is not None).strip()
+    text = _DOUBLED.sub(r"\\", text)
+    text = _GLUED.sub(r"\1 ", text)
     text += "}" * _missing_braces(text)
     text = re.sub(r"\\!\s*", "", text)
-    text = re.sub(r"\{,\}(?=\d{3}(?!\d))", ",", text)
+    text = re.sub(r"\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", ",", text)
     text = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text)
+    text = re.sub(r"(?<=\d)\s+\.(?=\d)", ".", text)
     text = _SPACING.sub("", text)
     text = _COMMAND.sub(_synonym, text)
     text = re.sub(r"(?<!\\)\\[;:, >]|(?<!\\)\\(?=\s)|~", " ", text)
@@ -156,6 +172,7 @@ def clean(text: str) -> str:
     text = re.sub(r"(?<!\\)\$", "", text)
     text = re.sub(r"^(?:\\[\]\)])+|(?:\\[\[\]\(\)])+$", "", text.strip())
     text = _roots(text, re.compile(r"(?<![\\a-zA-Z])sqrt(?=\s*[\d(A-Za-z])"), "\\sqrt")
+    text = _CALCULATOR.sub(r"\\\1", text)
     text = re.sub(r"(?<![\\a-zA-Z])(pi|infinity|infty|theta)(?![a-zA-Z])", r"\\\1 ", text).replace("\\infinity", "\\infty")
     text = _TIMES.sub(r" \\times ", text)
     text = _FLOAT.sub(r"\1 \\times 10^{\2}", text)
