@@ -7,6 +7,7 @@ answer is recorded, so that a gain of format is not called reasoning.
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 from conclip.spelling import clean, compact, plain
@@ -63,18 +64,26 @@ def extract_boxed(text: str) -> str | None:
     last = max(range(len(boxes)), key=lambda index: boxes[index][1], default=None)
     if last is None or not (found := text[slice(*boxes[last][1:3])].strip()):
         return None
-    contents = [found]
+    contents, begins = [found], [boxes[last][0]]
     while last > 0 and len(contents) < MAX_JOINED_BOXES:
         begin, before = boxes[last][0], boxes[last - 1]
         if not 0 < begin - before[3] <= MAX_BETWEEN_BOXES or not _joins(text[before[3] : begin]):
             break
         last -= 1
         contents.insert(0, text[slice(*boxes[last][1:3])].strip())
-    return found if len(set(contents)) == 1 else ", ".join(filter(None, contents))
+        begins.insert(0, boxes[last][0])
+    names = [_NAMED_BOX.search(text, max(0, begin - MAX_NAME_CHARS), begin) for begin in begins]
+    if len(set(contents)) == 1:
+        return found
+    if all(names):
+        contents = [f"{name[1]} = {content}" for name, content in zip(names, contents, strict=True) if name]
+    return ", ".join(filter(None, contents))
 
 
 MAX_BETWEEN_BOXES = 60
 MAX_JOINED_BOXES = 50
+MAX_NAME_CHARS = 20
+_NAMED_BOX = re.compile(r"(?<![A-Za-z\\])(\\?[A-Za-z]+(?:_\{?\w+\}?)?)\s*=\s*\$?$")
 _LAYOUT = re.compile(r"\\(?:text|mbox|mathrm)\s*\{([^{}]*)\}|\\q?quad(?![a-zA-Z])|\\[()\[\],;:! ]|[$*&]|\s+")
 _JOINS = re.compile(
     r"(?:\s*(?P<words>(?:[A-Za-z]+|\([a-z]\))(?:\s+(?:[A-Za-z]+|\([a-z]\))){0,3})\s+and|\s*[,;]\s*(?:and|or)?|\s*(?:and|or))"
@@ -135,6 +144,8 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
         return Extraction(formulas[-1][0], "math")
     if number:
         return Extraction(number[0], "number")
+    if (said := stated(tail.strip())) is not None:
+        return Extraction(said, "phrase")
     letter = next((match for pattern in _LAST_LETTER if (match := pattern.search(tail))), None)
     return Extraction(letter[1], "phrase") if letter else None
 
@@ -196,6 +207,7 @@ _CHOSEN = re.compile(
 """An option's letter, and then why."""
 
 _STATED = re.compile(r"[A-Za-z].*\b(?:is|are|was|equals?|be)\s+(?:(?:just|exactly|only|also|then|simply|equal to)\s+)?(?=[-+$\\\d(\[.])")
+_BECAUSE = re.compile(r"(?<=[\d$})a-z]),?\s+(?:because|since|as|which|where|when)\b.*$")
 _CIRCUMSTANCE = re.compile(r"\s+(?:in|on|at|for|from|during|by|after|before|each|every|altogether|total|left|because|since|so|when|if)\b[^\d$\\]*$")
 """Words behind a number that say when or where."""
 _NEGATED = re.compile(
@@ -211,8 +223,9 @@ def _sentence(rest: str) -> str:
     sentence = (rest[: end.start()] if end else rest).strip().strip("*").strip()
     if chosen := _CHOSEN.match(sentence):
         return chosen[1]
-    if (stated := _STATED.match(sentence)) and not _NEGATED.search(sentence):
-        return _CIRCUMSTANCE.sub("", sentence[stated.end() :])
+    sentence = _BECAUSE.sub("", re.sub(r"(?<=[2-9]\d)!$|(?<=\d\d\d)!$", "", sentence))
+    if (said := stated(sentence)) is not None:
+        return said
     if rest.startswith(("$", "\\(", "\\[")) and (formulas := _formulas(rest)):
         return sentence if _LIST_OF_FORMULAS.fullmatch(sentence) else formulas[0][0]
     words = _FILLER.match(sentence)
@@ -228,6 +241,20 @@ def _sentence(rest: str) -> str:
             else (_formulas(sentence) or [(numbers[0], 0)])[0][0]
         )
     return sentence
+
+
+_SENTENCE = re.compile(r"[A-Z][^.;:!?]{0,80}?\b(?:is|are|was)\s+(?:an?\s+|the\s+)?([A-Za-z]+)")
+
+
+def stated(sentence: str) -> str | None:
+    """What a sentence says that something is: "24 square units" of "The area is 24 square units"; None for others."""
+    sentence = sentence.strip().rstrip(".")
+    if _NEGATED.search(sentence):
+        return None
+    if match := _STATED.match(sentence):
+        return _CIRCUMSTANCE.sub("", sentence[match.end() :])
+    word = _SENTENCE.fullmatch(sentence)
+    return word[1] if word else None
 
 
 @lru_cache(maxsize=1 << 16)
@@ -268,6 +295,13 @@ def choice_letters(answer: str, *, num_choices: int | None = None, fold: bool = 
     if fold:
         found = [letter.upper() for letter in found]
     return found if all("A" <= letter <= last for letter in found) else []
+
+
+def glued_letters(answer: str) -> list[str]:
+    """The letters of several options without anything between them, in their order: ``ABD`` or ``\\{A, C\\}``."""
+    letters = re.sub(r"[\\{}\s,]", "", plain(answer))
+    is_list = re.fullmatch(r"[A-J]{2,5}", letters) is not None and all(a < b for a, b in pairwise(letters))
+    return list(letters) if is_list else []
 
 
 def label_and_text(answer: str) -> tuple[str, str] | None:

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sympy
-from sympy import Expr, Rational
+from sympy import Expr, Integer, Rational
 
 from conclip import equality
-from conclip.answers import choice_letters, extract, label_and_text, without_label
+from conclip.answers import choice_letters, extract, glued_letters, label_and_text, stated, without_label
 from conclip.formulas import MAX_DEPTH, Unreadable, read_formula
 from conclip.kinds import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
-from conclip.readings import NAME, is_understood, read, region_of
+from conclip.readings import NAME, is_understood, read, region_of, stands_for
 from conclip.regions import Region, same_region
 from conclip.spelling import clean, compact, nesting, plain
 from conclip.units import are_opposed, read_unit
-from conclip.words import are_words, is_text, same_words
+from conclip.words import are_words, is_text, numeral, same_words, verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ def same_answer(
         # A number out of a formula that was not understood is no answer; "the answer is 7" in a box is one.
         if found and (is_response or found.method == "phrase") and _same(gold, found.answer, choices, tolerance):
             return True
-    return False
+    said = None if choices else stated(plain(clean(answer)))
+    return said is not None and _same(gold, said, None, tolerance)
 
 
 def is_readable(gold: str, *, choices: Sequence[str] | None = None) -> bool:
@@ -83,10 +84,20 @@ def _same(gold: str, answer: str, choices: Sequence[str] | None, tolerance: Tole
         return False  # A: 3 and A: 5
     if letters := choice_letters(gold):
         chosen = choice_letters(answer, fold=len(letters) == 1 and letters[0].isupper())
+        if len(letters) > 1:
+            chosen = chosen or glued_letters(answer)
         if chosen or len(letters) > 1:
             return sorted(chosen) == sorted(letters)
+    if (letters := glued_letters(gold)) and len(chosen := choice_letters(answer.strip("\\{} "))) > 1:
+        return chosen == letters
+    gold, answer = stands_for(gold), stands_for(answer)
     if is_text(gold):
-        return same_words(gold, answer)
+        spelled_out = numeral(gold)
+        return (
+            same_words(gold, answer)
+            or (verdict(gold) is not None and verdict(gold) == verdict(answer))
+            or (spelled_out is not None and _agree(Number(Integer(spelled_out), None, ""), read(answer), tolerance))
+        )
     if (are_words(gold) and same_words(gold, answer)) or compact(plain(gold)) == compact(plain(answer)):
         return True
     if max(nesting(gold), nesting(answer)) > MAX_DEPTH:
@@ -162,6 +173,10 @@ def _agree(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
         if isinstance(gold, Relation) and isinstance(answer, Relation):
             return _agree_relations(gold, answer, tolerance)
         return _agree_named(gold, answer, tolerance)
+    if isinstance(gold, Number) and isinstance(answer, Spelled):
+        return _agree_with_number(answer, gold, tolerance)
+    if isinstance(gold, Spelled) and isinstance(answer, Number):
+        return _agree_with_number(gold, answer, tolerance)
     if isinstance(gold, Spelled) or isinstance(answer, Spelled):
         return isinstance(gold, Spelled) and isinstance(answer, Spelled) and _agree_spelled(gold, answer, tolerance)
     if isinstance(gold, Region) or isinstance(answer, Region):
@@ -194,6 +209,10 @@ def _agree_numbers(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
         return _same_value(shares[0], shares[1], tolerance)
     if are_opposed(gold.unit, answer.unit):
         return False
+    if _is_angle(gold.unit) and not answer.unit and answer.value.has(sympy.pi):
+        gold = _in_radians(gold)
+    elif _is_angle(answer.unit) and not gold.unit and gold.value.has(sympy.pi):
+        answer = _in_radians(answer)
     gold_unit, answer_unit = (read_unit(n.unit) if n.unit else None for n in (gold, answer))
     if gold_unit is None or answer_unit is None or gold_unit == answer_unit:
         return _same_value(gold, answer, tolerance)
@@ -201,6 +220,14 @@ def _agree_numbers(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
         return False
     factor = answer_unit.factor / gold_unit.factor
     return _same_value(gold, Number(answer.value * Rational(factor.numerator, factor.denominator), None, ""), tolerance)
+
+
+def _is_angle(unit: str) -> bool:
+    return re.fullmatch(r"\s*(?:\^\\circ\s*|degrees?)", plain(unit)) is not None
+
+
+def _in_radians(angle: Number) -> Number:
+    return Number(angle.value * sympy.pi / 180, None, "")
 
 
 def _same_value(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
@@ -226,7 +253,33 @@ def _agree_spelled(gold: Spelled, answer: Spelled, tolerance: Tolerance) -> bool
         return _agree_remainders(gold, answer)
     if len(gold.parts) != len(answer.parts):
         return False
+    if gold.kind == "ratio" and not _may_be_time(gold) and not _may_be_time(answer):
+        sides = [[number_of(part) for part in reading.parts[:-1]] for reading in (gold, answer)]
+        pairs = list(zip(*sides, strict=True))
+        return _agree_parts(gold.parts[-1], answer.parts[-1], tolerance) and all(
+            equality.equal(g * pairs[0][1], a * pairs[0][0]) for g, a in pairs  # pyright: ignore
+        )
     return all(_agree_parts(g, a, tolerance) for g, a in zip(gold.parts, answer.parts, strict=True))
+
+
+def _agree_with_number(spelled: Spelled, number: Number, tolerance: Tolerance) -> bool:
+    """A ratio is its fraction, unless it may be a time; what is congruent to 3 names 3."""
+    if spelled.kind == "remainder":
+        return isinstance(spelled.parts[0], Number) and _agree(number, spelled.parts[0], tolerance)
+    if spelled.kind != "ratio" or len(spelled.parts) != 3 or number.unit:
+        return False
+    first, second = (number_of(part) for part in spelled.parts[:2])
+    if first is None or second is None or second.is_zero or _may_be_time(spelled) or number.value.is_integer:
+        return False
+    return _agree(Number(first / second, None, ""), number, tolerance)
+
+
+def _may_be_time(ratio: Spelled) -> bool:
+    """Whether a ratio can be read as hours and minutes."""
+    numbers = [number_of(part) for part in ratio.parts[:-1]]
+    return any(n is None for n in numbers) or (
+        len(numbers) == 2 and all(n is not None and n.is_integer for n in numbers) and bool(10 <= numbers[1] < 60)  # pyright: ignore
+    )
 
 
 def _agree_parts(gold: "Reading | str", answer: "Reading | str", tolerance: Tolerance) -> bool:
@@ -238,6 +291,9 @@ def _agree_parts(gold: "Reading | str", answer: "Reading | str", tolerance: Tole
 
 
 def _agree_remainders(gold: Spelled, answer: Spelled) -> bool:
+    if all(isinstance(reading.parts[0], Several) for reading in (gold, answer)):
+        ones = [[Spelled("remainder", (item, r.parts[1])) for item in r.parts[0].items] for r in (gold, answer)]  # pyright: ignore
+        return len(ones[0]) == len(ones[1]) and all(any(_agree_remainders(g, a) for a in ones[1]) for g in ones[0])
     (g, m), (a, n) = (tuple(number_of(part) for part in reading.parts) for reading in (gold, answer))
     if g is None or m is None or a is None or n is None or not equality.equal(m, n):
         return False

@@ -145,8 +145,8 @@ class _Parser:
 
     def _begins_factor(self) -> bool:
         token = self.here()
-        if not token or self._is_number():
-            return False  # a number after a factor: "1 2" is no product
+        if not token or self._is_number():  # "1 2" is no product, but "3!7!" and "i4" are
+            return bool(token) and self._at > 0 and self._tokens[self._at - 1][1] in ("!", "i")
         if token[0] == "\\":
             name = token[1:]
             known = name in LETTERS or name in DECORATIONS or name in FONTS or name in _ONE_ARGUMENT
@@ -281,7 +281,8 @@ class _Parser:
                 tail += "_" + self._take()
         if not tail and name == "C" and self.here() == "(" and self._is_number(1) and self.here(2) == ",":
             return _binomial(*self._arguments())
-        if name + tail in _FUNCTIONS and self.here() == "(":
+        is_at_number = self.here() == "(" and self._is_number(1) and self.here(2) == ")"  # I(0) is no product
+        if (name + tail in _FUNCTIONS and self.here() == "(") or (is_at_number and (tail or name not in ("e", "i"))):
             return Symbol(f"{name}{tail}({', '.join(map(str, self._arguments()))})")
         if not tail and name in ("e", "i") and name not in self._letters:
             return sympy.E if name == "e" else sympy.I
@@ -337,7 +338,7 @@ class _Parser:
                 return self._function(inside)
             if inside.isascii() and inside.isalpha():
                 return self._symbol(inside) if len(inside) == 1 or self.here() == "_" else Symbol(f"text {inside}")
-            if re.search(r"[A-Za-z]{2}", inside):
+            if re.search(r"(?<![\\A-Za-z])[A-Za-z]{2}", inside):
                 raise Unreadable(f"words in a formula: {inside!r}")
             return read_formula(inside)
         raise Unreadable(f"cannot read '\\{name}'")

@@ -33,6 +33,12 @@ _PHRASES = (
     (re.compile(r"(?:the\s+)?(?:set\s+of\s+)?all\s+real(?:s|\s+(?:numbers?|values?|[a-z]))?", re.IGNORECASE), "\\mathbb{R}"),
     (re.compile(r"(?:the\s+)?empty\s+set|no\s+(?:real\s+)?solutions?", re.IGNORECASE), "\\emptyset"),
 )
+_COUNTED = re.compile(
+    r"^(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:year|exactly|page|day|room|step|a total of)\b\s*(?:\}\s*)?(?=-?[\d\\])", re.IGNORECASE
+)
+"""Words before a number that decide no more than a thing counted behind it."""
+
+_OPERATION = re.compile(r"\s*\w+\s*(\\cup|\\cap)\s+\w+\s*(?:\1\s+\w+\s*)*")
 _MODULO = re.compile(r"(?:(.*?)\\equiv)?\s*(.*?)\s*(?:\\pmod\s*\{?|\(\s*\\(?:mod|bmod)|\\mod)\s*([^{}()]+)[})]*")
 _ANGLE = re.compile(r".*\\circ.*\d\s*'.*")
 _SET_BUILDER = re.compile(r"\\?\{\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\||:)\s*(.*?)\s*\\?\}")
@@ -61,9 +67,7 @@ def is_understood(reading: Reading) -> bool:
 
 def read(text: str, *, is_gold: bool = False) -> Reading:
     """What a cleaned answer states; `Spelled("unread")` where that is not understood."""
-    text = text.strip()
-    for phrase, formula in _PHRASES:
-        text = formula if phrase.fullmatch(plain(text).strip()) else text
+    text = _COUNTED.sub("", stands_for(text.strip()))
     if system := _SYSTEM.fullmatch(text):
         if system[1] == "cases":
             return Spelled("cases", (compact(text),))
@@ -79,6 +83,8 @@ def read(text: str, *, is_gold: bool = False) -> Reading:
             return value
     if (literal := _read_literal(text)) is not None:
         return literal
+    if (compound := read_compound(text)) is not None:
+        return Number(Integer(compound[0].numerator) / compound[0].denominator, None, compound[1])
     parts = _split(_separated(text), ",;")
     if len(parts) > 1:
         return _read_points(text) or _read_both(text) or _read_list(parts, is_gold)
@@ -86,6 +92,8 @@ def read(text: str, *, is_gold: bool = False) -> Reading:
         return Several("", tuple(read(_signed(text, sign), is_gold=is_gold) for sign in "+-"))
     if (region := _read_region(text)) is not None:
         return region
+    if sets := _OPERATION.fullmatch(text):
+        return Spelled(f"sets {sets[1]}", tuple(sorted(compact(part) for part in text.split(sets[1]))))
     if (inside := _in_brackets(text)) is not None:
         opening, content, end = inside
         items = _split(_separated(content), ",;", thousands=False)
@@ -99,6 +107,11 @@ def read(text: str, *, is_gold: bool = False) -> Reading:
     if (relation := _read_relation(text)) is not None:
         return relation
     return _read_number(text, is_gold)
+
+
+def stands_for(text: str) -> str:
+    """A text, or the formula that its words stand for, such as "all real numbers"."""
+    return next((formula for phrase, formula in _PHRASES if phrase.fullmatch(plain(text).strip())), text)
 
 
 def _read_points(text: str) -> Reading | None:
@@ -281,7 +294,7 @@ def _read_relation(text: str) -> Relation | None:
 
 
 NAME = re.compile(
-    r"\\frac\s*\{\s*[A-Z]{2,3}\s*\}\s*\{\s*[A-Z]{2,3}\s*\}|[A-Z]{2,3}\s*[/:]\s*[A-Z]{2,3}|"
+    r"\\frac\s*\{\s*(?:[A-Z]{2,3}|[a-zA-Z])\s*\}\s*\{\s*(?:[A-Z]{2,3}|[a-zA-Z])\s*\}|[A-Z]{2,3}\s*[/:]\s*[A-Z]{2,3}|"
     r"\\frac\s*\{\s*(?:d|\\partial)[^{}]*\}\s*\{\s*(?:d|\\partial)[^{}]*\}|\(\s*[a-zA-Z]\s*(?:,\s*[a-zA-Z]\s*)+\)"
     r"|(?!.*\b(?i:no|not|non|without|except|undefined)\b)(?:\^\{-1\}|\s*:\s*|\\(?!frac|sqrt|times|cdot|binom|pi\b|ln|log|lg|exp|sin|cos|tan|cot|sec|csc|arc)[a-zA-Z]+\s*|[A-Za-z]'*\s*|_\s*(?:\w|\{[^{}]*\})\s*|\{[^{}\d+*/^-]*\}\s*|\([a-zA-Z](?:,\s*[a-zA-Z])*\)\s*)+"
     r"|\|\s*[A-Za-z]+\s*\||[a-zA-Z]'*\([^()=]*\)"
@@ -304,8 +317,6 @@ def _read_number(text: str, is_gold: bool) -> Reading:
     if (inside := _in_brackets(number)) and inside[0] + inside[2] in ("()", "{}") and unit:
         number = inside[1]
     factor, unit = split_scale(unit)
-    if (compound := read_compound(text)) is not None:
-        return Number(Integer(compound[0].numerator) / compound[0].denominator, None, compound[1])
     if number in _ENDLESS:
         return Number(-sympy.oo if number[0] == "-" else sympy.oo, None, unit)
     for formula, behind in ((number, unit), (text, "")):
@@ -352,7 +363,11 @@ def _read_region(text: str) -> Region | None:
         return None
     intervals: list[Interval] = []
     for part in parts:
-        region = region_of(read(part))
+        reading = read(part)
+        region = region_of(reading)
+        if region is None and isinstance(reading, Several) and reading.brackets == "{}":
+            points = [number_of(item) for item in reading.items]
+            region = union_of([(point, point, True, True) for point in points if point is not None and point.is_real])
         if region is None:
             return None
         intervals += region.intervals

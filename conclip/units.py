@@ -137,7 +137,7 @@ def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
         if unit.startswith("^\\circ") and _FUNCTION.search(value):  # the degrees of an angle: sin 30°
             value, unit = value + "^\\circ ", unit.removeprefix("^\\circ").lstrip()
         if (
-            not re.search(r"(?<![\^{\d-])\d", unit)
+            not re.search(r"(?<![\^\d-])\d", re.sub(r"\^\s*\{", "^", plain(unit)))
             and not _NO_UNIT.search(plain(unit))
             and plain(unit).strip() not in ("i", "e")
             and (not _has_letters(value) or _names(unit) & _UNITS.keys())
@@ -146,7 +146,7 @@ def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
     if (match := _PLAIN_SUFFIX.fullmatch(text)) and not (_has_letters(match["value"]) or _FUNCTION.search(match["value"])):
         names = _names(match["unit"])
         if match["space"]:
-            is_unit = all(len(name) > 2 or _look_up(name, known_only=True) for name in names)
+            is_unit = all(len(name) > 2 or name in ("a", "an", "of") or _look_up(name, known_only=True) for name in names)
         else:
             is_unit = not spaced and all(len(name) > 1 and _look_up(name, known_only=True) for name in names)
         if is_unit:
