@@ -137,6 +137,10 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
         return Extraction(tail.strip(), "math")
     formulas = [(content, end) for content, end in _formulas(tail) if not re.fullmatch(r"[a-zA-Z]|\\[a-z]+", content)]
     number = _last_number(tail)
+    if formulas and number and _UNIT_ALONE.fullmatch(formulas[-1][0]):
+        begin = tail.rfind(formulas[-1][0], number[1], formulas[-1][1])
+        if begin >= 0 and not tail[number[1] : begin].strip(" $\\("):  # 100 $cm^2$
+            return Extraction(f"{number[0]} {formulas[-1][0]}", "number")
     concludes = number is not None and bool(formulas) and _THEREFORE.search(tail, formulas[-1][1], number[1]) is not None
     if formulas and not concludes and (
         number is None or number[1] <= formulas[-1][1] or len(_formulas(tail)) == len(formulas)
@@ -169,6 +173,9 @@ def _is_bare(text: str) -> bool:
     return re.search(r"\w", text) is not None and all(_CALCULATOR.fullmatch(word) for word in _WORDS.findall(formula))
 
 
+_UNIT_ALONE = re.compile(
+    r"(?:\\(?:text|mathrm)\s*\{)?\s*[a-zA-Z]{1,3}\s*\}?(?:\s*\^\s*\{?[23]\}?)?|\^\s*\{?\s*\\circ\s*\}?(?:\s*\\text\{[CF]\}|[CF])?|\\%"
+)
 _THEREFORE = re.compile(r"\b(?:Therefore|Thus|Hence|So|Finally|Altogether)\b")
 """Opens a last sentence, whose number counts for more than the formulas before it."""
 

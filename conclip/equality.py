@@ -38,7 +38,10 @@ def equal(first: Expr, second: Expr) -> bool:
     if not letters:
         return _same_number(first, second)
     held = 0
+    is_base_positive = _has_power_of_letters(first) or _has_power_of_letters(second)
     for point in _points(letters):
+        if is_base_positive:  # x^a has no meaning for a negative x
+            point = {letter: cast(Expr, abs(value)) for letter, value in point.items()}
         f = _at(first, point)
         if f is None or not (f.is_real or first.has(sympy.I)):
             continue  # outside of what `first` is defined on
@@ -47,6 +50,11 @@ def equal(first: Expr, second: Expr) -> bool:
             return False
         held += 1
     return held >= 2
+
+
+def _has_power_of_letters(value: Expr) -> bool:
+    """Whether a letter is raised to a power with a letter in it, as in ``(pq)^a``."""
+    return any(power.exp.free_symbols and power.base.free_symbols for power in value.atoms(sympy.Pow))
 
 
 def proportional(first: Expr, second: Expr, *, positive: bool = False) -> bool:

@@ -118,8 +118,8 @@ ROUNDED = Tolerance(relative=0.02)
 
 
 def _exact_and_rounded(text: str) -> list[str]:
-    r"""The values of ``\frac{1}{3} \approx 0.33``: the exact one, and the rounded one where it comes near; none where no number
-    stands before the sign (``x \approx 0.33``)."""
+    r"""The values of ``\frac{1}{3} \approx 0.33``: the exact one and the rounded one; none where no number stands before the sign
+    (``x \approx 0.33``), or one that is no rounding of it behind."""
     exact, sign, rounded = text.partition("\\approx") if _APPROX.search(text) else (text, "", "")
     exact, rounded = exact.strip(), rounded.strip()
     if not sign or not rounded or NAME.fullmatch(exact) or nesting(text) > MAX_DEPTH:
@@ -127,7 +127,7 @@ def _exact_and_rounded(text: str) -> list[str]:
     value, near = read(exact), read(rounded)
     if isinstance(value, Relation):
         value = _named_value(value) or value
-    return [exact, rounded] if _agree(value, near, ROUNDED) else [exact]
+    return [exact, rounded] if _agree(value, near, ROUNDED) else []
 
 
 _GLUED_UNIT = re.compile(r"(-?\d[\d,]*\.\d+|-?\d[\d,]*(?=[a-zA-Z]+(?:\^|/)))([a-zA-Z]{1,3}(?:\^\{?\d\}?)?(?:/[a-zA-Z]+(?:\^\{?\d\}?)?)?)")

@@ -249,7 +249,7 @@ def _read_literal(text: str) -> Spelled | None:
             return Spelled("base", (sign + digits.lstrip("0").upper(), base))
     if _ANGLE.fullmatch(text):
         return Spelled("angle", (compact(text),))
-    ratio = _TO.sub(r"\1:", text)
+    ratio = _TO.sub(r"\1:", text[1:-1] if text[:1] == "(" and closing(text, 0) == len(text) - 1 else text)
     if ":" in ratio and "\\{" not in text and not _SIGNS.search(text):
         number, unit = split_unit(ratio)
         parts = [part.strip() for part in number.split(":")]

@@ -27,6 +27,9 @@ _NUMERALS = (
     | {f"{ten}-{one}": 10 * n + d for n, ten in enumerate(_TENS, start=2) for d, one in enumerate(_DIGITS[:10]) if d}
     | {"a dozen": 12, "one hundred": 100, "a hundred": 100, "one thousand": 1000, "a thousand": 1000}
 )
+_SHORT_WORDS = frozenset("odd red tie win yes dog cat boy one two six ten may sun mon tue wed thu fri sat".split())
+"""Words of three letters, which would else be products."""
+
 _LIST = re.compile(r"\s*(?:,\s*(?:and|or)\s|,|;|\band\b|\bor\b)\s*")
 
 
@@ -39,7 +42,11 @@ def is_text(gold: str) -> bool:
         return True
     if re.search(r"\d", words):
         return False
-    return len(words) >= 4 or re.fullmatch(r"[A-Z][a-z]{2,}|yes|no|Yes|No|[A-Z]{2,}", words) is not None
+    return (
+        len(words) >= 4
+        or re.fullmatch(r"[A-Z][a-z]{2,}|yes|no|Yes|No|[A-Z]{2,}", words) is not None
+        or words.casefold() in _SHORT_WORDS
+    )
 
 
 def same_words(gold: str, answer: str) -> bool:
