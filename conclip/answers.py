@@ -142,8 +142,10 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
         if begin >= 0 and not tail[number[1] : begin].strip(" $\\("):  # 100 $cm^2$
             return Extraction(f"{number[0]} {formulas[-1][0]}", "number")
     concludes = number is not None and bool(formulas) and _THEREFORE.search(tail, formulas[-1][1], number[1]) is not None
-    if formulas and not concludes and (
-        number is None or number[1] <= formulas[-1][1] or len(_formulas(tail)) == len(formulas)
+    if (
+        formulas
+        and not concludes
+        and (number is None or number[1] <= formulas[-1][1] or len(_formulas(tail)) == len(formulas))
     ):
         return Extraction(formulas[-1][0], "math")
     if number:
@@ -209,13 +211,17 @@ _LIST_OF_FORMULAS = re.compile(r"\$[^$]+\$(?:(?:\s|,|or\b|and\b)+\$[^$]+\$)+")
 _FILLER = re.compile(r"(?:[A-Za-z']+\s+)+(?=[-+$\\\d])")
 _CHOSEN = re.compile(
     r"(?:for sure|definitely|clearly|certainly|option|choice)?\s*\(?([A-J])\)?"
-    r"(?:\s*[,;:]\s*(?!and\b|or\b|[A-Za-z]\b(?!'))|\s+(?:because|since|as|but|and not|not|rather)\b)"
+    r"(?:\s*[,;:](?!\s*(?:and\b|or\b|[A-Za-z]\b(?!')))|\s+(?:because|since|as|but|and not|not|rather)\b)"
 )
 """An option's letter, and then why."""
 
-_STATED = re.compile(r"[A-Za-z].*\b(?:is|are|was|equals?|be)\s+(?:(?:just|exactly|only|also|then|simply|equal to)\s+)?(?=[-+$\\\d(\[.])")
+_STATED = re.compile(
+    r"[A-Za-z].*\b(?:is|are|was|equals?|be)\s+(?:(?:just|exactly|only|also|then|simply|equal to)\s+)?(?=[-+$\\\d(\[.])"
+)
 _BECAUSE = re.compile(r"(?<=[\d$})a-z]),?\s+(?:because|since|as|which|where|when)\b.*$")
-_CIRCUMSTANCE = re.compile(r"\s+(?:in|on|at|for|from|during|by|after|before|each|every|altogether|total|left|because|since|so|when|if)\b[^\d$\\]*$")
+_CIRCUMSTANCE = re.compile(
+    r"\s+(?:in|on|at|for|from|during|by|after|before|each|every|altogether|total|left|because|since|so|when|if)\b[^\d$\\]*$"
+)
 """Words behind a number that say when or where."""
 _NEGATED = re.compile(
     r"\b(?:not|no|never|nor|neither|cannot|except|unless|than|least|most|about|around|\w+n't)\b", re.IGNORECASE

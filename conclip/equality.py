@@ -38,10 +38,9 @@ def equal(first: Expr, second: Expr) -> bool:
     if not letters:
         return _same_number(first, second)
     held = 0
-    is_base_positive = _has_power_of_letters(first) or _has_power_of_letters(second)
+    exponents = _exponents(first) | _exponents(second)
     for point in _points(letters):
-        if is_base_positive:  # x^a has no meaning for a negative x
-            point = {letter: cast(Expr, abs(value)) for letter, value in point.items()}
+        point = {letter: sympy.ceiling(3 * value) if letter in exponents else value for letter, value in point.items()}
         f = _at(first, point)
         if f is None or not (f.is_real or first.has(sympy.I)):
             continue  # outside of what `first` is defined on
@@ -52,9 +51,11 @@ def equal(first: Expr, second: Expr) -> bool:
     return held >= 2
 
 
-def _has_power_of_letters(value: Expr) -> bool:
-    """Whether a letter is raised to a power with a letter in it, as in ``(pq)^a``."""
-    return any(power.exp.free_symbols and power.base.free_symbols for power in value.atoms(sympy.Pow))
+def _exponents(value: Expr) -> set[Basic]:
+    """The letters in the powers that other letters are raised to: those of ``(pq)^{ab}`` are a and b. A negative p has only
+    whole powers, so these stand for whole numbers."""
+    powers = [power for power in value.atoms(sympy.Pow) if power.base.free_symbols]
+    return {letter for power in powers for letter in power.exp.free_symbols}
 
 
 def proportional(first: Expr, second: Expr, *, positive: bool = False) -> bool:

@@ -8,8 +8,10 @@ from typing import cast
 import sympy
 from sympy import Expr, Integer
 
-from conclip.formulas import Unreadable, read_formula
+from conclip.formulas import read_formula
+from conclip.functions import Unreadable
 from conclip.kinds import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
+from conclip.pieces import in_brackets, split
 from conclip.regions import Interval, Region, intersection, union_of, without_points
 from conclip.spelling import closing, compact, plain
 from conclip.units import read_compound, split_scale, split_unit
@@ -34,7 +36,8 @@ _PHRASES = (
     (re.compile(r"(?:the\s+)?empty\s+set|no\s+(?:real\s+)?solutions?", re.IGNORECASE), "\\emptyset"),
 )
 _COUNTED = re.compile(
-    r"^(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:year|exactly|page|day|room|step|a total of)\b\s*(?:\}\s*)?(?=-?[\d\\])", re.IGNORECASE
+    r"^(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:year|exactly|page|day|room|step|a total of)\b\s*(?:\}\s*)?(?=-?[\d\\])",
+    re.IGNORECASE,
 )
 """Words before a number that decide no more than a thing counted behind it."""
 
@@ -85,7 +88,7 @@ def read(text: str, *, is_gold: bool = False) -> Reading:
         return literal
     if (compound := read_compound(text)) is not None:
         return Number(Integer(compound[0].numerator) / compound[0].denominator, None, compound[1])
-    parts = _split(_separated(text), ",;")
+    parts = split(_separated(text), ",;")
     if len(parts) > 1:
         return _read_points(text) or _read_both(text) or _read_list(parts, is_gold)
     if _PLUS_MINUS.search(text) and not text.startswith(("\\{", "(")):
@@ -94,9 +97,9 @@ def read(text: str, *, is_gold: bool = False) -> Reading:
         return region
     if sets := _OPERATION.fullmatch(text):
         return Spelled(f"sets {sets[1]}", tuple(sorted(compact(part) for part in text.split(sets[1]))))
-    if (inside := _in_brackets(text)) is not None:
+    if (inside := in_brackets(text)) is not None:
         opening, content, end = inside
-        items = _split(_separated(content), ",;", thousands=False)
+        items = split(_separated(content), ",;", thousands=False)
         if len(items) > 1 or opening == "{":
             read_items = [read(item, is_gold=is_gold) for item in items if item] if any(items) else []
             flat = [i for r in read_items for i in (r.items if isinstance(r, Several) and not r.brackets else (r,))]
@@ -116,10 +119,11 @@ def stands_for(text: str) -> str:
 
 def _read_points(text: str) -> Reading | None:
     """``p = 5, q = 2; p = 7, q = 2``: a list of tuples, one for each group with the same names; None for anything else."""
-    groups = [_split(group, ",") for group in _GROUPS.split(text)]
+    groups = [split(group, ",") for group in _GROUPS.split(text)]
     named = [[relation for part in group if (relation := _read_relation(part)) and _name_of(part)] for group in groups]
     names = [[compact(relation.sides[0]) for relation in group] for group in named]
-    if len(groups) < 2 or len(names[0]) < 2 or any(len(g) != len(n) or n != names[0] for g, n in zip(groups, names)):
+    all_named = [len(group) for group in groups] == [len(some) for some in names]
+    if len(groups) < 2 or len(names[0]) < 2 or not all_named or any(some != names[0] for some in names):
         return None
     return Several("", tuple(Several("()", tuple(read(r.sides[-1]) for r in group)) for group in named))
 
@@ -141,46 +145,10 @@ def _separated(text: str) -> str:
     return _SEPARATORS.sub(" , ", text)
 
 
-def _split(text: str, separators: str, *, thousands: bool = True) -> list[str]:
-    """The parts of a text between separators that stand outside of brackets; a comma between thousands separates nothing."""
-    parts, begin, depth = [], 0, 0
-    for position, character in enumerate(text):
-        if character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        elif depth == 0 and character in separators:
-            if thousands and character == "," and _between_thousands(text, position):
-                continue
-            parts.append(text[begin:position].strip())
-            begin = position + 1
-    parts.append(text[begin:].strip())
-    found = [part for part in parts if part]
-    return found or [""]
-
-
-def _between_thousands(text: str, comma: int) -> bool:
-    return (
-        re.match(r"\d{3}(?!\d)", text[comma + 1 :]) is not None
-        and re.search(r"(?<![\d.])[1-9]\d{0,2}(?:,\d{3})*$", text[:comma]) is not None
-    )
-
-
 def _signed(text: str, sign: str) -> str:
     """One of the two values that plus-minus signs stand for."""
     other = "-" if sign == "+" else "+"
     return _PLUS_MINUS.sub(lambda m: f" {sign if m[1] == 'pm' else other} ", text)
-
-
-def _in_brackets(text: str) -> tuple[str, str, str] | None:
-    """(opening, content, closing) of a text that one pair of brackets holds; braces may be escaped."""
-    for opening in ("\\{", "(", "[", "{"):
-        if text.startswith(opening):
-            end = closing(text, len(opening) - 1)
-            if end is not None and end == len(text) - 1:
-                escaped = len(opening) > 1 and text[end - 1] == "\\"
-                return opening[-1], text[len(opening) : end - escaped], text[end]
-    return None
 
 
 def _read_matrix(name: str, body: str) -> Reading:
@@ -204,22 +172,22 @@ def _read_matrix_formula(text: str) -> Reading | None:
     matrices = list(_ONE_MATRIX.finditer(text))
     if not matrices or text[matrices[-1].end() :].strip():
         return None
-    total: sympy.Matrix | None = None
-    product: sympy.Matrix | None = None
+    terms: list[sympy.Matrix] = []
     try:
         for number, matrix in enumerate(matrices):
             before = text[matrices[number - 1].end() if number else 0 : matrix.start()]
-            between = _BETWEEN_MATRICES.fullmatch(before if number else f"+ {before}".replace("+ -", "-").replace("+ +", "+"))
+            between = _BETWEEN_MATRICES.fullmatch(
+                before if number else f"+ {before}".replace("+ -", "-").replace("+ +", "+")
+            )
             rows = [[_value(read(cell)) for cell in row.split("&")] for row in matrix[2].split("\\\\") if row.strip()]
             if between is None or matrix[1] == "vmatrix":
                 return None
             if between["sign"] is None:
-                product = product * sympy.Matrix(rows)
-                continue
-            total = product if total is None else total + product
-            scalar = read_formula(between["scalar"]) if between["scalar"] else Integer(1)
-            product = sympy.Matrix(rows) * (scalar if between["sign"] == "+" else -scalar)
-        total = product if total is None else total + product
+                terms[-1] = terms[-1] * sympy.Matrix(rows)
+            else:
+                scalar = read_formula(between["scalar"]) if between["scalar"] else Integer(1)
+                terms.append(sympy.Matrix(rows) * (scalar if between["sign"] == "+" else -scalar))
+        total = sum(terms[1:], terms[0])
     except (Unreadable, ValueError, TypeError, sympy.ShapeError):
         return None
     return Matrix(tuple(tuple(Number(cast(Expr, cell), None, "") for cell in row) for row in total.tolist()))
@@ -314,7 +282,7 @@ def _read_number(text: str, is_gold: bool) -> Reading:
     number = number.strip().rstrip(" .")
     if repeating := _REPEATING.fullmatch(number):
         number = f"{repeating[1]}\\overline{{{repeating[2]}}}"
-    if (inside := _in_brackets(number)) and inside[0] + inside[2] in ("()", "{}") and unit:
+    if (inside := in_brackets(number)) and inside[0] + inside[2] in ("()", "{}") and unit:
         number = inside[1]
     factor, unit = split_scale(unit)
     if number in _ENDLESS:
@@ -357,7 +325,7 @@ def _read_region(text: str) -> Region | None:
     if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?", text):
         return Region(((-sympy.oo, sympy.oo, False, False),))
     if without := re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\\setminus|\\backslash|-)\s*\\?\{(.*?)\\?\}", text):
-        points = [read(part) for part in _split(without[1], ",")]
+        points = [read(part) for part in split(without[1], ",")]
         return without_points([point.value for point in points if isinstance(point, Number)])
     if len(parts := re.split(r"\\cup(?![a-zA-Z])", text)) < 2:
         return None

@@ -149,7 +149,10 @@ _TIMES = re.compile(r"(?<=[\d}])\s*(?:[xX*]|\\(?:mathrm|text)\{\s*[xX]\s*\})\s*(
 _FLOAT = re.compile(r"(?<![A-Za-z\d])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d+)(?![\dA-Za-z]|\.\d)")
 _GROUPED_BY_SPACES = re.compile(r"(?<![\d.,/])\d{1,3}(?:\s\d{3})+(?![\d/])")
 _EUROPEAN = re.compile(r"-?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|-?\d{1,3}(?:\.\d{3})+,\d+")
-_LEADING = re.compile(r"^(?:(?:\\q?quad(?![a-zA-Z])|\s)+|\\(?:approx|therefore|implies|Rightarrow|simeq|sim)(?![a-zA-Z])|=)\s*")
+_PRICE = re.compile(r"-?\s*\$\s*\d[\d,.]*")
+_LEADING = re.compile(
+    r"^(?:(?:\\q?quad(?![a-zA-Z])|\s)+|\\(?:approx|therefore|implies|Rightarrow|simeq|sim)(?![a-zA-Z])|=)\s*"
+)
 _TRAILING = re.compile(r"(?:\\\\|\\,|\\(?=\s*$)|\\q?quad|[.;,]|\s)+$")
 _NO_WORDS = frozenset({"and", "or", "am", "pm", "percent"})
 """Words that may stand in a formula that is set as text."""
@@ -192,7 +195,8 @@ def clean(text: str) -> str:
     text = re.sub(
         r"(?<=\d)(\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?)([AaPp])\.?\s?[Mm]\b\.?", lambda m: f"{m[1]}{m[2].lower()}m", text
     )
-    text = re.sub(r"(?<!\\)\$", "", text)
+    text = text if _PRICE.fullmatch(text) else re.sub(r"(?<!\\)\$", "", text)
+    text = re.sub(r"(?<!\\)\$", r"\\$", text)
     text = re.sub(r"^(?:\\[\]\)])+|(?:\\[\[\]\(\)])+$", "", text.strip())
     text = _roots(text, re.compile(r"(?<![\\a-zA-Z])sqrt(?=\s*[\d(A-Za-z])"), "\\sqrt")
     text = _CALCULATOR.sub(r"\\\1", text)

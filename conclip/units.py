@@ -105,7 +105,9 @@ _PLAIN_SUFFIX = re.compile(
     rf"(?P<unit>(?![ei](?![A-Za-z]))[A-Za-zμΩ][A-Za-zμΩ. ]*{_POWER}(?:\s*/\s*[A-Za-z]+{_POWER})*)",
     re.DOTALL,
 )
-_PERCENT = re.compile(r"(?:%|\s*\\(?:text|mbox|mathrm)\s*\{\s*(?:%|per\s?cent(?:age)?|pct)\s*\}|\s(?:per\s?cent(?:age)?|pct))\s*$")
+_PERCENT = re.compile(
+    r"(?:%|\s*\\(?:text|mbox|mathrm)\s*\{\s*(?:%|per\s?cent(?:age)?|pct)\s*\}|\s(?:per\s?cent(?:age)?|pct))\s*$"
+)
 _NO_UNIT = re.compile(
     r"\b(?:is|are|not|no|does|do|or|squared|cubed|factorial|wrong|impossible|than|except|unless)\b", re.IGNORECASE
 )
@@ -146,7 +148,8 @@ def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
     if (match := _PLAIN_SUFFIX.fullmatch(text)) and not (_has_letters(match["value"]) or _FUNCTION.search(match["value"])):
         names = _names(match["unit"])
         if match["space"]:
-            is_unit = all(len(name) > 2 or name in ("a", "an", "of") or _look_up(name, known_only=True) for name in names)
+            names -= {"a", "an", "of"} if any(len(name) > 2 for name in names) else set()  # pages a year
+            is_unit = all(len(name) > 2 or _look_up(name, known_only=True) for name in names)
         else:
             is_unit = not spaced and all(len(name) > 1 and _look_up(name, known_only=True) for name in names)
         if is_unit:

@@ -18,16 +18,19 @@ _SYNONYMS = {
     for name in names
 }
 _VERDICT = re.compile(r"(yes|no|true|false)\s*(?:[,;.:!-]|because\b|since\b)", re.IGNORECASE)
-_DIGITS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-           "eighteen nineteen").split()  # fmt: skip
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_names = str.split
+_DIGITS = _names(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
+_TENS = _names("twenty thirty forty fifty sixty seventy eighty ninety")
 _NUMERALS = (
     {word: number for number, word in enumerate(_DIGITS)}
     | {ten: 10 * n for n, ten in enumerate(_TENS, start=2)}
     | {f"{ten}-{one}": 10 * n + d for n, ten in enumerate(_TENS, start=2) for d, one in enumerate(_DIGITS[:10]) if d}
     | {"a dozen": 12, "one hundred": 100, "a hundred": 100, "one thousand": 1000, "a thousand": 1000}
 )
-_SHORT_WORDS = frozenset("odd red tie win yes dog cat boy one two six ten may sun mon tue wed thu fri sat".split())
+_SHORT_WORDS = frozenset(_names("odd red tie win yes dog cat boy one two six ten may sun mon tue wed thu fri sat"))
 """Words of three letters, which would else be products."""
 
 _LIST = re.compile(r"\s*(?:,\s*(?:and|or)\s|,|;|\band\b|\bor\b)\s*")

@@ -58,7 +58,7 @@ def test_every_pair_of_the_table(grader: Grader, category: str):
     assert wrong == []
 
 
-@pytest.mark.parametrize(("name", "count"), [("answer_pairs", 983), ("answer_kinds", 2381)])
+@pytest.mark.parametrize(("name", "count"), [("answer_pairs", 983), ("answer_kinds", 2864)])
 def test_labelled_responses(tmp_path: Path, name: str, count: int):
     """Responses of every kind, labelled by others than the grader's author, through the command people use."""
     target = tmp_path / "graded.jsonl"
@@ -75,9 +75,7 @@ def test_verdicts_do_not_depend_on_the_hash_seed():
     asked = "".join(json.dumps(pair) + "\n" for pair in pairs).encode()
     command = [*PYTHON, "-m", "conclip.grading_worker"]
     workers = [
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONHASHSEED": seed}
-        )
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONHASHSEED": seed})
         for seed in ("1", "20")
     ]
     first, second = (worker.communicate(asked, timeout=120)[0].splitlines() for worker in workers)
