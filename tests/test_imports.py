@@ -59,12 +59,13 @@ def test_one_module_imports_vllm():
 
 LAYERS = [
     ["processes", "redact"],
-    ["types", "stats", "pooling", "seeding", "terminal", "interrupts", "failures", "completion", "thinking", "tex"],
+    ["types", "stats", "pooling", "seeding", "terminal", "interrupts", "failures", "completion", "thinking", "tex", "functions"],
     ["spelling", "formulas"],
-    ["answers", "equality", "units", "audit", "words"],
+    ["answers", "equality", "units", "audit", "words", "pieces"],
     ["regions"],
     ["kinds"],
     ["readings"],
+    ["agreement"],
     ["problems.arithmetic"],
     ["config"],
     ["files", "checked"],
