@@ -152,7 +152,7 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
         return Extraction(number[0], "number")
     if (said := stated(tail.strip())) is not None:
         return Extraction(said, "phrase")
-    letter = next((match for pattern in _LAST_LETTER if (match := pattern.search(tail))), None)
+    letter = next((match for pattern in _LAST_LETTER if (match := pattern.search(tail[-MAX_SENTENCE_CHARS:]))), None)
     return Extraction(letter[1], "phrase") if letter else None
 
 
@@ -220,7 +220,7 @@ _STATED = re.compile(
 )
 _BECAUSE = re.compile(r"(?<=[\d$})a-z]),?\s+(?:because|since|as|which|where|when)\b.*$")
 _CIRCUMSTANCE = re.compile(
-    r"\s+(?:in|on|at|for|from|during|by|after|before|each|every|altogether|total|left|because|since|so|when|if)\b[^\d$\\]*$"
+    r"\s+(?:in|on|at|for|from|during|by|after|before|each|every|altogether|total|left|because|since|so|when|if)\b\s+[A-Za-z][^\d$\\]*$"
 )
 """Words behind a number that say when or where."""
 _NEGATED = re.compile(
@@ -253,16 +253,19 @@ def _sentence(rest: str) -> str:
             if "$" not in sentence
             else (_formulas(sentence) or [(numbers[0], 0)])[0][0]
         )
-    return sentence
+    return _CIRCUMSTANCE.sub("", sentence) if sentence[:1].isdigit() else sentence
 
 
 _SENTENCE = re.compile(r"[A-Z][^.;:!?]{0,80}?\b(?:is|are|was)\s+(?:an?\s+|the\s+)?([A-Za-z]+)")
 
 
+MAX_SENTENCE_CHARS = 300
+
+
 def stated(sentence: str) -> str | None:
     """What a sentence says that something is: "24 square units" of "The area is 24 square units"; None for others."""
     sentence = sentence.strip().rstrip(".")
-    if _NEGATED.search(sentence):
+    if len(sentence) > MAX_SENTENCE_CHARS or _NEGATED.search(sentence):
         return None
     if match := _STATED.match(sentence):
         return _CIRCUMSTANCE.sub("", sentence[match.end() :])

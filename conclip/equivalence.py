@@ -28,16 +28,15 @@ def same_answer(
     """
     if _same(gold, answer, choices, tolerance):
         return True
-    for text in (
-        (answer, plain(answer))
-        if _PROSE.search(plain(answer)) or (is_response and re.search(r"\n|####|<answer>", answer))
-        else ()
-    ):
+    has_words = _PROSE.search(plain(answer)) is not None
+    if not has_words and not (is_response and re.search(r"\n|####|<answer>", answer)):
+        return False
+    for text in (answer, plain(answer)):
         found = extract(text, lenient=True)
         # A number out of a formula that was not understood is no answer; "the answer is 7" in a box is one.
         if found and (is_response or found.method == "phrase") and _same(gold, found.answer, choices, tolerance):
             return True
-    said = None if choices else stated(plain(clean(answer)))
+    said = stated(plain(clean(answer))) if has_words and not choices else None
     return said is not None and _same(gold, said, None, tolerance)
 
 

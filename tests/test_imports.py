@@ -59,7 +59,19 @@ def test_one_module_imports_vllm():
 
 LAYERS = [
     ["processes", "redact"],
-    ["types", "stats", "pooling", "seeding", "terminal", "interrupts", "failures", "completion", "thinking", "tex", "functions"],
+    [
+        "types",
+        "stats",
+        "pooling",
+        "seeding",
+        "terminal",
+        "interrupts",
+        "failures",
+        "completion",
+        "thinking",
+        "tex",
+        "functions",
+    ],
     ["spelling", "formulas"],
     ["answers", "equality", "units", "audit", "words", "pieces"],
     ["regions"],
