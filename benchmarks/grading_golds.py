@@ -16,7 +16,8 @@ import mpmath
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from conclip.equivalence import same_answer
-from conclip.formulas import Unreadable, read_formula
+from conclip.formulas import read_formula
+from conclip.functions import Unreadable
 from conclip.spelling import clean
 from tests.known_values import Known, known_values, one_digit_changed, spellings
 

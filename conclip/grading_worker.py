@@ -14,8 +14,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from conclip.agreement import Tolerance
 from conclip.audit import same_by_math_verify
-from conclip.equivalence import Tolerance, is_readable, same_answer
+from conclip.equivalence import is_readable, same_answer
 from conclip.interrupts import SIGNALS
 from conclip.types import Outcome
 

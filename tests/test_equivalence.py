@@ -9,9 +9,11 @@ import mpmath
 import pytest
 import sympy
 
+from conclip.agreement import Tolerance
 from conclip.equality import equal, proportional, spells
-from conclip.equivalence import Tolerance, is_readable, same_answer
-from conclip.formulas import Unreadable, read_formula
+from conclip.equivalence import is_readable, same_answer
+from conclip.formulas import read_formula
+from conclip.functions import Unreadable
 from conclip.spelling import clean
 from conclip.units import read_unit, split_unit
 from tests.known_values import known_values, one_digit_changed, spellings
