@@ -16,7 +16,8 @@ import mpmath
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from conclip.grading.equivalence import same_answer
-from conclip.grading.formulas import Unreadable, read_formula
+from conclip.grading.formulas import read_formula
+from conclip.grading.functions import Unreadable
 from conclip.grading.spelling import clean
 from tests.known_values import Known, known_values, one_digit_changed, spellings
 

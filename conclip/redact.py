@@ -1,8 +1,8 @@
 """What must not reach a file or a terminal: secrets this process knows, and control characters of other people's text.
 
-Known are the values of environment variables that are named like secrets, passwords in the URLs of other variables (proxies,
-trackers), the hub's saved token, and passwords of ~/.netrc. Files get them replaced by `conclip.runs.files`, the terminal by
-`conclip.runs.terminal`.
+Known are the values of environment variables that are named like secrets, passwords and tokens in the URLs of other
+variables (proxies, trackers), the hub's saved token, and passwords of ~/.netrc. Files get them replaced by
+`conclip.runs.files`, the terminal by `conclip.runs.terminal`.
 """
 
 import html
@@ -30,6 +30,9 @@ LEAST_CHARS, LEAST_CHARS_UNLISTED = 6, 8
 
 WORD_CHARS = 16
 """Letters alone are a word ("default") below that."""
+
+NO_PASSWORD = ("", "x-oauth-basic")
+"""What stands for the password in a URL whose user is a token."""
 
 URL_PASSWORD = re.compile(r"(?<=://)[^/\s@'\"<>\\]*@")
 URL_KEY = re.compile(
@@ -63,9 +66,11 @@ def _secrets() -> Iterator[str]:
         least = LEAST_CHARS if name in LISTED else LEAST_CHARS_UNLISTED
         if looks_secret(name) and _tells(value, least):
             yield value.strip()
-        for found in re.finditer(r"://[^/\s@:]*:([^/\s@]+)@", value):
-            if _tells(found[1], LEAST_CHARS):
-                yield from {found[1], unquote(found[1])}
+        for user, password in re.findall(r"://([^/\s@:]*):?([^/\s@]*)@", value):
+            if password in NO_PASSWORD and len(user) >= WORD_CHARS:  # GitHub's and package indices' way
+                yield from {user, unquote(user)}
+            elif _tells(password, LEAST_CHARS):
+                yield from {password, unquote(password)}
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface")
     with suppress(OSError, ValueError, RuntimeError):
         saved = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser().read_text(encoding="utf-8").strip()

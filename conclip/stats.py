@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from math import fsum
 from statistics import fmean, stdev
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 Array = NDArray[np.float64]
 
@@ -17,7 +18,7 @@ DIGITS = 9
 """Differences in accuracy are shares of whole numbers: further decimals are rounding dust."""
 DUST = 1e-9
 """The same for numbers of any size, relative to the largest."""
-NOISE, CAUTION = 1 / 24, 1.25
+NOISE, CAUTION, LEAST = 1 / 12, 1.25, 0.45
 """Of `drop_p_values`, chosen by simulation (docs/log.md)."""
 
 
@@ -75,21 +76,23 @@ def chance_not_positive(values: Array, weights: Array) -> Array:
     # The integrand has a pole at 0: stay half a standard deviation away.
     away, negative = 0.5 / np.sqrt((w * v * v).sum(axis=1)), s < 0
     s = np.where(negative, np.minimum(s, -np.minimum(away, -left / 2)), np.maximum(s, np.minimum(away, right / 2)))
-    integral = np.zeros(len(s))
-    open_rows, step = np.arange(len(s)), 0.4
+    # Trapezoids in arsinh of the height converge exponentially: two steps that agree to 1e-4 leave an error far smaller.
+    step = 0.8
+    integral = _line_integral(v, w, s, np.arange(0, 5.2, step, dtype=np.float64)) * step
+    open_rows = np.arange(len(s))
     while len(open_rows) and step > 0.02:
         before = integral[open_rows]
-        integral[open_rows] = _line_integral(v[open_rows], w[open_rows], s[open_rows], step)
-        settled = np.abs(integral[open_rows] - before) <= 1e-4 * np.abs(before)
-        open_rows, step = open_rows[~settled], step / 2
+        between = _line_integral(v[open_rows], w[open_rows], s[open_rows], np.arange(step / 2, 5.2, step, dtype=np.float64))
+        step /= 2
+        integral[open_rows] = before / 2 + between * step
+        settled = np.abs(integral[open_rows] - before) <= 1e-4 * np.abs(integral[open_rows])
+        open_rows = open_rows[~settled]
     chance[mixed] = np.clip(np.where(negative, -integral, 1 - integral), 0, 1)
     return chance
 
 
-def _line_integral(v: Array, w: Array, s: Array, step: float) -> Array:
-    """1 / (2 pi i) of the integral of exp(K(z)) / z along Re z = s, by the trapezoidal rule in arsinh of the height: it
-    converges exponentially, so two steps that agree to 1e-4 leave an error far smaller. [R]"""
-    nodes = np.arange(0, 5.2, step)
+def _line_integral(v: Array, w: Array, s: Array, nodes: Array) -> Array:
+    """Sum over `nodes`, half of that at 0, of 1 / (2 pi i) exp(K(z)) / z dz along Re z = s, at heights sinh(node). [R]"""
     ratio = v / (1 - s[:, None] * v)
     scale = 1 / np.sqrt((w * ratio * ratio).sum(axis=1))[:, None]
     height = np.sinh(nodes) * scale
@@ -97,8 +100,7 @@ def _line_integral(v: Array, w: Array, s: Array, step: float) -> Array:
     size = -0.5 * np.einsum("rnj,rj->rn", np.log1p(z * z), w) - (w * np.log1p(-s[:, None] * v)).sum(axis=1)[:, None]
     angle = np.einsum("rnj,rj->rn", np.arctan(z), w)
     wave = (s[:, None] * np.cos(angle) + height * np.sin(angle)) / (s[:, None] ** 2 + height**2)
-    terms = np.exp(size) * wave * np.cosh(nodes) * scale
-    return (terms.sum(axis=1) - terms[:, 0] / 2) * step / math.pi
+    return (np.exp(size) * wave * np.cosh(nodes) * scale) @ np.where(nodes == 0, 0.5, 1) / math.pi
 
 
 def drop_p_values(values: Array, counts: Array, mean: float, leaning: Array | None = None) -> Array:
@@ -109,12 +111,12 @@ def drop_p_values(values: Array, counts: Array, mean: float, leaning: Array | No
     that lost everything; for losses of 0 or 1 it is the exact binomial bound. It is sharpened in three ways. Each leaves it
     monotone in every difference, since it mixes, or takes the larger of, chances that are:
 
-    - mid-p (Lancaster 1961): the chance with that problem and the one without it share evenly as long as the differences do
-      not lean to losses; where they do, or all are 0, the one with it weighs up to 1 (`lean`);
+    - like mid-p (Lancaster 1961), it mixes the chance with that problem and the one without it, here raised by a quarter
+      (`CAUTION`): the one with it weighs `LEAST` unless the differences lean to losses, and up to 1 where they do, or all
+      are 0 (`lean`);
     - beside that problem the responses' noise would count a second time, so there differences lose up to `NOISE` of their
       size to their common mean;
-    - where noise outweighs what may have gone unseen, the chance without that problem, raised by a quarter (`CAUTION`),
-      stands in for it.
+    - where noise outweighs what may have gone unseen, the raised chance without that problem stands in for it.
 
     How often it errs and what it can show: `benchmarks/coverage.py`.
     """
@@ -126,12 +128,13 @@ def drop_p_values(values: Array, counts: Array, mean: float, leaning: Array | No
     both = np.vstack([np.hstack([np.broadcast_to(values, calm.shape), lost]), np.hstack([calm, lost])])
     weights = np.vstack([np.hstack([counts, 0 * one]), np.hstack([counts, one])])
     seen, unseen = np.split(chance_not_positive(both - mean, weights), 2)
-    return np.minimum(1.0, (1 - leaning) * seen + leaning * np.maximum(CAUTION * seen, unseen))
+    raised = CAUTION * seen
+    return np.minimum(1.0, raised + leaning * np.maximum(0.0, unseen - raised))
 
 
 def lean(values: Array, counts: Array) -> Array:
-    """Weight of the problem that lost everything in `drop_p_values`, for the same tables: 1/2 to 1. [R]"""
-    return np.maximum(0.5, chance_not_positive(np.broadcast_to(values, counts.shape), counts))
+    """Weight of the problem that lost everything in `drop_p_values`, for the same tables: `LEAST` to 1. [R]"""
+    return np.maximum(LEAST, chance_not_positive(np.broadcast_to(values, counts.shape), counts))
 
 
 def clustered_difference(differences: Sequence[float]) -> tuple[float, float, float]:
@@ -194,21 +197,29 @@ def clustered_ratio(
 def _crossing(chance: Callable[[float], float], end: float, centre: float, likely: float) -> float:
     """Where a chance that rises from `end` to `centre` passes ALPHA, `likely` about so far from the centre; `end` where it
     lies above throughout."""
+    z = float(special.ndtri(ALPHA))
 
+    @cache
     def excess(at: float) -> float:
-        return math.log(max(chance(at), 1e-6) / ALPHA)
+        # On the normal scale a chance is nearly linear, so that few steps find the root.
+        return float(special.ndtri(min(max(chance(at), 1e-9), 1 - 1e-9))) - z
 
     def point(distance: float) -> float:
         return end if distance >= abs(end - centre) else centre + math.copysign(distance, end - centre)
+
+    def towards(distance: float, beyond: float) -> float:
+        """A distance at which the chance is ALPHA if it is linear, and a little beyond that."""
+        seen = (excess(point(distance)) + z) / z
+        return distance * min(max(beyond / seen, 0.5), 2) if seen > 0 else 2 * distance
 
     far = likely
     while excess(point(far)) >= 0:
         if point(far) == end:
             return end
-        far *= 2
-    near = far / 2
+        far = towards(far, 1.05)
+    near = min(far, abs(end - centre))
     while excess(point(near)) < 0:
-        far, near = near, near / 2
+        far, near = near, towards(near, 1 / 1.05)
         if near < 1e-9 * abs(end - centre):
             return point(near)
     return optimize.root_scalar(excess, bracket=(point(far), point(near)), method="brentq", xtol=1e-7 * likely).root

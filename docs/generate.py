@@ -48,8 +48,9 @@ values a command would have. `key=value` changes a key, `group=option` takes ano
 `experiment=` and `debug=` changes keys of any group. Lengths and counts are in tokens, responses or problems, as the name
 says.
 
-`two-phase` and `run` know phases by name: keys are `phases.phase1.*` and `phases.phase2.*` (`phase1.*` and `phase2.*` for short),
-another file is `phase@phases.phase2=one`. The defaults below are those of phase 2; `conclip two-phase --help` shows both.
+`two-phase` and `run` know phases by name: keys are `phases.phase1.*` and `phases.phase2.*` (`phase1.*` and `phase2.*` for
+short), another file is `phase@phases.phase2=one`. The defaults below are those of phase 2; `conclip two-phase --help` shows
+both.
 """
 
 

@@ -48,6 +48,16 @@ from conclip.grading.answers import Extraction, choice_letters, extract, extract
         (r"\boxed$", None),
         (r"\boxed{3}. It stands in a \boxed answer, as \boxed asks", "3"),
         (r"\boxedanswer 3", None),
+        (r"\boxed{1} \text{ and } \boxed{-2}", "1, -2"),
+        (r"\(\boxed{1}\), \(\boxed{2}\), and \(\boxed{3}\)", "1, 2, 3"),
+        (r"$x = \boxed{4}$, $y = \boxed{1}$", "x = 4, y = 1"),
+        (r"\boxed{1} papers and \boxed{2} bins", "1, 2"),
+        (r"\boxed{5}, \boxed{5}", "5"),
+        (r"\boxed{1} \boxed{2}", "2"),
+        (r"\boxed{1}, so \boxed{2}", "2"),
+        (r"\boxed{1}, not \boxed{2}", "2"),
+        ("\\boxed{1},\n\n\\boxed{2}", "2"),
+        (r"\\boxed{4}", "4"),
     ],
 )
 def test_the_last_balanced_box(text: str, expected: str | None):
@@ -71,6 +81,15 @@ def test_the_last_balanced_box(text: str, expected: str | None):
         ("which is -3/4 of it", Extraction("-3/4", "number")),
         ("no idea", None),
         ("", None),
+        (r"\frac{10}{9}", Extraction(r"\frac{10}{9}", "math")),
+        ("$E$", Extraction("$E$", "math")),
+        ("The day is Monday.", Extraction("Monday", "phrase")),
+        ("It covers 100 $cm^2$.", Extraction("100 cm^2", "number")),
+        ("Final answer: the largest $n$ is 34.", Extraction("34", "phrase")),
+        ("Answer: 72 clips in April and May", Extraction("72 clips", "phrase")),
+        ("The answer is D, it cannot be A", Extraction("D", "phrase")),
+        ("weighing all of it\n\nC", Extraction("C", "phrase")),
+        ("$x > 2$. Therefore it grows by 100%.", Extraction("100%", "number")),
     ],
 )
 def test_lenient_fall_backs_and_what_they_are_called(text: str, expected: Extraction | None):
@@ -139,6 +158,12 @@ def test_options_that_carry_their_letter(choice: str, index: int, expected: str)
         "answer is " * 200_000,
         "$" * 1_000_000,
         "1" * 10**7,
+        "x is 1 " + "in " * 66_000 + "1",
+        "a" + "\n" * 190_000 + "?",
+        "(A)" * 66_000 + "?",
+        r"\boxed{1}, " * 18_000,
+        "a is " * 40_000 + "x",
+        "$m$ 1 " * 33_000,
     ],
 )
 def test_extraction_takes_linear_time(text: str):

@@ -4,11 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +19,7 @@ from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy, load_tokenizer
 from conclip.training.checkpoint import save_model
 from conclip.types import Outcome
+from tests.answering import Answering, choice, completion, listening
 from tests.serving import vllm_server
 
 pytestmark = pytest.mark.engine
@@ -85,32 +83,18 @@ def test_a_wrong_name_or_address_is_one_line(
         assert said in capfd.readouterr().err
 
 
-class Refusing(BaseHTTPRequestHandler):
+class Refusing(Answering):
     """Serves one model; refuses the first request and never answers the others."""
 
     numbers = count(1)
 
-    def do_GET(self) -> None:
-        self._answer(200, {"object": "list", "data": [{"id": "lab", "object": "model", "created": 0, "owned_by": "me"}]})
-
     def do_POST(self) -> None:
         if next(Refusing.numbers) > 1:
             time.sleep(600)
-        self._answer(401, {"error": {"message": "no"}})
-
-    def _answer(self, status: int, content: object) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.send_json({"error": {"message": "no"}}, 401)
 
 
-class Picky(Refusing):
+class Picky(Answering):
     """Answers everything but the third question it is asked."""
 
     asked: ClassVar[list[str]] = []
@@ -119,18 +103,14 @@ class Picky(Refusing):
     removed: ClassVar[Path | None] = None
 
     def do_POST(self) -> None:
-        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = json.loads(self.body())
         Picky.asked.append(content["messages"][-1]["content"])
         Picky.keys.add(self.headers["Authorization"])
         if Picky.strict and len(Picky.asked) == 3:
-            return self._answer(400, {"error": {"message": "not this one"}})
+            return self.send_json({"error": {"message": "not this one"}}, 400)
         if Picky.removed is not None:
             shutil.rmtree(Picky.removed, ignore_errors=True)
-        message = {"role": "assistant", "content": "\\boxed{1}"}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
-        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "lab", "choices": [choice], "usage": usage}
-        self._answer(200, reply)
+        self.send_json(completion(choice("\\boxed{1}")))
 
 
 @pytest.fixture(autouse=True)
@@ -138,21 +118,12 @@ def _asked_nothing_yet() -> None:
     Picky.asked, Picky.keys, Picky.strict, Picky.removed = [], set(), True, None
 
 
-@contextmanager
-def serving(handler: type[Refusing]) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-
-
 def test_a_refused_question_is_named_and_all_other_replies_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
     small = ["data.test.chain.num_problems=6", "eval.samples_per_problem=1", "rollout.max_num_seqs=1", "eval.max_tokens=99"]
-    with serving(Picky) as url:
+    with listening(Picky) as (_, url):
         command = ["eval", "model=endpoint", f"model.url={url}", *small]
         with pytest.raises(SystemExit) as end:
             run(monkeypatch, *command)
@@ -171,7 +142,7 @@ def test_each_instruction_is_what_is_asked_with_the_key(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", "secret-of-mine")
     Picky.strict = False
-    with serving(Picky) as url:
+    with listening(Picky) as (_, url):
         styles = ["eval.prompts=[plain,concise,draft,budget]", "eval.budget_tokens=77", "model.prompt='Q: {question}'"]
         small = ["data.test.chain.num_problems=1", "eval.samples_per_problem=1", "eval.temperatures=[1]"]
         run(monkeypatch, "eval", "model=endpoint", f"model.url={url}", *small, *styles)
@@ -183,23 +154,19 @@ def test_each_instruction_is_what_is_asked_with_the_key(tmp_path: Path, monkeypa
     assert Picky.keys == {"Bearer secret-of-mine"}
 
 
-class Thoughtful(Refusing):
+class Thoughtful(Answering):
     """Thinks of another answer than it gives, as its template allows; the filter withholds what it is asked second."""
 
     asked: ClassVar[list[dict[str, Any]]] = []
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.body())
         if not self.path.endswith("/chat/completions"):
-            return self._answer(404, {"error": {"message": "no such address"}})
+            return self.send_json({"error": {"message": "no such address"}}, 404)
         Thoughtful.asked.append(body)
         thinks = body.get("chat_template_kwargs", {}).get("enable_thinking", False)
-        message = {"role": "assistant", "content": "\\boxed{1}"} | ({"reasoning": "\\boxed{2}?"} if thinks else {})
         reason = "content_filter" if len(Thoughtful.asked) == 2 else "stop"
-        choice = {"index": 0, "message": message, "finish_reason": reason}
-        usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
-        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "lab", "choices": [choice], "usage": usage}
-        self._answer(200, reply)
+        self.send_json(completion(choice("\\boxed{1}", reason, **({"reasoning": "\\boxed{2}?"} if thinks else {}))))
 
 
 def test_what_a_server_thinks_is_kept_in_the_rows_of_each_template(
@@ -208,7 +175,7 @@ def test_what_a_server_thinks_is_kept_in_the_rows_of_each_template(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.jsonl").write_text('{"question": "a", "answer": "1"}\n{"question": "b", "answer": "1"}\n')
     Thoughtful.asked = []
-    with serving(Thoughtful) as url:
+    with listening(Thoughtful) as (_, url):
         small = ["data=mine", "data.test.mine.path=data.jsonl", "eval.temperatures=[0]", "rollout.max_num_seqs=1"]
         ways = "eval.template_kwargs={thinking: {enable_thinking: true}, answering: {enable_thinking: false}}"
         command = ["eval", "model=endpoint", f"model.url={url}", "model.chat_template_kwargs.effort=low", ways, *small]
@@ -235,7 +202,7 @@ def test_what_a_server_thinks_is_kept_in_the_rows_of_each_template(
 
 def test_a_run_folder_that_is_removed_ends_the_run(tmp_path: Path):
     Picky.strict, Picky.removed = False, tmp_path / "outputs"
-    with serving(Picky) as url:
+    with listening(Picky) as (_, url):
         small = ["data.test.chain.num_problems=3", "eval.samples_per_problem=1"]
         command = [sys.executable, "-m", "conclip", "eval", "model=endpoint", f"model.url={url}", *small]
         outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
@@ -246,7 +213,7 @@ def test_a_run_folder_that_is_removed_ends_the_run(tmp_path: Path):
 
 
 def test_a_server_that_fails_ends_the_run_though_other_requests_wait(tmp_path: Path):
-    with serving(Refusing) as url:
+    with listening(Refusing) as (_, url):
         arguments = ["eval", "model=endpoint", f"model.url={url}", "data.test.chain.num_problems=3"]
         command = [sys.executable, "-m", "conclip", *arguments]
         outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)

@@ -9,9 +9,11 @@ import mpmath
 import pytest
 import sympy
 
+from conclip.grading.agreement import Tolerance
 from conclip.grading.equality import equal, proportional, spells
-from conclip.grading.equivalence import Tolerance, is_readable, same_answer
-from conclip.grading.formulas import Unreadable, read_formula
+from conclip.grading.equivalence import is_readable, same_answer
+from conclip.grading.formulas import read_formula
+from conclip.grading.functions import Unreadable
 from conclip.grading.spelling import clean
 from conclip.grading.units import read_unit, split_unit
 from tests.known_values import known_values, one_digit_changed, spellings

@@ -16,7 +16,7 @@ from conclip.config.schema import LearnConfig
 from conclip.errors import MachineFailure, UserError, check_folder, explain
 from conclip.experiments import inputs
 from conclip.experiments.inputs import load_inputs
-from conclip.models.folder import LAB_MODEL, num_parameters
+from conclip.models.folder import LAB_MODEL, head_shape, num_parameters
 from conclip.runs.interrupts import SIGNALS, Interrupted, deferred, handle_signals
 
 
@@ -135,6 +135,7 @@ def test_doctor_knows_what_a_config_needs(tmp_path: Path, monkeypatch: pytest.Mo
     needed = memory_needed_gib(config, size)
     assert needed["learner"] == size * 36 / 2**30 and needed["checkpoint"] == size * 24 / 2**30
     assert needed["engine"] == size * 4 / 2**30 + config.rollout.kv_cache_gib
+    assert "logits" not in needed
     found = checks()
     assert [check.state for check in found.values()] == ["ok"] * 3 and "pool" in found["config"].found
     monkeypatch.setattr(inputs, "SMALL_MODEL", size - 1)
@@ -142,6 +143,32 @@ def test_doctor_knows_what_a_config_needs(tmp_path: Path, monkeypatch: pytest.Mo
     assert "note" not in checks("optim=paper")
     found = checks("rollout.kv_cache_gib=1000000")
     assert found["memory it needs"].state == "FAILED" and "kv_cache_gib" in found["memory it needs"].remedy
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "width", "tokens", "num_logits"),
+    [
+        (151_936, 1536, 32_768, 151_936 * 1536),  # a chunk of as many rows as the head is wide: 233 million logits
+        (151_936, 1536, 1024, 151_936 * 1024),  # no chunk is longer than a micro-batch
+        (151_936, 8192, 32_768, 2**28),  # 1 GiB of logits at most
+        (32_000, 64, 32_768, 2**24),  # 64 MiB always
+        (128, 128, 2048, 128 * 2048),  # the lab: one micro-batch is never split
+    ],
+)
+def test_doctor_counts_the_logits(vocabulary: int, width: int, tokens: int, num_logits: int):
+    """Five blocks of fp32: the first row's are 4.3 GiB, as much as the embedding and all its training state."""
+    config = load_config("train-phase2", f"trainer.max_tokens_per_micro_batch={tokens}")
+    needed = memory_needed_gib(config, 10**6, (vocabulary, width))
+    assert needed["logits"] == num_logits * 20 / 2**30
+    assert "logits" not in memory_needed_gib(load_config("eval"), 10**6, (vocabulary, width))
+
+
+def test_the_shape_of_a_head_is_the_models_config(tmp_path: Path):
+    assert head_shape(LAB_MODEL) == (128, 128)
+    for content in ("{}", "[", "[]", '{"vocab_size": "9", "hidden_size": 2}', '{"vocab_size": 9, "hidden_size": null}'):
+        (tmp_path / "config.json").write_text(content)
+        assert head_shape(tmp_path) is None
+    assert "logits 0.0" in checks()["memory it needs"].found
 
 
 def test_doctor_knows_what_a_config_needs_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,7 +1,9 @@
 """The grader on the real path: worker processes, math-verify, limits, kills, hostile answers."""
 
 import json
+import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +15,10 @@ import pytest
 
 from conclip.evaluation.regrade import grade_file
 from conclip.grading import worker as grading_worker
+from conclip.grading.answers import extract_boxed
 from conclip.grading.equivalence import same_answer
 from conclip.grading.grader import Grader, GraderBroken
+from conclip.processes import PYTHON
 from conclip.types import Grade, Outcome
 from tests.grading_cases import CASES
 from tests.hostile_answers import HOSTILE
@@ -54,7 +58,7 @@ def test_every_pair_of_the_table(grader: Grader, category: str):
     assert wrong == []
 
 
-@pytest.mark.parametrize(("name", "count"), [("answer_pairs", 983), ("answer_kinds", 2381)])
+@pytest.mark.parametrize(("name", "count"), [("answer_pairs", 983), ("answer_kinds", 2874)])
 def test_labelled_responses(tmp_path: Path, name: str, count: int):
     """Responses of every kind, labelled by others than the grader's author, through the command people use."""
     target = tmp_path / "graded.jsonl"
@@ -62,6 +66,20 @@ def test_labelled_responses(tmp_path: Path, name: str, count: int):
     rows = [json.loads(line) for line in target.read_text().splitlines()]
     wrong = [(r["gold"], r["response"], r["outcome"]) for r in rows if (r["outcome"] == "correct") is not r["label"]]
     assert len(rows) == count and wrong == []
+
+
+def test_verdicts_do_not_depend_on_the_hash_seed():
+    """The same pairs in workers whose sets and dictionaries are ordered otherwise."""
+    rows = [json.loads(line) for line in (Path(__file__).parent / "answer_kinds.jsonl").read_text().splitlines()[::8]]
+    pairs = [([row["gold"]], extract_boxed(row["response"]) or row["response"], row["choices"]) for row in rows]
+    asked = "".join(json.dumps(pair) + "\n" for pair in pairs).encode()
+    command = [*PYTHON, "-m", "conclip.grading.worker"]
+    workers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in ("1", "20")
+    ]
+    first, second = (worker.communicate(asked, timeout=120)[0].splitlines() for worker in workers)
+    assert first == second and len(first) == len(pairs) + 1 > 290
 
 
 def test_strict_and_lenient_side_by_side(grader: Grader):

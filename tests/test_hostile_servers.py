@@ -5,7 +5,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,70 +18,40 @@ from conclip.models.server import find_served
 from conclip.rollout.endpoint import EndpointEngine
 from conclip.rollout.engine import EngineDied
 from conclip.types import Completion, Request, SamplingSpec
+from tests.answering import Answering, choice, completion, listening, models
 
 KEY = "sk-of-mine-0123456789"
 ASK = Request(request_id="p/0", prompt_token_ids=(), seed=0, messages=(("user", "the prompt"),))
 SPEC = SamplingSpec(temperature=1.0, max_tokens=9, logprobs=False)
-MODELS = {"object": "list", "data": [{"id": "lab", "object": "model", "created": 0, "owned_by": "me"}]}
 
 
 def reply(content: Any = "\\boxed{1}", tokens: Any = 7, prompt_tokens: Any = 5, **changes: Any) -> dict[str, Any]:
-    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
-    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": 12}
-    whole = {"id": "1", "object": "chat.completion", "created": 0, "model": "lab", "choices": [choice], "usage": usage}
-    return whole | changes
+    return completion(choice(content), tokens, prompt_tokens, **changes)
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Lists one model; what it does with a question is the server's `answer`."""
+class Handler(Answering):
+    """What it lists, and does with a question, are the server's `listing` and `answer`."""
 
     def do_GET(self) -> None:
         self.server.listing(self)  # type: ignore[attr-defined]
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.asked.append((self.path, self.headers, body))  # type: ignore[attr-defined]
+        self.server.asked.append((self.path, self.headers, self.body()))  # type: ignore[attr-defined]
         self.server.answer(self)  # type: ignore[attr-defined]
-
-    def send(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def send_json(self, content: Any, status: int = 200, **headers: str) -> None:
-        self.send(status, json.dumps(content).encode(), **headers)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 Answer = Callable[[Handler], None]
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # who asked has seen enough, and left
-
-
 def listed(handler: Handler) -> None:
-    handler.send_json(MODELS)
+    handler.send_json(models())
 
 
 @contextmanager
 def serving(answer: Answer, listing: Answer = listed) -> Iterator[Any]:
-    server: Any = Server(("127.0.0.1", 0), Handler)
-    server.answer, server.listing, server.asked = answer, listing, []
-    server.url = f"http://127.0.0.1:{server.server_port}/v1"
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
+    with listening(Handler) as (server, url):
+        server.answer, server.listing, server.asked, server.url = answer, listing, [], url
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def ask(url: str) -> Completion:
@@ -106,7 +75,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_to_another_origin_gets_neither_prompt_nor_key(status: int):
     def elsewhere(handler: Handler) -> None:
-        handler.send(status, b"", Location=f"{thief.url}/chat/completions")
+        handler.send(b"", status, Location=f"{thief.url}/chat/completions")
 
     with serving(lambda handler: handler.send_json(reply())) as thief:
         with serving(elsewhere, elsewhere) as server:
@@ -120,7 +89,7 @@ def test_a_redirect_to_another_origin_gets_neither_prompt_nor_key(status: int):
 def test_a_redirect_within_the_origin_is_followed():
     def answer(handler: Handler) -> None:
         if handler.path.startswith("/v1/"):
-            return handler.send(307, b"", Location=handler.path.replace("/v1/", "/v2/"))
+            return handler.send(b"", 307, Location=handler.path.replace("/v1/", "/v2/"))
         return handler.send_json(reply("here"))
 
     with serving(answer) as server:
@@ -151,7 +120,7 @@ def test_a_reply_too_large_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatc
 def test_a_compressed_reply_is_refused_before_it_grows():
     body = gzip.compress(json.dumps(reply("x" * 1_000_000)).encode())
     with (
-        serving(lambda handler: handler.send(200, body, Content_Encoding="gzip")) as server,
+        serving(lambda handler: handler.send(body, Content_Encoding="gzip")) as server,
         pytest.raises(EngineDied, match="compressed"),
     ):
         ask(server.url)
@@ -217,7 +186,7 @@ def test_what_is_no_chat_completion_is_one_line(content: Any):
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"<html>"])
 def test_what_is_no_json_is_one_line(body: bytes):
-    with serving(lambda handler: handler.send(200, body)) as server, pytest.raises(EngineDied):
+    with serving(lambda handler: handler.send(body)) as server, pytest.raises(EngineDied):
         ask(server.url)
 
 
@@ -231,7 +200,7 @@ def test_lists_of_models_of_the_wrong_shape_are_one_line(data: Any):
 
 
 def test_half_a_character_can_be_written():
-    with serving(lambda handler: handler.send(200, json.dumps(reply("a\ud800b")).encode())) as server:
+    with serving(lambda handler: handler.send(json.dumps(reply("a\ud800b")).encode())) as server:
         text = ask(server.url).text
     assert text == "a?b"
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from conclip.curriculum.order import ProblemOrder, Refresher
 from conclip.types import Outcome, Problem, RolloutGroup
 from tests.conftest import make_group, make_rollout
+from tests.junk import JUNK, changed, places
 
 
 def problems(count: int) -> list[Problem]:
@@ -106,3 +107,33 @@ def test_a_restored_refresher_believes_the_same():
         made.observe([group(everyone[0], "w" * 16)])
     assert order.problems == again_order.problems != everyone[:2]
     assert found.metrics() == again.metrics()
+
+
+def test_no_junk_in_a_saved_order_gets_further_than_its_loading():
+    """Whatever value of it is replaced: a ValueError, or an order that draws every problem of its pass."""
+    pool = problems(9)
+    known = {problem.problem_id: problem for problem in pool}
+    order = ProblemOrder(pool[:5], Random(0))
+    order.draw(3)
+    refresher = Refresher(order, pool[5:], {"1": (2, 3)}, memory=1.0, retire_below=0.2, retire_above=0.8)
+    saved = json.loads(json.dumps({"order": order.state_dict(), "refresher": refresher.state_dict()}))
+    refused = 0
+    for place in places(saved):
+        for junk in (*JUNK, saved["order"]["problems"], saved["order"]["problems"] * 2, ["0"] * 5):
+            fresh = ProblemOrder(pool[:5], Random(1))
+            again = Refresher(fresh, pool[5:], {}, memory=1.0, retire_below=0.2, retire_above=0.8)
+            broken = changed(saved, place, junk)
+            try:
+                fresh.load_state_dict(broken["order"], known)
+                again.load_state_dict(broken["refresher"], known)
+            except (ValueError, KeyError, TypeError):  # the last two: not even the two parts are there
+                refused += 1
+                continue
+            assert len({problem.problem_id for problem in fresh.draw(5)}) == 5
+            again.observe([make_group(make_rollout([1], outcome=Outcome.CORRECT, problem_id=drawn)) for drawn in known])
+            assert all(isinstance(value, float) for value in again.metrics().values())
+    assert refused > 100
+    with pytest.raises(ValueError, match="in use"):
+        again.load_state_dict(saved["refresher"] | {"reserve": ["8", "2"]}, known)
+    with pytest.raises(ValueError, match="'99' is no problem of this phase"):
+        fresh.load_state_dict(saved["order"] | {"problems": ["0", "1", "2", "3", "99"]}, known)

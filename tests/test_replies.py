@@ -1,10 +1,8 @@
 """Servers of other makes: what they answer, judged as the same response is in process."""
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 import pytest
@@ -16,54 +14,34 @@ from conclip.models.server import rendered
 from conclip.rollout.collect import collect, tasks_for
 from conclip.rollout.endpoint import EndpointEngine
 from conclip.types import Outcome, Problem, Rollout, SamplingSpec
+from tests.answering import Answering, choice, completion, listening
 
 SPEC = SamplingSpec(temperature=0.0, max_tokens=50, logprobs=False)
 
 
-class Scripted(BaseHTTPRequestHandler):
+class Scripted(Answering):
     """Answers each question with what is written for it: the choices in turn, the last one again and again."""
 
     written: ClassVar[dict[str, list[dict[str, Any]]]] = {}
     bodies: ClassVar[list[dict[str, Any]]] = []
     prompt: ClassVar[str | None] = None
     """What it says a chat looks like; None: it cannot say."""
-    owner: ClassVar[str] = "vllm"
-
-    def do_GET(self) -> None:
-        model = {"id": "m", "object": "model", "created": 0, "owned_by": Scripted.owner}
-        self._answer(200, {"object": "list", "data": [model]})
+    served = "m"
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.body())
         Scripted.bodies.append(body | {"path": self.path})
         if not self.path.endswith("/chat/completions"):
-            return self._answer(200 if Scripted.prompt else 404, {"tokens": [1, 2], "prompt": Scripted.prompt})
+            return self.send_json({"tokens": [1, 2], "prompt": Scripted.prompt}, 200 if Scripted.prompt else 404)
         choices = Scripted.written[body["messages"][-1]["content"]]
-        chosen = choices.pop(0) if len(choices) > 1 else choices[0]
-        usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
-        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [chosen], "usage": usage}
-        self._answer(200, reply)
-
-    def _answer(self, status: int, content: object) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.send_json(completion(choices.pop(0) if len(choices) > 1 else choices[0]))
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
     Scripted.written, Scripted.bodies, Scripted.prompt, Scripted.owner = {}, [], None, "vllm"
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
+    with listening(Scripted) as (_, address):
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +49,6 @@ def grader() -> Iterator[Grader]:
     grader = Grader()
     yield grader
     grader.close()
-
-
-def choice(content: Any, finish_reason: Any = "stop", **more: Any) -> dict[str, Any]:
-    return {"index": 0, "message": {"role": "assistant", "content": content, **more}, "finish_reason": finish_reason}
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """A phase that was cut ends as one that was left alone, bit for bit; damaged states are passed over."""
 
 import errno
+import json
+import math
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,18 @@ import pytest
 import torch
 
 from conclip.config.schema import TrainRunConfig
-from conclip.errors import MachineFailure, explain
+from conclip.errors import MachineFailure, UserError, explain
 from conclip.experiments.inputs import Inputs
 from conclip.models.folder import model_hash
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import SIGNALS, Interrupted, handle_signals
 from conclip.runs.run import Run
 from conclip.training.checkpoint import Checkpoints, PhaseState, leave_models
+from conclip.training.monitors import REPORTED
+from conclip.training.progress import Progress
 from conclip.training.trainer import Trainer, TrainResult
 from tests.conftest import by_hand, make_trainer, train_config
+from tests.junk import JUNK, changed, places
 
 
 class Cut(Exception):
@@ -109,6 +114,41 @@ def signals_handled() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+OTHERS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "learner of another shape": lambda values: values.update(learner=[1]),
+    "no learner": lambda values: values.pop("learner"),
+    "no place in the schedule": lambda values: values["learner"]["policy"].update(schedule={}),
+    "order of other problems": lambda values: values["order"].update(problems=["p", "q", "r", "s"]),
+    "one problem four times": lambda values: values["order"].update(problems=values["order"]["problems"][:1] * 4),
+    "random state cut": lambda values: values["order"]["stream"][1].pop(),
+    "a step of the future": lambda values: values["progress"].update(step=3),
+    "another best": lambda values: values["progress"].update(best_checkpoint=1),
+    "trained on others": lambda values: values["progress"].update(asked=["p"]),
+    "no first validation": lambda values: values["progress"].update(history=[]),
+    "metrics without names": lambda values: values["progress"].update(unreported={}),
+}
+
+
+@pytest.mark.engine
+def test_a_whole_checkpoint_that_says_something_else_is_refused_in_one_line(runtime: tuple[Runtime, Inputs]):
+    settings, key = config(), "other states"
+    with pytest.raises(Cut):
+        train(runtime, "phase2", key, settings, 3)
+    file = runtime[0].run.folder / "checkpoints/phase2/step-000002/training/state.json"
+    written = file.read_text()
+    for name, change in OTHERS.items():
+        head = json.loads(written)
+        change(head["values"])
+        file.write_text(json.dumps(head))
+        with pytest.raises(UserError, match="is whole, but no checkpoint of this phase") as refused:
+            resumable(*runtime, key, settings)._restore()
+        assert "\n" not in str(refused.value), name
+    file.write_text(written)
+    again = resumable(*runtime, key, settings)
+    again._restore()
+    assert again._now.step == 2
+
+
 def state(number: int, best: int = 5) -> PhaseState:
     return PhaseState(number=number, best=best, values={"step": number}, tensors={"w": torch.full((3,), float(number))})
 
@@ -151,6 +191,65 @@ def test_damaged_checkpoints_do_not_count_as_newer_than_what_follows(tmp_path: P
     checkpoints.wait()
     found = checkpoints.newest()
     assert found is not None and found.number == 7
+
+
+def test_no_junk_in_the_state_of_a_checkpoint_gets_past_its_reading(tmp_path: Path):
+    """Whatever value is replaced: an earlier checkpoint is taken, or this one with values of the right types."""
+    said: list[str] = []
+    state_file = saved(tmp_path / "whole", said, 5, 10).path(10) / "training" / "state.json"
+    written = json.loads(state_file.read_text())
+    passed_over = 0
+    for place in places(written):
+        for junk in JUNK:
+            shutil.rmtree(tmp_path / "broken", ignore_errors=True)
+            shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+            (tmp_path / "broken/step-000010/training/state.json").write_text(json.dumps(changed(written, place, junk)))
+            found = opened(tmp_path / "broken", said).newest()
+            assert found is None or (type(found.number), type(found.best)) == (int, int)
+            assert found is None or (found.number in (5, 10) and isinstance(found.values, dict))
+            passed_over += found is None or found.number == 5
+    assert passed_over > 80 and "damaged" in said[0]
+
+
+PROGRESS = {
+    "step": 2,
+    "kl_coef": 0.1,
+    "unreported": dict.fromkeys(REPORTED, 0.5),
+    "monitor_tokens": [7],
+    "history": [{"step": 0, "accuracy": 0.5, "mean_tokens": 9.0}],
+    "best": {"step": 0, "accuracy": 0.5, "mean_tokens": 9.0},
+    "best_checkpoint": 0,
+    "asked": ["a"],
+    "warned": ["drift"],
+    "ended": False,
+}
+
+
+def accepted(values: Any) -> Progress | None:
+    try:
+        progress = Progress.from_json(values)
+        progress.check(first_step=-2, last_step=4, known={"a"}, needed=REPORTED)
+    except ValueError:
+        return None
+    return progress
+
+
+def test_no_junk_in_what_is_known_of_a_phase_gets_past_its_reading():
+    assert accepted(PROGRESS) is not None
+    refused = 0
+    for place in places(PROGRESS):
+        for junk in JUNK:
+            found = accepted(changed(PROGRESS, place, junk))
+            refused += found is None
+            if found is not None:
+                assert json.loads(json.dumps(found.to_json()))["history"] and math.isfinite(found.kl_coef)
+                assert found.step in range(-2, 5) and 0 <= found.history[0].accuracy <= 1
+    assert refused > 200
+    for name in REPORTED:
+        lacking = {key: value for key, value in PROGRESS["unreported"].items() if key != name}
+        assert accepted(PROGRESS | {"unreported": lacking}) is None
+    for changes in ({"step": 5}, {"step": -3}, {"history": []}, {"asked": ["b"]}, {"best": None}):
+        assert accepted(PROGRESS | changes) is None
 
 
 def test_a_machine_that_lets_nothing_be_read_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

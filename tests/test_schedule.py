@@ -79,3 +79,63 @@ def test_an_optimiser_takes_the_rate_of_its_place():
     assert scheduled.get_last_lr() == [2.0]
     scheduled.place(3)
     assert scheduled.get_last_lr() == [adamw.param_groups[0]["lr"]] == [0.5] and scheduled.last_epoch == 3
+
+
+def stepped(module: torch.nn.Module) -> Scheduled:
+    """An AdamW that took one step on it."""
+    scheduled = Scheduled(torch.optim.AdamW(module.parameters(), lr=0.1), lambda _: 1.0)
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    scheduled.optimizer.step()
+    return scheduled
+
+
+def moments(scheduled: Scheduled) -> dict[str, torch.Tensor]:
+    saved = scheduled.optimizer.state_dict()["state"]
+    return {f"policy/{index}/{key}": tensor.clone() for index, found in saved.items() for key, tensor in found.items()}
+
+
+def test_moments_go_on_where_they_were():
+    torch.manual_seed(0)
+    first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    left = stepped(first)
+    right = Scheduled(torch.optim.AdamW(second.parameters(), lr=0.1), lambda _: 1.0)
+    second.load_state_dict(first.state_dict())
+    right.load_moments(moments(left) | {"critic/0/step": torch.zeros(5)}, prefix="policy/")
+    for module, scheduled in ((first, left), (second, right)):
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, 0.5)
+        scheduled.optimizer.step()
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+    assert right.get_last_lr() == [0.1]
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("policy/0/exp_avg", None),
+        ("policy/0/step", None),
+        ("policy/0/exp_avg", torch.zeros(())),  # would be spread over the parameter
+        ("policy/0/exp_avg_sq", torch.ones(5, 3)),
+        ("policy/0/exp_avg_sq", torch.full((2, 3), -1.0)),
+        ("policy/0/exp_avg_sq", torch.full((2, 3), float("nan"))),
+        ("policy/0/exp_avg", torch.zeros(2, 3, dtype=torch.int64)),
+        ("policy/0/exp_avg", torch.zeros(2, 3, dtype=torch.complex64)),
+        ("policy/0/step", torch.tensor(-1.0)),
+        ("policy/0/step", torch.tensor(float("nan"))),
+        ("policy/0/step", torch.ones(2)),
+        ("policy/0/momentum_buffer", torch.zeros(2, 3)),  # of SGD
+        ("policy/0/max_exp_avg_sq", torch.zeros(2, 3)),  # of AMSGrad
+        ("policy/7/step", torch.tensor(1.0)),
+        ("policy/-1/step", torch.tensor(1.0)),
+        ("policy/x/step", torch.tensor(1.0)),
+        ("policy/", torch.tensor(1.0)),
+    ],
+)
+def test_moments_of_another_optimiser_or_model_are_refused(name: str, tensor: torch.Tensor | None):
+    scheduled = stepped(torch.nn.Linear(3, 2))
+    saved = moments(scheduled)
+    with pytest.raises(ValueError):
+        scheduled.load_moments(
+            {k: v for k, v in saved.items() if k != name} | ({name: tensor} if tensor is not None else {}), prefix="policy/"
+        )

@@ -49,7 +49,22 @@ def test_a_few_problems_that_agree_do_not_show_that_all_do():
         bound = 1 - 0.025 ** (1 / number)
         assert clustered_difference([0.0] * number) == pytest.approx((0, -bound, bound), abs=1e-5)
     mean, low, high = clustered_difference([1.0, 1.0])
-    assert (mean, high) == (1, 1) and low == pytest.approx(1 - 2 * (1 - 0.05 ** (1 / 2)), abs=1e-5)  # mid-p: half of x^2
+    # The chance with a third problem that lost everything is x^2 where the bound is 1 - 2 (1 - x), and weighs 0.45.
+    assert (mean, high) == (1, 1) and low == pytest.approx(1 - 2 * (1 - (0.025 / 0.45) ** (1 / 2)), abs=1e-5)
+
+
+def test_bounds_lie_where_the_chance_is_a_fortieth():
+    """From 2 problems to 1,000, of one response to 16."""
+    rng = np.random.default_rng(4)
+    for number, samples in ((2, 1), (8, 4), (30, 16), (100, 1), (1000, 4)):
+        rates = rng.random(number)
+        differences = (rng.binomial(samples, rates) - rng.binomial(samples, rates)) / samples
+        _, low, high = clustered_difference(list(differences))
+        values, counts = np.unique(differences, return_counts=True)
+        for side, bound in ((1, low), (-1, -high)):
+            if bound > -1:
+                p_value = drop_p_values(side * values, counts[None].astype(np.float64), bound)
+                assert p_value[0] == pytest.approx(0.025, rel=1e-5)
 
 
 @settings(max_examples=25)
@@ -142,6 +157,7 @@ def test_error_and_coverage_by_simulation():
         ("logistic", 100, 4, 0.8),
         ("mixture 0.1", 100, 16, 0.5),
         ("beta 8", 300, 4, 0.5),
+        ("rare", 100, 16, 0.1),  # what loses everything may not have been seen, though all that was seen is hard
     ):
         cell = simulate(family, number, samples, accuracy, num_evaluations=2000, seed=3)
         assert max(value for way, value in cell.kept.items() if way != "none") <= 0.025 + 0.0105

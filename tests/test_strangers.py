@@ -1,6 +1,5 @@
 """Folders, configs and files of other people harm nobody who opens them. Servers: tests/test_hostile_servers.py."""
 
-import copy
 import json
 import os
 import re
@@ -43,6 +42,7 @@ from conclip.runs.run import Run, attempts
 from conclip.runs.terminal import as_text
 from conclip.types import Outcome
 from tests.conftest import make_row
+from tests.junk import JUNK, changed, places
 from tests.made_runs import made_run
 
 CHECKOUT = Path(__file__).parent.parent
@@ -359,9 +359,15 @@ def test_secrets_that_stand_in_files_and_urls_are_known(monkeypatch: pytest.Monk
     monkeypatch.delenv("HF_TOKEN_PATH", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:pass%2Fword1@tracking.example/x")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://pypi-token-0123456789@index.example/simple")
+    monkeypatch.setenv("REMOTE", "https://ghp_0123456789abcd:x-oauth-basic@github.example/o/r.git")
+    monkeypatch.setenv("NAMED", "https://me-myself-and-i-again:another1@host.example http://john1985@host.example")
     learn_secrets()
     said = hide_known("hf_savedtoken0123, 0123456789abcdef, pass%2Fword1, pass/word1")
     assert said == "***, ***, ***, ***"
+    said = hide_known("pypi-token-0123456789, ghp_0123456789abcd, x-oauth-basic, another1")
+    assert said == "***, ***, x-oauth-basic, ***"
+    assert hide_known("/home/john1985/me-myself-and-i-again") == "/home/john1985/me-myself-and-i-again"
 
 
 @pytest.mark.parametrize(
@@ -531,45 +537,6 @@ def test_a_config_makes_hydra_run_nothing(environment: None, tmp_path: Path, con
 
 
 # What other people's run folders say
-
-
-JUNK: tuple[Any, ...] = (
-    None,
-    5,
-    -1,
-    2.5,
-    "x",
-    "",
-    [],
-    [1],
-    {},
-    {"a": 1},
-    True,
-    10**30,
-    float("nan"),
-    float("inf"),
-    "[/x]\x1b",
-)
-
-
-def places(value: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The place of every value in nested ones; of a list, the first item only."""
-    yield prefix
-    for key, item in list(
-        value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else []
-    ):
-        yield from places(item, (*prefix, key))
-
-
-def changed(value: Any, place: tuple[Any, ...], junk: Any) -> Any:
-    if not place:
-        return junk
-    value = copy.deepcopy(value)
-    inner = value
-    for key in place[:-1]:
-        inner = inner[key]
-    inner[place[-1]] = junk
-    return value
 
 
 def look_at(folder: Path, *, draw: bool = False) -> None:

@@ -77,6 +77,9 @@ def test_wandb_writes_an_offline_run_without_the_key(in_folder: Path, monkeypatc
     key = "0123456789abcdef" * 2 + "87654321"
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", key)
+    for command in (["init"], ["remote", "add", "origin", f"https://ghp_{key}:x-oauth-basic@github.example/o/r.git"]):
+        subprocess.run(["git", *command], check=True, capture_output=True)
+    monkeypatch.setattr(sys, "argv", ["conclip", "eval", f"model.path=https://me:{key}@host.example/model"])
     assert track("wandb", in_folder) == []
     (file,) = in_folder.glob("wandb/offline-run-*/run-*.wandb")
     history = read_wandb(file)
@@ -85,7 +88,8 @@ def test_wandb_writes_an_offline_run_without_the_key(in_folder: Path, monkeypatc
         {"phase1/step": 2, "phase1/length/mean_tokens": 61.0},
         {"eval/step": 0, "eval/chain/after, concise, T 0.6/accuracy": 0.5},
     ]
-    holders = [p for p in in_folder.rglob("*") if p.is_file() and key.encode() in p.read_bytes()]
+    kept = [path for path in (in_folder / "wandb").rglob("*") if path.is_file()]
+    holders = [path for path in kept if key.encode() in path.read_bytes() or b"github.example" in path.read_bytes()]
     assert holders == []
 
 

@@ -14,6 +14,9 @@ from torch.utils.checkpoint import checkpoint
 MIN_LOGITS, MAX_LOGITS = 1 << 24, 1 << 28
 """fp32 logits that are always held at a time (64 MiB), and that are never exceeded (1 GiB)."""
 
+PEAK_BLOCKS = 5
+"""About so many blocks as large as one chunk's logits are there at the peak of its backward pass."""
+
 
 # torch's own annotations are incomplete here.
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
@@ -25,7 +28,7 @@ def logits_at_a_time(vocabulary: int, width: int) -> int:
 
     Each chunk reads and writes the whole head some ten times (cast, forward, recomputation, gradient) and each row its
     logits, so with H rows a chunk the two cost alike: longer chunks save less than half of what is left, and shorter ones
-    cost it again. The peak is about five such blocks. vocabulary: V; width: H, of the head's input.
+    cost it again. The peak is about PEAK_BLOCKS of them. vocabulary: V; width: H, of the head's input.
 
     Example: V 151,936 and H 1,536: 1,536 rows, 0.9 GiB. The lab's model (V 128, H 128): 131,072 rows, so no batch is split.
     """

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.experiments.inputs import Inputs
 from conclip.grading.grader import Grader, GraderBroken
-from conclip.models.folder import num_parameters
+from conclip.models.folder import head_shape, num_parameters
 from conclip.processes import PYTHON
 from conclip.runs.files import expanded
 
@@ -264,13 +264,13 @@ def config_checks(config: BaseConfig, inputs: Inputs) -> Iterator[Check]:
     if inputs.served_name is not None:
         return
     size = num_parameters(inputs.model_path)
-    yield _memory_needed(config, size)
+    yield _memory_needed(config, size, head_shape(inputs.model_path))
     if config.learning is not None:
         yield _disk_needed(config.learning, size)
 
 
-def _memory_needed(config: BaseConfig, size: int) -> Check:
-    needed = memory_needed_gib(config, size)
+def _memory_needed(config: BaseConfig, size: int, head: tuple[int, int] | None) -> Check:
+    needed = memory_needed_gib(config, size, head)
     on_gpu = gpu_memory_gib()
     if on_gpu is not None:
         return _gpu_memory_needed(config, size, needed, on_gpu)
@@ -288,15 +288,20 @@ def _memory_needed(config: BaseConfig, size: int) -> Check:
 
 
 def _gpu_memory_needed(config: BaseConfig, size: int, needed: dict[str, float], total: float) -> Check:
-    """Between updates the engine's share and the learner's models are on the GPU together; during them the engine sleeps."""
+    """Between updates the engine's share and the learner's models are on the GPU together; during them the engine sleeps
+    and the learner holds logits."""
     share = config.rollout.gpu_memory_utilization * total
     learner, weights = needed.get("learner", 0.0), needed["engine"] - config.rollout.kv_cache_gib
+    logits = needed.get("logits", 0.0)
     found = (
-        f"learner {learner:.1f}, engine {share:.1f} (weights {weights:.1f}) of the GPU's {total:.1f} GiB; activations on top"
+        f"learner {learner:.1f}, its logits {logits:.1f}, engine {share:.1f} (weights {weights:.1f}) of the GPU's "
+        f"{total:.1f} GiB; activations on top"
     )
     remedy = ""
     if learner + share > total:
         remedy = "lower rollout.gpu_memory_utilization, or take algo=grpo (no critic) or algo.kl=none (no reference)"
+    elif learner + logits > total:
+        remedy = "lower trainer.max_tokens_per_micro_batch, or take algo=grpo (no critic) or algo.kl=none (no reference)"
     elif weights / config.rollout.tensor_parallel_size > share:
         remedy = "raise rollout.gpu_memory_utilization, or take a smaller model"
     return Check(name="memory it needs", state="FAILED" if remedy else "ok", found=found, remedy=remedy)
@@ -311,11 +316,12 @@ def gpu_memory_gib() -> float | None:
         return None
 
 
-def memory_needed_gib(config: BaseConfig, size: int) -> dict[str, float]:
+def memory_needed_gib(config: BaseConfig, size: int, head: tuple[int, int] | None = None) -> dict[str, float]:
     """What a model of `size` parameters takes at least [GiB]; activations and libraries are not counted.
 
     Trained weights are fp32 with a gradient and two moments: 16 bytes a parameter, twice with a critic; 4 for the reference;
-    a checkpoint written in the background copies weights and moments.
+    a checkpoint written in the background copies weights and moments. `head`: vocabulary and width of the output head, of
+    which logits are held in chunks (`algo.logprobs.logits_at_a_time`), none longer than a micro-batch.
     """
     bytes_of_engine = size * (2 if config.model.dtype == "bfloat16" else 4)
     needed = {"engine": bytes_of_engine / 2**30 + config.rollout.kv_cache_gib}
@@ -323,6 +329,11 @@ def memory_needed_gib(config: BaseConfig, size: int) -> dict[str, float]:
         models = 2 if learning.algo.advantage == "gae" else 1
         learner = size * (16 * models + (4 if learning.algo.kl != "none" and learning.algo.kl_coef > 0 else 0))
         needed["learner"] = learner / 2**30
+        if head is not None:
+            from conclip.algo.logprobs import PEAK_BLOCKS, logits_at_a_time  # noqa: PLC0415  imports torch
+
+            logits = min(logits_at_a_time(*head), learning.trainer.max_tokens_per_micro_batch * head[0])
+            needed["logits"] = PEAK_BLOCKS * 4 * logits / 2**30
         if learning.trainer.save_in_background:
             needed["checkpoint"] = size * 12 * models / 2**30
     return needed

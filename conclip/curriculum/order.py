@@ -3,12 +3,34 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict  # pydantic's own dependency: it needs this one below Python 3.12
 
 from conclip.config.schema import PhaseConfig
 from conclip.curriculum.pooling import JEFFREYS
 from conclip.curriculum.selection import Selection
+from conclip.runs.checked import Count, NonNegative
 from conclip.types import Outcome, Problem, RolloutGroup
+
+_Words = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=625, max_length=625)]
+"""Of Python's random generator: its state, and where it is in it."""
+
+
+class _SavedOrder(TypedDict):
+    problems: list[str]
+    next: list[str]
+    stream: tuple[Literal[3], _Words, float | None]
+
+
+class _SavedRefresher(TypedDict):
+    reserve: list[str]
+    counts: dict[str, tuple[NonNegative, NonNegative]]
+    num_retired: Count
+
+
+_ORDER, _REFRESHER = TypeAdapter(_SavedOrder), TypeAdapter(_SavedRefresher)
 
 
 class ProblemOrder:
@@ -50,11 +72,14 @@ class ProblemOrder:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], known: Mapping[str, Problem]) -> None:
-        """`known`: every problem the state may name, by id."""
-        self.problems = [known[problem_id] for problem_id in state["problems"]]
-        self._next = deque(known[problem_id] for problem_id in state["next"])
-        version, internal, gauss = state["stream"]
+        """`known`: every problem the state may name, by id. Raises ValueError when it is no state of so many problems."""
+        saved = _ORDER.validate_python(state)
+        problems, following = _named(saved["problems"], known), _named(saved["next"], known)
+        if len({*saved["problems"]}) != len(self.problems) or len(problems) != len(self.problems):
+            raise ValueError(f"it has other than {len(self.problems)} problems")
+        version, internal, gauss = saved["stream"]
         self._stream.setstate((version, tuple(internal), gauss))
+        self.problems, self._next = problems, deque(following)
 
 
 class Refresher:
@@ -121,9 +146,19 @@ class Refresher:
         return {"reserve": reserve, "counts": dict(self._counts), "num_retired": self.num_retired}
 
     def load_state_dict(self, state: Mapping[str, Any], known: Mapping[str, Problem]) -> None:
-        self._reserve = deque(known[problem_id] for problem_id in state["reserve"])
-        self._counts = {problem_id: (correct, wrong) for problem_id, (correct, wrong) in state["counts"].items()}
-        self.num_retired = state["num_retired"]
+        """After the order's. Raises ValueError when it is no state that goes with it."""
+        saved = _REFRESHER.validate_python(state)
+        named = [*saved["reserve"], *(problem.problem_id for problem in self._order.problems)]
+        if len({*named}) != len(named):
+            raise ValueError("a problem in reserve is there twice, or in use")
+        self._reserve = deque(_named(saved["reserve"], known))
+        self._counts, self.num_retired = dict(saved["counts"]), saved["num_retired"]
+
+
+def _named(problem_ids: Sequence[str], known: Mapping[str, Problem]) -> list[Problem]:
+    if unknown := [problem_id for problem_id in problem_ids if problem_id not in known]:
+        raise ValueError(f"'{unknown[0][:50]}' is no problem of this phase")
+    return [known[problem_id] for problem_id in problem_ids]
 
 
 def make_refresher(order: ProblemOrder, selection: Selection, phase: PhaseConfig) -> Refresher:

@@ -7,6 +7,7 @@ answer is recorded, so that a gain of format is not called reasoning.
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 from conclip.grading.spelling import clean, compact, plain
@@ -28,7 +29,7 @@ class Extraction:
 
 
 _BOX = re.compile(
-    r"""\\(?:f?boxed|fbox)(?![A-Za-z])\s*
+    r"""\\{1,2}(?:f?boxed|fbox)(?![A-Za-z])\s*
         (?:\{ | (?P<token>[0-9] | [A-Za-z](?![A-Za-z]) | \\[A-Za-z]+(?=\s*(?:[$.,;!?)\]}]|\\[\])]|$))))
     | \\. | [{}]""",
     re.DOTALL | re.VERBOSE,
@@ -42,22 +43,61 @@ def extract_boxed(text: str) -> str | None:
     A box without braces holds what TeX puts into it, the next token: ``\boxed 2`` and ``\boxed 23`` are 2, ``\boxed\pi`` is
     ``\pi``. Where TeX finds none (``\boxed\frac12``), or it would cut a word (``a \boxed answer``), there is no box.
 
+    Boxes side by side are one answer, a list: ``\boxed{1} \text{ and } \boxed{-2}`` gives ``1, -2``. Only a comma, "and" or
+    "or" joins them, with the name of a value or the thing counted beside it.
+
     Example: ``so \boxed{1}, no: \boxed{\frac{1}{2}}`` gives ``\frac{1}{2}``.
     """
     text = text[-MAX_TAIL_CHARS:]
-    open_braces: list[int | None] = []  # where the content of a box begins; None for other braces
-    found: tuple[int, int] | None = None
+    open_braces: list[tuple[int, int] | None] = []  # where a box and its content begin; None for other braces
+    boxes: list[tuple[int, int, int, int]] = []  # where each begins, its content does, that ends, and it
     for match in _BOX.finditer(text):
         part = match.group()
         if match["token"] is not None:
-            found = match.span("token")
+            boxes.append((match.start(), *match.span("token"), match.end()))
         elif part == "}":
-            begin = open_braces.pop() if open_braces else None
-            if begin is not None and (found is None or begin > found[0]):
-                found = (begin, match.start())
+            begun = open_braces.pop() if open_braces else None
+            if begun is not None:
+                boxes.append((*begun, match.start(), match.end()))
         elif part[-1] == "{" and part != "\\{":
-            open_braces.append(match.end() if len(part) > 1 else None)
-    return (text[found[0] : found[1]].strip() or None) if found else None
+            open_braces.append((match.start(), match.end()) if len(part) > 1 else None)
+    last = max(range(len(boxes)), key=lambda index: boxes[index][1], default=None)
+    if last is None or not (found := text[slice(*boxes[last][1:3])].strip()):
+        return None
+    contents, begins = [found], [boxes[last][0]]
+    while last > 0 and len(contents) < MAX_JOINED_BOXES:
+        begin, before = boxes[last][0], boxes[last - 1]
+        if not 0 < begin - before[3] <= MAX_BETWEEN_BOXES or not _joins(text[before[3] : begin]):
+            break
+        last -= 1
+        contents.insert(0, text[slice(*boxes[last][1:3])].strip())
+        begins.insert(0, boxes[last][0])
+    names = [_NAMED_BOX.search(text, max(0, begin - MAX_NAME_CHARS), begin) for begin in begins]
+    if len(set(contents)) == 1:
+        return found
+    if all(names):
+        contents = [f"{name[1]} = {content}" for name, content in zip(names, contents, strict=True) if name]
+    return ", ".join(filter(None, contents))
+
+
+MAX_BETWEEN_BOXES = 60
+MAX_JOINED_BOXES = 50
+MAX_NAME_CHARS = 20
+_NAMED_BOX = re.compile(r"(?<![A-Za-z\\])(\\?[A-Za-z]+(?:_\{?\w+\}?)?)\s*=\s*\$?$")
+_LAYOUT = re.compile(r"\\(?:text|mbox|mathrm)\s*\{([^{}]*)\}|\\q?quad(?![a-zA-Z])|\\[()\[\],;:! ]|[$*&]|\s+")
+_JOINS = re.compile(
+    r"(?:\s*(?P<words>(?:[A-Za-z]+|\([a-z]\))(?:\s+(?:[A-Za-z]+|\([a-z]\))){0,3})\s+and|\s*[,;]\s*(?:and|or)?|\s*(?:and|or))"
+    r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*=)?\s*"
+)
+_TURNS = re.compile(
+    r"\b(?:no|not|wait|but|then|so|thus|hence|therefore|actually|instead|rather|check|wrong|correct|is|was|we|I|which|that|it)\b"
+)
+
+
+def _joins(between: str) -> bool:
+    """Whether what stands between two boxes makes a list of them."""
+    words = _LAYOUT.sub(lambda m: f" {m[1] or ''} ", between)
+    return "\n\n" not in between and _JOINS.fullmatch(words) is not None and not _TURNS.search(words)
 
 
 _ANSWER_TAG = re.compile(r"<answer>([^<>]{1,500})</answer>")
@@ -69,7 +109,10 @@ _PHRASE = re.compile(
 )
 _DELIMITER = re.compile(r"\\.|\$\$?", re.DOTALL)
 _CLOSED_BY = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}
-_NUMBER = re.compile(r"(?<![\w.\\^_{])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?(?:\s?\\?%)?(?![\w^_{\\!])")
+_NUMBER = re.compile(
+    r"(?<![\w.\\^_{])(?:-\\?\$|[-+])?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?"
+    r"(?:\s?\\?%|(?:[ckm]?m|k?g|mg|m?[lL]|s|h|ft|lbs?|oz)[²³]?(?!\w))?(?![\w^_{\\!]|\.\d)"
+)
 _OPERATOR = re.compile(r"[-+*/^_\\({|]\s*$")
 
 MAX_FORMULA_CHARS = 2000
@@ -90,11 +133,53 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
         return Extraction(hashes[-1].strip(), "hashes")
     if phrases := list(_PHRASE.finditer(tail)):
         return Extraction(_sentence(tail[phrases[-1].end() :].partition("\n")[0][:300]), "phrase")
+    if _is_bare(tail.strip()):
+        return Extraction(tail.strip(), "math")
     formulas = [(content, end) for content, end in _formulas(tail) if not re.fullmatch(r"[a-zA-Z]|\\[a-z]+", content)]
     number = _last_number(tail)
-    if formulas and (number is None or number[1] <= formulas[-1][1] or len(_formulas(tail)) == len(formulas)):
+    if formulas and number and _UNIT_ALONE.fullmatch(formulas[-1][0]):
+        begin = tail.rfind(formulas[-1][0], number[1], formulas[-1][1])
+        if begin >= 0 and not tail[number[1] : begin].strip(" $\\("):  # 100 $cm^2$
+            return Extraction(f"{number[0]} {formulas[-1][0]}", "number")
+    concludes = number is not None and bool(formulas) and _THEREFORE.search(tail, formulas[-1][1], number[1]) is not None
+    if (
+        formulas
+        and not concludes
+        and (number is None or number[1] <= formulas[-1][1] or len(_formulas(tail)) == len(formulas))
+    ):
         return Extraction(formulas[-1][0], "math")
-    return Extraction(number[0], "number") if number else None
+    if number:
+        return Extraction(number[0], "number")
+    if (said := stated(tail.strip())) is not None:
+        return Extraction(said, "phrase")
+    letter = next((match for pattern in _LAST_LETTER if (match := pattern.search(tail[-MAX_SENTENCE_CHARS:]))), None)
+    return Extraction(letter[1], "phrase") if letter else None
+
+
+MAX_BARE_CHARS = 300
+_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-zÀ-ɏ]{2,}|[\u0400-\u1fff\u3040-\ud7ff]")
+_CALCULATOR = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|sqrt|log|ln|exp|pi|infinity|infty")
+_LAST_LETTER = (
+    re.compile(r"(?:^|\n)\s*\(?([A-J])\)?[.\s]*$"),
+    re.compile(r"(?:\b(?:is|it's|be|choose|pick|select|with)\s+)\(?([A-J])\)?[.\s]*$"),
+    re.compile(r"\(([A-J])\)(?!.*\([A-J]\))", re.DOTALL),
+)
+"""The letter of an option where nothing else is said: on a line of its own, at the end, in parentheses."""
+
+
+def _is_bare(text: str) -> bool:
+    """Whether a response is nothing but a formula or a number, on one line and without words, whatever is around it."""
+    if not 0 < len(text) <= MAX_BARE_CHARS or "\n" in text or "####" in text:
+        return False
+    formula = re.sub(r"\\(?:text|mathrm|mbox|textbf|mathbf|operatorname|begin|end)\s*\{[^{}]*\}", "", text)
+    return re.search(r"\w", text) is not None and all(_CALCULATOR.fullmatch(word) for word in _WORDS.findall(formula))
+
+
+_UNIT_ALONE = re.compile(
+    r"(?:\\(?:text|mathrm)\s*\{)?\s*[a-zA-Z]{1,3}\s*\}?(?:\s*\^\s*\{?[23]\}?)?|\^\s*\{?\s*\\circ\s*\}?(?:\s*\\text\{[CF]\}|[CF])?|\\%"
+)
+_THEREFORE = re.compile(r"\b(?:Therefore|Thus|Hence|So|Finally|Altogether)\b")
+"""Opens a last sentence, whose number counts for more than the formulas before it."""
 
 
 def _formulas(text: str) -> list[tuple[str, int]]:
@@ -124,6 +209,20 @@ def _last_number(text: str) -> tuple[str, int] | None:
 
 _LIST_OF_FORMULAS = re.compile(r"\$[^$]+\$(?:(?:\s|,|or\b|and\b)+\$[^$]+\$)+")
 _FILLER = re.compile(r"(?:[A-Za-z']+\s+)+(?=[-+$\\\d])")
+_CHOSEN = re.compile(
+    r"(?:for sure|definitely|clearly|certainly|option|choice)?\s*\(?([A-J])\)?"
+    r"(?:\s*[,;:](?!\s*(?:and\b|or\b|[A-Za-z]\b(?!')))|\s+(?:because|since|as|but|and not|not|rather)\b)"
+)
+"""An option's letter, and then why."""
+
+_STATED = re.compile(
+    r"[A-Za-z].*\b(?:is|are|was|equals?|be)\s+(?:(?:just|exactly|only|also|then|simply|equal to)\s+)?(?=[-+$\\\d(\[.])"
+)
+_BECAUSE = re.compile(r"(?<=[\d$})a-z]),?\s+(?:because|since|as|which|where|when)\b.*$")
+_CIRCUMSTANCE = re.compile(
+    r"\s+(?:in|on|at|for|from|during|by|after|before|each|every|altogether|total|left|because|since|so|when|if)\b\s+[A-Za-z][^\d$\\]*$"
+)
+"""Words behind a number that say when or where."""
 _NEGATED = re.compile(
     r"\b(?:not|no|never|nor|neither|cannot|except|unless|than|least|most|about|around|\w+n't)\b", re.IGNORECASE
 )
@@ -135,6 +234,11 @@ def _sentence(rest: str) -> str:
     rest = rest.strip().strip("*").strip()
     end = re.search(r"\.(?:\s|$)", rest)
     sentence = (rest[: end.start()] if end else rest).strip().strip("*").strip()
+    if chosen := _CHOSEN.match(sentence):
+        return chosen[1]
+    sentence = _BECAUSE.sub("", re.sub(r"(?<=[2-9]\d)!$|(?<=\d\d\d)!$", "", sentence))
+    if (said := stated(sentence)) is not None:
+        return said
     if rest.startswith(("$", "\\(", "\\[")) and (formulas := _formulas(rest)):
         return sentence if _LIST_OF_FORMULAS.fullmatch(sentence) else formulas[0][0]
     words = _FILLER.match(sentence)
@@ -145,11 +249,28 @@ def _sentence(rest: str) -> str:
         and len(_formulas(sentence)) <= 1
     ):
         return (
-            sentence[sentence.index(numbers[0]) :].strip()
+            _CIRCUMSTANCE.sub("", sentence[sentence.index(numbers[0]) :].strip())
             if "$" not in sentence
             else (_formulas(sentence) or [(numbers[0], 0)])[0][0]
         )
-    return sentence
+    return _CIRCUMSTANCE.sub("", sentence) if sentence[:1].isdigit() else sentence
+
+
+_SENTENCE = re.compile(r"[A-Z][^.;:!?]{0,80}?\b(?:is|are|was)\s+(?:an?\s+|the\s+)?([A-Za-z]+)")
+
+
+MAX_SENTENCE_CHARS = 300
+
+
+def stated(sentence: str) -> str | None:
+    """What a sentence says that something is: "24 square units" of "The area is 24 square units"; None for others."""
+    sentence = sentence.strip().rstrip(".")
+    if len(sentence) > MAX_SENTENCE_CHARS or _NEGATED.search(sentence):
+        return None
+    if match := _STATED.match(sentence):
+        return _CIRCUMSTANCE.sub("", sentence[match.end() :])
+    word = _SENTENCE.fullmatch(sentence)
+    return word[1] if word else None
 
 
 @lru_cache(maxsize=1 << 16)
@@ -190,6 +311,13 @@ def choice_letters(answer: str, *, num_choices: int | None = None, fold: bool = 
     if fold:
         found = [letter.upper() for letter in found]
     return found if all("A" <= letter <= last for letter in found) else []
+
+
+def glued_letters(answer: str) -> list[str]:
+    """The letters of several options without anything between them, in their order: ``ABD`` or ``\\{A, C\\}``."""
+    letters = re.sub(r"[\\{}\s,]", "", plain(answer))
+    is_list = re.fullmatch(r"[A-J]{2,5}", letters) is not None and all(a < b for a, b in pairwise(letters))
+    return list(letters) if is_list else []
 
 
 def label_and_text(answer: str) -> tuple[str, str] | None:

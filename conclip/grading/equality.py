@@ -38,7 +38,9 @@ def equal(first: Expr, second: Expr) -> bool:
     if not letters:
         return _same_number(first, second)
     held = 0
+    exponents = _exponents(first) | _exponents(second)
     for point in _points(letters):
+        point = {letter: sympy.ceiling(3 * value) if letter in exponents else value for letter, value in point.items()}
         f = _at(first, point)
         if f is None or not (f.is_real or first.has(sympy.I)):
             continue  # outside of what `first` is defined on
@@ -47,6 +49,13 @@ def equal(first: Expr, second: Expr) -> bool:
             return False
         held += 1
     return held >= 2
+
+
+def _exponents(value: Expr) -> set[Basic]:
+    """The letters in the powers that other letters are raised to: those of ``(pq)^{ab}`` are a and b. A negative p has only
+    whole powers, so these stand for whole numbers."""
+    powers = [power for power in value.atoms(sympy.Pow) if power.base.free_symbols]
+    return {letter for power in powers for letter in power.exp.free_symbols}
 
 
 def proportional(first: Expr, second: Expr, *, positive: bool = False) -> bool:

@@ -5,33 +5,16 @@ Only grader workers call this: algebra may run for ever or take all memory, and 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import sympy
-from sympy import Expr, Rational
+from sympy import Integer
 
-from conclip.grading import equality
-from conclip.grading.answers import choice_letters, extract, label_and_text, without_label
-from conclip.grading.formulas import MAX_DEPTH, Unreadable, read_formula
-from conclip.grading.kinds import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
-from conclip.grading.readings import NAME, is_understood, read, region_of
-from conclip.grading.regions import Region, same_region
+from conclip.grading.agreement import EXACT, Tolerance, agree, named_value
+from conclip.grading.answers import choice_letters, extract, glued_letters, label_and_text, stated, without_label
+from conclip.grading.formulas import MAX_DEPTH
+from conclip.grading.kinds import Number, Relation
+from conclip.grading.readings import NAME, is_understood, read, stands_for
 from conclip.grading.spelling import clean, compact, nesting, plain
-from conclip.grading.units import are_opposed, read_unit
-from conclip.grading.words import are_words, is_text, same_words
-
-
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """How far a number may lie from the gold one."""
-
-    decimals: int | None = None
-    """Numbers that agree when rounded to so many decimals are equal."""
-    relative: float = 0.0
-    """Numbers that differ by at most this share of the gold one are equal."""
-
-
-EXACT = Tolerance()
+from conclip.grading.words import are_words, is_text, numeral, same_words, verdict
 
 
 def same_answer(
@@ -45,16 +28,16 @@ def same_answer(
     """
     if _same(gold, answer, choices, tolerance):
         return True
-    for text in (
-        (answer, plain(answer))
-        if _PROSE.search(plain(answer)) or (is_response and re.search(r"\n|####|<answer>", answer))
-        else ()
-    ):
+    has_words = _PROSE.search(plain(answer)) is not None
+    if not has_words and not (is_response and re.search(r"\n|####|<answer>", answer)):
+        return False
+    for text in (answer, plain(answer)):
         found = extract(text, lenient=True)
         # A number out of a formula that was not understood is no answer; "the answer is 7" in a box is one.
         if found and (is_response or found.method == "phrase") and _same(gold, found.answer, choices, tolerance):
             return True
-    return False
+    said = stated(plain(clean(answer))) if has_words and not choices else None
+    return said is not None and _same(gold, said, None, tolerance)
 
 
 def is_readable(gold: str, *, choices: Sequence[str] | None = None) -> bool:
@@ -75,29 +58,66 @@ def _same(gold: str, answer: str, choices: Sequence[str] | None, tolerance: Tole
         return _same_choice(gold, answer, choices, tolerance)
     if compact(gold) == compact(answer):
         return True
+    if (exact := _exact_and_rounded(gold)) or (exact := _exact_and_rounded(answer)):
+        pairs = [(part, answer) for part in exact] if _exact_and_rounded(gold) else [(gold, part) for part in exact]
+        return any(_same(g, a, None, tolerance) for g, a in pairs)
     first, second = (label_and_text(text) for text in (gold, answer))
     if first and second and not _same(first[1], second[1], None, tolerance):
         return False  # A: 3 and A: 5
     if letters := choice_letters(gold):
         chosen = choice_letters(answer, fold=len(letters) == 1 and letters[0].isupper())
+        if len(letters) > 1:
+            chosen = chosen or glued_letters(answer)
         if chosen or len(letters) > 1:
             return sorted(chosen) == sorted(letters)
+    if (letters := glued_letters(gold)) and len(chosen := choice_letters(answer.strip("\\{} "))) > 1:
+        return chosen == letters
+    gold, answer = stands_for(gold), stands_for(answer)
     if is_text(gold):
-        return same_words(gold, answer)
+        spelled_out = numeral(gold)
+        return (
+            same_words(gold, answer)
+            or (verdict(gold) is not None and verdict(gold) == verdict(answer))
+            or (spelled_out is not None and agree(Number(Integer(spelled_out), None, ""), read(answer), tolerance))
+        )
     if (are_words(gold) and same_words(gold, answer)) or compact(plain(gold)) == compact(plain(answer)):
         return True
     if max(nesting(gold), nesting(answer)) > MAX_DEPTH:
         return False
     asked, said = read(gold, is_gold=True), read(answer)
-    if _agree(asked, said, tolerance):
+    if agree(asked, said, tolerance):
         return True
+    if isinstance(asked, Number) and not asked.value.free_symbols and (glued := _GLUED_UNIT.fullmatch(answer)):
+        return agree(asked, read(f"{glued[1]} {glued[2]}"), tolerance)
     if _DECIMAL_COMMA.fullmatch(gold) and isinstance(said, Number):  # the list 3, 5 or the decimal 3,5: a number decides
-        return _agree(read(gold.replace(",", ".", 1), is_gold=True), said, tolerance)
+        return agree(read(gold.replace(",", ".", 1), is_gold=True), said, tolerance)
     grouped = [read(text[1:-1]) if _GROUPED.fullmatch(text) else None for text in (gold, answer)]
-    return any(g is not None for g in grouped) and _agree(grouped[0] or asked, grouped[1] or said, tolerance)
+    return any(g is not None for g in grouped) and agree(grouped[0] or asked, grouped[1] or said, tolerance)
 
 
-_DECIMAL_COMMA = re.compile(r"-?\d+,(?!\d{3}(?!\d))\d+(?:\s*(?:\\text|\\mathrm|%|\^\\circ).*)?")
+_APPROX = re.compile(r"\\(?:approx|simeq)(?![a-zA-Z])")
+ROUNDED = Tolerance(relative=0.02)
+
+
+def _exact_and_rounded(text: str) -> list[str]:
+    r"""The values of ``\frac{1}{3} \approx 0.33``: the exact one and the rounded one; none where no number stands before the
+    sign (``x \approx 0.33``), or one that is no rounding of it behind."""
+    exact, sign, rounded = text.partition("\\approx") if _APPROX.search(text) else (text, "", "")
+    exact, rounded = exact.strip(), rounded.strip()
+    if not sign or not rounded or NAME.fullmatch(exact) or nesting(text) > MAX_DEPTH:
+        return []
+    value, near = read(exact), read(rounded)
+    if isinstance(value, Relation):
+        value = named_value(value) or value
+    return [exact, rounded] if agree(value, near, ROUNDED) else []
+
+
+_GLUED_UNIT = re.compile(
+    r"(-?\d[\d,]*\.\d+|-?\d[\d,]*(?=[a-zA-Z]+(?:\^|/)))([a-zA-Z]{1,3}(?:\^\{?\d\}?)?(?:/[a-zA-Z]+(?:\^\{?\d\}?)?)?)"
+)
+"""A unit without a space before it, where the gold answer has no letters: 9.8m/s^2."""
+
+_DECIMAL_COMMA = re.compile(r"-?(?:0,|\d+,(?!\d{3}(?!\d)))\d+(?:\s*(?:\\text|\\mathrm|%|\^\\circ).*)?")
 _GROUPED = re.compile(r"\(\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*\)")
 """A number in parentheses that reads like a pair."""
 
@@ -127,243 +147,3 @@ def _options(text: str, choices: Sequence[str], tolerance: Tolerance) -> list[in
 
 
 _LETTER_AND_TEXT = re.compile(r"\s*[\[(]?([A-Z])\s*(?:[-=).:\]]\s*|\s)(?=\S)")
-
-
-# Agreement
-
-
-def _agree(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
-    if isinstance(gold, Relation) or isinstance(answer, Relation):
-        if isinstance(gold, Relation) and isinstance(answer, Relation):
-            return _agree_relations(gold, answer, tolerance)
-        return _agree_named(gold, answer, tolerance)
-    if isinstance(gold, Spelled) or isinstance(answer, Spelled):
-        return isinstance(gold, Spelled) and isinstance(answer, Spelled) and _agree_spelled(gold, answer, tolerance)
-    if isinstance(gold, Region) or isinstance(answer, Region):
-        first, second = region_of(gold), region_of(answer)
-        return first is not None and second is not None and same_region(first, second)
-    if isinstance(gold, Several) or isinstance(answer, Several):
-        return _agree_several(gold, answer, tolerance)
-    if isinstance(gold, Matrix) or isinstance(answer, Matrix):
-        return isinstance(gold, Matrix) and isinstance(answer, Matrix) and _agree_matrices(gold, answer, tolerance)
-    return _agree_numbers(gold, answer, tolerance)
-
-
-def _agree_numbers(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
-    """A unit may be missing on either side; a percentage is its number of percent and its fraction."""
-    percents = (gold.unit == "%", answer.unit == "%")
-    if any(percents):
-        if {gold.unit, answer.unit} - {"", "%"}:
-            return False
-        is_share = not percents[0] and bool(gold.value.is_real and abs(gold.value) < 1)  # 0.6 is not meant as 0.6 %
-        if not is_share and _same_value(gold, answer, tolerance):
-            return True
-        if all(percents):
-            return False
-        shares = [
-            Number(n.value / 100, None if n.decimal is None else n.decimal / 100, "") if n.unit == "%" else n
-            for n in (gold, answer)
-        ]
-        return _same_value(shares[0], shares[1], tolerance)
-    if are_opposed(gold.unit, answer.unit):
-        return False
-    gold_unit, answer_unit = (read_unit(n.unit) if n.unit else None for n in (gold, answer))
-    if gold_unit is None or answer_unit is None or gold_unit == answer_unit:
-        return _same_value(gold, answer, tolerance)
-    if gold_unit.powers != answer_unit.powers:
-        return False
-    factor = answer_unit.factor / gold_unit.factor
-    return _same_value(gold, Number(answer.value * Rational(factor.numerator, factor.denominator), None, ""), tolerance)
-
-
-def _same_value(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
-    if gold.value in (sympy.oo, -sympy.oo) or answer.value in (sympy.oo, -sympy.oo):
-        return gold.value == answer.value
-    if equality.equal(gold.value, answer.value):
-        return True
-    if gold.value.free_symbols or answer.value.free_symbols:
-        return False
-    if gold.decimal is None and answer.decimal is not None and equality.spells(answer.decimal, gold.value):
-        return True
-    if answer.decimal is None and gold.decimal is not None and equality.spells(gold.decimal, answer.value):
-        return True
-    if tolerance.decimals is not None and equality.agree_in_decimals(gold.value, answer.value, tolerance.decimals):
-        return True
-    return tolerance.relative > 0 and equality.within(gold.value, answer.value, tolerance.relative)
-
-
-def _agree_spelled(gold: Spelled, answer: Spelled, tolerance: Tolerance) -> bool:
-    if gold.kind != answer.kind or gold.kind == "unread":
-        return False
-    if gold.kind == "remainder":
-        return _agree_remainders(gold, answer)
-    if len(gold.parts) != len(answer.parts):
-        return False
-    return all(_agree_parts(g, a, tolerance) for g, a in zip(gold.parts, answer.parts, strict=True))
-
-
-def _agree_parts(gold: "Reading | str", answer: "Reading | str", tolerance: Tolerance) -> bool:
-    if isinstance(gold, UnitText) and isinstance(answer, UnitText):
-        return not gold or not answer or read_unit(gold) == read_unit(answer)
-    if isinstance(gold, str) or isinstance(answer, str):
-        return gold == answer
-    return _agree(gold, answer, EXACT)
-
-
-def _agree_remainders(gold: Spelled, answer: Spelled) -> bool:
-    (g, m), (a, n) = (tuple(number_of(part) for part in reading.parts) for reading in (gold, answer))
-    if g is None or m is None or a is None or n is None or not equality.equal(m, n):
-        return False
-    return bool(m.is_Integer and (g - a).is_Integer and (g - a) % m == 0) or equality.equal(g, a)
-
-
-def _agree_matrices(gold: Matrix, answer: Matrix, tolerance: Tolerance) -> bool:
-    if [len(row) for row in gold.rows] != [len(row) for row in answer.rows]:
-        return False
-    return all(
-        _agree(g, a, tolerance) for gs, as_ in zip(gold.rows, answer.rows, strict=True) for g, a in zip(gs, as_, strict=True)
-    )
-
-
-def _agree_several(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
-    """Brackets decide: those of tuples and intervals keep the order, braces and bare lists do not."""
-    if isinstance(gold, Matrix) and isinstance(answer, Several) and len(gold.rows[0]) == 1:
-        gold = Several("()", tuple(row[0] for row in gold.rows))
-    if not (isinstance(gold, Several) and isinstance(answer, Several)):
-        return False
-    first, second = (_without_names(one.items, other.items) for one, other in ((gold, answer), (answer, gold)))
-    ordered = any(name in ("()", "[]", "(]", "[)") for name in (gold.brackets, answer.brackets)) or first[1] or second[1]
-    if (
-        ordered
-        and gold.brackets != answer.brackets
-        and not ({gold.brackets, answer.brackets} == {"", "()"} and (first[1] or second[1]))
-    ):
-        return False
-    if len(first[0]) != len(second[0]):
-        return False
-    if ordered:
-        return all(_agree(g, a, tolerance) for g, a in zip(first[0], second[0], strict=True))
-    nouns = [{item.unit for item in side if isinstance(item, Number)} for side in (first[0], second[0])]
-    counted = len(nouns[0]) > 1 and nouns[0] == nouns[1]  # 2 boys, 3 girls
-    left = list(second[0])
-    for item in first[0]:
-        fits = (
-            index
-            for index, other in enumerate(left)
-            if _agree(item, other, tolerance) and not (counted and _noun(item) != _noun(other))
-        )
-        match = next(fits, None)
-        if match is None:
-            return False
-        left.pop(match)
-    return True
-
-
-def _noun(item: Reading) -> str:
-    return item.unit if isinstance(item, Number) else ""
-
-
-def _without_names(items: Sequence[Reading], others: Sequence[Reading]) -> tuple[Sequence[Reading], bool]:
-    """The values of ``x = 1, x = 2`` where all names are the same, or where the other side has none; and whether different
-    names were dropped, so that the order of values tells them apart."""
-    names = {
-        compact(item.sides[0])
-        for item in items
-        if isinstance(item, Relation) and item.signs == ("=",) and NAME.fullmatch(item.sides[0])
-    }
-    all_named = all(isinstance(item, Relation) and item.signs == ("=",) and NAME.fullmatch(item.sides[0]) for item in items)
-    others_named = any(isinstance(item, Relation) for item in others)
-    if not items or not all_named or (len(names) > 1 and others_named):
-        return items, False
-    relations = sorted((item for item in items if isinstance(item, Relation)), key=lambda r: compact(r.sides[0]))
-    return [read(relation.sides[1]) for relation in relations], len(names) > 1
-
-
-def _agree_named(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
-    """``x = 5`` and 5: what is named is asked for. An answer may name it by a formula (``a + b = 5``); a gold formula
-    is an equation."""
-    if isinstance(gold, Relation):
-        value = _named_value(gold)
-        if value is not None:
-            return _agree(value, answer, tolerance)
-    elif isinstance(answer, Relation):
-        value = _named_value(answer, by_formula=True)
-        if value is not None:
-            return _agree(gold, value, tolerance)
-    first, second = region_of(gold), region_of(answer)
-    return first is not None and second is not None and same_region(first, second)
-
-
-def _named_value(relation: Relation, *, by_formula: bool = False) -> Reading | None:
-    """The value of ``x = 2 + 3 = 5``: the last side, where the sides before it that are numbers agree with it."""
-    if set(relation.signs) != {"="}:
-        return None
-    named = NAME.fullmatch(relation.sides[0]) is not None
-    values = [read(side) for side in relation.sides[named:]]
-    numbers = [v for v in values if isinstance(v, Number) and not v.value.free_symbols]
-    if not named and len(numbers) < len(values) and not (by_formula and (len(values) > 2 or _num_letters(values[0]) > 1)):
-        return None
-    return values[-1] if all(_agree(number, values[-1], EXACT) for number in numbers) else None
-
-
-def _num_letters(reading: Reading) -> int:
-    """Of a formula; 0 where words stand among them."""
-    letters = reading.value.free_symbols if isinstance(reading, Number) else set()
-    return 0 if any(str(letter).startswith("text ") for letter in letters) else len(letters)
-
-
-_OF_X = re.compile(r"[a-zA-Z]\([a-zA-Z]\)|y")
-
-
-def _name(relation: Relation) -> str:
-    """What is named; "" for a formula. Derivatives have one spelling, and y is what is a function of x."""
-    if not NAME.fullmatch(relation.sides[0]):
-        return ""
-    name = re.sub(r"\\frac\{?d(\w)\}?\{?d\w\}?", r"\1'", compact(relation.sides[0]))
-    return "y" if _OF_X.fullmatch(name) else name
-
-
-def _agree_relations(gold: Relation, answer: Relation, tolerance: Tolerance) -> bool:
-    first, second = region_of(gold), region_of(answer)
-    if first is not None and second is not None:
-        return same_region(first, second)
-    if set(gold.signs) == set(answer.signs) == {"="}:
-        names = [_name(relation) for relation in (gold, answer)]
-        if names[0] and names[0] == names[1]:
-            g, a = _named_value(gold), _named_value(answer)
-            return g is not None and a is not None and _agree(g, a, tolerance)
-        values = [_named_value(r) for r, name in zip((gold, answer), names, strict=True) if not name]
-        if len(values) == 2 and all(isinstance(v, Number) for v in values):
-            return _agree(values[0], values[1], tolerance)  # pyright: ignore
-    if len(gold.signs) != 1 or len(answer.signs) != 1:
-        return _same_sides(gold, answer)
-    try:
-        g, a = (_difference(relation) for relation in (gold, answer))
-    except Unreadable:
-        return _same_sides(gold, answer)
-    if gold.signs[0] in ("=", "!="):
-        return gold.signs == answer.signs and equality.proportional(g, a)
-    if gold.signs == answer.signs:
-        return equality.proportional(g, a, positive=True)
-    return gold.signs[0] == TURNED.get(answer.signs[0]) and equality.proportional(g, -a, positive=True)
-
-
-def _difference(relation: Relation) -> Expr:
-    left, right = (read_formula(_as_product(side)) for side in relation.sides)
-    return left - right
-
-
-def _as_product(side: str) -> str:
-    """``f(x)`` and derivatives as one letter: they are not what is compared."""
-    return re.sub(r"\\frac\s*\{\s*(d[^{}]*)\}\s*\{\s*(d[^{}]*)\}", lambda m: f"D_{{{compact(m[1] + '/' + m[2])}}}", side)
-
-
-def _same_sides(gold: Relation, answer: Relation) -> bool:
-    for turned in (False, True):
-        signs = tuple(TURNED.get(sign, sign) for sign in reversed(answer.signs)) if turned else answer.signs
-        sides = tuple(reversed(answer.sides)) if turned else answer.sides
-        if signs == gold.signs and all(
-            g == a or _agree(read(g), read(a), EXACT) for g, a in zip(gold.sides, sides, strict=True)
-        ):
-            return True
-    return False

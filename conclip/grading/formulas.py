@@ -7,54 +7,35 @@ subscripts, decimals are exact fractions. math-verify's parser (latex2sympy) fol
 """
 
 import re
-from collections.abc import Callable
 from typing import cast
 
 import sympy
 from sympy import Expr, Integer, Rational, Symbol
 
+from conclip.grading.functions import (
+    INVERSE,
+    ONE_ARGUMENT,
+    SEVERAL_ARGUMENTS,
+    Unreadable,
+    bounded_binomial,
+    bounded_factorial,
+    bounded_power,
+)
 from conclip.grading.tex import DECORATIONS, FONTS, LETTERS
 
-MAX_BITS = 1_000_000
-"""Largest integer that a power may become; a larger one is not read."""
-
-MAX_FACTORIAL = 5_000
 MAX_TERMS = 10_000
 MAX_DEPTH = 60
 """Brackets within brackets."""
 
-
-class Unreadable(ValueError):
-    """A formula outside of the grammar, or one without a finite value."""
-
-
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+)"
+    r"\s*(?:(?P<number>[1-9]\d{0,2}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+)"
     r"|(?P<command>\\(?:[a-zA-Z]+|.))|(?P<other>.))",
     re.DOTALL,
 )
-_ONE_ARGUMENT: dict[str, Callable[..., Expr]] = {
-    "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc,
-    "arcsin": sympy.asin, "arccos": sympy.acos, "arctan": sympy.atan, "arccot": sympy.acot, "arcsec": sympy.asec,
-    "arccsc": sympy.acsc, "sinh": sympy.sinh, "cosh": sympy.cosh, "tanh": sympy.tanh, "coth": sympy.coth,
-    "arsinh": sympy.asinh, "arcosh": sympy.acosh, "artanh": sympy.atanh, "ln": sympy.log, "exp": sympy.exp,
-    "log": lambda x: sympy.log(x, 10), "lg": lambda x: sympy.log(x, 10),
-}  # fmt: skip
 _FUNCTIONS = frozenset(["f", "g", "h", "F", "G", "H", "O", "P", "f'", "g'", "h'", "f''"])
 _GREEK_FUNCTIONS = frozenset(["Gamma", "zeta", "phi", "varphi", "psi"])
 """Letters that name functions when a bracket follows; others are factors."""
 
-_INVERSE = {
-    "sin": sympy.asin,
-    "cos": sympy.acos,
-    "tan": sympy.atan,
-    "sinh": sympy.asinh,
-    "cosh": sympy.acosh,
-    "tanh": sympy.atanh,
-}
-_SEVERAL_ARGUMENTS = cast(
-    dict[str, Callable[..., Expr]], {"max": sympy.Max, "min": sympy.Min, "gcd": sympy.gcd, "lcm": sympy.lcm}
-)
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 
 
@@ -145,11 +126,11 @@ class _Parser:
 
     def _begins_factor(self) -> bool:
         token = self.here()
-        if not token or self._is_number():
-            return False  # a number after a factor: "1 2" is no product
+        if not token or self._is_number():  # "1 2" is no product, but "3!7!" and "i4" are
+            return bool(token) and self._at > 0 and self._tokens[self._at - 1][1] in ("!", "i")
         if token[0] == "\\":
             name = token[1:]
-            known = name in LETTERS or name in DECORATIONS or name in FONTS or name in _ONE_ARGUMENT
+            known = name in LETTERS or name in DECORATIONS or name in FONTS or name in ONE_ARGUMENT
             return known or name in (
                 "frac",
                 "sqrt",
@@ -173,14 +154,14 @@ class _Parser:
         while True:
             if self.here() == "!":
                 self._take()
-                value = _factorial(value)
+                value = bounded_factorial(value)
             elif self.here() == "^":
                 self._take()
                 if self.here() == "\\circ":
                     self._take()
                     value = value * sympy.pi / 180
                 else:
-                    value = _power(value, self._exponent())
+                    value = bounded_power(value, self._exponent())
             elif self.here() == "%":
                 self._take()
                 value = value / 100
@@ -280,8 +261,9 @@ class _Parser:
             else:
                 tail += "_" + self._take()
         if not tail and name == "C" and self.here() == "(" and self._is_number(1) and self.here(2) == ",":
-            return _binomial(*self._arguments())
-        if name + tail in _FUNCTIONS and self.here() == "(":
+            return bounded_binomial(*self._arguments())
+        is_at_number = self.here() == "(" and self._is_number(1) and self.here(2) == ")"  # I(0) is no product
+        if (name + tail in _FUNCTIONS and self.here() == "(") or (is_at_number and (tail or name not in ("e", "i"))):
             return Symbol(f"{name}{tail}({', '.join(map(str, self._arguments()))})")
         if not tail and name in ("e", "i") and name not in self._letters:
             return sympy.E if name == "e" else sympy.I
@@ -300,10 +282,10 @@ class _Parser:
 
     def _command(self) -> Expr:
         name = self._take()[1:]
-        if name in _ONE_ARGUMENT:
+        if name in ONE_ARGUMENT:
             return self._function(name)
-        if name in _SEVERAL_ARGUMENTS:
-            return _SEVERAL_ARGUMENTS[name](*self._arguments())
+        if name in SEVERAL_ARGUMENTS:
+            return SEVERAL_ARGUMENTS[name](*self._arguments())
         if name == "frac":
             top, bottom = self._argument(), self._argument()
             if bottom.is_zero:
@@ -312,7 +294,7 @@ class _Parser:
         if name == "sqrt":
             return self._root()
         if name == "binom":
-            return _binomial(self._argument(), self._argument())
+            return bounded_binomial(self._argument(), self._argument())
         if name in ("sum", "prod"):
             return self._series(sympy.Sum if name == "sum" else sympy.Product)
         if name == "pi":
@@ -333,11 +315,11 @@ class _Parser:
             return self._symbol(f"{name} {inside}")
         if name in FONTS and self.here() == "{":
             inside = self._raw().strip()
-            if inside in _ONE_ARGUMENT:
+            if inside in ONE_ARGUMENT:
                 return self._function(inside)
             if inside.isascii() and inside.isalpha():
                 return self._symbol(inside) if len(inside) == 1 or self.here() == "_" else Symbol(f"text {inside}")
-            if re.search(r"[A-Za-z]{2}", inside):
+            if re.search(r"(?<![\\A-Za-z])[A-Za-z]{2}", inside):
                 raise Unreadable(f"words in a formula: {inside!r}")
             return read_formula(inside)
         raise Unreadable(f"cannot read '\\{name}'")
@@ -350,8 +332,8 @@ class _Parser:
         if degree.is_zero:
             raise Unreadable("a root of degree 0")
         if degree.is_Integer and int(degree) % 2 and radicand.is_negative:
-            return -_power(-radicand, 1 / degree)  # the real root
-        return _power(radicand, 1 / degree)
+            return -bounded_power(-radicand, 1 / degree)  # the real root
+        return bounded_power(radicand, 1 / degree)
 
     def _series(self, kind: type[sympy.Sum] | type[sympy.Product]) -> Expr:
         """A finite sum or product over one letter."""
@@ -374,14 +356,14 @@ class _Parser:
         return value
 
     def _function(self, name: str) -> Expr:
-        function, power, base = _ONE_ARGUMENT[name], None, None
+        function, power, base = ONE_ARGUMENT[name], None, None
         while self.here() in ("^", "_"):
             if self._take() == "^":
                 power = self._exponent()
             else:
                 base = self._argument()
-        if power == -1 and name in _INVERSE:
-            function, power = _INVERSE[name], None
+        if power == -1 and name in INVERSE:
+            function, power = INVERSE[name], None
         argument = self._function_argument()
         if base is not None:
             if name != "log":
@@ -390,7 +372,7 @@ class _Parser:
         if name in ("log", "lg", "ln") and argument.is_zero:
             raise Unreadable("logarithm of zero")
         value = function(argument)
-        return value if power is None else _power(value, power)
+        return value if power is None else bounded_power(value, power)
 
     def _function_argument(self) -> Expr:
         r"""A group, or the factors up to the next sign or function: ``\sin 2x \cos x`` is sin(2x) cos(x)."""
@@ -398,7 +380,7 @@ class _Parser:
             value = self._group()
             return value * sympy.pi / 180 if self._degrees() else value
         value = self._signed()
-        while self._begins_factor() and self.here()[1:] not in _ONE_ARGUMENT:
+        while self._begins_factor() and self.here()[1:] not in ONE_ARGUMENT:
             value = value * self._power()
         return value
 
@@ -416,26 +398,3 @@ class _Parser:
             values.append(self.sum())
         self._take(closing)
         return values
-
-
-def _power(base: Expr, exponent: Expr) -> Expr:
-    if base.is_zero and exponent.is_negative:
-        raise Unreadable("division by zero")
-    if isinstance(base, Rational) and isinstance(exponent, Rational):
-        if max(abs(base.p), base.q).bit_length() * abs(exponent) > MAX_BITS:
-            raise Unreadable("too large a number")
-    elif exponent.is_number and abs(exponent.evalf(3)) > MAX_BITS:
-        raise Unreadable("too large a power")
-    return cast(Expr, sympy.Pow(base, exponent))
-
-
-def _factorial(value: Expr) -> Expr:
-    if not (value.is_Integer and 0 <= int(value) <= MAX_FACTORIAL) and value.is_number:
-        raise Unreadable("too large a factorial, or none")
-    return sympy.factorial(value)
-
-
-def _binomial(top: Expr, bottom: Expr) -> Expr:
-    if any(part.is_number and not (part.is_Integer and 0 <= int(part) <= MAX_FACTORIAL) for part in (top, bottom)):
-        raise Unreadable("too large a binomial coefficient, or none")
-    return sympy.binomial(top, bottom)

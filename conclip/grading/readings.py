@@ -8,8 +8,10 @@ from typing import cast
 import sympy
 from sympy import Expr, Integer
 
-from conclip.grading.formulas import Unreadable, read_formula
+from conclip.grading.formulas import read_formula
+from conclip.grading.functions import Unreadable
 from conclip.grading.kinds import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
+from conclip.grading.pieces import in_brackets, split
 from conclip.grading.regions import Interval, Region, intersection, union_of, without_points
 from conclip.grading.spelling import closing, compact, plain
 from conclip.grading.units import read_compound, split_scale, split_unit
@@ -18,6 +20,7 @@ _SEPARATORS = re.compile(
     r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*(?:or|and)\s*,?\s*\}|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])"
     r"|\\(?:quad|qquad)(?![a-zA-Z])|\n"
 )
+_GROUPS = re.compile(r";|\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\vee(?![a-zA-Z])")
 _LOGIC = re.compile(r"\\(?:vee|wedge)(?![a-zA-Z])")
 _AND = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\wedge(?![a-zA-Z])")
 _SIGNS = re.compile(r"\\(?:le|ge|ne|equiv|in|approx)(?![a-zA-Z])|!=|<=|>=|=|<|>")
@@ -32,6 +35,13 @@ _PHRASES = (
     (re.compile(r"(?:the\s+)?(?:set\s+of\s+)?all\s+real(?:s|\s+(?:numbers?|values?|[a-z]))?", re.IGNORECASE), "\\mathbb{R}"),
     (re.compile(r"(?:the\s+)?empty\s+set|no\s+(?:real\s+)?solutions?", re.IGNORECASE), "\\emptyset"),
 )
+_COUNTED = re.compile(
+    r"^(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:year|exactly|page|day|room|step|a total of)\b\s*(?:\}\s*)?(?=-?[\d\\])",
+    re.IGNORECASE,
+)
+"""Words before a number that decide no more than a thing counted behind it."""
+
+_OPERATION = re.compile(r"\s*\w+\s*(\\cup|\\cap)\s+\w+\s*(?:\1\s+\w+\s*)*")
 _MODULO = re.compile(r"(?:(.*?)\\equiv)?\s*(.*?)\s*(?:\\pmod\s*\{?|\(\s*\\(?:mod|bmod)|\\mod)\s*([^{}()]+)[})]*")
 _ANGLE = re.compile(r".*\\circ.*\d\s*'.*")
 _SET_BUILDER = re.compile(r"\\?\{\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\||:)\s*(.*?)\s*\\?\}")
@@ -60,9 +70,7 @@ def is_understood(reading: Reading) -> bool:
 
 def read(text: str, *, is_gold: bool = False) -> Reading:
     """What a cleaned answer states; `Spelled("unread")` where that is not understood."""
-    text = text.strip()
-    for phrase, formula in _PHRASES:
-        text = formula if phrase.fullmatch(plain(text).strip()) else text
+    text = _COUNTED.sub("", stands_for(text.strip()))
     if system := _SYSTEM.fullmatch(text):
         if system[1] == "cases":
             return Spelled("cases", (compact(text),))
@@ -71,20 +79,27 @@ def read(text: str, *, is_gold: bool = False) -> Reading:
         text = described[1]
     if text == "\\emptyset":
         return Several("{}", ())
-    if matrix := _MATRIX.fullmatch(text):
-        return _read_matrix(matrix[1], matrix[2])
+    if "matrix}" in text or "{array}" in text:
+        if (matrix := _MATRIX.fullmatch(text)) and "\\end{" not in matrix[2]:
+            return _read_matrix(matrix[1], matrix[2])
+        if (value := _read_matrix_formula(text)) is not None:
+            return value
     if (literal := _read_literal(text)) is not None:
         return literal
-    parts = _split(_separated(text), ",;")
+    if (compound := read_compound(text)) is not None:
+        return Number(Integer(compound[0].numerator) / compound[0].denominator, None, compound[1])
+    parts = split(_separated(text), ",;")
     if len(parts) > 1:
-        return _read_both(text) or _read_list(parts, is_gold)
+        return _read_points(text) or _read_both(text) or _read_list(parts, is_gold)
     if _PLUS_MINUS.search(text) and not text.startswith(("\\{", "(")):
         return Several("", tuple(read(_signed(text, sign), is_gold=is_gold) for sign in "+-"))
     if (region := _read_region(text)) is not None:
         return region
-    if (inside := _in_brackets(text)) is not None:
+    if sets := _OPERATION.fullmatch(text):
+        return Spelled(f"sets {sets[1]}", tuple(sorted(compact(part) for part in text.split(sets[1]))))
+    if (inside := in_brackets(text)) is not None:
         opening, content, end = inside
-        items = _split(_separated(content), ",;", thousands=False)
+        items = split(_separated(content), ",;", thousands=False)
         if len(items) > 1 or opening == "{":
             read_items = [read(item, is_gold=is_gold) for item in items if item] if any(items) else []
             flat = [i for r in read_items for i in (r.items if isinstance(r, Several) and not r.brackets else (r,))]
@@ -95,6 +110,22 @@ def read(text: str, *, is_gold: bool = False) -> Reading:
     if (relation := _read_relation(text)) is not None:
         return relation
     return _read_number(text, is_gold)
+
+
+def stands_for(text: str) -> str:
+    """A text, or the formula that its words stand for, such as "all real numbers"."""
+    return next((formula for phrase, formula in _PHRASES if phrase.fullmatch(plain(text).strip())), text)
+
+
+def _read_points(text: str) -> Reading | None:
+    """``p = 5, q = 2; p = 7, q = 2``: a list of tuples, one for each group with the same names; None for anything else."""
+    groups = [split(group, ",") for group in _GROUPS.split(text)]
+    named = [[relation for part in group if (relation := _read_relation(part)) and _name_of(part)] for group in groups]
+    names = [[compact(relation.sides[0]) for relation in group] for group in named]
+    all_named = [len(group) for group in groups] == [len(some) for some in names]
+    if len(groups) < 2 or len(names[0]) < 2 or not all_named or any(some != names[0] for some in names):
+        return None
+    return Several("", tuple(Several("()", tuple(read(r.sides[-1]) for r in group)) for group in named))
 
 
 def _read_both(text: str) -> Reading | None:
@@ -114,46 +145,10 @@ def _separated(text: str) -> str:
     return _SEPARATORS.sub(" , ", text)
 
 
-def _split(text: str, separators: str, *, thousands: bool = True) -> list[str]:
-    """The parts of a text between separators that stand outside of brackets; a comma between thousands separates nothing."""
-    parts, begin, depth = [], 0, 0
-    for position, character in enumerate(text):
-        if character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        elif depth == 0 and character in separators:
-            if thousands and character == "," and _between_thousands(text, position):
-                continue
-            parts.append(text[begin:position].strip())
-            begin = position + 1
-    parts.append(text[begin:].strip())
-    found = [part for part in parts if part]
-    return found or [""]
-
-
-def _between_thousands(text: str, comma: int) -> bool:
-    return (
-        re.match(r"\d{3}(?!\d)", text[comma + 1 :]) is not None
-        and re.search(r"(?<![\d.])\d{1,3}(?:,\d{3})*$", text[:comma]) is not None
-    )
-
-
 def _signed(text: str, sign: str) -> str:
     """One of the two values that plus-minus signs stand for."""
     other = "-" if sign == "+" else "+"
     return _PLUS_MINUS.sub(lambda m: f" {sign if m[1] == 'pm' else other} ", text)
-
-
-def _in_brackets(text: str) -> tuple[str, str, str] | None:
-    """(opening, content, closing) of a text that one pair of brackets holds; braces may be escaped."""
-    for opening in ("\\{", "(", "[", "{"):
-        if text.startswith(opening):
-            end = closing(text, len(opening) - 1)
-            if end is not None and end == len(text) - 1:
-                escaped = len(opening) > 1 and text[end - 1] == "\\"
-                return opening[-1], text[len(opening) : end - escaped], text[end]
-    return None
 
 
 def _read_matrix(name: str, body: str) -> Reading:
@@ -164,6 +159,38 @@ def _read_matrix(name: str, body: str) -> Reading:
         except (ValueError, TypeError):
             return _UNREAD
     return Matrix(rows)
+
+
+_ONE_MATRIX = re.compile(
+    r"\\begin\{([pbBvV]?(?:small)?matrix|array)\}(?:\{[lcr|]*\})?((?:(?!\\begin\{|\\end\{).)*)\\end\{\1\}", re.DOTALL
+)
+_BETWEEN_MATRICES = re.compile(r"\s*(?:(?P<sign>[-+])\s*(?P<scalar>.*?))?\s*(?:\\cdot|\\times|\*)?\s*")
+
+
+def _read_matrix_formula(text: str) -> Reading | None:
+    """Sums and products of matrices, with numbers before them; None for anything else."""
+    matrices = list(_ONE_MATRIX.finditer(text))
+    if not matrices or text[matrices[-1].end() :].strip():
+        return None
+    terms: list[sympy.Matrix] = []
+    try:
+        for number, matrix in enumerate(matrices):
+            before = text[matrices[number - 1].end() if number else 0 : matrix.start()]
+            between = _BETWEEN_MATRICES.fullmatch(
+                before if number else f"+ {before}".replace("+ -", "-").replace("+ +", "+")
+            )
+            rows = [[_value(read(cell)) for cell in row.split("&")] for row in matrix[2].split("\\\\") if row.strip()]
+            if between is None or matrix[1] == "vmatrix":
+                return None
+            if between["sign"] is None:
+                terms[-1] = terms[-1] * sympy.Matrix(rows)
+            else:
+                scalar = read_formula(between["scalar"]) if between["scalar"] else Integer(1)
+                terms.append(sympy.Matrix(rows) * (scalar if between["sign"] == "+" else -scalar))
+        total = sum(terms[1:], terms[0])
+    except (Unreadable, ValueError, TypeError, sympy.ShapeError):
+        return None
+    return Matrix(tuple(tuple(Number(cast(Expr, cell), None, "") for cell in row) for row in total.tolist()))
 
 
 def _value(reading: Reading) -> Expr:
@@ -190,7 +217,7 @@ def _read_literal(text: str) -> Spelled | None:
             return Spelled("base", (sign + digits.lstrip("0").upper(), base))
     if _ANGLE.fullmatch(text):
         return Spelled("angle", (compact(text),))
-    ratio = _TO.sub(r"\1:", text)
+    ratio = _TO.sub(r"\1:", text[1:-1] if text[:1] == "(" and closing(text, 0) == len(text) - 1 else text)
     if ":" in ratio and "\\{" not in text and not _SIGNS.search(text):
         number, unit = split_unit(ratio)
         parts = [part.strip() for part in number.split(":")]
@@ -235,6 +262,7 @@ def _read_relation(text: str) -> Relation | None:
 
 
 NAME = re.compile(
+    r"\\frac\s*\{\s*(?:[A-Z]{2,3}|[a-zA-Z])\s*\}\s*\{\s*(?:[A-Z]{2,3}|[a-zA-Z])\s*\}|[A-Z]{2,3}\s*[/:]\s*[A-Z]{2,3}|"
     r"\\frac\s*\{\s*(?:d|\\partial)[^{}]*\}\s*\{\s*(?:d|\\partial)[^{}]*\}|\(\s*[a-zA-Z]\s*(?:,\s*[a-zA-Z]\s*)+\)"
     r"|(?!.*\b(?i:no|not|non|without|except|undefined)\b)(?:\^\{-1\}|\s*:\s*|\\(?!frac|sqrt|times|cdot|binom|pi\b|ln|log|lg|exp|sin|cos|tan|cot|sec|csc|arc)[a-zA-Z]+\s*|[A-Za-z]'*\s*|_\s*(?:\w|\{[^{}]*\})\s*|\{[^{}\d+*/^-]*\}\s*|\([a-zA-Z](?:,\s*[a-zA-Z])*\)\s*)+"
     r"|\|\s*[A-Za-z]+\s*\||[a-zA-Z]'*\([^()=]*\)"
@@ -254,11 +282,9 @@ def _read_number(text: str, is_gold: bool) -> Reading:
     number = number.strip().rstrip(" .")
     if repeating := _REPEATING.fullmatch(number):
         number = f"{repeating[1]}\\overline{{{repeating[2]}}}"
-    if (inside := _in_brackets(number)) and inside[0] + inside[2] in ("()", "{}") and unit:
+    if (inside := in_brackets(number)) and inside[0] + inside[2] in ("()", "{}") and unit:
         number = inside[1]
     factor, unit = split_scale(unit)
-    if (compound := read_compound(text)) is not None:
-        return Number(Integer(compound[0].numerator) / compound[0].denominator, None, compound[1])
     if number in _ENDLESS:
         return Number(-sympy.oo if number[0] == "-" else sympy.oo, None, unit)
     for formula, behind in ((number, unit), (text, "")):
@@ -299,13 +325,17 @@ def _read_region(text: str) -> Region | None:
     if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?", text):
         return Region(((-sympy.oo, sympy.oo, False, False),))
     if without := re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\\setminus|\\backslash|-)\s*\\?\{(.*?)\\?\}", text):
-        points = [read(part) for part in _split(without[1], ",")]
+        points = [read(part) for part in split(without[1], ",")]
         return without_points([point.value for point in points if isinstance(point, Number)])
     if len(parts := re.split(r"\\cup(?![a-zA-Z])", text)) < 2:
         return None
     intervals: list[Interval] = []
     for part in parts:
-        region = region_of(read(part))
+        reading = read(part)
+        region = region_of(reading)
+        if region is None and isinstance(reading, Several) and reading.brackets == "{}":
+            points = [number_of(item) for item in reading.items]
+            region = union_of([(point, point, True, True) for point in points if point is not None and point.is_real])
         if region is None:
             return None
         intervals += region.intervals
@@ -340,13 +370,11 @@ def region_of(reading: Reading) -> Region | None:
 
 def _region_of_inequality(relation: Relation) -> Region | None:
     """``x > 2``, ``2 < x``, ``0 \\le x < 1``, ``x \\ne 3``, ``|x| < 2``."""
-    if len(relation.signs) == 1 and re.fullmatch(r"\|\s*[a-zA-Z]\s*\|", relation.sides[0]):
-        sign, bound = relation.signs[0], number_of(read(relation.sides[1]))
-        if bound is None or not bound.is_positive or sign not in ("<", "<=", ">", ">="):
-            return None
-        if sign[0] == "<":
-            return Region(((-bound, bound, sign == "<=", sign == "<="),))
-        return Region(((-sympy.oo, -bound, False, sign == ">="), (bound, sympy.oo, sign == ">=", False)))
+    if size := next((side for side in relation.sides if re.fullmatch(r"\|\s*[a-zA-Z]\s*\|", side)), None):
+        plain_sides = tuple("x" if side == size else side for side in relation.sides)
+        inside = _region_of_inequality(Relation(relation.signs, plain_sides))
+        right = inside and intersection(inside, Region(((Integer(0), sympy.oo, True, False),)))
+        return right and union_of([(-b, -a, b_in, a_in) for a, b, a_in, b_in in right.intervals] + list(right.intervals))
     letter = [bool(re.fullmatch(r"[a-zA-Z](?:\([a-zA-Z]\))?|\\[a-z]+", side)) for side in relation.sides]
     if sum(letter) != 1 or "=" in relation.signs or "\\equiv" in relation.signs:
         return None

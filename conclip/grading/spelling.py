@@ -107,7 +107,39 @@ _SPACING = re.compile(
     r"|tiny|small|normalsize|large|Large|LARGE|huge|Huge|mathstrut|strut|nolimits)(?![a-zA-Z])\.?"
 )
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
+_DOUBLED = re.compile(
+    r"(?<!\\)\\\\(?=(?:[dtc]?frac|sqrt|left|right|boxed|text[a-z]*|math[a-z]+|pi|cdot|times|l?dots|leq?|geq?|neq?|infty|cup|in|pm"
+    r"|alpha|beta|gamma|theta|begin|end|sin|cos|tan|log|ln|circ|quad|overline|binom)(?![a-zA-Z]))"
+)
+"""A backslash that somebody escaped once too often: no row of a matrix begins with such a word."""
+
+_GLUED = re.compile(r"(\\q?quad)(?=[a-zA-Z])(?!quad)")
+_CALCULATOR = re.compile(
+    r"(?<![\\a-zA-Z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp)"
+    r"(?=\s*\(|\s*\^|_|\s*\d|\s+[a-zA-Z](?![a-zA-Z])|\s*\\(?:frac|pi|theta|alpha|left|sqrt))"
+)
+"""Functions as calculators spell them."""
+
 _WRAPPED = re.compile(r"\\(?:underline|fbox|boxed|mathop|mathstrut|(?:textcolor|colorbox)\s*\{[^{}]*\})\s*(?=\{)")
+_HABITS = tuple(
+    (re.compile(pattern), plainly)
+    for pattern, plainly in (
+        (r"\\phantom\s*\{[^{}]*\}", ""),
+        (r"\\not\s*=", r"\\ne "),
+        (r"=<(?![^>]*>)", r"\\le "),
+        (r"\{\s*([-+=<>*/]|\\(?:times|cdot|div|pm)(?![a-zA-Z]))\s*\}", r"\1 "),
+        (r"(?<![\\}a-zA-Z])\{\}(?=[\^_])", ""),
+        (r"\\(?:text|mathrm)\s*\{\s*(\^\\circ)\s*\}", r"\1 "),
+        (r"(?<=[\d}])\s*\^\s*\{?\s*(?:\\(?:text|mathrm)\s*\{\s*o\s*\}|o(?![a-zA-Z]))\s*\}?", r"^\\circ "),
+        (r"\^\s*\{?(\d+)\}?\s*/\s*_\s*\{?(\d+)\}?", r"\\frac{\1}{\2}"),
+        (r"\(\s*\\?(?:text|mathrm)?\s*\{?\s*mod\s*\}?\s*\\?\s*(\d+)\s*\)", r"\\pmod{\1}"),
+        (r"(?<=\d)\.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?", r".\1\\overline{\2\3\4}"),
+        (r"(?<=\d)\.\((\d+)\)", r".\\overline{\1}"),
+    )
+)
+"""Ways of writing that mean nothing but the plain one."""
+
+_OVER = re.compile(r"([^{}&,=]+)\\over(?![a-zA-Z])([^{}&,=]+)")
 _INFIX = re.compile(r"\{([^{}]*?)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
 _STYLE = r"\\(?:" + "|".join(sorted(FONTS, key=len, reverse=True)) + ")"
 STYLED = re.compile(rf"{_STYLE}\s*\{{([^{{}}]*)\}}")
@@ -117,8 +149,11 @@ _TIMES = re.compile(r"(?<=[\d}])\s*(?:[xX*]|\\(?:mathrm|text)\{\s*[xX]\s*\})\s*(
 _FLOAT = re.compile(r"(?<![A-Za-z\d])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d+)(?![\dA-Za-z]|\.\d)")
 _GROUPED_BY_SPACES = re.compile(r"(?<![\d.,/])\d{1,3}(?:\s\d{3})+(?![\d/])")
 _EUROPEAN = re.compile(r"-?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|-?\d{1,3}(?:\.\d{3})+,\d+")
-_LEADING = re.compile(r"^(?:\\(?:approx|therefore|implies|Rightarrow|simeq|sim)(?![a-zA-Z])|=)\s*")
-_TRAILING = re.compile(r"(?:\\\\|\\,|\\q?quad|[.;,]|\s)+$")
+_PRICE = re.compile(r"-?\s*\$\s*\d[\d,.]*")
+_LEADING = re.compile(
+    r"^(?:(?:\\q?quad(?![a-zA-Z])|\s)+|\\(?:approx|therefore|implies|Rightarrow|simeq|sim)(?![a-zA-Z])|=)\s*"
+)
+_TRAILING = re.compile(r"(?:\\\\|\\,|\\(?=\s*$)|\\q?quad|[.;,]|\s)+$")
 _NO_WORDS = frozenset({"and", "or", "am", "pm", "percent"})
 """Words that may stand in a formula that is set as text."""
 
@@ -136,10 +171,15 @@ def clean(text: str) -> str:
     text = text.replace("**", " ").strip()
     while match := _DELIMITERS.fullmatch(text):
         text = next(part for part in match.groups() if part is not None).strip()
+    text = _DOUBLED.sub(r"\\", text)
+    text = _GLUED.sub(r"\1 ", text)
     text += "}" * _missing_braces(text)
     text = re.sub(r"\\!\s*", "", text)
-    text = re.sub(r"\{,\}(?=\d{3}(?!\d))", ",", text)
+    text = re.sub(r"\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", ",", text)
     text = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text)
+    text = re.sub(r"(?<=\d)\s+\.(?=\d)", ".", text)
+    for pattern, plainly in _HABITS:
+        text = pattern.sub(plainly, text)
     text = _SPACING.sub("", text)
     text = _COMMAND.sub(_synonym, text)
     text = re.sub(r"(?<!\\)\\[;:, >]|(?<!\\)\\(?=\s)|~", " ", text)
@@ -147,15 +187,19 @@ def clean(text: str) -> str:
     text = _INFIX.sub(
         lambda m: f"\\{'frac' if m[2] == 'over' else 'binom'}{{{m[1].strip()}}}{{{m[3].strip()}}}", _WRAPPED.sub("", text)
     )
+    if fraction := _OVER.fullmatch(text):
+        text = f"\\frac{{{fraction[1].strip()}}}{{{fraction[2].strip()}}}"
     text = re.sub(r"\\\\\[\s*[\d.]+\s*\w+\s*\]", r"\\\\", text)
     text = re.sub(r"\\(?:text|mbox|mathrm)\s*\{\s*([,;:])\s*\}", r"\1 ", text)
     text = re.sub(r"\^\s*\{?\s*\\circ(?![a-zA-Z])\s*\}?", r"^\\circ ", text)
     text = re.sub(
         r"(?<=\d)(\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?)([AaPp])\.?\s?[Mm]\b\.?", lambda m: f"{m[1]}{m[2].lower()}m", text
     )
-    text = re.sub(r"(?<!\\)\$", "", text)
+    text = text if _PRICE.fullmatch(text) else re.sub(r"(?<!\\)\$", "", text)
+    text = re.sub(r"(?<!\\)\$", r"\\$", text)
     text = re.sub(r"^(?:\\[\]\)])+|(?:\\[\[\]\(\)])+$", "", text.strip())
     text = _roots(text, re.compile(r"(?<![\\a-zA-Z])sqrt(?=\s*[\d(A-Za-z])"), "\\sqrt")
+    text = _CALCULATOR.sub(r"\\\1", text)
     text = re.sub(r"(?<![\\a-zA-Z])(pi|infinity|infty|theta)(?![a-zA-Z])", r"\\\1 ", text).replace("\\infinity", "\\infty")
     text = _TIMES.sub(r" \\times ", text)
     text = _FLOAT.sub(r"\1 \\times 10^{\2}", text)
@@ -170,9 +214,11 @@ def clean(text: str) -> str:
         text = segment[1]
     if text.endswith((")", "]")) and not re.search(r"[(\[]", text):
         text = text[:-1]
-    if text.startswith("{") and closing(text, 0) == len(text) - 1:
-        text = text[1:-1]
-    if (whole := STYLED.fullmatch(text.strip())) and set(re.findall(r"[A-Za-z]{2,}", whole[1])) <= _NO_WORDS:
+    while text.startswith("{") and closing(text, 0) == len(text) - 1:
+        text = text[1:-1].strip()
+    if (whole := STYLED.fullmatch(text.strip())) and (
+        set(re.findall(r"[A-Za-z]{2,}", whole[1])) <= _NO_WORDS or re.match(r"\s*-?\d[\d,.]*\s+[A-Za-z]", whole[1])
+    ):
         text = whole[1]
     return text.strip()
 
@@ -181,7 +227,7 @@ def _synonym(command: re.Match[str]) -> str:
     other = SYNONYMS.get(command[1])
     if other is None:
         return command[0]
-    return f"\\{other}" if other[:1].isalpha() or other in ("{", "}") else other
+    return f"\\{other}" if other[:1].isalpha() or other in ("{", "}", "$") else other
 
 
 def _missing_braces(text: str) -> int:

@@ -23,6 +23,8 @@ FONTS = frozenset(
 
 SYNONYMS = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "leqslant": "le",
+    "leqq": "le", "geqq": "ge", "nicefrac": "frac", "sfrac": "frac", "textdollar": "$", "pounds": "£", "euro": "€",
+    "yen": "¥",
     "geq": "ge", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "varnothing": "emptyset", "empty": "emptyset",
     "surd": "sqrt", "lbrace": "{", "rbrace": "}", "lbrack": "[", "rbrack": "]", "langle": "(", "rangle": ")", "lvert": "|",
     "rvert": "|", "vert": "|", "mid": "|", "lVert": "|", "rVert": "|", "R": "mathbb{R}", "N": "mathbb{N}", "Z": "mathbb{Z}",

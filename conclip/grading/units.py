@@ -105,7 +105,9 @@ _PLAIN_SUFFIX = re.compile(
     rf"(?P<unit>(?![ei](?![A-Za-z]))[A-Za-zμΩ][A-Za-zμΩ. ]*{_POWER}(?:\s*/\s*[A-Za-z]+{_POWER})*)",
     re.DOTALL,
 )
-_PERCENT = re.compile(r"(?:%|\s*\\(?:text|mbox|mathrm)\s*\{\s*(?:%|per\s?cent|pct)\s*\}|\s(?:per\s?cent|pct))\s*$")
+_PERCENT = re.compile(
+    r"(?:%|\s*\\(?:text|mbox|mathrm)\s*\{\s*(?:%|per\s?cent(?:age)?|pct)\s*\}|\s(?:per\s?cent(?:age)?|pct))\s*$"
+)
 _NO_UNIT = re.compile(
     r"\b(?:is|are|not|no|does|do|or|squared|cubed|factorial|wrong|impossible|than|except|unless)\b", re.IGNORECASE
 )
@@ -137,7 +139,7 @@ def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
         if unit.startswith("^\\circ") and _FUNCTION.search(value):  # the degrees of an angle: sin 30°
             value, unit = value + "^\\circ ", unit.removeprefix("^\\circ").lstrip()
         if (
-            not re.search(r"(?<![\^{\d-])\d", unit)
+            not re.search(r"(?<![\^\d-])\d", re.sub(r"\^\s*\{", "^", plain(unit)))
             and not _NO_UNIT.search(plain(unit))
             and plain(unit).strip() not in ("i", "e")
             and (not _has_letters(value) or _names(unit) & _UNITS.keys())
@@ -146,6 +148,7 @@ def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
     if (match := _PLAIN_SUFFIX.fullmatch(text)) and not (_has_letters(match["value"]) or _FUNCTION.search(match["value"])):
         names = _names(match["unit"])
         if match["space"]:
+            names -= {"a", "an", "of"} if any(len(name) > 2 for name in names) else set()  # pages a year
             is_unit = all(len(name) > 2 or _look_up(name, known_only=True) for name in names)
         else:
             is_unit = not spaced and all(len(name) > 1 and _look_up(name, known_only=True) for name in names)

@@ -187,6 +187,16 @@ def num_parameters(folder: Path) -> int:
     return sum(sizes.values())
 
 
+def head_shape(folder: Path) -> tuple[int, int] | None:
+    """Vocabulary and width of a model's output head, as its config has them; None where it names none."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        shape = (config["vocab_size"], config["hidden_size"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return shape if all(type(size) is int and size > 0 for size in shape) else None
+
+
 _HASHES: dict[tuple[tuple[str, int, int], ...], str] = {}
 """Of folders read before, by name, size and time of their files."""
 

@@ -9,6 +9,7 @@ from conclip.errors import UserError
 Value = TypeVar("Value")
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """What Parquet and NumPy can hold."""
 

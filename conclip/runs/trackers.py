@@ -158,7 +158,9 @@ class WandB:
             resume="allow",
             dir=run.folder,
             config=dict(run.config),
-            settings=wandb.Settings(console="off", silent=True),
+            # Arguments, repository (remote, changes) and script go nowhere: any may hold a token. environment.json has
+            # what is needed to repeat the run.
+            settings=wandb.Settings(console="off", silent=True, x_disable_meta=True, disable_git=True, disable_code=True),
         )
         self._stages: set[str] = set()
 

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import TypedDict  # pydantic's own dependency: it needs this one below Python 3.12
 
 from conclip.errors import MachineFailure
 from conclip.problems.overlap import write_record
+from conclip.runs.checked import Count
 from conclip.runs.files import is_inside, link, read_object, sync, write_text
 from conclip.runs.identity import path_hash
 from conclip.types import Problem
@@ -47,6 +50,20 @@ class PhaseState:
     values: Mapping[str, Any]
     """JSON-like."""
     tensors: Mapping[str, Tensor]
+
+
+class _Head(TypedDict):
+    """`state.json`."""
+
+    schema: int
+    key: str
+    number: Count
+    best: Count
+    files: dict[str, str]
+    values: dict[str, Any]
+
+
+_HEAD = TypeAdapter(_Head)
 
 
 class Checkpoints:
@@ -116,9 +133,11 @@ class Checkpoints:
             raise MachineFailure(f"{error}; the same command goes back to an earlier checkpoint") from error
         link(self.path(number), target, without=TRAINING)
 
-    def _whole(self, path: Path) -> dict[str, Any]:
+    def _whole(self, path: Path) -> _Head:
         """What `state.json` of a checkpoint says. Raises OSError or ValueError when a file is not what was saved."""
-        head = json.loads((path / TRAINING / "state.json").read_text(encoding="utf-8"))
+        head = _HEAD.validate_python(json.loads((path / TRAINING / "state.json").read_text(encoding="utf-8")))
+        if self.path(head["number"]) != path:
+            raise ValueError(f"it says that it is '{self.path(head['number']).name}'")
         for name, known in head["files"].items():
             if not is_inside(name) or path_hash(path / name) != known:
                 raise ValueError(f"'{path / name}' is not what was saved")

@@ -9,11 +9,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import (
+    Any,
+    Required,  # pydantic's own dependency: it needs this one below Python 3.12
+)
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 from transformers import PreTrainedModel
+from typing_extensions import TypedDict
 
 from conclip.algo.logprobs import chosen_logprobs
 from conclip.algo.losses import (
@@ -29,6 +34,7 @@ from conclip.algo.masking import equal
 from conclip.config.schema import Dtype, LearnConfig
 from conclip.models.critic import Critic
 from conclip.models.load import OutputHead, autocast, checkpoint_weights, load_policy, recompute_activations
+from conclip.runs.checked import Count
 from conclip.training.batch import ExperienceBatch, TokenBatch, micro_batches, row_lengths, select_rows, to_device
 from conclip.training.experience import Scores
 from conclip.training.schedule import Scheduled, StepPlan, lr_scale, rows_per_group
@@ -38,6 +44,22 @@ class NonFiniteGradient(RuntimeError):
     """More updates in a row than allowed had a gradient of NaN or infinity, of the policy or of the critic. None of them was
     made: both are what they were before the first."""
 
+
+class _Place(TypedDict):
+    last_epoch: Count
+
+
+class _SavedOptimizer(TypedDict):
+    schedule: _Place
+
+
+class _SavedLearner(TypedDict, total=False):
+    skipped_in_a_row: Required[Count]
+    policy: Required[_SavedOptimizer]
+    critic: _SavedOptimizer
+
+
+_SAVED = TypeAdapter(_SavedLearner)
 
 NARROW_CLIP = 0.05
 """Clip [distance of the ratio from 1] below which bfloat16's rounding of log-probs acts on it. Of the same response on two
@@ -94,30 +116,22 @@ class Learner:
         if self.critic is not None:
             tensors |= {f"critic/{key}": parameter.detach() for key, parameter in self.critic.named_parameters()}
         for name, optimizer, _ in self._trained():
-            saved = optimizer.optimizer.state_dict()
-            for index, moments in saved["state"].items():
+            for index, moments in optimizer.optimizer.state_dict()["state"].items():
                 tensors |= {f"{name}.optimizer/{index}/{key}": tensor for key, tensor in moments.items()}
-            values[name] = {"groups": saved["param_groups"], "schedule": {"last_epoch": optimizer.last_epoch}}
+            values[name] = {"schedule": {"last_epoch": optimizer.last_epoch}}
         return tensors, values
 
     def load_state(self, policy: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Become what `state` described, with the policy of a model folder. Raises KeyError when it is another model's."""
-        self._skipped_in_a_row, self._scored = values["skipped_in_a_row"], None
-        with torch.no_grad():
-            saved = dict(self._load(policy).named_parameters())
-            for key, parameter in self.policy.named_parameters():
-                parameter.copy_(saved[key])
-            for key, parameter in self.critic.named_parameters() if self.critic is not None else ():
-                parameter.copy_(tensors[f"critic/{key}"])
+        """Become what `state` described, with the policy of a model folder. The optimisers' settings stay the
+        config's. Raises ValueError when it is the state of another model or optimiser."""
+        saved = _SAVED.validate_python(values)
+        self._skipped_in_a_row, self._scored = saved["skipped_in_a_row"], None
+        _copy(dict(self._load(policy).named_parameters()), self.policy)
+        if self.critic is not None:
+            _copy(tensors, self.critic, prefix="critic/")
         for name, optimizer, _ in self._trained():
-            moments: dict[int, dict[str, Tensor]] = {}
-            for path, tensor in tensors.items():
-                owner, _, rest = path.partition("/")
-                if owner == f"{name}.optimizer":
-                    index, _, key = rest.partition("/")
-                    moments.setdefault(int(index), {})[key] = tensor
-            optimizer.optimizer.load_state_dict({"state": moments, "param_groups": values[name]["groups"]})
-            optimizer.place(values[name]["schedule"]["last_epoch"])
+            optimizer.load_moments(tensors, prefix=f"{name}.optimizer/")
+            optimizer.place(saved[name]["schedule"]["last_epoch"])
 
     def _trained(self) -> list[tuple[str, Scheduled, torch.nn.Module]]:
         """Name, optimiser and module of each model that trains."""
@@ -327,6 +341,16 @@ class Learner:
         with autocast(self._dtype, self.device):
             values = critic(part.input_ids.to(self.device))[:, :-1]
         return torch.where(part.response_mask.to(self.device), values, torch.zeros_like(values))
+
+
+@torch.no_grad()
+def _copy(saved: Mapping[str, Tensor], module: torch.nn.Module, *, prefix: str = "") -> None:
+    """Give the module the saved parameters. Raises ValueError when one is missing, or of another shape."""
+    for key, parameter in module.named_parameters():
+        found = saved.get(f"{prefix}{key}")
+        if found is None or found.shape != parameter.shape:
+            raise ValueError(f"{prefix}{key} is missing, or of another shape")
+        parameter.copy_(found)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:

@@ -93,6 +93,18 @@ def advantage_by_length(experience: ExperienceBatch, rows: Tensor) -> dict[str, 
     return {name: float(per_row[part].mean()) for name, part in thirds if len(part)}
 
 
+REPORTED = (
+    "outcome/correct",
+    "outcome/truncated",
+    "length/mean_tokens",
+    "reward/mean",
+    "rollout/share_groups_all_correct",
+    "policy/sampler_drift_max",
+    "policy/sampler_drift_mean",
+    "policy/share_zero_advantage_groups",
+)
+"""What every step has, and its report and warnings read."""
+
 MAX_SAMPLER_DRIFT: dict[Dtype, float] = {"float32": 1e-3, "bfloat16": 0.03}
 """Mean |engine - trainer| log-prob per token [nats] above which something is wrong; conf/trainer has the measurements."""
 

@@ -2,7 +2,7 @@
 a step in which few rows train, or none, is a step all the same."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,26 @@ class Scheduled:
         self.last_epoch = update
         for group, highest in zip(self.optimizer.param_groups, self._highest, strict=True):
             group["lr"] = highest * self._scale(update)
+
+    def load_moments(self, saved: Mapping[str, Tensor], *, prefix: str) -> None:
+        """Take the moments that stand under `<prefix><index of the parameter>/<key>`; none stand there before the first
+        update. Raises ValueError when they are not those of this optimiser, which is an AdamW."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in saved.items():
+            if name.startswith(prefix):
+                index, _, key = name.removeprefix(prefix).partition("/")
+                moments.setdefault(int(index), {})[key] = tensor
+        for index, found in moments.items():
+            if not 0 <= index < len(parameters):
+                raise ValueError(f"{prefix}{index} belongs to no parameter")
+            shape = parameters[index].shape
+            shapes = {key: (tensor.shape, tensor.is_floating_point()) for key, tensor in found.items()}
+            if shapes != {"step": ((), True), "exp_avg": (shape, True), "exp_avg_sq": (shape, True)}:
+                raise ValueError(f"{prefix}{index} is no state of AdamW, or of a parameter of another shape")
+            if not (found["step"] >= 1 and bool((found["exp_avg_sq"] >= 0).all())):
+                raise ValueError(f"{prefix}{index} is no state of AdamW: a step before 1, or a square below 0")
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def get_last_lr(self) -> list[float]:
         """The learning rate of each of the optimiser's groups; named, as `last_epoch`, as torch's schedulers have it."""

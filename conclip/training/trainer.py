@@ -19,6 +19,7 @@ from conclip.curriculum.order import ProblemOrder, make_refresher
 from conclip.curriculum.selection import Selection
 from conclip.errors import UserError, explain
 from conclip.problems.overlap import trained_on
+from conclip.redact import one_line
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import Interrupted, deferred
 from conclip.seeding import python_stream, torch_stream
@@ -27,7 +28,7 @@ from conclip.training.checkpoint import Checkpoints, PhaseState, copied, save_mo
 from conclip.training.experience import kl_reward_share, make_experience, teaches
 from conclip.training.learner import Learner, NonFiniteGradient
 from conclip.training.length_rewards import make_shaper, stage_limit
-from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings
+from conclip.training.monitors import MAX_SAMPLER_DRIFT, REPORTED, experience_metrics, rollout_metrics, step_warnings
 from conclip.training.progress import Progress, Validation
 from conclip.training.rewards import reward_group
 from conclip.training.schedule import plan_step
@@ -352,20 +353,24 @@ class Trainer:
             self._now = now = Progress.from_json(values["progress"])
         except (ValueError, KeyError, TypeError) as error:
             self._run.warn(
-                f"{self._stage} starts anew: its checkpoint is of another version ({' '.join(str(error).split())})"
+                f"{self._stage} starts anew: its checkpoint is of another version, or damaged ({one_line(str(error))})"
             )
             return
         folder = self._checkpoints.path(state.number)
         try:
+            first_step = -self._algo.critic_warmup_steps
+            now.check(first_step=first_step, last_step=self._phase.num_steps, known=self._known, needed=REPORTED)
+            if (self._number, now.best_checkpoint) != (state.number, state.best):
+                raise ValueError(f"its step is {now.step} and its best checkpoint {now.best_checkpoint}")
             self._learner.load_state(folder, state.tensors, values["learner"])
             self._order.load_state_dict(values["order"], self._known)
             if self._refresher is not None:
                 self._refresher.load_state_dict(values["refresher"], self._known)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OSError) as error:
+        except Exception as error:  # of libraries, too, over a file that may say anything
             if explain(error) is not None:
                 raise
             raise UserError(
-                f"'{folder}' is whole, but no checkpoint of this phase ({type(error).__name__}: {str(error)[:200]}); "
+                f"'{folder}' is whole, but no checkpoint of this phase ({type(error).__name__}: {one_line(str(error))}); "
                 "remove it, or set resume=never"
             ) from error
         self._run.forget_stage(self._stage, after_step=now.step if now.unreported is None else now.step - 1)

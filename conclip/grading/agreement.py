@@ -1,0 +1,350 @@
+"""Whether two readings state the same, part by part; gold first, since it decides what kind of thing is asked for."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sympy
+from sympy import Expr, Rational
+
+from conclip.grading import equality
+from conclip.grading.formulas import read_formula
+from conclip.grading.functions import Unreadable
+from conclip.grading.kinds import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
+from conclip.grading.readings import NAME, read, region_of
+from conclip.grading.regions import Region, same_region
+from conclip.grading.spelling import compact, plain
+from conclip.grading.units import are_opposed, read_unit
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far a number may lie from the gold one."""
+
+    decimals: int | None = None
+    """Numbers that agree when rounded to so many decimals are equal."""
+    relative: float = 0.0
+    """Numbers that differ by at most this share of the gold one are equal."""
+
+
+EXACT = Tolerance()
+
+
+def agree(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
+    if isinstance(gold, Relation) or isinstance(answer, Relation):
+        if isinstance(gold, Relation) and isinstance(answer, Relation):
+            return _agree_relations(gold, answer, tolerance)
+        return _agree_named(gold, answer, tolerance)
+    if isinstance(gold, Number) and isinstance(answer, Spelled):
+        return _agree_with_number(answer, gold, tolerance)
+    if isinstance(gold, Spelled) and isinstance(answer, Number):
+        return _agree_with_number(gold, answer, tolerance)
+    if isinstance(gold, Spelled) or isinstance(answer, Spelled):
+        return isinstance(gold, Spelled) and isinstance(answer, Spelled) and _agree_spelled(gold, answer, tolerance)
+    if isinstance(gold, Region) or isinstance(answer, Region):
+        first, second = region_of(gold), region_of(answer)
+        return first is not None and second is not None and same_region(first, second)
+    if isinstance(answer, Several) and isinstance(gold, Number) and not answer.brackets:  # 1/2 or 0.5
+        return 0 < len(answer.items) <= MAX_REPEATED and all(agree(gold, item, tolerance) for item in answer.items)
+    if isinstance(gold, Several) or isinstance(answer, Several):
+        return _agree_several(gold, answer, tolerance)
+    if isinstance(gold, Matrix) or isinstance(answer, Matrix):
+        return isinstance(gold, Matrix) and isinstance(answer, Matrix) and _agree_matrices(gold, answer, tolerance)
+    return _agree_numbers(gold, answer, tolerance)
+
+
+def _agree_numbers(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
+    """A unit may be missing on either side; a percentage is its number of percent and its fraction."""
+    percents = (gold.unit == "%", answer.unit == "%")
+    if any(percents):
+        if {gold.unit, answer.unit} - {"", "%"}:
+            return False
+        is_share = not percents[0] and bool(gold.value.is_real and abs(gold.value) < 1)  # 0.6 is not meant as 0.6 %
+        if not is_share and _same_value(gold, answer, tolerance):
+            return True
+        if all(percents):
+            return False
+        shares = [
+            Number(n.value / 100, None if n.decimal is None else n.decimal / 100, "") if n.unit == "%" else n
+            for n in (gold, answer)
+        ]
+        return _same_value(shares[0], shares[1], tolerance)
+    if are_opposed(gold.unit, answer.unit):
+        return False
+    if _is_angle(gold.unit) and not answer.unit and answer.value.has(sympy.pi):
+        gold = _in_radians(gold)
+    elif _is_angle(answer.unit) and not gold.unit and gold.value.has(sympy.pi):
+        answer = _in_radians(answer)
+    gold_unit, answer_unit = (read_unit(n.unit) if n.unit else None for n in (gold, answer))
+    if gold_unit is None or answer_unit is None or gold_unit == answer_unit:
+        return _same_value(gold, answer, tolerance)
+    if gold_unit.powers != answer_unit.powers:
+        return False
+    factor = answer_unit.factor / gold_unit.factor
+    return _same_value(gold, Number(answer.value * Rational(factor.numerator, factor.denominator), None, ""), tolerance)
+
+
+def _is_angle(unit: str) -> bool:
+    return re.fullmatch(r"\s*(?:\^\\circ\s*|degrees?)", plain(unit)) is not None
+
+
+def _in_radians(angle: Number) -> Number:
+    return Number(angle.value * sympy.pi / 180, None, "")
+
+
+def _same_value(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
+    if gold.value in (sympy.oo, -sympy.oo) or answer.value in (sympy.oo, -sympy.oo):
+        return gold.value == answer.value
+    if equality.equal(gold.value, answer.value):
+        return True
+    if gold.value.free_symbols or answer.value.free_symbols:
+        return False
+    if gold.decimal is None and answer.decimal is not None and equality.spells(answer.decimal, gold.value):
+        return True
+    if answer.decimal is None and gold.decimal is not None and equality.spells(gold.decimal, answer.value):
+        return True
+    if tolerance.decimals is not None and equality.agree_in_decimals(gold.value, answer.value, tolerance.decimals):
+        return True
+    return tolerance.relative > 0 and equality.within(gold.value, answer.value, tolerance.relative)
+
+
+def _agree_spelled(gold: Spelled, answer: Spelled, tolerance: Tolerance) -> bool:
+    if gold.kind != answer.kind or gold.kind == "unread":
+        return False
+    if gold.kind == "remainder":
+        return _agree_remainders(gold, answer)
+    if len(gold.parts) != len(answer.parts):
+        return False
+    if gold.kind == "ratio" and not _may_be_time(gold) and not _may_be_time(answer):
+        sides = [[number_of(part) for part in reading.parts[:-1]] for reading in (gold, answer)]
+        pairs = list(zip(*sides, strict=True))
+        return _agree_parts(gold.parts[-1], answer.parts[-1], tolerance) and all(
+            equality.equal(g * pairs[0][1], a * pairs[0][0])
+            for g, a in pairs  # pyright: ignore
+        )
+    return all(_agree_parts(g, a, tolerance) for g, a in zip(gold.parts, answer.parts, strict=True))
+
+
+def _agree_with_number(spelled: Spelled, number: Number, tolerance: Tolerance) -> bool:
+    """A ratio is its fraction, unless it may be a time; what is congruent to 3 names 3."""
+    if spelled.kind == "remainder":
+        return isinstance(spelled.parts[0], Number) and agree(number, spelled.parts[0], tolerance)
+    if spelled.kind != "ratio" or len(spelled.parts) != 3 or number.unit:
+        return False
+    first, second = (number_of(part) for part in spelled.parts[:2])
+    if first is None or second is None or second.is_zero or _may_be_time(spelled) or number.value.is_integer:
+        return False
+    return agree(Number(first / second, None, ""), number, tolerance)
+
+
+def _may_be_time(ratio: Spelled) -> bool:
+    """Whether a ratio can be read as hours and minutes."""
+    numbers = [number_of(part) for part in ratio.parts[:-1]]
+    return any(n is None for n in numbers) or (
+        len(numbers) == 2 and all(n is not None and n.is_integer for n in numbers) and bool(10 <= numbers[1] < 60)  # pyright: ignore
+    )
+
+
+def _agree_parts(gold: "Reading | str", answer: "Reading | str", tolerance: Tolerance) -> bool:
+    if isinstance(gold, UnitText) and isinstance(answer, UnitText):
+        return not gold or not answer or read_unit(gold) == read_unit(answer)
+    if isinstance(gold, str) or isinstance(answer, str):
+        return gold == answer
+    return agree(gold, answer, EXACT)
+
+
+def _agree_remainders(gold: Spelled, answer: Spelled) -> bool:
+    if all(isinstance(reading.parts[0], Several) for reading in (gold, answer)):
+        ones = [[Spelled("remainder", (item, r.parts[1])) for item in r.parts[0].items] for r in (gold, answer)]  # pyright: ignore
+        return len(ones[0]) == len(ones[1]) and all(any(_agree_remainders(g, a) for a in ones[1]) for g in ones[0])
+    (g, m), (a, n) = (tuple(number_of(part) for part in reading.parts) for reading in (gold, answer))
+    if g is None or m is None or a is None or n is None or not equality.equal(m, n):
+        return False
+    return bool(m.is_Integer and (g - a).is_Integer and (g - a) % m == 0) or equality.equal(g, a)
+
+
+def _agree_matrices(gold: Matrix, answer: Matrix, tolerance: Tolerance) -> bool:
+    if [len(row) for row in gold.rows] != [len(row) for row in answer.rows]:
+        return False
+    return all(
+        agree(g, a, tolerance) for gs, as_ in zip(gold.rows, answer.rows, strict=True) for g, a in zip(gs, as_, strict=True)
+    )
+
+
+def _same_shape(one: Reading, other: Reading) -> Reading:
+    """A vector as a tuple where the other side is one; ``[[1, 2], [3, 4]]`` as a matrix where the other side is."""
+    if isinstance(one, Matrix) and isinstance(other, Several) and other.brackets == "()":
+        is_vector = len(one.rows) == 1 or all(len(row) == 1 for row in one.rows)
+        return Several("()", tuple(cell for row in one.rows for cell in row)) if is_vector else one
+    if isinstance(one, Several) and isinstance(other, Matrix) and one.items:
+        rows = [row.items for row in one.items if isinstance(row, Several) and row.brackets == one.brackets != ""]
+        if len(rows) == len(one.items):
+            return Matrix(tuple(rows))
+    return one
+
+
+def _agree_several(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
+    """Brackets decide: those of tuples and intervals keep the order, braces and bare lists do not."""
+    gold, answer = _same_shape(gold, answer), _same_shape(answer, gold)
+    if isinstance(gold, Matrix) and isinstance(answer, Matrix):
+        return _agree_matrices(gold, answer, tolerance)
+    if not (isinstance(gold, Several) and isinstance(answer, Several)):
+        return False
+    first, second = (
+        _without_names(one.items, other.items, bracketed=other.brackets == "()")
+        for one, other in ((gold, answer), (answer, gold))
+    )
+    ordered = any(name in ("()", "[]", "(]", "[)") for name in (gold.brackets, answer.brackets)) or first[1] or second[1]
+    if (
+        ordered
+        and gold.brackets != answer.brackets
+        and not ({gold.brackets, answer.brackets} == {"", "()"} and (first[1] or second[1]))
+    ):
+        return False
+    if len(first[0]) < len(second[0]) <= MAX_REPEATED and not ordered:
+        second = (_distinct(second[0]), second[1])
+    if len(first[0]) != len(second[0]):
+        return False
+    if ordered:
+        return all(agree(g, a, tolerance) for g, a in zip(first[0], second[0], strict=True))
+    nouns = [{item.unit for item in side if isinstance(item, Number)} for side in (first[0], second[0])]
+    counted = len(nouns[0]) > 1 and nouns[0] == nouns[1]  # 2 boys, 3 girls
+    left = list(second[0])
+    for item in first[0]:
+        fits = (
+            index
+            for index, other in enumerate(left)
+            if agree(item, other, tolerance) and not (counted and _noun(item) != _noun(other))
+        )
+        match = next(fits, None)
+        if match is None:
+            return False
+        left.pop(match)
+    return True
+
+
+MAX_REPEATED = 50
+
+
+def _distinct(items: Sequence[Reading]) -> list[Reading]:
+    """Each value once: a set is the same when somebody names an element twice."""
+    found: list[Reading] = []
+    for item in items:
+        if not any(agree(other, item, EXACT) for other in found):
+            found.append(item)
+    return found
+
+
+def _noun(item: Reading) -> str:
+    return item.unit if isinstance(item, Number) else ""
+
+
+def _without_names(
+    items: Sequence[Reading], others: Sequence[Reading], *, bracketed: bool
+) -> tuple[Sequence[Reading], bool]:
+    """The values of ``x = 1, x = 2`` where all names are the same, or where the other side has none; and whether different
+    names were dropped, so that the order of values tells them apart: that of the names for a tuple, else that in which they
+    stand."""
+    names = {
+        compact(item.sides[0])
+        for item in items
+        if isinstance(item, Relation) and item.signs == ("=",) and NAME.fullmatch(item.sides[0])
+    }
+    all_named = all(isinstance(item, Relation) and item.signs == ("=",) and NAME.fullmatch(item.sides[0]) for item in items)
+    others_named = any(isinstance(item, Relation) for item in others)
+    if not items or not all_named or (len(names) > 1 and others_named):
+        return items, False
+    relations = [item for item in items if isinstance(item, Relation)]
+    if bracketed or others_named:  # (2, 3) for y = 3, x = 2
+        relations.sort(key=lambda r: compact(r.sides[0]))
+    return [read(relation.sides[1]) for relation in relations], len(names) > 1
+
+
+def _agree_named(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
+    """``x = 5`` and 5: what is named is asked for. An answer may name it by a formula (``a + b = 5``); a gold formula
+    is an equation."""
+    if isinstance(gold, Relation):
+        value = named_value(gold)
+        if value is not None:
+            return agree(value, answer, tolerance)
+    elif isinstance(answer, Relation):
+        value = named_value(answer, by_formula=number_of(gold) != 0)  # what is 0 is an equation
+        if value is not None:
+            return agree(gold, value, tolerance)
+    first, second = region_of(gold), region_of(answer)
+    return first is not None and second is not None and same_region(first, second)
+
+
+def named_value(relation: Relation, *, by_formula: bool = False) -> Reading | None:
+    """The value of ``x = 2 + 3 = 5``: the last side, where the sides before it that are numbers agree with it."""
+    if set(relation.signs) != {"="}:
+        return None
+    named = NAME.fullmatch(relation.sides[0]) is not None
+    values = [read(side) for side in relation.sides[named:]]
+    numbers = [v for v in values if isinstance(v, Number) and not v.value.free_symbols]
+    if not named and len(numbers) < len(values) and not (by_formula and (len(values) > 2 or _num_letters(values[0]) > 1)):
+        return None
+    return values[-1] if all(agree(number, values[-1], EXACT) for number in numbers) else None
+
+
+def _num_letters(reading: Reading) -> int:
+    """Of a formula; 0 where words stand among them."""
+    letters = reading.value.free_symbols if isinstance(reading, Number) else set()
+    return 0 if any(str(letter).startswith("text ") for letter in letters) else len(letters)
+
+
+_OF_X = re.compile(r"[a-zA-Z]\([a-zA-Z]\)|y")
+
+
+def _name(relation: Relation) -> str:
+    """What is named; "" for a formula. Derivatives have one spelling, and y is what is a function of x."""
+    if not NAME.fullmatch(relation.sides[0]):
+        return ""
+    name = re.sub(r"\\frac\{?d(\w)\}?\{?d\w\}?", r"\1'", compact(relation.sides[0]))
+    return "y" if _OF_X.fullmatch(name) else name
+
+
+def _agree_relations(gold: Relation, answer: Relation, tolerance: Tolerance) -> bool:
+    first, second = region_of(gold), region_of(answer)
+    if first is not None and second is not None:
+        return same_region(first, second)
+    if set(gold.signs) == set(answer.signs) == {"="}:
+        names = [_name(relation) for relation in (gold, answer)]
+        if names[0] and names[0] == names[1]:
+            g, a = named_value(gold), named_value(answer)
+            return g is not None and a is not None and agree(g, a, tolerance)
+        values = [named_value(r) for r, name in zip((gold, answer), names, strict=True) if not name]
+        if len(values) == 2 and all(isinstance(v, Number) for v in values):
+            return agree(values[0], values[1], tolerance)  # pyright: ignore
+    if len(gold.signs) != 1 or len(answer.signs) != 1:
+        return _same_sides(gold, answer)
+    try:
+        g, a = (_difference(relation) for relation in (gold, answer))
+    except Unreadable:
+        return _same_sides(gold, answer)
+    if gold.signs[0] in ("=", "!="):
+        return gold.signs == answer.signs and equality.proportional(g, a)
+    if gold.signs == answer.signs:
+        return equality.proportional(g, a, positive=True)
+    return gold.signs[0] == TURNED.get(answer.signs[0]) and equality.proportional(g, -a, positive=True)
+
+
+def _difference(relation: Relation) -> Expr:
+    left, right = (read_formula(_as_product(side)) for side in relation.sides)
+    return left - right
+
+
+def _as_product(side: str) -> str:
+    """``f(x)`` and derivatives as one letter: they are not what is compared."""
+    return re.sub(r"\\frac\s*\{\s*(d[^{}]*)\}\s*\{\s*(d[^{}]*)\}", lambda m: f"D_{{{compact(m[1] + '/' + m[2])}}}", side)
+
+
+def _same_sides(gold: Relation, answer: Relation) -> bool:
+    for turned in (False, True):
+        signs = tuple(TURNED.get(sign, sign) for sign in reversed(answer.signs)) if turned else answer.signs
+        sides = tuple(reversed(answer.sides)) if turned else answer.sides
+        if signs == gold.signs and all(
+            g == a or agree(read(g), read(a), EXACT) for g, a in zip(gold.sides, sides, strict=True)
+        ):
+            return True
+    return False
