@@ -23,9 +23,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from conclip.cli.help import leaves
 from conclip.config.compose import config_folder
-from tests.doc_commands import commands, filled, write_problems
+from tests.doc_commands import commands, filled, write_problems, write_recipes
 
-PRESETS = {"probe": "probe", "train-phase1": "train", "train-phase2": "train", "eval": "eval", "two-phase": "two_phase"}
+PRESETS = {
+    "probe": "probe",
+    "train-phase1": "train",
+    "train-phase2": "train",
+    "eval": "eval",
+    "two-phase": "two_phase",
+    "run": "two_phase",
+}
 """subcommand -> option of debug="""
 
 OF_REAL_MODELS = (
@@ -57,11 +64,14 @@ def of_files(line: str) -> Iterator[str]:
 
 def small(line: str) -> str:
     """The command with the sizes of its debug preset. What stands in the command itself wins over the preset."""
-    found = re.search(r"conclip (probe|train-phase1|train-phase2|eval|two-phase)\b", line)
+    found = re.search(r"conclip (probe|train-phase1|train-phase2|eval|two-phase|run)\b", line)
     if found is None or "--help" in line:
         return line
     preset = PRESETS[found[1]]
     cut = [f"debug={preset}"]
+    if "recipe=reversed" in line:
+        tiny = {"num_problems": 4, "problems_per_step": 4, "num_steps": 2, "pass_rate_low": 0.05, "pass_rate_high": 0.95}
+        cut += [f"phases.{phase}.{key}={value}" for phase in ("short", "hard") for key, value in tiny.items()]
     if "model=hf" in line:
         line = re.sub(OF_REAL_MODELS, "", line)
         cut += ["model.dtype=float32", """'model.prompt="{question}"'""", *(f"'{key}'" for key in of_files(line))]
@@ -84,6 +94,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             place = Path(name)
             write_problems(place)
+            write_recipes(place)
             for command in of_page:
                 reason = next((why for pattern, why in LEFT_OUT.items() if re.search(pattern, command.line)), None)
                 if reason is not None:

@@ -42,7 +42,16 @@ def filled(line: str, place: Path) -> str:
     line = re.sub(r"(?<![\w./])(?:/path/to/\S*/)?(" + "|".join(names) + r")\b", lambda found: str(place / found[1]), line)
     line = re.sub(r"/path/to/gsm8k/(\S+)", lambda found: str(place / found[1]), line)
     line = re.sub(r"(?<=model\.path=)(MODEL|BASE|/path/to/\S+|Qwen\S+)|(?<=after: )TRAINED", str(LAB), line)
+    line = line.replace("--config-dir mine", f"--config-dir {place / 'mine'}")
     return line.replace("FILE", str(place / "test.jsonl"))
+
+
+def write_recipes(place: Path) -> None:
+    """The recipes of docs/recipes.md, in the folder `mine`."""
+    (place / "mine/recipe").mkdir(parents=True)
+    text = (TOP / "docs/recipes.md").read_text()
+    for name, recipe in re.findall(r"`mine/recipe/(\w+\.yaml)`:\n\n```yaml\n(.*?)```", text, re.S):
+        (place / "mine/recipe" / name).write_text(recipe)
 
 
 def write_problems(place: Path) -> None:

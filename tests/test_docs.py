@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from conclip.cli import tools
-from conclip.config.compose import load_config, sweep_jobs
-from conclip.config.rules import plain_keys
+from conclip.config.compose import compose_config, load_config, sweep_jobs
+from conclip.config.rules import plain_keys, to_config
 from conclip.config.schema import SCHEMAS
 from conclip.errors import UserError
-from tests.doc_commands import commands, filled
+from tests.doc_commands import commands, filled, write_recipes
 from tests.families import FAMILIES, REFUSED
 
 TOP = Path(__file__).parent.parent
@@ -93,9 +93,11 @@ def test_the_map_of_the_code_has_every_module_and_no_other():
 def test_a_command_of_the_docs_would_start(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     words = [word for word in shlex.split(filled(line, tmp_path)) if not re.match(r"[A-Z_]+=", word)]
     if words[0] == "conclip" and words[1] in SCHEMAS:
+        write_recipes(tmp_path)
+        folder = words.pop(words.index("--config-dir") + 1) if "--config-dir" in words else None
         overrides = [word for word in words[2:] if not word.startswith("-")]
         for job in sweep_jobs(overrides, sweeping="-m" in words):
-            load_config(words[1], *job)
+            to_config(SCHEMAS[words[1]], compose_config(words[1], job, config_dir=folder)[0])
     elif words[:2] == ["conclip", "doctor"]:
         load_config(words[2], *words[3:])
     elif words[0] == "conclip":
