@@ -1,4 +1,4 @@
-"""Recipes of the user's own, from a folder outside the checkout: what they must keep to, what they plan, and what they do."""
+"""Recipes of one's own, from a folder outside the checkout: what they must keep to, what they plan, and what they do."""
 
 import json
 import sys
