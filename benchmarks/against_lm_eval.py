@@ -22,8 +22,8 @@ from lm_eval.filters.extraction import MultiChoiceRegexFilter, RegexFilter
 from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string, remove_boxed
 from omegaconf import OmegaConf
 
-from conclip.config.rules import to_config
 from conclip.config.schema import EvalRunConfig
+from conclip.config.typed import to_config
 from conclip.evaluation.rows import read_rows
 from conclip.problems.load import load_problems
 from conclip.types import EvalRow, Outcome, Problem

@@ -15,7 +15,7 @@ from statistics import fmean, median
 from bare import bare_llm
 from vllm import LLM, SamplingParams, TokensPrompt
 
-from conclip.config.schema import ModelConfig
+from conclip.config.groups import ModelConfig
 from conclip.grading.answers import extract_boxed
 from conclip.lab.arithmetic import generate
 from conclip.models.folder import LAB_MODEL

@@ -22,7 +22,8 @@ import numpy as np
 from lab_runs import DOCS, into_page
 
 from conclip.config.compose import load_config
-from conclip.config.schema import PhaseConfig, ProbeConfig, ProbeRunConfig
+from conclip.config.groups import PhaseConfig, ProbeConfig
+from conclip.config.schema import ProbeRunConfig
 from conclip.curriculum.pass_rates import Band, PassRate, next_round, pooled, read_pass_rates
 from conclip.curriculum.pooling import Kind
 from conclip.curriculum.selection import select

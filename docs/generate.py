@@ -16,9 +16,11 @@ from omegaconf import OmegaConf
 
 from conclip.cli.help import group_meanings, leaves, read_meanings, spelled
 from conclip.config.compose import compose_config, config_folder
+from conclip.config.groups import ProblemSetConfig
+from conclip.config.ranges import range_of
 from conclip.config.recipe import StageConfig
-from conclip.config.rules import entry_schema
-from conclip.config.schema import SCHEMAS, ProblemSetConfig
+from conclip.config.schema import SCHEMAS
+from conclip.config.typed import entry_schema
 
 PAGE = Path(__file__).parent / "config.md"
 
@@ -162,6 +164,9 @@ def _row(key: str, kind: typing.Any, default: typing.Any, meaning: str) -> str:
 def describe(kind: typing.Any) -> str:
     """A type in words."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        limits = range_of(kind)
+        return describe(parts[0]) + (f", {limits}" if limits is not None else "")
     if origin is typing.Literal:
         return " or ".join(f"`{value}`" for value in parts)
     if origin in (typing.Union, UnionType):

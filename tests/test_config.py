@@ -9,8 +9,8 @@ from conclip.cli.help import read_meanings
 from conclip.cli.main import main
 from conclip.cli.subcommands import SUBCOMMANDS
 from conclip.config.compose import compose_config, config_folder, load_config, quoted, sweep_jobs
-from conclip.config.rules import to_config
 from conclip.config.schema import EvalRunConfig
+from conclip.config.typed import to_config
 from conclip.errors import UserError
 
 CONF = config_folder()

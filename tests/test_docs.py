@@ -13,8 +13,8 @@ import pytest
 
 from conclip.cli import tools
 from conclip.config.compose import compose_config, load_config, sweep_jobs
-from conclip.config.rules import plain_keys, to_config
 from conclip.config.schema import SCHEMAS
+from conclip.config.typed import plain_keys, to_config
 from conclip.errors import UserError
 from tests.doc_commands import commands, filled, write_recipes
 from tests.families import FAMILIES, REFUSED

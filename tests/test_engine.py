@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from conclip.config.compose import load_config
-from conclip.config.schema import RolloutConfig, TrainRunConfig
+from conclip.config.groups import RolloutConfig
+from conclip.config.schema import TrainRunConfig
 from conclip.errors import UserError
 from conclip.grading.grader import Grader
 from conclip.lab.arithmetic import generate

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conclip.config.compose import compose_config, sweep_jobs
-from conclip.config.rules import plain_keys, to_config
-from conclip.config.schema import SCHEMAS, ProblemSetConfig
+from conclip.config.groups import ProblemSetConfig
+from conclip.config.schema import SCHEMAS
+from conclip.config.typed import plain_keys, to_config
 from conclip.curriculum.pass_rates import read_pass_rates
 from conclip.errors import UserError
 from conclip.evaluation.regrade import grade_file

@@ -11,7 +11,8 @@ import torch
 from hypothesis import strategies as st
 
 from conclip.config.compose import load_config
-from conclip.config.schema import AlgoConfig, LearnConfig
+from conclip.config.groups import AlgoConfig
+from conclip.config.schema import LearnConfig
 from conclip.models.folder import LAB_MODEL
 from conclip.training.batch import ExperienceBatch, TokenBatch, collate
 from conclip.training.experience import Scores, kl_reward_share, kl_rewards, make_experience, outcome_rewards, teaches

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conclip.config.schema import LengthConfig, LengthReward, RewardConfig
+from conclip.config.groups import LengthConfig, LengthReward, RewardConfig
 from conclip.training import length_rewards as shape
 from conclip.training.length_rewards import GradedGroup, make_shaper, stage_limit
 from conclip.training.rewards import reward_group

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from conclip.config.compose import load_config
-from conclip.config.schema import ProbeConfig, ProbeRunConfig
+from conclip.config.groups import ProbeConfig
+from conclip.config.schema import ProbeRunConfig
 from conclip.curriculum.pass_rates import (
     Band,
     PassRate,

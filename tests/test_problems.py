@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conclip.config.schema import ProblemSetConfig
+from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError
 from conclip.problems.files import load_dataset
 from conclip.problems.load import load_problems

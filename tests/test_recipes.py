@@ -9,8 +9,8 @@ import pytest
 from conclip.cli.main import main
 from conclip.config.compose import compose_config, load_config
 from conclip.config.recipe import label, lineage, rates_file
-from conclip.config.rules import to_config
 from conclip.config.schema import RecipeRunConfig
+from conclip.config.typed import to_config
 from conclip.errors import UserError
 from conclip.report.data import read_run
 from conclip.runs.manifest import read_stages

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from conclip.config.schema import AlgoConfig, PhaseConfig
+from conclip.config.groups import AlgoConfig, PhaseConfig
 from conclip.training.schedule import Scheduled, StepPlan, lr_scale, plan_step
 from tests.conftest import train_config
 

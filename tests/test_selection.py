@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from conclip.config.compose import load_config
-from conclip.config.schema import PhaseConfig, TrainRunConfig
+from conclip.config.groups import PhaseConfig
+from conclip.config.schema import TrainRunConfig
 from conclip.curriculum.pass_rates import Band, PassRate, pass_rates
 from conclip.curriculum.selection import select
 from conclip.errors import UserError

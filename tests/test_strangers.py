@@ -18,8 +18,8 @@ from rich.table import Table
 
 from conclip.cli.main import main
 from conclip.config.compose import compose_config, load_config
-from conclip.config.rules import to_config
 from conclip.config.schema import SCHEMAS
+from conclip.config.typed import to_config
 from conclip.curriculum.pass_rates import read_pass_rates
 from conclip.errors import UserError
 from conclip.evaluation.compare import paired

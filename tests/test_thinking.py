@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from conclip.config.compose import load_config
-from conclip.config.schema import ModelConfig
+from conclip.config.groups import ModelConfig
 from conclip.errors import UserError
 from conclip.evaluation.regrade import grade_file
 from conclip.evaluation.rows import from_dict, read_rows, to_dict, write_parquet

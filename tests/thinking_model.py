@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AddedToken, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
-from conclip.config.schema import ModelConfig
+from conclip.config.groups import ModelConfig
 from conclip.lab.pretrain import model_config
 from conclip.lab.tokenizer import build_tokenizer
 from conclip.problems.prompts import encode_prompt

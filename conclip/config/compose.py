@@ -1,4 +1,4 @@
-"""From overrides to a config: Hydra composes conf/, `conclip.config.rules` types and checks the outcome."""
+"""From overrides to a config: Hydra composes conf/, `conclip.config.typed` types and checks the outcome."""
 
 import dataclasses
 import difflib
@@ -15,8 +15,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conclip.config.foreign import bounded_files, check_hydra
-from conclip.config.rules import plain_keys, text_keys, to_config, unknown_key
-from conclip.config.schema import SCHEMAS, BaseConfig, ProblemSetConfig
+from conclip.config.groups import ProblemSetConfig
+from conclip.config.schema import SCHEMAS, BaseConfig
+from conclip.config.typed import plain_keys, text_keys, to_config, unknown_key
 from conclip.errors import UserError
 
 # Hydra reads the header of a file (`# @package`) as UTF-8 whose byte order mark, if it has one, hides the header.

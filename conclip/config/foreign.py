@@ -1,6 +1,6 @@
 """Configs of other people: they cannot run code, read this machine's environment, nor grow without bounds.
 
-Called while a config is composed (`conclip.config.compose`) and before it is resolved (`conclip.config.rules`). Each
+Called while a config is composed (`conclip.config.compose`) and before it is resolved (`conclip.config.typed`). Each
 failure is one UserError that names the key or the file.
 """
 

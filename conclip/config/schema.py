@@ -1,257 +1,27 @@
-"""The typed schema of every subcommand's config: frozen dataclasses. Each key's meaning and unit stand in the YAML file
-that sets it; `conclip.config.rules` fills and checks them."""
+"""The config of each subcommand: frozen dataclasses of groups of keys, and what only some of them have."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from itertools import product
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated
 
+from conclip.config.groups import (
+    AlgoConfig,
+    DataConfig,
+    EvalConfig,
+    LengthConfig,
+    LoggerConfig,
+    ModelConfig,
+    OptimConfig,
+    PathsConfig,
+    PhaseConfig,
+    ProbeConfig,
+    Resume,
+    RewardConfig,
+    RolloutConfig,
+    TrainerConfig,
+)
+from conclip.config.ranges import Range
 from conclip.config.recipe import StageConfig, StageKind
-from conclip.types import DEFAULT_TEMPLATE
-
-Dtype = Literal["float32", "bfloat16"]
-ProblemSource = Literal["arithmetic", "dataset"]
-Answers = Literal["any", "all"]
-EngineKind = Literal["in_process", "child_process"]
-Advantage = Literal["gae", "monte_carlo", "group_relative", "leave_one_out", "shortest_correct"]
-AdvantageScale = Literal["group", "batch", "none"]
-PolicyLoss = Literal["ppo_clip", "gspo", "cispo", "nll"]
-SamplerCorrection = Literal["none", "token", "sequence"]
-Aggregation = Literal["sequence_mean", "token_mean", "constant"]
-KlPlacement = Literal["reward", "loss", "none"]
-Bootstrap = Literal["zero", "value"]
-PromptStyle = Literal["plain", "concise", "draft", "budget"]
-KeepBest = Literal["accuracy", "shortest"]
-Resume = Literal["auto", "never"]
-DisplayMode = Literal["auto", "live", "plain", "quiet", "json"]
-TrackerKind = Literal["tensorboard", "wandb", "mlflow"]
-Way = tuple[PromptStyle, str]
-"""How problems are put to a model: the instruction, and what the chat template gets besides, both by name."""
-
-LengthReward = Literal[
-    "none",
-    "kimi",
-    "arora",
-    "l1_exact",
-    "l1_max",
-    "thinkprune",
-    "shorter_better",
-    "laser",
-    "laser_d",
-    "l_grpo",
-    "gr3",
-    "alp",
-    "dapo_overlong",
-    "cosine",
-]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    path: str
-    dtype: Dtype
-    prompt: str
-    system: str | None
-    trust_remote_code: bool
-    url: str | None = None
-    served_name: str | None = None
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
-    thinking_tags: list[str] | None = None
-    thinking_in_prompt: bool | None = None
-    stop_tokens: list[str] = field(default_factory=list[str])
-
-
-@dataclass(frozen=True)
-class ProblemSetConfig:
-    source: ProblemSource
-    num_problems: int | None = None
-    seed: int = 0
-    # source: arithmetic
-    family: str | None = None
-    levels: list[int] | None = None
-    split: str | None = None
-    # source: dataset
-    path: str | None = None
-    dataset: str | None = None
-    dataset_config: str | None = None
-    revision: str | None = None
-    question: str = "question"
-    answer: str = "answer"
-    answers: Answers = "any"
-    tolerance: float = 0.0
-    choices: str | list[str] | None = None
-    level: str = "level"
-    subject: str = "subject"
-    problem_id: str | None = None
-    answer_pattern: str | None = None
-    answer_boxed: bool = False
-    subjects: list[str] | None = None
-    expected_problems: int | None = None
-    offset: int = 0
-    shots: int = 0
-    shots_split: str | None = None
-    shots_path: str | None = None
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    pool: dict[str, ProblemSetConfig]
-    validation: dict[str, ProblemSetConfig]
-    test: dict[str, ProblemSetConfig]
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    first_samples: int
-    more_samples: int
-    max_samples: int
-    mean_samples: float | None
-    indifference: float
-    confidence: float
-
-
-@dataclass(frozen=True)
-class PhaseConfig:
-    pass_rate_low: float
-    pass_rate_high: float
-    band_confidence: float
-    num_problems: int
-    problem_ids: list[str] | None
-    answers: list[str | int] | None
-    problems_per_step: int
-    group_size: int
-    num_steps: int
-    max_sampled_tokens: int | None
-    keep_best: KeepBest
-    max_accuracy_drop: float
-    stop_accuracy_drop: float
-    refresh: bool
-    refresh_memory: float
-    retire_below: float
-    retire_above: float
-
-    @property
-    def by_hand(self) -> bool:
-        """Whether the config names the training problems."""
-        return self.problem_ids is not None or self.answers is not None
-
-
-@dataclass(frozen=True)
-class AlgoConfig:
-    advantage: Advantage
-    gamma: float
-    gae_lambda: float
-    critic_gae_lambda: float | None
-    length_adaptive_alpha: float | None
-    advantage_scale: AdvantageScale
-    whiten_advantages: bool
-    policy_loss: PolicyLoss
-    clip_low: float
-    clip_high: float
-    value_clip_eps: float
-    loss_aggregation: Aggregation
-    constant_tokens: int
-    kl: KlPlacement
-    kl_coef: float
-    kl_target: float | None
-    entropy_coef: float
-    sampler_correction: SamplerCorrection
-    sampler_correction_max: float
-    train_on_truncated: bool
-    truncated_bootstrap: Bootstrap
-    updates_per_rollout: int
-    critic_warmup_steps: int
-    dynamic_sampling_rounds: int
-
-
-@dataclass(frozen=True)
-class RewardConfig:
-    correct: float
-    wrong: float
-    no_answer: float
-    truncated: float
-
-
-@dataclass(frozen=True)
-class LengthConfig:
-    kind: LengthReward
-    strength: float
-    scale_tokens: float
-    target_tokens: float
-    limits: list[float]
-
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    engine: EngineKind
-    temperature: float
-    max_tokens: int
-    max_model_len: int | None
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    unit_responses: int
-    kv_cache_gib: float
-    gpu_memory_utilization: float
-    tensor_parallel_size: int
-    enforce_eager: bool
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    policy_lr: float
-    critic_lr: float
-    beta1: float
-    beta2: float
-    weight_decay: float
-    max_grad_norm: float
-    max_skipped_updates: int
-    warmup_fraction: float
-    min_lr_fraction: float
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    validate_every: int
-    save_every: int
-    keep_last: int
-    save_in_background: bool
-    validation_samples: int
-    max_tokens_per_micro_batch: int
-    recompute_activations: bool
-    max_sampler_drift: float | None
-    transcripts_per_group: int
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    samples_per_problem: int
-    temperatures: list[float]
-    prompts: list[PromptStyle]
-    budget_tokens: int
-    template_kwargs: dict[str, dict[str, Any]]
-    thinking_budgets: list[int | None]
-    top_p: float
-    top_k: int
-    max_tokens: int
-    margin: float
-    allow_overlap: bool
-
-    @property
-    def ways(self) -> list[Way]:
-        """In which test problems are put, in the order of the results."""
-        return list(product(self.prompts, self.template_kwargs or (DEFAULT_TEMPLATE,)))
-
-
-@dataclass(frozen=True)
-class LoggerConfig:
-    display: DisplayMode
-    trackers: list[TrackerKind]
-    project: str
-
-
-@dataclass(frozen=True)
-class PathsConfig:
-    outputs: str
 
 
 @dataclass(frozen=True)
@@ -259,7 +29,7 @@ class BaseConfig:
     """What every subcommand has. What only some have is None, or empty, for the others."""
 
     name: str
-    seed: int
+    seed: Annotated[int, Range(low=0, high=2**31, high_open=True, said="in [0, 2^31)")]
     resume: Resume
     recipe: dict[str, StageConfig]
     model: ModelConfig

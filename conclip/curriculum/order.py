@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic's own dependency: it needs this one below Python 3.12
 
-from conclip.config.schema import PhaseConfig
+from conclip.config.groups import PhaseConfig
 from conclip.curriculum.pooling import JEFFREYS
 from conclip.curriculum.selection import Selection
 from conclip.runs.checked import Count, NonNegative

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from scipy.special import betainc, betaincinv
 from scipy.stats import betabinom
 
-from conclip.config.schema import ProbeConfig
+from conclip.config.groups import ProbeConfig
 from conclip.curriculum.pooling import JEFFREYS, Numbers, priors
 from conclip.errors import UserError
 from conclip.runs.checked import first_fault

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from conclip.config.schema import PhaseConfig
+from conclip.config.groups import PhaseConfig
 from conclip.curriculum.pass_rates import Band, PassRate, describe, pooled
 from conclip.errors import UserError
 from conclip.seeding import python_stream

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from itertools import product
 
-from conclip.config.schema import EvalConfig
+from conclip.config.groups import EvalConfig
 from conclip.evaluation.units import RowFile
 from conclip.grading.thinking import closes_only
 from conclip.rollout.session import Runtime

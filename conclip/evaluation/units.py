@@ -14,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from conclip.config.schema import BaseConfig, Way
+from conclip.config.groups import Way
+from conclip.config.schema import BaseConfig
 from conclip.errors import UserError, check_folder
 from conclip.evaluation.rows import from_dict, to_dict, write_parquet
 from conclip.grading.grader import GRADER_VERSION

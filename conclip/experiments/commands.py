@@ -5,8 +5,9 @@ from collections.abc import Container, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from conclip.config.groups import EvalConfig
 from conclip.config.recipe import BASE, StageConfig, training_stages
-from conclip.config.schema import BaseConfig, EvalConfig
+from conclip.config.schema import BaseConfig
 from conclip.curriculum.pass_rates import PassRate
 from conclip.curriculum.selection import Selection, select
 from conclip.errors import MachineFailure, UserError

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from conclip.config.rules import to_config
 from conclip.config.schema import SCHEMAS, BaseConfig
+from conclip.config.typed import to_config
 from conclip.curriculum.pass_rates import PassRate, read_pass_rates
 from conclip.curriculum.selection import select
 from conclip.errors import MACHINE_ERRORS, UserError

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.table import Table
 
+from conclip.config.groups import EvalConfig, PhaseConfig, ProbeConfig
 from conclip.config.recipe import BASE, StageConfig, StageKind, evaluation_of
-from conclip.config.schema import BaseConfig, EvalConfig, LearnConfig, PhaseConfig, ProbeConfig
+from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.curriculum.pass_rates import most_responses
 from conclip.experiments.inputs import Inputs
 from conclip.runs.manifest import StageRecord, harmed_files, read_stages

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from conclip.config.groups import PhaseConfig, ProbeConfig
 from conclip.config.recipe import (
     checkpoint_folder,
     evaluation_of,
@@ -24,7 +25,7 @@ from conclip.config.recipe import (
     result_file,
     rows_file,
 )
-from conclip.config.schema import BaseConfig, PhaseConfig, ProbeConfig
+from conclip.config.schema import BaseConfig
 from conclip.curriculum.pass_rates import SCHEMA_VERSION as PASS_RATES_VERSION
 from conclip.curriculum.pass_rates import (
     Band,

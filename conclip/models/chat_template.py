@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, meta
 from transformers import PreTrainedTokenizerBase
 
-from conclip.config.schema import ModelConfig
+from conclip.config.groups import ModelConfig
 from conclip.errors import UserError
 from conclip.grading.thinking import DEFAULT_TAGS, KNOWN_TAGS, Thinking, ThinkingTags, opens
 from conclip.types import Messages

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from conclip.config.schema import Dtype
+from conclip.config.groups import Dtype
 from conclip.errors import UserError, explain
 from conclip.models.folder import weight_files
 

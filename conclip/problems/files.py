@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, cast
 
-from conclip.config.schema import ProblemSetConfig
+from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError
 from conclip.grading.answers import extract_boxed
 from conclip.problems.tables import Row, read_rows

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from conclip.config.schema import ProblemSetConfig
+from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError
 from conclip.grading.grader import Grader
 from conclip.lab.arithmetic import generate

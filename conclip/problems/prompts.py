@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from conclip.config.schema import ModelConfig, PromptStyle
+from conclip.config.groups import ModelConfig, PromptStyle
 from conclip.models.chat_template import render
 from conclip.types import Messages
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from conclip.config.schema import ProblemSetConfig
+from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError, explain
 from conclip.runs.files import expanded
 

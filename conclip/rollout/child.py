@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from conclip.config.schema import RolloutConfig
+from conclip.config.groups import RolloutConfig
 from conclip.errors import UserError, explain
 from conclip.processes import protect_children
 from conclip.rollout.engine import EngineDied

@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from conclip.config.schema import BaseConfig, Way
+from conclip.config.groups import Way
+from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
 from conclip.grading.grader import Grader
 from conclip.grading.thinking import DEFAULT_TAGS, PLAIN, Thinking, ThinkingTags, opens

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 
-from conclip.config.schema import RolloutConfig
+from conclip.config.groups import RolloutConfig
 from conclip.errors import UserError, explain
 from conclip.grading.thinking import ThinkingTags
 from conclip.models.chat_template import end_of_turn, named_tokens

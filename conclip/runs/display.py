@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from conclip.config.schema import DisplayMode
+from conclip.config.groups import DisplayMode
 from conclip.redact import hide_in, written_out
 from conclip.runs.terminal import open_console
 from conclip.runs.view import WIDTH, View, render, time_left

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from conclip.config.schema import TrackerKind
+from conclip.config.groups import TrackerKind
 from conclip.errors import UserError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from conclip.algo.advantages import (
 )
 from conclip.algo.losses import kl_k1
 from conclip.algo.masking import masked_whiten
-from conclip.config.schema import AlgoConfig
+from conclip.config.groups import AlgoConfig
 from conclip.training.batch import ExperienceBatch, TokenBatch, trains
 from conclip.types import Outcome, RolloutGroup
 

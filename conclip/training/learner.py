@@ -31,7 +31,8 @@ from conclip.algo.losses import (
     ppo_clip_loss,
 )
 from conclip.algo.masking import equal
-from conclip.config.schema import Dtype, LearnConfig
+from conclip.config.groups import Dtype
+from conclip.config.schema import LearnConfig
 from conclip.models.critic import Critic
 from conclip.models.load import OutputHead, autocast, checkpoint_weights, load_policy, recompute_activations
 from conclip.runs.checked import Count

@@ -15,7 +15,7 @@ from statistics import fmean, pstdev
 
 from scipy.special import expit
 
-from conclip.config.schema import LengthConfig
+from conclip.config.groups import LengthConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from conclip.algo.masking import masked_mean
-from conclip.config.schema import Dtype
+from conclip.config.groups import Dtype
 from conclip.training.batch import ExperienceBatch
 from conclip.training.learner import explained_variance
 from conclip.types import MANY_TRUNCATED, MORE_ROOM, Outcome, RolloutGroup

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from conclip.config.schema import RewardConfig
+from conclip.config.groups import RewardConfig
 from conclip.training.length_rewards import GradedGroup, Shaper
 from conclip.types import Outcome, RolloutGroup
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conclip.config.schema import AlgoConfig, PhaseConfig
+from conclip.config.groups import AlgoConfig, PhaseConfig
 
 
 def lr_scale(update: int, num_updates: int, *, warmup_fraction: float, min_lr_fraction: float) -> float:

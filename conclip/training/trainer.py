@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from conclip.algo.losses import next_kl_coef
-from conclip.config.schema import LearnConfig, PhaseConfig
+from conclip.config.groups import PhaseConfig
+from conclip.config.schema import LearnConfig
 from conclip.curriculum.order import ProblemOrder, make_refresher
 from conclip.curriculum.selection import Selection
 from conclip.errors import UserError, explain

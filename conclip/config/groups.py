@@ -1,0 +1,258 @@
+"""The groups of config keys: frozen dataclasses with each key's type and range. A key's meaning, unit and default stand in
+the YAML file that sets it; what keys ask of each other stands in `conclip.config.rules`."""
+
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Annotated, Any, Literal
+
+from conclip.config.ranges import OR_MORE, PART, POSITIVE_SHARE, SHARE, Range, above, at_least
+from conclip.types import DEFAULT_TEMPLATE
+
+Dtype = Literal["float32", "bfloat16"]
+ProblemSource = Literal["arithmetic", "dataset"]
+Answers = Literal["any", "all"]
+EngineKind = Literal["in_process", "child_process"]
+Advantage = Literal["gae", "monte_carlo", "group_relative", "leave_one_out", "shortest_correct"]
+AdvantageScale = Literal["group", "batch", "none"]
+PolicyLoss = Literal["ppo_clip", "gspo", "cispo", "nll"]
+SamplerCorrection = Literal["none", "token", "sequence"]
+Aggregation = Literal["sequence_mean", "token_mean", "constant"]
+KlPlacement = Literal["reward", "loss", "none"]
+Bootstrap = Literal["zero", "value"]
+PromptStyle = Literal["plain", "concise", "draft", "budget"]
+KeepBest = Literal["accuracy", "shortest"]
+Resume = Literal["auto", "never"]
+DisplayMode = Literal["auto", "live", "plain", "quiet", "json"]
+TrackerKind = Literal["tensorboard", "wandb", "mlflow"]
+Way = tuple[PromptStyle, str]
+"""How problems are put to a model: the instruction, and what the chat template gets besides, both by name."""
+
+LengthReward = Literal[
+    "none",
+    "kimi",
+    "arora",
+    "l1_exact",
+    "l1_max",
+    "thinkprune",
+    "shorter_better",
+    "laser",
+    "laser_d",
+    "l_grpo",
+    "gr3",
+    "alp",
+    "dapo_overlong",
+    "cosine",
+]
+
+
+POINTS = replace(SHARE, why=": it is a share, 0.1 is ten points")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    path: str
+    dtype: Dtype
+    prompt: str
+    system: str | None
+    trust_remote_code: bool
+    url: str | None = None
+    served_name: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+    thinking_tags: list[str] | None = None
+    thinking_in_prompt: bool | None = None
+    stop_tokens: list[str] = field(default_factory=list[str])
+
+
+@dataclass(frozen=True)
+class ProblemSetConfig:
+    source: ProblemSource
+    num_problems: Annotated[int | None, at_least(1)] = None
+    seed: int = 0
+    # source: arithmetic
+    family: str | None = None
+    levels: list[int] | None = None
+    split: str | None = None
+    # source: dataset
+    path: str | None = None
+    dataset: str | None = None
+    dataset_config: str | None = None
+    revision: str | None = None
+    question: str = "question"
+    answer: str = "answer"
+    answers: Answers = "any"
+    tolerance: Annotated[float, replace(PART, why=" (a share of the gold number)")] = 0.0
+    choices: str | list[str] | None = None
+    level: str = "level"
+    subject: str = "subject"
+    problem_id: str | None = None
+    answer_pattern: str | None = None
+    answer_boxed: bool = False
+    subjects: list[str] | None = None
+    expected_problems: int | None = None
+    offset: Annotated[int, OR_MORE] = 0
+    shots: Annotated[int, OR_MORE] = 0
+    shots_split: str | None = None
+    shots_path: str | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    pool: dict[str, ProblemSetConfig]
+    validation: dict[str, ProblemSetConfig]
+    test: dict[str, ProblemSetConfig]
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    first_samples: Annotated[int, at_least(2)]
+    more_samples: Annotated[int, at_least(1)]
+    max_samples: int
+    mean_samples: float | None
+    indifference: Annotated[float, Range(low=0, high=0.5, high_open=True)]
+    confidence: Annotated[float, Range(low=0.5, high=1, high_open=True)]
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    pass_rate_low: Annotated[float, SHARE]
+    pass_rate_high: Annotated[float, SHARE]
+    band_confidence: Annotated[float, PART]
+    num_problems: Annotated[int, at_least(1)]
+    problem_ids: list[str] | None
+    answers: list[str | int] | None
+    problems_per_step: int
+    group_size: Annotated[int, at_least(1)]
+    num_steps: Annotated[int, at_least(1)]
+    max_sampled_tokens: Annotated[int | None, at_least(1)]
+    keep_best: KeepBest
+    max_accuracy_drop: Annotated[float, POINTS]
+    stop_accuracy_drop: Annotated[float, POINTS]
+    refresh: bool
+    refresh_memory: Annotated[float, SHARE]
+    retire_below: Annotated[float, SHARE]
+    retire_above: Annotated[float, SHARE]
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether the config names the training problems."""
+        return self.problem_ids is not None or self.answers is not None
+
+
+@dataclass(frozen=True)
+class AlgoConfig:
+    advantage: Advantage
+    gamma: Annotated[float, POSITIVE_SHARE]
+    gae_lambda: Annotated[float, SHARE]
+    critic_gae_lambda: Annotated[float | None, SHARE]
+    length_adaptive_alpha: Annotated[float | None, above(0)]
+    advantage_scale: AdvantageScale
+    whiten_advantages: bool
+    policy_loss: PolicyLoss
+    clip_low: Annotated[float, POSITIVE_SHARE]
+    clip_high: Annotated[float, above(0)]
+    value_clip_eps: Annotated[float, above(0)]
+    loss_aggregation: Aggregation
+    constant_tokens: Annotated[int, at_least(1)]
+    kl: KlPlacement
+    kl_coef: Annotated[float, OR_MORE]
+    kl_target: Annotated[float | None, above(0)]
+    entropy_coef: Annotated[float, OR_MORE]
+    sampler_correction: SamplerCorrection
+    sampler_correction_max: Annotated[float, above(0)]
+    train_on_truncated: bool
+    truncated_bootstrap: Bootstrap
+    updates_per_rollout: Annotated[int, at_least(1)]
+    critic_warmup_steps: Annotated[int, OR_MORE]
+    dynamic_sampling_rounds: Annotated[int, OR_MORE]
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    correct: float
+    wrong: float
+    no_answer: float
+    truncated: float
+
+
+@dataclass(frozen=True)
+class LengthConfig:
+    kind: LengthReward
+    strength: Annotated[float, OR_MORE]
+    scale_tokens: Annotated[float, above(0)]
+    target_tokens: Annotated[float, above(0)]
+    limits: list[float]
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    engine: EngineKind
+    temperature: Annotated[float, above(0, ": training and probing sample")]
+    max_tokens: Annotated[int, at_least(1)]
+    max_model_len: int | None
+    max_num_seqs: Annotated[int, at_least(1)]
+    max_num_batched_tokens: Annotated[int, at_least(1)]
+    unit_responses: Annotated[int, at_least(1)]
+    kv_cache_gib: Annotated[float, above(0)]
+    gpu_memory_utilization: Annotated[float, POSITIVE_SHARE]
+    tensor_parallel_size: Annotated[int, at_least(1)]
+    enforce_eager: bool
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    policy_lr: Annotated[float, above(0)]
+    critic_lr: Annotated[float, above(0)]
+    beta1: Annotated[float, PART]
+    beta2: Annotated[float, PART]
+    weight_decay: Annotated[float, OR_MORE]
+    max_grad_norm: Annotated[float, above(0)]
+    max_skipped_updates: Annotated[int, OR_MORE]
+    warmup_fraction: Annotated[float, SHARE]
+    min_lr_fraction: Annotated[float, SHARE]
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    validate_every: Annotated[int, at_least(1)]
+    save_every: Annotated[int, at_least(1)]
+    keep_last: Annotated[int, at_least(1)]
+    save_in_background: bool
+    validation_samples: Annotated[int, at_least(1)]
+    max_tokens_per_micro_batch: int
+    recompute_activations: bool
+    max_sampler_drift: Annotated[float | None, above(0)]
+    transcripts_per_group: Annotated[int, OR_MORE]
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    samples_per_problem: Annotated[int, at_least(1)]
+    temperatures: list[float]
+    prompts: list[PromptStyle]
+    budget_tokens: Annotated[int, at_least(1)]
+    template_kwargs: dict[str, dict[str, Any]]
+    thinking_budgets: list[int | None]
+    top_p: Annotated[float, POSITIVE_SHARE]
+    top_k: int
+    max_tokens: Annotated[int, at_least(1)]
+    margin: Annotated[
+        float, Range(low=0, high=1, low_open=True, high_open=True, why=": it is a share, 0.03 is three points")
+    ]
+    allow_overlap: bool
+
+    @property
+    def ways(self) -> list[Way]:
+        """In which test problems are put, in the order of the results."""
+        return list(product(self.prompts, self.template_kwargs or (DEFAULT_TEMPLATE,)))
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    display: DisplayMode
+    trackers: list[TrackerKind]
+    project: str
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    outputs: str

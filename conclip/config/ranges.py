@@ -1,0 +1,87 @@
+"""The range of a config key, which stands beside its type in the schema: `Annotated[float, above(0)]`."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, cast, get_args, get_origin
+
+from conclip.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Numbers from `low` to `high`; an open end is no part of it."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+    why: str = ""
+    """What stands behind the range in the error: a reason, or an example."""
+    said: str = ""
+    """The range in other words than its own."""
+
+    def holds(self, value: float) -> bool:
+        above = value > self.low if self.low_open else value >= self.low
+        return above and (value < self.high if self.high_open else value <= self.high)
+
+    def __str__(self) -> str:
+        if self.said:
+            return self.said
+        if math.isinf(self.high):
+            return f"{'above' if self.low_open else 'at least'} {self.low:g}"
+        return f"in {'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
+
+    @property
+    def must(self) -> str:
+        """What an error says: "must be at least 1"."""
+        verb = "lie" if str(self).startswith("in ") else "be"
+        return f"must {verb} {self}{self.why}"
+
+
+def at_least(low: float, why: str = "") -> Range:
+    return Range(low=low, why=why)
+
+
+def above(low: float, why: str = "") -> Range:
+    return Range(low=low, low_open=True, why=why)
+
+
+OR_MORE = Range(low=0, said="0 or more")
+SHARE = Range(low=0, high=1)
+"""[0, 1]"""
+POSITIVE_SHARE = replace(SHARE, low_open=True)
+"""(0, 1]"""
+PART = replace(SHARE, high_open=True)
+"""[0, 1)"""
+
+
+def range_of(kind: Any) -> Range | None:
+    """The range of an annotated type; None where it has none."""
+    found = (part for part in get_args(kind) if isinstance(part, Range)) if get_origin(kind) is Annotated else ()
+    return next(iter(found), None)
+
+
+def check_ranges(config: Any, prefix: str = "") -> None:
+    """Raises UserError naming the first key of a config, or of its groups, outside of its range. null lies in each range:
+    where it is no value, its type refuses it."""
+    for key, kind, value in _values(config, prefix):
+        limits = range_of(kind)
+        if limits is not None and value is not None and not limits.holds(value):
+            null = ", or null" if type(None) in get_args(get_args(kind)[0]) else ""
+            raise UserError(f"config key '{key}' {limits.must}{null}, got {value}")
+
+
+def _values(config: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, type, value) of every field, in the order of the schema."""
+    for item in dataclasses.fields(config):
+        key, value = f"{prefix}{item.name}", getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _values(value, f"{key}.")
+        elif isinstance(value, dict):
+            for name, entry in cast(dict[str, Any], value).items():
+                if dataclasses.is_dataclass(entry):
+                    yield from _values(entry, f"{key}.{name}.")
+        else:
+            yield key, item.type, value
