@@ -2,11 +2,24 @@
 
 from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
 from conclip.runs.checked import Count, Finite, NonNegative, Whole
+
+
+class Due(Enum):
+    """What a phase does next."""
+
+    FIRST_LOOK = "first look"
+    """The validation that later ones are measured against."""
+    STEP = "step"
+    """Sample and update."""
+    REPORT = "report"
+    """Validate where it is time, report, save: what follows an update."""
+    NOTHING = "nothing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +60,14 @@ class Progress:
     """Ids of all problems that trained, in the order they came."""
     warned: list[str] = field(default_factory=list[str])
     ended: bool = False
+
+    @property
+    def due(self) -> Due:
+        if self.ended:
+            return Due.NOTHING
+        if not self.history:
+            return Due.FIRST_LOOK
+        return Due.STEP if self.unreported is None else Due.REPORT
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

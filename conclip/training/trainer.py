@@ -9,28 +9,25 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
-
-from torch import Tensor
 
 from conclip.algo.losses import next_kl_coef
 from conclip.config.groups import PhaseConfig
+from conclip.config.recipe import checkpoint_folder
 from conclip.config.schema import LearnConfig
 from conclip.curriculum.order import ProblemOrder, make_refresher
 from conclip.curriculum.selection import Selection
-from conclip.errors import UserError, explain
 from conclip.problems.overlap import trained_on
-from conclip.redact import one_line
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import Interrupted, deferred
 from conclip.seeding import python_stream, torch_stream
-from conclip.training.batch import collate
-from conclip.training.checkpoint import Checkpoints, PhaseState, copied, save_model
-from conclip.training.experience import kl_reward_share, make_experience, teaches
+from conclip.training.batch import ExperienceBatch, TokenBatch, collate
+from conclip.training.checkpoint import Checkpoints
+from conclip.training.experience import Scores, kl_reward_share, make_experience, teaches
 from conclip.training.learner import Learner, NonFiniteGradient
 from conclip.training.length_rewards import make_shaper, stage_limit
-from conclip.training.monitors import MAX_SAMPLER_DRIFT, REPORTED, experience_metrics, rollout_metrics, step_warnings
-from conclip.training.progress import Progress, Validation
+from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings
+from conclip.training.progress import Due, Progress, Validation
+from conclip.training.recovery import Recovery
 from conclip.training.rewards import reward_group
 from conclip.training.schedule import plan_step
 from conclip.training.summary import summarise_steps
@@ -75,31 +72,49 @@ class Trainer:
         """`key`: hash of everything the phase rests on; it goes on from a checkpoint that was saved with the same one."""
         self._stage, self._config, self._phase, self._runtime, self._run = stage, config, phase, runtime, runtime.run
         self._validation_problems = validation
-        self._trained_on = trained_on(model_path)
         self._algo = config.algo
         self._shaper = make_shaper(config.length)
         self._learner = Learner(model_path, config, num_updates=phase.num_steps * config.algo.updates_per_rollout)
         self._order = ProblemOrder(selection.problems, python_stream(config.seed, stage, "order"))
         self._refresher = make_refresher(self._order, selection, phase) if phase.refresh else None
-        self._known = {choice.problem.problem_id: choice.problem for choice in (*selection.chosen, *selection.reserve)}
-        (runtime.run.folder / "checkpoints").mkdir(exist_ok=True)
+        checkpoints = runtime.run.folder / "checkpoints"
+        checkpoints.mkdir(exist_ok=True)
+        assert runtime.tokenizer is not None
         self._checkpoints = Checkpoints(
-            runtime.run.folder / "checkpoints" / stage,
+            checkpoints / stage,
             key=key,
             keep_last=config.trainer.keep_last,
             in_background=config.trainer.save_in_background,
             warn=runtime.run.warn,
         )
-        self._now = Progress(
-            step=-config.algo.critic_warmup_steps,
-            kl_coef=config.algo.kl_coef,
-            asked=[problem.problem_id for problem in selection.problems],
+        self._recovery = Recovery(
+            stage,
+            runtime.run,
+            progress=Progress(
+                step=-config.algo.critic_warmup_steps,
+                kl_coef=config.algo.kl_coef,
+                asked=[problem.problem_id for problem in selection.problems],
+            ),
+            learner=self._learner,
+            order=self._order,
+            refresher=self._refresher,
+            checkpoints=self._checkpoints,
+            tokenizer=runtime.tokenizer,
+            known={choice.problem.problem_id: choice.problem for choice in (*selection.chosen, *selection.reserve)},
+            earlier=trained_on(model_path),
+            last_step=phase.num_steps,
+            copies=config.trainer.save_in_background,
         )
-        self._state: dict[str, Any] | None = None  # after the last change; None amid one
-        self._saved: dict[str, Any] | None = None  # what the newest checkpoint has of it
+        self._version = runtime.engine.policy_version
+        """Of the weights the engine must sample with."""
         self._steps: list[Mapping[str, float]] = []
-        self._began = time.monotonic()
+        """Metrics of the steps so far."""
         self._times: dict[str, float] = {}
+        """Of the present step."""
+
+    @property
+    def _now(self) -> Progress:
+        return self._recovery.progress
 
     @property
     def wall_s(self) -> float:
@@ -109,27 +124,28 @@ class Trainer:
     def train(self) -> TrainResult:
         """Run the phase, from its newest checkpoint if it has one. The best validated checkpoint is kept; a run whose
         accuracy degrades stops. A signal loses the step in flight at most."""
-        self._restore()
+        self._recovery.restore()
+        self._steps = self._run.stage_metrics(self._stage) if self._now.history else []
         self._push_weights()
         try:
-            if not self._now.history:
+            if self._now.due is Due.FIRST_LOOK:
                 self._begin()
             self._run.begin(self._stage, self._phase.num_steps, max(0, self._now.step))
-            while not self._now.ended:
-                if self._now.unreported is None:
+            while (due := self._now.due) is not Due.NOTHING:
+                if due is Due.STEP:
                     self._step(self._now.step + 1)
                 else:
-                    self._conclude(self._now.step, self._now.unreported)
+                    self._conclude(self._now.step, self._now.unreported or {})
         except NonFiniteGradient as error:
             self._run.warn(f"{self._stage} stops after step {self._now.step}: {error}; the best checkpoint so far is kept")
         except Interrupted:
             with deferred():
-                self._save_interrupted()
+                self._recovery.save_interrupted()
             raise
         finally:
             with deferred():
                 self._checkpoints.wait()
-        checkpoint = self._run.folder / "checkpoints" / f"{self._stage}-best"
+        checkpoint = self._run.folder / checkpoint_folder(self._stage)
         self._checkpoints.publish(self._now.best_checkpoint, checkpoint)
         return TrainResult(
             checkpoint=checkpoint,
@@ -143,39 +159,53 @@ class Trainer:
 
     def _step(self, step: int) -> None:
         """One step of the algorithm. Steps up to 0 warm the critic up: the policy stays as it is."""
-        self._times = {}
-        now, run, config = self._now, self._run, self._config
-        algo = self._algo if step > 0 else dataclasses.replace(self._algo, critic_gae_lambda=1.0)
-        tokens_before = now.num_sampled_tokens
+        now, learner, algo = self._now, self._learner, self._algo
+        if step <= 0:
+            algo = dataclasses.replace(algo, critic_gae_lambda=1.0)
+        self._times, tokens_before = {}, now.num_sampled_tokens
         with self._timed("rollout"):
             groups = self._sample(step)
         self._runtime.engine.sleep()
         tokens = collate(groups, train_on_truncated=algo.train_on_truncated)
         with self._timed("score"):
-            scores = self._learner.score(tokens)
+            scores = learner.score(tokens)
         experience = make_experience(tokens, scores, algo, kl_coef=now.kl_coef)
         tokens_so_far = (tokens_before, now.num_sampled_tokens)
         plan = plan_step(step, self._phase, algo, tokens=tokens_so_far, tokens_of_warmup=now.num_warmup_tokens)
-        with self._change():
+        with self._recovery.change():
             with self._timed("update"):
-                random = torch_stream(config.seed, self._stage, "update", step)
-                updated = self._learner.update(experience, random, kl_coef=now.kl_coef, train_policy=step > 0, plan=plan)
+                random = torch_stream(self._config.seed, self._stage, "update", step)
+                updated = learner.update(experience, random, kl_coef=now.kl_coef, train_policy=step > 0, plan=plan)
             with self._timed("push_weights"):
                 self._push_weights()
-            run.write_transcripts(self._stage, step, groups, config.trainer.transcripts_per_group)
-            cut_go_on = algo.truncated_bootstrap == "value"
-            metrics = rollout_metrics(groups) | experience_metrics(experience, cut_go_on=cut_go_on) | updated | self._times
-            metrics |= {"policy/kl_coef": now.kl_coef, "rollout/num_sampled_tokens": float(now.num_sampled_tokens)}
-            if algo.kl == "reward":
-                metrics["policy/kl_gradient_share"] = kl_reward_share(tokens, scores, algo, now.kl_coef)
-            if self._refresher is not None:
-                self._refresher.observe(groups)
-                metrics |= self._refresher.metrics()
+            metrics = self._observe(step, groups, tokens, scores, experience, updated)
             if algo.kl_target is not None and step > 0:
                 now.kl_coef = next_kl_coef(now.kl_coef, metrics["policy/kl_to_reference"], algo.kl_target)
             if step <= 0:
                 now.num_warmup_tokens = now.num_sampled_tokens
             now.step, now.unreported = step, metrics
+
+    def _observe(
+        self,
+        step: int,
+        groups: Sequence[RolloutGroup],
+        tokens: TokenBatch,
+        scores: Scores,
+        experience: ExperienceBatch,
+        updated: dict[str, float],
+    ) -> dict[str, float]:
+        """The step's transcripts and metrics; the refresher sees what became of its problems."""
+        now, algo = self._now, self._algo
+        self._run.write_transcripts(self._stage, step, groups, self._config.trainer.transcripts_per_group)
+        cut_go_on = algo.truncated_bootstrap == "value"
+        metrics = rollout_metrics(groups) | experience_metrics(experience, cut_go_on=cut_go_on) | updated | self._times
+        metrics |= {"policy/kl_coef": now.kl_coef, "rollout/num_sampled_tokens": float(now.num_sampled_tokens)}
+        if algo.kl == "reward":
+            metrics["policy/kl_gradient_share"] = kl_reward_share(tokens, scores, algo, now.kl_coef)
+        if self._refresher is not None:
+            self._refresher.observe(groups)
+            metrics |= self._refresher.metrics()
+        return metrics
 
     def _conclude(self, step: int, metrics: dict[str, float]) -> None:
         """After a step: validation, report and checkpoint where it is time, and whether the phase ends."""
@@ -185,7 +215,7 @@ class Trainer:
         looks = step > 0 and (step % trainer.validate_every == 0 or last)
         looked = self._validate(step) if looks else None
         improved = looked is not None and self._better(looked)
-        with self._change():
+        with self._recovery.change():
             stopped = False
             if looked is not None:
                 began = now.history[0].accuracy
@@ -193,7 +223,7 @@ class Trainer:
                 now.history.append(looked)
                 metrics |= {"validation/accuracy": looked.accuracy, "validation/mean_tokens": looked.mean_tokens}
                 if improved:
-                    now.best, now.best_checkpoint = looked, self._number
+                    now.best, now.best_checkpoint = looked, self._recovery.number
             self._report(step, metrics)
             if looked is not None and stopped:
                 self._run.warn(
@@ -202,16 +232,16 @@ class Trainer:
                 )
             now.unreported, now.ended = None, last or stopped
         if improved or now.ended or step % trainer.save_every == 0:
-            self._save()
+            self._recovery.save()
 
     def _begin(self) -> None:
         """What the first step is measured against."""
         self._checkpoints.clear()
         self._run.forget_stage(self._stage)
         first = self._validate(0)
-        with self._change():
-            self._now.history, self._now.best, self._now.best_checkpoint = [first], first, self._number
-        self._save()
+        with self._recovery.change():
+            self._now.history, self._now.best, self._now.best_checkpoint = [first], first, self._recovery.number
+        self._recovery.save()
 
     def _sample(self, step: int) -> list[RolloutGroup]:
         """The step's groups, rewarded. With dynamic sampling, groups that teach nothing are replaced by fresh ones, for so
@@ -288,96 +318,6 @@ class Trainer:
             return (now.accuracy, -now.mean_tokens) > (best.accuracy, -best.mean_tokens)
         holds = now.accuracy >= first.accuracy - self._phase.max_accuracy_drop
         return holds and now.mean_tokens < best.mean_tokens
-
-    @property
-    def _number(self) -> int:
-        """Steps done, warm-up included: the number of a checkpoint made now."""
-        return self._now.step + self._algo.critic_warmup_steps
-
-    @contextmanager
-    def _change(self) -> Iterator[None]:
-        """Do a change of the phase's state to its end before a signal takes effect. Only between two changes can the state
-        be saved; what a step samples until then is no part of it."""
-        with deferred():
-            self._state = None
-            yield
-            now = time.monotonic()
-            self._now.wall_s, self._began = self._now.wall_s + now - self._began, now
-            self._state = {
-                "progress": self._now.to_json(),
-                "order": self._order.state_dict(),
-                "refresher": self._refresher.state_dict() if self._refresher else None,
-                "learner": self._learner.state()[1],
-            }
-
-    def _save(self, *, due: bool = True) -> None:
-        """A checkpoint of the state after the last change. `due`: on schedule."""
-        assert self._state is not None and self._runtime.tokenizer is not None
-        self._checkpoints.wait()  # before copies are made: one set of them at a time
-        self._run.sync()
-        progress = Progress.from_json(self._state["progress"])
-        keep = copied if self._config.trainer.save_in_background else dict[str, Tensor]
-        write_model = partial(
-            save_model,
-            policy=self._learner.policy,
-            weights=keep(self._learner.policy.state_dict()),
-            tokenizer=self._runtime.tokenizer,
-            problems=[self._known[problem_id] for problem_id in progress.asked],
-            earlier=self._trained_on,
-        )
-        state = PhaseState(
-            number=progress.step + self._algo.critic_warmup_steps,
-            best=progress.best_checkpoint,
-            values=self._state,
-            tensors=keep(self._learner.state()[0]),
-        )
-        self._checkpoints.save(state, write_model, due=due)
-        self._saved = self._state
-
-    def _save_interrupted(self) -> None:
-        """What a signal leaves for the next start."""
-        if self._state is None:
-            self._run.say(f"{self._stage}: stopped where there is nothing new to save")
-            return
-        if self._state is not self._saved:
-            self._save(due=False)
-        self._checkpoints.wait()
-        self._run.say(f"{self._stage}: stopped; step {self._state['progress']['step']} is saved")
-
-    def _restore(self) -> None:
-        """Go back to the newest checkpoint, if there is one."""
-        state = self._checkpoints.newest()
-        if state is None:
-            return
-        values = state.values
-        try:
-            self._now = now = Progress.from_json(values["progress"])
-        except (ValueError, KeyError, TypeError) as error:
-            self._run.warn(
-                f"{self._stage} starts anew: its checkpoint is of another version, or damaged ({one_line(str(error))})"
-            )
-            return
-        folder = self._checkpoints.path(state.number)
-        try:
-            first_step = -self._algo.critic_warmup_steps
-            now.check(first_step=first_step, last_step=self._phase.num_steps, known=self._known, needed=REPORTED)
-            if (self._number, now.best_checkpoint) != (state.number, state.best):
-                raise ValueError(f"its step is {now.step} and its best checkpoint {now.best_checkpoint}")
-            self._learner.load_state(folder, state.tensors, values["learner"])
-            self._order.load_state_dict(values["order"], self._known)
-            if self._refresher is not None:
-                self._refresher.load_state_dict(values["refresher"], self._known)
-        except Exception as error:  # of libraries, too, over a file that may say anything
-            if explain(error) is not None:
-                raise
-            raise UserError(
-                f"'{folder}' is whole, but no checkpoint of this phase ({type(error).__name__}: {one_line(str(error))}); "
-                "remove it, or set resume=never"
-            ) from error
-        self._run.forget_stage(self._stage, after_step=now.step if now.unreported is None else now.step - 1)
-        self._steps = self._run.stage_metrics(self._stage)
-        self._state = self._saved = dict(values)
-        self._run.say(f"{self._stage}: goes on after step {now.step}")
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log_metrics(self._stage, step, metrics)
