@@ -139,7 +139,7 @@ def engine_memory(bench: Bench, here: Path) -> Outcome:
 
 def graders_killed(bench: Bench, here: Path) -> Outcome:
     process = bench.running(here)
-    for worker in children(process, "grading_worker"):
+    for worker in children(process, "grading.worker"):
         worker.kill()
     return goes_on(bench, here, process, "replaced, the answers graded anew", "grader worker died")
 

@@ -215,7 +215,7 @@ def test_workers_that_cannot_start_are_not_taken_for_hard_answers(monkeypatch: p
     monkeypatch.setenv("PYTHONPATH", "/nonexistent")
     monkeypatch.setenv("PYTHONHOME", "/nonexistent")
     grader = Grader()
-    with pytest.raises(GraderBroken, match=r"conclip\.grading_worker"):
+    with pytest.raises(GraderBroken, match=r"conclip\.grading\.worker"):
         grader.grade(gold="1", text=boxed("2"))
     grader.close()
 

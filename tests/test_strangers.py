@@ -397,9 +397,9 @@ def test_an_address_with_a_secret_is_refused_before_it_is_written(url: str):
 
 def test_a_traceback_says_no_secret(tmp_path: Path):
     script = (
-        "import sys\nfrom conclip import cli, inputs\n"
+        "import sys\nfrom conclip.cli import main\nfrom conclip.experiments import inputs\n"
         "def broken(*_): raise RuntimeError('with sk-0123456789abcdef at http://me:pw@host \\x1b[2J')\n"
-        "inputs.checked = broken\nsys.argv = ['conclip', 'eval']\ncli.main()"
+        "inputs.checked = broken\nsys.argv = ['conclip', 'eval']\nmain.main()"
     )
     environment = os.environ | {"OPENAI_API_KEY": "sk-0123456789abcdef", "PYTHONPATH": str(CHECKOUT)}
     outcome = subprocess.run([*PYTHON, "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path)
