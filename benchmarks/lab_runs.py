@@ -22,6 +22,7 @@ from conclip.curriculum.selection import select
 from conclip.evaluation.evaluate import evaluate
 from conclip.evaluation.metrics import compare, summarise
 from conclip.evaluation.units import RowFile
+from conclip.experiments.commands import all_prompts
 from conclip.experiments.inputs import Inputs, load_inputs
 from conclip.experiments.stages import Stages
 from conclip.rollout.session import Runtime
@@ -75,7 +76,7 @@ def run_seed(seed: int, wanted: dict[str, tuple[str, ...]], budget: int, results
     config = load(seed, *common)
     inputs = load_inputs(config)
     run = Run(results.parent.name, dataclasses.replace(config, name=f"seed-{seed}", resume="never"), "benchmark")
-    with Stages(config, inputs, run) as stages:
+    with Stages(config, inputs, run, all_prompts(config, inputs)) as stages:
         rates = stages.probe("probe-base", inputs.model_path, inputs.pool, config.phases["phase2"])
         runtime = stages.runtime_with(inputs.model_path)
         base = measured(runtime, "base", inputs, config)

@@ -79,13 +79,13 @@ def bare(rounds: int, overrides: list[str]) -> None:
 def ours(rounds: int, overrides: list[str]) -> None:
     from conclip.evaluation.evaluate import evaluate
     from conclip.evaluation.units import RowFile
-    from conclip.rollout.session import open_runtime
+    from conclip.rollout.session import encode_prompts, open_runtime
     from conclip.runs.run import Run
 
     with tempfile.TemporaryDirectory() as folder:
         config, inputs = load([*(overrides or DEFAULTS), f"paths.outputs={folder}"])
         run = Run("eval", config, "bench")
-        with open_runtime(config, run, inputs.model_path, inputs.test) as runtime:
+        with open_runtime(config, run, inputs.model_path, encode_prompts(config, inputs.model_path, inputs.test)) as runtime:
             for number in range(rounds + 1):
                 began = time.monotonic()
                 seeded = replace(runtime, config=replace(config, seed=number))

@@ -18,7 +18,7 @@ from conclip.experiments.inputs import Inputs, load_inputs
 from conclip.lab.pretrain import model_config
 from conclip.lab.tokenizer import build_tokenizer
 from conclip.models.folder import LAB_MODEL
-from conclip.rollout.session import Runtime, open_runtime
+from conclip.rollout.session import Runtime, encode_prompts, open_runtime
 from conclip.runs.run import Run
 from conclip.training.batch import ExperienceBatch
 from conclip.training.learner import Learner
@@ -71,7 +71,8 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime,
     inputs = load_inputs(settings)
     run = Run("train-phase2", settings, "test")
     try:
-        with open_runtime(settings, run, inputs.model_path, inputs.problems) as opened:
+        prompts = encode_prompts(settings, inputs.model_path, inputs.problems)
+        with open_runtime(settings, run, inputs.model_path, prompts) as opened:
             yield opened, inputs
     finally:
         run.close()

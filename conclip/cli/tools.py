@@ -179,9 +179,9 @@ def doctor(arguments: list[str]) -> None:
     if options.subcommand is not None:
         try:
             config, inputs = checked(options.subcommand, compose_config(options.subcommand, options.overrides)[0])
-            from conclip.experiments.commands import check_prompts  # noqa: PLC0415  imports torch
+            from conclip.experiments.commands import all_prompts  # noqa: PLC0415  imports torch
 
-            check_prompts(config, inputs)
+            all_prompts(config, inputs)
             outputs, checks = expanded(config.paths.outputs), config_checks(config, inputs)
         except UserError as error:
             refused = error

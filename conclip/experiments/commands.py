@@ -1,7 +1,7 @@
 """What each subcommand does, once its config is typed and its inputs are checked."""
 
 import logging
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,19 +29,19 @@ from conclip.report.card import write_card
 from conclip.report.data import read_run
 from conclip.report.export import write_curve
 from conclip.report.page import write_page
-from conclip.rollout.session import encode_prompts, longest_response
+from conclip.rollout.session import Prompts, encode_prompts
 from conclip.runs.identity import digest, problems_hash, relevant
 from conclip.runs.run import MANIFEST, Run
 from conclip.types import MANY_TRUNCATED, MORE_ROOM, EvalRow
 
 
-def run_recipe(config: BaseConfig, inputs: Inputs, run: Run) -> None:
+def run_recipe(config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Path, Prompts]) -> None:
     """The stages in order, then what people look at."""
     models = inputs.models if config.learning is None else {BASE: inputs.model_path}
     rates: dict[str, list[PassRate]] = {}
     asked: dict[str, set[str]] = {}
     rows: dict[str, list[EvalRow]] = {}
-    with Stages(config, inputs, run) as stages:
+    with Stages(config, inputs, run, prompts) as stages:
         for step in steps_of(config, inputs):
             name, stage, model = step.name, step.stage, models.get(step.model, inputs.model_path)
             if stage.kind == "probe":
@@ -136,20 +136,20 @@ def run_identity(subcommand: str, config: BaseConfig, inputs: Inputs) -> str:
     )
 
 
-def check_prompts(config: BaseConfig, inputs: Inputs) -> None:
-    """Raises UserError on a tokenizer that cannot be used, and on a prompt that is too long for one of the models."""
-    for path in inputs.models.values():
-        encode_prompts(config, path, inputs.problems, longest_response(config))
+def all_prompts(config: BaseConfig, inputs: Inputs) -> dict[Path, Prompts]:
+    """By model folder. Raises UserError on a tokenizer that cannot be used, and on a prompt that is too long for one of the
+    models."""
+    return {path: encode_prompts(config, path, inputs.problems) for path in inputs.models.values()}
 
 
 def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
-    """Run one subcommand; returns its run folder. Raises UserError, before anything is written, as `check_prompts` does."""
-    check_prompts(config, inputs)
+    """Run one subcommand; returns its run folder. Raises UserError, before anything is written, as `all_prompts` does."""
+    prompts = all_prompts(config, inputs)
     run, failed = Run(subcommand, config, run_identity(subcommand, config, inputs)), True
     try:
         for note in inputs.notes:
             run.warn(note)
-        run_recipe(config, inputs, run)
+        run_recipe(config, inputs, run, prompts)
         run.point_to("run folder", run.folder)
         failed = False
     except Exception as error:

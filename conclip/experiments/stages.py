@@ -5,7 +5,7 @@ before gives the same as one that is done now.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -47,7 +47,7 @@ from conclip.grading.grader import GRADER_VERSION
 from conclip.models.folder import model_hash
 from conclip.report.data import QUESTIONS
 from conclip.report.probing import pass_rate_table
-from conclip.rollout.session import TRAINING, Runtime, open_endpoint, open_runtime
+from conclip.rollout.session import TRAINING, Prompts, Runtime, open_endpoint, open_runtime
 from conclip.runs.checked import read_as
 from conclip.runs.files import read_object, write_text
 from conclip.runs.identity import problems_hash, relevant, sampling_hash
@@ -65,8 +65,9 @@ CHOICE_KEYS = ("pass_rate_low", "pass_rate_high", "band_confidence", "num_proble
 class Stages:
     """The stages of one run. The engine starts with the first one that has work to do."""
 
-    def __init__(self, config: BaseConfig, inputs: Inputs, run: Run) -> None:
-        self._config, self._inputs, self._run = config, inputs, run
+    def __init__(self, config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Path, Prompts]) -> None:
+        """`prompts`: of every problem of the run, by the folder of the model that is asked."""
+        self._config, self._inputs, self._run, self._prompts = config, inputs, run, prompts
         self._pipeline = Pipeline(run)
         self._open = ExitStack()
         self._runtime: Runtime | None = None
@@ -237,13 +238,13 @@ class Stages:
             return nullcontext(self.runtime_with(model))
         if self._is_served(name):
             return open_endpoint(self._config, self._run, str(self._inputs.served_name), self._inputs.test)
-        return open_runtime(self._config, self._run, model, self._inputs.test)
+        return open_runtime(self._config, self._run, model, self._prompts[model])
 
     def runtime_with(self, model: Path) -> Runtime:
         """The run's engine, holding this model's weights."""
         if self._runtime is None:
             start = self._inputs.model_path
-            opened = open_runtime(self._config, self._run, start, self._inputs.problems)
+            opened = open_runtime(self._config, self._run, start, self._prompts[start])
             self._runtime = self._open.enter_context(opened)
             self._loaded = start
         if self._loaded != model:

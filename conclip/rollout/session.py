@@ -129,10 +129,10 @@ def template_kwargs_of(config: BaseConfig, template: str) -> dict[str, Any]:
     return config.model.chat_template_kwargs | own.get(template, {})
 
 
-def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Problem], max_tokens: int) -> Prompts:
-    """Raises UserError on what the tokenizer does not know, and naming a problem whose prompt leaves no room for
-    `max_tokens`."""
-    trust = config.model.trust_remote_code
+def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Problem]) -> Prompts:
+    """Raises UserError on what the tokenizer does not know, and naming a problem whose prompt leaves no room for the longest
+    response the run samples."""
+    trust, max_tokens = config.model.trust_remote_code, longest_response(config)
     with reading(model_path, "the tokenizer"):
         tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
     settings = config.evaluation
@@ -193,9 +193,8 @@ def longest_response(config: BaseConfig) -> int:
 
 
 @contextmanager
-def open_runtime(config: BaseConfig, run: Run, model_path: Path, problems: Sequence[Problem]) -> Iterator[Runtime]:
-    """Tokenise every prompt, then start the engine."""
-    prompts = encode_prompts(config, model_path, problems, longest_response(config))
+def open_runtime(config: BaseConfig, run: Run, model_path: Path, prompts: Prompts) -> Iterator[Runtime]:
+    """Start the engine, for a model whose prompts are tokenised."""
     grader = Grader()
     engine = start_engine(
         config, model_path, max_model_len=prompts.max_model_len, warn=run.warn, thinking_tags=prompts.budgeted
