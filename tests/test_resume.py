@@ -98,7 +98,7 @@ def test_a_signal_costs_the_step_in_flight_at_most(runtime: tuple[Runtime, Input
         trainer.train()
     assert stopped.value.exit_code == 143
     again = resumable(opened, inputs, key, settings)
-    again._restore()
+    again._recovery.restore()
     assert again._now.step == (2 if moment == "sampling" else 3)
     assert left_by(opened.run, train(runtime, "phase2", key, settings)) == alone
 
@@ -141,11 +141,11 @@ def test_a_whole_checkpoint_that_says_something_else_is_refused_in_one_line(runt
         change(head["values"])
         file.write_text(json.dumps(head))
         with pytest.raises(UserError, match="is whole, but no checkpoint of this phase") as refused:
-            resumable(*runtime, key, settings)._restore()
+            resumable(*runtime, key, settings)._recovery.restore()
         assert "\n" not in str(refused.value), name
     file.write_text(written)
     again = resumable(*runtime, key, settings)
-    again._restore()
+    again._recovery.restore()
     assert again._now.step == 2
 
 
