@@ -359,7 +359,7 @@ def test_secrets_that_stand_in_files_and_urls_are_known(monkeypatch: pytest.Monk
     monkeypatch.delenv("HF_TOKEN_PATH", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:pass%2Fword1@tracking.example/x")
-    monkeypatch.setenv("PIP_INDEX_URL", "https://pypi-token-0123456789@index.example/simple")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://pypi-token-0123456789@index.example/python")
     monkeypatch.setenv("REMOTE", "https://ghp_0123456789abcd:x-oauth-basic@github.example/o/r.git")
     monkeypatch.setenv("NAMED", "https://me-myself-and-i-again:another1@host.example http://john1985@host.example")
     learn_secrets()

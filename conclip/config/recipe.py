@@ -36,6 +36,12 @@ class StageConfig:
 Recipe = Mapping[str, StageConfig]
 
 
+def kind_of(stage: str) -> StageKind:
+    """What a stage does, by its name in a recipe or a manifest."""
+    first = stage.split("-")[0]
+    return first if first == "probe" or first == "eval" else "train"
+
+
 def training_stages(recipe: Recipe) -> list[str]:
     return [name for name, stage in recipe.items() if stage.kind == "train"]
 

@@ -18,7 +18,7 @@ from conclip.config.groups import (
     RolloutConfig,
 )
 from conclip.config.ranges import check_ranges
-from conclip.config.recipe import BASE, StageConfig
+from conclip.config.recipe import BASE, StageConfig, kind_of
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.errors import UserError
 from conclip.lab.arithmetic import FAMILIES, MAX_LEVEL, SPLITS
@@ -273,16 +273,10 @@ def _check_recipe(config: BaseConfig) -> None:
     measured = [BASE] if config.learning is not None else ["model", *config.given_models]
     for name, stage in config.recipe.items():
         _check_stage_name(name, stage)
-        for key, default in (
-            ("model", BASE),
-            ("phase", None),
-            ("rates", None),
-            ("without", []),
-            ("models", None),
-            ("about", ""),
-        ):
-            if key not in READ[stage.kind] and getattr(stage, key) != default:
-                raise UserError(f"config key 'recipe.{name}.{key}' is unread: the stage's kind is {stage.kind}")
+        blank = StageConfig(kind=stage.kind)
+        for item in dataclasses.fields(stage):
+            unread = item.name not in READ[stage.kind] and getattr(stage, item.name) != getattr(blank, item.name)
+            _need(not unread, f"recipe.{name}.{item.name}", f"is unread: the stage's kind is {stage.kind}")
         if stage.kind != "eval":
             _check_known(f"recipe.{name}.model", [stage.model], [BASE, *trained], "the base or an earlier training stage")
             known = list(config.phase_settings)
@@ -319,8 +313,7 @@ def _check_stage_name(name: str, stage: StageConfig) -> None:
     plain = name.replace("-", "").replace("_", "").isalnum() and name.isascii() and len(name) <= 100
     if not plain or name in (BASE, "model"):
         raise UserError(f"config key 'recipe' has a stage '{name}'; a name has letters, digits, - and _, and is not {BASE}")
-    prefix = next((kind for kind in ("probe", "eval") if name == kind or name.startswith(f"{kind}-")), "train")
-    if prefix != stage.kind:
+    if kind_of(name) != stage.kind:
         raise UserError(
             f"config key 'recipe' has a stage '{name}' of kind {stage.kind}; probing stages are called probe or probe-..., "
             "evaluations eval or eval-..., and no training stage is"

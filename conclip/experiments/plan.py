@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from conclip.config.groups import EvalConfig, PhaseConfig, ProbeConfig
-from conclip.config.recipe import BASE, StageConfig, StageKind, evaluation_of
+from conclip.config.recipe import BASE, StageConfig, evaluation_of, kind_of
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.curriculum.pass_rates import most_responses
 from conclip.experiments.inputs import Inputs
@@ -72,12 +72,6 @@ def planned_stages(config: BaseConfig, inputs: Inputs) -> list[PlannedStage]:
         elif config.evaluation is not None:
             planned.append(_evaluation(step.name, config.evaluation, inputs))
     return planned
-
-
-def kind_of(stage: str) -> StageKind:
-    """What a stage of a manifest did, by its name."""
-    first = stage.split("-")[0]
-    return first if first == "probe" or first == "eval" else "train"
 
 
 def _probe(name: str, config: BaseConfig, probe: ProbeConfig, inputs: Inputs) -> PlannedStage:
