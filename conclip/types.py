@@ -197,65 +197,6 @@ class RolloutGroup:
         return sum(r.grade.outcome is Outcome.CORRECT for r in judged) / len(judged)
 
 
-TELLING_SHARE = 0.1
-"""Of a batch, finished before its speed says anything."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OtherBatches:
-    """What a batch of responses is a part of."""
-
-    num_before: int = 0
-    """Responses that earlier batches brought, or that were there already."""
-    num_after: int = 0
-    """Responses that later batches will bring."""
-    num_sampled: int = 0
-    """Of those before, sampled in this start."""
-    seconds: float = 0.0
-    """And how long that took."""
-
-
-ALONE = OtherBatches()
-"""Of a batch that is no part of more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How far one batch of responses is."""
-
-    label: str
-    num_finished: int
-    num_total: int
-    num_tokens: int
-    tokens_per_s: float
-    mean_tokens: float
-    """Of the finished responses."""
-    outcomes: Mapping[Outcome, int]
-    """Graded so far."""
-    seconds: float
-    """Since the batch began."""
-    others: OtherBatches = ALONE
-    """Of the same kind."""
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Until the last batch ends, at the speed of this one and those before it; None while too few are finished to tell:
-        a batch's first responses come late, all at once."""
-        sampled, seconds = self.others.num_sampled + self.num_finished, self.others.seconds + self.seconds
-        left = self.num_total - self.num_finished + self.others.num_after
-        return seconds * left / sampled if sampled >= self.num_total * TELLING_SHARE else None
-
-    @property
-    def done(self) -> int:
-        """Finished in all batches so far."""
-        return self.others.num_before + self.num_finished
-
-    @property
-    def whole(self) -> int:
-        """Responses of all batches."""
-        return self.others.num_before + self.num_total + self.others.num_after
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalRow:
     """One response of an evaluation; every table and picture is a function of these."""

@@ -23,7 +23,8 @@ from conclip.rollout.collect import Task
 from conclip.rollout.session import Runtime
 from conclip.runs.files import appending, read_plain, writing
 from conclip.runs.identity import digest
-from conclip.types import EvalRow, OtherBatches, Rollout, SamplingSpec
+from conclip.runs.sampling_progress import BatchContext
+from conclip.types import EvalRow, Rollout, SamplingSpec
 
 
 class RowFile:
@@ -63,7 +64,7 @@ class RowFile:
                 lacking = [task for task in unit if task.key not in rows]
                 if lacking:
                     began = time.monotonic()
-                    others = OtherBatches(
+                    context = BatchContext(
                         num_before=len(self.rows) + len(found),
                         num_after=len(tasks) - len(found) - len(unit) + num_after,
                         num_sampled=self.num_sampled,
@@ -71,7 +72,7 @@ class RowFile:
                     )
                     by_itself = runtime.tokenizer is None  # behind a server
                     asked = {task.key: task for task in (lacking if by_itself else unit)}
-                    for rollout in runtime.collect(label, list(asked.values()), spec, others):
+                    for rollout in runtime.collect(label, list(asked.values()), spec, context):
                         task = asked[_task_key(rollout)]
                         row = rows[task.key] = self._row(rollout, task, way, spec, keys[task.key])
                         self.num_sampled += 1

@@ -29,11 +29,10 @@ from conclip.problems.prompts import encode_prompt, messages_for
 from conclip.rollout.collect import Task, collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
 from conclip.runs.run import Run
+from conclip.runs.sampling_progress import BatchContext
 from conclip.types import (
-    ALONE,
     DEFAULT_TEMPLATE,
     Messages,
-    OtherBatches,
     Problem,
     Rollout,
     RolloutGroup,
@@ -92,16 +91,16 @@ class Runtime:
         )
 
     def collect(
-        self, label: str, tasks: Sequence[Task], spec: SamplingSpec, others: OtherBatches = ALONE
+        self, label: str, tasks: Sequence[Task], spec: SamplingSpec, context: BatchContext | None = None
     ) -> Iterator[Rollout]:
-        """Sample and grade the tasks, shown to people as `label`, beside `others`; rollouts in the order they finish."""
+        """Sample and grade the tasks, shown to people as `label`, in its `context`; rollouts in the order they finish."""
         return collect(
             tasks,
             spec,
             engine=self.engine,
             grader=self.grader,
             tokenizer=self.tokenizer,
-            on_progress=lambda now: self.run.show_sampling(replace(now, others=others)),
+            on_progress=lambda now: self.run.show_sampling(replace(now, context=context or BatchContext())),
             label=label,
         )
 

@@ -41,9 +41,10 @@ from conclip.runs.files import (
     write_text,
     writing,
 )
+from conclip.runs.sampling_progress import SamplingProgress
 from conclip.runs.terminal import as_text, divert_output, leave
 from conclip.runs.trackers import Described, Trackers
-from conclip.types import Rollout, RolloutGroup, Sampling
+from conclip.types import Rollout, RolloutGroup
 
 SCHEMA_VERSION = 1
 """Of every file in a run folder."""
@@ -236,7 +237,7 @@ class Run:
         steps = self.stage_metrics(stage) if num_steps is not None else []
         self._see(lambda display: display.stage(stage, num_steps, step, steps))
 
-    def show_sampling(self, now: Sampling) -> None:
+    def show_sampling(self, now: SamplingProgress) -> None:
         self._see(lambda display: display.sampling(now))
 
     def track(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
