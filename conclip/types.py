@@ -27,15 +27,15 @@ class Outcome(StrEnum):
     """The grader failed or ran out of time; never counted as wrong, never trained on."""
 
 
-MANY_TRUNCATED = 0.1
+TRUNCATION_WARNING_SHARE = 0.1
 """Share of truncated responses above which people are told: the token limit then decides much of what is measured."""
 
-MORE_ROOM = (
+TRUNCATION_ADVICE = (
     "give more room, or, where responses run on behind their answer, name the token that ends a turn (model.stop_tokens)"
 )
 """The advice then."""
 
-Kind = tuple[str, str | None, int | None]
+Stratum = tuple[str, str | None, int | None]
 """Source, subject and level of a problem."""
 
 
@@ -73,12 +73,12 @@ class Problem:
         return " or ".join(self.golds)
 
     @property
-    def asked(self) -> str:
+    def prompt_text(self) -> str:
         """What the model gets to read, the prompt's frame apart."""
         return "\n\n".join([*self.examples, self.question])
 
     @property
-    def kind(self) -> Kind:
+    def stratum(self) -> Stratum:
         """What it has in common with other problems."""
         return (self.source, self.subject, self.level)
 
@@ -240,13 +240,13 @@ class EvalRow:
     """The thinking part where a server handed it out apart from `text`; None: it stands in `text`, if there is one."""
 
     @property
-    def asked(self) -> tuple[str, str, int | None]:
+    def prompt_condition(self) -> tuple[str, str, int | None]:
         """How the problem was put to the model, temperature apart: instruction, template, thinking budget."""
         return self.prompt, self.template, self.thinking_budget
 
 
-def asked_name(prompt: str, template: str, thinking_budget: int | None) -> str:
-    """`EvalRow.asked` in words."""
+def condition_name(prompt: str, template: str, thinking_budget: int | None) -> str:
+    """`EvalRow.prompt_condition` in words."""
     parts = [prompt] + ([template] if template != DEFAULT_TEMPLATE else [])
     return ", ".join(parts + ([f"thinking <= {thinking_budget}"] if thinking_budget is not None else []))
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from conclip.cli.main import main
-from conclip.cli.tools import told_apart
+from conclip.cli.tools import disambiguate_names
 from conclip.report.charts import figures
 from conclip.report.data import read_run
 from conclip.report.export import latex, markdown
@@ -145,7 +145,7 @@ def test_the_evaluation_of_one_model_has_its_table(tmp_path: Path, monkeypatch: 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path):
     folders = [made_run(tmp_path / place / "attempt-001") for place in ("a", "b")]
-    names = [run.name for run in told_apart([read_run(folder) for folder in folders])]
+    names = [run.name for run in disambiguate_names([read_run(folder) for folder in folders])]
     assert names == [str(folder.resolve()) for folder in folders]
 
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from conclip.cli.subcommands import PLAIN_SUBCOMMANDS, SUBCOMMANDS, USAGE
-from conclip.errors import FAILED, MachineFailure, UserError, explain
+from conclip.errors import EXIT_FAILED_RUN, MachineFailure, UserError, explain
 from conclip.processes import PYTHON, protect_children
 from conclip.redact import learn_secrets, shown
 from conclip.runs.interrupts import Interrupted, end_with_parent, handle_signals
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_LINE = 1000
 """Characters of an error; of a longer one both ends are shown."""
 
-REFUSED = 2
+EXIT_BAD_INPUT = 2
 """Exit code of bad input."""
 
 
@@ -72,17 +72,17 @@ def main() -> None:
         _say(f"\nstopped by {stopped}{goes_on}\n")
         _leave(stopped.exit_code)
     except Exception as error:
-        said = explain(error)
-        if said is None:
+        message = explain(error)
+        if message is None:
             raise
-        _say(_line(f"conclip {subcommand}", said))
-        _leave(FAILED)
+        _say(_line(f"conclip {subcommand}", message))
+        _leave(EXIT_FAILED_RUN)
 
 
 def fail(command: str, message: str) -> NoReturn:
     """Bad input: one line on stderr, and exit code 2."""
     _say(_line(command, message))
-    sys.exit(REFUSED)
+    sys.exit(EXIT_BAD_INPUT)
 
 
 def _line(command: str, message: str) -> str:
@@ -92,9 +92,9 @@ def _line(command: str, message: str) -> str:
     return f"{command}: error: {line}\n"
 
 
-def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _show_bug(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A traceback as Python writes it, but for secrets and control characters in what the error says."""
-    _say(shown("".join(traceback.format_exception(kind, error, trace))))
+    _say(shown("".join(traceback.format_exception(error_type, error, trace))))
 
 
 def _say(text: str) -> None:
@@ -156,16 +156,16 @@ def _show_hydra(primary: str, flags: "Namespace", compose: "Callable[[list[str]]
     import hydra  # noqa: PLC0415
     from omegaconf import OmegaConf  # noqa: PLC0415
 
-    from conclip.config.compose import config_folder, free_key, free_name  # noqa: PLC0415
-    from conclip.config.foreign import bounded_files  # noqa: PLC0415
+    from conclip.config.compose import add_prefix, config_folder, named_override  # noqa: PLC0415
+    from conclip.config.foreign import limit_yaml_size  # noqa: PLC0415
 
     if flags.cfg or flags.info:
         composed = compose(flags.overrides)[0]
         if flags.cfg == "job" and flags.package is None:
             sys.stdout.write(OmegaConf.to_yaml(composed, resolve=flags.resolve))
             return
-    sys.argv[1:] = [free_key(argument) for argument in sys.argv[1:] if free_name(argument) is None]
-    with bounded_files():
+    sys.argv[1:] = [add_prefix(argument) for argument in sys.argv[1:] if named_override(argument) is None]
+    with limit_yaml_size():
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(lambda _: None)()
 
 
@@ -208,16 +208,16 @@ def _run_in_own_process(arguments: list[str], name: str) -> None:
     command = [*PYTHON, "-m", "conclip", *arguments, f"name={quoted(name)}"]
     # A session of its own: it gets each signal once, from here. It does not outlive this process.
     process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
-    told: Interrupted | None = None
+    interrupted: Interrupted | None = None
     while True:
         try:
             code = process.wait()
             break
         except Interrupted as stopped:
-            told = stopped
+            interrupted = stopped
             process.send_signal(stopped.signal_number)
-    if told is not None:
-        raise told
+    if interrupted is not None:
+        raise interrupted
     if code < 0:
         raise MachineFailure(f"job {name} was killed by {signal.Signals(-code).name}; the same command goes on")
     if code > 0:

@@ -14,10 +14,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from conclip.config.foreign import bounded_files, check_hydra
+from conclip.config.foreign import check_hydra, limit_yaml_size
 from conclip.config.groups import ProblemSetConfig
 from conclip.config.schema import SCHEMAS, BaseConfig
-from conclip.config.typed import plain_keys, text_keys, to_config, unknown_key
+from conclip.config.typed import schema_keys, text_keys, to_config, unknown_key
 from conclip.errors import UserError
 
 # Hydra reads the header of a file (`# @package`) as UTF-8 whose byte order mark, if it has one, hides the header.
@@ -44,7 +44,7 @@ def compose_config(
     `primary` names another primary file than the subcommand's own, `config_dir` a folder that is searched as well. Raises
     UserError, with the nearest name for an unknown key.
     """
-    known = plain_keys(SCHEMAS[subcommand])
+    known = schema_keys(SCHEMAS[subcommand])
     if several := [text for text in overrides if text.startswith("logger=[")]:
         raise UserError(f"'{several[0]}': the last one would win; name them by logger.trackers=[...]")
     if config_dir is not None and not Path(config_dir).is_dir():
@@ -53,11 +53,11 @@ def compose_config(
     folders = [config_folder(), *([Path(config_dir).resolve()] if config_dir is not None else [])]
     folders.sort(key=lambda folder: not (folder / f"{name}.yaml").is_file())  # Hydra wants the primary file in the first
     where = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
-    overrides = [as_text(whole_key(override, known)) for override in overrides]
-    named = [entry for override in overrides if (entry := free_name(override)) is not None]
-    plain = [free_key(override) for override in overrides if free_name(override) is None]
+    overrides = [quote_text(expand_phase_key(override, known)) for override in overrides]
+    named = [entry for override in overrides if (entry := named_override(override)) is not None]
+    plain = [add_prefix(override) for override in overrides if named_override(override) is None]
     try:
-        with bounded_files(), initialize_config_dir(str(folders[0]), version_base="1.3"):
+        with limit_yaml_size(), initialize_config_dir(str(folders[0]), version_base="1.3"):
             composed = compose(name, overrides=[*where, *plain], return_hydra_config=True)
     except UserError:
         raise
@@ -98,7 +98,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class FreeName:
+class NamedOverride:
     """An override of what has a name of the user's own, which Hydra would take for several keys, or for none."""
 
     where: str
@@ -124,16 +124,16 @@ class FreeName:
         parent[name] = _parsed([self.masked])[0].value()
 
 
-def free_name(override: str) -> FreeName | None:
+def named_override(override: str) -> NamedOverride | None:
     """What an override says of a problem set or a checkpoint whose name has dots or other signs; None of other overrides."""
     match = _SET.fullmatch(override) or _CHECKPOINT.fullmatch(override)
     if match is None or _PLAIN_NAME.fullmatch(match[2]):
         return None
     whole = match[1] == "checkpoints" or match[3] or match[4].lstrip().startswith("{")
-    return FreeName(match[1], match[2], match[3] or None, match[4]) if whole else None
+    return NamedOverride(match[1], match[2], match[3] or None, match[4]) if whole else None
 
 
-def whole_key(override: str, known: Set[str]) -> str:
+def expand_phase_key(override: str, known: Set[str]) -> str:
     """`phase1` and `phase2` are short for `phases.phase1` and `phases.phase2`."""
     return re.sub(r"^([+~]*(?:phase@)?)(?=phase[12][.=])", r"\1phases.", override) if "phases" in known else override
 
@@ -142,7 +142,7 @@ TEMPLATE_KWARGS = ("model.chat_template_kwargs", "eval.template_kwargs")
 """Keys below which names are a chat template's."""
 
 
-def free_key(override: str) -> str:
+def add_prefix(override: str) -> str:
     """The override as Hydra takes it: a key that no file has needs ++. Names under `checkpoints` and of problem sets are the
     user's own, and a preset of `data` may leave out keys that a problem set has."""
     own = re.match(
@@ -157,7 +157,7 @@ _TEXTS = frozenset[str]().union(*(text_keys(schema) for schema in SCHEMAS.values
 _QUOTED_KEY = re.compile(r"""([{,]\s*)(["'])([\w.-]+)\2(\s*:)""")
 
 
-def as_text(override: str) -> str:
+def quote_text(override: str) -> str:
     """A value in quotes where the key wants text and Hydra would take it for a number or a truth value (`name=2024`), or not
     read it for a sign (`model.path=runs/lr=1`); no quotes around names, which Hydra does not read."""
     key, equals, value = override.partition("=")
@@ -185,8 +185,8 @@ def sweep_jobs(overrides: Sequence[str], *, sweeping: bool) -> Iterator[list[str
 
     Raises UserError on an override Hydra cannot parse, and on a sweep where none is wanted.
     """
-    overrides = [as_text(override) for override in overrides]
-    parsed = _parsed([entry.masked if (entry := free_name(override)) else override for override in overrides])
+    overrides = [quote_text(override) for override in overrides]
+    parsed = _parsed([entry.masked if (entry := named_override(override)) else override for override in overrides])
     choices: list[list[str]] = []
     for text, override in zip(overrides, parsed, strict=True):
         if not override.is_sweep_override():

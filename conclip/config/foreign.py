@@ -23,13 +23,13 @@ MAX_NODES = 50_000
 
 MAX_DEPTH = 50
 MAX_FILE_CHARS = 4_000_000
-MAX_CHARS = 1_000_000
+MAX_VALUE_CHARS = 1_000_000
 """Of one value once its interpolations are resolved."""
 
-PLACES = re.compile(r"paths\.\w+|pass_rates|data\.\w+\.[^.]+\.(path|shots_path)|model\.path|checkpoints\.[^.]+")
+PATH_KEYS = re.compile(r"paths\.\w+|pass_rates|data\.\w+\.[^.]+\.(path|shots_path)|model\.path|checkpoints\.[^.]+")
 """Keys of files and folders on this machine: no others may read the environment."""
 
-HUB_TOO = re.compile(r"model\.path|checkpoints\.[^.]+")
+HUB_KEYS = re.compile(r"model\.path|checkpoints\.[^.]+")
 """Of these, keys whose value goes to the hub unless it is a whole path."""
 
 RESOLVERS = ("oc.env", "oc.select", "oc.decode", "oc.deprecated", "now")
@@ -42,7 +42,7 @@ _INNERMOST = re.compile(r"(?<!\\)\$\{([^${}]*)\}")
 
 
 @contextmanager
-def bounded_files() -> Iterator[None]:
+def limit_yaml_size() -> Iterator[None]:
     """While Hydra reads config files: none grows by its aliases. Raises UserError naming the file."""
     load = OmegaConf.load
 
@@ -119,10 +119,10 @@ def check_interpolations(composed: DictConfig) -> None:
         below = [name for name in texts if name.startswith(f"{key}.")] if key not in texts else []
         total = sum(length(name, (*pending, key)) for name in below)
         text = texts.get(key, "")
-        total += len(text) + sum(length(name, (*pending, key)) for name in _named(key, text))
-        if total > MAX_CHARS:
+        total += len(text) + sum(length(name, (*pending, key)) for name in _references(key, text))
+        if total > MAX_VALUE_CHARS:
             raise UserError(
-                f"config key '{key}' has more than {MAX_CHARS:,} characters once its interpolations are resolved"
+                f"config key '{key}' has more than {MAX_VALUE_CHARS:,} characters once its interpolations are resolved"
             )
         lengths[key] = total
         return total
@@ -131,7 +131,7 @@ def check_interpolations(composed: DictConfig) -> None:
         length(key, ())
 
 
-def _named(key: str, text: str) -> list[str]:
+def _references(key: str, text: str) -> list[str]:
     """The keys that the interpolations in the value of `key` name. Raises UserError on those that are not allowed."""
     if "${" not in text:
         return []
@@ -141,13 +141,13 @@ def _named(key: str, text: str) -> list[str]:
         if colon and resolver.strip() not in RESOLVERS:
             raise UserError(f"config key '{key}': '${{{resolver}:...}}' is not read; those that are: {', '.join(RESOLVERS)}")
         for part in arguments.split(",") if colon else [found[1]]:
-            names.append(_absolute(key, part.strip()))
+            names.append(_absolute_key(key, part.strip()))
     if _INNERMOST.sub("", text).replace("\\${", "").find("${") >= 0:
         raise UserError(f"config key '{key}': an interpolation within another one is not read; write it out")
     return names
 
 
-def _absolute(key: str, name: str) -> str:
+def _absolute_key(key: str, name: str) -> str:
     """A key as an interpolation names it: `.x` stands beside the value that names it, `..x` one level above."""
     plain = name.lstrip(".")
     up = len(name) - len(plain)
@@ -172,7 +172,7 @@ def resolved(composed: DictConfig) -> dict[str, Any]:
     that names no place of this machine takes something from the environment, by itself or by naming another key that does;
     and omegaconf's own errors."""
     read: list[str] = []
-    with _environment(read):
+    with _recorded_environment(read):
         plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
         if read:
             for key, _ in _texts(OmegaConf.to_container(composed, resolve=False), ""):
@@ -187,17 +187,17 @@ def _check_reading(composed: DictConfig, key: str, read: list[str]) -> None:
         OmegaConf.to_container(value, resolve=True)
     if not read:
         return
-    if not PLACES.fullmatch(key):
+    if not PATH_KEYS.fullmatch(key):
         raise UserError(
             f"config key '{key}' takes {read[0]} from this machine's environment, which only keys of files and folders may "
             "(paths.outputs, data.*.*.path, pass_rates, model.path); write the value out"
         )
-    if HUB_TOO.fullmatch(key) and not os.path.isabs(os.path.expanduser(str(value))):
+    if HUB_KEYS.fullmatch(key) and not os.path.isabs(os.path.expanduser(str(value))):
         raise UserError(f"config key '{key}' takes {read[0]} from the environment, and must then be a whole path")
 
 
 @contextmanager
-def _environment(read: list[str]) -> Iterator[None]:
+def _recorded_environment(read: list[str]) -> Iterator[None]:
     """While values are resolved: `oc.env` notes what it reads, and reads no secret."""
 
     def env(key: str, *default: Any) -> str | None:

@@ -29,7 +29,7 @@ class BaseConfig:
     """What every subcommand has. What only some have is None, or empty, for the others."""
 
     name: str
-    seed: Annotated[int, Range(low=0, high=2**31, high_open=True, said="in [0, 2^31)")]
+    seed: Annotated[int, Range(low=0, high=2**31, high_open=True, wording="in [0, 2^31)")]
     resume: Resume
     recipe: dict[str, StageConfig]
     model: ModelConfig

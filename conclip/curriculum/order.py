@@ -74,7 +74,7 @@ class ProblemOrder:
     def load_state_dict(self, state: Mapping[str, Any], known: Mapping[str, Problem]) -> None:
         """`known`: every problem the state may name, by id. Raises ValueError when it is no state of so many problems."""
         saved = _ORDER.validate_python(state)
-        problems, following = _named(saved["problems"], known), _named(saved["next"], known)
+        problems, following = _problems_by_id(saved["problems"], known), _problems_by_id(saved["next"], known)
         if len({*saved["problems"]}) != len(self.problems) or len(problems) != len(self.problems):
             raise ValueError(f"it has other than {len(self.problems)} problems")
         version, internal, gauss = saved["stream"]
@@ -151,11 +151,11 @@ class Refresher:
         named = [*saved["reserve"], *(problem.problem_id for problem in self._order.problems)]
         if len({*named}) != len(named):
             raise ValueError("a problem in reserve is there twice, or in use")
-        self._reserve = deque(_named(saved["reserve"], known))
+        self._reserve = deque(_problems_by_id(saved["reserve"], known))
         self._counts, self.num_retired = dict(saved["counts"]), saved["num_retired"]
 
 
-def _named(problem_ids: Sequence[str], known: Mapping[str, Problem]) -> list[Problem]:
+def _problems_by_id(problem_ids: Sequence[str], known: Mapping[str, Problem]) -> list[Problem]:
     if unknown := [problem_id for problem_id in problem_ids if problem_id not in known]:
         raise ValueError(f"'{unknown[0][:50]}' is no problem of this phase")
     return [known[problem_id] for problem_id in problem_ids]

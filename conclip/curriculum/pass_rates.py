@@ -25,7 +25,7 @@ from conclip.curriculum.pooling import JEFFREYS, Numbers, priors
 from conclip.errors import UserError
 from conclip.runs.checked import first_fault
 from conclip.runs.files import write_text
-from conclip.types import EvalRow, Kind, Outcome
+from conclip.types import EvalRow, Outcome, Stratum
 
 SCHEMA_VERSION = 3
 READABLE = (2, 3)
@@ -87,14 +87,14 @@ def _posterior(num_correct: Numbers, num_judged: Numbers, prior: Prior) -> tuple
     return prior[0] + num_correct, prior[1] + num_judged - num_correct
 
 
-def most_responses(num_problems: int, settings: ProbeConfig) -> int:
+def max_responses(num_problems: int, settings: ProbeConfig) -> int:
     """What probing so many problems takes at most."""
     mean = settings.max_samples if settings.mean_samples is None else settings.mean_samples
     return int(min(mean, settings.max_samples) * num_problems)
 
 
 def next_round(
-    counts: Mapping[str, tuple[int, int, int]], kinds: Mapping[str, Kind], band: Band, settings: ProbeConfig
+    counts: Mapping[str, tuple[int, int, int]], strata: Mapping[str, Stratum], band: Band, settings: ProbeConfig
 ) -> dict[str, int]:
     """How many more responses each problem gets, from its kind and its (correct, judged, sampled) counts so far; empty when
     probing is over.
@@ -106,8 +106,8 @@ def next_round(
     correct, judged, sampled = np.array(list(counts.values())).T
     if (sampled == 0).any():
         return {name: settings.first_samples for name, number in zip(names, sampled, strict=True) if number == 0}
-    left = most_responses(len(names), settings) - int(sampled.sum())
-    a, b = priors([kinds[name] for name in names], correct, judged)
+    left = max_responses(len(names), settings) - int(sampled.sum())
+    a, b = priors([strata[name] for name in names], correct, judged)
     clearest = probabilities(correct, judged, band, settings.indifference, (a, b)).max(0)
     unclear = np.flatnonzero((clearest < settings.confidence) & (sampled < settings.max_samples))
     gain = expected_gain(correct[unclear], judged[unclear], band, settings.indifference, (a[unclear], b[unclear]))
@@ -153,14 +153,14 @@ class PassRate:
         return self.num_correct / self.num_samples if self.num_samples else 0.0
 
     @property
-    def kind(self) -> Kind:
+    def stratum(self) -> Stratum:
         return (self.source, self.subject, self.level)
 
 
-def pooled(rates: Sequence[PassRate], band: Band) -> Probabilities:
+def pooled_probabilities(rates: Sequence[PassRate], band: Band) -> Probabilities:
     """Posterior probabilities that each pass rate lies below, inside or above the band, [3, N]."""
     correct, judged = np.array([(rate.num_correct, rate.num_samples) for rate in rates], dtype=int).reshape(-1, 2).T
-    return probabilities(correct, judged, band, prior=priors([rate.kind for rate in rates], correct, judged))
+    return probabilities(correct, judged, band, prior=priors([rate.stratum for rate in rates], correct, judged))
 
 
 def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling_hash: str) -> list[PassRate]:
@@ -195,7 +195,7 @@ def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling
         )
     return [
         replace(rate, verdict=CLASSES[classes.argmax()], band_probability=float(classes[1]))
-        for rate, classes in zip(rates, pooled(rates, band).T, strict=True)
+        for rate, classes in zip(rates, pooled_probabilities(rates, band).T, strict=True)
     ]
 
 

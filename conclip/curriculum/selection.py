@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conclip.config.groups import PhaseConfig
-from conclip.curriculum.pass_rates import Band, PassRate, describe, pooled
+from conclip.curriculum.pass_rates import Band, PassRate, describe, pooled_probabilities
 from conclip.errors import UserError
 from conclip.seeding import python_stream
 from conclip.types import Problem
@@ -68,7 +68,7 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
     known = [rate for rate in rates if rate.problem_id in by_id]
     candidates = [
         Choice(problem=by_id[rate.problem_id], reason=_reason(rate, band, probability), rate=rate, probability=probability)
-        for rate, probability in zip(known, pooled(known, band)[1].tolist(), strict=True)
+        for rate, probability in zip(known, pooled_probabilities(known, band)[1].tolist(), strict=True)
         if rate.num_samples and band.holds(rate.pass_rate)
     ]
     if len(candidates) < phase.num_problems:

@@ -12,7 +12,7 @@ from conclip.evaluation.measures import by_problem, efficiency_score, is_correct
 from conclip.evaluation.metrics import Comparison, Summary, compare, summarise
 from conclip.evaluation.tables import describe_comparison, power_line
 from conclip.stats import sign_flip_p_value
-from conclip.types import EvalRow, Outcome, asked_name
+from conclip.types import EvalRow, Outcome, condition_name
 
 AES_WEIGHTS = {"alpha": 1.0, "beta": 3.0, "gamma": 5.0}
 """Of the Accuracy-Efficiency Score; papers differ, so they are always printed with it."""
@@ -54,7 +54,7 @@ def paired(first: Sequence[EvalRow], second: Sequence[EvalRow], *, seed: int = 0
     """Every benchmark both sides have, on the problems both have. Raises UserError when they share none, or a side mixes
     models, instructions or temperatures."""
     for rows in (first, second):
-        mixed = {(row.model, asked_name(*row.asked), row.temperature) for row in rows}
+        mixed = {(row.model, condition_name(*row.prompt_condition), row.temperature) for row in rows}
         if len(mixed) > 1:
             found = "; ".join(f"{model}, {asked}, temperature {t:g}" for model, asked, t in sorted(mixed))
             raise UserError(
@@ -99,7 +99,10 @@ def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow],
 
 
 def _names(first: EvalRow, second: EvalRow) -> tuple[str, str]:
-    for one, two in ((first.model, second.model), (asked_name(*first.asked), asked_name(*second.asked))):
+    for one, two in (
+        (first.model, second.model),
+        (condition_name(*first.prompt_condition), condition_name(*second.prompt_condition)),
+    ):
         if one != two:
             return one, two
     if first.temperature != second.temperature:

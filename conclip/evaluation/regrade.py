@@ -14,7 +14,7 @@ from conclip.errors import UserError
 from conclip.grading.answers import extract_boxed
 from conclip.grading.grader import GRADER_VERSION, Grader
 from conclip.grading.thinking import Thinking, answer_of, tags_in
-from conclip.problems.files import says_nothing
+from conclip.problems.files import is_missing_value
 from conclip.problems.tables import json_lines
 from conclip.runs.files import check_target, writing
 from conclip.types import Grade, Outcome
@@ -132,7 +132,7 @@ def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
             raise UserError(
                 f"{where}: column '{column}' must be text or a number{', or a list' if column == 'gold' else ''}"
             )
-    if nothing := [gold for gold in _listed(row["gold"]) if says_nothing(str(gold))]:
+    if nothing := [gold for gold in _listed(row["gold"]) if is_missing_value(str(gold))]:
         raise UserError(f"{where}: column 'gold' holds no answer but '{nothing[0]}'")
     choices = row.get("choices")
     if choices is not None and not (isinstance(choices, list) and all(isinstance(c, str) for c in cast(list[Any], choices))):

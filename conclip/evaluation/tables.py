@@ -136,8 +136,8 @@ def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Co
     pairs: list[tuple[str, str]] = []
     for temperature in dict.fromkeys(r.temperature for model in models.values() for r in model):
         mine = {name: model for name, model in models.items() if model and model[0].temperature == temperature}
-        first_way = next(iter(mine.values()))[0].asked
-        trained = {name: model for name, model in mine.items() if model[0].asked == first_way}
+        first_condition = next(iter(mine.values()))[0].prompt_condition
+        trained = {name: model for name, model in mine.items() if model[0].prompt_condition == first_condition}
         names = list(trained)
         pairs += pairwise(names)
         if len(names) > 2:
@@ -146,10 +146,10 @@ def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Co
             pairs.append((min(before, key=lambda n: before[n].mean_tokens.mean), names[-1]))
             pairs.append((max(before, key=lambda n: before[n].accuracy.mean), names[-1]))
         base = trained[names[0]][0].model
-        asked = [name for name, model in mine.items() if model[0].model == base and name not in trained]
-        pairs += [(names[0], name) for name in asked]
+        untrained = [name for name, model in mine.items() if model[0].model == base and name not in trained]
+        pairs += [(names[0], name) for name in untrained]
         if len(names) > 1:
-            pairs += [(name, names[-1]) for name in asked]
+            pairs += [(name, names[-1]) for name in untrained]
     asked_of = {name: {row.problem_id for row in model} for name, model in models.items()}
     alike = [pair for pair in dict.fromkeys(pairs) if asked_of[pair[0]] == asked_of[pair[1]]]
     return {pair: compare(models[pair[0]], models[pair[1]]) for pair in alike}

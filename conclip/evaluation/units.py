@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from conclip.config.groups import Way
+from conclip.config.groups import PromptVariant
 from conclip.config.schema import BaseConfig
 from conclip.errors import UserError, check_folder
 from conclip.evaluation.rows import from_dict, to_dict, write_parquet
@@ -47,7 +47,7 @@ class RowFile:
         self,
         runtime: Runtime,
         label: str,
-        way: Way,
+        variant: PromptVariant,
         tasks: Sequence[Task],
         spec: SamplingSpec,
         *,
@@ -60,9 +60,9 @@ class RowFile:
             for unit in _units(tasks, runtime.config.rollout.unit_responses):
                 keys = {task.key: response_key(self._model_hash, task, spec, runtime.config) for task in unit}
                 known = [(t, self._earlier[keys[t.key]]) for t in unit if keys[t.key] in self._earlier]
-                rows = {task.key: replace(row, **self._names(task, way)) for task, row in known}
-                lacking = [task for task in unit if task.key not in rows]
-                if lacking:
+                rows = {task.key: replace(row, **self._names(task, variant)) for task, row in known}
+                missing = [task for task in unit if task.key not in rows]
+                if missing:
                     began = time.monotonic()
                     context = BatchContext(
                         num_before=len(self.rows) + len(found),
@@ -70,14 +70,14 @@ class RowFile:
                         num_sampled=self.num_sampled,
                         seconds=self._seconds,
                     )
-                    by_itself = runtime.tokenizer is None  # behind a server
-                    asked = {task.key: task for task in (lacking if by_itself else unit)}
-                    for rollout in runtime.collect(label, list(asked.values()), spec, context):
-                        task = asked[_task_key(rollout)]
-                        row = rows[task.key] = self._row(rollout, task, way, spec, keys[task.key])
+                    is_served = runtime.tokenizer is None  # behind a server
+                    requested = {task.key: task for task in (missing if is_served else unit)}
+                    for rollout in runtime.collect(label, list(requested.values()), spec, context):
+                        task = requested[_task_key(rollout)]
+                        row = rows[task.key] = self._row(rollout, task, variant, spec, keys[task.key])
                         self.num_sampled += 1
                         self.num_sampled_tokens += row.num_tokens
-                        if by_itself:
+                        if is_served:
                             self._append(out, [row])
                     self._seconds += time.monotonic() - began
                 check_folder(self.path.parent)
@@ -100,13 +100,13 @@ class RowFile:
         out.flush()
         self._written |= dict.fromkeys(row.key for row in new)
 
-    def _names(self, task: Task, way: Way) -> dict[str, Any]:
+    def _names(self, task: Task, variant: PromptVariant) -> dict[str, Any]:
         """What a row is called now, whoever sampled it."""
         problem = task.problem
         return {
             "model": self._model,
-            "prompt": way[0],
-            "template": way[1],
+            "prompt": variant[0],
+            "template": variant[1],
             "benchmark": problem.source,
             "problem_id": problem.problem_id,
             "level": problem.level,
@@ -114,10 +114,10 @@ class RowFile:
             "sample": task.sample,
         }
 
-    def _row(self, rollout: Rollout, task: Task, way: Way, spec: SamplingSpec, key: str) -> EvalRow:
+    def _row(self, rollout: Rollout, task: Task, variant: PromptVariant, spec: SamplingSpec, key: str) -> EvalRow:
         grade = rollout.grade
         return EvalRow(
-            **self._names(task, way),
+            **self._names(task, variant),
             seed=task.seed,
             temperature=spec.temperature,
             top_p=spec.top_p,
@@ -144,13 +144,13 @@ def response_key(model_hash: str, task: Task, spec: SamplingSpec, config: BaseCo
     """Hash of everything that changes a response, and of how it is judged. Batches count by the engine's limits, not by
     what else a unit held; a server has an engine of its own."""
     rollout, problem = config.rollout, task.problem
-    asked = [task.messages, dict(task.template_kwargs)] if task.messages else task.prompt_token_ids
+    prompt = [task.messages, dict(task.template_kwargs)] if task.messages else task.prompt_token_ids
     engine = [config.model.dtype, rollout.max_num_seqs, rollout.max_num_batched_tokens, rollout.tensor_parallel_size]
     engine += [rollout.kv_cache_gib, rollout.max_model_len, rollout.enforce_eager, config.model.stop_tokens]
     if task.messages:
         engine = []
     judged = [problem.golds, problem.choices, problem.tolerance, GRADER_VERSION, asdict(task.thinking)]
-    return digest([model_hash, asked, asdict(spec), task.seed, engine, judged])
+    return digest([model_hash, prompt, asdict(spec), task.seed, engine, judged])
 
 
 def _line(row: EvalRow) -> str:

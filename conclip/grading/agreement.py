@@ -8,9 +8,9 @@ import sympy
 from sympy import Expr, Rational
 
 from conclip.grading import equality
+from conclip.grading.answer_types import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
 from conclip.grading.formulas import read_formula
 from conclip.grading.functions import Unreadable
-from conclip.grading.kinds import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
 from conclip.grading.readings import NAME, read, region_of
 from conclip.grading.regions import Region, same_region
 from conclip.grading.spelling import compact, plain
@@ -109,13 +109,13 @@ def _same_value(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
 
 
 def _agree_spelled(gold: Spelled, answer: Spelled, tolerance: Tolerance) -> bool:
-    if gold.kind != answer.kind or gold.kind == "unread":
+    if gold.notation != answer.notation or gold.notation == "unread":
         return False
-    if gold.kind == "remainder":
+    if gold.notation == "remainder":
         return _agree_remainders(gold, answer)
     if len(gold.parts) != len(answer.parts):
         return False
-    if gold.kind == "ratio" and not _may_be_time(gold) and not _may_be_time(answer):
+    if gold.notation == "ratio" and not _may_be_time(gold) and not _may_be_time(answer):
         sides = [[number_of(part) for part in reading.parts[:-1]] for reading in (gold, answer)]
         pairs = list(zip(*sides, strict=True))
         return _agree_parts(gold.parts[-1], answer.parts[-1], tolerance) and all(
@@ -127,9 +127,9 @@ def _agree_spelled(gold: Spelled, answer: Spelled, tolerance: Tolerance) -> bool
 
 def _agree_with_number(spelled: Spelled, number: Number, tolerance: Tolerance) -> bool:
     """A ratio is its fraction, unless it may be a time; what is congruent to 3 names 3."""
-    if spelled.kind == "remainder":
+    if spelled.notation == "remainder":
         return isinstance(spelled.parts[0], Number) and agree(number, spelled.parts[0], tolerance)
-    if spelled.kind != "ratio" or len(spelled.parts) != 3 or number.unit:
+    if spelled.notation != "ratio" or len(spelled.parts) != 3 or number.unit:
         return False
     first, second = (number_of(part) for part in spelled.parts[:2])
     if first is None or second is None or second.is_zero or _may_be_time(spelled) or number.value.is_integer:

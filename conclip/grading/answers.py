@@ -150,8 +150,8 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
         return Extraction(formulas[-1][0], "math")
     if number:
         return Extraction(number[0], "number")
-    if (said := stated(tail.strip())) is not None:
-        return Extraction(said, "phrase")
+    if (statement := stated(tail.strip())) is not None:
+        return Extraction(statement, "phrase")
     letter = next((match for pattern in _LAST_LETTER if (match := pattern.search(tail[-MAX_SENTENCE_CHARS:]))), None)
     return Extraction(letter[1], "phrase") if letter else None
 
@@ -237,8 +237,8 @@ def _sentence(rest: str) -> str:
     if chosen := _CHOSEN.match(sentence):
         return chosen[1]
     sentence = _BECAUSE.sub("", re.sub(r"(?<=[2-9]\d)!$|(?<=\d\d\d)!$", "", sentence))
-    if (said := stated(sentence)) is not None:
-        return said
+    if (statement := stated(sentence)) is not None:
+        return statement
     if rest.startswith(("$", "\\(", "\\[")) and (formulas := _formulas(rest)):
         return sentence if _LIST_OF_FORMULAS.fullmatch(sentence) else formulas[0][0]
     words = _FILLER.match(sentence)

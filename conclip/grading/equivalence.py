@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from sympy import Integer
 
 from conclip.grading.agreement import EXACT, Tolerance, agree, named_value
+from conclip.grading.answer_types import Number, Relation
 from conclip.grading.answers import choice_letters, extract, glued_letters, label_and_text, stated, without_label
 from conclip.grading.formulas import MAX_DEPTH
-from conclip.grading.kinds import Number, Relation
 from conclip.grading.readings import NAME, is_understood, read, stands_for
 from conclip.grading.spelling import clean, compact, nesting, plain
 from conclip.grading.words import are_words, is_text, numeral, same_words, verdict
@@ -36,8 +36,8 @@ def same_answer(
         # A number out of a formula that was not understood is no answer; "the answer is 7" in a box is one.
         if found and (is_response or found.method == "phrase") and _same(gold, found.answer, choices, tolerance):
             return True
-    said = stated(plain(clean(answer))) if has_words and not choices else None
-    return said is not None and _same(gold, said, None, tolerance)
+    statement = stated(plain(clean(answer))) if has_words and not choices else None
+    return statement is not None and _same(gold, statement, None, tolerance)
 
 
 def is_readable(gold: str, *, choices: Sequence[str] | None = None) -> bool:
@@ -84,15 +84,15 @@ def _same(gold: str, answer: str, choices: Sequence[str] | None, tolerance: Tole
         return True
     if max(nesting(gold), nesting(answer)) > MAX_DEPTH:
         return False
-    asked, said = read(gold, is_gold=True), read(answer)
-    if agree(asked, said, tolerance):
+    gold_reading, reading = read(gold, is_gold=True), read(answer)
+    if agree(gold_reading, reading, tolerance):
         return True
-    if isinstance(asked, Number) and not asked.value.free_symbols and (glued := _GLUED_UNIT.fullmatch(answer)):
-        return agree(asked, read(f"{glued[1]} {glued[2]}"), tolerance)
-    if _DECIMAL_COMMA.fullmatch(gold) and isinstance(said, Number):  # the list 3, 5 or the decimal 3,5: a number decides
-        return agree(read(gold.replace(",", ".", 1), is_gold=True), said, tolerance)
+    if isinstance(gold_reading, Number) and not gold_reading.value.free_symbols and (glued := _GLUED_UNIT.fullmatch(answer)):
+        return agree(gold_reading, read(f"{glued[1]} {glued[2]}"), tolerance)
+    if _DECIMAL_COMMA.fullmatch(gold) and isinstance(reading, Number):  # the list 3, 5 or the decimal 3,5: a number decides
+        return agree(read(gold.replace(",", ".", 1), is_gold=True), reading, tolerance)
     grouped = [read(text[1:-1]) if _GROUPED.fullmatch(text) else None for text in (gold, answer)]
-    return any(g is not None for g in grouped) and agree(grouped[0] or asked, grouped[1] or said, tolerance)
+    return any(g is not None for g in grouped) and agree(grouped[0] or gold_reading, grouped[1] or reading, tolerance)
 
 
 _APPROX = re.compile(r"\\(?:approx|simeq)(?![a-zA-Z])")
@@ -132,10 +132,12 @@ def _options(text: str, choices: Sequence[str], tolerance: Tolerance) -> list[in
     lettered = _LETTER_AND_TEXT.match(plain(text))
     if letters := choice_letters(text, num_choices=len(choices), fold=True):
         named = sorted({ord(letter) - ord("A") for letter in letters})
-        said = [
+        by_text = [
             index for index, option in enumerate(texts) if lettered and same_words(option, plain(text)[lettered.end() :])
         ]
-        return [] if said and len(named) == 1 and said != named else named  # the letter of one option, the text of another
+        return (
+            [] if by_text and len(named) == 1 and by_text != named else named
+        )  # the letter of one option, the text of another
     if lettered:
         index = ord(lettered[1]) - ord("A")
         return [index] if index < len(texts) and same_words(texts[index], plain(text)[lettered.end() :]) else []

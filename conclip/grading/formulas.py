@@ -60,7 +60,7 @@ class _Parser:
     """Recursive descent over tokens; each method reads one level of precedence."""
 
     def __init__(self, text: str) -> None:
-        self._tokens = [(kind, match[kind]) for match in _TOKEN.finditer(text.strip()) if (kind := match.lastgroup)]
+        self._tokens = [(group, match[group]) for match in _TOKEN.finditer(text.strip()) if (group := match.lastgroup)]
         self._at = self._depth = self._in_bars = 0
         self._letters: set[str] = set()  # that a series runs over
 
@@ -335,7 +335,7 @@ class _Parser:
             return -bounded_power(-radicand, 1 / degree)  # the real root
         return bounded_power(radicand, 1 / degree)
 
-    def _series(self, kind: type[sympy.Sum] | type[sympy.Product]) -> Expr:
+    def _series(self, operator: type[sympy.Sum] | type[sympy.Product]) -> Expr:
         """A finite sum or product over one letter."""
         self._take("_")
         self._take("{")
@@ -350,7 +350,7 @@ class _Parser:
         self._letters.add(name)
         term = self._product()
         self._letters.discard(name)
-        value = cast(Expr, kind(term, (Symbol(name), first, last)).doit())
+        value = cast(Expr, operator(term, (Symbol(name), first, last)).doit())
         if value.has(sympy.Sum, sympy.Product, sympy.Piecewise):
             raise Unreadable("a series without a closed form")
         return value

@@ -61,7 +61,7 @@ class _Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asker:
+class _Request:
     """A response that waits for a verdict."""
 
     key: str
@@ -84,7 +84,7 @@ class _State:
 
     workers: list[_Worker] = field(default_factory=list[_Worker])
     queue: deque[_Pair] = field(default_factory=deque[_Pair])
-    waiting: dict[_Pair, list[_Asker]] = field(default_factory=dict[_Pair, list[_Asker]])
+    waiting: dict[_Pair, list[_Request]] = field(default_factory=dict[_Pair, list[_Request]])
     last_read: float = 0.0
     """When the workers were last looked at."""
     killed: set[_Pair] = field(default_factory=set[_Pair])
@@ -124,12 +124,12 @@ class Grader:
         with self._lock:
             extraction = extract(text, lenient=True)
             if finish_reason != "stop":
-                self._done(_Asker(key, extraction or Extraction("", "whole")), Outcome.TRUNCATED)
+                self._done(_Request(key, extraction or Extraction("", "whole")), Outcome.TRUNCATED)
             elif extraction is None:
-                self._done(_Asker(key, Extraction("", "whole")), Outcome.NO_ANSWER)
+                self._done(_Request(key, Extraction("", "whole")), Outcome.NO_ANSWER)
             else:
                 pair = _Pair(_golds(gold), extraction.answer, tuple(choices) if choices else None, decimals, tolerance)
-                self._compare(_Asker(key, extraction), pair)
+                self._compare(_Request(key, extraction), pair)
 
     def submit_answer(
         self,
@@ -155,7 +155,7 @@ class Grader:
             pair = _Pair(
                 _golds(gold), answer, options, decimals, tolerance, is_response, "math-verify" if second_method else "same"
             )
-            self._compare(_Asker(key, Extraction(answer, method)), pair)
+            self._compare(_Request(key, Extraction(answer, method)), pair)
 
     def unreadable(self, golds: Sequence[tuple[Sequence[str], Sequence[str] | None]]) -> list[int]:
         """Which problems have a gold answer (of several, with the choices) that is understood neither as mathematics nor as
@@ -168,7 +168,7 @@ class Grader:
             ]
             for number, some, choices in pending:
                 pair = _Pair(tuple(some), some[0], tuple(choices) if choices else None, question="readable")
-                self._compare(_Asker(str(number), Extraction(some[0], "whole")), pair)
+                self._compare(_Request(str(number), Extraction(some[0], "whole")), pair)
             found: list[int] = []
             for _ in range(len(pending)):
                 while not self._state.done:
@@ -209,29 +209,29 @@ class Grader:
                 _kill(worker)
             self._state.workers.clear()
 
-    def _compare(self, asker: _Asker, pair: _Pair) -> None:
+    def _compare(self, request: _Request, pair: _Pair) -> None:
         state = self._state
         if not pair.answer.strip():
-            return self._done(asker, Outcome.NO_ANSWER)
+            return self._done(request, Outcome.NO_ANSWER)
         if len(pair.answer) > MAX_ANSWER_CHARS:
-            return self._done(asker, Outcome.WRONG)
+            return self._done(request, Outcome.WRONG)
         if pair.choices is None and pair.question == "same" and _bare(pair.answer) in map(_bare, pair.golds):
-            return self._done(asker, Outcome.CORRECT)
+            return self._done(request, Outcome.CORRECT)
         if pair in state.verdicts:
-            return self._done(asker, state.verdicts[pair])
+            return self._done(request, state.verdicts[pair])
         if not state.waiting:
             state.last_read = time.monotonic()  # nobody had to look so far
         if pair in state.waiting:
-            state.waiting[pair].append(asker)
+            state.waiting[pair].append(request)
         else:
-            state.waiting[pair] = [asker]
+            state.waiting[pair] = [request]
             state.queue.append(pair)
             self._feed()
         return None
 
-    def _done(self, asker: _Asker, verdict: Outcome) -> None:
+    def _done(self, request: _Request, verdict: Outcome) -> None:
         """`verdict` on the answer wherever it was found; the strict outcome knows none outside a box."""
-        found = asker.extraction
+        found = request.extraction
         extracted = found.answer[:MAX_ANSWER_CHARS] or None
         boxed = found.method in ("boxed", "whole") or verdict is Outcome.TRUNCATED
         grade = Grade(
@@ -241,7 +241,7 @@ class Grader:
             lenient_extracted=extracted,
             method=found.method if extracted else None,
         )
-        self._state.done.append((asker.key, grade))
+        self._state.done.append((request.key, grade))
 
     def _feed(self) -> None:
         """Give every idle worker a pair, starting workers up to the limit."""
@@ -327,8 +327,8 @@ class Grader:
     def _settle(self, pair: _Pair | None, outcome: Outcome) -> None:
         assert pair is not None
         self._state.verdicts[pair] = outcome
-        for asker in self._state.waiting.pop(pair):
-            self._done(asker, outcome)
+        for request in self._state.waiting.pop(pair):
+            self._done(request, outcome)
 
 
 def _golds(gold: str | Sequence[str]) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ from typing import cast
 import sympy
 from sympy import Expr, Integer
 
+from conclip.grading.answer_types import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
 from conclip.grading.formulas import read_formula
 from conclip.grading.functions import Unreadable
-from conclip.grading.kinds import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
 from conclip.grading.pieces import in_brackets, split
 from conclip.grading.regions import Interval, Region, intersection, union_of, without_points
 from conclip.grading.spelling import closing, compact, plain
@@ -58,7 +58,7 @@ _UNREAD = Spelled("unread", ())
 def is_understood(reading: Reading) -> bool:
     """Whether all of it was understood."""
     if isinstance(reading, Spelled):
-        return reading.kind != "unread" and all(isinstance(part, str) or is_understood(part) for part in reading.parts)
+        return reading.notation != "unread" and all(isinstance(part, str) or is_understood(part) for part in reading.parts)
     if isinstance(reading, Several):
         return all(map(is_understood, reading.items))
     if isinstance(reading, Matrix):

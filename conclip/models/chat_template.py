@@ -13,7 +13,7 @@ from conclip.errors import UserError
 from conclip.grading.thinking import DEFAULT_TAGS, KNOWN_TAGS, Thinking, ThinkingTags, opens
 from conclip.types import Messages
 
-MARK = "conclip-marks-this-place"
+PLACEHOLDER = "conclip-marks-this-place"
 """A message that is found again in the chat it stands in, whatever the template puts around it."""
 
 
@@ -25,15 +25,15 @@ def render(
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **template_kwargs))
 
 
-def behind_mark(text: str) -> str:
-    """What a template puts behind the last message, where that was `MARK`; the whole text where the mark is gone."""
-    return text.rpartition(MARK)[2]
+def text_after_placeholder(text: str) -> str:
+    """What a template puts behind the last message, where that was `PLACEHOLDER`; the whole text where the mark is gone."""
+    return text.rpartition(PLACEHOLDER)[2]
 
 
-def marked_question(model: ModelConfig) -> Messages:
-    """A chat that asks `MARK` and nothing else."""
+def placeholder_chat(model: ModelConfig) -> Messages:
+    """A chat that asks `PLACEHOLDER` and nothing else."""
     system = () if model.system is None else (("system", model.system),)
-    return (*system, ("user", MARK))
+    return (*system, ("user", PLACEHOLDER))
 
 
 def known_tags(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> ThinkingTags | None:
@@ -54,7 +54,7 @@ def thinking_of(tokenizer: PreTrainedTokenizerBase, model: ModelConfig, template
     """How responses to the chats of this template think."""
     tags, opened = known_tags(tokenizer, model) or DEFAULT_TAGS, model.thinking_in_prompt
     if opened is None:
-        opened = opens(behind_mark(render(tokenizer, marked_question(model), template_kwargs)), tags)
+        opened = opens(text_after_placeholder(render(tokenizer, placeholder_chat(model), template_kwargs)), tags)
     return Thinking(tags=tags, opened=opened)
 
 
@@ -79,10 +79,10 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokens that the chat template puts behind the assistant's words (as a rule one), or those that begin the next turn
     where nothing ends this one; none where text of another kind stands there, or the template takes no assistant's turns."""
     tokens = {token.content: number for number, token in _added(tokenizer).items() if token.content}
-    chat = (("user", "question"), ("assistant", MARK))
+    chat = (("user", "question"), ("assistant", PLACEHOLDER))
     for turns in (chat, (*chat, ("user", "question"))):
         try:
-            rest = behind_mark(render(tokenizer, turns, {}, ask=False)).lstrip()
+            rest = text_after_placeholder(render(tokenizer, turns, {}, ask=False)).lstrip()
         except Exception:  # a template may raise whatever it likes; one that cannot say how a turn ends says nothing
             return ()
         found: list[int] = []

@@ -22,7 +22,7 @@ LOGIT_SCALES = (
 """Config keys of models that put a scale or cap on their logits which the learner's head (`models.load.OutputHead`) does not
 know."""
 
-OTHER_IN_VLLM = {"cohere2": "vLLM's attention windows are a token wider than transformers'"}
+DIFFERENT_IN_VLLM = {"cohere2": "vLLM's attention windows are a token wider than transformers'"}
 """Types of models that vLLM runs, but not as transformers does: the policy that trains would not be the one that samples."""
 
 
@@ -101,7 +101,7 @@ def check_trainable(folder: Path, *, max_model_len: int | None = None, trust_rem
 
         if config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise UserError(f"model.path: '{folder}' is no causal language model, the kind that can be trained")
-    if (reason := OTHER_IN_VLLM.get(config.get("model_type", ""))) is not None:
+    if (reason := DIFFERENT_IN_VLLM.get(config.get("model_type", ""))) is not None:
         raise UserError(f"model.path: '{folder}' cannot be trained: {reason}; conclip eval takes it")
     short = _short_context(config)
     if short is not None and (max_model_len or config.get("max_position_embeddings", 0)) > short:
@@ -128,8 +128,8 @@ def _short_context(config: dict[str, Any]) -> int | None:
 def _is_extended(config: dict[str, Any]) -> bool:
     """Whether positions are stretched beyond `max_position_embeddings`."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters")
-    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else None
-    return kind in ("yarn", "linear", "dynamic")
+    rope_type = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else None
+    return rope_type in ("yarn", "linear", "dynamic")
 
 
 def _check_type(key: str, folder: Path, model_type: Any, *, trust_remote_code: bool) -> None:

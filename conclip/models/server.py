@@ -35,7 +35,7 @@ REFUSED_REDIRECT = "x-redirect-not-followed"
 Result = TypeVar("Result")
 
 
-class Misbehaved(BaseException):
+class BadReply(BaseException):
     """A reply that is not read any further. No `Exception`: the client asks again after each of those."""
 
 
@@ -50,9 +50,9 @@ class _Bounded(httpx2.SyncByteStream):
         for part in self._body:
             num_bytes += len(part)
             if num_bytes > MAX_REPLY_BYTES:
-                raise Misbehaved(f"sends a reply of more than {MAX_REPLY_BYTES >> 20} MiB")
+                raise BadReply(f"sends a reply of more than {MAX_REPLY_BYTES >> 20} MiB")
             if time.monotonic() > self._deadline:
-                raise Misbehaved(f"has not ended its reply after {REPLY_S:g} s")
+                raise BadReply(f"has not ended its reply after {REPLY_S:g} s")
             yield part
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ def _guard(response: httpx2.Response) -> None:
         response.headers[REFUSED_REDIRECT] = location
     encoding = response.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise Misbehaved(f"sends a compressed reply ({one_line(encoding, 40)}), which was not asked for")
+        raise BadReply(f"sends a compressed reply ({one_line(encoding, 40)}), which was not asked for")
     response.stream = _Bounded(cast(httpx2.SyncByteStream, response.stream), time.monotonic() + REPLY_S)
 
 
@@ -76,7 +76,7 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
 
 
 def connect(url: str) -> openai.OpenAI:
-    """A client whose calls raise `Misbehaved` besides the library's errors. A redirect to another origin is not followed:
+    """A client whose calls raise `BadReply` besides the library's errors. A redirect to another origin is not followed:
     an error of status 3xx, `refused_redirect` says where to."""
     learn_secrets()
     http = openai.DefaultHttpxClient(
@@ -123,14 +123,14 @@ def find_served(url: str, wanted: str | None) -> str:
     try:
         client = connect(url).with_options(max_retries=0, timeout=LIST_S)
         served = within(LIST_S, lambda: [str(cast(Any, model).id) for model in client.models.list().data])
-    except (Exception, Misbehaved) as error:  # an address that is none, HTML, a key that is no ASCII: each has its own
+    except (Exception, BadReply) as error:  # an address that is none, HTML, a key that is no ASCII: each has its own
         if (sent_on := refused_redirect(error)) is not None:
             raise UserError(f"model.url: '{url}' {sent_on}") from error
-        said = (
-            str(error) if isinstance(error, Misbehaved) else f"does not answer as an OpenAI server ({type(error).__name__})"
+        reason = (
+            str(error) if isinstance(error, BadReply) else f"does not answer as an OpenAI server ({type(error).__name__})"
         )
         raise UserError(
-            f"model.url: '{url}' {said}; it ends in /v1, as a rule, and a key, where one is needed, is read from "
+            f"model.url: '{url}' {reason}; it ends in /v1, as a rule, and a key, where one is needed, is read from "
             f"{KEY_VARIABLE}"
         ) from error
     names = one_line(", ".join(served), 200) or "nothing"
@@ -147,7 +147,7 @@ def rendered(url: str, served_name: str, turns: Messages, template_kwargs: Mappi
     """The text of a chat, the assistant's turn opened, as the server's chat template makes it; None where it is not
     vLLM's, which can say."""
     client, root = connect(url).with_options(max_retries=0, timeout=30), url.rstrip("/").removesuffix("/v1")
-    asked = {
+    request = {
         "model": served_name,
         "messages": [{"role": role, "content": content} for role, content in turns],
         "add_generation_prompt": True,
@@ -156,7 +156,7 @@ def rendered(url: str, served_name: str, turns: Messages, template_kwargs: Mappi
     try:
         if all(model.owned_by != "vllm" for model in client.models.list()):
             return None
-        tokens = cast(Any, client.post(f"{root}/tokenize", cast_to=object, body=asked))["tokens"]
+        tokens = cast(Any, client.post(f"{root}/tokenize", cast_to=object, body=request))["tokens"]
         answer = client.post(f"{root}/detokenize", cast_to=object, body={"model": served_name, "tokens": tokens})
         text = cast(Any, answer)["prompt"]
     except (openai.OpenAIError, ValueError, KeyError, TypeError):  # no such address, or another kind of answer

@@ -67,7 +67,7 @@ def check_overlap(key: str, model_path: Path, questions: Sequence[Problem], *, a
     found = overlapping(questions, trained_on(model_path))
     if not found:
         return None
-    said = f"{key}: trained on {len(found)} of the {len(questions)} test problems ('{found[0].problem_id}' is one)"
+    message = f"{key}: trained on {len(found)} of the {len(questions)} test problems ('{found[0].problem_id}' is one)"
     if not allowed:
-        raise UserError(f"{said}; take other test problems, or set eval.allow_overlap=true, which marks the result")
-    return f"{said}; the result is no evidence of anything but memory"
+        raise UserError(f"{message}; take other test problems, or set eval.allow_overlap=true, which marks the result")
+    return f"{message}; the result is no evidence of anything but memory"

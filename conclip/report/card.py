@@ -60,11 +60,11 @@ def base_name(config: LearnConfig) -> str:
 
 
 def _results(model: str, rows: Sequence[EvalRow], config: LearnConfig) -> str:
-    mine = [row for row in rows if row.model in (BASE, model) and row.asked == rows[0].asked]
+    mine = [row for row in rows if row.model in (BASE, model) and row.prompt_condition == rows[0].prompt_condition]
     if {row.model for row in mine} != {BASE, model} or config.evaluation is None:
         return "\n## Results\n\nNot evaluated in the run that made it.\n"
     text = ["\n## Before and after\n", "| benchmark | model | accuracy | tokens | truncated |", "|---|---|---|---|---|"]
-    said: list[str] = []
+    sentences: list[str] = []
     for benchmark in dict.fromkeys(row.benchmark for row in mine):
         for temperature in dict.fromkeys(row.temperature for row in mine):
             sides = {
@@ -81,8 +81,8 @@ def _results(model: str, rows: Sequence[EvalRow], config: LearnConfig) -> str:
                 )
             difference = compare(sides[BASE], sides[model])
             sentence = describe_comparison(BASE, "this model", difference, config.evaluation.margin)
-            said.append(escape.markdown(f"{sentence} ({benchmark}, temperature {temperature:g})"))
-    return "\n".join([*text, "", "95 % intervals, clustered by problem.", "", *(f"- {line}" for line in said), ""])
+            sentences.append(escape.markdown(f"{sentence} ({benchmark}, temperature {temperature:g})"))
+    return "\n".join([*text, "", "95 % intervals, clustered by problem.", "", *(f"- {line}" for line in sentences), ""])
 
 
 def _interval(estimate: Estimate, form: str) -> str:

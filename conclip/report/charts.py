@@ -85,12 +85,12 @@ def models_of(run: RunData) -> dict[str, list[EvalRow]]:
     """Rows by model, asked in the first way only."""
     found: dict[str, list[EvalRow]] = {}
     for row in run.rows:
-        if row.asked == run.rows[0].asked:
+        if row.prompt_condition == run.rows[0].prompt_condition:
             found.setdefault(row.model, []).append(row)
     return found
 
 
-def by_where(rows: Sequence[EvalRow]) -> dict[str, list[EvalRow]]:
+def by_setting(rows: Sequence[EvalRow]) -> dict[str, list[EvalRow]]:
     """Rows by benchmark and temperature, which no figure averages over."""
     found: dict[str, list[EvalRow]] = {}
     for row in rows:
@@ -98,8 +98,8 @@ def by_where(rows: Sequence[EvalRow]) -> dict[str, list[EvalRow]]:
     return found
 
 
-def _wheres(models: Mapping[str, Sequence[EvalRow]]) -> list[str]:
-    return list(dict.fromkeys(where for rows in models.values() for where in by_where(rows)))
+def _settings_of(models: Mapping[str, Sequence[EvalRow]]) -> list[str]:
+    return list(dict.fromkeys(where for rows in models.values() for where in by_setting(rows)))
 
 
 def curves(runs: Sequence[RunData]) -> Figure | None:
@@ -140,18 +140,20 @@ def curves(runs: Sequence[RunData]) -> Figure | None:
         if len(runs) == 1 and len(bounds) > 1:
             layers.append(alt.Chart(alt.Data(values=bounds[:-1])).mark_rule(strokeDash=[4, 4]).encode(x="step:Q"))
         panels[title] = alt.layer(*layers).properties(width=WIDTH, height=190)
-    told = "; ".join(_told([point for point in points if point["run"] == run.name], run.name) for run in runs if run.history)
+    described = "; ".join(
+        _described([point for point in points if point["run"] == run.name], run.name) for run in runs if run.history
+    )
     end = ", a dashed line the end of phase 1" if len(runs) == 1 and len(bounds) > 1 else ""
     return Figure(
         name="curves",
         title="Accuracy and length over training",
-        says=f"On the validation problems, over the steps: {told}. A ring marks the checkpoint that was kept{end}.",
+        says=f"On the validation problems, over the steps: {described}. A ring marks the checkpoint that was kept{end}.",
         panels=panels,
         columns=2,
     )
 
 
-def _told(points: Values, name: str) -> str:
+def _described(points: Values, name: str) -> str:
     first, last = points[0], points[-1]
     return (
         f"{name}, accuracy from {first['accuracy']:.3f} to {last['accuracy']:.3f}, mean tokens from {first['tokens']:.0f} "
@@ -169,12 +171,12 @@ def lengths(models: Mapping[str, Sequence[EvalRow]], *, columns: int) -> Figure 
         return None
     longest = max(row.num_tokens for rows in models.values() for row in rows)
     width = max(1, -(-longest // NUM_BINS))
-    wheres = _wheres(models)
-    several = len(wheres) > 1
+    settings = _settings_of(models)
+    several = len(settings) > 1
     models = {
         f"{name} ({where})" if several else name: mine
         for name, rows in models.items()
-        for where, mine in by_where(rows).items()
+        for where, mine in by_setting(rows).items()
     }
     counts = {name: Counter((row.num_tokens // width, row.outcome) for row in rows) for name, rows in models.items()}
     present = [outcome for outcome in OUTCOMES if any(key[1] is outcome for found in counts.values() for key in found)]
@@ -207,7 +209,7 @@ def lengths(models: Mapping[str, Sequence[EvalRow]], *, columns: int) -> Figure 
         says=f"Histograms of response length by outcome, one for each model{' and benchmark' if several else ''}, on one "
         f"scale of tokens. Mean tokens: {means}.",
         panels=panels,
-        columns=min(3, len(wheres)) if several else columns,
+        columns=min(3, len(settings)) if several else columns,
     )
 
 
@@ -216,11 +218,11 @@ def scatter(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
     values: Values = [
         {"model": name, "where": where} | _point(summarise(mine))
         for name, rows in models.items()
-        for where, mine in by_where(rows).items()
+        for where, mine in by_setting(rows).items()
     ]
     if not values:
         return None
-    wheres = _wheres(models)
+    settings = _settings_of(models)
     base = alt.Chart(alt.Data(values=values)).encode(
         color=alt.Color(
             "model:N",
@@ -241,15 +243,15 @@ def scatter(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
         y2="accuracy_high:Q",
     )
     dots = base.mark_point(filled=True, size=90, opacity=1).encode(x="tokens:Q", y="accuracy:Q")
-    if len(wheres) > 1:
+    if len(settings) > 1:
         dots = dots.encode(shape=alt.Shape("where:N", title=None, legend=alt.Legend(orient="top")))
-    told = "; ".join(
+    described = "; ".join(
         f"{v['model']} ({v['where']}): accuracy {v['accuracy']:.3f} at {v['tokens']:.0f} tokens" for v in values
     )
     return Figure(
         name="scatter",
         title="Accuracy against length",
-        says=f"With 95 % intervals, clustered by problem. {told}.",
+        says=f"With 95 % intervals, clustered by problem. {described}.",
         panels={"": alt.layer(across, up, dots).properties(width=WIDTH, height=300)},
     )
 
@@ -267,21 +269,21 @@ def _point(summary: Summary) -> dict[str, float]:
 
 def budgets(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
     """Share of responses that are right within so many tokens, a panel for each benchmark and temperature."""
-    wheres = _wheres(models)
-    if not wheres:
+    settings = _settings_of(models)
+    if not settings:
         return None
     panels: dict[str, Chart] = {}
-    told: list[str] = []
-    for where in wheres:
-        there = {name: mine for name, rows in models.items() if (mine := by_where(rows).get(where))}
+    described: list[str] = []
+    for where in settings:
+        there = {name: mine for name, rows in models.items() if (mine := by_setting(rows).get(where))}
         longest = max(row.num_tokens for rows in there.values() for row in rows)
-        panels[where if len(wheres) > 1 else ""] = _budget_panel(there, longest, list(models))
+        panels[where if len(settings) > 1 else ""] = _budget_panel(there, longest, list(models))
         reached = [f"{n} {accuracy_at_budgets(rows, [longest // 4])[longest // 4]:.3f}" for n, rows in there.items()]
-        told.append(f"{f'{where}, within' if len(wheres) > 1 else 'Within'} {longest // 4}: {', '.join(reached)}")
+        described.append(f"{f'{where}, within' if len(settings) > 1 else 'Within'} {longest // 4}: {', '.join(reached)}")
     return Figure(
         name="budgets",
         title="Accuracy at token budgets",
-        says=f"Share of responses that are right within a number of tokens. {'; '.join(told)}.",
+        says=f"Share of responses that are right within a number of tokens. {'; '.join(described)}.",
         panels=panels,
         columns=min(2, len(panels)),
     )

@@ -26,7 +26,7 @@ QUESTIONS = "questions.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class ChosenProblem:
     """A training problem and why it was chosen."""
 
     problem_id: str
@@ -51,7 +51,7 @@ class RunData:
     """Phase -> the validation of the checkpoint that was kept."""
     rates: Mapping[str, Sequence[PassRate]]
     """Phase whose problems were chosen from them -> pass rates."""
-    chosen: Mapping[str, Sequence[Choice]]
+    chosen: Mapping[str, Sequence[ChosenProblem]]
     """Phase -> its training problems."""
     stages: Mapping[str, StageRecord]
     config: str
@@ -71,8 +71,8 @@ class _Training(TypedDict):
     best: _Point
 
 
-class _Choices(TypedDict, total=False):
-    chosen: list[Choice]
+class _ChosenProblems(TypedDict, total=False):
+    chosen: list[ChosenProblem]
 
 
 class _Results(TypedDict, total=False):
@@ -101,7 +101,7 @@ class _Manifest(TypedDict, total=False):
     subcommand: str
 
 
-_MANIFEST, _TRAINING, _CHOICES = TypeAdapter(_Manifest), TypeAdapter(_Training), TypeAdapter(_Choices)
+_MANIFEST, _TRAINING, _CHOSEN = TypeAdapter(_Manifest), TypeAdapter(_Training), TypeAdapter(_ChosenProblems)
 _RECIPE = TypeAdapter(dict[str, StageConfig])
 _RESULTS, _ENVIRONMENT, _QUESTION = TypeAdapter(_Results), TypeAdapter(_Environment), TypeAdapter(_Question)
 
@@ -224,8 +224,8 @@ def _rates(folder: Path, recipe: Recipe) -> dict[str, list[PassRate]]:
     return {stage: read_pass_rates(path) for stage, path in probes.items() if path.is_file()}
 
 
-def _chosen(path: Path) -> list[Choice]:
-    return read_as(_CHOICES, _json(path), f"'{path}'").get("chosen", [])
+def _chosen(path: Path) -> list[ChosenProblem]:
+    return read_as(_CHOSEN, _json(path), f"'{path}'").get("chosen", [])
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from conclip.grading.thinking import DEFAULT_TAGS, joined
 from conclip.report.charts import Figure, figures, label, models_of
 from conclip.report.data import RunData
 from conclip.runs.files import finite, write_text
-from conclip.types import EvalRow, Outcome, asked_name
+from conclip.types import EvalRow, Outcome, condition_name
 
 TEMPLATES = Path(__file__).parent / "page"
 
@@ -186,10 +186,12 @@ def rows_for_browser(runs: Sequence[RunData]) -> dict[str, Any]:
                     "benchmark": row.benchmark,
                 }
             model = models.setdefault(label(run, row.model, several), len(models))
-            condition = conditions.setdefault(f"{asked_name(*row.asked)}, temperature {row.temperature:g}", len(conditions))
+            condition = conditions.setdefault(
+                f"{condition_name(*row.prompt_condition)}, temperature {row.temperature:g}", len(conditions)
+            )
             outcome = outcomes.index(row.outcome.value)
             place = places[row.problem_id]
-            rows.append([place, model, condition, row.sample, outcome, row.num_tokens, row.extracted, _whole(row)])
+            rows.append([place, model, condition, row.sample, outcome, row.num_tokens, row.extracted, _full_response(row)])
     return {
         "problems": list(problems.values()),
         "models": list(models),
@@ -199,7 +201,7 @@ def rows_for_browser(runs: Sequence[RunData]) -> dict[str, Any]:
     }
 
 
-def _whole(row: EvalRow) -> str:
+def _full_response(row: EvalRow) -> str:
     """A response with its thinking part, wherever that came from."""
     return row.text if row.reasoning is None else joined(row.reasoning, row.text, DEFAULT_TAGS)
 
@@ -207,13 +209,13 @@ def _whole(row: EvalRow) -> str:
 def _subtitle(runs: Sequence[RunData]) -> str:
     started = [str(run.environment.get("started", ""))[:10] for run in runs]
     problems = len({row.problem_id for run in runs for row in run.rows})
-    said = [f"started {', '.join(dict.fromkeys(started))}"]
-    return ", ".join(said + ([f"{problems} test problems"] if problems else []))
+    parts = [f"started {', '.join(dict.fromkeys(started))}"]
+    return ", ".join(parts + ([f"{problems} test problems"] if problems else []))
 
 
 def _sections(runs: Sequence[RunData], drawn: Sequence[Figure]) -> list[tuple[str, str]]:
     has_rows = any(run.rows for run in runs)
-    there = {
+    present = {
         "result": has_rows,
         "figures": bool(drawn),
         "responses": has_rows,
@@ -221,7 +223,7 @@ def _sections(runs: Sequence[RunData], drawn: Sequence[Figure]) -> list[tuple[st
         "lineage": True,
     }
     names = {"problems-trained": "Training problems"}
-    return [(anchor, names.get(anchor, anchor.capitalize())) for anchor, shown in there.items() if shown]
+    return [(anchor, names.get(anchor, anchor.capitalize())) for anchor, shown in present.items() if shown]
 
 
 def _lineage(run: RunData) -> dict[str, Any]:

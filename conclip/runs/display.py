@@ -67,7 +67,7 @@ def open_display(mode: DisplayMode, title: str, stream: TextIO) -> Display:
     return LiveDisplay(console, title) if live else PlainDisplay(console)
 
 
-class Now:
+class Throttle:
     """Whether it is time again to say something."""
 
     def __init__(self, every_s: float) -> None:
@@ -85,7 +85,7 @@ class PlainDisplay:
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console, self._quiet = console, quiet
-        self._now = Now(PLAIN_PROGRESS_S)
+        self._throttle = Throttle(PLAIN_PROGRESS_S)
 
     def message(self, text: str, *, result: bool = False) -> None:
         if result or not self._quiet:
@@ -105,7 +105,7 @@ class PlainDisplay:
         pass
 
     def sampling(self, now: SamplingProgress) -> None:
-        if not self._quiet and self._now.is_due():
+        if not self._quiet and self._throttle.is_due():
             done = f"{now.label}: {now.overall_finished} of {now.overall_total} responses"
             self.message(f"{done}, {now.tokens_per_s:.0f} tokens/s{time_left(now.seconds_left)}")
 
@@ -146,7 +146,7 @@ class JsonDisplay:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._now = Now(PLAIN_PROGRESS_S)
+        self._throttle = Throttle(PLAIN_PROGRESS_S)
 
     def message(self, text: str, *, result: bool = False) -> None:
         self._write("message", text=text, result=result)
@@ -167,7 +167,7 @@ class JsonDisplay:
         self._write("step", stage=stage, step=step, metrics=dict(metrics))
 
     def sampling(self, now: SamplingProgress) -> None:
-        if self._now.is_due():
+        if self._throttle.is_due():
             self._write(
                 "sampling",
                 label=now.label,

@@ -43,7 +43,7 @@ from conclip.runs.files import (
 )
 from conclip.runs.sampling_progress import SamplingProgress
 from conclip.runs.terminal import as_text, divert_output, leave
-from conclip.runs.trackers import Described, Trackers
+from conclip.runs.trackers import TrackerRun, Trackers
 from conclip.types import Rollout, RolloutGroup
 
 SCHEMA_VERSION = 1
@@ -112,14 +112,14 @@ class Run:
         if not (isinstance(tracker_id, str) and re.fullmatch(r"[0-9a-f]{16}", tracker_id)):
             tracker_id = secrets.token_hex(8)
         self.update_manifest(tracker_id=tracker_id)
-        described = Described(
+        tracker_run = TrackerRun(
             project=config.logger.project,
             name=title,
             identity=tracker_id,
             folder=self.folder,
             config=hide_in(asdict(config)),
         )
-        self._trackers = Trackers(config.logger.trackers, described, self.warn)
+        self._trackers = Trackers(config.logger.trackers, tracker_run, self.warn)
 
     def say(self, text: str, *, result: bool = False) -> None:
         """One line for people, also kept in run.log. `result`: what the run was made for."""
@@ -229,7 +229,7 @@ class Run:
         folder.mkdir(exist_ok=True)
         with writing(folder / f"{stage}-{step:04d}.jsonl") as out:
             for group in groups:
-                for rollout in _telling(group, per_group):
+                for rollout in _pick_transcripts(group, per_group):
                     out.write(json.dumps(transcript(rollout)) + "\n")
 
     def begin(self, stage: str, num_steps: int | None = None, step: int = 0) -> None:
@@ -272,7 +272,7 @@ def transcript(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def _telling(group: RolloutGroup, count: int) -> list[Rollout]:
+def _pick_transcripts(group: RolloutGroup, count: int) -> list[Rollout]:
     """The best (shortest of the highest reward), the worst (longest of the lowest), then the first ones."""
     ranked = sorted(group.rollouts, key=lambda r: (-(r.reward or 0.0), r.completion.num_tokens))
     chosen = [ranked[0], ranked[-1], *group.rollouts] if ranked else []

@@ -44,7 +44,8 @@ class Matrix:
 class Spelled:
     """What only its parts' spelling decides: times, ratios, other bases, remainders, dots, systems, words."""
 
-    kind: str
+    notation: str
+    """ratio, remainder, ...; "unread" where the answer was not understood."""
     parts: tuple["Reading | str", ...]
 
 
