@@ -22,17 +22,6 @@ NOISE, CAUTION, LEAST = 1 / 12, 1.25, 0.45
 """Of `drop_p_values`, chosen by simulation (docs/log.md)."""
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson 95 % interval of a proportion (Wilson 1927); (0, 1) without trials.
-
-    Example: 0 of 10 gives (0.0, 0.278): never solved in ten tries is no proof of unsolvable.
-    """
-    if trials == 0:
-        return 0.0, 1.0
-    interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def clustered_interval(cluster_means: Sequence[float]) -> tuple[float, float, float]:
     """Mean of a few like quantities (seeds, runs) and its 95 % interval from the spread between them: (mean, low, high).
 
@@ -223,11 +212,6 @@ def _crossing(chance: Callable[[float], float], end: float, centre: float, likel
         if near < 1e-9 * abs(end - centre):
             return point(near)
     return optimize.root_scalar(excess, bracket=(point(far), point(near)), method="brentq", xtol=1e-7 * likely).root
-
-
-def clustered_proportion(cluster_means: Sequence[float]) -> tuple[float, float, float]:
-    """`clustered_ratio` of a share, from equally large problems."""
-    return clustered_ratio(cluster_means, [1.0] * len(cluster_means), ends=(0.0, 1.0))
 
 
 def bootstrap_interval(num_clusters: int, statistic: Callable[[list[int]], float], *, seed: int) -> tuple[float, float]:

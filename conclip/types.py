@@ -249,7 +249,3 @@ def condition_name(prompt: str, template: str, thinking_budget: int | None) -> s
     """`EvalRow.prompt_condition` in words."""
     parts = [prompt] + ([template] if template != DEFAULT_TEMPLATE else [])
     return ", ".join(parts + ([f"thinking <= {thinking_budget}"] if thinking_budget is not None else []))
-
-
-Metrics = Mapping[str, float]
-"""One step's numbers by name (families: rollout/ outcome/ reward/ length/ policy/ value/ optim/ time/ perf/ eval/)."""

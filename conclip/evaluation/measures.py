@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from conclip.grading.answers import normalise
-from conclip.stats import bootstrap_interval, pass_at_k, wilson_interval
+from conclip.stats import bootstrap_interval, pass_at_k
 from conclip.types import EvalRow, Outcome
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
@@ -112,35 +112,12 @@ def accuracy_at_budgets(rows: Sequence[EvalRow], budgets: Sequence[int]) -> dict
     return {budget: fmean(is_correct(row) and row.num_tokens <= budget for row in judged) for budget in budgets}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenComplexity:
-    """The length below which no sampled response of a problem is correct."""
+def token_complexity(group: Sequence[EvalRow]) -> int | None:
+    """Length [tokens] of the shortest correct response to one problem; None when none is correct.
 
-    tokens: int
-    """Length of the shortest correct response."""
-    longest_shorter_tokens: int
-    """Longest sampled response that is shorter; the true threshold may lie anywhere between the two, and below by luck."""
-    num_shorter: int
-    """Responses that are shorter: all wrong."""
-    max_success_below: float
-    """Upper 95 % bound (Wilson) of the chance that a response that short is right; 1 when none was sampled."""
-
-
-def token_complexity(group: Sequence[EvalRow]) -> TokenComplexity | None:
-    """Of one problem's samples; None when none is correct.
-
-    Example: lengths 10 (wrong), 20 (wrong), 30 (right), 25 (wrong): 30 tokens, three shorter ones, the longest 25.
+    Example: lengths 10 (wrong), 20 (wrong), 30 (right), 25 (wrong): 30.
     """
-    right = [row.num_tokens for row in group if is_correct(row)]
-    if not right:
-        return None
-    shorter = [row.num_tokens for row in group if row.num_tokens < min(right)]
-    return TokenComplexity(
-        tokens=min(right),
-        longest_shorter_tokens=max(shorter, default=0),
-        num_shorter=len(shorter),
-        max_success_below=wilson_interval(0, len(shorter))[1],
-    )
+    return min((row.num_tokens for row in group if is_correct(row)), default=None)
 
 
 def efficiency_score(
@@ -155,11 +132,6 @@ def efficiency_score(
     shorter = (base_tokens - tokens) / base_tokens
     gained = (accuracy - base_accuracy) / base_accuracy
     return alpha * shorter + (beta * gained if gained >= 0 else -gamma * abs(gained))
-
-
-def macro_and_micro(values: Mapping[str, Sequence[float]]) -> tuple[float, float]:
-    """Mean over benchmarks of each one's mean, and mean over all problems; `values` per problem by benchmark."""
-    return fmean(map(fmean, values.values())), fmean(value for column in values.values() for value in column)
 
 
 def transitions(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> dict[tuple[Outcome, Outcome], int]:
@@ -178,7 +150,7 @@ def details(rows: Sequence[EvalRow]) -> dict[str, Any]:
     size = min(map(len, groups.values()))
     cap = max(row.max_tokens for row in rows)
     members = [[row.num_tokens for row in group] for group in groups.values()]
-    complexities = [found.tokens for group in groups.values() if (found := token_complexity(group)) is not None]
+    complexities = [tokens for group in groups.values() if (tokens := token_complexity(group)) is not None]
 
     def median_tokens(chosen: Sequence[int]) -> float:
         return float(median(tokens for index in chosen for tokens in members[index]))
