@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -25,6 +25,7 @@ from conclip.curriculum.pooling import JEFFREYS, Numbers, priors
 from conclip.errors import UserError
 from conclip.runs.checked import first_fault
 from conclip.runs.files import write_text
+from conclip.runs.json_lines import DamagedLine, json_lines
 from conclip.types import EvalRow, Outcome, Stratum
 
 SCHEMA_VERSION = 3
@@ -210,18 +211,20 @@ def read_pass_rates(path: Path) -> list[PassRate]:
         raise UserError(f"pass_rates: no file '{path}'; give a probe's run or its pass_rates.jsonl, or null to probe first")
     rates: list[PassRate] = []
     schema = TypeAdapter(PassRate)
+    number = 0
     try:
-        for line in path.read_text(encoding="utf-8-sig").splitlines():
-            row = cast(dict[str, Any], json.loads(line))
-            if row.pop("schema") not in READABLE:
-                raise ValueError("written by another version")
-            rate = schema.validate_python(row)
-            if not 0 <= rate.num_correct <= rate.num_samples < 2**53 or not 0 <= rate.num_truncated < 2**53:
-                raise ValueError(f"{rate.num_correct} of {rate.num_samples} responses correct")
-            rates.append(rate)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, row in json_lines(lines, cut_line="read"):  # noqa: B007  errors name it
+                if row.pop("schema") not in READABLE:
+                    raise ValueError("written by another version")
+                rate = schema.validate_python(row)
+                if not 0 <= rate.num_correct <= rate.num_samples < 2**53 or not 0 <= rate.num_truncated < 2**53:
+                    raise ValueError(f"{rate.num_correct} of {rate.num_samples} responses correct")
+                rates.append(rate)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = first_fault(error) if isinstance(error, ValidationError) else " ".join(str(error).split())[:120]
-        raise UserError(f"{path}:{len(rates) + 1}: not a line of pass_rates.jsonl ({reason}); probe again") from error
+        place = error.number if isinstance(error, DamagedLine) else max(1, number)
+        raise UserError(f"{path}:{place}: not a line of pass_rates.jsonl ({reason}); probe again") from error
     if not rates:
         raise UserError(f"pass_rates: '{path}' is empty; probe again")
     return rates

@@ -15,7 +15,7 @@ from conclip.grading.answers import extract_boxed
 from conclip.grading.grader import GRADER_VERSION, Grader
 from conclip.grading.thinking import Thinking, answer_of, tags_in
 from conclip.problems.files import is_missing_value
-from conclip.problems.tables import json_lines
+from conclip.problems.tables import object_lines
 from conclip.runs.files import check_target, writing
 from conclip.types import Grade, Outcome
 
@@ -120,7 +120,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _rows(source: Path) -> Iterator[dict[str, Any]]:
-    return (_checked(where, row) for where, row in json_lines(source))
+    return (_checked(where, row) for where, row in object_lines(source))
 
 
 def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:

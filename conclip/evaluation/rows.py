@@ -4,7 +4,6 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownVariableType=false
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, fields
@@ -20,6 +19,7 @@ from conclip.problems.tables import parquet_rows
 from conclip.redact import hide_known
 from conclip.runs.checked import first_fault
 from conclip.runs.files import check_content, newest_attempt, writing_bytes
+from conclip.runs.json_lines import DamagedLine, json_lines
 from conclip.types import EvalRow
 
 SCHEMA = 3
@@ -58,9 +58,7 @@ def from_dict(values: dict[str, Any]) -> EvalRow:
 def read_lines(path: Path) -> Iterator[EvalRow]:
     """Rows of a JSON-lines file; a last line that was cut is left out."""
     with path.open(encoding="utf-8-sig") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield from_dict(json.loads(line))
+        yield from (from_dict(values) for _, values in json_lines(lines, cut_line="drop"))
 
 
 def write_parquet(rows: Sequence[EvalRow], path: Path) -> None:
@@ -93,6 +91,8 @@ def _read_file(path: Path) -> list[EvalRow]:
         if path.suffix == ".parquet":
             return [from_dict(values) for values in parquet_rows(path)]
         return list(read_lines(path))
+    except DamagedLine as error:
+        raise UserError(f"'{path}', line {error.number}, is no evaluation row ({error})") from error
     except ValidationError as error:
         raise UserError(f"'{path}' does not hold evaluation rows ({first_fault(error)})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

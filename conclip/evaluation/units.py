@@ -21,8 +21,9 @@ from conclip.evaluation.rows import from_dict, to_dict, write_parquet
 from conclip.grading.grader import GRADER_VERSION
 from conclip.rollout.collect import Task
 from conclip.rollout.session import Runtime
-from conclip.runs.files import appending, read_plain, writing
+from conclip.runs.files import appending, writing
 from conclip.runs.identity import digest
+from conclip.runs.json_lines import json_lines, run_lines
 from conclip.runs.sampling_progress import BatchContext
 from conclip.types import EvalRow, Rollout, SamplingSpec
 
@@ -177,10 +178,8 @@ def _units(tasks: Sequence[Task], size: int) -> Iterator[list[Task]]:
 def _known_rows(path: Path) -> dict[str, EvalRow]:
     """Rows of a file by key; lines that are cut, altered or of another schema are passed over."""
     found: dict[str, EvalRow] = {}
-    content = (read_plain(path) or b"").decode("utf-8", errors="replace")
-    for line in content.split("\n"):  # not splitlines: responses may hold other line ends (U+2028, say)
+    for _, values in json_lines(run_lines(path, errors="replace"), cut_line="read", damaged="skip"):
         try:
-            values = json.loads(line)
             if values.pop("check") == digest(values):
                 found[values["key"]] = from_dict(values)
         except (UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

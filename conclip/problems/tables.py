@@ -12,6 +12,7 @@ from typing import Any, cast
 from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError, explain
 from conclip.runs.files import expanded
+from conclip.runs.json_lines import DamagedLine, json_lines
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -46,7 +47,7 @@ def _read_file(key: str, path: Path) -> Iterator[Row]:
     if path.suffix not in SUFFIXES:
         raise UserError(f"{key}.path: '{path}' is none of {', '.join(SUFFIXES)}")
     if path.suffix == ".jsonl":
-        yield from json_lines(path)
+        yield from object_lines(path)
     elif path.suffix == ".json":
         yield from _json_list(path)
     elif path.suffix == ".csv":
@@ -88,23 +89,31 @@ def text_lines(path: Path) -> Iterator[str]:
 def _csv(path: Path) -> Iterator[Row]:
     reader = csv.DictReader(text_lines(path), strict=True)
     try:
-        _check_once(f"{path}:1", reader.fieldnames or [])
+        _check_distinct(f"{path}:1", reader.fieldnames or [])
         for row in reader:
             yield f"{path}:{reader.line_num}", {name: value for name, value in row.items() if name is not None}
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num + 1}: not CSV from there on ({error})") from None
 
 
-def json_lines(path: Path) -> Iterator[Row]:
-    """Raises UserError with the line number on a line that is no object."""
-    for number, line in enumerate(text_lines(path), start=1):
-        if line.strip():
+def object_lines(path: Path) -> Iterator[Row]:
+    """The objects of a JSON-lines file. Raises UserError with the line number on a line that is no object."""
+    try:
+        for number, row in json_lines(text_lines(path), cut_line="read", parse=_parse):
             where = f"{path}:{number}"
-            yield where, _object(where, _parse(where, line, "; each line must be one object"))
+            yield where, _object(where, row)
+    except DamagedLine as error:
+        where = f"{path}:{error.number}"
+        raise UserError(f"{where}: {_reason(error.__cause__, '; each line must be one object')}") from None
 
 
 def _json_list(path: Path) -> Iterator[Row]:
-    rows = _parse(str(path), "".join(text_lines(path)), is_file=True)
+    text = "".join(text_lines(path))
+    try:
+        rows = _parse(text)
+    except (ValueError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: {_reason(error)}") from None
     if not isinstance(rows, list):
         raise UserError(f"{path}: a JSON {type(rows).__name__}, not a list of objects")
     for number, row in enumerate(cast(list[Any], rows), start=1):
@@ -112,33 +121,49 @@ def _json_list(path: Path) -> Iterator[Row]:
         yield where, _object(where, row)
 
 
-def _parse(where: str, text: str, hint: str = "", *, is_file: bool = False) -> Any:
-    """Raises UserError on what is no JSON, nested too deeply, or no valid text once its escapes are read."""
-    try:
-        value = json.loads(text, object_pairs_hook=lambda pairs: _distinct(where, pairs))
-        if "\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except json.JSONDecodeError as error:
-        line = f":{error.lineno}" if is_file else ""
-        raise UserError(f"{where}{line}: not JSON ({error.msg}, column {error.colno}){hint}") from None
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: holds half a character (a lone surrogate); write the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not usable JSON ({str(error)[:80]}){hint}") from None
+class _Repeated(ValueError):
+    """A column that an object names more than once."""
 
 
-def _distinct(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _parse(text: str) -> Any:
+    """Strict JSON: raises ValueError or RecursionError on repeated columns and on escapes that are no valid text, too."""
+    value = json.loads(text, object_pairs_hook=_distinct)
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _reason(error: BaseException | None, hint: str = "") -> str:
+    """What is wrong with a text that `_parse` refused."""
+    match error:
+        case json.JSONDecodeError():
+            return f"not JSON ({error.msg}, column {error.colno}){hint}"
+        case UnicodeEncodeError():
+            return "holds half a character (a lone surrogate); write the file as UTF-8"
+        case _Repeated():
+            return str(error)
+        case _:
+            return f"not usable JSON ({str(error)[:80]}){hint}"
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        _check_once(where, [name for name, _ in pairs])
+        raise _Repeated(_repeated([name for name, _ in pairs]))
     return found
 
 
-def _check_once(where: str, names: Sequence[str]) -> None:
-    """Of columns of the same name, the last one would count and nobody be told."""
-    if twice := [name for name, times in Counter(names).items() if times > 1]:
-        raise UserError(f"{where}: column '{twice[0]}' stands there {names.count(twice[0])} times; name each column once")
+def _repeated(names: Sequence[str]) -> str | None:
+    """What to say of columns of the same name, of which the last one would silently count; None when all differ."""
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is None:
+        return None
+    return f"column '{twice}' stands there {names.count(twice)} times; name each column once"
+
+
+def _check_distinct(where: str, names: Sequence[str]) -> None:
+    if reason := _repeated(names):
+        raise UserError(f"{where}: {reason}")
 
 
 def _object(where: str, row: Any) -> dict[str, Any]:
@@ -165,7 +190,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         # a file, not a name: a name may be a URL to pyarrow; texts stay in their dictionaries until their row is made
         with path.open("rb") as content, pq.ParquetFile(content) as file:
-            _check_once(str(path), file.schema_arrow.names)
+            _check_distinct(str(path), file.schema_arrow.names)
             texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
         with path.open("rb") as content, pq.ParquetFile(content, read_dictionary=texts) as file:
             for batch in file.iter_batches(batch_size=1024):

@@ -17,6 +17,7 @@ from conclip.errors import UserError
 from conclip.evaluation.rows import read_rows
 from conclip.runs.checked import Finite, Whole, read_as
 from conclip.runs.files import check_content, newest_attempt, read_plain
+from conclip.runs.json_lines import DamagedLine, json_lines, run_lines
 from conclip.runs.manifest import StageRecord, read_stages
 from conclip.runs.run import MANIFEST, is_metrics
 from conclip.types import EvalRow
@@ -233,7 +234,10 @@ def _json(path: Path) -> dict[str, Any]:
     content = read_plain(path)
     if content is None:
         return {}
-    value = _parsed(content.decode("utf-8", errors="surrogateescape"), f"'{path}'")
+    try:
+        value = json.loads(content.decode("utf-8", errors="surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' is damaged ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"'{path}' is damaged, or was not written by conclip (no JSON object)")
     return value
@@ -249,13 +253,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> list[tuple[str, Any]]:
     """The values of a JSON-lines file, each with where it stands; a last line that was cut is left out."""
-    lines = (read_plain(path) or b"").decode("utf-8", errors="surrogateescape").split("\n")
-    named = [(f"'{path}', line {number}", line) for number, line in enumerate(lines[:-1], start=1) if line]
-    return [(where, _parsed(line, where)) for where, line in named]
-
-
-def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is damaged ({error})") from error
+        return [(f"'{path}', line {number}", value) for number, value in json_lines(run_lines(path), cut_line="drop")]
+    except DamagedLine as error:
+        raise UserError(f"'{path}', line {error.number} is damaged ({error})") from error

@@ -36,11 +36,11 @@ from conclip.runs.files import (
     expanded,
     finite,
     read_object,
-    read_plain,
     write_json,
     write_text,
     writing,
 )
+from conclip.runs.json_lines import json_lines, run_lines
 from conclip.runs.sampling_progress import SamplingProgress
 from conclip.runs.terminal import as_text, divert_output, leave
 from conclip.runs.trackers import TrackerRun, Trackers
@@ -183,33 +183,28 @@ class Run:
 
     def forget_stage(self, stage: str, after_step: float = -math.inf) -> None:
         """Remove the metrics of a stage's steps that are done again: all, or those after a step."""
-
-        def stays(line: str) -> bool:
-            row = json.loads(line)
-            return row["stage"] != stage or row["step"] <= after_step
-
-        self._rewrite_metrics(line for line in _metric_lines(self.folder) if stays(line))
+        rows = _metric_rows(self.folder)
+        self._rewrite_metrics(row for row in rows if row["stage"] != stage or row["step"] <= after_step)
 
     def stage_metrics(self, stage: str) -> list[Mapping[str, float]]:
         """The metrics of a stage's steps so far, null as NaN."""
-        rows = [row for row in map(json.loads, _metric_lines(self.folder)) if row.pop("stage") == stage]
+        rows = [row for row in _metric_rows(self.folder) if row.pop("stage") == stage]
         return [{k: math.nan if v is None else v for k, v in row.items() if k not in ("schema", "step")} for row in rows]
 
     def adopt_metrics(self, folder: Path, stage: str) -> None:
         """Take over the metrics of a stage that another attempt did; the trackers get them, too."""
-        theirs = [row for row in _metric_lines(folder) if json.loads(row)["stage"] == stage]
-        mine = [row for row in _metric_lines(self.folder) if json.loads(row)["stage"] != stage]
-        self._rewrite_metrics([*mine, *theirs])
-        for row in map(json.loads, theirs):
+        adopted = [row for row in _metric_rows(folder) if row["stage"] == stage]
+        self._rewrite_metrics([*(row for row in _metric_rows(self.folder) if row["stage"] != stage), *adopted])
+        for row in adopted:
             numbers = {k: v for k, v in row.items() if k not in ("schema", "stage", "step") and v is not None}
             self._trackers.log(stage, row["step"], numbers)
         for path in (folder / "rollouts").glob(f"{stage}-*.jsonl"):
             (self.folder / "rollouts").mkdir(exist_ok=True)
             copy_file(path, self.folder / "rollouts" / path.name)
 
-    def _rewrite_metrics(self, lines: Iterable[str]) -> None:
+    def _rewrite_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         path = self.folder / "metrics.jsonl"
-        content = "".join(lines)
+        content = "".join(json.dumps(row) + "\n" for row in rows)
         self._metrics.close()
         write_text(path, content)
         self._metrics = appending(path)
@@ -329,17 +324,10 @@ def _new_attempt(home: Path) -> Path:
     return folder
 
 
-def _metric_lines(folder: Path) -> list[str]:
-    """Whole lines of an attempt's metrics."""
-    lines = (read_plain(folder / "metrics.jsonl") or b"").decode("utf-8", errors="replace").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n") and is_metrics(_parsed(line))]
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+def _metric_rows(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of an attempt; cut and damaged lines are left out."""
+    lines = run_lines(folder / "metrics.jsonl", errors="replace")
+    return [row for _, row in json_lines(lines, cut_line="drop", damaged="skip") if is_metrics(row)]
 
 
 def is_metrics(row: Any) -> bool:
