@@ -27,7 +27,8 @@ MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, *LIMITS, *BROKEN_DIS
 
 
 class UserError(Exception):
-    """Bad input: one line that says what is wrong, where, and what to do. Ends a command with exit code 2."""
+    """Bad input. The message is one line that says what is wrong, where, and what to do. It ends a command with exit code
+    2."""
 
 
 class MachineFailure(RuntimeError):
@@ -35,7 +36,8 @@ class MachineFailure(RuntimeError):
 
 
 def explain(error: BaseException) -> str | None:
-    """One line on what failed and what to do; None when the error, and all it was raised from, looks like a bug of ours."""
+    """Return one line on what failed and what to do; None when the error, and all it was raised from, looks like a bug of
+    ours."""
     for cause in _chain(error):
         if isinstance(cause, MachineFailure):
             return str(cause)
@@ -63,13 +65,13 @@ def explain(error: BaseException) -> str | None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise MachineFailure unless a run's folder is there: open files would swallow what is written to a removed one."""
+    """Raise MachineFailure unless the folder of a run exists: open files would swallow what is written to a removed one."""
     if not folder.is_dir():
         raise MachineFailure(f"the run folder '{folder}' is gone; the same command begins it anew")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from."""
+    """Yield an error and what it was raised from."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

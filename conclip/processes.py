@@ -13,5 +13,5 @@ PYTHON = (sys.executable, "-P")
 
 
 def protect_children() -> None:
-    """The same for processes that libraries start (multiprocessing's, vLLM's, compilers', trackers'): they inherit it."""
+    """Protect the processes that libraries start, too (multiprocessing, vLLM, compilers, trackers): they inherit it."""
     os.environ["PYTHONSAFEPATH"] = "1"

@@ -45,7 +45,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 
 
 def looks_secret(name: str) -> bool:
-    """Whether an environment variable of this name holds a secret."""
+    """Return whether an environment variable of this name holds a secret."""
     return name not in PASSED_OVER and (name in LISTED or LIKE_A_SECRET.search(name) is not None)
 
 
@@ -55,7 +55,7 @@ class _Known:
 
 
 def learn_secrets() -> None:
-    """Look anew at what this process knows."""
+    """Collect the secrets that this process knows now."""
     spellings = {spelling for secret in _secrets() for spelling in _spellings(secret)}
     longest_first = sorted(spellings, key=lambda text: (-len(text), text))
     _Known.pattern = re.compile("|".join(map(re.escape, longest_first)) if longest_first else r"(?!)")
@@ -88,7 +88,7 @@ def _tells(value: str, least: int) -> bool:
 
 
 def _spellings(secret: str) -> Iterator[str]:
-    """As it stands, and as JSON, a URL, HTML and Python write it."""
+    """Yield a secret as it is, and as JSON, a URL, HTML and Python spell it."""
     yield secret
     yield json.dumps(secret)[1:-1]
     yield json.dumps(secret, ensure_ascii=False)[1:-1]
@@ -99,14 +99,14 @@ def _spellings(secret: str) -> Iterator[str]:
 
 
 def hide_known(text: str) -> str:
-    """Known secrets replaced; for data, of which nothing else may change."""
+    """Replace known secrets; for data, in which nothing else may change."""
     if _Known.pattern is None:
         learn_secrets()
     return cast(re.Pattern[str], _Known.pattern).sub(HIDDEN, text)
 
 
 def hide(text: str) -> str:
-    """Known secrets replaced, and in URLs and headers whatever stands where secrets do.
+    """Replace known secrets, and whatever is in the place of a secret in URLs and headers.
 
     Example: ``http://me:secret@host/v1?key=abc&n=2`` becomes ``http://***@host/v1?key=***&n=2``.
     """
@@ -115,7 +115,7 @@ def hide(text: str) -> str:
 
 
 def hide_in(values: Any) -> Any:
-    """JSON-like values with `hide` applied to every text in them, keys included."""
+    """Apply `hide` to every text in JSON-like values, keys included."""
     if isinstance(values, str):
         return hide(values)
     if isinstance(values, Mapping):
@@ -126,17 +126,17 @@ def hide_in(values: Any) -> Any:
 
 
 def shown(text: str) -> str:
-    """Text as a terminal may get it: without secrets, and with control characters written out (``\\x1b``)."""
+    """Return text that is safe for a terminal: without secrets, and with control characters escaped (``\\x1b``)."""
     return CONTROL.sub(lambda found: _escape(found[0]), hide(text))
 
 
 def written_out(line: str) -> str:
-    """A line of JSON, its control characters as JSON's own escapes."""
+    """Escape the control characters in a line of JSON by JSON's own escapes."""
     return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
 def one_line(text: str, max_chars: int = 300) -> str:
-    """What a server says, for a message: on one line, not longer than that."""
+    """Return a server's text for a message: on one line of at most `max_chars` characters."""
     line = " ".join(text.split())
     return line if len(line) <= max_chars else f"{line[:max_chars]}..."
 

@@ -14,7 +14,7 @@ FinishReason = Literal["stop", "length", "abort", "content_filter"]
 
 
 class Outcome(StrEnum):
-    """What became of a response. Closed: every response has exactly one."""
+    """What became of a response. The list is closed: every response has exactly one outcome."""
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -74,18 +74,18 @@ class Problem:
 
     @property
     def prompt_text(self) -> str:
-        """What the model gets to read, the prompt's frame apart."""
+        """The text that the model reads, without the prompt's frame."""
         return "\n\n".join([*self.examples, self.question])
 
     @property
     def stratum(self) -> Stratum:
-        """What it has in common with other problems."""
+        """The group of similar problems it belongs to."""
         return (self.source, self.subject, self.level)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSpec:
-    """How responses are sampled. Everything here changes a response."""
+    """How responses are sampled. Every field changes a response."""
 
     temperature: float
     """0 means greedy."""
@@ -241,11 +241,11 @@ class EvalRow:
 
     @property
     def prompt_condition(self) -> tuple[str, str, int | None]:
-        """How the problem was put to the model, temperature apart: instruction, template, thinking budget."""
+        """How the problem was put to the model: instruction, template, thinking budget."""
         return self.prompt, self.template, self.thinking_budget
 
 
 def condition_name(prompt: str, template: str, thinking_budget: int | None) -> str:
-    """`EvalRow.prompt_condition` in words."""
+    """Return `EvalRow.prompt_condition` in words."""
     parts = [prompt] + ([template] if template != DEFAULT_TEMPLATE else [])
     return ", ".join(parts + ([f"thinking <= {thinking_budget}"] if thinking_budget is not None else []))

@@ -37,5 +37,5 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
 def script(shell: str, subcommands: list[str], configured: list[str]) -> str:
-    """The script of one of `SCRIPTS`. `configured`: those subcommands that take overrides."""
+    """Return the completion script of a shell in `SCRIPTS`. `configured`: the subcommands that take overrides."""
     return SCRIPTS[shell].replace("@SUBCOMMANDS@", " ".join(subcommands)).replace("@CONFIGURED@", " ".join(configured))

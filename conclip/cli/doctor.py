@@ -34,7 +34,7 @@ CLASHING = ("torchvision", "torchaudio", "torchcodec")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One line."""
+    """The outcome of one check, shown as one line."""
 
     name: str
     state: State
@@ -44,7 +44,7 @@ class Check:
 
 
 def machine_checks(outputs: Path) -> Iterator[Check]:
-    """Everything a run needs of the machine; `outputs` is where run folders go."""
+    """Yield the checks of everything a run needs of the machine; `outputs` is the folder of run folders."""
     yield _python()
     yield _processor()
     yield _threads()
@@ -99,7 +99,7 @@ def _threads() -> Check:
 
 
 def _cpu_quota() -> float | None:
-    """Processors a container may use, where its control group says so."""
+    """Return how many processors a container may use, according to its control group; None without a limit."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
@@ -108,7 +108,8 @@ def _cpu_quota() -> float | None:
 
 
 def available_memory_gib() -> float:
-    """What this process may still take: of the machine, and of its control group where that is less."""
+    """Return the memory [GiB] this process may still take: that of the machine, or of its control group where that is
+    less."""
     available = psutil.virtual_memory().available
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
@@ -131,7 +132,7 @@ def _memory() -> Check:
 
 
 def free_disk_gib(outputs: Path) -> float:
-    """Where `outputs` is, or would be made."""
+    """Return the free space [GiB] where `outputs` is, or would be made."""
     place = next(path for path in (outputs.absolute(), *outputs.absolute().parents) if path.exists())
     return shutil.disk_usage(place).free / 2**30
 
@@ -155,7 +156,7 @@ def _disk(outputs: Path) -> Check:
 
 
 def _packages() -> Iterator[Check]:
-    """The versions conclip asks for."""
+    """Check the versions that conclip asks for."""
     wrong: list[str] = []
     for text in requires("conclip") or []:
         wanted = Requirement(text)
@@ -181,7 +182,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _clashes() -> Iterator[Check]:
-    """Installed packages that do not fit this torch."""
+    """Check installed packages that may not fit this torch."""
     for name in CLASHING:
         if _version(name) is not None and (error := import_error(name)) is not None:
             remedy = f"pip uninstall {name}: conclip does not need it, and it does not fit this torch"
@@ -201,7 +202,7 @@ def _engine() -> Check:
 
 
 def import_error(module: str) -> str | None:
-    """The last line of what importing a module says when it fails, in a process of its own; None when it loads."""
+    """Import a module in a process of its own. Returns the last line of the error when that fails, else None."""
     try:
         outcome = subprocess.run(
             [*PYTHON, "-c", f"import {module}"],
@@ -257,7 +258,7 @@ def _version(package: str) -> str | None:
 
 
 def config_checks(config: BaseConfig, inputs: Inputs) -> Iterator[Check]:
-    """What a valid config needs of this machine."""
+    """Yield the checks of what a valid config needs of this machine."""
     counts = {"pool": inputs.pool, "validation": inputs.validation, "test": inputs.test}
     summary = ", ".join(f"{name} {len(problems)}" for name, problems in counts.items() if problems)
     yield Check(
@@ -292,8 +293,8 @@ def _memory_needed(config: BaseConfig, size: int, head: tuple[int, int] | None) 
 
 
 def _gpu_memory_needed(config: BaseConfig, size: int, needed: dict[str, float], total: float) -> Check:
-    """Between updates the engine's share and the learner's models are on the GPU together; during them the engine sleeps
-    and the learner holds logits."""
+    """Check the GPU's memory. Between updates the engine's share and the learner's models are on it together; during them
+    the engine sleeps and the learner holds logits."""
     share = config.rollout.gpu_memory_utilization * total
     learner, weights = needed.get("learner", 0.0), needed["engine"] - config.rollout.kv_cache_gib
     logits = needed.get("logits", 0.0)
@@ -312,7 +313,7 @@ def _gpu_memory_needed(config: BaseConfig, size: int, needed: dict[str, float], 
 
 
 def gpu_memory_gib() -> float | None:
-    """Of the first GPU; None where the driver names none."""
+    """Return the memory [GiB] of the first GPU; None where the driver names none."""
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         return float(subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.split()[0]) / 1024
@@ -321,7 +322,8 @@ def gpu_memory_gib() -> float | None:
 
 
 def memory_needed_gib(config: BaseConfig, size: int, head: tuple[int, int] | None = None) -> dict[str, float]:
-    """What a model of `size` parameters takes at least [GiB]; activations and libraries are not counted.
+    """Return the least memory [GiB] that a model of `size` parameters takes, by use; activations and libraries are not
+    counted.
 
     Trained weights are fp32 with a gradient and two moments: 16 bytes a parameter, twice with a critic; 4 for the reference;
     a checkpoint written in the background copies weights and moments. `head`: vocabulary and width of the output head, of

@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def fail(command: str, message: str) -> NoReturn:
-    """Bad input: one line on stderr, and exit code 2."""
+    """End with one line on stderr and the exit code of bad input."""
     _say(_line(command, message))
     sys.exit(EXIT_BAD_INPUT)
 
@@ -93,12 +93,12 @@ def _line(command: str, message: str) -> str:
 
 
 def _show_bug(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A traceback as Python writes it, but for secrets and control characters in what the error says."""
+    """Write a traceback as Python does, without secrets and control characters."""
     _say(shown("".join(traceback.format_exception(error_type, error, trace))))
 
 
 def _say(text: str) -> None:
-    """On stderr, if somebody reads it: exit codes hold without."""
+    """Write to stderr, if anybody reads it: exit codes hold without."""
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -110,8 +110,8 @@ def _say(text: str) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """End at once. Run folder, engine and grader are closed by now; taking torch and vLLM apart object by object would cost
-    seconds, and threads that wait for a server longer."""
+    """End at once. Run folder, engine and grader are closed by now; tearing down torch and vLLM object by object would cost
+    seconds, and waiting for threads that talk to a server longer."""
     with suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
     os._exit(code)
@@ -152,7 +152,7 @@ def _run(subcommand: str, arguments: list[str]) -> None:
 
 
 def _show_hydra(primary: str, flags: "Namespace", compose: "Callable[[list[str]], tuple[DictConfig, object]]") -> None:
-    """The composed config, and what else Hydra tells of itself."""
+    """Show the composed config, or what else Hydra tells about itself."""
     import hydra  # noqa: PLC0415
     from omegaconf import OmegaConf  # noqa: PLC0415
 
@@ -202,7 +202,7 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
 
 
 def _run_in_own_process(arguments: list[str], name: str) -> None:
-    """One job of a sweep. The engine keeps global state, so two jobs cannot share a process."""
+    """Run one job of a sweep. The engine keeps global state, so two jobs cannot share a process."""
     from conclip.config.compose import quoted  # noqa: PLC0415
 
     command = [*PYTHON, "-m", "conclip", *arguments, f"name={quoted(name)}"]

@@ -44,7 +44,7 @@ ROW_FILTERS: dict[str, Callable[[str], str | float | None]] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad arguments end like all bad input: one line, exit code 2."""
+    """A parser whose errors end like all bad input: one line, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -151,7 +151,7 @@ def report(arguments: list[str]) -> None:
 
 
 def disambiguate_names(runs: Sequence[RunData]) -> list[RunData]:
-    """The runs under names that differ, as short ones as do. Raises UserError when a run is given twice."""
+    """Return the runs under names that differ, as short as possible. Raises UserError when a run is given twice."""
     namings: tuple[Callable[[RunData], str], ...] = (
         lambda run: run.name,
         lambda run: f"{run.name} {run.folder.name}",

@@ -25,21 +25,21 @@ file_config_source.open = lambda path, encoding: open(path, encoding=f"{encoding
 
 
 def config_folder() -> Path:
-    """conf/ beside the package in a checkout, inside it in an installed wheel."""
+    """Return conf/: beside the package in a checkout, inside it in an installed wheel."""
     package = Path(__file__).parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
 
 def load_config(subcommand: str, *overrides: str) -> BaseConfig:
-    """A subcommand's typed and checked config, as the command line would make it. Raises UserError."""
+    """Return a subcommand's typed and checked config, as the command line would make it. Raises UserError."""
     return to_config(SCHEMAS[subcommand], compose_config(subcommand, overrides)[0])
 
 
 def compose_config(
     subcommand: str, overrides: Sequence[str], *, primary: str | None = None, config_dir: str | None = None
 ) -> tuple[DictConfig, Mapping[str, str | None]]:
-    """One job's config as Hydra composes it, and the option chosen in each group.
+    """Return one job's config as Hydra composes it, and the option chosen in each group.
 
     `primary` names another primary file than the subcommand's own, `config_dir` a folder that is searched as well. Raises
     UserError, with the nearest name for an unknown key.
@@ -82,7 +82,7 @@ def compose_config(
 
 
 def _missing_option(error: MissingConfigException) -> str:
-    """Hydra's own words list the folders it searched."""
+    """Return the error for an unknown option, without the list of searched folders that Hydra's own message has."""
     group, _, option = (error.missing_cfg_file or "").partition("/")
     if not error.options or not option:
         return str(error).partition("\nConfig search path")[0].replace("\n", " ")
@@ -99,7 +99,8 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NamedOverride:
-    """An override of what has a name of the user's own, which Hydra would take for several keys, or for none."""
+    """An override of a problem set or a checkpoint with a name of the user's own, which Hydra would read as several keys, or
+    refuse."""
 
     where: str
     name: str
@@ -116,7 +117,7 @@ class NamedOverride:
         return f"{self.where}.name={self.text}"
 
     def put(self, composed: DictConfig) -> None:
-        """Set it. A set that is not there yet begins empty."""
+        """Set the value in a composed config. A set that does not exist yet begins empty."""
         parent, name = OmegaConf.select(composed, self.where), self.name
         if self.field is not None:
             parent[self.name] = parent.get(self.name, {})
@@ -125,7 +126,7 @@ class NamedOverride:
 
 
 def named_override(override: str) -> NamedOverride | None:
-    """What an override says of a problem set or a checkpoint whose name has dots or other signs; None of other overrides."""
+    """Parse an override of a problem set or a checkpoint whose name has dots or other signs; None for other overrides."""
     match = _SET.fullmatch(override) or _CHECKPOINT.fullmatch(override)
     if match is None or _PLAIN_NAME.fullmatch(match[2]):
         return None
@@ -134,7 +135,7 @@ def named_override(override: str) -> NamedOverride | None:
 
 
 def expand_phase_key(override: str, known: Set[str]) -> str:
-    """`phase1` and `phase2` are short for `phases.phase1` and `phases.phase2`."""
+    """Expand `phase1` and `phase2`, which are short for `phases.phase1` and `phases.phase2`."""
     return re.sub(r"^([+~]*(?:phase@)?)(?=phase[12][.=])", r"\1phases.", override) if "phases" in known else override
 
 
@@ -143,8 +144,8 @@ TEMPLATE_KWARGS = ("model.chat_template_kwargs", "eval.template_kwargs")
 
 
 def add_prefix(override: str) -> str:
-    """The override as Hydra takes it: a key that no file has needs ++. Names under `checkpoints` and of problem sets are the
-    user's own, and a preset of `data` may leave out keys that a problem set has."""
+    """Return the override with ++ where Hydra needs it: for a key that no file has. Names under `checkpoints` and of problem
+    sets are the user's own, and a preset of `data` may leave out keys that a problem set has."""
     own = re.match(
         rf"(?:checkpoints|data\.(?:pool|validation|test)(?:\.[^.=]+(?:\.(?:{_FIELDS}))?)?)(?:\.[^.=]+)?=", override
     )
@@ -158,8 +159,8 @@ _QUOTED_KEY = re.compile(r"""([{,]\s*)(["'])([\w.-]+)\2(\s*:)""")
 
 
 def quote_text(override: str) -> str:
-    """A value in quotes where the key wants text and Hydra would take it for a number or a truth value (`name=2024`), or not
-    read it for a sign (`model.path=runs/lr=1`); no quotes around names, which Hydra does not read."""
+    """Quote a value where the key takes text and Hydra would read a number or a truth value (`name=2024`), or stumble over a
+    sign (`model.path=runs/lr=1`). Quotes around names, which Hydra does not read, are removed."""
     key, equals, value = override.partition("=")
     if re.match(r"\+{0,2}(checkpoints|data)\b", key) and value.lstrip().startswith("{"):
         return f"{key}=" + _QUOTED_KEY.sub(r"\1\3\4", value)
@@ -175,13 +176,13 @@ def quote_text(override: str) -> str:
 
 
 def quoted(value: str) -> str:
-    """A value as Hydra reads it back, whatever signs it has."""
+    """Quote a value so that Hydra reads it back unchanged, whatever signs it has."""
     escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + (f"\\{found[2]}" if found[2] else ""), value)
     return f"'{escaped}'"
 
 
 def sweep_jobs(overrides: Sequence[str], *, sweeping: bool) -> Iterator[list[str]]:
-    """The overrides of every job of a sweep (of the one job when there is no sweep).
+    """Yield the overrides of every job of a sweep (of the one job when there is no sweep).
 
     Raises UserError on an override Hydra cannot parse, and on a sweep where none is wanted.
     """

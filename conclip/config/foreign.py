@@ -43,7 +43,8 @@ _INNERMOST = re.compile(r"(?<!\\)\$\{([^${}]*)\}")
 
 @contextmanager
 def limit_yaml_size() -> Iterator[None]:
-    """While Hydra reads config files: none grows by its aliases. Raises UserError naming the file."""
+    """Check each config file that Hydra reads meanwhile: its aliases must not make it too large. Raises UserError naming the
+    file."""
     load = OmegaConf.load
 
     def checked_load(file_: Any) -> DictConfig | ListConfig:
@@ -62,8 +63,8 @@ def limit_yaml_size() -> Iterator[None]:
 
 
 def check_yaml(name: str, text: str) -> None:
-    """Raise UserError when a text of YAML is too long, nested too deeply, or too large once its aliases are followed; what
-    is no YAML is left to who reads it."""
+    """Raise UserError when a YAML text is too long, nested too deeply, or too large once its aliases are followed. A text
+    that is no YAML is left to its reader."""
     if len(text) > MAX_FILE_CHARS:
         raise UserError(f"'{name}' has more than {MAX_FILE_CHARS:,} characters; that is no config")
     sizes: dict[str, int] = {}
@@ -111,7 +112,8 @@ def check_interpolations(composed: DictConfig) -> None:
     lengths: dict[str, int] = {}
 
     def length(key: str, pending: tuple[str, ...]) -> int:
-        """Of the value, or of all values below a key that has some; refusing what goes round in circles or too deep."""
+        """Return the length of a value, or of all values below a key that has some. Raises UserError on circles and on
+        chains that are too deep."""
         if key in lengths:
             return lengths[key]
         if key in pending or len(pending) > MAX_DEPTH:
@@ -132,7 +134,8 @@ def check_interpolations(composed: DictConfig) -> None:
 
 
 def _references(key: str, text: str) -> list[str]:
-    """The keys that the interpolations in the value of `key` name. Raises UserError on those that are not allowed."""
+    """Return the keys that the interpolations in the value of `key` name. Raises UserError on interpolations that are not
+    allowed."""
     if "${" not in text:
         return []
     names: list[str] = []
@@ -148,7 +151,8 @@ def _references(key: str, text: str) -> list[str]:
 
 
 def _absolute_key(key: str, name: str) -> str:
-    """A key as an interpolation names it: `.x` stands beside the value that names it, `..x` one level above."""
+    """Return the full key that an interpolation names: `.x` is a sibling of the value that names it, `..x` is one level
+    above."""
     plain = name.lstrip(".")
     up = len(name) - len(plain)
     plain = re.sub(r"\[([^\]]*)\]", r".\1", plain).lstrip(".")
@@ -156,7 +160,7 @@ def _absolute_key(key: str, name: str) -> str:
 
 
 def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Every text of nested values, with its dotted key."""
+    """Yield every text of nested values, with its dotted key."""
     if isinstance(value, dict):
         for name, item in cast(dict[Any, Any], value).items():
             yield from _texts(item, f"{key}.{name}" if key else str(name))
@@ -168,9 +172,8 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
 
 
 def resolved(composed: DictConfig) -> dict[str, Any]:
-    """The config, of which `check_interpolations` is known, as plain values. Raises UserError where a key
-    that names no place of this machine takes something from the environment, by itself or by naming another key that does;
-    and omegaconf's own errors."""
+    """Return the config as plain values, once `check_interpolations` has passed. Raises UserError where a key other than
+    that of a file or folder reads the environment, directly or through another key; also raises the errors of omegaconf."""
     read: list[str] = []
     with _recorded_environment(read):
         plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
@@ -198,7 +201,7 @@ def _check_reading(composed: DictConfig, key: str, read: list[str]) -> None:
 
 @contextmanager
 def _recorded_environment(read: list[str]) -> Iterator[None]:
-    """While values are resolved: `oc.env` notes what it reads, and reads no secret."""
+    """Record in `read` what `oc.env` reads while values are resolved. It reads no secrets."""
 
     def env(key: str, *default: Any) -> str | None:
         read.append(key)

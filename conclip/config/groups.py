@@ -242,7 +242,7 @@ class EvalConfig:
 
     @property
     def prompt_variants(self) -> list[PromptVariant]:
-        """In which test problems are put, in the order of the results."""
+        """The ways in which test problems are put, in the order of the results."""
         return list(product(self.prompts, self.template_kwargs or (DEFAULT_TEMPLATE,)))
 
 

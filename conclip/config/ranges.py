@@ -35,7 +35,7 @@ class Range:
 
     @property
     def requirement(self) -> str:
-        """What an error says: "must be at least 1"."""
+        """The requirement as an error states it: "must be at least 1"."""
         verb = "lie" if str(self).startswith("in ") else "be"
         return f"must {verb} {self}{self.why}"
 
@@ -58,14 +58,14 @@ SHARE_BELOW_ONE = replace(SHARE, high_open=True)
 
 
 def range_of(annotation: Any) -> Range | None:
-    """The range of an annotated type; None where it has none."""
+    """Return the range of an annotated type; None where it has none."""
     found = (part for part in get_args(annotation) if isinstance(part, Range)) if get_origin(annotation) is Annotated else ()
     return next(iter(found), None)
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """Raises UserError naming the first key of a config, or of its groups, outside of its range. null lies in each range:
-    where it is no value, its type refuses it."""
+    """Raise UserError naming the first key of a config, or of its groups, that is out of its range. null lies in every
+    range: where a key cannot be null, its type refuses it."""
     for key, annotation, value in _values(config, prefix):
         limits = range_of(annotation)
         if limits is not None and value is not None and not limits.holds(value):
@@ -74,7 +74,7 @@ def check_ranges(config: Any, prefix: str = "") -> None:
 
 
 def _values(config: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, type, value) of every field, in the order of the schema."""
+    """Yield (dotted key, type, value) of every field, in the order of the schema."""
     for item in dataclasses.fields(config):
         key, value = f"{prefix}{item.name}", getattr(config, item.name)
         if dataclasses.is_dataclass(value):

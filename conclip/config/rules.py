@@ -64,7 +64,7 @@ UNPRICED = ("none", "thinkprune")
 
 
 def _values_of(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a nested mapping, items of lists included, with its dotted key."""
+    """Yield every value of a nested mapping, items of lists included, with its dotted key."""
     for name, value in plain.items():
         if isinstance(value, dict):
             yield from _values_of(cast(dict[str, Any], value), f"{prefix}{name}.")
@@ -84,7 +84,7 @@ def _is_plain_name(name: str) -> bool:
 
 
 def check(config: BaseConfig) -> None:
-    """Ranges and cross-field rules. Raises UserError; touches neither disk nor models."""
+    """Check ranges and cross-field rules. Raises UserError; touches neither disk nor models."""
     for key, value in _values_of(dataclasses.asdict(config)):
         _require(not isinstance(value, float) or math.isfinite(value), key, f"must be a finite number, got {value}")
     check_ranges(config)
@@ -282,7 +282,7 @@ def _check_phase_algo(key: str, phase: PhaseConfig, algo: AlgoConfig) -> None:
 
 
 def _check_recipe(config: BaseConfig) -> None:
-    """Stages rest on earlier ones, and their names become names of files."""
+    """Check that stages rest on earlier ones, and that their names can be file names. Raises UserError."""
     if not config.recipe:
         raise UserError("config key 'recipe' has no stages; see conf/recipe/ for examples")
     probes: list[str] = []

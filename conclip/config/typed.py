@@ -20,7 +20,7 @@ Config = TypeVar("Config", bound=BaseConfig)
 
 
 def to_config(schema: type[Config], composed: DictConfig) -> Config:
-    """The typed, checked config. Raises UserError naming the key at fault."""
+    """Return the typed, checked config. Raises UserError naming the key at fault."""
     check_interpolations(composed)
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
@@ -52,8 +52,8 @@ def to_config(schema: type[Config], composed: DictConfig) -> Config:
 
 
 def _coerce(plain: Mapping[Any, Any], schema: type, known: set[str], prefix: str = "") -> dict[str, Any]:
-    """`plain`, names of the user's own and whole numbers as text where the schema has text: YAML and Hydra read 2024 as a
-    number. Raises UserError on a key that the schema has not."""
+    """Return `plain` with names of the user's own, and whole numbers where the schema has text, as text: YAML and Hydra read
+    2024 as a number. Raises UserError on an unknown key."""
     annotations = {item.name: item.type for item in dataclasses.fields(schema)}
     fitted: dict[str, Any] = {}
     for name, value in plain.items():
@@ -83,7 +83,7 @@ TEXT_TYPES = (str, str | None)
 
 
 def entry_schema(annotation: Any) -> type | None:
-    """Of names of the user's own to groups of keys, the schema of such a group; None of other types."""
+    """Return the schema of the entries of a mapping from the user's own names to groups of keys; None for other types."""
     if get_origin(annotation) is dict and dataclasses.is_dataclass(entry := get_args(annotation)[1]):
         return cast(type, entry)
     return None
@@ -105,12 +105,12 @@ r"""``\n`` typed as two characters, unless it begins a command of TeX (``\neq``)
 
 
 def _unescape_newlines(text: str) -> str:
-    r"""A shell hands ``\n`` on as it is typed; in a prompt it means a new line."""
+    r"""Turn ``\n`` into a new line: a shell passes it on as it is typed."""
     return _ESCAPED_NEWLINE.sub("\n", text)
 
 
 def schema_keys(schema: type, prefix: str = "") -> set[str]:
-    """Every dotted key a schema knows; `*` stands for a free name (a benchmark of `data.test`, say)."""
+    """Return every dotted key that a schema knows; `*` stands for a free name (a benchmark of `data.test`, say)."""
     keys: set[str] = set()
     for item in dataclasses.fields(schema):
         name = f"{prefix}{item.name}"
@@ -125,7 +125,7 @@ def schema_keys(schema: type, prefix: str = "") -> set[str]:
 
 
 def text_keys(schema: type, prefix: str = "") -> set[str]:
-    """The keys of `schema_keys` that take text."""
+    """Return the keys of `schema_keys` that take text."""
     keys: set[str] = set()
     for item in dataclasses.fields(schema):
         name = f"{prefix}{item.name}"
@@ -145,7 +145,7 @@ REMOVED_KEYS = {"skip_phase1": "conclip two-phase recipe=phase2_only begins with
 
 
 def unknown_key(key: str, known: set[str]) -> str:
-    """The error line for a key that no schema has, with the nearest name: of its neighbours first, then of all keys."""
+    """Return the error line for an unknown key, with the nearest name: first among its neighbours, then among all keys."""
     if key in REMOVED_KEYS:
         return f"config key '{key}' is gone: {REMOVED_KEYS[key]}"
     own = re.match(r"(?:data\.\w+|recipe|phases)\.(.+)\.", key)
@@ -161,7 +161,7 @@ def unknown_key(key: str, known: set[str]) -> str:
 
 
 def _unknown_set(place: Sequence[str], data: Mapping[str, Mapping[str, Any]]) -> str:
-    """The error line for a problem set that lacks what every set has: most often its name is misspelt."""
+    """Return the error line for a problem set that lacks a key which every set has: most often its name is misspelt."""
     _, part, name, missing = place
     key = ".".join(place)
     others = [other for other in data[part] if other != name]

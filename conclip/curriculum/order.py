@@ -34,15 +34,15 @@ _ORDER, _REFRESHER = TypeAdapter(_SavedOrder), TypeAdapter(_SavedRefresher)
 
 
 class ProblemOrder:
-    """Endless passes over the problems, each in a fresh order; no draw holds a problem twice."""
+    """Draws problems in endless passes, each in a fresh order; no draw holds a problem twice."""
 
     def __init__(self, problems: Sequence[Problem], stream: Random) -> None:
         self.problems, self._stream = list(problems), stream
         self._next: deque[Problem] = deque()
 
     def draw(self, count: int) -> list[Problem]:
-        """The next `count` problems, all different; one that would come twice waits for the next draw. Raises ValueError
-        when there are fewer problems than that."""
+        """Return the next `count` problems, all different; one that would come twice waits for the next draw. Raises
+        ValueError when there are fewer problems than that."""
         if count > len(self.problems):
             raise ValueError(f"{count} different problems asked for, there are {len(self.problems)}")
         chosen: dict[str, Problem] = {}
@@ -59,7 +59,7 @@ class ProblemOrder:
         return list(chosen.values())
 
     def replace(self, old: Problem, new: Problem) -> None:
-        """`new` takes the place of `old`, in the present pass too if `old` is still to come there."""
+        """Put `new` in the place of `old`, in the present pass too if `old` is still to come there."""
         self.problems[self.problems.index(old)] = new
         self._next = deque(new if problem == old else problem for problem in self._next)
 
@@ -106,7 +106,7 @@ class Refresher:
         self.num_retired = 0
 
     def observe(self, groups: Sequence[RolloutGroup]) -> None:
-        """Take in a step's groups, then retire what they show to be settled, while there are replacements."""
+        """Count the outcomes of a step, then retire the problems that these settle, while there are replacements."""
         for group in groups:
             judged = [r.grade.outcome for r in group.rollouts if r.grade.outcome is not Outcome.GRADER_ERROR]
             correct = sum(outcome is Outcome.CORRECT for outcome in judged)
@@ -123,7 +123,7 @@ class Refresher:
                 self.num_retired += 1
 
     def belief(self, problem: Problem) -> float:
-        """Posterior mean of the problem's pass rate.
+        """Return posterior mean of the problem's pass rate.
 
         Example: probed 6 of 12, then a group of 16 all correct at memory 0.5: (0.5 + 3 + 16) / (1 + 6 + 16) = 0.848.
         """
@@ -131,7 +131,7 @@ class Refresher:
         return (JEFFREYS[0] + correct) / (sum(JEFFREYS) + correct + wrong)
 
     def metrics(self) -> dict[str, float]:
-        """The working set as it is."""
+        """Return the working set as it is."""
         beliefs = [self.belief(problem) for problem in self._order.problems]
         return {
             "rollout/working_set_problems": float(len(beliefs)),
@@ -162,7 +162,7 @@ def _problems_by_id(problem_ids: Sequence[str], known: Mapping[str, Problem]) ->
 
 
 def make_refresher(order: ProblemOrder, selection: Selection, phase: PhaseConfig) -> Refresher:
-    """What keeps the working set useful, from what the probe found."""
+    """Return the refresher of a phase, which starts from the counts of the probe."""
     rated = [choice.rate for choice in (*selection.chosen, *selection.reserve) if choice.rate is not None]
     return Refresher(
         order,

@@ -60,8 +60,9 @@ class Band:
 def probabilities(
     num_correct: Numbers, num_judged: Numbers, band: Band, zone: float = 0.0, prior: Prior = JEFFREYS
 ) -> Probabilities:
-    """Posterior probabilities of below, inside and above the band, [3, ...]; the ends of each class moved outwards by `zone`
-    (so they may add up to more than 1). A band that begins at 0 has nothing below it, one that ends at 1 nothing above.
+    """Return the posterior probabilities of below, inside and above the band, [3, ...]. The ends of each class are moved
+    outwards by `zone`, so that they may add up to more than 1. A band that begins at 0 has nothing below it, one that ends
+    at 1 nothing above.
 
     Example: 0 of 12 with band 0.2 to 0.8 is below it with probability 0.98.
     """
@@ -75,8 +76,9 @@ def probabilities(
 def expected_gain(
     num_correct: Numbers, num_judged: Numbers, band: Band, zone: float, prior: Prior = JEFFREYS
 ) -> Probabilities:
-    """How much `LOOK_AHEAD` more responses are expected to add to the probability of the likeliest class: its mean over the
-    beta-binomial prediction of their outcomes, minus what it is now (the knowledge gradient, Frazier et al. 2008)."""
+    """Return how much `LOOK_AHEAD` more responses are expected to add to the probability of the likeliest class: its mean
+    over the beta-binomial prediction of their outcomes, minus its present value (the knowledge gradient, Frazier et al.
+    2008)."""
     a, b = _posterior(num_correct, num_judged, prior)
     now = probabilities(num_correct, num_judged, band, zone, prior).max(0)
     outcomes = range(LOOK_AHEAD + 1)
@@ -89,7 +91,7 @@ def _posterior(num_correct: Numbers, num_judged: Numbers, prior: Prior) -> tuple
 
 
 def max_responses(num_problems: int, settings: ProbeConfig) -> int:
-    """What probing so many problems takes at most."""
+    """Return the largest number of responses that probing `num_problems` problems takes."""
     mean = settings.max_samples if settings.mean_samples is None else settings.mean_samples
     return int(min(mean, settings.max_samples) * num_problems)
 
@@ -97,8 +99,8 @@ def max_responses(num_problems: int, settings: ProbeConfig) -> int:
 def next_round(
     counts: Mapping[str, tuple[int, int, int]], strata: Mapping[str, Stratum], band: Band, settings: ProbeConfig
 ) -> dict[str, int]:
-    """How many more responses each problem gets, from its kind and its (correct, judged, sampled) counts so far; empty when
-    probing is over.
+    """Return how many more responses each problem gets, from its stratum and its (correct, judged, sampled) counts so far;
+    empty when probing is over.
 
     First `first_samples` each. Then `more_samples` for those problems whose class is not yet clear and where they are
     expected to help most, an eighth of the pool in a round, while the budget lasts.
@@ -159,13 +161,14 @@ class PassRate:
 
 
 def pooled_probabilities(rates: Sequence[PassRate], band: Band) -> Probabilities:
-    """Posterior probabilities that each pass rate lies below, inside or above the band, [3, N]."""
+    """Return posterior probabilities that each pass rate lies below, inside or above the band, [3, N]."""
     correct, judged = np.array([(rate.num_correct, rate.num_samples) for rate in rates], dtype=int).reshape(-1, 2).T
     return probabilities(correct, judged, band, prior=priors([rate.stratum for rate in rates], correct, judged))
 
 
 def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling_hash: str) -> list[PassRate]:
-    """The pass rate of every problem of a probe, in the order of its rows (those of one problem stand together)."""
+    """Return the pass rate of every problem of a probe, in the order of its rows; the rows of one problem must be
+    adjacent."""
     rates: list[PassRate] = []
     for problem_id, group in groupby(rows, key=lambda row: row.problem_id):
         found = list(group)
@@ -206,7 +209,7 @@ def write_pass_rates(path: Path, rates: Sequence[PassRate]) -> None:
 
 
 def read_pass_rates(path: Path) -> list[PassRate]:
-    """Raises UserError with the line number when the file is not a probe's."""
+    """Return the pass rates of a probe's file. Raises UserError with the line number when it is another file."""
     if not path.is_file():
         raise UserError(f"pass_rates: no file '{path}'; give a probe's run or its pass_rates.jsonl, or null to probe first")
     rates: list[PassRate] = []
@@ -235,7 +238,7 @@ BINS = {"never": 0.0, "up to 0.2": 0.2, "0.2-0.5": 0.5, "0.5-0.8": 0.8, "above 0
 
 
 def histogram(rates: Sequence[PassRate]) -> dict[str, int]:
-    """Number of problems in each of `BINS`."""
+    """Return the number of problems in each of `BINS`."""
     counts = dict.fromkeys(BINS, 0)
     for rate in rates:
         p = rate.pass_rate
@@ -245,5 +248,5 @@ def histogram(rates: Sequence[PassRate]) -> dict[str, int]:
 
 
 def describe(rates: Sequence[PassRate]) -> str:
-    """The histogram in words."""
+    """Return the histogram in words."""
     return "solved " + ", ".join(f"{name}: {count}" for name, count in histogram(rates).items())

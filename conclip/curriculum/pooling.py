@@ -32,9 +32,9 @@ Numbers = Any
 
 
 def priors(strata: Sequence[Stratum], num_correct: Numbers, num_judged: Numbers) -> tuple[Numbers, Numbers]:
-    """Parameters a and b of each problem's Beta prior, [N] each: fitted to the problems that share its source, subject and
-    level; where fewer than `MIN_PROBLEMS` of these have judged responses, its source and level; its source; nothing.
-    Jeffreys' when all problems together are fewer."""
+    """Return the parameters a and b of each problem's Beta prior, [N] each. A prior is fitted to the problems that share
+    source, subject and level; where fewer than `MIN_PROBLEMS` of these have judged responses, to those that share source and
+    level; then source; then to all. It is Jeffreys' when all problems together are fewer."""
     found = np.tile(np.array(JEFFREYS)[:, None], len(strata))
     is_open = np.ones(len(strata), dtype=bool)
     for level in POOLING_LEVELS:
@@ -50,8 +50,8 @@ def priors(strata: Sequence[Stratum], num_correct: Numbers, num_judged: Numbers)
 
 
 def fitted_prior(num_correct: Numbers, num_judged: Numbers) -> tuple[float, float]:
-    """The Beta prior under which these counts are likeliest (beta-binomial likelihood), over a grid of means and strengths;
-    a strength weighs by its inverse, so that little evidence fits a weak prior."""
+    """Return the Beta prior under which these counts are likeliest (beta-binomial likelihood), over a grid of means and
+    strengths. A strength is weighted by its inverse, so that little evidence fits a weak prior."""
     strengths, means = np.meshgrid(STRENGTHS, MEANS)
     a, b = (means * strengths).reshape(-1, 1), ((1 - means) * strengths).reshape(-1, 1)
     (correct, judged), times = np.unique(np.stack([num_correct, num_judged]), axis=1, return_counts=True)

@@ -35,7 +35,7 @@ class Selection:
         return [choice.problem for choice in self.chosen]
 
     def doubts(self, phase: PhaseConfig) -> str | None:
-        """A sentence, where chosen problems lie in the band less probably than asked for."""
+        """Return a sentence when chosen problems lie in the band less probably than asked for, else None."""
         doubtful = [choice.probability for choice in self.chosen if choice.probability < phase.band_confidence]
         if not doubtful:
             return None
@@ -49,8 +49,8 @@ class Selection:
 
 
 def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], phase: PhaseConfig, seed: int) -> Selection:
-    """The training problems of the phase whose settings stand at `key` of the config: those it names by id or by answer,
-    else `num_problems` whose measured pass rate lies in its band.
+    """Return the training problems of the phase whose settings are at `key` of the config: those it names by id or by
+    answer, else `num_problems` whose measured pass rate lies in its band.
 
     First come those whose true rate lies there with at least probability `band_confidence`, subjects and levels in turn (a
     spread over difficulties), in an order the seed decides; then all others, the most probable first. Raises UserError with
@@ -85,7 +85,7 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
 
 
 def _by_hand(problems: Sequence[Problem], reason: str) -> Selection:
-    """Raises UserError when a problem is named twice."""
+    """Return the selection of problems that the config names. Raises UserError when a problem is named twice."""
     ids = [problem.problem_id for problem in problems]
     if twice := [problem_id for problem_id in ids if ids.count(problem_id) > 1]:
         raise UserError(f"problem '{twice[0]}' is {reason} twice; name each training problem once")
@@ -93,7 +93,7 @@ def _by_hand(problems: Sequence[Problem], reason: str) -> Selection:
 
 
 def _by_answer(key: str, answer: str, problems: Sequence[Problem]) -> Problem:
-    """The one problem with this gold answer (073 is 73). Raises UserError when there is none or more than one."""
+    """Return the one problem with this gold answer (073 is 73). Raises UserError when there is none or more than one."""
     wanted = answer.strip().lstrip("0")
     found = [problem for problem in problems if wanted in {gold.strip().lstrip("0") for gold in problem.golds}]
     if len(found) != 1:
@@ -106,8 +106,8 @@ def _by_answer(key: str, answer: str, problems: Sequence[Problem]) -> Problem:
 
 
 def _spread(choices: Sequence[Choice], key: str, seed: int) -> list[Choice]:
-    """Shuffled, then always one of the subject and level that were taken least so far; the shuffle decides between equals,
-    so that a set smaller than the number of levels does not hold the lowest ones."""
+    """Order choices so that each next one has the subject and level taken least so far. Ties are broken by a seeded shuffle,
+    so that a set smaller than the number of levels does not hold the lowest ones only."""
     strata: dict[tuple[str | None, int | None], list[Choice]] = {}
     for choice in python_stream(seed, key.rpartition(".")[2], "select").sample(list(choices), len(choices)):
         strata.setdefault((choice.problem.subject, choice.problem.level), []).append(choice)

@@ -32,7 +32,7 @@ SETTINGS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """One benchmark, two evaluations."""
+    """The comparison of two evaluations on one benchmark."""
 
     benchmark: str
     names: tuple[str, str]
@@ -51,8 +51,8 @@ class Paired:
 
 
 def paired(first: Sequence[EvalRow], second: Sequence[EvalRow], *, seed: int = 0) -> list[Paired]:
-    """Every benchmark both sides have, on the problems both have. Raises UserError when they share none, or a side mixes
-    models, instructions or temperatures."""
+    """Compare each benchmark that both sides have, on the problems that both have. Raises UserError when they share none, or
+    a side mixes models, instructions or temperatures."""
     for rows in (first, second):
         mixed = {(row.model, condition_name(*row.prompt_condition), row.temperature) for row in rows}
         if len(mixed) > 1:
@@ -111,7 +111,7 @@ def _names(first: EvalRow, second: EvalRow) -> tuple[str, str]:
 
 
 def differences(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> list[str]:
-    """What makes the two hard to compare, in words; empty when nothing does."""
+    """Return, in words, what makes the two hard to compare; empty when nothing does."""
     found: list[str] = []
     for column, name in SETTINGS.items():
         values = [sorted({getattr(row, column) for row in rows}, key=str) for rows in (first, second)]
@@ -125,7 +125,7 @@ def differences(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> list[str
 
 
 def sentences(result: Paired, margin: float) -> list[str]:
-    """The result in words."""
+    """Return the result in words."""
     weights = ", ".join(f"{name} {value:g}" for name, value in AES_WEIGHTS.items())
     lines = [
         f"{result.benchmark}, {result.num_problems} problems: "
@@ -142,7 +142,7 @@ def sentences(result: Paired, margin: float) -> list[str]:
 
 
 def transition_table(result: Paired) -> Table:
-    """Outcomes of the first in rows, of the second in columns, in responses."""
+    """Return a table of responses: outcomes of the first in rows, of the second in columns."""
     first, second = result.names
     outcomes = [o for o in Outcome if any(o in pair for pair in result.transitions)]
     table = Table(title=f"{result.benchmark}: outcomes of {first} (rows) and {second} (columns)", title_justify="left")
@@ -155,7 +155,7 @@ def transition_table(result: Paired) -> Table:
 
 
 def to_json(result: Paired) -> dict[str, Any]:
-    """Plain data, transitions as ``"wrong -> correct": 12``."""
+    """Return plain data, with transitions as ``"wrong -> correct": 12``."""
     plain = asdict(result)
     plain["transitions"] = {f"{a.value} -> {b.value}": count for (a, b), count in result.transitions.items()}
     return plain | {"aes_weights": AES_WEIGHTS}

@@ -14,7 +14,7 @@ from conclip.types import EvalRow, Problem, SamplingSpec, condition_name
 def evaluate(
     label: str, runtime: Runtime, problems: Sequence[Problem], settings: EvalConfig, file: RowFile
 ) -> list[EvalRow]:
-    """The rows of one model, which go to `file` unit by unit and stand there in order once all exist.
+    """Evaluate one model and return its rows. They go to `file` unit by unit, and are written in order once all exist.
 
     Seeds depend on problem and sample only: all models, temperatures and ways of asking get the same random streams. Greedy
     responses are sampled once.
@@ -54,5 +54,5 @@ def evaluate(
 
 
 def _num_samples(temperature: float, settings: EvalConfig) -> int:
-    """Of each problem; a greedy response is always the same."""
+    """Return the number of samples of each problem; a greedy response is always the same."""
     return settings.samples_per_problem if temperature > 0 else 1

@@ -20,7 +20,7 @@ QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
 def by_problem(rows: Iterable[EvalRow]) -> dict[str, list[EvalRow]]:
-    """Rows of each problem, judged ones only, in sample order."""
+    """Group rows by problem, without grader errors, in sample order."""
     groups: dict[str, list[EvalRow]] = defaultdict(list)
     for row in rows:
         if row.outcome is not Outcome.GRADER_ERROR:
@@ -33,17 +33,17 @@ def is_correct(row: EvalRow) -> bool:
 
 
 def avg_at_k(rows: Sequence[EvalRow]) -> float:
-    """Mean over problems of the share of correct samples."""
+    """Return mean over problems of the share of correct samples."""
     return fmean(fmean(map(is_correct, group)) for group in by_problem(rows).values())
 
 
 def mean_pass_at_k(rows: Sequence[EvalRow], k: int) -> float:
-    """Mean over problems of the unbiased pass@k. Raises ValueError when a problem has fewer than k judged samples."""
+    """Return mean over problems of the unbiased pass@k. Raises ValueError when a problem has fewer than k judged samples."""
     return fmean(pass_at_k(len(group), sum(map(is_correct, group)), k) for group in by_problem(rows).values())
 
 
 def majority_share(group: Sequence[EvalRow]) -> float:
-    """1 when the most frequent answer of one problem's samples is right; tied answers share.
+    """Return 1 when the most frequent answer to one problem is right; tied answers share it.
 
     Right answers count as one whatever their spelling; wrong ones by normalised text; responses without an answer, truncated
     ones among them, do not vote.
@@ -65,8 +65,8 @@ def majority_share(group: Sequence[EvalRow]) -> float:
 
 
 def maj_at_k(rows: Sequence[EvalRow], k: int, *, num_subsets: int = 100) -> float:
-    """Mean over problems of the majority vote of k samples: exact where a problem has k samples, else the mean over
-    `num_subsets` random subsets (seeded by nothing but k, so that it repeats). Raises ValueError for k above the samples."""
+    """Return the mean over problems of the majority vote of k samples: exact where a problem has k samples, else the mean
+    over `num_subsets` random subsets, seeded by k. Raises ValueError for k above the number of samples."""
     generator = np.random.default_rng(k)
     shares: list[float] = []
     for problem, group in by_problem(rows).items():
@@ -91,7 +91,7 @@ class Lengths:
 
 
 def lengths(rows: Iterable[EvalRow]) -> Lengths | None:
-    """None without rows."""
+    """Return the lengths of responses; None without rows."""
     tokens = [row.num_tokens for row in rows]
     if not tokens:
         return None
@@ -100,20 +100,20 @@ def lengths(rows: Iterable[EvalRow]) -> Lengths | None:
 
 
 def lengths_by_outcome(rows: Sequence[EvalRow]) -> dict[str, Lengths | None]:
-    """Of all responses, and of the correct, wrong, unanswered and truncated ones apart."""
+    """Return the lengths of all responses, and of the correct, wrong, unanswered and truncated ones."""
     outcomes = (Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.TRUNCATED)
     return {"all": lengths(rows)} | {o.value: lengths(r for r in rows if r.outcome is o) for o in outcomes}
 
 
 def accuracy_at_budgets(rows: Sequence[EvalRow], budgets: Sequence[int]) -> dict[int, float]:
-    """Share of responses that are right within so many tokens: what accuracy a lower cap would have left, had it changed
-    nothing else."""
+    """Return the share of responses that are right within each budget [tokens]: the accuracy under a lower cap, if the cap
+    changed nothing else."""
     judged = [row for group in by_problem(rows).values() for row in group]
     return {budget: fmean(is_correct(row) and row.num_tokens <= budget for row in judged) for budget in budgets}
 
 
 def token_complexity(group: Sequence[EvalRow]) -> int | None:
-    """Length [tokens] of the shortest correct response to one problem; None when none is correct.
+    """Return length [tokens] of the shortest correct response to one problem; None when none is correct.
 
     Example: lengths 10 (wrong), 20 (wrong), 30 (right), 25 (wrong): 30.
     """
@@ -123,8 +123,8 @@ def token_complexity(group: Sequence[EvalRow]) -> int | None:
 def efficiency_score(
     accuracy: float, tokens: float, base_accuracy: float, base_tokens: float, *, alpha: float, beta: float, gamma: float
 ) -> float:
-    """alpha * dL + beta * dA where accuracy rose or held, alpha * dL - gamma * |dA| where it fell, with relative changes
-    dL = (L_base - L) / L_base and dA = (A - A_base) / A_base: the Accuracy-Efficiency Score (O1-Pruner, Luo et al. 2025).
+    """Return the Accuracy-Efficiency Score (O1-Pruner, Luo et al. 2025): alpha * dL + beta * dA where accuracy rose or held,
+    alpha * dL - gamma * |dA| where it fell, with relative changes dL = (L_base - L) / L_base and dA = (A - A_base) / A_base.
     Its weights differ between papers, so they are always stated with it.
 
     Example: 40 % shorter, accuracy 0.5 to 0.45, weights 1, 3, 5: 0.4 - 5 * 0.1 = -0.1.
@@ -135,7 +135,7 @@ def efficiency_score(
 
 
 def transitions(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> dict[tuple[Outcome, Outcome], int]:
-    """How many (problem, sample) pairs went from one outcome to another, so that gains of format or truncation are not
+    """Count the (problem, sample) pairs that went from one outcome to another, so that gains of format or truncation are not
     called reasoning. Samples that only one side has are left out."""
     before = {(row.problem_id, row.sample): row.outcome for row in first}
     after = {(row.problem_id, row.sample): row.outcome for row in second}
@@ -143,7 +143,7 @@ def transitions(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> dict[tup
 
 
 def details(rows: Sequence[EvalRow]) -> dict[str, Any]:
-    """All of the above for one model on one benchmark, as plain data; intervals are bootstrapped over problems."""
+    """Return all of the above for one model on one benchmark, as plain data; intervals are bootstrapped over problems."""
     groups = by_problem(rows)
     if not groups:
         return {}

@@ -37,7 +37,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One model against another on the same problems, differences paired by problem."""
+    """One model compared with another on the same problems; differences are paired by problem."""
 
     accuracy_difference: Estimate
     tokens_ratio: Estimate
@@ -53,7 +53,7 @@ UNKNOWN_DIFFERENCE = Estimate(mean=0.0, low=-1.0, high=1.0)
 
 
 def summarise(rows: Sequence[EvalRow]) -> Summary:
-    """Accuracy, lengths and truncation of one model's rows on one benchmark. Raises ValueError without rows."""
+    """Return accuracy, lengths and truncation of one model's rows on one benchmark. Raises ValueError without rows."""
     if not rows:
         raise ValueError("no rows to summarise")
     judged = [row for row in rows if row.outcome is not Outcome.GRADER_ERROR]
@@ -75,7 +75,7 @@ def summarise(rows: Sequence[EvalRow]) -> Summary:
 
 
 def compare(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> Comparison:
-    """How `second` differs from `first`. Raises ValueError unless both cover the same problems."""
+    """Compare `second` with `first`. Raises ValueError unless both cover the same problems."""
     accuracy = [_by_problem(_accuracy_pairs(rows)) for rows in (first, second)]
     tokens = [_by_problem((r.problem_id, float(r.num_tokens)) for r in rows) for rows in (first, second)]
     if tokens[0].keys() != tokens[1].keys():
@@ -102,12 +102,12 @@ def _tokens_of(rows: Sequence[EvalRow], outcome: Outcome) -> Estimate | None:
 
 
 def _estimate(pairs: Iterable[tuple[str, float]]) -> Estimate:
-    """Mean over responses with an interval clustered by problem."""
+    """Return the mean over responses with an interval clustered by problem."""
     return Estimate(**_named(clustered_ratio(*_sums(pairs))))
 
 
 def _share(pairs: Iterable[tuple[str, float]]) -> Estimate:
-    """The same for a share of responses; nothing known without any."""
+    """Return the share of responses with an interval clustered by problem; [0, 1] without responses."""
     sums, numbers = _sums(pairs)
     return (
         Estimate(**_named(clustered_ratio(sums, numbers, ends=(0.0, 1.0))))
@@ -117,7 +117,7 @@ def _share(pairs: Iterable[tuple[str, float]]) -> Estimate:
 
 
 def _sums(pairs: Iterable[tuple[str, float]]) -> tuple[list[float], list[float]]:
-    """Sum and number of each problem's values."""
+    """Return the sum and the number of each problem's values."""
     clusters = _by_problem(pairs).values()
     return [sum(cluster) for cluster in clusters], [float(len(cluster)) for cluster in clusters]
 

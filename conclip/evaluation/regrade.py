@@ -24,8 +24,8 @@ MAX_PENDING = 1000
 
 
 def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
-    """Grade every row of `source` into `target`, in order; returns how many rows have each outcome (and, audited, how many
-    the second method sees otherwise, agrees on, or cannot judge).
+    """Grade every row of `source` into `target`, in order. Returns how many rows have each outcome and, with `audit`, how
+    many the second method agrees on, disagrees on, or cannot judge.
 
     A row's columns stay; `outcome`, `extracted`, `method` and `grader_version` are added, `audit` when asked for. What
     stands inside a thinking part (`<think>` or other known tags) is no answer. A response without a box is taken whole, from
@@ -54,7 +54,7 @@ def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
 
 
 def _graded(source: Path, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grade, str | None]]:
-    """Rows with their verdicts, in the order of the file; workers keep busy on the rows ahead."""
+    """Yield rows with their verdicts, in the order of the file; workers keep busy on the rows ahead."""
     grader = Grader()
     pending: dict[str, dict[str, Any]] = {}
     verdicts: dict[str, Grade] = {}
@@ -113,7 +113,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _is_text(value: Any) -> bool:
-    """Or a number, which NaN and infinity are not."""
+    """Return whether a value is text or a number; NaN and infinity are none."""
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, (str, int)) and not isinstance(value, bool)

@@ -29,7 +29,7 @@ READABLE = (2, 3)
 
 
 def to_dict(row: EvalRow) -> dict[str, Any]:
-    """Plain data, without secrets of this process: a server may have sent its key back."""
+    """Return plain data without the secrets of this process: a server may have sent its key back."""
     plain = {"outcome": row.outcome.value, "lenient_outcome": row.lenient_outcome.value}
     values = {"schema": SCHEMA, **asdict(row), **plain}
     return {name: hide_known(value) if isinstance(value, str) else value for name, value in values.items()}
@@ -39,8 +39,8 @@ _ROW = TypeAdapter(EvalRow)
 
 
 def from_dict(values: dict[str, Any]) -> EvalRow:
-    """Raises UserError for a row of another schema, ValueError or KeyError for one whose values are not what they should
-    be."""
+    """Return the row that `to_dict` described. Raises UserError for a row of another schema, ValueError or KeyError for one
+    with wrong values."""
     if values.get("schema") not in READABLE:
         raise UserError(f"rows have schema {str(values.get('schema'))[:20]}, this version reads {SCHEMA}; evaluate again")
     lacking = {field.name: field.default for field in fields(EvalRow) if field.default is not MISSING}
@@ -56,7 +56,7 @@ def from_dict(values: dict[str, Any]) -> EvalRow:
 
 
 def read_lines(path: Path) -> Iterator[EvalRow]:
-    """Rows of a JSON-lines file; a last line that was cut is left out."""
+    """Yield the rows of a JSON-lines file; a last line that was cut is dropped."""
     with path.open(encoding="utf-8-sig") as lines:
         yield from (from_dict(values) for _, values in json_lines(lines, cut_line="drop"))
 
@@ -67,7 +67,7 @@ def write_parquet(rows: Sequence[EvalRow], path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[EvalRow]:
-    """The rows of a file (JSON lines or Parquet), or all of a run. Raises UserError when there are none."""
+    """Return the rows of a file (JSON lines or Parquet), or all rows of a run. Raises UserError when there are none."""
     files = [path]
     if path.is_dir():
         folder = newest_attempt(path)
@@ -100,7 +100,8 @@ def _read_file(path: Path) -> list[EvalRow]:
 
 
 def select_rows(rows: Sequence[EvalRow], **wanted: str | float | None) -> list[EvalRow]:
-    """The rows whose columns have the wanted values. Raises UserError, with what there is, when none has."""
+    """Return the rows whose columns have the wanted values. Raises UserError, with the values there are, when no row has
+    them."""
     found = [row for row in rows if all(getattr(row, column) == value for column, value in wanted.items())]
     if not found:
         there = {column: sorted({getattr(row, column) for row in rows}, key=str) for column in wanted}

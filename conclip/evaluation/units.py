@@ -54,8 +54,8 @@ class RowFile:
         *,
         num_after: int = 0,
     ) -> list[EvalRow]:
-        """Rows of the tasks, in their order, appended to the file unit by unit. `num_after`: responses that later calls will
-        bring, for those who want to know how long it takes."""
+        """Return the rows of the tasks, in their order, and append them to the file unit by unit. `num_after`: responses of
+        later calls, for the display's time left."""
         found: list[EvalRow] = []
         with appending(self.path) as out:
             for unit in _units(tasks, runtime.config.rollout.unit_responses):
@@ -89,20 +89,20 @@ class RowFile:
         return found
 
     def finish(self, rows: Iterable[EvalRow] | None = None) -> None:
-        """Leave exactly the given rows (default: all sampled) in their order, here and in a Parquet copy."""
+        """Write exactly the given rows (default: all sampled) in their order, here and in a Parquet copy."""
         final = list(self.rows if rows is None else rows)
         _write(self.path, final)
         write_parquet(final, self.path.with_suffix(".parquet"))
 
     def _append(self, out: TextIO, rows: Iterable[EvalRow]) -> None:
-        """Those that are not in the file yet."""
+        """Append the rows that are not in the file yet."""
         new = [row for row in rows if row.key not in self._written]
         out.writelines(map(_line, new))
         out.flush()
         self._written |= dict.fromkeys(row.key for row in new)
 
     def _names(self, task: Task, variant: PromptVariant) -> dict[str, Any]:
-        """What a row is called now, whoever sampled it."""
+        """Return the columns that name a row, whichever attempt sampled it."""
         problem = task.problem
         return {
             "model": self._model,
@@ -142,7 +142,7 @@ class RowFile:
 
 
 def response_key(model_hash: str, task: Task, spec: SamplingSpec, config: BaseConfig) -> str:
-    """Hash of everything that changes a response, and of how it is judged. Batches count by the engine's limits, not by
+    """Return the hash of everything that changes a response, and of how it is judged. It covers the engine's limits, not
     what else a unit held; a server has an engine of its own."""
     rollout, problem = config.rollout, task.problem
     prompt = [task.messages, dict(task.template_kwargs)] if task.messages else task.prompt_token_ids
@@ -155,7 +155,7 @@ def response_key(model_hash: str, task: Task, spec: SamplingSpec, config: BaseCo
 
 
 def _line(row: EvalRow) -> str:
-    """A row as JSON, with a hash that tells an altered one."""
+    """Return a row as JSON, with a hash that reveals changes."""
     values = to_dict(row)
     return json.dumps(values | {"check": digest(values)}, ensure_ascii=False) + "\n"
 
@@ -176,7 +176,7 @@ def _units(tasks: Sequence[Task], size: int) -> Iterator[list[Task]]:
 
 
 def _known_rows(path: Path) -> dict[str, EvalRow]:
-    """Rows of a file by key; lines that are cut, altered or of another schema are passed over."""
+    """Return the rows of a file by key; lines that are cut, altered or of another schema are skipped."""
     found: dict[str, EvalRow] = {}
     for _, values in json_lines(run_lines(path, errors="replace"), cut_line="read", damaged="skip"):
         try:
@@ -188,7 +188,7 @@ def _known_rows(path: Path) -> dict[str, EvalRow]:
 
 
 def _rows_of(attempts: Iterable[Path], path: Path) -> dict[str, EvalRow]:
-    """Rows of all files of the same kind (`rows-*`, `probe_rows-*`), oldest attempt first."""
+    """Return the rows of all files of the same type (`rows-*`, `probe_rows-*`), oldest attempt first."""
     pattern = f"{path.name.partition('-')[0]}-*.jsonl"
     files = [file for folder in reversed(list(attempts)) for file in sorted(folder.glob(pattern))]
     found: dict[str, EvalRow] = {}

@@ -54,7 +54,8 @@ def agree(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
 
 
 def _agree_numbers(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
-    """A unit may be missing on either side; a percentage is its number of percent and its fraction."""
+    """Compare two numbers. A unit may be missing on either side; a percentage is both its number of percent and its
+    fraction."""
     percents = (gold.unit == "%", answer.unit == "%")
     if any(percents):
         if {gold.unit, answer.unit} - {"", "%"}:
@@ -126,7 +127,8 @@ def _agree_spelled(gold: Spelled, answer: Spelled, tolerance: Tolerance) -> bool
 
 
 def _agree_with_number(spelled: Spelled, number: Number, tolerance: Tolerance) -> bool:
-    """A ratio is its fraction, unless it may be a time; what is congruent to 3 names 3."""
+    """Compare a ratio or a remainder with a number. A ratio is its fraction, unless it may be a time; what is congruent to 3
+    names 3."""
     if spelled.notation == "remainder":
         return isinstance(spelled.parts[0], Number) and agree(number, spelled.parts[0], tolerance)
     if spelled.notation != "ratio" or len(spelled.parts) != 3 or number.unit:
@@ -138,7 +140,7 @@ def _agree_with_number(spelled: Spelled, number: Number, tolerance: Tolerance) -
 
 
 def _may_be_time(ratio: Spelled) -> bool:
-    """Whether a ratio can be read as hours and minutes."""
+    """Return whether a ratio can be read as hours and minutes."""
     numbers = [number_of(part) for part in ratio.parts[:-1]]
     return any(n is None for n in numbers) or (
         len(numbers) == 2 and all(n is not None and n.is_integer for n in numbers) and bool(10 <= numbers[1] < 60)  # pyright: ignore
@@ -172,7 +174,8 @@ def _agree_matrices(gold: Matrix, answer: Matrix, tolerance: Tolerance) -> bool:
 
 
 def _same_shape(one: Reading, other: Reading) -> Reading:
-    """A vector as a tuple where the other side is one; ``[[1, 2], [3, 4]]`` as a matrix where the other side is."""
+    """Return a vector as a tuple where the other side is one, and ``[[1, 2], [3, 4]]`` as a matrix where the other side
+    is."""
     if isinstance(one, Matrix) and isinstance(other, Several) and other.brackets == "()":
         is_vector = len(one.rows) == 1 or all(len(row) == 1 for row in one.rows)
         return Several("()", tuple(cell for row in one.rows for cell in row)) if is_vector else one
@@ -184,7 +187,8 @@ def _same_shape(one: Reading, other: Reading) -> Reading:
 
 
 def _agree_several(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
-    """Brackets decide: those of tuples and intervals keep the order, braces and bare lists do not."""
+    """Compare two lists, sets or tuples. Brackets decide: those of tuples and intervals keep the order, braces and bare
+    lists do not."""
     gold, answer = _same_shape(gold, answer), _same_shape(answer, gold)
     if isinstance(gold, Matrix) and isinstance(answer, Matrix):
         return _agree_matrices(gold, answer, tolerance)
@@ -227,7 +231,7 @@ MAX_REPEATED = 50
 
 
 def _distinct(items: Sequence[Reading]) -> list[Reading]:
-    """Each value once: a set is the same when somebody names an element twice."""
+    """Return each value once: a set stays the same when an element is named twice."""
     found: list[Reading] = []
     for item in items:
         if not any(agree(other, item, EXACT) for other in found):
@@ -242,9 +246,9 @@ def _noun(item: Reading) -> str:
 def _without_names(
     items: Sequence[Reading], others: Sequence[Reading], *, bracketed: bool
 ) -> tuple[Sequence[Reading], bool]:
-    """The values of ``x = 1, x = 2`` where all names are the same, or where the other side has none; and whether different
-    names were dropped, so that the order of values tells them apart: that of the names for a tuple, else that in which they
-    stand."""
+    """Return the values of ``x = 1, x = 2`` where all names are the same, or where the other side has none, and whether
+    names that differ were dropped. The order of the values then tells them apart: that of the names for a tuple, else the
+    order in the text."""
     names = {
         compact(item.sides[0])
         for item in items
@@ -261,8 +265,8 @@ def _without_names(
 
 
 def _agree_named(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
-    """``x = 5`` and 5: what is named is asked for. An answer may name it by a formula (``a + b = 5``); a gold formula
-    is an equation."""
+    """Compare ``x = 5`` with 5: the question asks for what is named. An answer may name it by a formula (``a + b = 5``); a
+    gold formula is an equation."""
     if isinstance(gold, Relation):
         value = named_value(gold)
         if value is not None:
@@ -276,7 +280,7 @@ def _agree_named(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
 
 
 def named_value(relation: Relation, *, by_formula: bool = False) -> Reading | None:
-    """The value of ``x = 2 + 3 = 5``: the last side, where the sides before it that are numbers agree with it."""
+    """Return the value of ``x = 2 + 3 = 5``: the last side, provided that the numbers before it agree with it."""
     if set(relation.signs) != {"="}:
         return None
     named = NAME.fullmatch(relation.sides[0]) is not None
@@ -288,7 +292,7 @@ def named_value(relation: Relation, *, by_formula: bool = False) -> Reading | No
 
 
 def _num_letters(reading: Reading) -> int:
-    """Of a formula; 0 where words stand among them."""
+    """Return the number of letters of a formula; 0 where it holds words."""
     letters = reading.value.free_symbols if isinstance(reading, Number) else set()
     return 0 if any(str(letter).startswith("text ") for letter in letters) else len(letters)
 
@@ -297,7 +301,7 @@ _OF_X = re.compile(r"[a-zA-Z]\([a-zA-Z]\)|y")
 
 
 def _name(relation: Relation) -> str:
-    """What is named; "" for a formula. Derivatives have one spelling, and y is what is a function of x."""
+    """Return what a relation names; "" for a formula. Derivatives get one spelling, and y stands for any function of x."""
     if not NAME.fullmatch(relation.sides[0]):
         return ""
     name = re.sub(r"\\frac\{?d(\w)\}?\{?d\w\}?", r"\1'", compact(relation.sides[0]))
@@ -335,7 +339,7 @@ def _difference(relation: Relation) -> Expr:
 
 
 def _as_product(side: str) -> str:
-    """``f(x)`` and derivatives as one letter: they are not what is compared."""
+    """Replace ``f(x)`` and derivatives by one letter: they are not what is compared."""
     return re.sub(r"\\frac\s*\{\s*(d[^{}]*)\}\s*\{\s*(d[^{}]*)\}", lambda m: f"D_{{{compact(m[1] + '/' + m[2])}}}", side)
 
 

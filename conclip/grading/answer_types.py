@@ -42,7 +42,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Spelled:
-    """What only its parts' spelling decides: times, ratios, other bases, remainders, dots, systems, words."""
+    """An answer whose parts are compared by spelling: times, ratios, other bases, remainders, dots, systems, words."""
 
     notation: str
     """ratio, remainder, ...; "unread" where the answer was not understood."""
@@ -56,9 +56,9 @@ TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 
 
 class UnitText(str):
-    """A unit as a part, which may be missing."""
+    """A unit as a part of an answer, which may be missing."""
 
 
 def number_of(part: "Reading | str") -> Expr | None:
-    """The value of a number; None for anything else."""
+    """Return the value of a number; None for anything else."""
     return part.value if isinstance(part, Number) else None

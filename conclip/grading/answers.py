@@ -37,8 +37,8 @@ _BOX = re.compile(
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{...}`` or ``\fbox{...}`` with balanced braces (the innermost of nested ones); None
-    when there is none or it is blank. Escaped braces (``\{``) are content.
+    r"""Return the content of the last ``\boxed{...}`` or ``\fbox{...}`` with balanced braces (the innermost of nested ones);
+    None when there is none or it is blank. Escaped braces (``\{``) are content.
 
     A box without braces holds what TeX puts into it, the next token: ``\boxed 2`` and ``\boxed 23`` are 2, ``\boxed\pi`` is
     ``\pi``. Where TeX finds none (``\boxed\frac12``), or it would cut a word (``a \boxed answer``), there is no box.
@@ -95,7 +95,7 @@ _TURNS = re.compile(
 
 
 def _joins(between: str) -> bool:
-    """Whether what stands between two boxes makes a list of them."""
+    """Return whether what stands between two boxes makes a list of them."""
     words = _LAYOUT.sub(lambda m: f" {m[1] or ''} ", between)
     return "\n\n" not in between and _JOINS.fullmatch(words) is not None and not _TURNS.search(words)
 
@@ -120,7 +120,7 @@ MAX_FORMULA_CHARS = 2000
 
 
 def extract(text: str, *, lenient: bool) -> Extraction | None:
-    """The final answer of a response; None when there is none. Strict looks at boxes only."""
+    """Return the final answer of a response; None when there is none. Strict looks at boxes only."""
     boxed = extract_boxed(text)
     if boxed is not None:
         return Extraction(boxed, "boxed")
@@ -168,7 +168,8 @@ _LAST_LETTER = (
 
 
 def _is_bare(text: str) -> bool:
-    """Whether a response is nothing but a formula or a number, on one line and without words, whatever is around it."""
+    """Return whether a response is nothing but a formula or a number, on one line and without words, whatever is around
+    it."""
     if not 0 < len(text) <= MAX_BARE_CHARS or "\n" in text or "####" in text:
         return False
     formula = re.sub(r"\\(?:text|mathrm|mbox|textbf|mathbf|operatorname|begin|end)\s*\{[^{}]*\}", "", text)
@@ -183,7 +184,8 @@ _THEREFORE = re.compile(r"\b(?:Therefore|Thus|Hence|So|Finally|Altogether)\b")
 
 
 def _formulas(text: str) -> list[tuple[str, int]]:
-    """(content, where it ends) of the formulas between ``$``, ``$$``, ``\\(`` and ``\\[``; one look at each character."""
+    """Return (content, where it ends) of the formulas between ``$``, ``$$``, ``\\(`` and ``\\[``; one look at each
+    character."""
     found: list[tuple[str, int]] = []
     opened: tuple[str, int] | None = None
     for match in _DELIMITER.finditer(text):
@@ -200,7 +202,7 @@ def _formulas(text: str) -> list[tuple[str, int]]:
 
 
 def _last_number(text: str) -> tuple[str, int] | None:
-    """The last number that is no part of a formula, an equation's right side apart, and where it ends."""
+    """Return the last number that is no part of a formula, an equation's right side apart, and where it ends."""
     numbers = [
         match for match in _NUMBER.finditer(text) if not _OPERATOR.search(text[max(0, match.start() - 9) : match.start()])
     ]
@@ -229,8 +231,8 @@ _NEGATED = re.compile(
 
 
 def _sentence(rest: str) -> str:
-    """What follows "answer is", up to the end of its sentence, formula delimiters and words before its only number taken
-    off."""
+    """Return what follows "answer is", up to the end of its sentence, without formula delimiters and without words before
+    its only number."""
     rest = rest.strip().strip("*").strip()
     end = re.search(r"\.(?:\s|$)", rest)
     sentence = (rest[: end.start()] if end else rest).strip().strip("*").strip()
@@ -263,7 +265,8 @@ MAX_SENTENCE_CHARS = 300
 
 
 def stated(sentence: str) -> str | None:
-    """What a sentence says that something is: "24 square units" of "The area is 24 square units"; None for others."""
+    """Return what a sentence says that something is: "24 square units" for "The area is 24 square units"; None for
+    others."""
     sentence = sentence.strip().rstrip(".")
     if len(sentence) > MAX_SENTENCE_CHARS or _NEGATED.search(sentence):
         return None
@@ -275,7 +278,7 @@ def stated(sentence: str) -> str | None:
 
 @lru_cache(maxsize=1 << 16)
 def normalise(answer: str) -> str:
-    """A canonical spelling, by which wrong answers of one problem are counted as the same."""
+    """Return a canonical spelling, by which wrong answers of one problem are counted as the same."""
     return compact(clean(answer))
 
 
@@ -294,7 +297,7 @@ _SEVERAL = re.compile(rf"{_LETTER}(?:(?:\s*(?:,|;|&|\bor\b|\band\b))+\s*{_LETTER
 
 
 def choice_letters(answer: str, *, num_choices: int | None = None, fold: bool = False) -> list[str]:
-    r"""The letters that a cleaned multiple-choice answer names; empty where it names none. `fold`: small letters name
+    r"""Return the letters that a cleaned multiple-choice answer names; empty where it names none. `fold`: small letters name
     options, too (alone, ``b`` may be a variable).
 
     Example: ``\text{Option B}``, ``(B) 12`` and ``[B]`` give ["B"], ``A, B`` gives ["A", "B"], ``C_1`` gives [].
@@ -314,19 +317,19 @@ def choice_letters(answer: str, *, num_choices: int | None = None, fold: bool = 
 
 
 def glued_letters(answer: str) -> list[str]:
-    """The letters of several options without anything between them, in their order: ``ABD`` or ``\\{A, C\\}``."""
+    """Return the letters of several options without anything between them, in their order: ``ABD`` or ``\\{A, C\\}``."""
     letters = re.sub(r"[\\{}\s,]", "", plain(answer))
     is_list = re.fullmatch(r"[A-J]{2,5}", letters) is not None and all(a < b for a, b in pairwise(letters))
     return list(letters) if is_list else []
 
 
 def label_and_text(answer: str) -> tuple[str, str] | None:
-    """("B", "12") of a cleaned ``B: 12``; None without both."""
+    """Return ("B", "12") of a cleaned ``B: 12``; None without both."""
     match = _WITH_TEXT.fullmatch(" ".join(plain(answer).replace("\\ ", " ").split()))
     return ((match[1] or match[2]).upper(), match[3]) if match else None
 
 
 def without_label(choice: str, index: int) -> str:
-    """The text of an option that may carry its own letter: ``B) 2`` at index 1 gives ``2``."""
+    """Return the text of an option that may carry its own letter: ``B) 2`` at index 1 gives ``2``."""
     letter = chr(ord("A") + index)
     return re.sub(rf"^\s*\(?\s*(?:{letter}|{letter.lower()})\s*[).:]\s*(?=\S)", "", choice).strip()

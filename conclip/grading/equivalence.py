@@ -20,8 +20,8 @@ from conclip.grading.words import are_words, is_text, numeral, same_words, verdi
 def same_answer(
     gold: str, answer: str, *, choices: Sequence[str] | None = None, tolerance: Tolerance = EXACT, is_response: bool = False
 ) -> bool:
-    """Whether `answer` states the same as `gold`, gold first (the comparison is not symmetric: the gold one decides what
-    kind of thing is asked for). `is_response`: it may be a whole response, in which the answer is yet to be found.
+    """Return whether `answer` states the same as `gold`. The order matters: the gold answer decides what the question asks
+    for. `is_response`: the text may be a whole response, in which the answer is yet to be found.
 
     Example: ``same_answer("1/2", "0.5")`` and ``same_answer("B", "(b) 12")`` hold, ``same_answer("(0,1)", "[0,1]")`` does
     not.
@@ -41,7 +41,7 @@ def same_answer(
 
 
 def is_readable(gold: str, *, choices: Sequence[str] | None = None) -> bool:
-    """Whether answers can be compared with `gold` by more than its spelling."""
+    """Return whether answers can be compared with `gold` by more than its spelling."""
     gold = clean(gold)
     return bool(choices) or len(choice_letters(gold)) > 0 or is_text(gold) or is_understood(read(gold, is_gold=True))
 
@@ -50,7 +50,7 @@ _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}[\s:*]+\S")
 
 
 def _same(gold: str, answer: str, choices: Sequence[str] | None, tolerance: Tolerance) -> bool:
-    """`same_answer` for an answer that is no sentence."""
+    """`same_answer` for an answer that is not a sentence."""
     gold, answer = clean(gold), clean(answer)
     if not gold or not answer:
         return False
@@ -100,8 +100,8 @@ ROUNDED = Tolerance(relative=0.02)
 
 
 def _exact_and_rounded(text: str) -> list[str]:
-    r"""The values of ``\frac{1}{3} \approx 0.33``: the exact one and the rounded one; none where no number stands before the
-    sign (``x \approx 0.33``), or one that is no rounding of it behind."""
+    r"""Return the values of ``\frac{1}{3} \approx 0.33``: the exact one and the rounded one; none where no number stands
+    before the sign (``x \approx 0.33``), or one that is no rounding of it behind."""
     exact, sign, rounded = text.partition("\\approx") if _APPROX.search(text) else (text, "", "")
     exact, rounded = exact.strip(), rounded.strip()
     if not sign or not rounded or NAME.fullmatch(exact) or nesting(text) > MAX_DEPTH:
@@ -123,7 +123,7 @@ _GROUPED = re.compile(r"\(\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*\)")
 
 
 def _same_choice(gold: str, answer: str, choices: Sequence[str], tolerance: Tolerance) -> bool:
-    """Both name the same options, by letter or by what they say."""
+    """Return whether both name the same options, by letter or by text."""
     return bool(named := _options(gold, choices, tolerance)) and named == _options(answer, choices, tolerance)
 
 

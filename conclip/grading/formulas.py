@@ -40,7 +40,7 @@ _CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\lfloor": "\\rfloor", 
 
 
 def read_formula(text: str) -> Expr:
-    r"""The value of a formula in plain LaTeX (`conclip.grading.spelling.clean`). Raises Unreadable.
+    r"""Return the value of a formula in plain LaTeX (`conclip.grading.spelling.clean`). Raises Unreadable.
 
     Example: ``2\frac{1}{2}`` is 5/2, ``\sqrt[3]{-8}`` is -2, ``E_1 + 8`` is a sum with the symbol ``E_1``.
     """
@@ -65,7 +65,7 @@ class _Parser:
         self._letters: set[str] = set()  # that a series runs over
 
     def here(self, ahead: int = 0) -> str:
-        """The token to read next; "" at the end."""
+        """Return the token to read next; "" at the end."""
         index = self._at + ahead
         return self._tokens[index][1] if index < len(self._tokens) else ""
 
@@ -91,7 +91,8 @@ class _Parser:
         return value
 
     def _product(self) -> Expr:
-        """Factors with signs between them or none. ``1/2x`` is x/2, ``a/bc`` is a/(bc): after a number the division ends."""
+        """Read factors, with or without signs between them. ``1/2x`` is x/2, ``a/bc`` is a/(bc): after a number the division
+        ends."""
         value = self._signed()
         while True:
             token = self.here()
@@ -149,7 +150,7 @@ class _Parser:
         return token.isascii() and (token.isalpha() or token in "([{" or (token == "|" and not self._in_bars))
 
     def _power(self) -> Expr:
-        """An atom with what stands behind it: factorials, powers, degrees."""
+        """Read an atom and what follows it: factorials, powers, degrees."""
         value = self._atom()
         while True:
             if self.here() == "!":
@@ -169,7 +170,7 @@ class _Parser:
                 return value
 
     def _exponent(self) -> Expr:
-        """``x^10`` and ``10^-8`` are read as they are meant, not as TeX sets them."""
+        """Read an exponent. ``x^10`` and ``10^-8`` are read as they are meant, not as TeX sets them."""
         if self.here() in ("-", "+"):
             return -self._exponent() if self._take() == "-" else self._exponent()
         return self._number() if self._is_number() else self._atom()
@@ -188,7 +189,7 @@ class _Parser:
         return Rational(digits)
 
     def _mixed(self) -> Expr | None:
-        r"""``2\frac{1}{2}`` or ``2 1/2``, a proper fraction behind a whole number; None where none stands here."""
+        r"""Read ``2\frac{1}{2}`` or ``2 1/2``, a proper fraction after a whole number; None where there is none."""
         whole, begin = self.here(), self._at
         if not whole.isdecimal():
             return None
@@ -236,7 +237,7 @@ class _Parser:
         return value
 
     def _argument(self) -> Expr:
-        r"""What a TeX command takes: a group, or else one digit or sign (``\frac12``)."""
+        r"""Read the argument of a TeX command: a group, or one digit or sign (``\frac12``)."""
         if self.here() == "{":
             return self._group()
         if self._is_number():
@@ -251,7 +252,7 @@ class _Parser:
         return self._atom()
 
     def _symbol(self, name: str) -> Expr:
-        """A letter with its subscript and primes; e and i are the numbers, unless something is attached."""
+        """Read a letter with its subscript and primes. e and i are the numbers, unless something is attached."""
         tail = ""
         while self.here() in ("_", "'"):
             if self._take() == "'":
@@ -270,7 +271,7 @@ class _Parser:
         return Symbol(name + tail)
 
     def _raw(self) -> str:
-        """The text of a group in braces, as it stands."""
+        """Read the text of a group in braces, as it stands."""
         depth, text = 0, ""
         while True:
             token = self._take()
@@ -336,7 +337,7 @@ class _Parser:
         return bounded_power(radicand, 1 / degree)
 
     def _series(self, operator: type[sympy.Sum] | type[sympy.Product]) -> Expr:
-        """A finite sum or product over one letter."""
+        """Read a finite sum or product over one letter."""
         self._take("_")
         self._take("{")
         name = self._take()
@@ -375,7 +376,7 @@ class _Parser:
         return value if power is None else bounded_power(value, power)
 
     def _function_argument(self) -> Expr:
-        r"""A group, or the factors up to the next sign or function: ``\sin 2x \cos x`` is sin(2x) cos(x)."""
+        r"""Read a group, or the factors up to the next sign or function: ``\sin 2x \cos x`` is sin(2x) cos(x)."""
         if self.here() in ("(", "{", "["):
             value = self._group()
             return value * sympy.pi / 180 if self._degrees() else value

@@ -48,7 +48,7 @@ MAX_ANSWER_CHARS = 2000
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """What a worker is asked: whether `answer` states the same as one of `golds`."""
+    """A question to a worker: does `answer` state the same as one of `golds`?"""
 
     golds: tuple[str, ...]
     answer: str
@@ -80,7 +80,7 @@ class _Worker:
 
 @dataclass(slots=True)
 class _State:
-    """Everything the lock guards."""
+    """Everything that the lock guards."""
 
     workers: list[_Worker] = field(default_factory=list[_Worker])
     queue: deque[_Pair] = field(default_factory=deque[_Pair])
@@ -96,7 +96,7 @@ class _State:
 
 
 class GraderBroken(MachineFailure):
-    """Workers cannot start at all; grading everything as an error would hide it."""
+    """Workers cannot start at all. Grading every answer as an error would hide that."""
 
 
 class Grader:
@@ -119,8 +119,8 @@ class Grader:
         tolerance: float = 0.0,
     ) -> None:
         """Grade one response; `key` comes back with the verdict. Any of several `gold` answers is right. `choices` are the
-        texts of options A, B, ... of a multiple-choice question. Numbers are compared exactly; they are also equal when they
-        agree in so many `decimals`, or differ by at most the share `tolerance` of the gold one."""
+        texts of options A, B, ... of a multiple-choice question. Numbers are compared exactly. They also count as equal when
+        they agree in `decimals` decimals, or differ by at most the share `tolerance` of the gold one."""
         with self._lock:
             extraction = extract(text, lenient=True)
             if finish_reason != "stop":
@@ -143,9 +143,9 @@ class Grader:
         tolerance: float = 0.0,
         second_method: bool = False,
     ) -> None:
-        """Grade an answer that was extracted already; with `method` "whole" it may be a response without a box, in which the
-        answer is yet to be found. `second_method` asks math-verify instead, as it comes: another parser and
-        another comparison, `grader_error` where it cannot read one side."""
+        """Grade an answer that was extracted already. With `method` "whole" it may be a response without a box, in which the
+        answer is yet to be found. `second_method` asks math-verify instead, another parser and another comparison:
+        `grader_error` where it cannot read one side."""
         with self._lock:
             is_response = method == "whole"
             if is_response and len(answer) > MAX_ANSWER_CHARS:
@@ -158,8 +158,9 @@ class Grader:
             self._compare(_Request(key, Extraction(answer, method)), pair)
 
     def unreadable(self, golds: Sequence[tuple[Sequence[str], Sequence[str] | None]]) -> list[int]:
-        """Which problems have a gold answer (of several, with the choices) that is understood neither as mathematics nor as
-        words or letters, so that only the same spelling is right. Waits for the verdicts; plain numbers need none."""
+        """Return the indices of problems with a gold answer (one of several, given with the choices) that is understood
+        neither as mathematics nor as words or letters, so that only the same spelling counts as right. Waits for the
+        verdicts; plain numbers need none."""
         with self._lock:
             pending = [
                 (n, some, choices)
@@ -178,8 +179,8 @@ class Grader:
             return sorted(found)
 
     def poll(self, timeout_s: float = 0.0) -> list[tuple[str, Grade]]:
-        """Verdicts that are ready; waits up to `timeout_s` when there are none but some are under way. Raises GraderBroken
-        when one worker after the other ends before it was ready."""
+        """Return the verdicts that are ready. Waits up to `timeout_s` when there are none but some are pending. Raises
+        GraderBroken when several workers in a row end before they are ready."""
         with self._lock:
             state = self._state
             if state.waiting:
@@ -230,7 +231,8 @@ class Grader:
         return None
 
     def _done(self, request: _Request, verdict: Outcome) -> None:
-        """`verdict` on the answer wherever it was found; the strict outcome knows none outside a box."""
+        """Record `verdict` for an answer, wherever it was found; an answer outside a box counts as none in the strict
+        outcome."""
         found = request.extraction
         extracted = found.answer[:MAX_ANSWER_CHARS] or None
         boxed = found.method in ("boxed", "whole") or verdict is Outcome.TRUNCATED
@@ -303,8 +305,8 @@ class Grader:
         self._settle(pair, Outcome(json.loads(line)))
 
     def _lose(self, worker: _Worker, why: str, *, begun: bool) -> None:
-        """Replace a worker. The pair it was on becomes a grader error; it gets another worker when this one had not `begun`
-        with it, and once when somebody killed this one (its own limits end it by other signals)."""
+        """Replace a worker. Its pair becomes a grader error. The pair gets another worker when this one had not `begun` with
+        it, and once when somebody killed this one (its own limits end it by other signals)."""
         state, pair = self._state, worker.pair
         LOG.warning("grader worker %s on answer %.80r; replaced", why, pair and pair.answer)
         was_killed = why == "died" and _end_code(worker) == -signal.SIGKILL
@@ -340,7 +342,7 @@ _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+")
 
 
 def _bare(answer: str) -> str:
-    """Without what may stand around any answer; equal ones need no worker."""
+    """Strip what may stand around any answer; answers that are then equal need no worker."""
     answer = answer.strip().strip("$").removesuffix(".").strip()
     return answer.replace(",", "") if _THOUSANDS.fullmatch(answer) else answer
 
@@ -360,7 +362,7 @@ def _start_worker(cpu_limit_s: int) -> _Worker:
 
 
 def _end_code(worker: _Worker) -> int | None:
-    """How a worker ended; None when it has not, shortly after its output did."""
+    """Return a worker's exit code; None when it has not ended shortly after its output did."""
     try:
         return worker.process.wait(timeout=1.0)
     except subprocess.TimeoutExpired:

@@ -45,7 +45,7 @@ _SIGNS = str.maketrans(
 
 
 def from_unicode(text: str) -> str:
-    """Full-width, raised, lowered and mathematical characters in LaTeX; invisible ones are gone.
+    """Write full-width, raised, lowered and mathematical characters in LaTeX, and drop invisible ones.
 
     Example: ``１０⁻³`` gives ``10^{-3}``, ``2½`` gives ``2\\frac{1}{2}``.
     """
@@ -64,7 +64,8 @@ _ARGUMENT = re.compile(r"\s*(\d+(?:\.\d+)?|[A-Za-z])")
 
 
 def _roots(text: str, sign: re.Pattern[str], command: str) -> str:
-    """`sign` as `command`, its argument in braces: a whole number, a letter, or what stands in parentheses."""
+    """Replace `sign` by `command` and put its argument in braces: a whole number, a letter, or what stands in
+    parentheses."""
     pieces = sign.split(text)
     done = pieces[0]
     for piece in pieces[1:]:
@@ -80,7 +81,7 @@ def _roots(text: str, sign: re.Pattern[str], command: str) -> str:
 
 
 def closing(text: str, begin: int) -> int | None:
-    """Where the bracket that opens at `begin` closes; brackets of any kind match each other, as in ``[0, 1)``."""
+    """Return where the bracket that opens at `begin` closes; brackets of any kind match each other, as in ``[0, 1)``."""
     depth = 0
     for position in range(begin, len(text)):
         if text[position] in "([{":
@@ -93,7 +94,7 @@ def closing(text: str, begin: int) -> int | None:
 
 
 def nesting(text: str) -> int:
-    """How many brackets are open at most at one place."""
+    """Return the largest number of brackets that are open at one place."""
     depth = deepest = 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
@@ -161,8 +162,8 @@ _DOTS = re.compile(r"\s*(?:\\[lcd]?dots[bcimo]?(?![a-zA-Z])|\.\.\.+)\s*")
 
 
 def clean(text: str) -> str:
-    r"""An answer in plain LaTeX: no delimiters of formulas, no layout, no leading sign of (near) equality, no final full
-    stop; ``\ldots`` for all dots.
+    r"""Return an answer in plain LaTeX: without delimiters of formulas, layout, a leading sign of (near) equality or a final
+    full stop, and with ``\ldots`` for all dots.
 
     Example: ``$\left( 1,\, \dfrac{9}{2} \right)$.`` gives ``( 1, \frac{9}{2} )``.
     """
@@ -231,7 +232,7 @@ def _synonym(command: re.Match[str]) -> str:
 
 
 def _missing_braces(text: str) -> int:
-    """Braces that a text leaves open."""
+    """Return how many braces a text leaves open."""
     bare = re.sub(r"\\[{}]", "", text)
     return max(0, bare.count("{") - bare.count("}"))
 
@@ -240,12 +241,12 @@ _SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 
 
 def compact(text: str) -> str:
-    r"""A cleaned answer without spaces, thousands separators and needless braces: equal means the same spelling."""
+    r"""Drop spaces, thousands separators and needless braces of a cleaned answer: equal results mean the same spelling."""
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text) if not re.search(r"[(\[{]", text) else text
     text = text.replace(":", "|") if text.startswith("\\{") else text
     return _SPACE.sub("", " ".join(re.sub(r"\{(\w)\}", r"\1", text).split()))
 
 
 def plain(text: str) -> str:
-    r"""Without the fonts: ``\text{ cm}`` gives `` cm ``."""
+    r"""Drop the fonts: ``\text{ cm}`` gives `` cm ``."""
     return STYLED.sub(r" \1 ", text)

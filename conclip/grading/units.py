@@ -80,7 +80,7 @@ _UNITS = _table()
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit of measure: powers of units of their own kind, and how many of them it is."""
+    """A unit of measure: powers of base units, and the factor it has in them."""
 
     powers: Mapping[str, int]
     factor: Fraction
@@ -121,8 +121,8 @@ _MONEY = re.compile(
 
 
 def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
-    r"""(number, unit as it stands) of a cleaned answer; the unit is "" where there is none. `spaced`: letters right behind a
-    number are no unit (2mg may be twice m g).
+    r"""Return (number, unit as it stands) of a cleaned answer; the unit is "" where there is none. `spaced`: letters right
+    behind a number are no unit (2mg may be twice m g).
 
     Example: ``\frac{1}{2}\text{ cm}`` gives (``\frac{1}{2}``, ``cm``), ``\$5`` gives ("5", "dollar"), ``2x`` ("2x", "").
     """
@@ -158,7 +158,7 @@ def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
 
 
 def _has_letters(formula: str) -> bool:
-    """Variables, that is: e and i are numbers."""
+    """Return whether a formula has variables; e and i are numbers."""
     return re.search(r"[A-Za-df-hj-z]|[ei]{2}", re.sub(r"\\[a-zA-Z]+", " ", formula)) is not None
 
 
@@ -177,7 +177,8 @@ _OPPOSITES = tuple(
 
 
 def split_scale(unit: str) -> tuple[int, str]:
-    """(factor, rest) of a unit that begins with a word for a number: ``million dollars`` gives (1,000,000, "dollars")."""
+    """Return (factor, rest) of a unit that begins with a word for a number: ``million dollars`` gives (1,000,000,
+    "dollars")."""
     words = plain(unit).split()
     factor = 1
     while words and words[0].lower().removesuffix("s") in _SCALES:
@@ -186,7 +187,7 @@ def split_scale(unit: str) -> tuple[int, str]:
 
 
 def are_opposed(first: str, second: str) -> bool:
-    """Whether the words behind two numbers name different directions (``increase`` and ``decrease``)."""
+    """Return whether the words behind two numbers name different directions (``increase`` and ``decrease``)."""
     one, two = (set(re.findall(r"[a-z]+", plain(text).lower())) for text in (first, second))
     return any((one & words) and (two & words) and (one & words) != (two & words) for words in _OPPOSITES)
 
@@ -195,7 +196,8 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?\s*(?:and\b|,)?\s*")
 
 
 def read_compound(text: str) -> tuple[Fraction, str] | None:
-    """(number, unit) of a quantity in several units of one kind: ``2 hours 30 minutes`` is 9000 s; None for others."""
+    """Return (number, unit) of a quantity in several units of one dimension: ``2 hours 30 minutes`` is 9000 s; None for
+    others."""
     parts = [(m[1], _look_up(m[2], known_only=True)) for m in _PART.finditer(plain(text).strip())]
     if len(parts) < 2 or _PART.sub("", plain(text).strip()) or any(len(found) != 1 for _, found in parts):
         return None
@@ -208,7 +210,7 @@ _SQUARE = re.compile(r"\b(?:(square|sq)|(cubic|cu))\.?\s+", re.IGNORECASE)
 
 
 def read_unit(text: str) -> Unit | None:
-    """The unit of measure that a text names; None for counted things, which decide nothing.
+    """Return the unit of measure that a text names; None for counted things, which decide nothing.
 
     A short symbol that is in no list is a unit of its own kind, so that it may be left out but not replaced.
 
@@ -252,7 +254,7 @@ def read_unit(text: str) -> Unit | None:
 
 
 def _look_up(name: str, *, known_only: bool = False) -> list[tuple[str, Fraction, int]]:
-    """(unit of its own kind, factor, power) of one name; empty for words that are no units."""
+    """Return (base unit, factor, power) for each part of one name; nothing for words that are no units."""
     if name == "°":
         name = "degree"
     if name in _COMPOUND:

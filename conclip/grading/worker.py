@@ -33,7 +33,7 @@ def judge(
     is_response: bool = False,
     question: str = "same",
 ) -> Outcome:
-    """The verdict on one answer; what makes the libraries fail is an error of the grader, not of the answer."""
+    """Return the verdict on one answer. An error that the libraries raise is an error of the grader, not of the answer."""
     if question == "readable":
         return Outcome.CORRECT if all(_holds(is_readable, gold, choices=choices) for gold in golds) else Outcome.WRONG
     if question == "math-verify":
@@ -48,7 +48,7 @@ def judge(
 
 
 def _holds(question: Callable[..., bool], *arguments: Any, **settings: Any) -> bool | None:
-    """The answer to a question; None where it makes the libraries fail."""
+    """Return the answer to a question; None where it makes the libraries fail."""
     try:
         return question(*arguments, **settings)
     except Exception:
@@ -56,7 +56,7 @@ def _holds(question: Callable[..., bool], *arguments: Any, **settings: Any) -> b
 
 
 def allow_cpu_seconds(seconds: int) -> None:
-    """From now on so much processor time (rounded up to the next whole second), then SIGXCPU ends the process."""
+    """Allow this process `seconds` more of processor time, rounded up to the next whole second; then SIGXCPU ends it."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     used = math.ceil(usage.ru_utime + usage.ru_stime)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)

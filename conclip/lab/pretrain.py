@@ -35,7 +35,7 @@ IGNORE = -100
 
 
 def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
-    """Four layers of width 128; 128 vocabulary rows."""
+    """Return the config of the model: four layers of width 128, 128 vocabulary rows."""
     return Qwen2Config(
         vocab_size=128,
         hidden_size=128,
@@ -53,7 +53,8 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
 
 
 def sample_example(tokenizer: PreTrainedTokenizerFast, max_level: int, generator: random.Random) -> tuple[list[int], int]:
-    """Token ids of one question of at most `max_level` operations with its trace, and how many of them are the prompt."""
+    """Return token ids of one question of at most `max_level` operations with its trace, and how many of them are the
+    prompt."""
     while True:
         family = "search" if generator.random() < SEARCH_SHARE else "chain"
         highest = min(max_level, SEARCH_LEVELS if family == "search" else CHAIN_LEVELS)
@@ -69,7 +70,7 @@ def sample_example(tokenizer: PreTrainedTokenizerFast, max_level: int, generator
 def batches(
     tokenizer: PreTrainedTokenizerFast, *, tokens: int, pool: int, seed: int, max_levels: Iterable[int]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(input_ids, labels) pairs [B, L] of about `tokens` tokens, examples of like length together; one pool of
+    """Yield (input_ids, labels) pairs [B, L] of about `tokens` tokens, examples of similar length together; one pool of
     examples for each entry of `max_levels`."""
     generator = random.Random(seed)
     for max_level in max_levels:

@@ -16,7 +16,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
-    """Qwen2's own tokenizer class with a vocabulary of 128 entries or fewer and no merges.
+    """Return Qwen2's own tokenizer class with a vocabulary of at most 128 entries and no merges.
 
     That class, because `AutoTokenizer` takes it for every folder of this architecture whatever the folder says: with any
     other one the tokenizer that is loaded would not be the one that was saved. Decoding gives back ASCII text exactly.

@@ -20,8 +20,8 @@ DROPPED = "_PREVIOUSLY_SUPPORTED_MODELS"
 
 
 def implementation(folder: Path, key: str = "model.path", *, trust_remote_code: bool = False) -> Implementation:
-    """Of a whole model folder, the value of config key `key`. Raises UserError when vLLM does not run its architecture,
-    or not rightly on this machine."""
+    """Return whose code runs a whole model folder, the value of config key `key`. Raises UserError when vLLM does not run
+    its architecture, or computes it wrongly on this machine."""
     if folder == LAB_MODEL:
         return "native"
     config = cast(dict[str, Any], json.loads((folder / "config.json").read_text(encoding="utf-8")))
@@ -50,8 +50,8 @@ def implementation(folder: Path, key: str = "model.path", *, trust_remote_code: 
 
 @cache
 def registered() -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """The module of each architecture vLLM names, and the last version that had each one it dropped. Both are empty where
-    no vLLM is installed, or one whose tables are elsewhere."""
+    """Return the module of each architecture that vLLM names, and the last version that had each one it dropped. Both are
+    empty where vLLM is not installed, or keeps its tables elsewhere."""
     found = importlib.util.find_spec("vllm")
     places = [] if found is None else list(found.submodule_search_locations or [])
     try:
@@ -76,7 +76,8 @@ def _on_gpu() -> bool:
 
 
 def _fits_transformers_backend(name: str) -> bool:
-    """Whether transformers' class lets vLLM put its attention in, which is all vLLM asks of models it has no code for."""
+    """Return whether transformers' class lets vLLM put its attention in, which is all vLLM asks of models it has no code
+    for."""
     import transformers  # noqa: PLC0415  seconds
 
     found = getattr(transformers, name, None)

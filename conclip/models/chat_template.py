@@ -20,25 +20,26 @@ PLACEHOLDER = "conclip-marks-this-place"
 def render(
     tokenizer: PreTrainedTokenizerBase, turns: Messages, template_kwargs: Mapping[str, Any], *, ask: bool = True
 ) -> str:
-    """The text of a chat; with `ask`, the assistant's turn is opened at its end."""
+    """Return the text of a chat; with `ask`, it ends with the opening of the assistant's turn."""
     messages = [{"role": role, "content": content} for role, content in turns]
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **template_kwargs))
 
 
 def text_after_placeholder(text: str) -> str:
-    """What a template puts behind the last message, where that was `PLACEHOLDER`; the whole text where the mark is gone."""
+    """Return what a template writes after the last message, where that was `PLACEHOLDER`; the whole text where the
+    placeholder is gone."""
     return text.rpartition(PLACEHOLDER)[2]
 
 
 def placeholder_chat(model: ModelConfig) -> Messages:
-    """A chat that asks `PLACEHOLDER` and nothing else."""
+    """Return a chat whose only question is `PLACEHOLDER`."""
     system = () if model.system is None else (("system", model.system),)
     return (*system, ("user", PLACEHOLDER))
 
 
 def known_tags(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> ThinkingTags | None:
-    """The tags of the thinking part: those of the config; else those the chat template holds, then those whose tokens the
-    tokenizer has. None where neither knows any."""
+    """Return the tags of the thinking part: those of the config, else those in the chat template, else those whose tokens
+    the tokenizer has. None where neither knows any."""
     if model.thinking_tags is not None:
         return ThinkingTags(*model.thinking_tags)
     template = _template(tokenizer)
@@ -51,7 +52,7 @@ def known_tags(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> Thinki
 
 
 def thinking_of(tokenizer: PreTrainedTokenizerBase, model: ModelConfig, template_kwargs: Mapping[str, Any]) -> Thinking:
-    """How responses to the chats of this template think."""
+    """Return how responses to the chats of this template mark their thinking part."""
     tags, opened = known_tags(tokenizer, model) or DEFAULT_TAGS, model.thinking_in_prompt
     if opened is None:
         opened = opens(text_after_placeholder(render(tokenizer, placeholder_chat(model), template_kwargs)), tags)
@@ -59,7 +60,7 @@ def thinking_of(tokenizer: PreTrainedTokenizerBase, model: ModelConfig, template
 
 
 def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any], key: str) -> None:
-    """Raises UserError for an argument that the chat template never reads: it would do nothing."""
+    """Raise UserError for an argument that the chat template never reads: it would have no effect."""
     template = _template(tokenizer)
     read = _names_read(template) if template_kwargs else set[str]()
     for name in template_kwargs:
@@ -70,14 +71,14 @@ def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, template_kwargs: M
 
 
 def _names_read(template: str) -> set[str]:
-    """Names that a template looks up outside itself."""
+    """Return names that a template looks up outside itself."""
     plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)  # a tag of transformers' own, which masks tokens
     return meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain))
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that the chat template puts behind the assistant's words (as a rule one), or those that begin the next turn
-    where nothing ends this one; none where text of another kind stands there, or the template takes no assistant's turns."""
+    """Return the tokens that the chat template writes after the assistant's message (usually one), or those that begin the
+    next turn where nothing ends this one. Empty where other text follows, or the template takes no assistant's turns."""
     tokens = {token.content: number for number, token in _added(tokenizer).items() if token.content}
     chat = (("user", "question"), ("assistant", PLACEHOLDER))
     for turns in (chat, (*chat, ("user", "question"))):
@@ -96,7 +97,8 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def named_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], key: str) -> list[int]:
-    """Ids of tokens by their text. Raises UserError, naming config key `key`, for a text that is not exactly one token."""
+    """Return the ids of tokens given by their text. Raises UserError, naming config key `key`, for a text that is not
+    exactly one token."""
     found = [tokenizer.encode(name, add_special_tokens=False) for name in names]
     wrong = [name for name, ids in zip(names, found, strict=True) if len(ids) != 1 or ids[0] == tokenizer.unk_token_id]
     if wrong:
@@ -105,7 +107,8 @@ def named_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], key: 
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase, tags: ThinkingTags) -> Callable[[Sequence[int]], str]:
-    """Token ids -> text without special tokens, the tags excepted: some models' tags are special tokens."""
+    """Return a function from token ids to text. It drops special tokens, except for the tags: some models' tags are special
+    tokens."""
     special = {number for number, token in _added(tokenizer).items() if token.special} | set(tokenizer.all_special_ids)
     kept = special & {
         number for tag in (tags.open, tags.close) for number in tokenizer.encode(tag, add_special_tokens=False)

@@ -36,11 +36,11 @@ Result = TypeVar("Result")
 
 
 class BadReply(BaseException):
-    """A reply that is not read any further. No `Exception`: the client asks again after each of those."""
+    """A reply that is not read any further. It is no `Exception`, because the client retries after each of those."""
 
 
 class _Bounded(httpx2.SyncByteStream):
-    """A reply's body, up to a number of bytes and a moment."""
+    """A reply's body, bounded in bytes and in time."""
 
     def __init__(self, body: httpx2.SyncByteStream, deadline: float) -> None:
         self._body, self._deadline = body, deadline
@@ -60,7 +60,7 @@ class _Bounded(httpx2.SyncByteStream):
 
 
 def _guard(response: httpx2.Response) -> None:
-    """Called with every response before its body is read or its redirect followed."""
+    """Check a response before its body is read or its redirect followed; the client calls this for each one."""
     location = response.headers.get("location")
     if location is not None and _origin(response.url.join(location)) != _origin(response.url):
         del response.headers["location"]
@@ -76,8 +76,8 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
 
 
 def connect(url: str) -> openai.OpenAI:
-    """A client whose calls raise `BadReply` besides the library's errors. A redirect to another origin is not followed:
-    an error of status 3xx, `refused_redirect` says where to."""
+    """Return a client whose calls raise `BadReply` besides the errors of the library. It does not follow a redirect to
+    another origin: that is an error of status 3xx, which `refused_redirect` explains."""
     learn_secrets()
     http = openai.DefaultHttpxClient(
         base_url=url, timeout=REPLY_S, headers={"Accept-Encoding": "identity"}, event_hooks={"response": [_guard]}
@@ -88,7 +88,7 @@ def connect(url: str) -> openai.OpenAI:
 
 
 def refused_redirect(error: BaseException) -> str | None:
-    """What to say of an error that is a redirect which was not followed; None of any other."""
+    """Return the message for an error that is a refused redirect; None for any other error."""
     where = error.response.headers.get(REFUSED_REDIRECT) if isinstance(error, openai.APIStatusError) else None
     if where is None:
         return None
@@ -96,8 +96,8 @@ def refused_redirect(error: BaseException) -> str | None:
 
 
 def within(seconds: float, work: Callable[[], Result]) -> Result:
-    """What `work` returns or raises. Raises TimeoutError when it takes longer: a server may send a header for hours, byte by
-    byte, where no timeout of the client's strikes."""
+    """Return what `work` returns, or raise what it raises. Raises TimeoutError when it takes longer: a server may send a
+    header for hours, byte by byte, and no timeout of the client covers that."""
     results: list[tuple[bool, Any]] = []
 
     def run() -> None:
@@ -118,8 +118,8 @@ def within(seconds: float, work: Callable[[], Result]) -> Result:
 
 
 def find_served(url: str, wanted: str | None) -> str:
-    """The name of the model to ask at `url`: the wanted one, or the only one. Raises UserError when the server does not
-    answer or does not serve it."""
+    """Return the name of the model to ask at `url`: the wanted one, or the only one. Raises UserError when the server does
+    not answer or does not serve it."""
     try:
         client = connect(url).with_options(max_retries=0, timeout=LIST_S)
         served = within(LIST_S, lambda: [str(cast(Any, model).id) for model in client.models.list().data])
@@ -144,8 +144,8 @@ def find_served(url: str, wanted: str | None) -> str:
 
 
 def rendered(url: str, served_name: str, turns: Messages, template_kwargs: Mapping[str, Any]) -> str | None:
-    """The text of a chat, the assistant's turn opened, as the server's chat template makes it; None where it is not
-    vLLM's, which can say."""
+    """Return the text of a chat, the assistant's turn opened, as the server's chat template writes it; None where the server
+    is not vLLM, which alone can say."""
     client, root = connect(url).with_options(max_retries=0, timeout=30), url.rstrip("/").removesuffix("/v1")
     request = {
         "model": served_name,

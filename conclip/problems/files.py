@@ -27,7 +27,7 @@ class _NoAnswer(UserError):
 
 
 def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[Problem], list[str]]:
-    """The problems of a set, columns named by `settings`, and what people should know of them.
+    """Return the problems of a set, whose columns `settings` names, and notes for people.
 
     Level and subject filters come first, then a shuffle when `settings.seed` is not 0, then `num_problems` from `offset` on.
     Ids come from the column `problem_id`, or else from name, place and content, so that they are stable. Rows without a
@@ -67,7 +67,7 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
 
 
 def _left_out(key: str, reasons: list[_NoAnswer], num_rows: int) -> str:
-    """The note on rows that are left out. Raises UserError with the first reason when they are too many."""
+    """Return the note on skipped rows. Raises UserError with the first reason when they are too many."""
     many = f"{len(reasons)} of {num_rows} rows have no usable answer"
     if len(reasons) > MAX_SKIPPED_SHARE * num_rows:
         raise UserError(f"{reasons[0]}{f'; {many}' if len(reasons) > 1 else ''}")
@@ -95,7 +95,7 @@ def _passes_filters(row: Row, settings: ProblemSetConfig) -> bool:
 
 
 def _level(columns: dict[str, Any], settings: ProblemSetConfig) -> int | None:
-    """The first number in the level's column ("Level 5" is 5)."""
+    """Return the first number in the level's column ("Level 5" is 5)."""
     found = re.search(r"\d+", str(columns.get(settings.level, "")))
     return int(found.group()) if found else None
 
@@ -137,7 +137,7 @@ def _problem(
 def _question(
     row: Row, settings: ProblemSetConfig, pattern: re.Pattern[str] | None
 ) -> tuple[str, tuple[str, ...], tuple[str, ...] | None]:
-    """(question with its options, gold answers of which each is right, options)."""
+    """Return (question with its options, gold answers, each of which is right, options)."""
     where, columns = row
     question = _text(where, columns, settings.question, "question")
     if settings.choices is None:
@@ -167,7 +167,7 @@ def _option(where: str, columns: dict[str, Any], column: str) -> str:
 
 
 def _letter(where: str, value: Any, count: int, column: str) -> str:
-    """The letter of the right option, from an index (0 is A) or a letter."""
+    """Return the letter of the right option, from an index (0 is A) or a letter."""
     text = (_cell_text(value) or "").strip().upper()
     if len(text) == 1 and 0 <= ord(text) - ord("A") < count:
         return text
@@ -177,7 +177,8 @@ def _letter(where: str, value: Any, count: int, column: str) -> str:
 
 
 def _values(row: Row, column: str) -> list[Any]:
-    """What the column of the answer holds: the items of a list, or the one value. Raises _NoAnswer when there is none."""
+    """Return the items of the answer column where it holds a list, else its one value. Raises _NoAnswer when there is
+    none."""
     where, columns = row
     value = columns.get(column)
     items = cast(list[Any], value) if isinstance(value, list) else [value]
@@ -188,7 +189,7 @@ def _values(row: Row, column: str) -> list[Any]:
 
 
 def _golds(row: Row, settings: ProblemSetConfig, pattern: re.Pattern[str] | None) -> tuple[str, ...]:
-    """The gold answers of a row, each right by itself."""
+    """Return the gold answers of a row, each right by itself."""
     where, columns = row
     golds = [_gold(where, _cell_text(value) or "", settings, pattern) for value in _values(row, settings.answer)]
     if settings.answers == "any":
@@ -224,7 +225,7 @@ _MISSING = re.compile(r"\s*(?:[+-]?(?i:nan|inf|infinity)|None|null|<NA>)?\s*")
 
 
 def is_missing_value(answer: str) -> bool:
-    """Whether an answer is blank, or what pandas, Python and JSON print for a missing number, or one that is none."""
+    """Return whether an answer is blank, or what pandas, Python or JSON print for a missing or undefined number."""
     return _MISSING.fullmatch(answer) is not None
 
 
@@ -233,7 +234,7 @@ _WRITTEN_LIST = re.compile(r"""\s*\[\s*["']""")
 
 
 def _shots(key: str, settings: ProblemSetConfig) -> dict[str, list[str]]:
-    """Worked examples by subject ("" where rows have none): the first `shots` rows of each in their split or file."""
+    """Return worked examples by subject ("" where rows have none): the first `shots` rows of each in their split or file."""
     if not settings.shots:
         return {}
     if settings.path and not settings.shots_path:
@@ -257,8 +258,8 @@ def _subject(columns: dict[str, Any], settings: ProblemSetConfig) -> str | None:
 
 
 def _cell_text(value: Any) -> str | None:
-    """A cell as text: numbers in plain decimals (a column of integers with a gap holds 204.0), None for what is missing or
-    no number: empty, null, NaN, infinite, or neither text nor number."""
+    """Return a cell as text, numbers in plain decimals (a column of integers with a gap holds 204.0). None for an empty
+    cell, null, NaN, an infinite number, and anything that is neither text nor number."""
     if isinstance(value, float):
         return format(Decimal(repr(value)), "f").removesuffix(".0") if math.isfinite(value) else None
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool):

@@ -14,8 +14,8 @@ from conclip.types import Problem
 def load_problems(
     key: str, sets: Mapping[str, ProblemSetConfig], run_seed: int, notes: list[str] | None = None
 ) -> list[Problem]:
-    """All problems of the named sets, each carrying its set's name as `source`. Raises UserError on bad data; what people
-    should know of it is added to `notes`.
+    """Return all problems of the named sets; each carries its set's name as `source`. Raises UserError on bad data. Notes
+    for people are added to `notes`.
 
     `key` is the config key of the sets, for messages. Arithmetic sets are redrawn when `run_seed` changes.
     """
@@ -51,7 +51,7 @@ def _load_set(key: str, name: str, settings: ProblemSetConfig, run_seed: int) ->
 
 
 def _unreadable(key: str, problems: Sequence[Problem]) -> list[str]:
-    """A note on gold answers that the grader does not understand."""
+    """Return a note on gold answers that the grader does not understand."""
     grader = Grader()
     try:
         found = [problems[n] for n in grader.unreadable([(problem.golds, problem.choices) for problem in problems])]

@@ -18,12 +18,12 @@ NGRAM_TOKENS = 8
 
 
 def normalise_question(text: str) -> str:
-    """Lower-case words, numbers and signs, one space between."""
+    """Return the lower-case words, numbers and signs of a text, separated by single spaces."""
     return " ".join(re.findall(r"\w+|[^\w\s]", text.casefold()))
 
 
 def overlapping(questions: Iterable[Problem], trained: Sequence[str]) -> list[Problem]:
-    """The problems whose normalised text is one of `trained`, or shares half of its n-grams with them."""
+    """Return the problems whose normalised text is one of `trained`, or shares half of its n-grams with them."""
     known = {normalise_question(text) for text in trained}
     grams = {gram for text in known for gram in _ngrams(text)}
     return [problem for problem in questions if _overlaps(normalise_question(problem.question), known, grams)]
@@ -35,7 +35,8 @@ def _overlaps(text: str, known: set[str], grams: set[str]) -> bool:
 
 
 def _ngrams(text: str) -> list[str]:
-    """None for text with few words: formulas share their signs without being the same problem."""
+    """Return the n-grams of a text; none where it has few words: formulas share their signs without being the same
+    problem."""
     tokens = text.split()
     if sum(len(token) > 1 and token.isalpha() for token in tokens) < NGRAM_TOKENS:
         return []
@@ -43,7 +44,8 @@ def _ngrams(text: str) -> list[str]:
 
 
 def trained_on(model_path: Path) -> list[str]:
-    """The questions a checkpoint was trained on, as far as its folder says; none for other models."""
+    """Return the questions a checkpoint was trained on, according to its folder; none for other models. Raises UserError
+    when the record is damaged."""
     file = model_path / RECORD
     if not file.is_file():
         return []
@@ -55,15 +57,15 @@ def trained_on(model_path: Path) -> list[str]:
 
 
 def write_record(folder: Path, earlier: Sequence[str], problems: Sequence[Problem]) -> None:
-    """What the model in `folder` was trained on: `earlier` questions, and those of this phase."""
+    """Record what the model in `folder` was trained on: `earlier` questions, and those of this phase."""
     questions = list(dict.fromkeys([*earlier, *(problem.question for problem in problems)]))
     text = json.dumps({"schema": 1, "questions": questions}, ensure_ascii=False, indent=1) + "\n"
     write_text(folder / RECORD, text)
 
 
 def check_overlap(key: str, model_path: Path, questions: Sequence[Problem], *, allowed: bool) -> str | None:
-    """None when the model at config key `key` was trained on none of the questions. Otherwise a note when that is allowed,
-    and UserError when it is not."""
+    """Return None when the model at config key `key` was trained on none of the questions, else a note when that is allowed.
+    Raises UserError when it is not."""
     found = overlapping(questions, trained_on(model_path))
     if not found:
         return None

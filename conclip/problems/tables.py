@@ -24,7 +24,7 @@ Row = tuple[str, dict[str, Any]]
 
 
 def read_rows(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
-    """The rows of `path` where it is given, of the hub's `dataset` otherwise. Raises UserError, naming config key `key`."""
+    """Yield the rows of `path` where it is set, else of the hub's `dataset`. Raises UserError, naming config key `key`."""
     if settings.path:
         path = expanded(settings.path)
         if path.is_dir():
@@ -66,8 +66,9 @@ _BYTE_ORDER_MARKS = {
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """The lines of a text file, ends of lines included: UTF-8, or what its byte order mark says. Marks are left out, those
-    within files that were joined, too. Raises UserError with the line number on bytes that are no text."""
+    """Yield the lines of a text file with their line ends. The encoding is UTF-8, or what its byte order mark says. Byte
+    order marks are dropped, also those inside files that were joined. Raises UserError with the line number on bytes that
+    are no text."""
     with path.open("rb") as file:
         start = file.read(4)
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), "utf-8")
@@ -97,7 +98,8 @@ def _csv(path: Path) -> Iterator[Row]:
 
 
 def object_lines(path: Path) -> Iterator[Row]:
-    """The objects of a JSON-lines file. Raises UserError with the line number on a line that is no object."""
+    """Yield the objects of a JSON-lines file, each with where it stands. Raises UserError with the line number on a line
+    that is no object."""
     try:
         for number, row in json_lines(text_lines(path), cut_line="read", parse=_parse):
             where = f"{path}:{number}"
@@ -126,7 +128,8 @@ class _Repeated(ValueError):
 
 
 def _parse(text: str) -> Any:
-    """Strict JSON: raises ValueError or RecursionError on repeated columns and on escapes that are no valid text, too."""
+    """Parse strict JSON. Raises ValueError or RecursionError, also on repeated columns and on escapes that are no valid
+    text."""
     value = json.loads(text, object_pairs_hook=_distinct)
     if "\\ud" in text.lower():
         json.dumps(value, ensure_ascii=False).encode()
@@ -134,7 +137,7 @@ def _parse(text: str) -> Any:
 
 
 def _reason(error: BaseException | None, hint: str = "") -> str:
-    """What is wrong with a text that `_parse` refused."""
+    """Return what is wrong with a text that `_parse` refused."""
     match error:
         case json.JSONDecodeError():
             return f"not JSON ({error.msg}, column {error.colno}){hint}"
@@ -154,7 +157,8 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _repeated(names: Sequence[str]) -> str | None:
-    """What to say of columns of the same name, of which the last one would silently count; None when all differ."""
+    """Return the message on a repeated column name, of which the last one would silently count; None when all names
+    differ."""
     twice = next((name for name, times in Counter(names).items() if times > 1), None)
     if twice is None:
         return None
@@ -181,8 +185,8 @@ def _parquet(key: str, path: Path) -> Iterator[Row]:
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file. Raises ValueError on what is none, UserError when they take more than `MAX_TABLE_BYTES` in
-    memory: a few kilobytes of a file can stand for more than any machine has."""
+    """Yield the rows of a Parquet file. Raises ValueError on other files, and UserError when the rows take more than
+    `MAX_TABLE_BYTES` in memory: a few kilobytes of a file can expand to more than any machine has."""
     import pyarrow as pa  # noqa: PLC0415  only when such a file is read
     import pyarrow.parquet as pq  # noqa: PLC0415
 
@@ -212,7 +216,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _size(value: Any) -> int:
-    """Characters of the texts in nested values, and some bytes for each value."""
+    """Return the number of characters of the texts in nested values, plus some bytes for each value."""
     if isinstance(value, (str, bytes)):
         return 50 + len(value)
     if isinstance(value, dict):
@@ -223,7 +227,7 @@ def _size(value: Any) -> int:
 
 
 def _read_hub(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
-    """From the hub's cache or the hub. Offline, the message says what to download and how to use a local copy."""
+    """Yield rows from the hub's cache or the hub. Offline, the error says what to download and how to use a local copy."""
     import datasets  # noqa: PLC0415  a second to import
 
     name = f"{settings.dataset}" + (f", config {settings.dataset_config}" if settings.dataset_config else "")

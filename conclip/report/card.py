@@ -27,8 +27,8 @@ PATHS = tuple(f"{name}:" for name in PATH_NAMES)
 
 
 def write_card(run: Run, config: LearnConfig, checkpoint: Path, stage: str, *, rows: Sequence[EvalRow] = ()) -> None:
-    """Write the model card of the checkpoint that a training stage left; `rows` of the base and the trained models, where an
-    evaluation was part of the run."""
+    """Write the model card of the checkpoint that a training stage left; `rows` are those of the base and the trained
+    models, where the run evaluated them."""
     base, stages = base_name(config), lineage(config.recipe, stage)
     data = ModelCardData(
         base_model=None if config.model.path == "lab" else base,
@@ -51,7 +51,7 @@ def write_card(run: Run, config: LearnConfig, checkpoint: Path, stage: str, *, r
 
 
 def base_name(config: LearnConfig) -> str:
-    """The base model's name, without the folders it lies in."""
+    """Return the base model's name, without its parent folders."""
     path = config.model.path
     if path == "lab":
         return "conclip-lab"

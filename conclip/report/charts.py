@@ -35,7 +35,7 @@ Chart = alt.Chart | alt.LayerChart | alt.FacetChart
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One or several charts, and what people who cannot see it are told."""
+    """One or several charts, and a description for people who cannot see them."""
 
     name: str
     title: str
@@ -47,23 +47,23 @@ class Figure:
 
     @property
     def file_name(self) -> str:
-        """The name as one of a file or an element: of a run's name it keeps letters, digits, `-` and `_`, up to a length."""
+        """The name for a file or an HTML element: letters, digits, `-` and `_` of the name, up to a length."""
         return re.sub(r"[^\w-]", "-", self.name)[:MAX_NAME_CHARS]
 
     @property
     def specs(self) -> dict[str, dict[str, Any]]:
-        """Vega-Lite of each panel."""
+        """Vega-Lite specification of each panel."""
         return {title: panel.to_dict() for title, panel in self.panels.items()}
 
     def whole(self, width: int) -> alt.TopLevelMixin:
-        """All panels as one chart of about so many pixels, for files."""
+        """Return all panels as one chart of about `width` pixels, for files."""
         each = width // self.columns - 60 * (self.columns > 1)
         parts = [panel.properties(width=each, title=title) for title, panel in self.panels.items()]
         return alt.concat(*parts, columns=self.columns) if len(parts) > 1 else parts[0]
 
 
 def figures(runs: Sequence[RunData]) -> list[Figure]:
-    """Every figure the runs have data for."""
+    """Return every figure for which the runs have data."""
     several = len(runs) > 1
     models = {label(run, name, several): rows for run in runs for name, rows in models_of(run).items()}
     made = [
@@ -82,7 +82,7 @@ def label(run: RunData, model: str, several: bool) -> str:
 
 
 def models_of(run: RunData) -> dict[str, list[EvalRow]]:
-    """Rows by model, asked in the first way only."""
+    """Return the rows of each model in the first prompt condition."""
     found: dict[str, list[EvalRow]] = {}
     for row in run.rows:
         if row.prompt_condition == run.rows[0].prompt_condition:
@@ -91,7 +91,7 @@ def models_of(run: RunData) -> dict[str, list[EvalRow]]:
 
 
 def by_setting(rows: Sequence[EvalRow]) -> dict[str, list[EvalRow]]:
-    """Rows by benchmark and temperature, which no figure averages over."""
+    """Group rows by benchmark and temperature, over which no figure averages."""
     found: dict[str, list[EvalRow]] = {}
     for row in rows:
         found.setdefault(f"{row.benchmark}, T {row.temperature:g}", []).append(row)
@@ -103,7 +103,7 @@ def _settings_of(models: Mapping[str, Sequence[EvalRow]]) -> list[str]:
 
 
 def curves(runs: Sequence[RunData]) -> Figure | None:
-    """Validation accuracy and length over the steps, phase after phase."""
+    """Draw validation accuracy and length over the steps, phase after phase."""
     points: Values = []
     bounds: Values = []
     for run in runs:
@@ -166,7 +166,7 @@ def _named(point: Mapping[str, float]) -> dict[str, float]:
 
 
 def lengths(models: Mapping[str, Sequence[EvalRow]], *, columns: int) -> Figure | None:
-    """How long responses are, by model, benchmark, temperature and outcome."""
+    """Draw histograms of response lengths by model, benchmark, temperature and outcome."""
     if not models:
         return None
     longest = max(row.num_tokens for rows in models.values() for row in rows)
@@ -214,7 +214,7 @@ def lengths(models: Mapping[str, Sequence[EvalRow]], *, columns: int) -> Figure 
 
 
 def scatter(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
-    """Accuracy against length, with 95 % intervals, by benchmark and temperature."""
+    """Draw accuracy against length, with 95 % intervals, by benchmark and temperature."""
     values: Values = [
         {"model": name, "where": where} | _point(summarise(mine))
         for name, rows in models.items()
@@ -268,7 +268,7 @@ def _point(summary: Summary) -> dict[str, float]:
 
 
 def budgets(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
-    """Share of responses that are right within so many tokens, a panel for each benchmark and temperature."""
+    """Draw the share of responses that are right within a number of tokens, a panel for each benchmark and temperature."""
     settings = _settings_of(models)
     if not settings:
         return None
@@ -315,7 +315,7 @@ def _budget_panel(there: Mapping[str, Sequence[EvalRow]], longest: int, models: 
 
 
 def pass_rates(run: RunData, phase: str, several: bool) -> Figure | None:
-    """Measured pass rates, the chosen problems marked."""
+    """Draw measured pass rates, with the chosen problems marked."""
     chosen = {choice.problem_id for choice in run.chosen.get(phase, ())}
     counts = Counter((min(9, int(10 * rate.pass_rate)), rate.problem_id in chosen) for rate in run.rates[phase])
     values: Values = [
@@ -348,7 +348,7 @@ def pass_rates(run: RunData, phase: str, several: bool) -> Figure | None:
 
 
 def monitors(run: RunData, several: bool) -> Figure | None:
-    """The monitors of every step, a panel each, phase after phase; those that stayed 0 are left out."""
+    """Draw the monitors of every step, a panel each, phase after phase; those that stayed 0 are left out."""
     values: Values = []
     offset = 0
     for phase, steps in run.steps.items():

@@ -36,7 +36,7 @@ class ChosenProblem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """What a run folder holds; lists are empty where the run has none of a kind."""
+    """The content of a run folder; collections are empty where the run has nothing for them."""
 
     name: str
     folder: Path
@@ -108,7 +108,8 @@ _RESULTS, _ENVIRONMENT, _QUESTION = TypeAdapter(_Results), TypeAdapter(_Environm
 
 
 def read_run(path: Path) -> RunData:
-    """Raises UserError when it is no run folder, when a file in it is not what conclip writes, and when it holds links."""
+    """Read a run folder. Raises UserError when it is none, when a file in it is not what conclip writes, and when it holds
+    links."""
     folder = newest_attempt(path)
     manifest = read_as(_MANIFEST, _json(folder / MANIFEST), f"'{folder / MANIFEST}'")
     if "identity" not in manifest:
@@ -157,7 +158,7 @@ def _numbers(point: _Point) -> dict[str, float]:
 
 
 def _config(text: str, folder: Path) -> Mapping[str, Any] | None:
-    """What config.yaml says; None where there is none."""
+    """Return what config.yaml says; None where there is no such file."""
     if not text:
         return None
     where = f"'{folder / 'config.yaml'}'"
@@ -172,7 +173,7 @@ def _config(text: str, folder: Path) -> Mapping[str, Any] | None:
 
 
 def _name(config: Mapping[str, Any] | None, folder: Path) -> str:
-    """The run's name in its config; that of its folder where there is no config."""
+    """Return the run's name from its config, or from its folder where there is no config."""
     return folder.resolve().parent.name if config is None else str(config["name"])
 
 
@@ -200,7 +201,8 @@ def _recipe(config: Mapping[str, Any] | None, folder: Path, subcommand: str) -> 
 
 
 def _rows(folder: Path, stages: Mapping[str, StageRecord]) -> tuple[list[EvalRow], list[str]]:
-    """Rows of the evaluations that have ended, model by model in the order of the run, and the models of the others."""
+    """Return the rows of the evaluations that have ended, model by model in the order of the run, and the models of the
+    others."""
     files = [*folder.glob("rows-*.parquet"), *folder.glob("rows-*.jsonl")]
     there = {path.stem.removeprefix("rows-"): path for path in files}
     ended = [name for stage in stages if (name := stage.removeprefix("eval-")) != stage and name in there]
@@ -216,7 +218,7 @@ def _rows(folder: Path, stages: Mapping[str, StageRecord]) -> tuple[list[EvalRow
 
 
 def _rates(folder: Path, recipe: Recipe) -> dict[str, list[PassRate]]:
-    """By the training stage whose problems they chose; under no name those that chose for none."""
+    """Return pass rates by the training stage whose problems they chose; those that chose for none are under ""."""
     asked_by: dict[str, str] = {}
     for name, stage in recipe.items():
         if stage.rates is not None:
@@ -230,7 +232,7 @@ def _chosen(path: Path) -> list[ChosenProblem]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty when there is none. Raises UserError on a damaged one."""
+    """Return a JSON object; an empty one where there is no file. Raises UserError on a damaged one."""
     content = read_plain(path)
     if content is None:
         return {}
@@ -252,7 +254,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[tuple[str, Any]]:
-    """The values of a JSON-lines file, each with where it stands; a last line that was cut is left out."""
+    """Return the values of a JSON-lines file, each with its place; a last line that was cut is dropped."""
     try:
         return [(f"'{path}', line {number}", value) for number, value in json_lines(run_lines(path), cut_line="drop")]
     except DamagedLine as error:

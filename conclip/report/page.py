@@ -32,7 +32,7 @@ TEMPLATES = Path(__file__).parent / "page"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headline:
-    """What the last model of a run is against the first, on one benchmark at one temperature."""
+    """The change from the first to the last model of a run, on one benchmark at one temperature."""
 
     where: str
     first: str
@@ -94,8 +94,8 @@ def write_page(runs: Sequence[RunData], path: Path) -> None:
 
 
 def in_script(value: Any) -> str:
-    """JSON that may stand inside a script element: nothing in it can end the element. Infinite bounds (an interval of one
-    problem) and NaN become null."""
+    """Return JSON that cannot end the script element it is put into. Infinite bounds (an interval of one problem) and NaN
+    become null."""
     return (
         json.dumps(finite(value), allow_nan=False)
         .replace("<", "\\u003c")
@@ -105,7 +105,7 @@ def in_script(value: Any) -> str:
 
 
 def headlines(run: RunData, several: bool) -> list[Headline]:
-    """None when a run has one model only."""
+    """Return the headlines of a run; none when it has one model only."""
     models = models_of(run)
     if len(models) < 2:
         return []
@@ -139,7 +139,7 @@ def _headline(where: str, first: str, last: str, found: Comparison, margin: floa
 
 
 def result_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """One table a benchmark, rows of all runs."""
+    """Return one table per benchmark, with rows of all runs."""
     several = len(runs) > 1
     everything = [row for run in runs for row in run.rows]
     rows: dict[str, list[EvalRow]] = {
@@ -156,7 +156,7 @@ def result_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 
 def sentences(run: RunData) -> list[str]:
-    """The closing sentences of the run."""
+    """Return the closing sentences of the run."""
     columns = by_condition(run.rows)
     return [
         f"{benchmark}: {describe_comparison(first, second, found, run.margin)}"
@@ -166,7 +166,7 @@ def sentences(run: RunData) -> list[str]:
 
 
 def rows_for_browser(runs: Sequence[RunData]) -> dict[str, Any]:
-    """Problems, models, sampling conditions and responses, with indices in place of names."""
+    """Return problems, models, sampling conditions and responses, with indices in place of names."""
     several = len(runs) > 1
     outcomes = [outcome.value for outcome in Outcome]
     problems: dict[str, dict[str, Any]] = {}
@@ -202,7 +202,7 @@ def rows_for_browser(runs: Sequence[RunData]) -> dict[str, Any]:
 
 
 def _full_response(row: EvalRow) -> str:
-    """A response with its thinking part, wherever that came from."""
+    """Return a response with its thinking part, whether or not the server sent that separately."""
     return row.text if row.reasoning is None else joined(row.reasoning, row.text, DEFAULT_TAGS)
 
 

@@ -12,7 +12,7 @@ BAR = 20
 
 
 def pass_rate_table(title: str, rates: Sequence[PassRate], band: Band) -> Table:
-    """Pass rates in bins, a bar for each, then one line per level (where there are some)."""
+    """Return a table of pass rates in bins, with a bar for each, then one line per level (where there are several)."""
     table = Table(title=f"{title}: pass rates, wanted {band.low:g} to {band.high:g}", title_justify="left")
     for name in ("solved", "problems", "", "likely in band", "tokens"):
         table.add_column(name, justify="left" if name in ("solved", "") else "right")
