@@ -1,4 +1,4 @@
-"""What the machine did to a run, in one line: failures that are nobody's bug and nobody's input."""
+"""Explains in one line why the machine failed a run: failures that are neither bugs nor bad input."""
 
 import errno
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ EXIT_FAILED_RUN = 3
 
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")
 NO_MEMORY_FOR_CODE = "could not create a primitive"
-"""All that oneDNN says when it gets no memory for the code of a matrix product."""
+"""The only message of oneDNN when it gets no memory for the code of a matrix product."""
 
 FULL = ("no space left on device", "os error 28", "disk quota exceeded")
 READ_ONLY = ("read-only file system", "os error 30")
@@ -23,7 +23,7 @@ LIMITS = {
 BROKEN_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EFBIG)
 
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, *LIMITS, *BROKEN_DISK)
-"""Of reading or writing what may be perfectly good."""
+"""Error numbers of reading or writing a file that may itself be good."""
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""Processes that the project starts: none of them imports what happens to lie in the current folder.
+"""Protects processes that the project starts: none of them imports modules from the current folder.
 
 `python -m` and `python -c` put that folder first, where a `math_verify.py` or `pickle.py` that came with somebody's data
 would be taken for the real one. `-P` (Python 3.11) leaves it out; PYTHONPATH counts as ever. The console script `conclip` is
@@ -9,7 +9,7 @@ import os
 import sys
 
 PYTHON = (sys.executable, "-P")
-"""Begins the command of every Python process of ours."""
+"""Start of the command line of every Python process of ours."""
 
 
 def protect_children() -> None:

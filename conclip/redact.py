@@ -1,6 +1,7 @@
-"""What must not reach a file or a terminal: secrets this process knows, and control characters of other people's text.
+"""Redacts what must not reach a file or a terminal: secrets this process knows, and control characters of other people's
+text.
 
-Known are the values of environment variables that are named like secrets, passwords and tokens in the URLs of other
+Known secrets are the values of environment variables that are named like secrets, passwords and tokens in the URLs of other
 variables (proxies, trackers), the hub's saved token, and passwords of ~/.netrc. Files get them replaced by
 `conclip.runs.files`, the terminal by `conclip.runs.terminal`.
 """
@@ -26,13 +27,13 @@ LIKE_A_SECRET = re.compile(r"(^|_)(\w*KEY|\w*TOKEN|SECRET|PASSWORD|PASSWD|PASS|P
 PASSED_OVER = {"PWD", "OLDPWD"}
 
 LEAST_CHARS, LEAST_CHARS_UNLISTED = 6, 8
-"""A shorter value ("none", "EMPTY") is no secret, and would be found in ordinary text."""
+"""Shortest value that counts as a secret: a shorter one ("none", "EMPTY") would be found in ordinary text."""
 
 WORD_CHARS = 16
-"""Letters alone are a word ("default") below that."""
+"""Shortest secret of letters only: a shorter one may be a word ("default")."""
 
 NO_PASSWORD = ("", "x-oauth-basic")
-"""What stands for the password in a URL whose user is a token."""
+"""Values in the place of the password in a URL whose user is a token."""
 
 URL_PASSWORD = re.compile(r"(?<=://)[^/\s@'\"<>\\]*@")
 URL_KEY = re.compile(
@@ -41,7 +42,8 @@ URL_KEY = re.compile(
 BEARER = re.compile(r"\b(bearer|basic)(\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What moves a terminal's cursor, changes its state or the direction of writing; all but tab and newline."""
+"""Characters that move a terminal's cursor, change its state or the direction of writing: all control characters but tab and
+newline."""
 
 
 def looks_secret(name: str) -> bool:
@@ -51,7 +53,8 @@ def looks_secret(name: str) -> bool:
 
 class _Known:
     pattern: re.Pattern[str] | None = None
-    """Every known secret in every spelling; None before the first look, one that matches nothing where there are none."""
+    """Matches every known secret in every spelling; None before secrets were collected, and a pattern that matches nothing
+    where there are none."""
 
 
 def learn_secrets() -> None:

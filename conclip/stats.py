@@ -13,13 +13,13 @@ from scipy import optimize, special, stats
 Array = NDArray[np.float64]
 
 ALPHA = 0.025
-"""On each side of every interval."""
+"""Probability on each side of every interval."""
 DIGITS = 9
-"""Differences in accuracy are shares of whole numbers: further decimals are rounding dust."""
+"""Decimals kept of differences in accuracy, which are shares of whole numbers: further ones are rounding errors."""
 DUST = 1e-9
-"""The same for numbers of any size, relative to the largest."""
+"""Relative rounding error of numbers of any size, compared with the largest."""
 NOISE, CAUTION, LEAST = 1 / 12, 1.25, 0.45
-"""Of `drop_p_values`, chosen by simulation (docs/log.md)."""
+"""Constants of `drop_p_values`, chosen by simulation (docs/log.md)."""
 
 
 def clustered_interval(cluster_means: Sequence[float]) -> tuple[float, float, float]:

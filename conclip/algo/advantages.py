@@ -91,7 +91,8 @@ def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:
 
 
 CLOSE = 1e-3
-"""Spread of a group's rewards, relative to the largest, below which their mean's rounding is seen in the differences."""
+"""Spread of a group's rewards, relative to the largest, below which the rounding of their mean is visible in the
+differences."""
 
 
 def _centred(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:

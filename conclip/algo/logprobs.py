@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 MIN_LOGITS, MAX_LOGITS = 1 << 24, 1 << 28
-"""fp32 logits that are always held at a time (64 MiB), and that are never exceeded (1 GiB)."""
+"""Number of fp32 logits that may always be held at a time (64 MiB), and that is never exceeded (1 GiB)."""
 
 PEAK_BLOCKS = 5
-"""About so many blocks as large as one chunk's logits are there at the peak of its backward pass."""
+"""Approximate number of blocks of the size of one chunk's logits at the peak of its backward pass."""
 
 
 # torch's own annotations are incomplete here.

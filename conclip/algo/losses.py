@@ -1,4 +1,4 @@
-"""Losses per token, and how tokens are weighed into one number. Shapes: B sequences, T decisions."""
+"""Losses per token, and the weights that sum them to one number. Shapes: B sequences, T decisions."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""What makes a shell complete subcommands, and groups, options and keys after them: scripts that ask Hydra."""
+"""Shell completion of subcommands, groups, options and keys: scripts that ask Hydra."""
 
 BASH = """_conclip() {
     local line=${COMP_LINE:0:$COMP_POINT}

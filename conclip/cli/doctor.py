@@ -1,4 +1,4 @@
-"""What this machine can run, and what a config would need: one line a check, and a remedy where one fails."""
+"""Checks what this machine can run and what a config would need: one line per check, with a remedy where one fails."""
 
 import os
 import platform
@@ -40,7 +40,7 @@ class Check:
     state: State
     detail: str
     remedy: str = ""
-    """What to do, for a check that failed; what to know, for a note."""
+    """The remedy for a failed check, or what to know for a note."""
 
 
 def machine_checks(outputs: Path) -> Iterator[Check]:

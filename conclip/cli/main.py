@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 MAX_LINE = 1000
-"""Characters of an error; of a longer one both ends are shown."""
+"""Longest error line [characters]; of a longer one, both ends are shown."""
 
 EXIT_BAD_INPUT = 2
 """Exit code of bad input."""

@@ -40,7 +40,7 @@ ROW_FILTERS: dict[str, Callable[[str], str | float | None]] = {
     "thinking_budget": _budget,
     "temperature": float,
 }
-"""Columns by which `compare` chooses rows, and how their values are read."""
+"""Columns by which `compare` selects rows, and the functions that convert their values."""
 
 
 class Parser(argparse.ArgumentParser):

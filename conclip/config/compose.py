@@ -1,4 +1,4 @@
-"""From overrides to a config: Hydra composes conf/, `conclip.config.typed` types and checks the outcome."""
+"""Turns overrides into a config: Hydra composes conf/, `conclip.config.typed` types and checks the result."""
 
 import dataclasses
 import difflib
@@ -140,7 +140,7 @@ def expand_phase_key(override: str, known: Set[str]) -> str:
 
 
 TEMPLATE_KWARGS = ("model.chat_template_kwargs", "eval.template_kwargs")
-"""Keys below which names are a chat template's."""
+"""Keys below which the names are those of a chat template."""
 
 
 def add_prefix(override: str) -> str:

@@ -1,6 +1,6 @@
-"""Configs of other people: they cannot run code, read this machine's environment, nor grow without bounds.
+"""Guards against configs of other people: they cannot run code, read this machine's environment, or grow without bounds.
 
-Called while a config is composed (`conclip.config.compose`) and before it is resolved (`conclip.config.typed`). Each
+They run while a config is composed (`conclip.config.compose`) and before it is resolved (`conclip.config.typed`). Each
 failure is one UserError that names the key or the file.
 """
 
@@ -19,21 +19,21 @@ from conclip.errors import UserError
 from conclip.redact import looks_secret
 
 MAX_NODES = 50_000
-"""Values of a config once its aliases are followed."""
+"""Largest number of values of a config, once its aliases are followed."""
 
 MAX_DEPTH = 50
 MAX_FILE_CHARS = 4_000_000
 MAX_VALUE_CHARS = 1_000_000
-"""Of one value once its interpolations are resolved."""
+"""Largest length of one value, once its interpolations are resolved."""
 
 PATH_KEYS = re.compile(r"paths\.\w+|pass_rates|data\.\w+\.[^.]+\.(path|shots_path)|model\.path|checkpoints\.[^.]+")
-"""Keys of files and folders on this machine: no others may read the environment."""
+"""Keys of files and folders on this machine: no other keys may read the environment."""
 
 HUB_KEYS = re.compile(r"model\.path|checkpoints\.[^.]+")
-"""Of these, keys whose value goes to the hub unless it is a whole path."""
+"""Those of these keys whose value goes to the hub unless it is an absolute path."""
 
 RESOLVERS = ("oc.env", "oc.select", "oc.decode", "oc.deprecated", "now")
-"""What `${name:...}` may call."""
+"""Resolvers that `${name:...}` may call."""
 
 _QUIET = {"version": 1, "root": None, "disable_existing_loggers": False}
 """Hydra's `none` option of its loggers."""

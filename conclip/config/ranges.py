@@ -1,4 +1,4 @@
-"""The range of a config key, which stands beside its type in the schema: `Annotated[float, above(0)]`."""
+"""Ranges of config keys, written beside their types in the schema: `Annotated[float, above(0)]`."""
 
 import dataclasses
 import math
@@ -18,9 +18,9 @@ class Range:
     low_open: bool = False
     high_open: bool = False
     why: str = ""
-    """What stands behind the range in the error: a reason, or an example."""
+    """Text after the range in the error: a reason, or an example."""
     wording: str = ""
-    """The range in other words than its own."""
+    """Other wording of the range; empty for the default."""
 
     def holds(self, value: float) -> bool:
         above = value > self.low if self.low_open else value >= self.low

@@ -1,4 +1,4 @@
-"""What config keys ask of each other, beyond the range that each has in the schema: each failure is one UserError that names
+"""Cross-field rules of config keys, beyond the range that each has in the schema. Each failure is one UserError that names
 the key and says what to do."""
 
 import dataclasses
@@ -25,7 +25,7 @@ from conclip.lab.arithmetic import FAMILIES, MAX_LEVEL, SPLITS
 from conclip.redact import hide
 
 MAX_NAME_BYTES = 200
-"""Of a run's name; file systems hold 255."""
+"""Longest name of a run; file systems allow 255 bytes."""
 
 NO_TRAINING_SET = (
     "names no problems; add a set (of the presets gsm8k, math and aime24_train can train, others only evaluate)"
@@ -47,10 +47,10 @@ RESERVED_KWARGS = {
     "truncation",
     "max_length",
 }
-"""Arguments of a chat template that are not the user's to give."""
+"""Arguments of a chat template that conclip sets itself."""
 
 ARITHMETIC_KEYS = {"source", "num_problems", "seed", "family", "levels", "split"}
-"""What a set of generated problems reads."""
+"""Keys that a set of generated problems reads."""
 
 KEYS_BY_STAGE = {
     "probe": {"model", "phase"},
@@ -60,7 +60,7 @@ KEYS_BY_STAGE = {
 """The keys that a stage of each kind reads."""
 
 UNPRICED = ("none", "thinkprune")
-"""Kinds of length rewards that leave rewards as they are, and have no strength."""
+"""Length rewards that leave rewards unchanged and have no strength."""
 
 
 def _values_of(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

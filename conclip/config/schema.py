@@ -1,4 +1,4 @@
-"""The config of each subcommand: frozen dataclasses of groups of keys, and what only some of them have."""
+"""The config of each subcommand: frozen dataclasses of groups of keys, and the keys that only some subcommands have."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
-"""From what Hydra composed to a typed config: unknown keys, wrong types, ranges, then what keys ask of each other, before
-anything heavy loads. Each failure is one UserError that names the key and says what to do."""
+"""Turns what Hydra composed into a typed config. It checks for unknown keys, wrong types and ranges, then cross-field rules,
+before anything heavy loads. Each failure is one UserError that names the key and says what to do."""
 
 import dataclasses
 import difflib
@@ -141,7 +141,7 @@ def text_keys(schema: type, prefix: str = "") -> set[str]:
 
 
 REMOVED_KEYS = {"skip_phase1": "conclip two-phase recipe=phase2_only begins with phase 2"}
-"""Keys of earlier versions, and what does their work now."""
+"""Keys of earlier versions, and what replaces them."""
 
 
 def unknown_key(key: str, known: set[str]) -> str:

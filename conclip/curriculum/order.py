@@ -1,4 +1,4 @@
-"""Which problems a step asks, and how the set they come from is kept useful."""
+"""Draws the problems of each step, and keeps the set they come from useful."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from conclip.runs.checked import Count, NonNegative
 from conclip.types import Outcome, Problem, RolloutGroup
 
 _Words = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=625, max_length=625)]
-"""Of Python's random generator: its state, and where it is in it."""
+"""State of Python's random generator, and the position in it."""
 
 
 class _SavedOrder(TypedDict):

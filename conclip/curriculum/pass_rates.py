@@ -1,4 +1,4 @@
-"""Pass rates of problems: how they are measured sequentially, and their file.
+"""Measures pass rates of problems sequentially, and reads and writes their file.
 
 Responses are drawn in rounds. After each one, problems whose class (below, inside or above the wanted band) is clear stop;
 the rest of the budget goes where it is expected to make a class clear. What is known of a problem is the posterior of its
@@ -36,10 +36,10 @@ Verdict = Literal["below", "inside", "above"]
 CLASSES: tuple[Verdict, ...] = ("below", "inside", "above")
 
 LOOK_AHEAD = 8
-"""Responses whose effect on what is known of a problem is weighed before they are asked for."""
+"""Number of further responses whose effect on the posterior is weighed before they are sampled."""
 
 MIN_ROUND_PROBLEMS = 32
-"""Fewer in a round would leave the engine idle."""
+"""Fewer problems in a round would leave the engine idle."""
 
 Probabilities = Any
 Prior = tuple[Numbers, Numbers]
@@ -135,20 +135,20 @@ class PassRate:
     """Responses the grader could judge."""
     num_correct: int
     num_truncated: int
-    """They count as not passed."""
+    """Truncated responses; they count as not solved."""
     low: float
-    """95 % interval of the pass rate by the problem's own responses alone: Jeffreys', equal tails."""
+    """95 % interval of the pass rate from the problem's own responses: Jeffreys', equal tails."""
     high: float
     verdict: Verdict
-    """Where the pass rate most probably lies with respect to the band, by all problems' responses."""
+    """Class in which the pass rate most probably lies, given the responses to all problems."""
     band_probability: float
-    """Posterior probability that the pass rate lies in the band, by all problems' responses."""
+    """Posterior probability that the pass rate lies in the band, given the responses to all problems."""
     mean_tokens: float
     correct_mean_tokens: float | None
     wrong_mean_tokens: float | None
     model_hash: str
     sampling_hash: str
-    """Of everything else that changes a response: instruction, temperature, token limit."""
+    """Hash of everything else that changes a response: instruction, temperature, token limit."""
     grader_version: int
 
     @property
@@ -234,7 +234,7 @@ def read_pass_rates(path: Path) -> list[PassRate]:
 
 
 BINS = {"never": 0.0, "up to 0.2": 0.2, "0.2-0.5": 0.5, "0.5-0.8": 0.8, "above 0.8": 1.0, "always": None}
-"""Name -> upper end of the bins people see; "always" is what never failed."""
+"""Name -> upper end of the bins in the display; "always" means never failed."""
 
 
 def histogram(rates: Sequence[PassRate]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What the responses to all problems say about each of them: Beta priors fitted to problems of the same stratum.
+"""Fits Beta priors to the problems of a stratum: what the responses to all problems tell about each of them.
 
 A few responses leave a pass rate wide open, but problems of one source, subject and level may have much in common, and
 how much can be measured. Where they have little, the prior is weak and the problem's own responses decide (partial pooling
@@ -15,17 +15,17 @@ from scipy.special import betaln
 from conclip.types import Stratum
 
 JEFFREYS = (0.5, 0.5)
-"""Beta prior of problems that are too few to learn from: few responses already speak."""
+"""Beta prior of problems that are too few to fit one: a few responses already outweigh it."""
 
 MIN_PROBLEMS = 20
-"""Fewer problems fit no prior."""
+"""Fewest problems to which a prior is fitted."""
 
 POOLING_LEVELS = ((0, 1, 2), (0, 2), (0,), ())
 """Parts of a stratum that problems must share to be pooled, finest first."""
 
 MEANS = (np.arange(40) + 0.5) / 40
 STRENGTHS = np.geomspace(1, 128, 15)
-"""a + b: as many responses as the prior counts for."""
+"""Values of a + b: the number of responses for which the prior counts."""
 
 Numbers = Any
 """One number, or an array of them."""

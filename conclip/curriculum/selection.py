@@ -1,4 +1,4 @@
-"""The choice of a phase's training problems, with a stated reason for each."""
+"""Chooses the training problems of a phase, with a stated reason for each."""
 
 import math
 from collections import Counter
@@ -19,16 +19,16 @@ class Choice:
     problem: Problem
     reason: str
     rate: PassRate | None
-    """None when it was named by hand."""
+    """Its measured pass rate; None for a problem that the config names."""
     probability: float = 1.0
-    """That its pass rate lies in the band, by all probed responses."""
+    """Posterior probability that its pass rate lies in the band, given the responses to all problems."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     chosen: tuple[Choice, ...]
     reserve: tuple[Choice, ...]
-    """Further candidates in the order they would have been taken; none for problems named by hand."""
+    """Further candidates in the order in which they would have been taken; none for problems that the config names."""
 
     @property
     def problems(self) -> list[Problem]:

@@ -15,7 +15,7 @@ from conclip.stats import sign_flip_p_value
 from conclip.types import EvalRow, Outcome, condition_name
 
 AES_WEIGHTS = {"alpha": 1.0, "beta": 3.0, "gamma": 5.0}
-"""Of the Accuracy-Efficiency Score; papers differ, so they are always printed with it."""
+"""Weights of the Accuracy-Efficiency Score; they differ between papers, so they are always printed with it."""
 
 SETTINGS = {
     "prompt": "the instruction",
@@ -36,7 +36,8 @@ class Paired:
 
     benchmark: str
     names: tuple[str, str]
-    """What tells the two apart: their models, else how they were asked, else their temperatures, else "first", "second"."""
+    """Names that distinguish the two: their models, else their prompt conditions, else their temperatures, else "first",
+    "second"."""
     num_problems: int
     first: Summary
     second: Summary
@@ -44,9 +45,9 @@ class Paired:
     accuracy_p_value: float
     """Sign-flip permutation test of the problems' accuracy differences."""
     tokens_p_value: float
-    """The same of their mean lengths, over the responses `comparison.tokens_ratio` is about: all, graded or not."""
+    """The same test of their mean lengths, over the responses of `comparison.tokens_ratio`: all, graded or not."""
     aes: float | None
-    """Efficiency score; None where the first is never right, against which no gain can be counted."""
+    """Efficiency score; None where the first is never right, so that no relative gain exists."""
     transitions: Mapping[tuple[Outcome, Outcome], int]
 
 

@@ -1,4 +1,4 @@
-"""Tables as pure functions of evaluation rows."""
+"""Numbers of the result tables: pure functions of evaluation rows."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Summary:
     accuracy: Estimate
     """Share of correct responses; truncated and unanswered ones are not correct, grader errors are left out."""
     lenient_accuracy: Estimate
-    """The same where an answer outside a box counts, too: how much of a difference is format."""
+    """Accuracy when an answer outside a box counts, too: it shows how much of a difference is format."""
     mean_tokens: Estimate
     correct_mean_tokens: Estimate | None
     """None when no response is correct."""
@@ -41,15 +41,17 @@ class Comparison:
 
     accuracy_difference: Estimate
     tokens_ratio: Estimate
-    """Mean tokens of the second over the first, of all responses, graded or not; problems paired and of equal weight."""
+    """Mean tokens of the second over the first, of all responses, graded or not; problems are paired and have equal
+    weight."""
     num_problems: int
-    """With judged responses of both models."""
+    """Problems with judged responses of both models."""
     accuracy_spread: float
-    """Standard deviation of the problems' differences in accuracy: how many problems it takes to show something."""
+    """Standard deviation of the problems' differences in accuracy; it decides how many problems are needed to show
+    something."""
 
 
 UNKNOWN_DIFFERENCE = Estimate(mean=0.0, low=-1.0, high=1.0)
-"""In accuracy, where no problem has a judged response of both models."""
+"""Difference in accuracy where no problem has a judged response of both models."""
 
 
 def summarise(rows: Sequence[EvalRow]) -> Summary:

@@ -1,4 +1,4 @@
-"""Evaluation rows as files: JSON lines while evaluating, Parquet when done; and where a run folder keeps them."""
+"""Reads and writes evaluation rows: JSON lines while evaluating, Parquet when done."""
 
 # pyarrow ships no annotations.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
@@ -23,7 +23,7 @@ from conclip.runs.json_lines import DamagedLine, json_lines
 from conclip.types import EvalRow
 
 SCHEMA = 3
-"""Of a row."""
+"""Schema version of a row."""
 READABLE = (2, 3)
 """Rows of schema 2 lack the columns that have a default."""
 

@@ -1,4 +1,4 @@
-"""Evaluation results for people: tables, the closing sentences, curves; and for machines: results.json."""
+"""Shows evaluation results: tables and closing sentences for people, results.json for programs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

@@ -1,8 +1,8 @@
-"""Rows of sampled responses in a file, made unit by unit, and taken over where an earlier attempt has made them.
+"""Samples rows into a file, unit by unit, and reuses those that an earlier attempt sampled.
 
-A unit is a fixed batch of requests, each from a cold prefix cache. One whose rows all exist already, made by the same model,
-prompt tokens, sampling and seeds, is taken over; one that was cut is sampled anew as a whole, since another batch may give
-other tokens. Behind a server batches are not ours: there every row is kept as it comes, and taken over by itself.
+A unit is a fixed batch of requests, each from a cold prefix cache. A unit whose rows all exist, made by the same model,
+prompt tokens, sampling and seeds, is reused. A unit that was cut is sampled again as a whole, since another batch may give
+other tokens. A server forms its own batches: there every row is kept as it comes, and reused by itself.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Whether two readings state the same, part by part; gold first, since it decides what kind of thing is asked for."""
+"""Compares two readings part by part, gold first, since the gold answer decides what the question asks for."""
 
 import re
 from collections.abc import Sequence

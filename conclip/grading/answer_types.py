@@ -1,4 +1,4 @@
-"""The kinds of things that an answer may state."""
+"""The types of values that an answer may state."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -16,7 +16,7 @@ class Number:
     decimal: Decimal | None
     """The value as it is spelled, where it is spelled as a decimal."""
     unit: str
-    """As it stands; "%" for percent, "" for none."""
+    """The unit as the answer spells it; "%" for percent, "" for none."""
 
 
 @dataclass(frozen=True, slots=True)

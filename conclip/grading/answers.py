@@ -1,4 +1,4 @@
-r"""Finding the final answer in a response, and spelling it canonically: text work only, in linear time.
+r"""Finds the final answer in a response and spells it canonically: text work only, in linear time.
 
 Strict: the last ``\boxed{}``. Lenient: where there is none, agreed fall-backs in a fixed order; which of them found the
 answer is recorded, so that a gain of format is not called reasoning.
@@ -17,7 +17,7 @@ Method = Literal["boxed", "hashes", "phrase", "math", "number", "whole"]
 number; the whole response."""
 
 MAX_TAIL_CHARS = 200_000
-"""Only so much of a response's end is searched: a final answer stands at the end."""
+"""Only this much of the end of a response is searched: a final answer comes at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ _LAST_LETTER = (
     re.compile(r"(?:\b(?:is|it's|be|choose|pick|select|with)\s+)\(?([A-J])\)?[.\s]*$"),
     re.compile(r"\(([A-J])\)(?!.*\([A-J]\))", re.DOTALL),
 )
-"""The letter of an option where nothing else is said: on a line of its own, at the end, in parentheses."""
+"""Patterns of an option's letter where nothing else is stated: on a line of its own, at the end, in parentheses."""
 
 
 def _is_bare(text: str) -> bool:
@@ -180,7 +180,7 @@ _UNIT_ALONE = re.compile(
     r"(?:\\(?:text|mathrm)\s*\{)?\s*[a-zA-Z]{1,3}\s*\}?(?:\s*\^\s*\{?[23]\}?)?|\^\s*\{?\s*\\circ\s*\}?(?:\s*\\text\{[CF]\}|[CF])?|\\%"
 )
 _THEREFORE = re.compile(r"\b(?:Therefore|Thus|Hence|So|Finally|Altogether)\b")
-"""Opens a last sentence, whose number counts for more than the formulas before it."""
+"""Words that open a last sentence, whose number counts for more than the formulas before it."""
 
 
 def _formulas(text: str) -> list[tuple[str, int]]:
@@ -215,7 +215,7 @@ _CHOSEN = re.compile(
     r"(?:for sure|definitely|clearly|certainly|option|choice)?\s*\(?([A-J])\)?"
     r"(?:\s*[,;:](?!\s*(?:and\b|or\b|[A-Za-z]\b(?!')))|\s+(?:because|since|as|but|and not|not|rather)\b)"
 )
-"""An option's letter, and then why."""
+"""Matches an option's letter and the reason after it."""
 
 _STATED = re.compile(
     r"[A-Za-z].*\b(?:is|are|was|equals?|be)\s+(?:(?:just|exactly|only|also|then|simply|equal to)\s+)?(?=[-+$\\\d(\[.])"
@@ -224,7 +224,7 @@ _BECAUSE = re.compile(r"(?<=[\d$})a-z]),?\s+(?:because|since|as|which|where|when
 _CIRCUMSTANCE = re.compile(
     r"\s+(?:in|on|at|for|from|during|by|after|before|each|every|altogether|total|left|because|since|so|when|if)\b\s+[A-Za-z][^\d$\\]*$"
 )
-"""Words behind a number that say when or where."""
+"""Words after a number that say when or where."""
 _NEGATED = re.compile(
     r"\b(?:not|no|never|nor|neither|cannot|except|unless|than|least|most|about|around|\w+n't)\b", re.IGNORECASE
 )

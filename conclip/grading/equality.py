@@ -1,5 +1,5 @@
-"""Whether two sympy expressions have the same value: exactly for rationals, to 60 digits for other numbers, and at several
-points for formulas with letters.
+"""Decides whether two sympy expressions have the same value: exactly for rationals, to 60 digits for other numbers, and at
+several points for formulas with letters.
 
 sympy's own `equals` and math-verify's comparison take numbers for equal that agree in six decimals; none of that here.
 """
@@ -14,10 +14,10 @@ import sympy
 from sympy import Basic, Expr, Integer, Rational, Symbol
 
 DIGITS = 80
-"""With which numbers are computed."""
+"""Significant digits in numeric evaluation."""
 
 AGREE = Rational(1, 10**60)
-"""Relative difference up to which two computed numbers are one."""
+"""Relative difference up to which two computed numbers count as equal."""
 
 NUM_POINTS = 6
 MIN_SIGNIFICANT_DIGITS = 6

@@ -1,4 +1,4 @@
-r"""Whether an answer is the gold one: what kind of thing each states, then part by part whether they are the same.
+r"""Decides whether an answer is the gold one: first what each states, then part by part whether they agree.
 
 Only grader workers call this: algebra may run for ever or take all memory, and workers have limits.
 """

@@ -1,4 +1,4 @@
-r"""Reading one LaTeX formula as a sympy expression with exact numbers.
+r"""Reads one LaTeX formula as a sympy expression with exact numbers.
 
 The grammar is the one of final answers: arithmetic, roots, powers, fractions and mixed numbers, the elementary functions,
 factorials, binomials, absolute values, finite sums. A formula is read whole or not at all, letters keep their case and
@@ -25,7 +25,7 @@ from conclip.grading.tex import DECORATIONS, FONTS, LETTERS
 
 MAX_TERMS = 10_000
 MAX_DEPTH = 60
-"""Brackets within brackets."""
+"""Largest depth of nested brackets."""
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[1-9]\d{0,2}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+)"

@@ -37,10 +37,10 @@ WALL_LIMIT_S = 60.0
 """Guard for a worker that neither computes nor answers; generous, as a loaded machine must not change verdicts."""
 
 LONGEST_GAP_S = 10.0
-"""Between two looks at the workers; a longer one prolongs their deadlines by itself."""
+"""Longest normal time between two reads of the workers; a longer gap prolongs their deadlines by its length."""
 
 MAX_FAILED_STARTS = 3
-"""Workers in a row that end before they are ready; then something is wrong with all of them."""
+"""Workers in a row that may end before they are ready; after that something is wrong with all of them."""
 
 MAX_ANSWER_CHARS = 2000
 """A longer extracted answer is not an answer; it counts as wrong without being parsed."""
@@ -57,7 +57,8 @@ class _Pair:
     tolerance: float = 0.0
     is_response: bool = False
     question: Literal["same", "readable", "math-verify"] = "same"
-    """Is the answer a gold one; is the (only) gold one understood; are they the same to math-verify."""
+    """What to decide: `same`, whether the answer is a gold one; `readable`, whether the (only) gold one is understood;
+    `math-verify`, whether they are the same to math-verify."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class _Request:
 class _Worker:
     process: subprocess.Popen[bytes]
     ready: bool = False
-    """Its libraries are loaded: the clock of an answer starts only then."""
+    """Whether its libraries are loaded: the clock of an answer starts only then."""
     pair: _Pair | None = None
     deadline: float = 0.0
     buffer: bytes = b""
@@ -86,9 +87,9 @@ class _State:
     queue: deque[_Pair] = field(default_factory=deque[_Pair])
     waiting: dict[_Pair, list[_Request]] = field(default_factory=dict[_Pair, list[_Request]])
     last_read: float = 0.0
-    """When the workers were last looked at."""
+    """Time of the last read of the workers."""
     killed: set[_Pair] = field(default_factory=set[_Pair])
-    """Pairs whose worker somebody killed; each gets one more."""
+    """Pairs whose worker was killed from outside; each gets one more."""
     failed_starts: int = 0
     """Workers in a row that ended before they were ready."""
     verdicts: dict[_Pair, Outcome] = field(default_factory=dict[_Pair, Outcome])

@@ -1,4 +1,4 @@
-"""Where brackets open and close in an answer, and what stands between its commas."""
+"""Finds where brackets open and close in an answer, and what is between its commas."""
 
 import re
 

@@ -1,4 +1,4 @@
-r"""What an answer states: a number, several values, a relation, a region, a matrix, or words that only spelling decides."""
+r"""Reads what an answer states: a number, several values, a relation, a region, a matrix, or words compared by spelling."""
 
 import re
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ _COUNTED = re.compile(
     r"^(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:year|exactly|page|day|room|step|a total of)\b\s*(?:\}\s*)?(?=-?[\d\\])",
     re.IGNORECASE,
 )
-"""Words before a number that decide no more than a thing counted behind it."""
+"""Words before a number that matter no more than the name of a counted thing after it."""
 
 _OPERATION = re.compile(r"\s*\w+\s*(\\cup|\\cap)\s+\w+\s*(?:\1\s+\w+\s*)*")
 _MODULO = re.compile(r"(?:(.*?)\\equiv)?\s*(.*?)\s*(?:\\pmod\s*\{?|\(\s*\\(?:mod|bmod)|\\mod)\s*([^{}()]+)[})]*")

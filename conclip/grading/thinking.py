@@ -1,4 +1,4 @@
-"""The thinking part of a response and what stands behind it: text work only, in linear time.
+"""Separates the thinking part of a response from what follows it: text work only, in linear time.
 
 A reasoning model thinks between two tags, then answers. What it thinks is no answer: the grader only ever sees what stands
 behind the thinking part (`answer_of`).
@@ -31,7 +31,7 @@ KNOWN_TAGS = (
 """Tags that published models use."""
 
 DEFAULT_TAGS = KNOWN_TAGS[0]
-"""Of a model that names none."""
+"""The tags of a model that names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Thinking:
 
 
 PLAIN = Thinking()
-"""Of prompts that open nothing, with the default tags."""
+"""How responses think to prompts that open nothing, with the default tags."""
 
 
 def answer_of(text: str, thinking: Thinking = PLAIN) -> str:

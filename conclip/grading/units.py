@@ -111,7 +111,7 @@ _PERCENT = re.compile(
 _NO_UNIT = re.compile(
     r"\b(?:is|are|not|no|does|do|or|squared|cubed|factorial|wrong|impossible|than|except|unless)\b", re.IGNORECASE
 )
-"""Words that change what stands before them."""
+"""Words that change the meaning of what comes before them."""
 
 _FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _MONEY = re.compile(

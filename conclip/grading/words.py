@@ -1,4 +1,4 @@
-r"""Answers in words: names, days, yes and no, lists of them."""
+r"""Compares answers in words: names, days, yes and no, lists of them."""
 
 import re
 
@@ -31,7 +31,7 @@ _NUMERALS = (
     | {"a dozen": 12, "one hundred": 100, "a hundred": 100, "one thousand": 1000, "a thousand": 1000}
 )
 _SHORT_WORDS = frozenset(_names("odd red tie win yes dog cat boy one two six ten may sun mon tue wed thu fri sat"))
-"""Words of three letters, which would else be products."""
+"""Words of three letters, which would otherwise be read as products."""
 
 _LIST = re.compile(r"\s*(?:,\s*(?:and|or)\s|,|;|\band\b|\bor\b)\s*")
 

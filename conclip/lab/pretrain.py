@@ -27,10 +27,10 @@ SEARCH_LEVELS = 4
 SEARCH_SHARE = 0.3
 CONTEXT_TOKENS = 1024
 POOL = 2048
-"""Traces sampled and sorted by length together."""
+"""Traces that are sampled and sorted by length together."""
 WARMUP_STEPS = 50
 REST_LR_RATIO = 0.2
-"""Learning rate of embeddings and norms (AdamW) over that of the matrices inside (Muon)."""
+"""Learning rate of embeddings and norms (AdamW) relative to that of the inner matrices (Muon)."""
 IGNORE = -100
 
 

@@ -1,5 +1,5 @@
-"""What vLLM does with the architecture of a model folder, read from vLLM's own tables without importing it, which would take
-seconds and 300 MiB before anything is decided."""
+"""Finds out how vLLM runs the architecture of a model folder. It reads vLLM's own tables without importing it, which would
+take seconds and 300 MiB before anything is decided."""
 
 import ast
 import importlib.util

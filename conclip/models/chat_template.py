@@ -1,4 +1,5 @@
-"""What a model's chat template and tokenizer say: the text of a chat, how its model thinks, and which token ends a turn."""
+"""Reads a model's chat template and tokenizer: the text of a chat, how the model marks its thinking part, and which token
+ends a turn."""
 
 import difflib
 import re
@@ -14,7 +15,7 @@ from conclip.grading.thinking import DEFAULT_TAGS, KNOWN_TAGS, Thinking, Thinkin
 from conclip.types import Messages
 
 PLACEHOLDER = "conclip-marks-this-place"
-"""A message that is found again in the chat it stands in, whatever the template puts around it."""
+"""A message that can be found again in the rendered chat, whatever the template writes around it."""
 
 
 def render(

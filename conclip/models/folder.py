@@ -1,4 +1,4 @@
-"""Model folders: finding and checking them without loading anything heavy."""
+"""Finds and checks model folders without loading anything heavy."""
 
 import hashlib
 import json
@@ -19,11 +19,10 @@ LOGIT_SCALES = (
     "logits_soft_cap",
     "output_logit_soft_cap",
 )
-"""Config keys of models that put a scale or cap on their logits which the learner's head (`models.load.OutputHead`) does not
-know."""
+"""Config keys of models that apply a scale or cap to their logits which `models.load.OutputHead` does not know."""
 
 DIFFERENT_IN_VLLM = {"cohere2": "vLLM's attention windows are a token wider than transformers'"}
-"""Types of models that vLLM runs, but not as transformers does: the policy that trains would not be the one that samples."""
+"""Model types that vLLM runs differently from transformers: the policy that trains would not be the one that samples."""
 
 
 def find_model(path: str, key: str = "model.path") -> Path:
@@ -200,7 +199,7 @@ def head_shape(folder: Path) -> tuple[int, int] | None:
 
 
 _HASHES: dict[tuple[tuple[str, int, int], ...], str] = {}
-"""Of folders read before, by name, size and time of their files."""
+"""Hashes of folders that were read before, by name, size and time of their files."""
 
 
 def model_hash(folder: Path) -> str:

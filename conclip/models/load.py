@@ -1,4 +1,4 @@
-"""Loading models and tokenizers."""
+"""Loads models and tokenizers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,7 +72,7 @@ def checkpoint_weights(policy: PreTrainedModel) -> Iterator[tuple[str, torch.Ten
 class OutputHead(torch.nn.Module):
     """The map from hidden states to logits: the output head, then the scale or cap that some models apply to it.
 
-    In the order and precision of vLLM's: Gemma 2 caps, logits = c tanh(logits / c); Granite divides by `logits_scaling`;
+    Order and precision are those of vLLM. Gemma 2 caps, logits = c tanh(logits / c); Granite divides by `logits_scaling`;
     Cohere multiplies by `logit_scale`.
     """
 

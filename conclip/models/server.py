@@ -1,7 +1,7 @@
-"""Models behind servers that speak the OpenAI protocol: reaching them, and choosing one.
+"""Reaches models behind servers that speak the OpenAI protocol, and chooses one.
 
-A server may be anybody's: it gets no say in where prompts and the key go (redirects to other origins), in how long a reply
-takes, nor in how much memory it takes.
+A server may be anybody's. It does not decide where prompts and the key go (redirects to other origins), how long a reply
+takes, or how much memory it takes.
 """
 
 import os
@@ -21,16 +21,16 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 """Environment variable with the server's key: never a config key, so that it is never written into a run folder."""
 
 REPLY_S = 3600.0
-"""A request and all its retries may take so long, however slowly the reply drips."""
+"""Longest time of a request and all its retries, however slowly the reply comes."""
 
 LIST_S = 30.0
-"""And so long the list of models."""
+"""Longest time of a request for the list of models."""
 
 MAX_REPLY_BYTES = 64 << 20
-"""Of one reply, uncompressed; compressed ones are refused, as they grow."""
+"""Largest size of one uncompressed reply; compressed replies are refused, as they can expand."""
 
 REFUSED_REDIRECT = "x-redirect-not-followed"
-"""Header that takes the place of `Location` where that leads to another origin."""
+"""Header that replaces `Location` where that leads to another origin."""
 
 Result = TypeVar("Result")
 

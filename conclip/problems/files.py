@@ -16,10 +16,10 @@ from conclip.seeding import python_stream
 from conclip.types import Problem
 
 MAX_SKIPPED_SHARE = 0.01
-"""Share of rows without a usable answer that are left out; more of them say that the data or the settings are wrong."""
+"""Largest share of rows without a usable answer that are skipped; with more of them, the data or the settings are wrong."""
 
 MAX_NAMED_ROWS = 3
-"""Rows that are left out and named with their reason; of others only the number."""
+"""Skipped rows that are named with their reason; the others are only counted."""
 
 
 class _NoAnswer(UserError):
@@ -230,7 +230,7 @@ def is_missing_value(answer: str) -> bool:
 
 
 _WRITTEN_LIST = re.compile(r"""\s*\[\s*["']""")
-"""How CSV files of pandas hold lists; no formula begins so."""
+"""Start of a list as CSV files of pandas hold it; no formula begins so."""
 
 
 def _shots(key: str, settings: ProblemSetConfig) -> dict[str, list[str]]:

@@ -1,4 +1,5 @@
-"""The overlap guard: a model is not evaluated on problems it was trained on, unless one insists; then the result says so."""
+"""The overlap guard: a model is not evaluated on problems it was trained on, unless the user insists; then the result says
+so."""
 
 import json
 import re
@@ -14,7 +15,8 @@ RECORD = "trained_on.json"
 """File in a checkpoint folder that holds the questions of every phase it went through."""
 
 NGRAM_TOKENS = 8
-"""Questions of at least so many words overlap when half of their runs of so many tokens are in a training question."""
+"""Questions of at least this many words overlap when half of their n-grams of this many tokens are in a training
+question."""
 
 
 def normalise_question(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The one place for instruction text and chat templates: a question becomes token ids here and nowhere else."""
+"""The one place for instruction text: a question becomes token ids here and nowhere else."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +15,8 @@ INSTRUCTIONS: dict[PromptStyle, str] = {
     "draft": "Think step by step, but keep only a minimum draft of each step, five words at most.",
     "budget": "Use fewer than {budget_tokens} tokens.",
 }
-"""What is added to the question to ask for brevity: nothing; plainly; Chain of Draft (Xu et al. 2025); a token budget (Han
-et al. 2024)."""
+"""Instructions that are added to the question to ask for brevity: none; a plain one; Chain of Draft (Xu et al. 2025); a
+token budget (Han et al. 2024)."""
 
 
 def messages_for(question: str, model: ModelConfig, style: PromptStyle = "plain", *, budget_tokens: int = 0) -> Messages:

@@ -1,4 +1,4 @@
-"""Rows of data sets: local files of several formats, folders of them, and hub data sets; each row with where it stands."""
+"""Reads rows of data sets, each with its place: local files of several formats, folders of them, and hub data sets."""
 
 import codecs
 import csv
@@ -17,10 +17,10 @@ from conclip.runs.json_lines import DamagedLine, json_lines
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 MAX_TABLE_BYTES = 4 << 30
-"""Of a Parquet file's rows in memory."""
+"""Largest size of the rows of a Parquet file in memory."""
 
 Row = tuple[str, dict[str, Any]]
-"""Where it stands (``file.jsonl:7``), and its columns."""
+"""The place of a row (``file.jsonl:7``), and its columns."""
 
 
 def read_rows(key: str, settings: ProblemSetConfig) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""The README.md of a checkpoint: what it was made from and of, what it costs and gains, and how to make it again."""
+"""Writes the README.md of a checkpoint: its origin, costs and gains, and how to reproduce it."""
 
 import json
 import shlex
@@ -18,12 +18,12 @@ from conclip.runs.run import Run
 from conclip.types import EvalRow
 
 MAX_PROBLEMS = 32
-"""So many training problems of a stage are listed; the run folder has all."""
+"""Largest number of training problems that a card lists per stage; the run folder has all."""
 
 
 PATH_NAMES = ("path", "outputs", "pass_rates", "shots_path", "url")
 PATHS = tuple(f"{name}:" for name in PATH_NAMES)
-"""Keys that hold places of one machine."""
+"""Keys whose values are paths of one machine."""
 
 
 def write_card(run: Run, config: LearnConfig, checkpoint: Path, stage: str, *, rows: Sequence[EvalRow] = ()) -> None:

@@ -22,7 +22,7 @@ OUTCOMES = {
     Outcome.GRADER_ERROR: "#8c8c8c",
 }
 MODELS = ("#8b919a", "#3b87c8", "#d0634a", "#439b66", "#9478bd", "#d9a03f", "#2a9d9d", "#b0567f", "#6b7f3a", "#4a5ba8")
-"""Colours of models and runs, in the order they come: grey for what training began with."""
+"""Colours of models and runs, in order: grey is for the model that training began with."""
 
 NUM_BINS = 40
 NUM_BUDGETS = 48
@@ -41,9 +41,9 @@ class Figure:
     title: str
     says: str
     panels: Mapping[str, Chart]
-    """By title ("" for an only one); each as wide as the place it gets."""
+    """Panels by title ("" for a single one); each fills the width it gets."""
     columns: int = 1
-    """Panels side by side, where there is room."""
+    """Number of panels side by side, where there is room."""
 
     @property
     def file_name(self) -> str:

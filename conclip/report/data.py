@@ -43,7 +43,7 @@ class RunData:
     subcommand: str
     rows: Sequence[EvalRow]
     questions: Mapping[str, str]
-    """Test problem -> its text."""
+    """Test problem -> its question."""
     steps: Mapping[str, Sequence[Mapping[str, Any]]]
     """Phase -> metrics of each step."""
     history: Mapping[str, Sequence[Mapping[str, float]]]

@@ -1,9 +1,9 @@
-"""Text of any origin inside Markdown and LaTeX: it shows what it says, and is never part of the document's own structure."""
+"""Escapes text of any origin for Markdown and LaTeX: it appears as it is, and is never part of the document's structure."""
 
 import re
 
 MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~$&@]|:(?=//)|(?<=www)\.)")
-"""Signs of Markdown, of its tables, of HTML in it, of formulas, and of links that need no brackets."""
+"""Characters with a meaning in Markdown, its tables, HTML in it, formulas, and links that need no brackets."""
 
 TEX = {
     "\\": r"\textbackslash{}",

@@ -1,4 +1,4 @@
-"""Pass rates for people: a histogram by level."""
+"""Shows pass rates to people: a histogram, and means by level."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -8,7 +8,7 @@ from rich.table import Table
 from conclip.curriculum.pass_rates import BINS, Band, PassRate, histogram
 
 BAR = 20
-"""Characters of the longest bar."""
+"""Length of the longest bar [characters]."""
 
 
 def pass_rate_table(title: str, rates: Sequence[PassRate], band: Band) -> Table:
