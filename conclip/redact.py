@@ -70,7 +70,7 @@ def _secrets() -> Iterator[str]:
         if looks_secret(name) and _tells(value, least):
             yield value.strip()
         for user, password in re.findall(r"://([^/\s@:]*):?([^/\s@]*)@", value):
-            if password in NO_PASSWORD and len(user) >= WORD_CHARS:  # GitHub's and package indices' way
+            if password in NO_PASSWORD and len(user) >= WORD_CHARS:  # as GitHub and package indices do
                 yield from {user, unquote(user)}
             elif _tells(password, LEAST_CHARS):
                 yield from {password, unquote(password)}

@@ -61,7 +61,9 @@ def chance_not_positive(values: Array, weights: Array) -> Array:
         step = s - slope / (w * ratio * ratio).sum(axis=1)
         last = s
         s = np.where((step >= below) & (step <= above) & (step > left) & (step < right), step, (below + above) / 2)
-        if (np.abs(s - last) <= 1e-6 * np.abs(s)).all():  # any point between the poles will do, this one is only the best
+        if (
+            np.abs(s - last) <= 1e-6 * np.abs(s)
+        ).all():  # any point between the poles would do, the saddlepoint is only the best
             break
     # The integrand has a pole at 0: stay half a standard deviation away.
     away, negative = 0.5 / np.sqrt((w * v * v).sum(axis=1)), s < 0

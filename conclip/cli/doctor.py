@@ -131,27 +131,25 @@ def _memory() -> Check:
     return Check(name="memory", state="ok", detail=detail)
 
 
+def _existing(outputs: Path) -> Path:
+    """Return `outputs`, or the folder in which it would be made."""
+    return next(path for path in (outputs.absolute(), *outputs.absolute().parents) if path.exists())
+
+
 def free_disk_gib(outputs: Path) -> float:
     """Return the free space [GiB] where `outputs` is, or would be made."""
-    place = next(path for path in (outputs.absolute(), *outputs.absolute().parents) if path.exists())
-    return shutil.disk_usage(place).free / 2**30
+    return shutil.disk_usage(_existing(outputs)).free / 2**30
 
 
 def _disk(outputs: Path) -> Check:
-    place = next(path for path in (outputs.absolute(), *outputs.absolute().parents) if path.exists())
-    free = free_disk_gib(outputs)
+    place, free = _existing(outputs), free_disk_gib(outputs)
     detail = f"{free:.1f} GiB free for '{outputs}'"
     if not (place.is_dir() and os.access(place, os.W_OK)):
-        return Check(
-            name="disk",
-            state="FAILED",
-            detail=detail,
-            remedy=f"'{place}' is no folder one can write to; set paths.outputs=...",
-        )
+        remedy = f"'{place}' is no folder one can write to; set paths.outputs=..."
+        return Check(name="disk", state="FAILED", detail=detail, remedy=remedy)
     if free < LEAST_DISK_GIB:
-        return Check(
-            name="disk", state="FAILED", detail=detail, remedy="free some, or set paths.outputs=... on another disk"
-        )
+        remedy = "free some, or set paths.outputs=... on another disk"
+        return Check(name="disk", state="FAILED", detail=detail, remedy=remedy)
     return Check(name="disk", state="ok", detail=detail)
 
 

@@ -53,7 +53,7 @@ def main() -> None:
     sys.excepthook = _show_bug
     protect_children()
     handle_signals()
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a traceback that reaches the user is a bug: show all of it
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an error that reaches the user is a bug: show the whole traceback
     try:
         if subcommand in PLAIN_SUBCOMMANDS:
             from conclip.cli import tools  # noqa: PLC0415  only what is used gets imported
@@ -63,7 +63,7 @@ def main() -> None:
             _run(subcommand, arguments[1:])
     except UserError as error:
         fail(f"conclip {subcommand}", str(error))
-    except BrokenPipeError:  # the reader of a page (`| head`) has seen enough
+    except BrokenPipeError:  # the reader (`| head`) has closed the pipe
         from conclip.runs.terminal import leave  # noqa: PLC0415
 
         leave(sys.stdout)
@@ -141,7 +141,7 @@ def _run(subcommand: str, arguments: list[str]) -> None:
         (overrides,) = sweep_jobs(flags.overrides, sweeping=False)
         return (_plan if dry_run else _execute)(subcommand, compose(overrides)[0])
     jobs = [(overrides, compose(overrides)[0]) for overrides in sweep_jobs(flags.overrides, sweeping=True)]
-    for number, (_, composed) in enumerate(jobs):  # all of them, before the first one runs
+    for number, (_, composed) in enumerate(jobs):  # check all jobs before the first one runs
         composed.name = f"{composed.name}-{number}"
         _plan(subcommand, composed) if dry_run else checked(subcommand, composed)
     named = (("--config-dir", flags.config_dir), ("--config-name", flags.config_name))
@@ -206,7 +206,7 @@ def _run_in_own_process(arguments: list[str], name: str) -> None:
     from conclip.config.compose import quoted  # noqa: PLC0415
 
     command = [*PYTHON, "-m", "conclip", *arguments, f"name={quoted(name)}"]
-    # A session of its own: it gets each signal once, from here. It does not outlive this process.
+    # The job gets its own session, so that each signal reaches it once, from here. It does not outlive this process.
     process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
     interrupted: Interrupted | None = None
     while True:

@@ -20,7 +20,7 @@ from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.config.typed import schema_keys, text_keys, to_config, unknown_key
 from conclip.errors import UserError
 
-# Hydra reads the header of a file (`# @package`) as UTF-8 whose byte order mark, if it has one, hides the header.
+# Hydra reads files as UTF-8, where a byte order mark would hide the header (`# @package`).
 file_config_source.open = lambda path, encoding: open(path, encoding=f"{encoding}-sig")  # pyright: ignore  # noqa: SIM115
 
 
@@ -51,7 +51,9 @@ def compose_config(
         raise UserError(f"--config-dir: no folder '{config_dir}'")
     name = primary or subcommand.replace("-", "_")
     folders = [config_folder(), *([Path(config_dir).resolve()] if config_dir is not None else [])]
-    folders.sort(key=lambda folder: not (folder / f"{name}.yaml").is_file())  # Hydra wants the primary file in the first
+    folders.sort(
+        key=lambda folder: not (folder / f"{name}.yaml").is_file()
+    )  # Hydra looks for the primary file in the first folder
     where = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
     overrides = [quote_text(expand_phase_key(override, known)) for override in overrides]
     named = [entry for override in overrides if (entry := named_override(override)) is not None]
@@ -63,7 +65,7 @@ def compose_config(
         raise
     except MissingConfigException as error:
         raise UserError(_missing_option(error)) from error
-    except Exception as error:  # whatever Hydra stumbles over stands in the overrides or the files they name
+    except Exception as error:  # whatever Hydra raises is caused by the overrides or the files they name
         text = str(error)
         for override in overrides:
             key = override.lstrip("+~").split("=", 1)[0]

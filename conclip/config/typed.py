@@ -4,7 +4,7 @@ before anything heavy loads. Each failure is one UserError that names the key an
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
@@ -32,7 +32,7 @@ def to_config(schema: type[Config], composed: DictConfig) -> Config:
     plain = _coerce(plain, schema, schema_keys(schema))
     if isinstance(phases := plain.get("phases"), dict) and isinstance(recipe := plain.get("recipe"), dict):
         named = {stage.get("phase") for stage in recipe.values() if isinstance(stage, dict)}
-        plain["phases"] = {name: phase for name, phase in phases.items() if name in named}  # presets may know of others
+        plain["phases"] = {name: phase for name, phase in phases.items() if name in named}  # presets may hold other phases
     if isinstance(model := plain.get("model"), dict):
         model |= {name: _unescape_newlines(model[name]) for name in ("prompt", "system") if isinstance(model.get(name), str)}
     try:
@@ -109,35 +109,28 @@ def _unescape_newlines(text: str) -> str:
     return _ESCAPED_NEWLINE.sub("\n", text)
 
 
-def schema_keys(schema: type, prefix: str = "") -> set[str]:
+def _keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every dotted key that a schema knows, with its type."""
+    for item in dataclasses.fields(schema):
+        name = f"{prefix}{item.name}"
+        yield name, item.type
+        if dataclasses.is_dataclass(item.type):
+            yield from _keys(cast(type, item.type), f"{name}.")
+        elif (entry := entry_schema(item.type)) is not None:
+            yield f"{name}.*", entry
+            yield from _keys(entry, f"{name}.*.")
+        elif item.type == dict[str, str]:
+            yield f"{name}.*", str
+
+
+def schema_keys(schema: type) -> set[str]:
     """Return every dotted key that a schema knows; `*` stands for a free name (a benchmark of `data.test`, say)."""
-    keys: set[str] = set()
-    for item in dataclasses.fields(schema):
-        name = f"{prefix}{item.name}"
-        keys.add(name)
-        if dataclasses.is_dataclass(item.type):
-            keys |= schema_keys(cast(type, item.type), f"{name}.")
-        elif (entry := entry_schema(item.type)) is not None:
-            keys |= {f"{name}.*"} | schema_keys(entry, f"{name}.*.")
-        elif item.type == dict[str, str]:
-            keys.add(f"{name}.*")
-    return keys
+    return {name for name, _ in _keys(schema)}
 
 
-def text_keys(schema: type, prefix: str = "") -> set[str]:
+def text_keys(schema: type) -> set[str]:
     """Return the keys of `schema_keys` that take text."""
-    keys: set[str] = set()
-    for item in dataclasses.fields(schema):
-        name = f"{prefix}{item.name}"
-        if dataclasses.is_dataclass(item.type):
-            keys |= text_keys(cast(type, item.type), f"{name}.")
-        elif (entry := entry_schema(item.type)) is not None:
-            keys |= text_keys(entry, f"{name}.*.")
-        elif item.type == dict[str, str]:
-            keys.add(f"{name}.*")
-        elif item.type in TEXT_TYPES:
-            keys.add(name)
-    return keys
+    return {name for name, annotation in _keys(schema) if annotation in TEXT_TYPES}
 
 
 REMOVED_KEYS = {"skip_phase1": "conclip two-phase recipe=phase2_only begins with phase 2"}

@@ -187,7 +187,7 @@ def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling
                 num_truncated=sum(row.outcome is Outcome.TRUNCATED for row in judged),
                 low=float(betaincinv(a, b, 0.025)),
                 high=float(betaincinv(a, b, 0.975)),
-                verdict="inside",  # until all problems are counted
+                verdict="inside",  # replaced below, once all problems are counted
                 band_probability=math.nan,
                 mean_tokens=fmean(row.num_tokens for row in found),
                 correct_mean_tokens=fmean(correct) if correct else None,

@@ -87,8 +87,8 @@ def compare(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> Comparison:
     before = [fmean(values) for values in tokens[0].values()]
     after = [fmean(tokens[1][key]) for key in tokens[0]]
     return Comparison(
-        accuracy_difference=Estimate(**_named(clustered_difference(differences))) if differences else UNKNOWN_DIFFERENCE,
-        tokens_ratio=Estimate(**_named(clustered_ratio(after, before))),
+        accuracy_difference=_interval(clustered_difference(differences)) if differences else UNKNOWN_DIFFERENCE,
+        tokens_ratio=_interval(clustered_ratio(after, before)),
         num_problems=len(differences),
         accuracy_spread=pstdev(differences) if differences else 1.0,
     )
@@ -105,17 +105,13 @@ def _tokens_of(rows: Sequence[EvalRow], outcome: Outcome) -> Estimate | None:
 
 def _estimate(pairs: Iterable[tuple[str, float]]) -> Estimate:
     """Return the mean over responses with an interval clustered by problem."""
-    return Estimate(**_named(clustered_ratio(*_sums(pairs))))
+    return _interval(clustered_ratio(*_sums(pairs)))
 
 
 def _share(pairs: Iterable[tuple[str, float]]) -> Estimate:
     """Return the share of responses with an interval clustered by problem; [0, 1] without responses."""
     sums, numbers = _sums(pairs)
-    return (
-        Estimate(**_named(clustered_ratio(sums, numbers, ends=(0.0, 1.0))))
-        if sums
-        else Estimate(mean=0.0, low=0.0, high=1.0)
-    )
+    return _interval(clustered_ratio(sums, numbers, ends=(0.0, 1.0)) if sums else (0.0, 0.0, 1.0))
 
 
 def _sums(pairs: Iterable[tuple[str, float]]) -> tuple[list[float], list[float]]:
@@ -131,5 +127,5 @@ def _by_problem(pairs: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
     return clusters
 
 
-def _named(interval: tuple[float, float, float]) -> dict[str, float]:
-    return {"mean": interval[0], "low": interval[1], "high": interval[2]}
+def _interval(interval: tuple[float, float, float]) -> Estimate:
+    return Estimate(mean=interval[0], low=interval[1], high=interval[2])

@@ -36,11 +36,11 @@ class RowFile:
         `path` holds already, and from files of the same kind in other `attempts`."""
         self.path, self.rows = path, list[EvalRow]()
         self.num_sampled = self.num_sampled_tokens = 0
-        self._seconds = 0.0  # that sampling took
+        self._seconds = 0.0  # time that sampling took
         self._model, self._model_hash = model, model_hash
         own = _known_rows(path)
         if path.exists():
-            _write(path, own.values())  # whole lines only, and in a file that no other attempt has a link to
+            _write(path, own.values())  # drop cut lines, and break hard links to other attempts
         self._written = dict.fromkeys(own)
         self._earlier = _rows_of(attempts, path) | own
 

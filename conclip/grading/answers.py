@@ -49,8 +49,8 @@ def extract_boxed(text: str) -> str | None:
     Example: ``so \boxed{1}, no: \boxed{\frac{1}{2}}`` gives ``\frac{1}{2}``.
     """
     text = text[-MAX_TAIL_CHARS:]
-    open_braces: list[tuple[int, int] | None] = []  # where a box and its content begin; None for other braces
-    boxes: list[tuple[int, int, int, int]] = []  # where each begins, its content does, that ends, and it
+    open_braces: list[tuple[int, int] | None] = []  # (start of a box, start of its content); None for other braces
+    boxes: list[tuple[int, int, int, int]] = []  # start of a box, start and end of its content, end of the box
     for match in _BOX.finditer(text):
         part = match.group()
         if match["token"] is not None:

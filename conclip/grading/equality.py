@@ -43,7 +43,7 @@ def equal(first: Expr, second: Expr) -> bool:
         point = {letter: sympy.ceiling(3 * value) if letter in exponents else value for letter, value in point.items()}
         f = _at(first, point)
         if f is None or not (f.is_real or first.has(sympy.I)):
-            continue  # outside of what `first` is defined on
+            continue  # `first` is not defined here
         s = _at(second, point)
         if s is None or not _near(f, s):
             return False

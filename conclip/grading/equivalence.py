@@ -33,7 +33,7 @@ def same_answer(
         return False
     for text in (answer, plain(answer)):
         found = extract(text, lenient=True)
-        # A number out of a formula that was not understood is no answer; "the answer is 7" in a box is one.
+        # A number inside a formula that was not understood is no answer; "the answer is 7" in a box is one.
         if found and (is_response or found.method == "phrase") and _same(gold, found.answer, choices, tolerance):
             return True
     statement = stated(plain(clean(answer))) if has_words and not choices else None
@@ -137,7 +137,7 @@ def _options(text: str, choices: Sequence[str], tolerance: Tolerance) -> list[in
         ]
         return (
             [] if by_text and len(named) == 1 and by_text != named else named
-        )  # the letter of one option, the text of another
+        )  # the letter names one option, the text another
     if lettered:
         index = ord(lettered[1]) - ord("A")
         return [index] if index < len(texts) and same_words(texts[index], plain(text)[lettered.end() :]) else []

@@ -62,7 +62,7 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self._tokens = [(group, match[group]) for match in _TOKEN.finditer(text.strip()) if (group := match.lastgroup)]
         self._at = self._depth = self._in_bars = 0
-        self._letters: set[str] = set()  # that a series runs over
+        self._letters: set[str] = set()  # the letters that a series runs over
 
     def here(self, ahead: int = 0) -> str:
         """Return the token to read next; "" at the end."""

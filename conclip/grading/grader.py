@@ -222,7 +222,7 @@ class Grader:
         if pair in state.verdicts:
             return self._done(request, state.verdicts[pair])
         if not state.waiting:
-            state.last_read = time.monotonic()  # nobody had to look so far
+            state.last_read = time.monotonic()  # the workers had nothing to do before
         if pair in state.waiting:
             state.waiting[pair].append(request)
         else:
@@ -270,7 +270,7 @@ class Grader:
                 self._lose(worker, "died", begun=False)
 
     def _read(self, timeout_s: float) -> None:
-        # Nobody looked, be it that this process was stopped: that time is not the workers'.
+        # Time in which nobody read, because this process was stopped for example, does not count against the workers.
         gap = time.monotonic() - self._state.last_read
         for worker in self._state.workers if gap > LONGEST_GAP_S else ():
             worker.deadline += gap

@@ -14,7 +14,7 @@ _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙₖₘ]+")
 _VULGAR = re.compile("[¼½¾⅐-⅞↉]")
 
-# Before compatibility normalisation, which would make other characters of these.
+# These are replaced before compatibility normalisation, which would turn them into other characters.
 _OWN_SIGNS = str.maketrans(
     {
         "ℝ": "\\mathbb{R}", "ℕ": "\\mathbb{N}", "ℤ": "\\mathbb{Z}", "ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}", "º": "°",
@@ -167,6 +167,11 @@ def clean(text: str) -> str:
 
     Example: ``$\left( 1,\, \dfrac{9}{2} \right)$.`` gives ``( 1, \frac{9}{2} )``.
     """
+    return _final_spelling(_without_layout(text))
+
+
+def _without_layout(text: str) -> str:
+    """Drop delimiters of formulas and layout, and write commands in their plain form."""
     text = from_unicode(text).strip()
     text = re.sub(r"(?<=[\w)}])\*\*(?=[\w({-])", "^", text) if not text.startswith("**") else text
     text = text.replace("**", " ").strip()
@@ -196,6 +201,11 @@ def clean(text: str) -> str:
     text = re.sub(
         r"(?<=\d)(\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?)([AaPp])\.?\s?[Mm]\b\.?", lambda m: f"{m[1]}{m[2].lower()}m", text
     )
+    return text
+
+
+def _final_spelling(text: str) -> str:
+    """Spell numbers, functions and brackets in one way, and drop what surrounds the answer."""
     text = text if _PRICE.fullmatch(text) else re.sub(r"(?<!\\)\$", "", text)
     text = re.sub(r"(?<!\\)\$", r"\\$", text)
     text = re.sub(r"^(?:\\[\]\)])+|(?:\\[\[\]\(\)])+$", "", text.strip())

@@ -15,14 +15,14 @@ _PREFIXES = {
     "p": ("pico", -12), "n": ("nano", -9), "μ": ("micro", -6), "m": ("milli", -3), "c": ("centi", -2), "d": ("deci", -1),
     "k": ("kilo", 3), "M": ("mega", 6), "G": ("giga", 9), "T": ("tera", 12),
 }  # fmt: skip
-# symbol, names; prefixes are put before all of them
+# symbol and names; prefixes combine with all of them
 _METRIC = (
     "m metre meter", "g gram gramme", "s second sec", "L litre liter", "A ampere amp", "K kelvin", "mol mole", "Hz hertz",
     "N newton", "J joule", "W watt", "Pa pascal", "V volt", "C coulomb", "F farad", "Ω ohm", "T tesla", "Wb weber",
     "H henry", "S siemens", "eV electronvolt", "Bq becquerel", "Gy gray", "Sv sievert", "cd candela", "lm lumen", "lx lux",
     "cal calorie", "bar", "rad radian", "bit", "B byte", "Wh", "M molar", "pc parsec", "t tonne",
 )  # fmt: skip
-# name -> what it is: a number and a unit, or a unit of its own
+# name -> (base unit, factor)
 _OTHERS: dict[str, tuple[str, Fraction]] = {
     name: (unit, Fraction(factor))
     for names, unit, factor in (
@@ -241,7 +241,7 @@ def read_unit(text: str) -> Unit | None:
         for word in re.split(r"[\s*.·]+", part):
             name, _, power = word.partition("^")
             if power and not re.fullmatch(r"-?\d", power):
-                name, power = word, ""  # no unit that anybody knows
+                name, power = word, ""  # an unknown unit
             exponent = int(power or 1) * (-1 if position else 1)
             for adjective, times in (("SQUARE", 2), ("CUBIC", 3)):
                 if name.startswith(adjective):

@@ -97,7 +97,7 @@ def train(out: Path, *, seed: int, pools: int, lr: float, tokens: int) -> None:
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     model = Qwen2ForCausalLM(model_config(tokenizer))
-    # Muon for the matrices inside: the lookup of a statement is learned in a third of the steps AdamW takes (docs/log.md).
+    # With Muon for the inner matrices the lookup of a statement is learned in a third of the steps of AdamW (docs/log.md).
     inside = [p for p in model.model.layers.parameters() if p.dim() == 2]
     rest = [p for p in model.parameters() if not any(p is q for q in inside)]
     optimizers = {

@@ -32,7 +32,7 @@ def implementation(folder: Path, key: str = "model.path", *, trust_remote_code: 
             '"architectures": ["..."] as in the model it was made from'
         )
     if config.get("kv_lora_rank") and not _on_gpu():
-        # its kernel for the interleaved positions of this kind of attention turns the queries wrongly
+        # vLLM's CPU kernel for interleaved positions rotates the queries of this attention wrongly
         raise UserError(
             f"{key}: '{folder}' compresses its keys and values (kv_lora_rank), which vLLM computes wrongly on CPUs; "
             "it takes a GPU"

@@ -73,7 +73,9 @@ def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, template_kwargs: M
 
 def _names_read(template: str) -> set[str]:
     """Return names that a template looks up outside itself."""
-    plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)  # a tag of transformers' own, which masks tokens
+    plain = re.sub(
+        r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template
+    )  # a tag that only transformers knows: it masks tokens
     return meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain))
 
 
@@ -85,7 +87,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     for turns in (chat, (*chat, ("user", "question"))):
         try:
             rest = text_after_placeholder(render(tokenizer, turns, {}, ask=False)).lstrip()
-        except Exception:  # a template may raise whatever it likes; one that cannot say how a turn ends says nothing
+        except Exception:  # a template may raise anything; then it does not tell how a turn ends
             return ()
         found: list[int] = []
         while begins := [token for token in tokens if rest.startswith(token)]:
@@ -123,7 +125,7 @@ def decoder(tokenizer: PreTrainedTokenizerBase, tags: ThinkingTags) -> Callable[
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     try:
         return tokenizer.get_chat_template()
-    except (ValueError, AttributeError):  # none, or a tokenizer with a chat format of its own
+    except (ValueError, AttributeError):  # no template, or a tokenizer with its own chat format
         return ""
 
 

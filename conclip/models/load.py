@@ -52,8 +52,8 @@ def load_policy(folder: Path, device: torch.device, *, trust_remote_code: bool =
         dtype=torch.float32,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
-        # The engine caps attention scores where the model says so (Gemma 2); of torch's own code for attention none does,
-        # and none says that it does not.
+        # The engine caps attention scores where the model says so (Gemma 2). None of torch's own attention kernels does,
+        # and none warns about it.
         attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else None,
     )
     policy = cast(PreTrainedModel, cast(torch.nn.Module, model).to(device).eval())
@@ -133,7 +133,7 @@ def recompute_activations(policy: PreTrainedModel) -> None:
     before = _hidden(policy)
     policy.gradient_checkpointing_enable({"use_reentrant": False})
     for layer in layers:
-        layer.training = True  # of the layer alone, which asks for it: modules in it, dropout say, stay in eval mode
+        layer.training = True  # only the layer itself needs it: modules inside it, such as dropout, stay in eval mode
     if not torch.equal(_hidden(policy), before):
         raise UserError("trainer.recompute_activations: this model's layers drop values at random then; set it to false")
 

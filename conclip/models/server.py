@@ -123,7 +123,7 @@ def find_served(url: str, wanted: str | None) -> str:
     try:
         client = connect(url).with_options(max_retries=0, timeout=LIST_S)
         served = within(LIST_S, lambda: [str(cast(Any, model).id) for model in client.models.list().data])
-    except (Exception, BadReply) as error:  # an address that is none, HTML, a key that is no ASCII: each has its own
+    except (Exception, BadReply) as error:  # no address, HTML, a key that is not ASCII: each raises its own error
         if (sent_on := refused_redirect(error)) is not None:
             raise UserError(f"model.url: '{url}' {sent_on}") from error
         reason = (
@@ -159,6 +159,6 @@ def rendered(url: str, served_name: str, turns: Messages, template_kwargs: Mappi
         tokens = cast(Any, client.post(f"{root}/tokenize", cast_to=object, body=request))["tokens"]
         answer = client.post(f"{root}/detokenize", cast_to=object, body={"model": served_name, "tokens": tokens})
         text = cast(Any, answer)["prompt"]
-    except (openai.OpenAIError, ValueError, KeyError, TypeError):  # no such address, or another kind of answer
+    except (openai.OpenAIError, ValueError, KeyError, TypeError):  # no such address, or another form of answer
         return None
     return text if isinstance(text, str) else None

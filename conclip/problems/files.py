@@ -151,7 +151,7 @@ def _question(
         texts = tuple((_cell_text(option) or "").strip() for option in cast(list[Any], options))
         golds = tuple(_letter(where, value, len(texts), settings.answer) for value in _values(row, settings.answer))
     else:
-        # columns of options, the right one first: their order is drawn from the question
+        # columns of options, the right one first: the question seeds the order in which they are shown
         right, *wrong = (_option(where, columns, column) for column in settings.choices)
         shuffled = python_stream("choices", question).sample([right, *wrong], 1 + len(wrong))
         texts, golds = tuple(shuffled), (chr(ord("A") + shuffled.index(right)),)

@@ -58,7 +58,7 @@ def _read_file(key: str, path: Path) -> Iterator[Row]:
 
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16: its mark begins with that of UTF-16
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
@@ -76,12 +76,12 @@ def text_lines(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
             for number, line in enumerate(lines, start=1):  # noqa: B007  errors name it
-                line.encode()  # bytes that are no text have become half characters
+                line.encode()  # surrogateescape has turned bytes that are no text into lone surrogates
                 yield line.removeprefix("\ufeff")
     except UnicodeEncodeError as error:
         byte = ord(error.object[error.start]) & 0xFF
         raise UserError(f"{path}:{number}: byte 0x{byte:02x} is no UTF-8 text; save the file as UTF-8") from None
-    except UnicodeDecodeError as error:  # of UTF-16 or UTF-32
+    except UnicodeDecodeError as error:  # only UTF-16 and UTF-32 raise it
         raise UserError(
             f"{path}:{number + 1}: no {encoding.upper()} text ({error.reason}); save the file as UTF-8"
         ) from None
@@ -192,7 +192,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
     num_bytes = number = 0
     try:
-        # a file, not a name: a name may be a URL to pyarrow; texts stay in their dictionaries until their row is made
+        # an open file, because pyarrow may take a name for a URL; texts stay dictionary-encoded until their row is made
         with path.open("rb") as content, pq.ParquetFile(content) as file:
             _check_distinct(str(path), file.schema_arrow.names)
             texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
@@ -232,7 +232,7 @@ def _read_hub(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
 
     name = f"{settings.dataset}" + (f", config {settings.dataset_config}" if settings.dataset_config else "")
     datasets.disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt to connect
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt to connect
     assert settings.dataset is not None
     try:
         rows = datasets.load_dataset(
