@@ -141,7 +141,7 @@ class Completion:
     text: str | None = None
     """The response where a server gives text and no token ids; None: decode them."""
     reasoning: str | None = None
-    """The thinking part where a server hands it out apart from `text`."""
+    """The thinking part where a server sends it separately from `text`."""
     reported_tokens: int | None = None
     """Length of the response as such a server reports it [tokens]."""
     reported_prompt_tokens: int | None = None
@@ -237,7 +237,7 @@ class EvalRow:
     thinking_budget: int | None = None
     """Tokens after which the engine closed the thinking part; None: no limit."""
     reasoning: str | None = None
-    """The thinking part where a server handed it out apart from `text`; None: it stands in `text`, if there is one."""
+    """The thinking part where a server sent it separately; None: `text` holds it, if there is one."""
 
     @property
     def prompt_condition(self) -> tuple[str, str, int | None]:

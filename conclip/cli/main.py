@@ -36,7 +36,7 @@ EXIT_BAD_INPUT = 2
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the console script."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         rows = "\n".join(f"  {name:<14} {what}" for name, what in (SUBCOMMANDS | PLAIN_SUBCOMMANDS).items())

@@ -1,5 +1,5 @@
-"""The groups of config keys: frozen dataclasses with each key's type and range. A key's meaning, unit and default stand in
-the YAML file that sets it; what keys ask of each other stands in `conclip.config.rules`."""
+"""The groups of config keys: frozen dataclasses with each key's type and range. The YAML file that sets a key has its
+meaning, unit and default; `conclip.config.rules` has the rules between keys."""
 
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -25,7 +25,7 @@ Resume = Literal["auto", "never"]
 DisplayMode = Literal["auto", "live", "plain", "quiet", "json"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 PromptVariant = tuple[PromptStyle, str]
-"""How problems are put to a model: the instruction, and what the chat template gets besides, both by name."""
+"""How a problem is put to the model: the instruction and the template variant (`eval.template_kwargs`), both by name."""
 
 LengthReward = Literal[
     "none",

@@ -1,7 +1,7 @@
 """A recipe is the stages of a run, as data: running, --dry-run, the report and the model card read it.
 
-A recipe stands in `conf/recipe/`, or in a folder of the user's own (`--config-dir`). Its stages are done in order; each
-names what it rests on.
+A recipe is a file in `conf/recipe/`, or in a folder of the user (`--config-dir`). Its stages run in order; each names the
+stages it needs.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage. What stands below each key is its meaning in docs/config.md."""
+    """One stage. The text below each key is its meaning in docs/config.md."""
 
     kind: StageKind
     """what it does; which of the other keys it reads depends on that"""

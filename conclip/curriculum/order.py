@@ -64,7 +64,7 @@ class ProblemOrder:
         self._next = deque(new if problem == old else problem for problem in self._next)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-like; the problems by id."""
+        """Return JSON-like state, with problems by id."""
         return {
             "problems": [problem.problem_id for problem in self.problems],
             "next": [problem.problem_id for problem in self._next],
@@ -72,7 +72,7 @@ class ProblemOrder:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], known: Mapping[str, Problem]) -> None:
-        """`known`: every problem the state may name, by id. Raises ValueError when it is no state of so many problems."""
+        """Restore a state; `known` has every problem it may name, by id. Raises ValueError when the state does not fit."""
         saved = _ORDER.validate_python(state)
         problems, following = _problems_by_id(saved["problems"], known), _problems_by_id(saved["next"], known)
         if len({*saved["problems"]}) != len(self.problems) or len(problems) != len(self.problems):
@@ -141,12 +141,12 @@ class Refresher:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-like; goes with the order's."""
+        """Return JSON-like state, with problems by id."""
         reserve = [problem.problem_id for problem in self._reserve]
         return {"reserve": reserve, "counts": dict(self._counts), "num_retired": self.num_retired}
 
     def load_state_dict(self, state: Mapping[str, Any], known: Mapping[str, Problem]) -> None:
-        """After the order's. Raises ValueError when it is no state that goes with it."""
+        """Restore a state, after that of the order. Raises ValueError when the two do not fit."""
         saved = _REFRESHER.validate_python(state)
         named = [*saved["reserve"], *(problem.problem_id for problem in self._order.problems)]
         if len({*named}) != len(named):

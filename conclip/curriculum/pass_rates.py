@@ -2,7 +2,7 @@
 
 Responses are drawn in rounds. After each one, problems whose class (below, inside or above the wanted band) is clear stop;
 the rest of the budget goes where it is expected to make a class clear. What is known of a problem is the posterior of its
-own responses under a prior that all problems of its kind share (`conclip.curriculum.pooling`). "Never solved" cannot be
+own responses under a prior that all problems of its stratum share (`conclip.curriculum.pooling`). "Never solved" cannot be
 proved by sampling: near the band's ends, within the indifference zone, either verdict will do.
 """
 

@@ -155,7 +155,7 @@ def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Co
 
 
 def results_json(rows: Rows) -> dict[str, Any]:
-    """Return everything that the table and the sentences say, and further measures, as plain data."""
+    """Return everything in the table and the sentences, and further measures, as plain data."""
     results: dict[str, Any] = {}
     for benchmark, models in summaries(rows).items():
         comparisons = [

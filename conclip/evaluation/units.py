@@ -32,8 +32,8 @@ class RowFile:
     """The rows of one model in one file of a run folder."""
 
     def __init__(self, path: Path, *, model: str, model_hash: str, attempts: Sequence[Path] = ()) -> None:
-        """`model` names it in the rows, `model_hash` tells its weights apart from all others; rows are taken over from what
-        `path` holds already, and from files of the same kind in other `attempts`."""
+        """`model` is its name in the rows, `model_hash` the hash of its weights. Rows are reused from `path`, and from
+        files of the same type in other `attempts`."""
         self.path, self.rows = path, list[EvalRow]()
         self.num_sampled = self.num_sampled_tokens = 0
         self._seconds = 0.0  # time that sampling took

@@ -22,7 +22,7 @@ MAX_TAIL_CHARS = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """An answer as it stands in the response, and how it was found."""
+    """An answer as the response spells it, and how it was found."""
 
     answer: str
     method: Method
@@ -95,7 +95,7 @@ _TURNS = re.compile(
 
 
 def _joins(between: str) -> bool:
-    """Return whether what stands between two boxes makes a list of them."""
+    """Return whether the text between two boxes makes a list of them."""
     words = _LAYOUT.sub(lambda m: f" {m[1] or ''} ", between)
     return "\n\n" not in between and _JOINS.fullmatch(words) is not None and not _TURNS.search(words)
 
@@ -120,7 +120,7 @@ MAX_FORMULA_CHARS = 2000
 
 
 def extract(text: str, *, lenient: bool) -> Extraction | None:
-    """Return the final answer of a response; None when there is none. Strict looks at boxes only."""
+    """Return the final answer of a response; None when there is none. Strict extraction looks at boxes only."""
     boxed = extract_boxed(text)
     if boxed is not None:
         return Extraction(boxed, "boxed")
@@ -184,8 +184,7 @@ _THEREFORE = re.compile(r"\b(?:Therefore|Thus|Hence|So|Finally|Altogether)\b")
 
 
 def _formulas(text: str) -> list[tuple[str, int]]:
-    """Return (content, where it ends) of the formulas between ``$``, ``$$``, ``\\(`` and ``\\[``; one look at each
-    character."""
+    """Return (content, end) of the formulas between ``$``, ``$$``, ``\\(`` and ``\\[``; each character is read once."""
     found: list[tuple[str, int]] = []
     opened: tuple[str, int] | None = None
     for match in _DELIMITER.finditer(text):
@@ -202,7 +201,7 @@ def _formulas(text: str) -> list[tuple[str, int]]:
 
 
 def _last_number(text: str) -> tuple[str, int] | None:
-    """Return the last number that is no part of a formula, an equation's right side apart, and where it ends."""
+    """Return the last number that is not part of a formula (the right side of an equation excepted), and where it ends."""
     numbers = [
         match for match in _NUMBER.finditer(text) if not _OPERATOR.search(text[max(0, match.start() - 9) : match.start()])
     ]

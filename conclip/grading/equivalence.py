@@ -100,8 +100,8 @@ ROUNDED = Tolerance(relative=0.02)
 
 
 def _exact_and_rounded(text: str) -> list[str]:
-    r"""Return the values of ``\frac{1}{3} \approx 0.33``: the exact one and the rounded one; none where no number stands
-    before the sign (``x \approx 0.33``), or one that is no rounding of it behind."""
+    r"""Return the two values of ``\frac{1}{3} \approx 0.33``, the exact and the rounded one; none where no number comes
+    before the sign (``x \approx 0.33``), or the second is no rounding of the first."""
     exact, sign, rounded = text.partition("\\approx") if _APPROX.search(text) else (text, "", "")
     exact, rounded = exact.strip(), rounded.strip()
     if not sign or not rounded or NAME.fullmatch(exact) or nesting(text) > MAX_DEPTH:

@@ -271,7 +271,7 @@ class _Parser:
         return Symbol(name + tail)
 
     def _raw(self) -> str:
-        """Read the text of a group in braces, as it stands."""
+        """Read the text of a group in braces, unchanged."""
         depth, text = 0, ""
         while True:
             token = self._take()

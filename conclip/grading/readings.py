@@ -271,7 +271,7 @@ NAME = re.compile(
 
 
 def _name_of(text: str) -> str:
-    """Return what stands before the first equals sign, where it only names something; "" where there is none."""
+    """Return the text before the first equals sign, where it only names something; "" where there is none."""
     relation = _read_relation(text)
     if relation is None or relation.signs[0] not in ("=",) or not NAME.fullmatch(relation.sides[0]):
         return ""

@@ -64,8 +64,7 @@ _ARGUMENT = re.compile(r"\s*(\d+(?:\.\d+)?|[A-Za-z])")
 
 
 def _roots(text: str, sign: re.Pattern[str], command: str) -> str:
-    """Replace `sign` by `command` and put its argument in braces: a whole number, a letter, or what stands in
-    parentheses."""
+    """Replace `sign` by `command` and put its argument in braces: a whole number, a letter, or a text in parentheses."""
     pieces = sign.split(text)
     done = pieces[0]
     for piece in pieces[1:]:
@@ -144,7 +143,7 @@ _OVER = re.compile(r"([^{}&,=]+)\\over(?![a-zA-Z])([^{}&,=]+)")
 _INFIX = re.compile(r"\{([^{}]*?)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
 _STYLE = r"\\(?:" + "|".join(sorted(FONTS, key=len, reverse=True)) + ")"
 STYLED = re.compile(rf"{_STYLE}\s*\{{([^{{}}]*)\}}")
-"""Words and letters in a font of their own: the group is what stands in it."""
+"""Matches words and letters in a font; the group is the text in it."""
 
 _TIMES = re.compile(r"(?<=[\d}])\s*(?:[xX*]|\\(?:mathrm|text)\{\s*[xX]\s*\})\s*(?=10\s*\^)")
 _FLOAT = re.compile(r"(?<![A-Za-z\d])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d+)(?![\dA-Za-z]|\.\d)")
@@ -156,7 +155,7 @@ _LEADING = re.compile(
 )
 _TRAILING = re.compile(r"(?:\\\\|\\,|\\(?=\s*$)|\\q?quad|[.;,]|\s)+$")
 _NO_WORDS = frozenset({"and", "or", "am", "pm", "percent"})
-"""Words that may stand in a formula that is set as text."""
+"""Words that may occur in a formula that is set as text."""
 
 _DOTS = re.compile(r"\s*(?:\\[lcd]?dots[bcimo]?(?![a-zA-Z])|\.\.\.+)\s*")
 

@@ -1,7 +1,7 @@
 """Separates the thinking part of a response from what follows it: text work only, in linear time.
 
-A reasoning model thinks between two tags, then answers. What it thinks is no answer: the grader only ever sees what stands
-behind the thinking part (`answer_of`).
+A reasoning model thinks between two tags, then answers. Its thoughts are no answer: the grader sees only what follows the
+thinking part (`answer_of`).
 """
 
 import re
@@ -84,6 +84,6 @@ def tags_in(text: str) -> ThinkingTags:
 
 
 def opens(prompt: str, tags: ThinkingTags) -> bool:
-    """Return whether a prompt ends inside a thinking part. Give only what the chat template adds behind the last message:
-    the messages may speak of tags."""
+    """Return whether a prompt ends inside a thinking part. Pass only what the chat template adds after the last message: the
+    messages may mention tags."""
     return prompt.rfind(tags.open) > prompt.rfind(tags.close)

@@ -1,4 +1,4 @@
-r"""The unit behind a number: units of measure count, counted things do not.
+r"""Reads the unit after a number: units of measure count, counted things do not.
 
 ``5\text{ cm}`` is a length, ``6\text{ ways}`` a 6. A unit may be missing on either side; where both have one they must
 measure the same thing, and the numbers are compared in the same unit.
@@ -121,8 +121,8 @@ _MONEY = re.compile(
 
 
 def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
-    r"""Return (number, unit as it stands) of a cleaned answer; the unit is "" where there is none. `spaced`: letters right
-    behind a number are no unit (2mg may be twice m g).
+    r"""Return (number, unit as spelled) of a cleaned answer; the unit is "" where there is none. `spaced`: letters right
+    after a number are no unit (2mg may be twice m g).
 
     Example: ``\frac{1}{2}\text{ cm}`` gives (``\frac{1}{2}``, ``cm``), ``\$5`` gives ("5", "dollar"), ``2x`` ("2x", "").
     """
@@ -187,7 +187,7 @@ def split_scale(unit: str) -> tuple[int, str]:
 
 
 def are_opposed(first: str, second: str) -> bool:
-    """Return whether the words behind two numbers name different directions (``increase`` and ``decrease``)."""
+    """Return whether the words after two numbers name opposite directions (``increase`` and ``decrease``)."""
     one, two = (set(re.findall(r"[a-z]+", plain(text).lower())) for text in (first, second))
     return any((one & words) and (two & words) and (one & words) != (two & words) for words in _OPPOSITES)
 

@@ -76,8 +76,8 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
 
 
 def connect(url: str) -> openai.OpenAI:
-    """Return a client whose calls raise `BadReply` besides the errors of the library. It does not follow a redirect to
-    another origin: that is an error of status 3xx, which `refused_redirect` explains."""
+    """Return a client. Its calls raise `BadReply` and the errors of the library. It does not follow a redirect to another
+    origin: that is an error of status 3xx, which `refused_redirect` explains."""
     learn_secrets()
     http = openai.DefaultHttpxClient(
         base_url=url, timeout=REPLY_S, headers={"Accept-Encoding": "identity"}, event_hooks={"response": [_guard]}

@@ -189,7 +189,7 @@ def _values(row: Row, column: str) -> list[Any]:
 
 
 def _golds(row: Row, settings: ProblemSetConfig, pattern: re.Pattern[str] | None) -> tuple[str, ...]:
-    """Return the gold answers of a row, each right by itself."""
+    """Return the gold answers of a row; any one of them is right."""
     where, columns = row
     golds = [_gold(where, _cell_text(value) or "", settings, pattern) for value in _values(row, settings.answer)]
     if settings.answers == "any":
