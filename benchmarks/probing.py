@@ -114,7 +114,7 @@ def hits(measured: list[list[PassRate]], phase: PhaseConfig, truth: dict[str, fl
     shares: list[float] = []
     for rates in measured:
         chosen = [p for number in range(SETS) for p in select("phase", problems, rates, phase, number).problems]
-        shares.append(100 * float(np.mean([band.holds(truth[problem.problem_id]) for problem in chosen])))
+        shares.append(100 * float(np.mean([band.contains(truth[problem.problem_id]) for problem in chosen])))
     return shares
 
 

@@ -19,14 +19,14 @@ from urllib.parse import quote, unquote
 
 HIDDEN = "***"
 
-LISTED = {"OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN"}
-LISTED |= {"MLFLOW_TRACKING_PASSWORD"}
-LIKE_A_SECRET = re.compile(r"(^|_)(\w*KEY|\w*TOKEN|SECRET|PASSWORD|PASSWD|PASS|PWD|CREDENTIALS?|AUTH)$", re.IGNORECASE)
+SECRET_NAMES = {"OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN"}
+SECRET_NAMES |= {"MLFLOW_TRACKING_PASSWORD"}
+SECRET_NAME = re.compile(r"(^|_)(\w*KEY|\w*TOKEN|SECRET|PASSWORD|PASSWD|PASS|PWD|CREDENTIALS?|AUTH)$", re.IGNORECASE)
 """Names of variables whose values are secrets, besides the listed ones."""
 
-PASSED_OVER = {"PWD", "OLDPWD"}
+NOT_SECRETS = {"PWD", "OLDPWD"}
 
-LEAST_CHARS, LEAST_CHARS_UNLISTED = 6, 8
+MIN_CHARS, MIN_CHARS_UNLISTED = 6, 8
 """Shortest value that counts as a secret: a shorter one ("none", "EMPTY") would be found in ordinary text."""
 
 WORD_CHARS = 16
@@ -48,10 +48,10 @@ newline."""
 
 def looks_secret(name: str) -> bool:
     """Return whether an environment variable of this name holds a secret."""
-    return name not in PASSED_OVER and (name in LISTED or LIKE_A_SECRET.search(name) is not None)
+    return name not in NOT_SECRETS and (name in SECRET_NAMES or SECRET_NAME.search(name) is not None)
 
 
-class _Known:
+class _Secrets:
     pattern: re.Pattern[str] | None = None
     """Matches every known secret in every spelling; None before secrets were collected, and a pattern that matches nothing
     where there are none."""
@@ -61,31 +61,31 @@ def learn_secrets() -> None:
     """Collect the secrets that this process knows now."""
     spellings = {spelling for secret in _secrets() for spelling in _spellings(secret)}
     longest_first = sorted(spellings, key=lambda text: (-len(text), text))
-    _Known.pattern = re.compile("|".join(map(re.escape, longest_first)) if longest_first else r"(?!)")
+    _Secrets.pattern = re.compile("|".join(map(re.escape, longest_first)) if longest_first else r"(?!)")
 
 
 def _secrets() -> Iterator[str]:
     for name, value in os.environ.items():
-        least = LEAST_CHARS if name in LISTED else LEAST_CHARS_UNLISTED
-        if looks_secret(name) and _tells(value, least):
+        least = MIN_CHARS if name in SECRET_NAMES else MIN_CHARS_UNLISTED
+        if looks_secret(name) and _may_be_secret(value, least):
             yield value.strip()
         for user, password in re.findall(r"://([^/\s@:]*):?([^/\s@]*)@", value):
             if password in NO_PASSWORD and len(user) >= WORD_CHARS:  # as GitHub and package indices do
                 yield from {user, unquote(user)}
-            elif _tells(password, LEAST_CHARS):
+            elif _may_be_secret(password, MIN_CHARS):
                 yield from {password, unquote(password)}
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface")
     with suppress(OSError, ValueError, RuntimeError):
         saved = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser().read_text(encoding="utf-8").strip()
-        if _tells(saved, LEAST_CHARS):
+        if _may_be_secret(saved, MIN_CHARS):
             yield saved
     with suppress(OSError, ValueError, RuntimeError, netrc.NetrcParseError):
         for _, _, password in netrc.netrc(os.environ.get("NETRC")).hosts.values():
-            if password and _tells(password, LEAST_CHARS):
+            if password and _may_be_secret(password, MIN_CHARS):
                 yield password
 
 
-def _tells(value: str, least: int) -> bool:
+def _may_be_secret(value: str, least: int) -> bool:
     value = value.strip()
     return len(value) >= least and not (len(value) < WORD_CHARS and value.isalpha())
 
@@ -103,9 +103,9 @@ def _spellings(secret: str) -> Iterator[str]:
 
 def hide_known(text: str) -> str:
     """Replace known secrets; for data, in which nothing else may change."""
-    if _Known.pattern is None:
+    if _Secrets.pattern is None:
         learn_secrets()
-    return cast(re.Pattern[str], _Known.pattern).sub(HIDDEN, text)
+    return cast(re.Pattern[str], _Secrets.pattern).sub(HIDDEN, text)
 
 
 def hide(text: str) -> str:
@@ -128,12 +128,12 @@ def hide_in(values: Any) -> Any:
     return values
 
 
-def shown(text: str) -> str:
+def terminal_safe(text: str) -> str:
     """Return text that is safe for a terminal: without secrets, and with control characters escaped (``\\x1b``)."""
     return CONTROL.sub(lambda found: _escape(found[0]), hide(text))
 
 
-def written_out(line: str) -> str:
+def escape_control(line: str) -> str:
     """Escape the control characters in a line of JSON by JSON's own escapes."""
     return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 

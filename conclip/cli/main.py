@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from conclip.cli.subcommands import PLAIN_SUBCOMMANDS, SUBCOMMANDS, USAGE
 from conclip.errors import EXIT_FAILED_RUN, MachineFailure, UserError, explain
 from conclip.processes import PYTHON, protect_children
-from conclip.redact import learn_secrets, shown
+from conclip.redact import learn_secrets, terminal_safe
 from conclip.runs.interrupts import Interrupted, end_with_parent, handle_signals
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def fail(command: str, message: str) -> NoReturn:
 
 
 def _line(command: str, message: str) -> str:
-    line = " ".join(shown(message).split())
+    line = " ".join(terminal_safe(message).split())
     if len(line) > MAX_LINE:
         line = f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
     return f"{command}: error: {line}\n"
@@ -94,7 +94,7 @@ def _line(command: str, message: str) -> str:
 
 def _show_bug(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Write a traceback as Python does, without secrets and control characters."""
-    _say(shown("".join(traceback.format_exception(error_type, error, trace))))
+    _say(terminal_safe("".join(traceback.format_exception(error_type, error, trace))))
 
 
 def _say(text: str) -> None:

@@ -21,7 +21,7 @@ from conclip.evaluation import compare as paired_results
 from conclip.evaluation.regrade import grade_file
 from conclip.evaluation.rows import read_rows, select_rows
 from conclip.experiments.inputs import checked
-from conclip.redact import shown
+from conclip.redact import terminal_safe
 from conclip.report.data import RunData, read_run
 from conclip.report.export import write_files
 from conclip.report.page import write_page
@@ -64,7 +64,7 @@ def grade(arguments: list[str]) -> None:
     counts = grade_file(options.source, options.target, audit=options.audit)
     for name, count in sorted(counts.items()):
         sys.stdout.write(f"{count:>8}  {name}\n")
-    sys.stdout.write(shown(f"graded rows: {options.target}\n"))
+    sys.stdout.write(terminal_safe(f"graded rows: {options.target}\n"))
 
 
 def compare(arguments: list[str]) -> None:
@@ -144,10 +144,10 @@ def report(arguments: list[str]) -> None:
     if options.figures is not None and options.figures.exists() and not options.figures.is_dir():
         raise UserError(f"--figures: '{options.figures}' is a file; give a folder")
     write_page(runs, page)
-    sys.stdout.write(shown(f"report: {page}\n"))
+    sys.stdout.write(terminal_safe(f"report: {page}\n"))
     if options.figures is not None:
         for path in write_files(runs, options.figures):
-            sys.stdout.write(shown(f"{path}\n"))
+            sys.stdout.write(terminal_safe(f"{path}\n"))
 
 
 def disambiguate_names(runs: Sequence[RunData]) -> list[RunData]:

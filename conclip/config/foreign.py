@@ -171,7 +171,7 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def resolved(composed: DictConfig) -> dict[str, Any]:
+def resolve(composed: DictConfig) -> dict[str, Any]:
     """Return the config as plain values, once `check_interpolations` has passed. Raises UserError where a key other than
     that of a file or folder reads the environment, directly or through another key; also raises the errors of omegaconf."""
     read: list[str] = []

@@ -22,7 +22,7 @@ class Range:
     wording: str = ""
     """Other wording of the range; empty for the default."""
 
-    def holds(self, value: float) -> bool:
+    def contains(self, value: float) -> bool:
         above = value > self.low if self.low_open else value >= self.low
         return above and (value < self.high if self.high_open else value <= self.high)
 
@@ -68,7 +68,7 @@ def check_ranges(config: Any, prefix: str = "") -> None:
     range: where a key cannot be null, its type refuses it."""
     for key, annotation, value in _values(config, prefix):
         limits = range_of(annotation)
-        if limits is not None and value is not None and not limits.holds(value):
+        if limits is not None and value is not None and not limits.contains(value):
             null = ", or null" if type(None) in get_args(get_args(annotation)[0]) else ""
             raise UserError(f"config key '{key}' {limits.requirement}{null}, got {value}")
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from conclip.config.foreign import check_interpolations, resolved
+from conclip.config.foreign import check_interpolations, resolve
 from conclip.config.rules import check
 from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
@@ -26,7 +26,7 @@ def to_config(schema: type[Config], composed: DictConfig) -> Config:
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise UserError(f"config key '{missing[0]}' has no value; set it: {missing[0]}=...")
-        plain = resolved(composed)
+        plain = resolve(composed)
     except OmegaConfBaseException as error:
         raise UserError(f"config key '{error.full_key}': {str(error).splitlines()[0]}") from error
     plain = _coerce(plain, schema, schema_keys(schema))

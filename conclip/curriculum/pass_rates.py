@@ -33,7 +33,7 @@ READABLE = (2, 3)
 """In schema 2, verdict and probability are those of each problem's responses alone; the rest is the same."""
 
 Verdict = Literal["below", "inside", "above"]
-CLASSES: tuple[Verdict, ...] = ("below", "inside", "above")
+VERDICTS: tuple[Verdict, ...] = ("below", "inside", "above")
 
 LOOK_AHEAD = 8
 """Number of further responses whose effect on the posterior is weighed before they are sampled."""
@@ -53,7 +53,7 @@ class Band:
     low: float
     high: float
 
-    def holds(self, pass_rate: float) -> bool:
+    def contains(self, pass_rate: float) -> bool:
         return self.low <= pass_rate <= self.high
 
 
@@ -198,7 +198,7 @@ def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling
             )
         )
     return [
-        replace(rate, verdict=CLASSES[classes.argmax()], band_probability=float(classes[1]))
+        replace(rate, verdict=VERDICTS[classes.argmax()], band_probability=float(classes[1]))
         for rate, classes in zip(rates, pooled_probabilities(rates, band).T, strict=True)
     ]
 

@@ -69,7 +69,7 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
     candidates = [
         Choice(problem=by_id[rate.problem_id], reason=_reason(rate, band, probability), rate=rate, probability=probability)
         for rate, probability in zip(known, pooled_probabilities(known, band)[1].tolist(), strict=True)
-        if rate.num_samples and band.holds(rate.pass_rate)
+        if rate.num_samples and band.contains(rate.pass_rate)
     ]
     if len(candidates) < phase.num_problems:
         raise UserError(

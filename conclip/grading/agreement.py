@@ -8,7 +8,7 @@ import sympy
 from sympy import Expr, Rational
 
 from conclip.grading import equality
-from conclip.grading.answer_types import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
+from conclip.grading.answer_types import MIRRORED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
 from conclip.grading.formulas import read_formula
 from conclip.grading.functions import Unreadable
 from conclip.grading.readings import NAME, read, region_of
@@ -330,7 +330,7 @@ def _agree_relations(gold: Relation, answer: Relation, tolerance: Tolerance) -> 
         return gold.signs == answer.signs and equality.proportional(g, a)
     if gold.signs == answer.signs:
         return equality.proportional(g, a, positive=True)
-    return gold.signs[0] == TURNED.get(answer.signs[0]) and equality.proportional(g, -a, positive=True)
+    return gold.signs[0] == MIRRORED.get(answer.signs[0]) and equality.proportional(g, -a, positive=True)
 
 
 def _difference(relation: Relation) -> Expr:
@@ -345,7 +345,7 @@ def _as_product(side: str) -> str:
 
 def _same_sides(gold: Relation, answer: Relation) -> bool:
     for turned in (False, True):
-        signs = tuple(TURNED.get(sign, sign) for sign in reversed(answer.signs)) if turned else answer.signs
+        signs = tuple(MIRRORED.get(sign, sign) for sign in reversed(answer.signs)) if turned else answer.signs
         sides = tuple(reversed(answer.sides)) if turned else answer.sides
         if signs == gold.signs and all(
             g == a or agree(read(g), read(a), EXACT) for g, a in zip(gold.sides, sides, strict=True)

@@ -51,7 +51,7 @@ class Spelled:
 
 Reading = Number | Several | Relation | Region | Matrix | Spelled
 
-TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
+MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 """The same relation from the other side."""
 
 

@@ -8,7 +8,7 @@ from typing import cast
 import sympy
 from sympy import Expr, Integer
 
-from conclip.grading.answer_types import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
+from conclip.grading.answer_types import MIRRORED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
 from conclip.grading.formulas import read_formula
 from conclip.grading.functions import Unreadable
 from conclip.grading.pieces import in_brackets, split
@@ -390,7 +390,7 @@ def _region_of_inequality(relation: Relation) -> Region | None:
         return None
     for index, sign in enumerate(relation.signs):
         bound, other_first = (bounds[index], True) if index < at else (bounds[index + 1], False)
-        sign = TURNED[sign] if other_first else sign  # as if the letter stood first
+        sign = MIRRORED[sign] if other_first else sign  # as if the letter stood first
         assert bound is not None
         if sign in (">", ">="):
             left, left_in = bound, sign == ">="

@@ -20,10 +20,10 @@ from conclip.types import Messages
 KEY_VARIABLE = "OPENAI_API_KEY"
 """Environment variable with the server's key: never a config key, so that it is never written into a run folder."""
 
-REPLY_S = 3600.0
+REPLY_TIMEOUT_S = 3600.0
 """Longest time of a request and all its retries, however slowly the reply comes."""
 
-LIST_S = 30.0
+LIST_TIMEOUT_S = 30.0
 """Longest time of a request for the list of models."""
 
 MAX_REPLY_BYTES = 64 << 20
@@ -52,7 +52,7 @@ class _Bounded(httpx2.SyncByteStream):
             if num_bytes > MAX_REPLY_BYTES:
                 raise BadReply(f"sends a reply of more than {MAX_REPLY_BYTES >> 20} MiB")
             if time.monotonic() > self._deadline:
-                raise BadReply(f"has not ended its reply after {REPLY_S:g} s")
+                raise BadReply(f"has not ended its reply after {REPLY_TIMEOUT_S:g} s")
             yield part
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ def _guard(response: httpx2.Response) -> None:
     encoding = response.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise BadReply(f"sends a compressed reply ({one_line(encoding, 40)}), which was not asked for")
-    response.stream = _Bounded(cast(httpx2.SyncByteStream, response.stream), time.monotonic() + REPLY_S)
+    response.stream = _Bounded(cast(httpx2.SyncByteStream, response.stream), time.monotonic() + REPLY_TIMEOUT_S)
 
 
 def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
@@ -80,10 +80,10 @@ def connect(url: str) -> openai.OpenAI:
     origin: that is an error of status 3xx, which `refused_redirect` explains."""
     learn_secrets()
     http = openai.DefaultHttpxClient(
-        base_url=url, timeout=REPLY_S, headers={"Accept-Encoding": "identity"}, event_hooks={"response": [_guard]}
+        base_url=url, timeout=REPLY_TIMEOUT_S, headers={"Accept-Encoding": "identity"}, event_hooks={"response": [_guard]}
     )
     return openai.OpenAI(
-        base_url=url, api_key=os.environ.get(KEY_VARIABLE, "none"), max_retries=5, timeout=REPLY_S, http_client=http
+        base_url=url, api_key=os.environ.get(KEY_VARIABLE, "none"), max_retries=5, timeout=REPLY_TIMEOUT_S, http_client=http
     )
 
 
@@ -95,7 +95,7 @@ def refused_redirect(error: BaseException) -> str | None:
     return f"sends on to '{one_line(where, 200)}', which is not followed; give that address where you trust it"
 
 
-def within(seconds: float, work: Callable[[], Result]) -> Result:
+def with_timeout(seconds: float, work: Callable[[], Result]) -> Result:
     """Return what `work` returns, or raise what it raises. Raises TimeoutError when it takes longer: a server may send a
     header for hours, byte by byte, and no timeout of the client covers that."""
     results: list[tuple[bool, Any]] = []
@@ -117,12 +117,12 @@ def within(seconds: float, work: Callable[[], Result]) -> Result:
     return cast(Result, value)
 
 
-def find_served(url: str, wanted: str | None) -> str:
+def find_served_model(url: str, wanted: str | None) -> str:
     """Return the name of the model to ask at `url`: the wanted one, or the only one. Raises UserError when the server does
     not answer or does not serve it."""
     try:
-        client = connect(url).with_options(max_retries=0, timeout=LIST_S)
-        served = within(LIST_S, lambda: [str(cast(Any, model).id) for model in client.models.list().data])
+        client = connect(url).with_options(max_retries=0, timeout=LIST_TIMEOUT_S)
+        served = with_timeout(LIST_TIMEOUT_S, lambda: [str(cast(Any, model).id) for model in client.models.list().data])
     except (Exception, BadReply) as error:  # no address, HTML, a key that is not ASCII: each raises its own error
         if (sent_on := refused_redirect(error)) is not None:
             raise UserError(f"model.url: '{url}' {sent_on}") from error
@@ -143,7 +143,7 @@ def find_served(url: str, wanted: str | None) -> str:
     return wanted
 
 
-def rendered(url: str, served_name: str, turns: Messages, template_kwargs: Mapping[str, Any]) -> str | None:
+def render_by_server(url: str, served_name: str, turns: Messages, template_kwargs: Mapping[str, Any]) -> str | None:
     """Return the text of a chat, the assistant's turn opened, as the server's chat template writes it; None where the server
     is not vLLM, which alone can say."""
     client, root = connect(url).with_options(max_retries=0, timeout=30), url.rstrip("/").removesuffix("/v1")

@@ -39,7 +39,7 @@ class Figure:
 
     name: str
     title: str
-    says: str
+    caption: str
     panels: Mapping[str, Chart]
     """Panels by title ("" for a single one); each fills the width it gets."""
     columns: int = 1
@@ -147,7 +147,7 @@ def curves(runs: Sequence[RunData]) -> Figure | None:
     return Figure(
         name="curves",
         title="Accuracy and length over training",
-        says=f"On the validation problems, over the steps: {described}. A ring marks the checkpoint that was kept{end}.",
+        caption=f"On the validation problems, over the steps: {described}. A ring marks the checkpoint that was kept{end}.",
         panels=panels,
         columns=2,
     )
@@ -206,7 +206,7 @@ def lengths(models: Mapping[str, Sequence[EvalRow]], *, columns: int) -> Figure 
     return Figure(
         name="lengths",
         title="How long responses are",
-        says=f"Histograms of response length by outcome, one for each model{' and benchmark' if several else ''}, on one "
+        caption=f"Histograms of response length by outcome, one for each model{' and benchmark' if several else ''}, on one "
         f"scale of tokens. Mean tokens: {means}.",
         panels=panels,
         columns=min(3, len(settings)) if several else columns,
@@ -251,7 +251,7 @@ def scatter(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
     return Figure(
         name="scatter",
         title="Accuracy against length",
-        says=f"With 95 % intervals, clustered by problem. {described}.",
+        caption=f"With 95 % intervals, clustered by problem. {described}.",
         panels={"": alt.layer(across, up, dots).properties(width=WIDTH, height=300)},
     )
 
@@ -283,7 +283,7 @@ def budgets(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
     return Figure(
         name="budgets",
         title="Accuracy at token budgets",
-        says=f"Share of responses that are right within a number of tokens. {'; '.join(described)}.",
+        caption=f"Share of responses that are right within a number of tokens. {'; '.join(described)}.",
         panels=panels,
         columns=min(2, len(panels)),
     )
@@ -342,7 +342,7 @@ def pass_rates(run: RunData, phase: str, several: bool) -> Figure | None:
     return Figure(
         name=f"pass-rates-{phase or 'probe'}" + (f"-{run.name}" if several else ""),
         title=title + (f": {run.name}" if several else ""),
-        says=f"{len(run.rates[phase])} problems were probed, {len(chosen)} chosen to train on.",
+        caption=f"{len(run.rates[phase])} problems were probed, {len(chosen)} chosen to train on.",
         panels={"": chart},
     )
 
@@ -379,8 +379,8 @@ def monitors(run: RunData, several: bool) -> Figure | None:
     return Figure(
         name="monitors" + (f"-{run.name}" if several else ""),
         title="Monitors of every step" + (f": {run.name}" if several else ""),
-        says=f"Panels over {offset} steps: {', '.join(panels)}. The means of their first and last quarter, their lowest and "
-        "their highest stand in training-<phase>.json.",
+        caption=f"Panels over {offset} steps: {', '.join(panels)}. The means of their first and last quarter, their lowest "
+        "and their highest stand in training-<phase>.json.",
         panels=panels,
         columns=3,
     )

@@ -178,7 +178,7 @@ def _name(config: Mapping[str, Any] | None, folder: Path) -> str:
 
 
 _PROBE_AND_TRAIN = {"probe": StageConfig(kind="probe")}
-EARLIER: Mapping[str, Recipe] = {
+RECIPES_BEFORE_0_2: Mapping[str, Recipe] = {
     "probe": _PROBE_AND_TRAIN,
     "train-phase1": _PROBE_AND_TRAIN | {"phase1": StageConfig(kind="train", rates="probe")},
     "train-phase2": _PROBE_AND_TRAIN | {"phase2": StageConfig(kind="train", rates="probe")},
@@ -197,7 +197,7 @@ def _recipe(config: Mapping[str, Any] | None, folder: Path, subcommand: str) -> 
         return read_as(_RECIPE, config["recipe"], f"'{folder / 'config.yaml'}', recipe")
     if subcommand == "two-phase" and not (folder / result_file("phase1")).is_file():  # skip_phase1=true
         return {"probe-base": StageConfig(kind="probe"), "phase2": StageConfig(kind="train", rates="probe-base")}
-    return EARLIER.get(subcommand, {})
+    return RECIPES_BEFORE_0_2.get(subcommand, {})
 
 
 def _rows(folder: Path, stages: Mapping[str, StageRecord]) -> tuple[list[EvalRow], list[str]]:

@@ -69,7 +69,7 @@ def write_page(runs: Sequence[RunData], path: Path) -> None:
             {
                 "name": figure.file_name,
                 "title": figure.title,
-                "says": figure.says,
+                "caption": figure.caption,
                 "columns": figure.columns,
                 "panels": [{"id": key, "title": title, "height": spec["height"]} for key, title, spec in panels],
             }

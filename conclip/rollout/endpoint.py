@@ -131,8 +131,8 @@ class EndpointEngine:
 
     def _check_time(self) -> None:
         """No request waits for ever: a reply may drip so slowly that no timeout between two bytes strikes."""
-        if any(time.monotonic() - began > server.REPLY_S for began in list(self._began.values())):
-            self._failure = EngineDied(f"'{self._url}' has not ended a reply after {server.REPLY_S:g} s")
+        if any(time.monotonic() - began > server.REPLY_TIMEOUT_S for began in list(self._began.values())):
+            self._failure = EngineDied(f"'{self._url}' has not ended a reply after {server.REPLY_TIMEOUT_S:g} s")
 
     def _raise_failures(self) -> None:
         """A server that fails ends the run at once; one that refuses some requests, after the others."""

@@ -220,7 +220,7 @@ def open_runtime(config: BaseConfig, run: Run, model_path: Path, prompts: Prompt
 @contextmanager
 def open_endpoint(config: BaseConfig, run: Run, served_name: str, problems: Sequence[Problem]) -> Iterator[Runtime]:
     """The runtime of the model that is called `served_name` at `model.url`."""
-    from conclip.models.server import rendered  # noqa: PLC0415  a second to import
+    from conclip.models.server import render_by_server  # noqa: PLC0415  a second to import
     from conclip.rollout.endpoint import EndpointEngine  # noqa: PLC0415
 
     model, settings = config.model, config.evaluation
@@ -234,7 +234,7 @@ def open_endpoint(config: BaseConfig, run: Run, served_name: str, problems: Sequ
         if model.thinking_in_prompt is not None:
             opened[template] = model.thinking_in_prompt
         elif template not in opened:
-            prompt = rendered(model.url, served_name, placeholder_chat(model), more)
+            prompt = render_by_server(model.url, served_name, placeholder_chat(model), more)
             opened[template] = prompt is not None and opens(text_after_placeholder(prompt), tags)
         messages = {
             p.problem_id: messages_for(p.prompt_text, model, style, budget_tokens=settings.budget_tokens) for p in problems

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conclip.config.groups import DisplayMode
-from conclip.redact import hide_in, written_out
+from conclip.redact import escape_control, hide_in
 from conclip.runs.sampling_progress import SamplingProgress
 from conclip.runs.terminal import open_console
 from conclip.runs.view import WIDTH, View, render, time_left
@@ -188,7 +188,7 @@ class JsonDisplay:
     def _write(self, event: str, **values: Any) -> None:
         event_now = {"event": event, "time": round(time.time(), 3), **hide_in(values)}
         line = json.dumps(event_now, ensure_ascii=False, allow_nan=False)
-        self._stream.write(written_out(line) + "\n")
+        self._stream.write(escape_control(line) + "\n")
         self._stream.flush()
 
 

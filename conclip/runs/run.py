@@ -23,7 +23,7 @@ from rich.table import Table
 
 from conclip.config.schema import BaseConfig
 from conclip.errors import MACHINE_ERRORS, UserError, check_folder
-from conclip.redact import hide_in, learn_secrets, shown
+from conclip.redact import hide_in, learn_secrets, terminal_safe
 from conclip.runs.display import Display, NoDisplay, open_display
 from conclip.runs.environment import changed_versions, describe_environment, earlier_environments, versions_of
 from conclip.runs.files import (
@@ -359,7 +359,7 @@ class _Lines(logging.Formatter):
     """Without secrets and control characters, whoever logs them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return shown(super().format(record))
+        return terminal_safe(super().format(record))
 
 
 def _log_to(path: Path) -> None:
