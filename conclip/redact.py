@@ -130,12 +130,12 @@ def hide_in(values: Any) -> Any:
 
 def terminal_safe(text: str) -> str:
     """Return text that is safe for a terminal: without secrets, and with control characters escaped (``\\x1b``)."""
-    return CONTROL.sub(lambda found: _escape(found[0]), hide(text))
+    return CONTROL.sub(lambda match: _escape(match[0]), hide(text))
 
 
 def escape_control(line: str) -> str:
     """Escape the control characters in a line of JSON by JSON's own escapes."""
-    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+    return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
 
 
 def one_line(text: str, max_chars: int = 300) -> str:

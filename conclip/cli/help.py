@@ -32,9 +32,9 @@ def read_meanings(path: Path) -> tuple[str, dict[str, str]]:
     for line in body.splitlines():
         if line.lstrip().startswith("#"):
             comment.append(line.lstrip().removeprefix("#").strip())
-        elif found := _KEY.match(line):
-            indent = len(found[1])
-            parents = [(depth, name) for depth, name in parents if depth < indent] + [(indent, found[2])]
+        elif match := _KEY.match(line):
+            indent = len(match[1])
+            parents = [(depth, name) for depth, name in parents if depth < indent] + [(indent, match[2])]
             if comment:
                 meanings[".".join(name for _, name in parents)] = " ".join(comment)
             comment = []

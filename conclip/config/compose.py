@@ -179,7 +179,7 @@ def quote_text(override: str) -> str:
 
 def quoted(value: str) -> str:
     """Quote a value so that Hydra reads it back unchanged, whatever signs it has."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + (f"\\{found[2]}" if found[2] else ""), value)
+    escaped = re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + (f"\\{match[2]}" if match[2] else ""), value)
     return f"'{escaped}'"
 
 

@@ -95,14 +95,14 @@ def check_yaml(name: str, text: str) -> None:
 def check_hydra(hydra: Mapping[str, Any]) -> None:
     """Raise UserError when a config sets what Hydra would run or set in this process: none of it is conclip's."""
     job = hydra.get("job") or {}
-    for key, found in (
+    for key, is_set in (
         ("hydra.callbacks", bool(hydra.get("callbacks"))),
         ("hydra.job.env_set", bool(job.get("env_set"))),
         ("hydra.job.env_copy", bool(job.get("env_copy"))),
         ("hydra.job_logging", hydra.get("job_logging") not in (None, _QUIET)),
         ("hydra.hydra_logging", hydra.get("hydra_logging") not in (None, _QUIET)),
     ):
-        if found:
+        if is_set:
             raise UserError(f"config key '{key}' may run code or change the environment, and is not conclip's; leave it out")
 
 
@@ -139,11 +139,11 @@ def _references(key: str, text: str) -> list[str]:
     if "${" not in text:
         return []
     names: list[str] = []
-    for found in _INNERMOST.finditer(text):
-        resolver, colon, arguments = found[1].partition(":")
+    for match in _INNERMOST.finditer(text):
+        resolver, colon, arguments = match[1].partition(":")
         if colon and resolver.strip() not in RESOLVERS:
             raise UserError(f"config key '{key}': '${{{resolver}:...}}' is not read; those that are: {', '.join(RESOLVERS)}")
-        for part in arguments.split(",") if colon else [found[1]]:
+        for part in arguments.split(",") if colon else [match[1]]:
             names.append(_absolute_key(key, part.strip()))
     if _INNERMOST.sub("", text).replace("\\${", "").find("${") >= 0:
         raise UserError(f"config key '{key}': an interpolation within another one is not read; write it out")

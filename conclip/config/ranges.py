@@ -59,8 +59,10 @@ SHARE_BELOW_ONE = replace(SHARE, high_open=True)
 
 def range_of(annotation: Any) -> Range | None:
     """Return the range of an annotated type; None where it has none."""
-    found = (part for part in get_args(annotation) if isinstance(part, Range)) if get_origin(annotation) is Annotated else ()
-    return next(iter(found), None)
+    ranges = (
+        (part for part in get_args(annotation) if isinstance(part, Range)) if get_origin(annotation) is Annotated else ()
+    )
+    return next(iter(ranges), None)
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:

@@ -171,17 +171,17 @@ def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling
     adjacent."""
     rates: list[PassRate] = []
     for problem_id, group in groupby(rows, key=lambda row: row.problem_id):
-        found = list(group)
-        judged = [row for row in found if row.outcome is not Outcome.GRADER_ERROR]
+        members = list(group)
+        judged = [row for row in members if row.outcome is not Outcome.GRADER_ERROR]
         correct = [row.num_tokens for row in judged if row.outcome is Outcome.CORRECT]
         wrong = [row.num_tokens for row in judged if row.outcome is Outcome.WRONG]
         a, b = _posterior(len(correct), len(judged), JEFFREYS)
         rates.append(
             PassRate(
                 problem_id=problem_id,
-                source=found[0].benchmark,
-                level=found[0].level,
-                subject=found[0].subject,
+                source=members[0].benchmark,
+                level=members[0].level,
+                subject=members[0].subject,
                 num_samples=len(judged),
                 num_correct=len(correct),
                 num_truncated=sum(row.outcome is Outcome.TRUNCATED for row in judged),
@@ -189,12 +189,12 @@ def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling
                 high=float(betaincinv(a, b, 0.975)),
                 verdict="inside",  # replaced below, once all problems are counted
                 band_probability=math.nan,
-                mean_tokens=fmean(row.num_tokens for row in found),
+                mean_tokens=fmean(row.num_tokens for row in members),
                 correct_mean_tokens=fmean(correct) if correct else None,
                 wrong_mean_tokens=fmean(wrong) if wrong else None,
                 model_hash=model_hash,
                 sampling_hash=sampling_hash,
-                grader_version=found[0].grader_version,
+                grader_version=members[0].grader_version,
             )
         )
     return [

@@ -35,7 +35,7 @@ def priors(strata: Sequence[Stratum], num_correct: Numbers, num_judged: Numbers)
     """Return the parameters a and b of each problem's Beta prior, [N] each. A prior is fitted to the problems that share
     source, subject and level; where fewer than `MIN_PROBLEMS` of these have judged responses, to those that share source and
     level; then source; then to all. It is Jeffreys' when all problems together are fewer."""
-    found = np.tile(np.array(JEFFREYS)[:, None], len(strata))
+    parameters = np.tile(np.array(JEFFREYS)[:, None], len(strata))
     is_open = np.ones(len(strata), dtype=bool)
     for level in POOLING_LEVELS:
         members: dict[tuple[str | int | None, ...], list[int]] = {}
@@ -44,9 +44,9 @@ def priors(strata: Sequence[Stratum], num_correct: Numbers, num_judged: Numbers)
         for indices in map(np.array, members.values()):
             judged, left = indices[num_judged[indices] > 0], indices[is_open[indices]]
             if len(judged) >= MIN_PROBLEMS and len(left):
-                found[:, left] = np.array(fitted_prior(num_correct[judged], num_judged[judged]))[:, None]
+                parameters[:, left] = np.array(fitted_prior(num_correct[judged], num_judged[judged]))[:, None]
                 is_open[left] = False
-    return found[0], found[1]
+    return parameters[0], parameters[1]
 
 
 def fitted_prior(num_correct: Numbers, num_judged: Numbers) -> tuple[float, float]:

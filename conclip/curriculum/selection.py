@@ -95,14 +95,14 @@ def _by_hand(problems: Sequence[Problem], reason: str) -> Selection:
 def _by_answer(key: str, answer: str, problems: Sequence[Problem]) -> Problem:
     """Return the one problem with this gold answer (073 is 73). Raises UserError when there is none or more than one."""
     wanted = answer.strip().lstrip("0")
-    found = [problem for problem in problems if wanted in {gold.strip().lstrip("0") for gold in problem.golds}]
-    if len(found) != 1:
-        which = f" ({', '.join(problem.problem_id for problem in found)})" if found else ""
+    matching = [problem for problem in problems if wanted in {gold.strip().lstrip("0") for gold in problem.golds}]
+    if len(matching) != 1:
+        which = f" ({', '.join(problem.problem_id for problem in matching)})" if matching else ""
         raise UserError(
-            f"{key}.answers: {len(found)} problems of data.pool have the answer '{answer}'{which}, one must; "
+            f"{key}.answers: {len(matching)} problems of data.pool have the answer '{answer}'{which}, one must; "
             f"name the problems by {key}.problem_ids instead"
         )
-    return found[0]
+    return matching[0]
 
 
 def _spread(choices: Sequence[Choice], key: str, seed: int) -> list[Choice]:

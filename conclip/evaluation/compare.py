@@ -57,9 +57,9 @@ def paired(first: Sequence[EvalRow], second: Sequence[EvalRow], *, seed: int = 0
     for rows in (first, second):
         mixed = {(row.model, condition_name(*row.prompt_condition), row.temperature) for row in rows}
         if len(mixed) > 1:
-            found = "; ".join(f"{model}, {asked}, temperature {t:g}" for model, asked, t in sorted(mixed))
+            mixture = "; ".join(f"{model}, {condition}, temperature {t:g}" for model, condition, t in sorted(mixed))
             raise UserError(
-                f"the rows mix evaluations ({found}); choose with --model, --prompt, --template, --thinking-budget and "
+                f"the rows mix evaluations ({mixture}); choose with --model, --prompt, --template, --thinking-budget and "
                 "--temperature"
             )
     results: list[Paired] = []
@@ -113,16 +113,16 @@ def _names(first: EvalRow, second: EvalRow) -> tuple[str, str]:
 
 def differences(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> list[str]:
     """Return, in words, what makes the two hard to compare; empty when nothing does."""
-    found: list[str] = []
+    texts: list[str] = []
     for column, name in SETTINGS.items():
         values = [sorted({getattr(row, column) for row in rows}, key=str) for rows in (first, second)]
         if values[0] != values[1]:
             one, two = (", ".join(map(str, side)) for side in values)
-            found.append(f"{name} differs: {one} against {two}")
+            texts.append(f"{name} differs: {one} against {two}")
     lost = {row.problem_id for row in first} ^ {row.problem_id for row in second}
     if lost:
-        found.append(f"{len(lost)} problems stand on one side only and are left out")
-    return found
+        texts.append(f"{len(lost)} problems stand on one side only and are left out")
+    return texts
 
 
 def sentences(result: Paired, margin: float) -> list[str]:

@@ -160,7 +160,9 @@ def details(rows: Sequence[EvalRow]) -> dict[str, Any]:
         "avg_at_k": avg_at_k(rows),
         "pass_at_k": {k: mean_pass_at_k(rows, k) for k in powers},
         "maj_at_k": {size: maj_at_k(rows, size)},
-        "lengths": {name: None if found is None else asdict(found) for name, found in lengths_by_outcome(rows).items()},
+        "lengths": {
+            name: None if summary is None else asdict(summary) for name, summary in lengths_by_outcome(rows).items()
+        },
         "median_tokens_interval": bootstrap_interval(len(members), median_tokens, seed=0),
         "accuracy_at_budgets": accuracy_at_budgets(rows, [max(1, cap * share // 8) for share in (1, 2, 3, 4, 6, 8)]),
         "token_complexity": {

@@ -102,8 +102,8 @@ def _read_file(path: Path) -> list[EvalRow]:
 def select_rows(rows: Sequence[EvalRow], **wanted: str | float | None) -> list[EvalRow]:
     """Return the rows whose columns have the wanted values. Raises UserError, with the values there are, when no row has
     them."""
-    found = [row for row in rows if all(getattr(row, column) == value for column, value in wanted.items())]
-    if not found:
+    selected = [row for row in rows if all(getattr(row, column) == value for column, value in wanted.items())]
+    if not selected:
         there = {column: sorted({getattr(row, column) for row in rows}, key=str) for column in wanted}
         raise UserError(
             "no rows with "
@@ -111,4 +111,4 @@ def select_rows(rows: Sequence[EvalRow], **wanted: str | float | None) -> list[E
             + "; there are "
             + ", ".join(f"{column} {' '.join(map(str, values))}" for column, values in there.items())
         )
-    return found
+    return selected

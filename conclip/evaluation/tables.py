@@ -18,14 +18,14 @@ Rows = Mapping[str, Sequence[EvalRow]]
 
 def summaries(rows: Rows) -> dict[str, dict[str, Summary]]:
     """Return benchmark -> model -> summary, for the models that have rows of the benchmark."""
-    found: dict[str, dict[str, Summary]] = {}
+    by_benchmark_and_model: dict[str, dict[str, Summary]] = {}
     for name, model in rows.items():
         by_benchmark: dict[str, list[EvalRow]] = {}
         for row in model:
             by_benchmark.setdefault(row.benchmark, []).append(row)
         for benchmark, mine in by_benchmark.items():
-            found.setdefault(benchmark, {})[name] = summarise(mine)
-    return found
+            by_benchmark_and_model.setdefault(benchmark, {})[name] = summarise(mine)
+    return by_benchmark_and_model
 
 
 def results_table(benchmark: str, models: Mapping[str, Summary]) -> Table:
@@ -114,7 +114,7 @@ def by_condition(rows: Sequence[EvalRow], among: Sequence[EvalRow] | None = None
     several_prompts, several_templates = len({row.prompt for row in beside}) > 1, len({row.template for row in beside}) > 1
     several_budgets = len({row.thinking_budget for row in beside}) > 1
     several_temperatures = len({row.temperature for row in beside}) > 1
-    found: dict[str, list[EvalRow]] = {}
+    groups: dict[str, list[EvalRow]] = {}
     for row in rows:
         name = row.model
         name += f", {row.prompt}" if several_prompts else ""
@@ -122,8 +122,8 @@ def by_condition(rows: Sequence[EvalRow], among: Sequence[EvalRow] | None = None
         if several_budgets:
             name += ", thinking free" if row.thinking_budget is None else f", thinking <= {row.thinking_budget}"
         name += f", T {row.temperature:g}" if several_temperatures else ""
-        found.setdefault(name, []).append(row)
-    return found
+        groups.setdefault(name, []).append(row)
+    return groups
 
 
 def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Comparison]:

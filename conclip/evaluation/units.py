@@ -56,7 +56,7 @@ class RowFile:
     ) -> list[EvalRow]:
         """Return the rows of the tasks, in their order, and append them to the file unit by unit. `num_after`: responses of
         later calls, for the display's time left."""
-        found: list[EvalRow] = []
+        sampled: list[EvalRow] = []
         with appending(self.path) as out:
             for unit in _units(tasks, runtime.config.rollout.unit_responses):
                 keys = {task.key: response_key(self._model_hash, task, spec, runtime.config) for task in unit}
@@ -66,8 +66,8 @@ class RowFile:
                 if missing:
                     began = time.monotonic()
                     context = BatchContext(
-                        num_before=len(self.rows) + len(found),
-                        num_after=len(tasks) - len(found) - len(unit) + num_after,
+                        num_before=len(self.rows) + len(sampled),
+                        num_after=len(tasks) - len(sampled) - len(unit) + num_after,
                         num_sampled=self.num_sampled,
                         seconds=self._seconds,
                     )
@@ -84,9 +84,9 @@ class RowFile:
                 check_folder(self.path.parent)
                 self._append(out, [rows[task.key] for task in unit])
                 os.fsync(out.fileno())
-                found += [rows[task.key] for task in unit]
-        self.rows += found
-        return found
+                sampled += [rows[task.key] for task in unit]
+        self.rows += sampled
+        return sampled
 
     def finish(self, rows: Iterable[EvalRow] | None = None) -> None:
         """Write exactly the given rows (default: all sampled) in their order, here and in a Parquet copy."""
@@ -177,21 +177,21 @@ def _units(tasks: Sequence[Task], size: int) -> Iterator[list[Task]]:
 
 def _known_rows(path: Path) -> dict[str, EvalRow]:
     """Return the rows of a file by key; lines that are cut, altered or of another schema are skipped."""
-    found: dict[str, EvalRow] = {}
+    rows: dict[str, EvalRow] = {}
     for _, values in json_lines(run_lines(path, errors="replace"), cut_line="read", damaged="skip"):
         try:
             if values.pop("check") == digest(values):
-                found[values["key"]] = from_dict(values)
+                rows[values["key"]] = from_dict(values)
         except (UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
-    return found
+    return rows
 
 
 def _rows_of(attempts: Iterable[Path], path: Path) -> dict[str, EvalRow]:
     """Return the rows of all files of the same type (`rows-*`, `probe_rows-*`), oldest attempt first."""
     pattern = f"{path.name.partition('-')[0]}-*.jsonl"
     files = [file for folder in reversed(list(attempts)) for file in sorted(folder.glob(pattern))]
-    found: dict[str, EvalRow] = {}
+    rows: dict[str, EvalRow] = {}
     for file in files:
-        found |= _known_rows(file)
-    return found
+        rows |= _known_rows(file)
+    return rows

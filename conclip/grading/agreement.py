@@ -232,11 +232,11 @@ MAX_REPEATED = 50
 
 def _distinct(items: Sequence[Reading]) -> list[Reading]:
     """Return each value once: a set stays the same when an element is named twice."""
-    found: list[Reading] = []
+    distinct: list[Reading] = []
     for item in items:
-        if not any(agree(other, item, EXACT) for other in found):
-            found.append(item)
-    return found
+        if not any(agree(other, item, EXACT) for other in distinct):
+            distinct.append(item)
+    return distinct
 
 
 def _noun(item: Reading) -> str:

@@ -62,9 +62,9 @@ def extract_boxed(text: str) -> str | None:
         elif part[-1] == "{" and part != "\\{":
             open_braces.append((match.start(), match.end()) if len(part) > 1 else None)
     last = max(range(len(boxes)), key=lambda index: boxes[index][1], default=None)
-    if last is None or not (found := text[slice(*boxes[last][1:3])].strip()):
+    if last is None or not (content := text[slice(*boxes[last][1:3])].strip()):
         return None
-    contents, begins = [found], [boxes[last][0]]
+    contents, begins = [content], [boxes[last][0]]
     while last > 0 and len(contents) < MAX_JOINED_BOXES:
         begin, before = boxes[last][0], boxes[last - 1]
         if not 0 < begin - before[3] <= MAX_BETWEEN_BOXES or not _joins(text[before[3] : begin]):
@@ -74,7 +74,7 @@ def extract_boxed(text: str) -> str | None:
         begins.insert(0, boxes[last][0])
     names = [_NAMED_BOX.search(text, max(0, begin - MAX_NAME_CHARS), begin) for begin in begins]
     if len(set(contents)) == 1:
-        return found
+        return content
     if all(names):
         contents = [f"{name[1]} = {content}" for name, content in zip(names, contents, strict=True) if name]
     return ", ".join(filter(None, contents))
@@ -185,7 +185,7 @@ _THEREFORE = re.compile(r"\b(?:Therefore|Thus|Hence|So|Finally|Altogether)\b")
 
 def _formulas(text: str) -> list[tuple[str, int]]:
     """Return (content, end) of the formulas between ``$``, ``$$``, ``\\(`` and ``\\[``; each character is read once."""
-    found: list[tuple[str, int]] = []
+    formulas: list[tuple[str, int]] = []
     opened: tuple[str, int] | None = None
     for match in _DELIMITER.finditer(text):
         sign = match.group()
@@ -193,11 +193,11 @@ def _formulas(text: str) -> list[tuple[str, int]]:
             content = text[opened[1] : match.start()].strip()
             is_prose = len(re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{2,}\s+[A-Za-z]{2,}", content)) > 0  # dollars, not formulas
             if content and not is_prose and len(content) <= MAX_FORMULA_CHARS and not (opened[0] == "$" and "\n" in content):
-                found.append((content, match.end()))
+                formulas.append((content, match.end()))
             opened = None
         elif sign in _CLOSED_BY and (opened is None or sign[0] == "\\" or opened[0] == "$"):
             opened = (sign, match.end())
-    return found
+    return formulas
 
 
 def _last_number(text: str) -> tuple[str, int] | None:
@@ -303,16 +303,16 @@ def choice_letters(answer: str, *, num_choices: int | None = None, fold: bool = 
     """
     text = _CHOICE_WORD.sub("", " ".join(plain(answer).replace("\\ ", " ").split()))
     last = chr(ord("A") + min(num_choices or _WITHOUT_CHOICES, MAX_CHOICES) - 1)
-    found: list[str] = []
+    letters: list[str] = []
     if match := _ALONE.fullmatch(text):
-        found = [match[1]]
+        letters = [match[1]]
     elif _SEVERAL.fullmatch(text):
-        found = re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", text)
+        letters = re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", text)
     elif (match := _WITH_TEXT.fullmatch(text)) and not _FURTHER_LABEL.search(match[3]):
-        found = [match[1] or match[2]]
+        letters = [match[1] or match[2]]
     if fold:
-        found = [letter.upper() for letter in found]
-    return found if all("A" <= letter <= last for letter in found) else []
+        letters = [letter.upper() for letter in letters]
+    return letters if all("A" <= letter <= last for letter in letters) else []
 
 
 def glued_letters(answer: str) -> list[str]:

@@ -32,9 +32,13 @@ def same_answer(
     if not has_words and not (is_response and re.search(r"\n|####|<answer>", answer)):
         return False
     for text in (answer, plain(answer)):
-        found = extract(text, lenient=True)
+        extraction = extract(text, lenient=True)
         # A number inside a formula that was not understood is no answer; "the answer is 7" in a box is one.
-        if found and (is_response or found.method == "phrase") and _same(gold, found.answer, choices, tolerance):
+        if (
+            extraction
+            and (is_response or extraction.method == "phrase")
+            and _same(gold, extraction.answer, choices, tolerance)
+        ):
             return True
     statement = stated(plain(clean(answer))) if has_words and not choices else None
     return statement is not None and _same(gold, statement, None, tolerance)

@@ -150,8 +150,8 @@ class Grader:
         with self._lock:
             is_response = method == "whole"
             if is_response and len(answer) > MAX_ANSWER_CHARS:
-                found = extract(answer, lenient=True)
-                answer = found.answer if found else ""
+                extraction = extract(answer, lenient=True)
+                answer = extraction.answer if extraction else ""
             options = tuple(choices) if choices else None
             pair = _Pair(
                 _golds(gold), answer, options, decimals, tolerance, is_response, "math-verify" if second_method else "same"
@@ -171,13 +171,13 @@ class Grader:
             for number, some, choices in pending:
                 pair = _Pair(tuple(some), some[0], tuple(choices) if choices else None, question="readable")
                 self._compare(_Request(str(number), Extraction(some[0], "whole")), pair)
-            found: list[int] = []
+            unreadable: list[int] = []
             for _ in range(len(pending)):
                 while not self._state.done:
                     self._read(1.0)
                 key, grade = self._state.done.pop()
-                found += [] if grade.outcome is Outcome.CORRECT else [int(key)]
-            return sorted(found)
+                unreadable += [] if grade.outcome is Outcome.CORRECT else [int(key)]
+            return sorted(unreadable)
 
     def poll(self, timeout_s: float = 0.0) -> list[tuple[str, Grade]]:
         """Return the verdicts that are ready. Waits up to `timeout_s` when there are none but some are pending. Raises
@@ -234,15 +234,15 @@ class Grader:
     def _done(self, request: _Request, verdict: Outcome) -> None:
         """Record `verdict` for an answer, wherever it was found; an answer outside a box counts as none in the strict
         outcome."""
-        found = request.extraction
-        extracted = found.answer[:MAX_ANSWER_CHARS] or None
-        boxed = found.method in ("boxed", "whole") or verdict is Outcome.TRUNCATED
+        extraction = request.extraction
+        extracted = extraction.answer[:MAX_ANSWER_CHARS] or None
+        boxed = extraction.method in ("boxed", "whole") or verdict is Outcome.TRUNCATED
         grade = Grade(
             outcome=verdict if boxed else Outcome.NO_ANSWER,
             extracted=extracted if boxed else None,
             lenient_outcome=verdict,
             lenient_extracted=extracted,
-            method=found.method if extracted else None,
+            method=extraction.method if extracted else None,
         )
         self._state.done.append((request.key, grade))
 

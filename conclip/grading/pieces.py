@@ -19,8 +19,8 @@ def split(text: str, separators: str, *, thousands: bool = True) -> list[str]:
             parts.append(text[begin:position].strip())
             begin = position + 1
     parts.append(text[begin:].strip())
-    found = [part for part in parts if part]
-    return found or [""]
+    present = [part for part in parts if part]
+    return present or [""]
 
 
 def _between_thousands(text: str, comma: int) -> bool:

@@ -355,9 +355,9 @@ def region_of(reading: Reading) -> Region | None:
         return union_of([(left, right, reading.brackets[0] == "[", reading.brackets[1] == "]")]) if is_ordered else None
     if isinstance(reading, Several) and not reading.brackets and reading.items:
         regions = [region_of(item) for item in reading.items]
-        found = [i for region in regions if region is not None for i in region.intervals]
+        intervals = [i for region in regions if region is not None for i in region.intervals]
         return (
-            union_of(found)
+            union_of(intervals)
             if all(r is not None for r in regions) and all(isinstance(i, (Relation, Region)) for i in reading.items)
             else None
         )

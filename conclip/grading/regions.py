@@ -61,11 +61,11 @@ def _same_end(first: Expr, second: Expr) -> bool:
 
 def intersection(first: Region, second: Region) -> Region | None:
     """Return what belongs to both regions; None where that is nothing."""
-    found: list[Interval] = []
+    common: list[Interval] = []
     for a in first.intervals:
         for b in second.intervals:
             left, left_in = (a[0], a[2] and (b[2] or b[0] < a[0])) if a[0] >= b[0] else (b[0], b[2])
             right, right_in = (a[1], a[3] and (b[3] or b[1] > a[1])) if a[1] <= b[1] else (b[1], b[3])
             if left < right:
-                found.append((left, right, bool(left_in), bool(right_in)))
-    return union_of(found) if found else None
+                common.append((left, right, bool(left_in), bool(right_in)))
+    return union_of(common) if common else None

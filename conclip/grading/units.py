@@ -64,15 +64,15 @@ _COMPOUND = {
 
 
 def _table() -> dict[str, tuple[str, Fraction]]:
-    found = dict(_OTHERS)
+    table = dict(_OTHERS)
     for line in _METRIC:
         symbol, *names = line.split()
         for short, (long, power) in {"": ("", 0), **_PREFIXES}.items():
             factor = Fraction(10) ** power
-            found.setdefault(short + symbol, (symbol, factor))
+            table.setdefault(short + symbol, (symbol, factor))
             for name in names:
-                found.setdefault(long + name, (symbol, factor))
-    return found
+                table.setdefault(long + name, (symbol, factor))
+    return table
 
 
 _UNITS = _table()
@@ -199,11 +199,11 @@ def read_compound(text: str) -> tuple[Fraction, str] | None:
     """Return (number, unit) of a quantity in several units of one dimension: ``2 hours 30 minutes`` is 9000 s; None for
     others."""
     parts = [(m[1], _look_up(m[2], known_only=True)) for m in _PART.finditer(plain(text).strip())]
-    if len(parts) < 2 or _PART.sub("", plain(text).strip()) or any(len(found) != 1 for _, found in parts):
+    if len(parts) < 2 or _PART.sub("", plain(text).strip()) or any(len(units) != 1 for _, units in parts):
         return None
-    if len({found[0][0] for _, found in parts}) > 1:
+    if len({units[0][0] for _, units in parts}) > 1:
         return None
-    return sum((Fraction(number) * found[0][1] for number, found in parts), Fraction(0)), parts[0][1][0][0]
+    return sum((Fraction(number) * units[0][1] for number, units in parts), Fraction(0)), parts[0][1][0][0]
 
 
 _SQUARE = re.compile(r"\b(?:(square|sq)|(cubic|cu))\.?\s+", re.IGNORECASE)
@@ -260,9 +260,9 @@ def _look_up(name: str, *, known_only: bool = False) -> list[tuple[str, Fraction
     if name in _COMPOUND:
         top, _, bottom = _COMPOUND[name].partition("/")
         base, _, power = top.partition("^")
-        found = [(b, f ** int(power or 1), p * int(power or 1)) for b, f, p in _look_up(base)]
+        numerator = [(b, f ** int(power or 1), p * int(power or 1)) for b, f, p in _look_up(base)]
         base, _, power = bottom.partition("^")
-        return found + [
+        return numerator + [
             (b, 1 / f ** int(power or 1), -p * int(power or 1)) for b, f, p in (_look_up(base) if bottom else [])
         ]
     singular = name[:-1] if len(name) > 3 and name.endswith("s") else name

@@ -52,8 +52,8 @@ def implementation(folder: Path, key: str = "model.path", *, trust_remote_code: 
 def vllm_architectures() -> tuple[Mapping[str, str], Mapping[str, str]]:
     """Return the module of each architecture that vLLM names, and the last version that had each one it dropped. Both are
     empty where vLLM is not installed, or keeps its tables elsewhere."""
-    found = importlib.util.find_spec("vllm")
-    places = [] if found is None else list(found.submodule_search_locations or [])
+    spec = importlib.util.find_spec("vllm")
+    places = [] if spec is None else list(spec.submodule_search_locations or [])
     try:
         tree = ast.parse((Path(places[0]) / "model_executor/models/registry.py").read_text(encoding="utf-8"))
     except (IndexError, OSError, SyntaxError):
@@ -80,5 +80,7 @@ def _fits_transformers_backend(name: str) -> bool:
     for."""
     import transformers  # noqa: PLC0415  seconds
 
-    found = getattr(transformers, name, None)
-    return found is not None and bool(found.is_backend_compatible() or found._can_set_attn_implementation())
+    model_class = getattr(transformers, name, None)
+    return model_class is not None and bool(
+        model_class.is_backend_compatible() or model_class._can_set_attn_implementation()
+    )

@@ -89,24 +89,24 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
             rest = text_after_placeholder(render(tokenizer, turns, {}, ask=False)).lstrip()
         except Exception:  # a template may raise anything; then it does not tell how a turn ends
             return ()
-        found: list[int] = []
+        end: list[int] = []
         while begins := [token for token in tokens if rest.startswith(token)]:
             longest = max(begins, key=len)
-            found.append(tokens[longest])
+            end.append(tokens[longest])
             rest = rest.removeprefix(longest).lstrip()
-        if found or rest:
-            return tuple(found)
+        if end or rest:
+            return tuple(end)
     return ()
 
 
 def named_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], key: str) -> list[int]:
     """Return the ids of tokens given by their text. Raises UserError, naming config key `key`, for a text that is not
     exactly one token."""
-    found = [tokenizer.encode(name, add_special_tokens=False) for name in names]
-    wrong = [name for name, ids in zip(names, found, strict=True) if len(ids) != 1 or ids[0] == tokenizer.unk_token_id]
+    encoded = [tokenizer.encode(name, add_special_tokens=False) for name in names]
+    wrong = [name for name, ids in zip(names, encoded, strict=True) if len(ids) != 1 or ids[0] == tokenizer.unk_token_id]
     if wrong:
         raise UserError(f"{key}: '{wrong[0]}' is not one token of the model's tokenizer; give tokens as it spells them")
-    return [ids[0] for ids in found]
+    return [ids[0] for ids in encoded]
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase, tags: ThinkingTags) -> Callable[[Sequence[int]], str]:

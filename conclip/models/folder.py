@@ -121,8 +121,8 @@ def _short_context(config: dict[str, Any]) -> int | None:
     scaling = config.get("rope_parameters") or config.get("rope_scaling")
     if not isinstance(scaling, dict) or scaling.get("rope_type", scaling.get("type")) != "longrope":
         return None
-    found = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
-    return found if isinstance(found, int) else None
+    length = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
+    return length if isinstance(length, int) else None
 
 
 def _is_extended(config: dict[str, Any]) -> bool:

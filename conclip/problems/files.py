@@ -96,8 +96,8 @@ def _passes_filters(row: Row, settings: ProblemSetConfig) -> bool:
 
 def _level(columns: dict[str, Any], settings: ProblemSetConfig) -> int | None:
     """Return the first number in the level's column ("Level 5" is 5)."""
-    found = re.search(r"\d+", str(columns.get(settings.level, "")))
-    return int(found.group()) if found else None
+    match = re.search(r"\d+", str(columns.get(settings.level, "")))
+    return int(match.group()) if match else None
 
 
 def _problem(
@@ -201,24 +201,24 @@ def _golds(row: Row, settings: ProblemSetConfig, pattern: re.Pattern[str] | None
 
 
 def _gold(where: str, text: str, settings: ProblemSetConfig, pattern: re.Pattern[str] | None) -> str:
-    found, how = text, ""
+    answer, reason = text, ""
     if settings.answer_boxed:
-        found, how = extract_boxed(text), "\\boxed{} finds none"
+        answer, reason = extract_boxed(text), "\\boxed{} finds none"
     elif pattern is not None:
         match = pattern.search(text)
-        found, how = match and match.group(1), "answer_pattern finds none"
-    if found is None or not found.strip():
-        raise _NoAnswer(f"{where}: no answer in column '{settings.answer}': {how}")
-    if is_missing_value(found):
+        answer, reason = match and match.group(1), "answer_pattern finds none"
+    if answer is None or not answer.strip():
+        raise _NoAnswer(f"{where}: no answer in column '{settings.answer}': {reason}")
+    if is_missing_value(answer):
         raise _NoAnswer(
-            f"{where}: no answer in column '{settings.answer}': '{found.strip()}' is how programs write a missing one"
+            f"{where}: no answer in column '{settings.answer}': '{answer.strip()}' is how programs write a missing one"
         )
-    if _WRITTEN_LIST.match(found):
+    if _WRITTEN_LIST.match(answer):
         raise _NoAnswer(
-            f"{where}: column '{settings.answer}' (answer) holds a list written as text: '{_short(found)}'; give a list "
+            f"{where}: column '{settings.answer}' (answer) holds a list written as text: '{_short(answer)}'; give a list "
             "(JSON, Parquet) or one answer"
         )
-    return found.strip()
+    return answer.strip()
 
 
 _MISSING = re.compile(r"\s*(?:[+-]?(?i:nan|inf|infinity)|None|null|<NA>)?\s*")

@@ -68,10 +68,10 @@ def write_record(folder: Path, earlier: Sequence[str], problems: Sequence[Proble
 def check_overlap(key: str, model_path: Path, questions: Sequence[Problem], *, allowed: bool) -> str | None:
     """Return None when the model at config key `key` was trained on none of the questions, else a note when that is allowed.
     Raises UserError when it is not."""
-    found = overlapping(questions, trained_on(model_path))
-    if not found:
+    overlap = overlapping(questions, trained_on(model_path))
+    if not overlap:
         return None
-    message = f"{key}: trained on {len(found)} of the {len(questions)} test problems ('{found[0].problem_id}' is one)"
+    message = f"{key}: trained on {len(overlap)} of the {len(questions)} test problems ('{overlap[0].problem_id}' is one)"
     if not allowed:
         raise UserError(f"{message}; take other test problems, or set eval.allow_overlap=true, which marks the result")
     return f"{message}; the result is no evidence of anything but memory"

@@ -150,10 +150,10 @@ def _reason(error: BaseException | None, hint: str = "") -> str:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise _Repeated(_repeated([name for name, _ in pairs]))
-    return found
+    return values
 
 
 def _repeated(names: Sequence[str]) -> str | None:

@@ -83,19 +83,19 @@ def label(run: RunData, model: str, several: bool) -> str:
 
 def models_of(run: RunData) -> dict[str, list[EvalRow]]:
     """Return the rows of each model in the first prompt condition."""
-    found: dict[str, list[EvalRow]] = {}
+    groups: dict[str, list[EvalRow]] = {}
     for row in run.rows:
         if row.prompt_condition == run.rows[0].prompt_condition:
-            found.setdefault(row.model, []).append(row)
-    return found
+            groups.setdefault(row.model, []).append(row)
+    return groups
 
 
 def by_setting(rows: Sequence[EvalRow]) -> dict[str, list[EvalRow]]:
     """Group rows by benchmark and temperature, over which no figure averages."""
-    found: dict[str, list[EvalRow]] = {}
+    groups: dict[str, list[EvalRow]] = {}
     for row in rows:
-        found.setdefault(f"{row.benchmark}, T {row.temperature:g}", []).append(row)
-    return found
+        groups.setdefault(f"{row.benchmark}, T {row.temperature:g}", []).append(row)
+    return groups
 
 
 def _settings_of(models: Mapping[str, Sequence[EvalRow]]) -> list[str]:
@@ -179,7 +179,9 @@ def lengths(models: Mapping[str, Sequence[EvalRow]], *, columns: int) -> Figure 
         for where, mine in by_setting(rows).items()
     }
     counts = {name: Counter((row.num_tokens // width, row.outcome) for row in rows) for name, rows in models.items()}
-    present = [outcome for outcome in OUTCOMES if any(key[1] is outcome for found in counts.values() for key in found)]
+    present = [
+        outcome for outcome in OUTCOMES if any(key[1] is outcome for by_outcome in counts.values() for key in by_outcome)
+    ]
     panels: dict[str, Chart] = {}
     for name, rows in models.items():
         values: Values = [

@@ -123,8 +123,8 @@ def read_run(path: Path) -> RunData:
     results = read_as(_RESULTS, _json(folder / "results.json"), f"'{folder / 'results.json'}'")
     training: dict[str, _Training] = {}
     for phase in phases:
-        if found := _json(file := folder / result_file(phase)):
-            training[phase] = read_as(_TRAINING, found, f"'{file}'")
+        if result := _json(file := folder / result_file(phase)):
+            training[phase] = read_as(_TRAINING, result, f"'{file}'")
     steps: dict[str, list[Mapping[str, Any]]] = {}
     for row in _metrics(folder / "metrics.jsonl"):
         steps.setdefault(row["stage"], []).append(row)
@@ -138,8 +138,8 @@ def read_run(path: Path) -> RunData:
         rows=rows,
         questions={question["problem_id"]: question["question"] for question in questions},
         steps=steps,
-        history={phase: [_numbers(point) for point in found["history"]] for phase, found in training.items()},
-        best={phase: _numbers(found["best"]) for phase, found in training.items()},
+        history={phase: [_numbers(point) for point in result["history"]] for phase, result in training.items()},
+        best={phase: _numbers(result["best"]) for phase, result in training.items()},
         rates=_rates(folder, recipe),
         chosen={phase: _chosen(folder / problems_file(phase)) for phase in phases} | {"": _chosen(folder / "problems.json")},
         stages=stages,

@@ -116,14 +116,14 @@ def headlines(run: RunData, several: bool) -> list[Headline]:
             [row for row in models[name] if (row.benchmark, row.temperature) == (benchmark, temperature)]
             for name in (names[0], names[-1])
         )
-        found = compare(first, last)
+        comparison = compare(first, last)
         where = f"{benchmark}, temperature {temperature:g}" + (f": {run.name}" if several else "")
-        made.append(_headline(where, names[0], names[-1], found, run.margin))
+        made.append(_headline(where, names[0], names[-1], comparison, run.margin))
     return made
 
 
-def _headline(where: str, first: str, last: str, found: Comparison, margin: float) -> Headline:
-    tokens, accuracy = found.tokens_ratio, found.accuracy_difference
+def _headline(where: str, first: str, last: str, comparison: Comparison, margin: float) -> Headline:
+    tokens, accuracy = comparison.tokens_ratio, comparison.accuracy_difference
     return Headline(
         where=where,
         first=first,
@@ -159,9 +159,9 @@ def sentences(run: RunData) -> list[str]:
     """Return the closing sentences of the run."""
     columns = by_condition(run.rows)
     return [
-        f"{benchmark}: {describe_comparison(first, second, found, run.margin)}"
+        f"{benchmark}: {describe_comparison(first, second, comparison, run.margin)}"
         for benchmark in summaries(columns)
-        for (first, second), found in headline_comparisons(columns, benchmark).items()
+        for (first, second), comparison in headline_comparisons(columns, benchmark).items()
     ]
 
 
@@ -234,7 +234,9 @@ def _lineage(run: RunData) -> dict[str, Any]:
         "started": environment.get("started"),
         "machine": f"{environment.get('machine')}, {environment.get('num_cpus')} processors, {environment.get('platform')}",
         "Python": environment.get("python"),
-        "packages": ", ".join(f"{name} {found}" for name, found in environment.get("packages", {}).items()),
+        "packages": ", ".join(
+            f"{name} {package_version}" for name, package_version in environment.get("packages", {}).items()
+        ),
         "revision": f"{git.get('revision')}{', with local changes' if git.get('dirty') else ''}" if git else "no checkout",
     }
     stages = [
