@@ -19,7 +19,7 @@ from conclip.config.schema import TrainRunConfig
 from conclip.errors import UserError
 from conclip.grading.grader import Grader
 from conclip.lab.arithmetic import generate
-from conclip.models.architectures import vllm_architectures
+from conclip.models.architectures import registered
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy, load_tokenizer
 from conclip.problems.prompts import encode_prompt
@@ -142,7 +142,7 @@ def test_greedy_sampling_repeats(engine: RolloutEngine):
 def test_the_table_of_architectures_is_what_vllm_goes_by():
     from vllm.model_executor.models.registry import ModelRegistry
 
-    modules, dropped = vllm_architectures()
+    modules, dropped = registered()
     used = {name: str(getattr(model, "module_name", "")) for name, model in ModelRegistry.models.items()}
     assert all(used[name] == module or used[name].endswith(f".{module}") for name, module in modules.items())
     by_transformers = {name for name, module in used.items() if module.endswith(".transformers")}

@@ -37,7 +37,7 @@ def implementation(folder: Path, key: str = "model.path", *, trust_remote_code: 
             f"{key}: '{folder}' compresses its keys and values (kv_lora_rank), which vLLM computes wrongly on CPUs; "
             "it takes a GPU"
         )
-    modules, dropped = vllm_architectures()
+    modules, dropped = registered()
     for name in cast(list[str], names):
         if name in modules:
             return "transformers" if modules[name] == "transformers" else "native"
@@ -49,7 +49,7 @@ def implementation(folder: Path, key: str = "model.path", *, trust_remote_code: 
 
 
 @cache
-def vllm_architectures() -> tuple[Mapping[str, str], Mapping[str, str]]:
+def registered() -> tuple[Mapping[str, str], Mapping[str, str]]:
     """Return the module of each architecture that vLLM names, and the last version that had each one it dropped. Both are
     empty where vLLM is not installed, or keeps its tables elsewhere."""
     spec = importlib.util.find_spec("vllm")
