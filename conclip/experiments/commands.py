@@ -32,7 +32,7 @@ from conclip.report.page import write_page
 from conclip.rollout.session import Prompts, encode_prompts
 from conclip.runs.identity import digest, problems_hash, relevant
 from conclip.runs.run import MANIFEST, Run
-from conclip.types import MANY_TRUNCATED, MORE_ROOM, EvalRow
+from conclip.types import TRUNCATION_ADVICE, TRUNCATION_WARNING_SHARE, EvalRow
 
 
 def run_recipe(config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Path, Prompts]) -> None:
@@ -111,10 +111,10 @@ def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Se
         run.show(results_table(benchmark, models), result=True)
         for name, summary in models.items():
             numbers = {"accuracy": summary.accuracy.mean, "mean_tokens": summary.mean_tokens.mean}
-            if summary.truncation_rate.mean > MANY_TRUNCATED:
+            if summary.truncation_rate.mean > TRUNCATION_WARNING_SHARE:
                 run.warn(
                     f"{benchmark}, {name}: {summary.truncation_rate.mean:.0%} of the responses were cut at "
-                    f"eval.max_tokens={settings.max_tokens}, which counts as not correct; {MORE_ROOM}"
+                    f"eval.max_tokens={settings.max_tokens}, which counts as not correct; {TRUNCATION_ADVICE}"
                 )
             run.track("eval", 0, {f"{benchmark}/{name}/{key}": value for key, value in numbers.items()})
         for (first, second), comparison in headline_comparisons(columns, benchmark).items():

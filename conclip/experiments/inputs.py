@@ -78,9 +78,9 @@ def load_inputs(config: BaseConfig) -> Inputs:
     check_installed(config.logger.trackers)
     served_name: str | None = None
     if config.model.url is not None:
-        from conclip.models.server import find_served  # noqa: PLC0415  a second to import
+        from conclip.models.server import find_served_model  # noqa: PLC0415  a second to import
 
-        served_name = find_served(config.model.url, config.model.served_name)
+        served_name = find_served_model(config.model.url, config.model.served_name)
     model_path = find_model(config.model.path) if served_name is None else Path(config.model.path)
     trust = config.model.trust_remote_code
     check = partial(check_model, max_model_len=config.rollout.max_model_len, trust_remote_code=trust)

@@ -31,7 +31,7 @@ from conclip.curriculum.pass_rates import (
     Band,
     PassRate,
     describe,
-    most_responses,
+    max_responses,
     next_round,
     pass_rates,
     read_pass_rates,
@@ -56,7 +56,7 @@ from conclip.runs.run import Run
 from conclip.training.checkpoint import leave_models
 from conclip.training.summary import is_summary, summary_table
 from conclip.training.trainer import Trainer, TrainResult
-from conclip.types import MANY_TRUNCATED, MORE_ROOM, EvalRow, Outcome, Problem
+from conclip.types import TRUNCATION_ADVICE, TRUNCATION_WARNING_SHARE, EvalRow, Outcome, Problem
 
 CHOICE_KEYS = ("pass_rate_low", "pass_rate_high", "band_confidence", "num_problems", "problem_ids", "answers")
 """Of a phase: what they decide is in the problems."""
@@ -118,10 +118,10 @@ class Stages:
         num_responses = sum(rate.num_samples for rate in rates)
         self._run.say(f"{title}: {len(rates)} problems, {num_responses} responses; {describe(rates)}")
         truncated = sum(rate.num_truncated for rate in rates) / max(1, num_responses)
-        if truncated > MANY_TRUNCATED:
+        if truncated > TRUNCATION_WARNING_SHARE:
             self._run.warn(
                 f"{title}: {truncated:.0%} of the responses were cut at rollout.max_tokens={config.rollout.max_tokens}, "
-                f"which counts as not solved; {MORE_ROOM}"
+                f"which counts as not solved; {TRUNCATION_ADVICE}"
             )
         self._run.show(pass_rate_table(title, rates, band))
         return rates
@@ -262,15 +262,15 @@ def sample_in_rounds(
     by_id = {problem.problem_id: problem for problem in problems}
     found: dict[str, list[EvalRow]] = {problem_id: [] for problem_id in by_id}
     number = 0
-    kinds = {problem.problem_id: problem.kind for problem in problems}
-    while wanted := next_round({key: _counts(group) for key, group in found.items()}, kinds, band, settings):
+    strata = {problem.problem_id: problem.stratum for problem in problems}
+    while wanted := next_round({key: _counts(group) for key, group in found.items()}, strata, band, settings):
         number += 1
         tasks = [
             task
             for problem_id, more in wanted.items()
             for task in runtime.tasks(TRAINING, [by_id[problem_id]], more, label, first_sample=len(found[problem_id]))
         ]
-        left = most_responses(len(problems), settings) - len(tasks) - sum(map(len, found.values()))
+        left = max_responses(len(problems), settings) - len(tasks) - sum(map(len, found.values()))
         for row in file.sample(runtime, f"{label}, round {number}", TRAINING, tasks, runtime.training_spec, num_after=left):
             found[row.problem_id].append(row)
     return [row for group in found.values() for row in group]
