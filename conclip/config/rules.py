@@ -110,7 +110,7 @@ def check(config: BaseConfig) -> None:
     _require(plain, "checkpoints", f"must have plain names of up to {MAX_NAME_BYTES} bytes: they become file names")
     if config.evaluation is not None:
         _check_eval(config.evaluation)
-        english = config.model.path != "lab" or config.evaluation.prompts == ["plain"]
+        english = not config.model.is_lab or config.evaluation.prompts == ["plain"]
         _require(english, "eval.prompts", "must be [plain] for the lab's model, which reads no English")
         _require(bool(config.data.test), "data.test", "names no benchmark; add one")
         _check_room(config.rollout, "eval.max_tokens", config.evaluation.max_tokens)
