@@ -213,11 +213,7 @@ def _check_algo(algo: AlgoConfig) -> None:
     message = f"must be 'loss' or 'none' with algo.advantage={algo.advantage}: it has no per-token reward"
     _require(per_token or algo.kl != "reward", "algo.kl", message)
     adapts = algo.kl_target is None or (algo.kl != "none" and algo.kl_coef > 0)
-    _require(
-        adapts,
-        "algo.kl_target",
-        "needs a place for the KL (algo.kl) and algo.kl_coef above 0 to start from",
-    )
+    _require(adapts, "algo.kl_target", "needs a place for the KL (algo.kl) and algo.kl_coef above 0 to start from")
     has_critic = algo.advantage == "gae"
     _require(
         has_critic or algo.critic_warmup_steps == 0,
