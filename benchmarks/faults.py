@@ -303,7 +303,7 @@ def table(outcomes: dict[str, Outcome | str]) -> str:
             lines.append(f"| {title} | {outcome} | | |")
             continue
         code = "killed" if outcome.code is None else str(outcome.code)
-        again = "the same command gives the undisturbed result" if outcome.code not in (0, 2) else "gives the undisturbed result"
+        again = "gives the undisturbed result" if outcome.code in (0, 2) else "the same command gives the undisturbed result"
         then = "one update fewer; the rest is done" if name == "nan-gradient" else again
         lines.append(f"| {title} | {outcome.happens} | {code} | {then if outcome.same else 'DIFFERS'} |")
     return "\n".join(lines)

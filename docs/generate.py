@@ -48,8 +48,8 @@ HEAD = "| key | type | default | meaning |\n|---|---|---|---|"
 
 INTRODUCTION = """# What does each config key mean?
 
-`make docs` generates this page from the schema and from the comments in `conf/`. `conclip SUBCOMMAND --help` shows the same keys
-with the values that a command would use.
+`make docs` generates this page from the schema and from the comments in `conf/`. `conclip SUBCOMMAND --help` shows the same
+keys with the values that a command would use.
 
 - `key=value` changes a key. `group=option` selects another file of a group.
 - `experiment=` and `debug=` select a preset that changes keys of several groups.
