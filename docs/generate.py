@@ -130,7 +130,7 @@ def _group(group: str) -> Iterator[str]:
         yield "| option | |\n|---|---|"
         for path in options:
             name = f"`{group}={path.stem}`" + (" (default)" if path.stem == option else "")
-            yield f"| {name} | {_escape(read_meanings(path)[0])} |"
+            yield f"| {name} | {_prose(read_meanings(path)[0])} |"
         yield ""
 
 
@@ -169,16 +169,16 @@ def _presets() -> Iterator[str]:
 def _options(group: str) -> Iterator[str]:
     yield "| option | |\n|---|---|"
     for path in sorted((config_folder() / group).glob("*.yaml")):
-        yield f"| `{group}={path.stem}` | {_escape(read_meanings(path)[0])} |"
+        yield f"| `{group}={path.stem}` | {_prose(read_meanings(path)[0])} |"
     yield ""
 
 
 def _row(key: str, kind: typing.Any, default: typing.Any, meaning: str) -> str:
-    return f"| `{key}` | {_escape(describe(kind))} | {_value(default)} | {_escape(meaning)} |"
+    return f"| `{key}` | {_escape(describe(kind))} | {_value(default)} | {_prose(meaning)} |"
 
 
 def describe(kind: typing.Any) -> str:
-    """A type in words."""
+    """A type as the page names it."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         limits = range_of(kind)
@@ -190,7 +190,7 @@ def describe(kind: typing.Any) -> str:
     if origin is list:
         return f"list of {describe(parts[0])}"
     if origin is dict:
-        return f"names to {describe(parts[1])}"
+        return f"map from name to {describe(parts[1])}"
     if kind is typing.Any:
         return "anything"
     return {int: "integer", float: "number", str: "text", bool: "true or false", NoneType: "null"}[kind]
@@ -204,6 +204,11 @@ def _value(value: typing.Any) -> str:
     if value is dataclasses.MISSING:
         return "must be given"
     return "`" + _escape(spelled(value)) + "`"
+
+
+def _prose(text: str) -> str:
+    """A comment as text of a table cell: `<name>` is no HTML tag."""
+    return _escape(text).replace("<", "&lt;")
 
 
 def _escape(text: str) -> str:
