@@ -203,7 +203,7 @@ def _plain(value: typing.Any) -> typing.Any:
 def _value(value: typing.Any) -> str:
     if value is dataclasses.MISSING:
         return "must be given"
-    return "`" + _escape(spelled(value)) + "`"
+    return "`" + (_escape(spelled(value)) or '""') + "`"
 
 
 def _prose(text: str) -> str:
