@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from conclip.config.foreign import bounded_files, check_hydra
 from conclip.config.groups import ProblemSetConfig
 from conclip.config.schema import SCHEMAS, BaseConfig
-from conclip.config.typed import plain_keys, text_keys, to_config, unknown_key
+from conclip.config.typed import RETIRED, plain_keys, text_keys, to_config, unknown_key
 from conclip.errors import UserError
 
 # Hydra reads the header of a file (`# @package`) as UTF-8 whose byte order mark, if it has one, hides the header.
@@ -86,6 +86,8 @@ def _missing_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").partition("/")
     if not error.options or not option:
         return str(error).partition("\nConfig search path")[0].replace("\n", " ")
+    if (retired := RETIRED.get(f"{group}={option}")) is not None:
+        return f"{group}={option} is gone: {retired}"
     near = difflib.get_close_matches(option, error.options, n=1)
     hint = f"did you mean '{near[0]}'?" if near else "choose one of " + ", ".join(error.options)
     return f"{group}={option}: no such option; {hint}"

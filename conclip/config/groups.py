@@ -33,7 +33,6 @@ LengthReward = Literal[
     "arora",
     "l1_exact",
     "l1_max",
-    "thinkprune",
     "shorter_better",
     "laser",
     "laser_d",
@@ -124,6 +123,7 @@ class PhaseConfig:
     group_size: Annotated[int, at_least(1)]
     num_steps: Annotated[int, at_least(1)]
     max_sampled_tokens: Annotated[int | None, at_least(1)]
+    max_tokens_stages: list[float] | None
     keep_best: KeepBest
     max_accuracy_drop: Annotated[float, POINTS]
     stop_accuracy_drop: Annotated[float, POINTS]
@@ -180,7 +180,6 @@ class LengthConfig:
     strength: Annotated[float, OR_MORE]
     scale_tokens: Annotated[float, above(0)]
     target_tokens: Annotated[float, above(0)]
-    limits: list[float]
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,6 @@ READ = {
 }
 """The keys that a stage of each kind reads."""
 
-UNPRICED = ("none", "thinkprune")
-"""Kinds of length rewards that leave rewards as they are, and have no strength."""
-
 
 def _values_of(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of a nested mapping, items of lists included, with its dotted key."""
@@ -181,9 +178,9 @@ def _check_learning(config: LearnConfig) -> None:
     trainer = config.trainer
     _check_algo(config.algo)
     _check_length(config.length)
-    priced = config.length.kind not in UNPRICED
+    priced = config.length.kind != "none"
     imitates = config.algo.advantage == "shortest_correct"
-    _need(not (priced and imitates), "length.kind", "must be none or thinkprune with algo.advantage=shortest_correct")
+    _need(not (priced and imitates), "length.kind", "must be none with algo.advantage=shortest_correct")
     reward = config.reward
     _need(reward.correct > reward.wrong, "reward.correct", "must be above reward.wrong")
     room = trainer.max_tokens_per_micro_batch >= config.rollout.max_tokens
@@ -216,12 +213,10 @@ def _check_algo(algo: AlgoConfig) -> None:
 
 
 def _check_length(length: LengthConfig) -> None:
-    acts = length.kind not in UNPRICED
+    acts = length.kind != "none"
     message = f"is 0, so length.kind={length.kind} does nothing; length={length.kind} sets the published one"
     _need(length.strength > 0 or not acts, "length.strength", message)
     _need(length.strength == 0 or acts, "length.strength", f"is unread with length.kind={length.kind}")
-    good = bool(length.limits) and all(0 < limit <= 1 for limit in length.limits)
-    _need(good, "length.limits", "must list shares of length.scale_tokens, each in (0, 1]")
 
 
 def _check_probe(probe: ProbeConfig) -> None:
@@ -243,6 +238,9 @@ def _check_phase(key: str, phase: PhaseConfig) -> None:
     ends = phase.retire_below < phase.retire_above
     _need(ends, f"{key}.retire_below", f"must be below {key}.retire_above={phase.retire_above:g}")
     _need(not phase.refresh or named is None, f"{key}.refresh", "needs a probed pool, not problems named by hand")
+    stages = phase.max_tokens_stages
+    good = stages is None or (bool(stages) and all(0 < share <= 1 for share in stages))
+    _need(good, f"{key}.max_tokens_stages", "must list shares of rollout.max_tokens, each in (0, 1], or be null")
 
 
 def _check_phase_algo(key: str, phase: PhaseConfig, algo: AlgoConfig) -> None:

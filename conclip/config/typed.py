@@ -140,8 +140,12 @@ def text_keys(schema: type, prefix: str = "") -> set[str]:
     return keys
 
 
-RETIRED = {"skip_phase1": "conclip two-phase recipe=phase2_only begins with phase 2"}
-"""Keys of earlier versions, and what does their work now."""
+RETIRED = {
+    "skip_phase1": "conclip two-phase recipe=phase2_only begins with phase 2",
+    "length.limits": "ThinkPrune's limits are phase.max_tokens_stages",
+    "length=thinkprune": "it is no reward but a limit on sampling, phase.max_tokens_stages=[1.0,0.75,0.5]",
+}
+"""Keys and options of earlier versions, and what does their work now."""
 
 
 def unknown_key(key: str, known: set[str]) -> str:

@@ -90,7 +90,6 @@ class Stages:
 
         def work() -> Work:
             runtime = self.runtime_with(model)
-            tokens_before = runtime.engine.progress()
             rows = RowFile(
                 self._run.folder / responses,
                 model=name,
@@ -104,7 +103,7 @@ class Stages:
             return Work(
                 outputs=[file, responses, str(Path(responses).with_suffix(".parquet"))],
                 numbers={"num_responses": len(ordered), "mean_tokens": fmean(row.num_tokens for row in ordered)},
-                num_tokens=runtime.engine.progress() - tokens_before,
+                num_tokens=rows.num_sampled_tokens,
             )
 
         inputs = {
@@ -204,7 +203,6 @@ class Stages:
 
         def work() -> Work:
             with self._opened(name, model) as runtime:
-                tokens_before = runtime.engine.progress()
                 write_questions(self._inputs.test, self._run.folder / QUESTIONS)
                 rows = RowFile(self._run.folder / file, model=name, model_hash=identity, attempts=self._run.other_attempts())
                 found = evaluate(name, runtime, self._inputs.test, settings, rows)
@@ -213,7 +211,7 @@ class Stages:
                 return Work(
                     outputs=[file, str(Path(file).with_suffix(".parquet")), QUESTIONS],
                     numbers=numbers | {"share_correct": correct},
-                    num_tokens=runtime.engine.progress() - tokens_before,
+                    num_tokens=rows.num_sampled_tokens,
                 )
 
         inputs = {
@@ -244,11 +242,10 @@ class Stages:
         """The run's engine, holding this model's weights."""
         if self._runtime is None:
             start = self._inputs.model_path
-            opened = open_runtime(self._config, self._run, start, self._prompts[start])
-            self._runtime = self._open.enter_context(opened)
+            self._runtime = self._open.enter_context(open_runtime(self._config, self._run, start, self._prompts[start]))
             self._loaded = start
         if self._loaded != model:
-            self._runtime.engine.update_weights(model, self._runtime.engine.policy_version + 1)
+            self._runtime.hold(model)
             self._loaded = model
         return self._runtime
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +56,46 @@ class Asked:
     thinking: Thinking = PLAIN
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class Runtime:
-    """Open resources of one run. Make one with `open_runtime`."""
+    """What sampling and grading need. The engine and the grader start when they are first used: a run that takes every
+    response from an earlier attempt starts neither. Make one with `open_runtime`."""
 
     config: BaseConfig
     run: Run
-    engine: RolloutEngine
-    grader: Grader
+    start_engine: Callable[[], RolloutEngine]
     tokenizer: PreTrainedTokenizerBase | None
     """None for a model behind a server."""
     prompts: Mapping[Way, Asked]
     """Of every problem the run may ask; `TRAINING` is always there, but for a model behind a server."""
+    _weights: Path | None = field(default=None, init=False)
+    """Folder of the weights that `hold` asked for and the engine has yet to take."""
+
+    @cached_property
+    def grader(self) -> Grader:
+        return Grader()
+
+    @cached_property
+    def _engine(self) -> RolloutEngine:
+        return self.start_engine()
+
+    @property
+    def engine(self) -> RolloutEngine:
+        """The engine, with the weights of `hold`."""
+        weights, self._weights = self._weights, None
+        if weights is not None:
+            self._engine.update_weights(weights, self._engine.policy_version + 1)
+        return self._engine
+
+    def hold(self, model: Path) -> None:
+        """Have the engine sample from the weights of this folder, from its next use on."""
+        self._weights = model
+
+    def close(self) -> None:
+        """Stop whatever was started."""
+        for part in ("_engine", "grader"):
+            if part in self.__dict__:
+                self.__dict__[part].close()
 
     def sample_groups(
         self, label: str, problems: Sequence[Problem], spec: SamplingSpec, num_samples: int, *seed_parts: int | str
@@ -194,23 +223,18 @@ def longest_response(config: BaseConfig) -> int:
 
 @contextmanager
 def open_runtime(config: BaseConfig, run: Run, model_path: Path, prompts: Prompts) -> Iterator[Runtime]:
-    """Start the engine, for a model whose prompts are tokenised."""
-    grader = Grader()
-    engine = start_engine(
-        config, model_path, max_model_len=prompts.max_model_len, warn=run.warn, thinking_tags=prompts.budgeted
+    """The runtime of a model whose prompts are tokenised."""
+    start = partial(
+        start_engine,
+        config,
+        model_path,
+        max_model_len=prompts.max_model_len,
+        warn=run.warn,
+        thinking_tags=prompts.budgeted,
     )
-    try:
-        yield Runtime(
-            config=config,
-            run=run,
-            engine=engine,
-            grader=grader,
-            tokenizer=prompts.tokenizer,
-            prompts=prompts.asked,
-        )
-    finally:
-        engine.close()
-        grader.close()
+    runtime = Runtime(config=config, run=run, start_engine=start, tokenizer=prompts.tokenizer, prompts=prompts.asked)
+    with closing(runtime):
+        yield runtime
 
 
 @contextmanager
@@ -237,18 +261,16 @@ def open_endpoint(config: BaseConfig, run: Run, served_name: str, problems: Sequ
         }
         thinking = Thinking(tags=tags, opened=opened[template])
         asked[style, template] = Asked(messages=messages, template_kwargs=more, thinking=thinking)
-    engine = EndpointEngine(
+    start = partial(
+        EndpointEngine,
         model.url,
         served_name,
         max_concurrent=min(256, config.rollout.max_num_seqs),
         keep_special_tokens=model.thinking_tags is not None,
     )
-    grader = Grader()
-    try:
-        yield Runtime(config=config, run=run, engine=engine, grader=grader, tokenizer=None, prompts=asked)
-    finally:
-        engine.close()
-        grader.close()
+    runtime = Runtime(config=config, run=run, start_engine=start, tokenizer=None, prompts=asked)
+    with closing(runtime):
+        yield runtime
 
 
 def start_engine(
