@@ -97,7 +97,7 @@ def stopped_by(number: signal.Signals) -> Callable[[Bench, Path], Outcome]:
         assert time.monotonic() - began < 20
         steps = len((folder_of(CASE, here) / "metrics.jsonl").read_text().splitlines())
         assert f"step {steps} is saved" in said, said
-        happens = "stops within the step, state saved"
+        happens = "stops within the step and saves its state"
         return Outcome(happens=happens, code=process.returncode, same=bench.again(here))
 
     return fault
@@ -127,21 +127,21 @@ def engine_killed(bench: Bench, here: Path) -> Outcome:
     process = bench.running(here, "rollout.engine=child_process")
     for child in children(process, "spawn_main"):
         child.kill()
-    return goes_on(bench, here, process, "started again, its unit of work done anew", "started again", but=ENGINE)
+    return goes_on(bench, here, process, "restarted; its unit of work is repeated", "started again", but=ENGINE)
 
 
 def engine_memory(bench: Bench, here: Path) -> Outcome:
     process = bench.running(here, "rollout.engine=child_process")
     for child in children(process, "spawn_main"):
         resource.prlimit(child.pid, resource.RLIMIT_AS, (child.memory_info().vms, -1))
-    return goes_on(bench, here, process, "started again, its unit of work done anew", "started again", but=ENGINE)
+    return goes_on(bench, here, process, "restarted; its unit of work is repeated", "started again", but=ENGINE)
 
 
 def graders_killed(bench: Bench, here: Path) -> Outcome:
     process = bench.running(here)
     for worker in children(process, "grading.worker"):
         worker.kill()
-    return goes_on(bench, here, process, "replaced, the answers graded anew", "grader worker died")
+    return goes_on(bench, here, process, "replaced; the answers are graded again", "grader worker died")
 
 
 def killed_run(bench: Bench, here: Path) -> Path:
@@ -161,7 +161,7 @@ def checkpoint_damaged(bench: Bench, here: Path) -> Outcome:
     weights.write_bytes(content)
     said = finish(start(CASE, here))
     assert f"'{newest.relative_to(here)}' is damaged" in said, said
-    return Outcome(happens="said and passed over, an earlier one taken", code=None, same=bench.same(here))
+    return Outcome(happens="reported; an earlier one is used", code=None, same=bench.same(here))
 
 
 def lines_cut(bench: Bench, here: Path) -> Outcome:
@@ -169,7 +169,7 @@ def lines_cut(bench: Bench, here: Path) -> Outcome:
     for name in ("metrics.jsonl", "probe_rows-probe.jsonl"):
         with (folder / name).open("r+b") as file:
             file.truncate((folder / name).stat().st_size - 7)
-    return Outcome(happens="the cut line is dropped and made again", code=None, same=bench.again(here))
+    return Outcome(happens="the cut line is dropped and produced again", code=None, same=bench.again(here))
 
 
 def nan_gradient(bench: Bench, here: Path) -> Outcome:
@@ -188,7 +188,7 @@ def nan_gradient(bench: Bench, here: Path) -> Outcome:
     assert process.returncode == 0, process.stderr
     metrics = [json.loads(line) for line in (folder_of(CASE, here) / "metrics.jsonl").open()]
     skipped = sum(row["optim/skipped_updates"] for row in metrics)
-    return Outcome(happens="the update is skipped and counted, the run goes on", code=0, same=skipped == 1)
+    return Outcome(happens="the update is skipped and counted; the run continues", code=0, same=skipped == 1)
 
 
 @contextmanager
@@ -215,7 +215,7 @@ def disk_full(bench: Bench, here: Path) -> Outcome:
         kept = [path.name for path in folder_of(CASE, here).glob("checkpoints/phase2/step-*") if path.suffix != ".part"]
         assert kept, "no checkpoint is left"
         resize(700)
-        return Outcome(happens="stops, the last checkpoint stands", code=3, same=bench.again(here))
+        return Outcome(happens="stops; the last checkpoint remains", code=3, same=bench.again(here))
 
 
 def read_only(bench: Bench, here: Path) -> Outcome:
@@ -230,7 +230,7 @@ def read_only(bench: Bench, here: Path) -> Outcome:
         assert "no permission" in last_line(said), said
     finally:
         subprocess.run(["chattr", "-i", *frozen], check=True)
-    return Outcome(happens="stops, the last checkpoint stands", code=3, same=bench.again(here))
+    return Outcome(happens="stops; the last checkpoint remains", code=3, same=bench.again(here))
 
 
 def folder_removed(bench: Bench, here: Path) -> Outcome:
@@ -238,7 +238,7 @@ def folder_removed(bench: Bench, here: Path) -> Outcome:
     folder_of(CASE, here).rename(here / "removed")  # at once, while a checkpoint may be on its way into it
     said = finish(process, 3)
     assert "is gone" in last_line(said), said
-    return Outcome(happens="stops within the step; the next start begins anew", code=3, same=bench.again(here))
+    return Outcome(happens="stops within the step; the next start begins from scratch", code=3, same=bench.again(here))
 
 
 def learner_memory(bench: Bench, here: Path) -> Outcome:
@@ -246,7 +246,7 @@ def learner_memory(bench: Bench, here: Path) -> Outcome:
     resource.prlimit(process.pid, resource.RLIMIT_AS, (psutil.Process(process.pid).memory_info().vms, -1))
     said = finish(process, 3)
     assert "out of memory" in last_line(said), said
-    return Outcome(happens="stops, the last checkpoint stands", code=3, same=bench.again(here))
+    return Outcome(happens="stops; the last checkpoint remains", code=3, same=bench.again(here))
 
 
 def two_runs(bench: Bench, here: Path) -> Outcome:
@@ -254,7 +254,7 @@ def two_runs(bench: Bench, here: Path) -> Outcome:
     said = finish(start(CASE, here), 2)
     assert "another process" in last_line(said), said
     finish(first)
-    return Outcome(happens="the second is refused, the first goes on", code=2, same=bench.same(here))
+    return Outcome(happens="the second is refused; the first continues", code=2, same=bench.same(here))
 
 
 def clock_jumps(bench: Bench, here: Path) -> Outcome:
@@ -271,7 +271,7 @@ def clock_jumps(bench: Bench, here: Path) -> Outcome:
     try:
         process = bench.running(here)
         clock.write_text("-40d")
-        return goes_on(bench, here, process, "nothing: no decision rests on the time of day", "step   8")
+        return goes_on(bench, here, process, "nothing: no decision depends on the time of day", "step   8")
     finally:
         ENVIRONMENT.clear()
         ENVIRONMENT.update(before)
@@ -283,7 +283,7 @@ FAULTS: dict[str, tuple[str, Callable[[Bench, Path], Outcome]]] = {
     "engine-killed": ("engine's process killed (`rollout.engine=child_process`)", engine_killed),
     "engine-memory": ("engine's process out of memory (`rollout.engine=child_process`)", engine_memory),
     "graders-killed": ("all grader workers killed", graders_killed),
-    "nan-gradient": ("gradient of NaN in one update", nan_gradient),
+    "nan-gradient": ("NaN gradient in one update", nan_gradient),
     "checkpoint-damaged": ("killed, and a byte of the newest checkpoint flipped", checkpoint_damaged),
     "lines-cut": ("killed, and the last lines of metrics and rows cut", lines_cut),
     "learner-memory": ("learner, or engine in process, out of memory", learner_memory),
@@ -303,8 +303,8 @@ def table(outcomes: dict[str, Outcome | str]) -> str:
             lines.append(f"| {title} | {outcome} | | |")
             continue
         code = "killed" if outcome.code is None else str(outcome.code)
-        again = "the same command ends as an undisturbed run" if outcome.code not in (0, 2) else "ends as an undisturbed run"
-        then = "one update less, all else goes on" if name == "nan-gradient" else again
+        again = "gives the undisturbed result" if outcome.code in (0, 2) else "the same command gives the undisturbed result"
+        then = "one update fewer; the rest is done" if name == "nan-gradient" else again
         lines.append(f"| {title} | {outcome.happens} | {code} | {then if outcome.same else 'DIFFERS'} |")
     return "\n".join(lines)
 

@@ -1,11 +1,13 @@
-"""Writes docs/config.md: every config key with its type, default and meaning, from the schema and the comments in conf/.
+"""Writes the two pages of docs/ that are made from other files: `make docs` runs this, then builds the site.
 
-make docs    # this, then the site
+- config.md: every config key with its type, default and meaning, from the schema and the comments in conf/.
+- index.md: README.md with its links rewritten for the site.
 """
 
 import ast
 import dataclasses
 import inspect
+import re
 import typing
 from collections.abc import Iterator
 from itertools import pairwise
@@ -22,7 +24,8 @@ from conclip.config.recipe import StageConfig
 from conclip.config.schema import SCHEMAS
 from conclip.config.typed import entry_schema
 
-PAGE = Path(__file__).parent / "config.md"
+DOCS = Path(__file__).parent
+README = DOCS.parent / "README.md"
 
 GROUPS = {
     "model": "two-phase",
@@ -43,30 +46,43 @@ GROUPS = {
 
 HEAD = "| key | type | default | meaning |\n|---|---|---|---|"
 
-INTRODUCTION = """# Every config key
+INTRODUCTION = """# What does each config key mean?
 
-Made from the schema and from the comments in `conf/` by `make docs`; `conclip SUBCOMMAND --help` shows the same with the
-values a command would have. `key=value` changes a key, `group=option` takes another file of a group; what stands in
-`experiment=` and `debug=` changes keys of any group. Lengths and counts are in tokens, responses or problems, as the name
-says.
+`make docs` generates this page from the schema and from the comments in `conf/`. `conclip SUBCOMMAND --help` shows the same
+keys with the values that a command would use.
 
-`two-phase` and `run` know phases by name: keys are `phases.phase1.*` and `phases.phase2.*` (`phase1.*` and `phase2.*` for
-short), another file is `phase@phases.phase2=one`. The defaults below are those of phase 2; `conclip two-phase --help` shows
-both.
+- `key=value` changes a key. `group=option` selects another file of a group.
+- `experiment=` and `debug=` select a preset that changes keys of several groups.
+- Lengths are in tokens. Counts are in problems, responses or steps, as the name says.
+- `two-phase` and `run` name their phases: the keys are `phases.phase1.*` and `phases.phase2.*` (short: `phase1.*` and
+  `phase2.*`), and `phase@phases.phase2=one` selects another file. The defaults of `phase` below are those of phase 2;
+  `conclip two-phase --help` shows both phases.
 """
 
 
 def main() -> None:
-    PAGE.write_text(page(), encoding="utf-8")
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
 
 
-def page() -> str:
+def pages() -> dict[str, str]:
+    """Name of each generated page -> its text."""
+    return {"config.md": config_page(), "index.md": index_page()}
+
+
+def index_page() -> str:
+    """README.md as the site's first page. Links to docs/ become relative; files outside docs/ are named without a link."""
+    text = README.read_text(encoding="utf-8").replace("](docs/", "](")
+    return re.sub(r"\[(\w+\.md)\]\(\1\)", r"`\1`", text)
+
+
+def config_page() -> str:
     parts = [INTRODUCTION, *_own_keys(), *(part for group in GROUPS for part in _group(group)), *_recipe(), *_presets()]
     return "\n".join(parts).rstrip() + "\n"
 
 
 def _own_keys() -> Iterator[str]:
-    """The keys that stand in no group, of each subcommand."""
+    """The keys of each subcommand that belong to no group."""
     yield "## Keys of the subcommands\n"
     yield HEAD
     seen: dict[str, list[str]] = {}
@@ -93,7 +109,7 @@ def _group(group: str) -> Iterator[str]:
     yield f"## {group}\n"
     meanings = group_meanings(folder, option)
     if group == "data":
-        yield "Problem sets stand under `data.pool`, `data.validation` and `data.test`, each by a name of its own (`*`).\n"
+        yield "`data.pool`, `data.validation` and `data.test` each hold problem sets by name (`*`).\n"
         yield HEAD
         for item in dataclasses.fields(ProblemSetConfig):
             yield _row(f"data.*.*.{item.name}", item.type, item.default, meanings[f"*.{item.name}"])
@@ -114,14 +130,14 @@ def _group(group: str) -> Iterator[str]:
         yield "| option | |\n|---|---|"
         for path in options:
             name = f"`{group}={path.stem}`" + (" (default)" if path.stem == option else "")
-            yield f"| {name} | {_escape(read_meanings(path)[0])} |"
+            yield f"| {name} | {_prose(read_meanings(path)[0])} |"
         yield ""
 
 
 def _recipe() -> Iterator[str]:
-    """What a stage of a recipe says."""
+    """The keys of a recipe's stages."""
     yield "## recipe\n"
-    yield "The stages of a run, in order, each by a name of its own (`*`); [recipes.md](recipes.md) has an example.\n"
+    yield "The stages of a run by name (`*`), in order. [recipes.md](recipes.md#run-a-recipe-of-my-own) has an example.\n"
     yield HEAD
     meanings = field_docs(StageConfig)
     for item in dataclasses.fields(StageConfig):
@@ -132,15 +148,15 @@ def _recipe() -> Iterator[str]:
 
 
 def field_docs(schema: type) -> dict[str, str]:
-    """The docstrings below a dataclass's fields."""
+    """Field of a dataclass -> the docstring below it."""
     (body,) = (node.body for node in ast.parse(inspect.getsource(schema)).body if isinstance(node, ast.ClassDef))
     return {
-        field.target.id: " ".join(str(said.value.value).split())
-        for field, said in pairwise(body)
+        field.target.id: " ".join(str(doc.value.value).split())
+        for field, doc in pairwise(body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
-        and isinstance(said, ast.Expr)
-        and isinstance(said.value, ast.Constant)
+        and isinstance(doc, ast.Expr)
+        and isinstance(doc.value, ast.Constant)
     }
 
 
@@ -153,16 +169,16 @@ def _presets() -> Iterator[str]:
 def _options(group: str) -> Iterator[str]:
     yield "| option | |\n|---|---|"
     for path in sorted((config_folder() / group).glob("*.yaml")):
-        yield f"| `{group}={path.stem}` | {_escape(read_meanings(path)[0])} |"
+        yield f"| `{group}={path.stem}` | {_prose(read_meanings(path)[0])} |"
     yield ""
 
 
 def _row(key: str, kind: typing.Any, default: typing.Any, meaning: str) -> str:
-    return f"| `{key}` | {_escape(describe(kind))} | {_value(default)} | {_escape(meaning)} |"
+    return f"| `{key}` | {_escape(describe(kind))} | {_value(default)} | {_prose(meaning)} |"
 
 
 def describe(kind: typing.Any) -> str:
-    """A type in words."""
+    """A type as the page names it."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         limits = range_of(kind)
@@ -174,7 +190,7 @@ def describe(kind: typing.Any) -> str:
     if origin is list:
         return f"list of {describe(parts[0])}"
     if origin is dict:
-        return f"names to {describe(parts[1])}"
+        return f"map from name to {describe(parts[1])}"
     if kind is typing.Any:
         return "anything"
     return {int: "integer", float: "number", str: "text", bool: "true or false", NoneType: "null"}[kind]
@@ -187,7 +203,12 @@ def _plain(value: typing.Any) -> typing.Any:
 def _value(value: typing.Any) -> str:
     if value is dataclasses.MISSING:
         return "must be given"
-    return "`" + _escape(spelled(value)) + "`"
+    return "`" + (_escape(spelled(value)) or '""') + "`"
+
+
+def _prose(text: str) -> str:
+    """A comment as text of a table cell: `<name>` is no HTML tag."""
+    return _escape(text).replace("<", "&lt;")
 
 
 def _escape(text: str) -> str:

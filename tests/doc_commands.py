@@ -22,6 +22,8 @@ class Command:
 def commands() -> Iterator[Command]:
     """Every command line in the shell blocks of README and docs/, continuation lines joined, comments left out."""
     for page in [TOP / "README.md", *sorted(TOP.glob("docs/*.md"))]:
+        if page.name == "index.md":
+            continue  # generated from README.md
         for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.S):
             if block.startswith("#!"):
                 continue  # a script for another machine
