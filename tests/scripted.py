@@ -1,7 +1,7 @@
 """An engine that samples nothing: responses are written by a script, and scored by the weights it holds.
 
-For everything that is not about sampling. A response is a trace as the lab model learns them, so that accuracy and length are
-as in the lab; prompt, seed and weights decide it, so that the same request gives the same tokens, and other weights give
+For everything that is not about sampling. A response is a trace as the lab model learns them, so that accuracy and length
+are as in the lab; prompt, seed and weights decide it, so that the same request gives the same tokens, and other weights give
 others. Its log-probs are those of the weights, so that losses and drift are as with a real engine. It keeps to the protocol
 more strictly than vLLM does: nothing is sampled while it sleeps.
 """

@@ -6,8 +6,6 @@ import pytest
 
 from tests.golden.replay import FOLDER, machine, replay
 
-pytestmark = pytest.mark.slow
-
 RECORDED = json.loads((FOLDER / "losses.json").read_text())
 
 
