@@ -12,6 +12,7 @@ from typing import Any
 from conclip.config.compose import load_config
 from conclip.config.groups import RolloutConfig
 from conclip.models.folder import LAB_MODEL
+from conclip.rollout.vllm_engine import VllmEngine
 
 SEAM = "conclip.rollout.vllm_engine.VllmEngine"
 """What is replaced where a run is to have another engine than one of its own."""
@@ -49,8 +50,6 @@ class Engines:
 
     def lend(self, model: Path, rollout: RolloutConfig = ROLLOUT, **settings: Any) -> Lent:
         """An engine with the model's weights at version 0, called as `VllmEngine` is."""
-        from conclip.rollout.vllm_engine import VllmEngine
-
         wanted = SETTINGS | settings
         assert shape_of(model) == shape_of(LAB_MODEL) and rollout.tensor_parallel_size == 1, "this needs its own engine"
         assert wanted["dtype"] == SETTINGS["dtype"] and wanted["max_model_len"] <= SETTINGS["max_model_len"]

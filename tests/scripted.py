@@ -16,14 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from conclip.cli import main as cli
 from conclip.config.groups import RolloutConfig
+from conclip.errors import UserError
 from conclip.lab.arithmetic import Chain
 from conclip.lab.traces import trace
-from conclip.models.load import load_policy, load_tokenizer, read_weights
-from conclip.rollout import vllm_engine
+from conclip.models.folder import weight_files
+from conclip.rollout.engine import RolloutEngine
 from conclip.types import Completion, FinishReason, Request, SamplingSpec
+
+END = "<|end|>"
+"""The lab's end token, by name: its module imports transformers, for which a child process would wait seconds."""
 
 AT_ONCE = 16
 """Responses that one `poll` hands over."""
@@ -38,7 +44,8 @@ class ScriptedEngine:
 
     def __init__(self, model_path: Path, config: RolloutConfig, **settings: Any) -> None:
         self._model_path, self._max_model_len = model_path, settings["max_model_len"]
-        self._tokenizer = load_tokenizer(model_path)
+        self._tokenizer = Tokenizer.from_file(str(model_path / "tokenizer.json"))
+        self._end = self._tokenizer.token_to_id(END)
         self._policy: Any = None
         self._in_flight: dict[str, tuple[Request, SamplingSpec]] = {}
         self._num_tokens = 0
@@ -103,7 +110,8 @@ class ScriptedEngine:
             raise RuntimeError("an engine that sleeps or is closed samples nothing")
 
     def _take(self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        tensors = read_weights(source) if isinstance(source, Path) else source
+        files = weight_files(source) if isinstance(source, Path) else []
+        tensors = [item for file in files for item in load_file(file).items()] if isinstance(source, Path) else source
         self._weights = {name: tensor.detach().clone() for name, tensor in tensors}
         digest = hashlib.sha256()
         for name in sorted(self._weights):
@@ -111,10 +119,10 @@ class ScriptedEngine:
         self._digest, self._version, self._loaded = digest.hexdigest(), version, False
 
     def _respond(self, request: Request, spec: SamplingSpec) -> tuple[tuple[int, ...], FinishReason]:
-        question = self._tokenizer.decode(list(request.prompt_token_ids))
+        question = self._tokenizer.decode(list(request.prompt_token_ids), skip_special_tokens=False)
         seed = request.seed if spec.temperature > 0 else "greedy"
         text = written(question, random.Random(f"{self._digest}/{question}/{seed}"))
-        token_ids = (*self._tokenizer.encode(text, add_special_tokens=False), self._tokenizer.eos_token_id)
+        token_ids = (*self._tokenizer.encode(text, add_special_tokens=False).ids, self._end)
         if len(token_ids) > spec.max_tokens:
             return token_ids[: spec.max_tokens], "length"
         return token_ids, "stop"
@@ -143,6 +151,8 @@ class ScriptedEngine:
 
     def _scorer(self) -> Any:
         """The model with the present weights."""
+        from conclip.models.load import load_policy  # seconds, which a child process of many need not wait for
+
         if self._policy is None:
             self._policy = load_policy(self._model_path, torch.device("cpu"))
         if not self._loaded:
@@ -166,11 +176,28 @@ def written(question: str, generator: random.Random) -> str:
     return trace(chain, generator)
 
 
+def refusing(model: Path, *_: Any, **__: Any) -> RolloutEngine:
+    """Starts as an engine does that refuses the model."""
+    raise UserError(f"vLLM refuses model '{model}'")
+
+
+def failing(*_: Any, **__: Any) -> RolloutEngine:
+    """Starts as an engine does on a machine that is too small."""
+    raise MemoryError
+
+
+def broken(*_: Any, **__: Any) -> RolloutEngine:
+    """Starts as an engine does that has a bug."""
+    raise KeyError("a bug")
+
+
 def main() -> None:
     """`python -m tests.scripted SUBCOMMAND ...`: conclip's command with this engine, in a process of its own.
 
     CONCLIP_DIES_AT=N: the process is killed as the engine is polled for the N-th time.
     """
+    from conclip.rollout import vllm_engine
+
     vllm_engine.VllmEngine = _Mortal if _Mortal.last_poll else ScriptedEngine  # type: ignore[misc,assignment]
     cli.main()
 

@@ -19,11 +19,14 @@ from conclip.rollout.child import ChildEngine
 from conclip.rollout.engine import EngineDied, RolloutEngine
 from tests.asking import SPEC, killed_amid, requests, run, tokens
 from tests.engines import ROLLOUT, SETTINGS
-from tests.scripted import ScriptedEngine
+from tests.scripted import ScriptedEngine, broken, failing, refusing
+
+pytestmark = pytest.mark.whole
 
 
 @pytest.fixture
 def here() -> RolloutEngine:
+    """The same in this process."""
     return ScriptedEngine(LAB_MODEL, ROLLOUT, **SETTINGS)
 
 
@@ -88,18 +91,6 @@ def test_a_child_that_cannot_be_started_again_is_given_up(child: ChildEngine):
         run(child)
     child.close()
     assert number is not None and not psutil.pid_exists(number)
-
-
-def refusing(model: Path, *_: Any, **__: Any) -> RolloutEngine:
-    raise UserError(f"vLLM refuses model '{model}'")
-
-
-def failing(*_: Any, **__: Any) -> RolloutEngine:
-    raise MemoryError
-
-
-def broken(*_: Any, **__: Any) -> RolloutEngine:
-    raise KeyError("a bug")
 
 
 @pytest.mark.parametrize(
