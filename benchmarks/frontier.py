@@ -59,7 +59,7 @@ def runs() -> dict[str, tuple[str, ...]]:
                 *(("trainer.validate_every=5",) if kind == "laser_d" else ()),  # it looks at the validation lengths
             )
     for name, limits in LIMITS.items():
-        everything[f"thinkprune {name}"] = ("algo=grpo", "reward=binary", "length=thinkprune", f"length.limits={limits}")
+        everything[f"thinkprune {name}"] = ("algo=grpo", "reward=binary", f"phase2.max_tokens_stages={limits}")
     everything["grpo binary"] = ("algo=grpo", "reward=binary")
     return everything
 

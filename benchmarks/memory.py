@@ -18,6 +18,7 @@ from conclip.config.compose import load_config
 from conclip.config.schema import LearnConfig
 from conclip.models.load import load_policy
 from conclip.seeding import torch_stream
+from conclip.training.backend import Backend
 from conclip.training.batch import ExperienceBatch, collate
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
@@ -88,7 +89,7 @@ def main() -> None:
     )
     assert isinstance(loaded, LearnConfig)
     vocabulary = AutoConfig.from_pretrained(arguments.model).vocab_size
-    learner = Learner(arguments.model, loaded, num_updates=10)
+    learner = Learner(Backend(arguments.model, loaded, num_updates=10), loaded)
     tokens = collate(responses(vocabulary, arguments.responses, arguments.tokens), train_on_truncated=True)
     scores = learner.score(tokens)
     experience = make_experience(tokens, scores, loaded.algo, kl_coef=loaded.algo.kl_coef)
@@ -97,7 +98,7 @@ def main() -> None:
     experience = dataclasses.replace(experience, old_logprobs=experience.old_logprobs + away * tokens.response_mask)
     stats = learner.update(experience, torch_stream("order"), kl_coef=loaded.algo.kl_coef)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    whole = whole_loss(load_policy(arguments.model, learner.device), experience, loaded)
+    whole = whole_loss(load_policy(arguments.model, learner.backend.device), experience, loaded)
     print(json.dumps({"peak_resident_gib": peak, "policy_loss": stats["policy/loss"], "whole_policy_loss": whole}))
 
 

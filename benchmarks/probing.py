@@ -24,8 +24,8 @@ from lab_runs import DOCS, into_page
 from conclip.config.compose import load_config
 from conclip.config.groups import PhaseConfig, ProbeConfig
 from conclip.config.schema import ProbeRunConfig
-from conclip.curriculum.pass_rates import Band, PassRate, next_round, pooled, read_pass_rates
-from conclip.curriculum.pooling import Kind
+from conclip.curriculum.pass_rates import Band, PassRate, next_round, pooled_probabilities, read_pass_rates
+from conclip.curriculum.pooling import Stratum
 from conclip.curriculum.selection import select
 from conclip.stats import clustered_interval
 from conclip.types import Problem
@@ -58,7 +58,7 @@ def bank() -> list[PassRate]:
     return read_pass_rates(Path("outputs/probe/bank/latest/pass_rates.jsonl"))
 
 
-def sampled_by(settings: ProbeConfig, kinds: dict[str, Kind]) -> Probe:
+def sampled_by(settings: ProbeConfig, kinds: dict[str, Stratum]) -> Probe:
     def probe(truth: dict[str, float], band: Band, random: np.random.Generator) -> Counts:
         counts: Counts = dict.fromkeys(truth, (0, 0, 0))
         while wanted := next_round(counts, kinds, band, settings):
@@ -70,7 +70,7 @@ def sampled_by(settings: ProbeConfig, kinds: dict[str, Kind]) -> Probe:
     return probe
 
 
-def probes(kinds: dict[str, Kind]) -> dict[str, Probe]:
+def probes(kinds: dict[str, Stratum]) -> dict[str, Probe]:
     """The shipped ones, and fixed ones of other sizes."""
     shipped, sequential = settings_of("probe=default"), settings_of("probe=sequential")
     fixed = {number: replace(shipped, first_samples=number, max_samples=number) for number in (16, 32)}
@@ -97,7 +97,7 @@ def errors(rates: list[PassRate], truth: dict[str, float], band: Band) -> tuple[
     clear = [min(abs(truth[r.problem_id] - band.low), abs(truth[r.problem_id] - band.high)) > ZONE for r in rates]
     true = class_of(np.array([truth[rate.problem_id] for rate in rates]), band)
     measured = class_of(np.array([rate.pass_rate for rate in rates]), band)
-    likeliest = pooled(rates, band).argmax(0)
+    likeliest = pooled_probabilities(rates, band).argmax(0)
     return 100 * float((measured != true)[clear].mean()), 100 * float((likeliest != true)[clear].mean())
 
 
@@ -114,7 +114,7 @@ def hits(measured: list[list[PassRate]], phase: PhaseConfig, truth: dict[str, fl
     shares: list[float] = []
     for rates in measured:
         chosen = [p for number in range(SETS) for p in select("phase", problems, rates, phase, number).problems]
-        shares.append(100 * float(np.mean([band.holds(truth[problem.problem_id]) for problem in chosen])))
+        shares.append(100 * float(np.mean([band.contains(truth[problem.problem_id]) for problem in chosen])))
     return shares
 
 
@@ -142,7 +142,7 @@ def main() -> None:
     chosen = ["| pool | band | probe | `band_confidence` | chosen problems truly in the band |", "|---|---|---|---:|---|"]
     for (pool, rates), (title, band) in product(pools().items(), BANDS.items()):
         truth = {rate.problem_id: rate.pass_rate for rate in rates}
-        for name, probe in probes({rate.problem_id: rate.kind for rate in rates}).items():
+        for name, probe in probes({rate.problem_id: rate.stratum for rate in rates}).items():
             counts = [probe(truth, band, np.random.default_rng(seed)) for seed in range(arguments.seeds)]
             spent = np.mean([sampled for found in counts for _, _, sampled in found.values()])
             measured = [as_rates(found, rates) for found in counts]

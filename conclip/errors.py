@@ -1,15 +1,15 @@
-"""What the machine did to a run, in one line: failures that are nobody's bug and nobody's input."""
+"""Explains in one line why the machine failed a run: failures that are neither bugs nor bad input."""
 
 import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-FAILED = 3
+EXIT_FAILED_RUN = 3
 """Exit code of a run that the machine failed."""
 
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")
 NO_MEMORY_FOR_CODE = "could not create a primitive"
-"""All that oneDNN says when it gets no memory for the code of a matrix product."""
+"""The only message of oneDNN when it gets no memory for the code of a matrix product."""
 
 FULL = ("no space left on device", "os error 28", "disk quota exceeded")
 READ_ONLY = ("read-only file system", "os error 30")
@@ -23,11 +23,12 @@ LIMITS = {
 BROKEN_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EFBIG)
 
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, *LIMITS, *BROKEN_DISK)
-"""Of reading or writing what may be perfectly good."""
+"""Error numbers of reading or writing a file that may itself be good."""
 
 
 class UserError(Exception):
-    """Bad input: one line that says what is wrong, where, and what to do. Ends a command with exit code 2."""
+    """Bad input. The message is one line that says what is wrong, where, and what to do. It ends a command with exit code
+    2."""
 
 
 class MachineFailure(RuntimeError):
@@ -35,7 +36,8 @@ class MachineFailure(RuntimeError):
 
 
 def explain(error: BaseException) -> str | None:
-    """One line on what failed and what to do; None when the error, and all it was raised from, looks like a bug of ours."""
+    """Return one line on what failed and what to do; None when the error, and all it was raised from, looks like a bug of
+    ours."""
     for cause in _chain(error):
         if isinstance(cause, MachineFailure):
             return str(cause)
@@ -63,13 +65,13 @@ def explain(error: BaseException) -> str | None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise MachineFailure unless a run's folder is there: open files would swallow what is written to a removed one."""
+    """Raise MachineFailure unless the folder of a run exists: open files would swallow what is written to a removed one."""
     if not folder.is_dir():
         raise MachineFailure(f"the run folder '{folder}' is gone; the same command begins it anew")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from."""
+    """Yield an error and what it was raised from."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

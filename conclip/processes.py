@@ -1,4 +1,4 @@
-"""Processes that the project starts: none of them imports what happens to lie in the current folder.
+"""Protects processes that the project starts: none of them imports modules from the current folder.
 
 `python -m` and `python -c` put that folder first, where a `math_verify.py` or `pickle.py` that came with somebody's data
 would be taken for the real one. `-P` (Python 3.11) leaves it out; PYTHONPATH counts as ever. The console script `conclip` is
@@ -9,9 +9,9 @@ import os
 import sys
 
 PYTHON = (sys.executable, "-P")
-"""Begins the command of every Python process of ours."""
+"""Start of the command line of every Python process of ours."""
 
 
 def protect_children() -> None:
-    """The same for processes that libraries start (multiprocessing's, vLLM's, compilers', trackers'): they inherit it."""
+    """Protect the processes that libraries start, too (multiprocessing, vLLM, compilers, trackers): they inherit it."""
     os.environ["PYTHONSAFEPATH"] = "1"

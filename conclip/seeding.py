@@ -11,18 +11,19 @@ if TYPE_CHECKING:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed in [0, 2^31) that depends on every part and on nothing else (not on order of work or process)."""
+    """Return a seed in [0, 2^31) that depends on every part and on nothing else (not on the order of work, nor on the
+    process)."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 def python_stream(*parts: int | str) -> random.Random:
-    """A generator of Python's own for one purpose."""
+    """Return one of Python's own generators for one purpose."""
     return random.Random(derive_seed(*parts))
 
 
 def torch_stream(*parts: int | str) -> torch.Generator:
-    """A CPU torch generator for one purpose; torch's global one belongs to the engine's sampler."""
+    """Return a CPU torch generator for one purpose; torch's global one belongs to the engine's sampler."""
     import torch  # noqa: PLC0415  this module also serves the parts that work without torch
 
     return torch.Generator().manual_seed(derive_seed(*parts))

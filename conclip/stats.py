@@ -13,28 +13,18 @@ from scipy import optimize, special, stats
 Array = NDArray[np.float64]
 
 ALPHA = 0.025
-"""On each side of every interval."""
+"""Probability on each side of every interval."""
 DIGITS = 9
-"""Differences in accuracy are shares of whole numbers: further decimals are rounding dust."""
+"""Decimals kept of differences in accuracy, which are shares of whole numbers: further ones are rounding errors."""
 DUST = 1e-9
-"""The same for numbers of any size, relative to the largest."""
+"""Relative rounding error of numbers of any size, compared with the largest."""
 NOISE, CAUTION, LEAST = 1 / 12, 1.25, 0.45
-"""Of `drop_p_values`, chosen by simulation (docs/log.md)."""
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson 95 % interval of a proportion (Wilson 1927); (0, 1) without trials.
-
-    Example: 0 of 10 gives (0.0, 0.278): never solved in ten tries is no proof of unsolvable.
-    """
-    if trials == 0:
-        return 0.0, 1.0
-    interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+"""Constants of `drop_p_values`, chosen by simulation (docs/log.md)."""
 
 
 def clustered_interval(cluster_means: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of a few like quantities (seeds, runs) and its 95 % interval from the spread between them: (mean, low, high).
+    """Return (mean, low, high): the mean of a few similar quantities (seeds, runs) and its 95 % interval from the spread
+    between them.
 
     Student's t with n - 1 degrees of freedom. Infinite for one quantity and for equal ones: no spread seen is not no spread.
     """
@@ -47,7 +37,7 @@ def clustered_interval(cluster_means: Sequence[float]) -> tuple[float, float, fl
 
 
 def chance_not_positive(values: Array, weights: Array) -> Array:
-    """P(sum_j G_j values_j <= 0) for independent G_j ~ Gamma(weights_j), row by row; both [R, J].
+    """Return P(sum_j G_j values_j <= 0) for independent G_j ~ Gamma(weights_j), row by row; both are [R, J].
 
     With weights 1 it is the Bayesian bootstrap (Rubin 1981): the chance, under Dirichlet weights, of a mean at or below 0.
     The moment generating function is inverted along the line through its saddlepoint (Daniels 1954), where its size falls to
@@ -71,7 +61,9 @@ def chance_not_positive(values: Array, weights: Array) -> Array:
         step = s - slope / (w * ratio * ratio).sum(axis=1)
         last = s
         s = np.where((step >= below) & (step <= above) & (step > left) & (step < right), step, (below + above) / 2)
-        if (np.abs(s - last) <= 1e-6 * np.abs(s)).all():  # any point between the poles will do, this one is only the best
+        if (
+            np.abs(s - last) <= 1e-6 * np.abs(s)
+        ).all():  # any point between the poles would do, the saddlepoint is only the best
             break
     # The integrand has a pole at 0: stay half a standard deviation away.
     away, negative = 0.5 / np.sqrt((w * v * v).sum(axis=1)), s < 0
@@ -92,7 +84,8 @@ def chance_not_positive(values: Array, weights: Array) -> Array:
 
 
 def _line_integral(v: Array, w: Array, s: Array, nodes: Array) -> Array:
-    """Sum over `nodes`, half of that at 0, of 1 / (2 pi i) exp(K(z)) / z dz along Re z = s, at heights sinh(node). [R]"""
+    """Return the sum over `nodes`, with half of that at 0, of 1 / (2 pi i) exp(K(z)) / z dz along Re z = s, at heights
+    sinh(node). [R]"""
     ratio = v / (1 - s[:, None] * v)
     scale = 1 / np.sqrt((w * ratio * ratio).sum(axis=1))[:, None]
     height = np.sinh(nodes) * scale
@@ -104,8 +97,8 @@ def _line_integral(v: Array, w: Array, s: Array, nodes: Array) -> Array:
 
 
 def drop_p_values(values: Array, counts: Array, mean: float, leaning: Array | None = None) -> Array:
-    """One-sided p-value of "the true mean of these paired differences is at most `mean`", for each of R tables of `counts`
-    [R, J] of problems by difference, `values` [J] in [-1, 1]. [R]
+    """Return the one-sided p-value of "the true mean of these paired differences is at most `mean`", for each of R tables of
+    `counts` [R, J] of problems by difference, with `values` [J] in [-1, 1]. [R]
 
     Gaffke's bound (Gaffke 2005; Learned-Miller and Thomas 2020, arXiv 1905.06208) adds to the Bayesian bootstrap one problem
     that lost everything; for losses of 0 or 1 it is the exact binomial bound. It is sharpened in three ways. Each leaves it
@@ -133,12 +126,13 @@ def drop_p_values(values: Array, counts: Array, mean: float, leaning: Array | No
 
 
 def lean(values: Array, counts: Array) -> Array:
-    """Weight of the problem that lost everything in `drop_p_values`, for the same tables: `LEAST` to 1. [R]"""
+    """Return the weight of the problem that lost everything in `drop_p_values`, for the same tables: `LEAST` to 1. [R]"""
     return np.maximum(LEAST, chance_not_positive(np.broadcast_to(values, counts.shape), counts))
 
 
 def clustered_difference(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of paired differences in [-1, 1], one a problem, and its 95 % interval by `drop_p_values`: (mean, low, high).
+    """Return (mean, low, high): the mean of paired differences in [-1, 1], one per problem, and its 95 % interval by
+    `drop_p_values`.
 
     Samples of one problem are not independent, so the problem is the unit (Miller 2024, arXiv 2411.00640, section 2.2).
 
@@ -160,8 +154,8 @@ def clustered_difference(differences: Sequence[float]) -> tuple[float, float, fl
 def clustered_ratio(
     numerators: Sequence[float], denominators: Sequence[float], ends: tuple[float, float] | None = None
 ) -> tuple[float, float, float]:
-    """Ratio of two sums over problems and its 95 % interval: (ratio, low, high). Means over responses (sum, number), shares
-    (right, number) and one length over another all are such ratios.
+    """Return (ratio, low, high): the ratio of two sums over problems and its 95 % interval. Means over responses (sum,
+    number), shares (right, number) and the ratio of two lengths are all such ratios.
 
     The Bayesian bootstrap of problems (Rubin 1981) and one more, of mean denominator, at the worst end (Gaffke 2005). `ends`
     are the ratio's bounds where it has some; for a share with one response a problem this is Clopper and Pearson's exact
@@ -179,7 +173,7 @@ def clustered_ratio(
     likely = (2 * math.sqrt(float(counts @ residuals**2)) + 4 * ratio * size) / (number * size) or 1 / number
 
     def bound(side: float) -> float:
-        """Lower for side 1, upper for -1."""
+        """Return the lower bound for side 1, the upper for -1."""
 
         def chance(at: float) -> float:
             worst = ends[side < 0] * size - at * size if ends else -side * spare
@@ -195,8 +189,8 @@ def clustered_ratio(
 
 
 def _crossing(chance: Callable[[float], float], end: float, centre: float, likely: float) -> float:
-    """Where a chance that rises from `end` to `centre` passes ALPHA, `likely` about so far from the centre; `end` where it
-    lies above throughout."""
+    """Return where a chance that rises from `end` to `centre` passes ALPHA, probably about `likely` from the centre; `end`
+    where it lies above throughout."""
     z = float(special.ndtri(ALPHA))
 
     @cache
@@ -208,7 +202,7 @@ def _crossing(chance: Callable[[float], float], end: float, centre: float, likel
         return end if distance >= abs(end - centre) else centre + math.copysign(distance, end - centre)
 
     def towards(distance: float, beyond: float) -> float:
-        """A distance at which the chance is ALPHA if it is linear, and a little beyond that."""
+        """Return a distance at which the chance is ALPHA if it is linear, and a little beyond that."""
         seen = (excess(point(distance)) + z) / z
         return distance * min(max(beyond / seen, 0.5), 2) if seen > 0 else 2 * distance
 
@@ -225,14 +219,10 @@ def _crossing(chance: Callable[[float], float], end: float, centre: float, likel
     return optimize.root_scalar(excess, bracket=(point(far), point(near)), method="brentq", xtol=1e-7 * likely).root
 
 
-def clustered_proportion(cluster_means: Sequence[float]) -> tuple[float, float, float]:
-    """`clustered_ratio` of a share, from equally large problems."""
-    return clustered_ratio(cluster_means, [1.0] * len(cluster_means), ends=(0.0, 1.0))
-
-
 def bootstrap_interval(num_clusters: int, statistic: Callable[[list[int]], float], *, seed: int) -> tuple[float, float]:
-    """95 % percentile interval of any statistic of clusters: it is called with the indices of 1,000 resampled sets of
-    clusters (Efron 1979). For what has no formula: medians, quantiles, efficiency scores, means over benchmarks.
+    """Return the 95 % percentile interval of any statistic of clusters: it is called with the indices of 1,000 resampled
+    sets of clusters (Efron 1979). It serves what has no formula: medians, quantiles, efficiency scores, means over
+    benchmarks.
 
     Resamples on which the statistic is undefined (NaN) are left out; (NaN, NaN) when all are. Infinite below six clusters:
     all of five lie on one side of the true median more often than in 5 % of cases (2 * 0.5^5), so nothing they show is sure.
@@ -249,9 +239,10 @@ def bootstrap_interval(num_clusters: int, statistic: Callable[[list[int]], float
 
 
 def sign_flip_p_value(differences: Sequence[float], *, seed: int, num_flips: int = 9999) -> float:
-    """Two-sided paired permutation test of mean difference 0: under it each pair's difference may as well have the other
-    sign (Fisher 1935). Exact while there are at most `num_flips` patterns of signs (13 pairs), else Monte Carlo,
-    (1 + extreme) / (1 + draws), so never 0. Sums that differ by rounding only, relative to the differences, are ties.
+    """Return the two-sided p-value of a paired permutation test of mean difference 0: under it each pair's difference may as
+    well have the other sign (Fisher 1935). It is exact while there are at most `num_flips` patterns of signs (13 pairs),
+    else Monte Carlo, (1 + extreme) / (1 + draws), so never 0. Sums that differ by rounding only, relative to the
+    differences, are ties.
 
     Example: no difference anywhere gives 1, three equal ones 2/8.
     """
@@ -269,8 +260,8 @@ def sign_flip_p_value(differences: Sequence[float], *, seed: int, num_flips: int
 
 
 def problems_needed(values: Sequence[float], shares: Sequence[float], margin: float) -> int:
-    """Problems it takes to show in four of five evaluations that accuracy fell by less than `margin`, where in truth it did
-    not change: their differences take `values` with probabilities `shares`, of mean 0.
+    """Return how many problems it takes to show, in four of five evaluations, that accuracy fell by less than `margin` when
+    in truth it did not change: the differences take `values` with probabilities `shares`, of mean 0.
 
     By `drop_p_values` of such a table whose mean lies as low as in one evaluation of five. At least log(0.025) / log(1 -
     margin): fewer problems miss too often a change that loses all of a few (docs/evaluation.md).
@@ -293,8 +284,8 @@ def problems_needed(values: Sequence[float], shares: Sequence[float], margin: fl
 
 
 def chance_differences(num_samples: int) -> tuple[list[float], list[float]]:
-    """Differences between two shares of `num_samples` responses each to one problem, and their probabilities, where both
-    have the same solve rate, drawn evenly from [0, 1]: what chance alone does to a comparison.
+    """Return the differences between two shares of `num_samples` responses each to one problem, and their probabilities,
+    when both have the same solve rate, drawn evenly from [0, 1]: what chance alone does to a comparison.
 
     Example: one response each: -1, 0 and 1 with probabilities 1/6, 2/3 and 1/6.
     """
@@ -307,8 +298,8 @@ def chance_differences(num_samples: int) -> tuple[list[float], list[float]]:
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased chance that at least one of k draws without replacement is correct: 1 - C(n - c, k) / C(n, k) (Chen et al.
-    2021, eq. 1). Raises ValueError for k > n.
+    """Return the unbiased chance that at least one of k draws without replacement is correct: 1 - C(n - c, k) / C(n, k)
+    (Chen et al. 2021, eq. 1). Raises ValueError for k > n.
 
     Example: 1 of 4 correct, k 2: 0.5.
     """

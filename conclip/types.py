@@ -14,29 +14,29 @@ FinishReason = Literal["stop", "length", "abort", "content_filter"]
 
 
 class Outcome(StrEnum):
-    """What became of a response. Closed: every response has exactly one."""
+    """What became of a response. The list is closed: every response has exactly one outcome."""
 
     CORRECT = "correct"
     WRONG = "wrong"
-    """Finished with an answer that is not the gold one."""
+    """The response ended with an answer that is not the gold one."""
     NO_ANSWER = "no_answer"
-    """Finished without an extractable answer."""
+    """The response ended without an extractable answer."""
     TRUNCATED = "truncated"
-    """Cut before it ended itself, at the token limit or by a server's filter; whatever it says so far is not judged."""
+    """The response was cut, at the token limit or by a server's filter; its text so far is not judged."""
     GRADER_ERROR = "grader_error"
     """The grader failed or ran out of time; never counted as wrong, never trained on."""
 
 
-MANY_TRUNCATED = 0.1
-"""Share of truncated responses above which people are told: the token limit then decides much of what is measured."""
+TRUNCATION_WARNING_SHARE = 0.1
+"""Share of truncated responses above which the user is warned: the token limit then decides much of the result."""
 
-MORE_ROOM = (
+TRUNCATION_ADVICE = (
     "give more room, or, where responses run on behind their answer, name the token that ends a turn (model.stop_tokens)"
 )
-"""The advice then."""
+"""What to do then."""
 
-Kind = tuple[str, str | None, int | None]
-"""Source, subject and level of a problem."""
+Stratum = tuple[str, str | None, int | None]
+"""Source, subject and level, by which similar problems are pooled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +44,12 @@ class Problem:
     """One question with a checkable answer."""
 
     problem_id: str
-    """Unique within a run."""
+    """Unique id within a run."""
     question: str
     answer: str
     """The gold answer as text, without ``\\boxed{}``."""
     alternatives: tuple[str, ...] = ()
-    """Further gold answers; each is right by itself."""
+    """Further gold answers; any one of them is right."""
     tolerance: float = 0.0
     """Share of a gold number by which an answer may differ; 0 compares exactly."""
     source: str
@@ -60,7 +60,7 @@ class Problem:
     choices: tuple[str, ...] | None = None
     """Texts of options A, B, ... of a multiple-choice question; its answer is a letter."""
     examples: tuple[str, ...] = ()
-    """Worked examples, asked with the question but no part of it: two problems that share them are not the same."""
+    """Worked examples, shown before the question but no part of it: two problems that share them are not the same."""
 
     @property
     def golds(self) -> tuple[str, ...]:
@@ -73,25 +73,25 @@ class Problem:
         return " or ".join(self.golds)
 
     @property
-    def asked(self) -> str:
-        """What the model gets to read, the prompt's frame apart."""
+    def prompt_text(self) -> str:
+        """The text that the model reads, without the prompt's frame."""
         return "\n\n".join([*self.examples, self.question])
 
     @property
-    def kind(self) -> Kind:
-        """What it has in common with other problems."""
+    def stratum(self) -> Stratum:
+        """The group of similar problems it belongs to."""
         return (self.source, self.subject, self.level)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSpec:
-    """How responses are sampled. Everything here changes a response."""
+    """How responses are sampled. Every field changes a response."""
 
     temperature: float
-    """0 means greedy."""
+    """Sampling temperature; 0 means greedy."""
     top_p: float = 1.0
     top_k: int = -1
-    """-1 means the whole vocabulary."""
+    """Number of likeliest tokens to sample from; -1 means the whole vocabulary."""
     max_tokens: int
     """Longest response in tokens; a response that reaches it without ending is truncated."""
     thinking_budget: int | None = None
@@ -101,7 +101,7 @@ class SamplingSpec:
 
 
 DEFAULT_TEMPLATE = "default"
-"""Name of what the chat template gets by `model.chat_template_kwargs` alone."""
+"""Name of the template variant that gets `model.chat_template_kwargs` alone."""
 
 Messages = tuple[tuple[str, str], ...]
 """(role, content) of each turn of a chat."""
@@ -118,7 +118,7 @@ class Request:
     messages: Messages = ()
     """The chat itself, for a server that makes the token ids."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What such a server's chat template gets besides; in token ids it is contained."""
+    """Further arguments of such a server's chat template; token ids already reflect them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,9 +141,9 @@ class Completion:
     text: str | None = None
     """The response where a server gives text and no token ids; None: decode them."""
     reasoning: str | None = None
-    """The thinking part where a server hands it out apart from `text`."""
+    """The thinking part where a server sends it separately from `text`."""
     reported_tokens: int | None = None
-    """Length as such a server reports it."""
+    """Length of the response as such a server reports it [tokens]."""
     reported_prompt_tokens: int | None = None
 
     @property
@@ -156,11 +156,11 @@ class Grade:
     """The grader's verdict on one response."""
 
     outcome: Outcome
-    """Strict: an answer outside a box is none. What trains, and what a result is by default."""
+    """Strict outcome: an answer outside a box counts as none. It is used for training, and for results by default."""
     extracted: str | None
     """The answer as found in the response; None when there is none."""
     lenient_outcome: Outcome | None = None
-    """With the agreed fall-backs (`conclip.grading.answers`) where there is no box; None when not looked for."""
+    """Outcome with the agreed fall-backs (`conclip.grading.answers`) where there is no box; None when not looked for."""
     lenient_extracted: str | None = None
     method: str | None = None
     """How the lenient answer was found: boxed, hashes, phrase, math, number, whole; None when there is none."""
@@ -178,7 +178,7 @@ class Rollout:
     text: str
     grade: Grade
     reward: float | None = None
-    """None until rewards are assigned, and for ever when the response earns none (grader error)."""
+    """None until rewards are assigned, and always for a response that earns none (grader error)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,65 +195,6 @@ class RolloutGroup:
         if not judged:
             return None
         return sum(r.grade.outcome is Outcome.CORRECT for r in judged) / len(judged)
-
-
-TELLING_SHARE = 0.1
-"""Of a batch, finished before its speed says anything."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OtherBatches:
-    """What a batch of responses is a part of."""
-
-    num_before: int = 0
-    """Responses that earlier batches brought, or that were there already."""
-    num_after: int = 0
-    """Responses that later batches will bring."""
-    num_sampled: int = 0
-    """Of those before, sampled in this start."""
-    seconds: float = 0.0
-    """And how long that took."""
-
-
-ALONE = OtherBatches()
-"""Of a batch that is no part of more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How far one batch of responses is."""
-
-    label: str
-    num_finished: int
-    num_total: int
-    num_tokens: int
-    tokens_per_s: float
-    mean_tokens: float
-    """Of the finished responses."""
-    outcomes: Mapping[Outcome, int]
-    """Graded so far."""
-    seconds: float
-    """Since the batch began."""
-    others: OtherBatches = ALONE
-    """Of the same kind."""
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Until the last batch ends, at the speed of this one and those before it; None while too few are finished to tell:
-        a batch's first responses come late, all at once."""
-        sampled, seconds = self.others.num_sampled + self.num_finished, self.others.seconds + self.seconds
-        left = self.num_total - self.num_finished + self.others.num_after
-        return seconds * left / sampled if sampled >= self.num_total * TELLING_SHARE else None
-
-    @property
-    def done(self) -> int:
-        """Finished in all batches so far."""
-        return self.others.num_before + self.num_finished
-
-    @property
-    def whole(self) -> int:
-        """Responses of all batches."""
-        return self.others.num_before + self.num_total + self.others.num_after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,10 +216,10 @@ class EvalRow:
     top_k: int
     max_tokens: int
     outcome: Outcome
-    """Strict: an answer counts in a box only."""
+    """Strict outcome: an answer counts in a box only."""
     extracted: str | None
     lenient_outcome: Outcome
-    """With the agreed fall-backs where there is no box."""
+    """Outcome with the agreed fall-backs where there is no box."""
     lenient_extracted: str | None
     method: str | None
     """How the lenient answer was found."""
@@ -292,23 +233,19 @@ class EvalRow:
     """Hash of everything that changes this response: model, prompt tokens, sampling, seed."""
     text: str
     template: str = DEFAULT_TEMPLATE
-    """Name of what the chat template got besides the chat (`eval.template_kwargs`)."""
+    """Name of the template variant (`eval.template_kwargs`)."""
     thinking_budget: int | None = None
     """Tokens after which the engine closed the thinking part; None: no limit."""
     reasoning: str | None = None
-    """The thinking part where a server handed it out apart from `text`; None: it stands in `text`, if there is one."""
+    """The thinking part where a server sent it separately; None: `text` holds it, if there is one."""
 
     @property
-    def asked(self) -> tuple[str, str, int | None]:
-        """How the problem was put to the model, temperature apart: instruction, template, thinking budget."""
+    def prompt_condition(self) -> tuple[str, str, int | None]:
+        """How the problem was put to the model: instruction, template, thinking budget."""
         return self.prompt, self.template, self.thinking_budget
 
 
-def asked_name(prompt: str, template: str, thinking_budget: int | None) -> str:
-    """`EvalRow.asked` in words."""
+def condition_name(prompt: str, template: str, thinking_budget: int | None) -> str:
+    """Return `EvalRow.prompt_condition` in words."""
     parts = [prompt] + ([template] if template != DEFAULT_TEMPLATE else [])
     return ", ".join(parts + ([f"thinking <= {thinking_budget}"] if thinking_budget is not None else []))
-
-
-Metrics = Mapping[str, float]
-"""One step's numbers by name (families: rollout/ outcome/ reward/ length/ policy/ value/ optim/ time/ perf/ eval/)."""

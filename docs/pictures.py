@@ -17,8 +17,9 @@ from rich.console import Console
 from conclip.report.data import RunData, read_run
 from conclip.report.export import PAPER, write_curve
 from conclip.report.page import write_page
+from conclip.runs.sampling_progress import SamplingProgress
 from conclip.runs.view import View, render
-from conclip.types import Outcome, Sampling
+from conclip.types import Outcome
 
 PICTURES = Path(__file__).parent / "pictures"
 LAMBDAS = (0.9, 0.95, 0.99, 1.0)
@@ -43,7 +44,7 @@ def terminal(run: RunData, path: Path) -> None:
         accuracies=tuple(row["outcome/correct"] for row in done),
         lengths=tuple(row["length/mean_tokens"] for row in done),
         shares={outcome: last[f"outcome/{outcome.value}"] for outcome in Outcome},
-        sampling=Sampling(
+        sampling=SamplingProgress(
             label=f"phase2 step {len(done) + 1}",
             num_finished=num_responses // 2,
             num_total=num_responses,

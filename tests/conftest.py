@@ -212,7 +212,7 @@ def gradient_of(learner: Learner, experience: ExperienceBatch, *, kl_coef: float
         module.zero_grad()
         return 0.0
 
-    learner._clip = keep  # type: ignore[method-assign]
+    learner.backend.clip = keep  # type: ignore[method-assign]
     stats = learner.update(experience, torch.Generator().manual_seed(0), kl_coef=kl_coef)
     return torch.cat(gradients), stats
 

@@ -66,9 +66,7 @@ def test_a_length_reward_takes_its_steps(scripted_runtime: tuple[Runtime, Inputs
     bites = ["length.scale_tokens=60"] if length == "dapo_overlong" else []
     steps = train(scripted_runtime, f"length-{length}", "algo=grpo", "reward=binary", f"length={length}", *bites)
     for row in steps:
-        priced = length not in ("thinkprune", "l_grpo") or (
-            length == "l_grpo" and row["rollout/share_groups_all_correct"] > 0
-        )
+        priced = length != "l_grpo" or row["rollout/share_groups_all_correct"] > 0
         assert (row["reward/mean"] != pytest.approx(row["outcome/correct"], abs=1e-9)) is priced
 
 
@@ -84,8 +82,8 @@ def test_the_engine_sleeps_while_the_learner_works(
     assert told == ["update_weights", "submit", *step, *step, "submit"]  # validation before and after
 
 
-def test_thinkprune_cuts_responses_at_its_limit(scripted_runtime: tuple[Runtime, Inputs]):
-    steps = train(scripted_runtime, "cut", "algo=grpo", "length=thinkprune", "length.limits=[1.0,0.25]")
+def test_a_token_limit_that_tightens_cuts_responses(scripted_runtime: tuple[Runtime, Inputs]):
+    steps = train(scripted_runtime, "cut", "algo=grpo", "phase.max_tokens_stages=[1.0,0.25]")
     assert steps[0]["length/max_tokens"] > 48 >= steps[1]["length/max_tokens"]  # a quarter of 192
     assert steps[1]["outcome/truncated"] > steps[0]["outcome/truncated"]
 

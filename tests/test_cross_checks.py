@@ -23,6 +23,7 @@ from conclip.config.schema import LearnConfig
 from conclip.models.critic import Critic
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy, load_tokenizer
+from conclip.training.backend import Backend
 from conclip.training.batch import ExperienceBatch, TokenBatch
 from conclip.training.learner import Learner
 from tests.conftest import flat_gradient, gradient_of
@@ -81,8 +82,8 @@ def settings(*overrides: str, **algo: object) -> LearnConfig:
 
 
 def double_learner(config: LearnConfig, num_updates: int = 1) -> Learner:
-    learner = Learner(LAB_MODEL, config, num_updates=num_updates)
-    for module in (learner.policy, learner.reference, learner.critic):
+    learner = Learner(Backend(LAB_MODEL, config, num_updates=num_updates), config)
+    for module in (learner.backend.policy, learner.backend.reference, learner.backend.critic):
         if module is not None:
             module.double()
     return learner
@@ -255,7 +256,7 @@ def test_ppo_updates_are_a_plain_adamw_loop():
             loss.backward()
             assert torch.nn.utils.clip_grad_norm_(module.parameters(), 0.05) > 0.05
             adamw.step()
-    for mine, plain in ((learner.policy, policy), (learner.critic, critic)):
+    for mine, plain in ((learner.backend.policy, policy), (learner.backend.critic, critic)):
         assert mine is not None
         for (name, ours), (_, theirs) in zip(mine.named_parameters(), plain.named_parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")

@@ -15,9 +15,10 @@ import pytest
 from rich.table import Table
 
 from conclip.runs.display import LiveDisplay, open_display
+from conclip.runs.sampling_progress import BatchContext, SamplingProgress
 from conclip.runs.terminal import as_text, open_console
 from conclip.runs.view import View, clock, outcome_bar, render, sparkline
-from conclip.types import OtherBatches, Outcome, Sampling
+from conclip.types import Outcome
 
 STEP = {f"outcome/{outcome.value}": 0.0 for outcome in Outcome} | {
     "outcome/correct": 0.75,
@@ -29,7 +30,7 @@ STEP = {f"outcome/{outcome.value}": 0.0 for outcome in Outcome} | {
 EQUAL = dict.fromkeys(Outcome, 0.2)
 
 
-def sampling(**changes: object) -> Sampling:
+def sampling(**changes: object) -> SamplingProgress:
     values = {
         "label": "phase2 step 8",
         "num_finished": 30,
@@ -40,7 +41,7 @@ def sampling(**changes: object) -> Sampling:
         "outcomes": {Outcome.CORRECT: 15, Outcome.TRUNCATED: 15},
         "seconds": 10.0,
     }
-    return Sampling(**(values | changes))  # type: ignore[arg-type]
+    return SamplingProgress(**(values | changes))  # type: ignore[arg-type]
 
 
 def test_the_view_says_stage_step_time_left_speed_and_outcomes():
@@ -78,15 +79,15 @@ def test_the_view_keeps_to_its_width(width: int):
 
 
 def test_batches_of_one_evaluation_count_together():
-    now = sampling(others=OtherBatches(num_before=200, num_after=180, num_sampled=120, seconds=50.0))
-    assert (now.done, now.whole) == (230, 500)
+    now = sampling(context=BatchContext(num_before=200, num_after=180, num_sampled=120, seconds=50.0))
+    assert (now.overall_finished, now.overall_total) == (230, 500)
     assert now.seconds_left == pytest.approx(60.0 / 150 * 270)  # 80 of those before were there already
 
 
 def test_no_time_is_told_from_the_first_few_responses():
     assert sampling(num_finished=11).seconds_left is None
     assert sampling(num_finished=12).seconds_left == pytest.approx(10.0 / 12 * 108)
-    assert sampling(num_finished=1, others=OtherBatches(num_sampled=120, seconds=40.0)).seconds_left is not None
+    assert sampling(num_finished=1, context=BatchContext(num_sampled=120, seconds=40.0)).seconds_left is not None
 
 
 def test_clock_sparkline_and_outcome_bar():

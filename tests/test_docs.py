@@ -14,7 +14,7 @@ import pytest
 from conclip.cli import tools
 from conclip.config.compose import compose_config, load_config, sweep_jobs
 from conclip.config.schema import SCHEMAS
-from conclip.config.typed import plain_keys, to_config
+from conclip.config.typed import schema_keys, to_config
 from conclip.errors import UserError
 from tests.doc_commands import commands, filled, write_recipes
 from tests.families import FAMILIES, REFUSED
@@ -32,7 +32,7 @@ def test_every_key_of_every_subcommand_is_documented():
     documented = set(re.findall(r"^\| `([^`]+)` \|", (TOP / "docs/config.md").read_text(), re.M))
     groups = {name.partition(".")[0] for name in documented if "." in name}
     for subcommand, schema in SCHEMAS.items():
-        for key in plain_keys(schema):
+        for key in schema_keys(schema):
             same = re.sub(r"^phases\.\*\.", "phase.", re.sub(r"^data\.\w+\.\*\.", "data.*.*.", key))
             is_part = same in groups or re.fullmatch(r"data\.\w+(\.\*)?|checkpoints\.\*|phases(\.\*)?|recipe(\.\*)?", same)
             assert is_part or same in documented, f"{subcommand}: {key}"

@@ -20,6 +20,7 @@ from conclip.models.load import load_policy
 from conclip.rollout.child import ChildEngine
 from conclip.rollout.collect import collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
+from conclip.training.backend import Backend
 from conclip.training.batch import collate
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
@@ -131,7 +132,7 @@ def test_a_stale_engine_shows_as_drift(engine: RolloutEngine):
     """The engine keeps the old weights under the new version, as if an update had been lost: the version check is blind to
     it, the drift monitor is not, even if a single small matrix differs."""
     policy = load_policy(LAB_MODEL, torch.device("cpu"))
-    learner = Learner(LAB_MODEL, TRAINING, num_updates=1)
+    learner = Learner(Backend(LAB_MODEL, TRAINING, num_updates=1), TRAINING)
 
     def drift() -> float:
         completions = run(engine)

@@ -16,7 +16,8 @@ from conclip.evaluation.rows import read_lines, read_rows, select_rows
 from conclip.evaluation.units import RowFile
 from conclip.models.folder import LAB_MODEL, model_hash
 from conclip.runs.run import Run
-from conclip.types import Outcome, Sampling
+from conclip.runs.sampling_progress import SamplingProgress
+from conclip.types import Outcome
 from tests.conftest import make_row
 
 TOP = Path(__file__).parent.parent
@@ -37,7 +38,7 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     lent: None,
 ):
     monkeypatch.chdir(tmp_path)
-    seen: list[Sampling] = []
+    seen: list[SamplingProgress] = []
     monkeypatch.setattr(Run, "show_sampling", lambda _, now: seen.append(now))
     tracked: dict[str, float] = {}
     monkeypatch.setattr(
@@ -63,8 +64,8 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     assert tracked["eval/chain/model, T 1/accuracy"] == pytest.approx(sum(sampled) / 24)
     assert len(tracked) == 8 and tracked["eval/chain/after, T 0/accuracy"] == 0
     assert not any(row.outcome is Outcome.CORRECT for row in read_lines(first / "rows-after.jsonl"))
-    assert {now.whole for now in seen} == {36}  # what is shown of a model counts all its conditions
-    assert [now.done for now in seen if now.num_finished == now.num_total][-1] == 36
+    assert {now.overall_total for now in seen} == {36}  # what is shown of a model counts all its conditions
+    assert [now.overall_finished for now in seen if now.num_finished == now.num_total][-1] == 36
 
     # the second model's file lost its end, and a verdict was altered: the rest is taken over, these are sampled anew
     whole = (first / "rows-after.jsonl").read_text()

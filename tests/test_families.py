@@ -24,6 +24,7 @@ from conclip.problems.prompts import encode_prompt
 from conclip.rollout.child import ChildEngine
 from conclip.rollout.engine import RolloutEngine
 from conclip.rollout.session import start_engine
+from conclip.training.backend import Backend
 from conclip.training.batch import collate
 from conclip.training.checkpoint import copied, save_model
 from conclip.training.experience import make_experience
@@ -126,21 +127,21 @@ def test_a_family_is_sampled_trained_saved_and_read_again(family: str, tmp_path:
     load_inputs(config)
     prompts = {p.problem_id: encode_prompt(TOKENIZER, p.question, config.model) for p in PROBLEMS}
     with opened(folder, config) as engine:
-        learner = Learner(folder, config, num_updates=1)
+        learner = Learner(Backend(folder, config, num_updates=1), config)
         groups = sample(engine, prompts)
         before = gap(learner, groups)
         train(learner, groups, config)
         stale = gap(learner, groups)
-        engine.update_weights(learner.weights(), 1)
+        engine.update_weights(learner.backend.weights(), 1)
         after = gap(learner, sample(engine, prompts))
 
         saved = tmp_path / "saved"
-        weights = copied(learner.policy.state_dict())
-        save_model(saved, learner.policy, weights, TOKENIZER, problems=[], earlier=[])
+        weights = copied(learner.backend.policy.state_dict())
+        save_model(saved, learner.backend.policy, weights, TOKENIZER, problems=[], earlier=[])
         engine.update_weights(folder, 2)
-        back = gap(Learner(folder, config, num_updates=1), sample(engine, prompts))
+        back = gap(Learner(Backend(folder, config, num_updates=1), config), sample(engine, prompts))
         engine.update_weights(saved, 3)
-        again = gap(Learner(saved, config, num_updates=1), sample(engine, prompts))
+        again = gap(Learner(Backend(saved, config, num_updates=1), config), sample(engine, prompts))
     own = "vLLM's own" if implementation(folder) == "native" else "transformers'"
     print(f"\n| {family} | {own} | {max(before, after, back, again):.1e} |")  # noqa: T201  the table of docs/models.md
     assert stale > 100 * CLOSE  # the update is large enough to be seen
@@ -161,6 +162,6 @@ def test_a_family_that_is_refused_is_refused_for_a_reason(family: str, tmp_path:
         groups = sample(engine, prompts)
     finally:
         engine.close()
-    worst = gap(Learner(folder, config, num_updates=1), groups)
+    worst = gap(Learner(Backend(folder, config, num_updates=1), config), groups)
     print(f"\n| {family} | {worst:.1e} |")  # noqa: T201  the table of docs/models.md
     assert worst > 100 * CLOSE

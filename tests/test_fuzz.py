@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from conclip.config.compose import compose_config, sweep_jobs
 from conclip.config.groups import ProblemSetConfig
 from conclip.config.schema import SCHEMAS
-from conclip.config.typed import plain_keys, to_config
+from conclip.config.typed import schema_keys, to_config
 from conclip.curriculum.pass_rates import read_pass_rates
 from conclip.errors import UserError
 from conclip.evaluation.regrade import grade_file
@@ -31,7 +31,7 @@ def cases(few: int) -> Any:
     return settings(max_examples=CASES or few, derandomize=not CASES, suppress_health_check=list(HealthCheck))
 
 
-KEYS = {name: sorted(key.replace("*", "mine") for key in plain_keys(schema)) for name, schema in SCHEMAS.items()}
+KEYS = {name: sorted(key.replace("*", "mine") for key in schema_keys(schema)) for name, schema in SCHEMAS.items()}
 
 plain_values = st.one_of(
     st.integers().map(str),

@@ -14,7 +14,7 @@ from conclip.cli.main import main
 from conclip.errors import UserError
 from conclip.evaluation.rows import read_rows
 from conclip.models import server as servers
-from conclip.models.server import find_served
+from conclip.models.server import find_served_model
 from conclip.rollout.endpoint import EndpointEngine
 from conclip.rollout.engine import EngineDied
 from conclip.types import Completion, Request, SamplingSpec
@@ -82,7 +82,7 @@ def test_a_redirect_to_another_origin_gets_neither_prompt_nor_key(status: int):
             with pytest.raises(EngineDied, match=f"sends on to '{thief.url}"):
                 ask(server.url)
             with pytest.raises(UserError, match=r"sends on to .* not followed; give that address"):
-                find_served(server.url, None)
+                find_served_model(server.url, None)
         assert thief.asked == []
 
 
@@ -113,7 +113,7 @@ def test_a_reply_too_large_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(EngineDied, match="more than 1 MiB"):
             ask(server.url)
         with pytest.raises(UserError, match="more than 1 MiB"):
-            find_served(server.url, None)
+            find_served_model(server.url, None)
     assert sent < 500 << 20
 
 
@@ -147,14 +147,14 @@ def drip(part: bytes, before: bytes) -> tuple[Answer, threading.Event]:
     ],
 )
 def test_a_reply_that_drips_ends(before: bytes, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(servers, "REPLY_S", 0.2)
-    monkeypatch.setattr(servers, "LIST_S", 0.2)
+    monkeypatch.setattr(servers, "REPLY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(servers, "LIST_TIMEOUT_S", 0.2)
     answer, over = drip(b"1\r\n \r\n" if before.endswith(b"\r\n\r\n") else b"y", before)
     with serving(answer, answer) as server:
         with pytest.raises(EngineDied, match=r"after 0\.2 s"):
             ask(server.url)
         with pytest.raises(UserError, match=r"0\.2 s|does not answer"):
-            find_served(server.url, None)
+            find_served_model(server.url, None)
         over.set()
 
 
@@ -196,7 +196,7 @@ def test_lists_of_models_of_the_wrong_shape_are_one_line(data: Any):
         serving(listed, lambda handler: handler.send_json({"object": "list", "data": data})) as server,
         pytest.raises(UserError),
     ):
-        find_served(server.url, "lab")
+        find_served_model(server.url, "lab")
 
 
 def test_half_a_character_can_be_written():

@@ -14,6 +14,7 @@ from conclip.config.compose import load_config
 from conclip.config.groups import AlgoConfig
 from conclip.config.schema import LearnConfig
 from conclip.models.folder import LAB_MODEL
+from conclip.training.backend import Backend
 from conclip.training.batch import ExperienceBatch, TokenBatch, collate
 from conclip.training.experience import Scores, kl_reward_share, kl_rewards, make_experience, outcome_rewards, teaches
 from conclip.training.learner import Learner, NonFiniteGradient, explained_variance
@@ -57,20 +58,24 @@ def batch() -> TokenBatch:
     return collate(groups, train_on_truncated=True)
 
 
+def make_learner(model: Path, settings: LearnConfig, *, num_updates: int = 10) -> Learner:
+    return Learner(Backend(model, settings, num_updates=num_updates), settings)
+
+
 def parameters_after(model: Path, settings: LearnConfig) -> tuple[torch.Tensor, dict[str, float]]:
-    learner = Learner(model, settings, num_updates=10)
+    learner = make_learner(model, settings)
     tokens = batch()
     kl_coef = settings.algo.kl_coef
     experience = make_experience(tokens, learner.score(tokens), settings.algo, kl_coef=kl_coef)
     stats = learner.update(experience, torch.Generator().manual_seed(0), kl_coef=kl_coef)
-    modules = [learner.policy, *([learner.critic] if learner.critic is not None else [])]
+    modules = [learner.backend.policy, *([learner.backend.critic] if learner.backend.critic is not None else [])]
     return torch.cat([p.detach().flatten() for module in modules for p in module.parameters()]), stats
 
 
 @pytest.fixture(scope="module")
 def double_learner(random_model: Path) -> Learner:
-    learner = Learner(random_model, config(kl="loss", entropy_coef=0.01), num_updates=10)
-    for module in (learner.policy, learner.reference, learner.critic):
+    learner = make_learner(random_model, config(kl="loss", entropy_coef=0.01))
+    for module in (learner.backend.policy, learner.backend.reference, learner.backend.critic):
         assert module is not None
         module.double()
     return learner
@@ -167,20 +172,20 @@ def test_recomputed_activations_change_nothing(random_model: Path):
 
 def test_grpo_needs_no_critic(random_model: Path):
     settings = config(advantage="group_relative", kl="loss")
-    learner = Learner(random_model, settings, num_updates=10)
-    assert learner.critic is None
+    learner = make_learner(random_model, settings)
+    assert learner.backend.critic is None
     _, stats = parameters_after(random_model, settings)
     assert stats["optim/policy_grad_norm"] > 0 and "value/loss" not in stats
 
 
 def test_logprobs_match_a_plain_forward_pass(random_model: Path):
-    learner = Learner(random_model, config(), num_updates=10)
+    learner = make_learner(random_model, config())
     tokens = batch()
     scores = learner.score(tokens)
     for i in range(len(tokens)):
         length = int(tokens.response_mask[i].nonzero().max()) + 2
         ids = tokens.input_ids[i, :length]
-        logits = learner.policy(input_ids=ids[None]).logits[0, :-1]
+        logits = learner.backend.policy(input_ids=ids[None]).logits[0, :-1]
         expected = torch.log_softmax(logits, -1).gather(-1, ids[1:, None])[:, 0]
         mask = tokens.response_mask[i]
         torch.testing.assert_close(scores.old_logprobs[i][mask], expected[mask[: length - 1]], atol=1e-5, rtol=0)
@@ -276,7 +281,7 @@ def test_only_each_groups_shortest_correct_response_is_imitated():
 def learner_and_experience(
     model: Path, settings: LearnConfig, *, sampler_is_trainer: bool = False
 ) -> tuple[Learner, ExperienceBatch]:
-    learner = Learner(model, settings, num_updates=10)
+    learner = make_learner(model, settings)
     tokens = batch()
     scores = learner.score(tokens)
     if sampler_is_trainer:
@@ -318,9 +323,9 @@ def test_the_entropy_bonus_raises_the_entropy(random_model: Path):
 
 def test_a_critic_warm_up_leaves_the_policy_alone(random_model: Path):
     learner, experience = learner_and_experience(random_model, config())
-    policy, critic = flat(learner.policy), flat(learner.critic)
+    policy, critic = flat(learner.backend.policy), flat(learner.backend.critic)
     stats = step(learner, experience, train_policy=False)
-    assert torch.equal(flat(learner.policy), policy) and not torch.equal(flat(learner.critic), critic)
+    assert torch.equal(flat(learner.backend.policy), policy) and not torch.equal(flat(learner.backend.critic), critic)
     assert "policy/loss" not in stats and stats["value/loss"] > 0
     assert step(learner, experience)["optim/lr"] > 0  # the policy's schedule begins only now
 
@@ -328,17 +333,17 @@ def test_a_critic_warm_up_leaves_the_policy_alone(random_model: Path):
 def test_updates_with_a_broken_gradient_are_skipped_counted_and_at_last_refused(random_model: Path):
     learner, experience = learner_and_experience(random_model, config())
     broken = dataclasses.replace(experience, advantages=experience.advantages * math.nan)
-    policy = flat(learner.policy)
+    policy = flat(learner.backend.policy)
     for _ in range(3):
         assert step(learner, broken)["optim/skipped_updates"] == 1
     assert step(learner, experience)["optim/skipped_updates"] == 0  # a good one: the count begins anew
-    moved = flat(learner.policy)
+    moved = flat(learner.backend.policy)
     assert not torch.equal(moved, policy)
     for _ in range(3):
         step(learner, broken)
     with pytest.raises(NonFiniteGradient, match="4 updates in a row were skipped, since the policy's gradient"):
         step(learner, broken)
-    assert torch.equal(flat(learner.policy), moved)
+    assert torch.equal(flat(learner.backend.policy), moved)
 
 
 @pytest.mark.parametrize(("what", "whose"), [("returns", "the critic's"), ("both", "the policy's and the critic's")])
@@ -347,18 +352,23 @@ def test_an_update_that_is_skipped_leaves_policy_and_critic_alone(random_model: 
     broken = dataclasses.replace(experience, returns=experience.returns * math.nan)
     if what == "both":
         broken = dataclasses.replace(broken, advantages=experience.advantages * math.inf)
-    before = [flat(learner.policy), flat(learner.critic)]
+    before = [flat(learner.backend.policy), flat(learner.backend.critic)]
     for _ in range(3):
         assert step(learner, broken)["optim/skipped_updates"] == 1
     with pytest.raises(NonFiniteGradient, match=f"since {whose} gradient was NaN.*neither policy nor critic has changed"):
         step(learner, broken)
-    assert all(torch.equal(*pair) for pair in zip(before, [flat(learner.policy), flat(learner.critic)], strict=True))
+    assert all(
+        torch.equal(*pair) for pair in zip(before, [flat(learner.backend.policy), flat(learner.backend.critic)], strict=True)
+    )
 
 
 def test_learning_rates_follow_the_phase_where_few_rows_train(random_model: Path):
     """Ten steps of four updates of which one row trains, then none, then all."""
     settings = config(advantage="shortest_correct", policy_loss="nll", kl="none", updates_per_rollout=4)
-    few, full = Learner(random_model, settings, num_updates=40), Learner(random_model, settings, num_updates=40)
+    few, full = (
+        make_learner(random_model, settings, num_updates=40),
+        make_learner(random_model, settings, num_updates=40),
+    )
     one = make_experience(batch(), scores_of(batch(), 0.0), settings.algo, kl_coef=0)
     one = dataclasses.replace(one, tokens=dataclasses.replace(one.tokens, loss_mask=one.tokens.loss_mask.clone()))
     one.tokens.loss_mask[1:] = False
@@ -366,10 +376,10 @@ def test_learning_rates_follow_the_phase_where_few_rows_train(random_model: Path
     rates = [step(few, one)["optim/lr"] for _ in range(8)]
     assert step(few, none) == {"optim/skipped_updates": 0.0}
     rates.append(step(few, one)["optim/lr"])
-    assert few._policy_optimizer.last_epoch == 40
+    assert few.backend.update_number == 40
     for place, rate in zip([0, 4, 8, 12, 16, 20, 24, 28, 36], rates, strict=True):
-        full._place(place)
-        assert rate == full._policy_optimizer.get_last_lr()[0]
+        full.backend.place(place)
+        assert rate == full.backend.policy_lr
     assert rates[0] < rates[1] > rates[-1] and rates[-1] < 0.15 * settings.optim.policy_lr
 
 
@@ -377,7 +387,7 @@ def test_in_bfloat16_a_narrow_clip_sees_the_policy_move_and_no_rounding():
     """Scored in one set of micro-batches and updated in another, log-probs of bfloat16 differ by more than GSPO's clip."""
     plain = load_config("train-phase2", "algo=gspo", "model.dtype=bfloat16", "trainer.max_tokens_per_micro_batch=1024")
     assert isinstance(plain, LearnConfig)
-    learner = Learner(LAB_MODEL, plain, num_updates=4)
+    learner = make_learner(LAB_MODEL, plain, num_updates=4)
     generator = torch.Generator().manual_seed(3)
     groups = [
         make_group(
@@ -401,7 +411,7 @@ def test_in_bfloat16_a_narrow_clip_sees_the_policy_move_and_no_rounding():
     batches = torch.randperm(32, generator=generator).tensor_split(4)
     matched = learner._with_matching_logprobs(experience, batches)
     assert learner._with_matching_logprobs(moved, batches) is moved  # not this policy's: left as they are
-    learner._clip = lambda module: module.zero_grad() or 0.0  # type: ignore[method-assign]
+    learner.backend.clip = lambda module: module.zero_grad() or 0.0  # type: ignore[method-assign]
     for rows in batches:
         stats, _ = learner._update_once(matched, rows, kl_coef=0, train_policy=True)
         assert stats["policy/approx_kl"] == 0 and stats["policy/clip_fraction"] == 0

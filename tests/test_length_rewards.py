@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from conclip.config.groups import LengthConfig, LengthReward, RewardConfig
 from conclip.training import length_rewards as shape
-from conclip.training.length_rewards import GradedGroup, make_shaper, stage_limit
+from conclip.training.length_rewards import GradedGroup, make_shaper
 from conclip.training.rewards import reward_group
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
@@ -114,11 +114,6 @@ def test_cosine():
     assert shape.cosine(group, strength=1.0, scale_tokens=100) == close(1.5, 1.0, -5.0, -10.0, -10.0)
 
 
-def test_thinkprune_limits_tighten_in_equal_stages():
-    limits = [stage_limit([1.0, 0.75, 0.5], 200, step / 6) for step in range(7)]
-    assert limits == [200, 200, 150, 150, 100, 100, 100]
-
-
 @pytest.mark.parametrize("factor", [1, 100])
 def test_scaled_constants_bite_alike_on_short_and_long_responses(factor: int):
     group = GradedGroup(
@@ -154,13 +149,13 @@ def test_arora_with_one_correct_response_prices_it_by_half():
 
 
 @given(
-    kind=st.sampled_from([k for k in get_args(LengthReward) if k not in ("none", "thinkprune")]),
+    kind=st.sampled_from([k for k in get_args(LengthReward) if k != "none"]),
     responses=st.lists(st.tuples(st.integers(1, 30_000), st.booleans()), min_size=1, max_size=16),
     monitor=st.lists(st.integers(1, 30_000), max_size=4),
 )
 def test_every_length_reward_is_finite_whatever_the_group(kind: str, responses: list[tuple[int, bool]], monitor: list[int]):
     shaper = make_shaper(
-        LengthConfig(kind=kind, strength=0.5, scale_tokens=384, target_tokens=128, limits=[1.0])  # type: ignore[arg-type]
+        LengthConfig(kind=kind, strength=0.5, scale_tokens=384, target_tokens=128)  # type: ignore[arg-type]
     )
     assert shaper is not None
     rewards = shaper(

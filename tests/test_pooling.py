@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from conclip.curriculum.pooling import JEFFREYS, MIN_PROBLEMS, Kind, fitted_prior, priors
+from conclip.curriculum.pooling import JEFFREYS, MIN_PROBLEMS, Stratum, fitted_prior, priors
 
 
 def test_alike_problems_fit_a_strong_prior_at_their_mean():
@@ -28,7 +28,7 @@ def test_little_evidence_fits_a_weak_prior():
     assert three < 4 and hundred > 60
 
 
-def priors_of(*groups: tuple[Kind, int, int]) -> list[float]:
+def priors_of(*groups: tuple[Stratum, int, int]) -> list[float]:
     """Mean of the prior of the first problem of each group; groups are (kind, problems, correct of 10)."""
     kinds = [kind for kind, number, _ in groups for _ in range(number)]
     correct = np.array([solved for _, number, solved in groups for _ in range(number)])
@@ -55,7 +55,7 @@ def test_few_problems_teach_nothing_about_each_other():
 
 
 def test_one_problem_more_changes_only_its_own_kind():
-    kinds: list[Kind] = [("s", None, 1)] * 30 + [("s", None, 2)] * 30
+    kinds: list[Stratum] = [("s", None, 1)] * 30 + [("s", None, 2)] * 30
     correct = np.array([9] * 30 + [1] * 30)
     before = priors(kinds, correct, np.full(60, 10))
     after = priors([*kinds, ("s", None, 2)], np.append(correct, 10), np.full(61, 10))

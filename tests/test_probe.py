@@ -115,8 +115,8 @@ def test_sequential_probing_errs_no_more_than_a_fixed_probe_of_twice_the_size():
         fixed = np.random.default_rng(200 + seed).binomial(32, truth) / 32
         for n in np.flatnonzero(clear):
             correct, judged, _ = counts[str(n)]
-            errors["sequential"] += BAND.holds(correct / judged) != BAND.holds(truth[n])
-            errors["fixed"] += BAND.holds(fixed[n]) != BAND.holds(truth[n])
+            errors["sequential"] += BAND.contains(correct / judged) != BAND.contains(truth[n])
+            errors["fixed"] += BAND.contains(fixed[n]) != BAND.contains(truth[n])
     assert errors["sequential"] <= errors["fixed"]
 
 

@@ -263,7 +263,7 @@ def test_worked_examples_of_the_same_subject_stand_before_each_question(tmp_path
     examples = [{"question": f"{n}+0", "answer": str(n), "subject": s} for s in ("sums", "products") for n in range(3)]
     path, shots = write(tmp_path / "d.jsonl", ROWS), write(tmp_path / "dev.jsonl", examples)
     problem = load(path=str(path), shots=2, shots_path=str(shots))[1]
-    assert problem.asked == "0+0\nAnswer: \\boxed{0}\n\n1+0\nAnswer: \\boxed{1}\n\n2*3"
+    assert problem.prompt_text == "0+0\nAnswer: \\boxed{0}\n\n1+0\nAnswer: \\boxed{1}\n\n2*3"
     assert problem.question == "2*3"  # problems that share their examples are not the same
     with pytest.raises(UserError, match="4 examples asked for, subject 'sums' has 3"):
         load(path=str(path), shots=4, shots_path=str(shots))

@@ -152,9 +152,17 @@ def test_phase_1_and_phase_2_have_short_keys():
     assert (config.phase_settings["phase2"].keep_best, config.phase_settings["phase2"].num_problems) == ("accuracy", 13)
 
 
-def test_a_key_that_is_gone_says_what_does_its_work():
-    with pytest.raises(UserError, match="recipe=phase2_only"):
-        load_config("two-phase", "skip_phase1=true")
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("skip_phase1=true", "recipe=phase2_only"),
+        ("length.limits=[1.0]", "phase.max_tokens_stages"),
+        ("length=thinkprune", r"length=thinkprune is gone: .*phase.max_tokens_stages=\[1.0,0.75,0.5\]"),
+    ],
+)
+def test_a_key_that_is_gone_says_what_does_its_work(override: str, remedy: str):
+    with pytest.raises(UserError, match=remedy):
+        load_config("two-phase", override)
 
 
 def test_names_of_stages_and_of_their_files():

@@ -10,7 +10,7 @@ import pytest
 from conclip.errors import UserError
 from conclip.grading.grader import Grader
 from conclip.grading.thinking import PLAIN, Thinking
-from conclip.models.server import rendered
+from conclip.models.server import render_by_server
 from conclip.rollout.collect import collect, tasks_for
 from conclip.rollout.endpoint import EndpointEngine
 from conclip.types import Outcome, Problem, Rollout, SamplingSpec
@@ -164,12 +164,12 @@ def test_what_a_request_adds_to_the_protocol_goes_beside_it(url: str, grader: Gr
 
 def test_a_server_is_asked_what_a_chat_looks_like(url: str):
     chat = (("user", "q"),)
-    assert rendered(url, "m", chat, {}) is None  # it knows no such address
+    assert render_by_server(url, "m", chat, {}) is None  # it knows no such address
     Scripted.prompt = "<|user|>q<think>"
-    assert rendered(url, "m", chat, {"a": 1}) == "<|user|>q<think>"
+    assert render_by_server(url, "m", chat, {"a": 1}) == "<|user|>q<think>"
     first, second = Scripted.bodies[-2:]
     assert first["path"] == "/tokenize" and first["chat_template_kwargs"] == {"a": 1} and first["add_generation_prompt"]
     assert second["path"] == "/detokenize" and second["tokens"] == [1, 2]
     Scripted.owner = "somebody"
-    assert rendered(url, "m", chat, {}) is None and len(Scripted.bodies) == 3
-    assert rendered("http://127.0.0.1:9/v1", "m", chat, {}) is None
+    assert render_by_server(url, "m", chat, {}) is None and len(Scripted.bodies) == 3
+    assert render_by_server("http://127.0.0.1:9/v1", "m", chat, {}) is None

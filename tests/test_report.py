@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from conclip.cli.main import main
-from conclip.cli.tools import told_apart
+from conclip.cli.tools import disambiguate_names
 from conclip.report.charts import figures
 from conclip.report.data import read_run
 from conclip.report.export import latex, markdown
@@ -106,7 +106,7 @@ def test_runs_of_different_benchmarks_have_a_table_each(tmp_path: Path):
     other = replace(first, name="other", rows=[replace(row, benchmark="c") for row in first.rows])
     tables = {table["benchmark"]: [name for name, _ in table["rows"]] for table in result_tables([first, other])}
     assert tables == {"b": [f"made: {m}" for m in MODELS], "c": [f"other: {m}" for m in MODELS]}
-    assert "made, accuracy from" in figures([first, other])[0].says
+    assert "made, accuracy from" in figures([first, other])[0].caption
 
 
 def test_the_headline_is_the_last_model_against_the_first(tmp_path: Path):
@@ -145,7 +145,7 @@ def test_the_evaluation_of_one_model_has_its_table(tmp_path: Path, monkeypatch: 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path):
     folders = [made_run(tmp_path / place / "attempt-001") for place in ("a", "b")]
-    names = [run.name for run in told_apart([read_run(folder) for folder in folders])]
+    names = [run.name for run in disambiguate_names([read_run(folder) for folder in folders])]
     assert names == [str(folder.resolve()) for folder in folders]
 
 
@@ -154,7 +154,7 @@ def test_benchmarks_and_temperatures_are_not_averaged_over(tmp_path: Path):
     hard = [replace(row, benchmark="hard", temperature=0.0) for row in run.rows]
     drawn = {figure.name: figure for figure in figures([replace(run, rows=[*run.rows, *hard])])}
     assert list(drawn["budgets"].panels) == ["b, T 1", "hard, T 0"]
-    assert "base (b, T 1) 106, base (hard, T 0) 106, phase1" in drawn["lengths"].says
+    assert "base (b, T 1) 106, base (hard, T 0) 106, phase1" in drawn["lengths"].caption
     other = replace(run, name="other", rows=[replace(row, temperature=0.0) for row in run.rows])
     (table,) = result_tables([run, other])
     assert [name for name, _ in table["rows"]][2:4] == ["made: phase2, T 1", "other: base, T 0"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conclip.config.groups import AlgoConfig, PhaseConfig
-from conclip.training.schedule import Scheduled, StepPlan, lr_scale, plan_step
+from conclip.training.schedule import Scheduled, StepPlan, lr_scale, plan_step, tokens_limit
 from tests.conftest import train_config
 
 
@@ -74,58 +74,80 @@ def test_lr_schedule_by_hand():
 
 
 def test_an_optimiser_takes_the_rate_of_its_place():
-    adamw = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=2.0)
-    scheduled = Scheduled(adamw, lambda update: 1 / (update + 1))
-    assert scheduled.get_last_lr() == [2.0]
+    module = torch.nn.Linear(1, 1)
+    adamw = torch.optim.AdamW(module.parameters(), lr=2.0)
+    scheduled = Scheduled(module, adamw, lambda update: 1 / (update + 1))
+    scheduled.place(0)
+    assert scheduled.lr == 2.0
     scheduled.place(3)
-    assert scheduled.get_last_lr() == [adamw.param_groups[0]["lr"]] == [0.5] and scheduled.last_epoch == 3
+    assert scheduled.lr == adamw.param_groups[0]["lr"] == 0.5
 
 
 def stepped(module: torch.nn.Module) -> Scheduled:
     """An AdamW that took one step on it."""
-    scheduled = Scheduled(torch.optim.AdamW(module.parameters(), lr=0.1), lambda _: 1.0)
+    scheduled = Scheduled(module, torch.optim.AdamW(module.parameters(), lr=0.1), lambda _: 1.0)
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
     scheduled.optimizer.step()
     return scheduled
 
 
-def moments(scheduled: Scheduled) -> dict[str, torch.Tensor]:
-    saved = scheduled.optimizer.state_dict()["state"]
-    return {f"policy/{index}/{key}": tensor.clone() for index, found in saved.items() for key, tensor in found.items()}
+def saved(scheduled: Scheduled) -> dict[str, torch.Tensor]:
+    return {f"policy/{name}": tensor.clone() for name, tensor in scheduled.moments().items()}
 
 
 def test_moments_go_on_where_they_were():
     torch.manual_seed(0)
     first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     left = stepped(first)
-    right = Scheduled(torch.optim.AdamW(second.parameters(), lr=0.1), lambda _: 1.0)
+    right = Scheduled(second, torch.optim.AdamW(second.parameters(), lr=0.1), lambda _: 1.0)
     second.load_state_dict(first.state_dict())
-    right.load_moments(moments(left) | {"critic/0/step": torch.zeros(5)}, prefix="policy/")
+    right.load_moments(saved(left) | {"critic/weight/step": torch.zeros(5)}, prefix="policy/")
     for module, scheduled in ((first, left), (second, right)):
         for parameter in module.parameters():
             parameter.grad = torch.full_like(parameter, 0.5)
         scheduled.optimizer.step()
     assert all(map(torch.equal, first.parameters(), second.parameters()))
-    assert right.get_last_lr() == [0.1]
+    assert right.lr == 0.1
+
+
+def test_a_parameter_that_never_had_a_gradient_has_no_moments_after_it_is_loaded():
+    """A module whose bias gets its first gradient after the checkpoint: an expert that no token chose, for example."""
+    torch.manual_seed(0)
+    first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    second.load_state_dict(first.state_dict())
+    left, right = (Scheduled(m, torch.optim.AdamW(m.parameters(), lr=0.1), lambda _: 1.0) for m in (first, second))
+    assert left.moments() == {}
+    right.load_moments({}, prefix="")
+    assert not right.optimizer.state
+    first.weight.grad = torch.ones(2, 3)
+    left.optimizer.step()
+    assert sorted(left.moments()) == ["weight/exp_avg", "weight/exp_avg_sq", "weight/step"]
+    second.load_state_dict(first.state_dict())
+    right.load_moments({name: moment.clone() for name, moment in left.moments().items()}, prefix="")
+    for module, scheduled in ((first, left), (second, right)):
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, 0.5)
+        scheduled.optimizer.step()
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
 
 
 @pytest.mark.parametrize(
     ("name", "tensor"),
     [
-        ("policy/0/exp_avg", None),
-        ("policy/0/step", None),
-        ("policy/0/exp_avg", torch.zeros(())),  # would be spread over the parameter
-        ("policy/0/exp_avg_sq", torch.ones(5, 3)),
-        ("policy/0/exp_avg_sq", torch.full((2, 3), -1.0)),
-        ("policy/0/exp_avg_sq", torch.full((2, 3), float("nan"))),
-        ("policy/0/exp_avg", torch.zeros(2, 3, dtype=torch.int64)),
-        ("policy/0/exp_avg", torch.zeros(2, 3, dtype=torch.complex64)),
-        ("policy/0/step", torch.tensor(-1.0)),
-        ("policy/0/step", torch.tensor(float("nan"))),
-        ("policy/0/step", torch.ones(2)),
-        ("policy/0/momentum_buffer", torch.zeros(2, 3)),  # of SGD
-        ("policy/0/max_exp_avg_sq", torch.zeros(2, 3)),  # of AMSGrad
+        ("policy/weight/exp_avg", None),
+        ("policy/weight/step", None),
+        ("policy/weight/exp_avg", torch.zeros(())),  # would be spread over the parameter
+        ("policy/weight/exp_avg_sq", torch.ones(5, 3)),
+        ("policy/weight/exp_avg_sq", torch.full((2, 3), -1.0)),
+        ("policy/weight/exp_avg_sq", torch.full((2, 3), float("nan"))),
+        ("policy/weight/exp_avg", torch.zeros(2, 3, dtype=torch.int64)),
+        ("policy/weight/exp_avg", torch.zeros(2, 3, dtype=torch.complex64)),
+        ("policy/weight/step", torch.tensor(-1.0)),
+        ("policy/weight/step", torch.tensor(float("nan"))),
+        ("policy/weight/step", torch.ones(2)),
+        ("policy/weight/momentum_buffer", torch.zeros(2, 3)),  # of SGD
+        ("policy/weight/max_exp_avg_sq", torch.zeros(2, 3)),  # of AMSGrad
         ("policy/7/step", torch.tensor(1.0)),
         ("policy/-1/step", torch.tensor(1.0)),
         ("policy/x/step", torch.tensor(1.0)),
@@ -134,8 +156,12 @@ def test_moments_go_on_where_they_were():
 )
 def test_moments_of_another_optimiser_or_model_are_refused(name: str, tensor: torch.Tensor | None):
     scheduled = stepped(torch.nn.Linear(3, 2))
-    saved = moments(scheduled)
+    rest = {key: moment for key, moment in saved(scheduled).items() if key != name}
     with pytest.raises(ValueError):
-        scheduled.load_moments(
-            {k: v for k, v in saved.items() if k != name} | ({name: tensor} if tensor is not None else {}), prefix="policy/"
-        )
+        scheduled.load_moments(rest | ({name: tensor} if tensor is not None else {}), prefix="policy/")
+
+
+def test_token_limits_tighten_in_equal_stages():
+    limits = [tokens_limit([1.0, 0.75, 0.5], 200, step / 6) for step in range(7)]
+    assert limits == [200, 200, 150, 150, 100, 100, 100]
+    assert tokens_limit(None, 200, 0.9) == 200

@@ -18,7 +18,6 @@ from conclip.stats import (
     chance_not_positive,
     clustered_difference,
     clustered_interval,
-    clustered_proportion,
     clustered_ratio,
     drop_p_values,
     problems_needed,
@@ -90,7 +89,7 @@ def test_ratios_keep_a_width_and_one_problem_tells_nothing():
 def test_a_share_with_one_response_a_problem_has_the_exact_interval():
     for right in (0, 3, 15, 30):
         exact = stats.binomtest(right, 30).proportion_ci(0.95, method="exact")
-        found = clustered_proportion([1.0] * right + [0.0] * (30 - right))
+        found = clustered_ratio([1.0] * right + [0.0] * (30 - right), [1.0] * 30, ends=(0.0, 1.0))
         assert found == pytest.approx((right / 30, exact.low, exact.high), abs=1e-5)
 
 

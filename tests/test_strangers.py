@@ -28,7 +28,7 @@ from conclip.grading.grader import Grader
 from conclip.models.folder import LAB_MODEL, check_model, weight_files
 from conclip.problems import tables
 from conclip.processes import PYTHON
-from conclip.redact import HIDDEN, hide, hide_known, learn_secrets, shown
+from conclip.redact import HIDDEN, hide, hide_known, learn_secrets, terminal_safe
 from conclip.report import escape
 from conclip.report.charts import figures
 from conclip.report.data import read_run
@@ -39,7 +39,7 @@ from conclip.runs.files import appending, break_links, check_content, link, newe
 from conclip.runs.identity import path_hash
 from conclip.runs.manifest import Pipeline, Work, read_stages
 from conclip.runs.run import Run, attempts
-from conclip.runs.terminal import as_text
+from conclip.runs.terminal import quote_text
 from conclip.types import Outcome
 from tests.conftest import make_row
 from tests.junk import JUNK, changed, places
@@ -428,7 +428,7 @@ def test_nothing_in_a_name_is_taken_for_markup():
     table = Table(title="[/x] :smile: [red]title")
     table.add_column("[/y]")
     table.add_row("[/z] [bold]cell \x1b[2J")
-    said = as_text(table)
+    said = quote_text(table)
     for part in ("[/x] :smile: [red]title", "[/y]", "[/z] [bold]cell \\x1b[2J"):
         assert part in said
     assert len({len(line) for line in said.splitlines()[1:]}) == 1  # widths are those of what is shown
@@ -436,7 +436,7 @@ def test_nothing_in_a_name_is_taken_for_markup():
 
 @pytest.mark.parametrize("character", ["\x1b", "\x07", "\x9b", "\r", "\x08", "\u202e", "\u2066", "\u2028", "\x7f", "\ud800"])
 def test_control_characters_are_written_out(character: str):
-    assert character not in shown(f"a{character}b") and shown("tab\tline\n") == "tab\tline\n"
+    assert character not in terminal_safe(f"a{character}b") and terminal_safe("tab\tline\n") == "tab\tline\n"
 
 
 # Configs

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.theory_table import StopPolicy, Surrogate, length_pressure
 from conclip.algo.advantages import gae
-from conclip.algo.stop_policy import StopPolicy, Surrogate, length_pressure
 
 LAMBDAS = (0.9, 0.95, 0.99, 1.0)
 AGGREGATIONS = ("sequence_mean", "token_mean", "constant")

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from conclip.runs.trackers import OPENERS, Described, Trackers
+from conclip.runs.trackers import OPENERS, TrackerRun, Trackers
 
 ROWS = [("phase1", 1, {"length/mean_tokens": 98.5, "outcome/correct": 0.25}), ("phase1", 2, {"length/mean_tokens": 61.0})]
 EVAL = ("eval", 0, {"chain/after, concise, T 0.6/accuracy": 0.5})
 
 
-def described(folder: Path, identity: str = "abc123") -> Described:
-    return Described(
+def tracker_run(folder: Path, identity: str = "abc123") -> TrackerRun:
+    return TrackerRun(
         project="conclip", name="two-phase x", identity=identity, folder=folder, config={"optim": {"policy_lr": 1e-4}}
     )
 
@@ -29,7 +29,7 @@ def described(folder: Path, identity: str = "abc123") -> Described:
 def track(kind: str, folder: Path) -> list[str]:
     """Log ROWS; the warnings."""
     warnings: list[str] = []
-    trackers = Trackers([kind], described(folder), warnings.append)  # type: ignore[list-item]
+    trackers = Trackers([kind], tracker_run(folder), warnings.append)  # type: ignore[list-item]
     for row in (*ROWS, EVAL):
         trackers.log(*row)
     trackers.close(failed=False)
@@ -156,7 +156,7 @@ def test_mlflow_goes_on_with_its_run(in_folder: Path, monkeypatch: pytest.Monkey
 
 
 class Broken:
-    def __init__(self, _: Described) -> None: ...
+    def __init__(self, _: TrackerRun) -> None: ...
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         raise ConnectionError("the server went away")

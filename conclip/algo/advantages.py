@@ -13,7 +13,7 @@ AdvantageScale = Literal["group", "batch", "none"]
 def gae(
     token_rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lambda: float | Tensor, bootstrap: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation over each row's response (Schulman et al. 2015, eq. 16).
+    """Return advantages by generalised advantage estimation over each row's response (Schulman et al. 2015, eq. 16).
 
     delta_t = r_t + gamma * V_{t+1} - V_t and A_t = delta_t + gamma * gae_lambda * A_{t+1}, where t + 1 is the row's next
     masked decision. After a row's last one stand A = 0 and V = `bootstrap` ([B]; 0 for a response that ended itself).
@@ -38,8 +38,8 @@ def gae(
 
 
 def length_adaptive_lambda(mask: Tensor, alpha: float) -> Tensor:
-    """1 - 1 / (alpha * T_i) for each row, at least 0 (VAPO, Yue et al. 2025, section 4.2): the same horizon, as a share of
-    the response, whatever its length.
+    """Return max(0, 1 - 1 / (alpha * T_i)) for each row (VAPO, Yue et al. 2025, section 4.2): the horizon is the same share
+    of the response, whatever its length.
 
     mask: [B, T] bool. Returns [B]. Example: alpha 0.05: 0.8 at 100 tokens, 0.98 at 1,000, 0 up to 20.
     """
@@ -47,7 +47,8 @@ def length_adaptive_lambda(mask: Tensor, alpha: float) -> Tensor:
 
 
 def monte_carlo(token_rewards: Tensor, mask: Tensor, *, gamma: float, bootstrap: Tensor) -> Tensor:
-    """The discounted sum of the rewards from each decision on, no baseline (REINFORCE; with `bootstrap` after the last).
+    """Return the discounted sum of the rewards from each decision on, without a baseline (REINFORCE; with `bootstrap` after
+    the last).
 
     Shapes as in `gae`. Returns [B, T], 0 off the mask.
     """
@@ -56,7 +57,7 @@ def monte_carlo(token_rewards: Tensor, mask: Tensor, *, gamma: float, bootstrap:
 
 
 def group_relative(rewards: Tensor, groups: Tensor, *, scale: AdvantageScale, eps: float = 1e-6) -> Tensor:
-    """A_i = (r_i - mean of its group) / scale.
+    """Return A_i = (r_i - mean of its group) / scale.
 
     `group`  its group's standard deviation: GRPO (Shao et al. 2024, section 4.1)
     `batch`  the deviation of all centred rewards: Lite PPO (Liu et al. 2025, section 4)
@@ -78,8 +79,8 @@ def group_relative(rewards: Tensor, groups: Tensor, *, scale: AdvantageScale, ep
 
 
 def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:
-    """A_i = r_i - mean of the *other* rewards of its group (RLOO, Ahmadian et al. 2024, eq. 8). A group of one, or of equal
-    rewards, gets exactly 0.
+    """Return A_i = r_i - mean of the *other* rewards of its group (RLOO, Ahmadian et al. 2024, eq. 8). A group of one, or of
+    equal rewards, gets exactly 0.
 
     rewards, groups: [B]. Returns [B]: n / (n - 1) times the unscaled group-relative advantage, n its group's size.
 
@@ -90,11 +91,12 @@ def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:
 
 
 CLOSE = 1e-3
-"""Spread of a group's rewards, relative to the largest, below which their mean's rounding is seen in the differences."""
+"""Spread of a group's rewards, relative to the largest, below which the rounding of their mean is visible in the
+differences."""
 
 
 def _centred(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """The size of each row's own group, and its reward less the group's mean; [B] each. Equal rewards give exactly 0.
+    """Return the size of each row's own group, and its reward less the group's mean; [B] each. Equal rewards give exactly 0.
 
     The single-precision mean of 64 times -9.7 is off by 7e-6, and dividing by the deviation, which is the same error, makes
     an advantage of 0.86 of it. So sums are in double precision and, where rewards lie close together, differences, too.
@@ -109,18 +111,18 @@ def _centred(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _group_sums(x: Tensor, groups: Tensor) -> Tensor:
-    """The sum over each row's own group, [B]."""
+    """Return the sum over each row's own group, [B]."""
     numbers = _numbered(groups)
     return torch.zeros_like(x).index_add_(0, numbers, x)[numbers]
 
 
 def _numbered(groups: Tensor) -> Tensor:
-    """[B]: the groups that occur, numbered from 0. Where few rows train, whole groups may be missing."""
+    """Return the groups that occur, numbered from 0, [B]. Where few rows train, whole groups may be missing."""
     return cast(Tensor, groups.unique(return_inverse=True)[1])  # pyright: ignore[reportUnknownMemberType]
 
 
 def shortest_correct(correct: Tensor, num_tokens: Tensor, groups: Tensor) -> Tensor:
-    """1 for the shortest correct response of each group (the first of equals), 0 for the others: what long-to-short
+    """Return 1 for the shortest correct response of each group (the first of equals), 0 for the others: what long-to-short
     fine-tuning imitates (Kimi k1.5, Kimi Team 2025, section 2.4: shortest rejection sampling).
 
     correct: [B] bool; num_tokens, groups: [B] integers. Returns [B] float.

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 MIN_LOGITS, MAX_LOGITS = 1 << 24, 1 << 28
-"""fp32 logits that are always held at a time (64 MiB), and that are never exceeded (1 GiB)."""
+"""Number of fp32 logits that may always be held at a time (64 MiB), and that is never exceeded (1 GiB)."""
 
 PEAK_BLOCKS = 5
-"""About so many blocks as large as one chunk's logits are there at the peak of its backward pass."""
+"""Approximate number of blocks of the size of one chunk's logits at the peak of its backward pass."""
 
 
 # torch's own annotations are incomplete here.
@@ -24,7 +24,8 @@ PEAK_BLOCKS = 5
 
 
 def logits_at_a_time(vocabulary: int, width: int) -> int:
-    """How many logits of one chunk are worth their memory: as many as the head has weights, within MIN_ and MAX_LOGITS.
+    """Return how many logits of one chunk are worth their memory: as many as the head has weights, within MIN_ and
+    MAX_LOGITS.
 
     Each chunk reads and writes the whole head some ten times (cast, forward, recomputation, gradient) and each row its
     logits, so with H rows a chunk the two cost alike: longer chunks save less than half of what is left, and shorter ones
@@ -39,8 +40,8 @@ Head = Callable[[Tensor], Tensor]
 
 
 def _cast_once(head: torch.nn.Module) -> Head:
-    """The head with its weights as autocast would cast them. It casts frozen ones, and all of them in each recomputation,
-    anew for every chunk."""
+    """Return the head with its weights cast as autocast would cast them. Autocast itself casts frozen weights, and all
+    weights in each recomputation, again for every chunk."""
     if type(head) is not torch.nn.Linear or not torch.is_autocast_enabled(head.weight.device.type):
         return head
     dtype = torch.get_autocast_dtype(head.weight.device.type)
@@ -68,7 +69,7 @@ def chosen_logprobs(
     entropy_gradient: bool = False,
     max_logits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target under softmax(head(hidden) / temperature), and the entropy there.
+    """Return the log-probability of each target under softmax(head(hidden) / temperature), and the entropy there.
 
     hidden: [N, H]; targets: [N]. Returns two tensors [N] of fp32 (fp64 for an fp64 model); the entropy carries a gradient
     when asked for. Each chunk's logits are recomputed in the backward pass, so at most `max_logits` of them live at a time

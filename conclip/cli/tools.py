@@ -16,12 +16,12 @@ from conclip.cli.doctor import config_checks, machine_checks
 from conclip.cli.subcommands import PLAIN_SUBCOMMANDS, SUBCOMMANDS
 from conclip.config.compose import compose_config
 from conclip.config.schema import SCHEMAS
-from conclip.errors import FAILED, UserError
+from conclip.errors import EXIT_FAILED_RUN, UserError
 from conclip.evaluation import compare as paired_results
 from conclip.evaluation.regrade import grade_file
 from conclip.evaluation.rows import read_rows, select_rows
 from conclip.experiments.inputs import checked
-from conclip.redact import shown
+from conclip.redact import terminal_safe
 from conclip.report.data import RunData, read_run
 from conclip.report.export import write_files
 from conclip.report.page import write_page
@@ -33,18 +33,18 @@ def _budget(text: str) -> int | None:
     return None if text == "none" else int(text)
 
 
-CHOICES: dict[str, Callable[[str], str | float | None]] = {
+ROW_FILTERS: dict[str, Callable[[str], str | float | None]] = {
     "model": str,
     "prompt": str,
     "template": str,
     "thinking_budget": _budget,
     "temperature": float,
 }
-"""Columns by which `compare` chooses rows, and how their values are read."""
+"""Columns by which `compare` selects rows, and the functions that convert their values."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad arguments end like all bad input: one line, exit code 2."""
+    """A parser whose errors end like all bad input: one line, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -64,7 +64,7 @@ def grade(arguments: list[str]) -> None:
     counts = grade_file(options.source, options.target, audit=options.audit)
     for name, count in sorted(counts.items()):
         sys.stdout.write(f"{count:>8}  {name}\n")
-    sys.stdout.write(shown(f"graded rows: {options.target}\n"))
+    sys.stdout.write(terminal_safe(f"graded rows: {options.target}\n"))
 
 
 def compare(arguments: list[str]) -> None:
@@ -87,18 +87,18 @@ def compare(arguments: list[str]) -> None:
     parser.add_argument(
         "--margin", type=float, default=0.03, help="accuracy counts as kept within it [probability; default: 0.03]"
     )
-    for name, kind in CHOICES.items():
+    for name, convert in ROW_FILTERS.items():
         words = name.replace("_", " ")
         parser.add_argument(
             f"--{name.replace('_', '-')}",
-            type=kind,
+            type=convert,
             nargs="+",
             help=f"one {words} for both sides, or two: FIRST's, then SECOND's"
-            + ("; none: without a budget" if kind is _budget else ""),
+            + ("; none: without a budget" if convert is _budget else ""),
         )
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
     options = parser.parse_intermixed_args(arguments)
-    for name in CHOICES:
+    for name in ROW_FILTERS:
         if len(getattr(options, name) or ()) > 2:
             parser.error(
                 f"--{name.replace('_', '-')} takes one value or two (runs stand before it, or after another option)"
@@ -107,9 +107,9 @@ def compare(arguments: list[str]) -> None:
         parser.error(f"--margin is a share: it must lie in (0, 1), got {options.margin:g}")
     if options.json:
         check_target(options.json, "--json")
-    chosen = {name: getattr(options, name) for name in CHOICES if getattr(options, name)}
+    chosen = {name: getattr(options, name) for name in ROW_FILTERS if getattr(options, name)}
     if options.second is None and all(len(values) == 1 for values in chosen.values()):
-        options_there = ", ".join(f"--{name.replace('_', '-')}" for name in CHOICES)
+        options_there = ", ".join(f"--{name.replace('_', '-')}" for name in ROW_FILTERS)
         parser.error(f"nothing to compare FIRST with; give SECOND, or two values of one of {options_there}")
     sides = [
         select_rows(read_rows(path), **{name: values[min(side, len(values) - 1)] for name, values in chosen.items()})
@@ -138,28 +138,28 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="the page; default: report.html in the run's folder, or here for several")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also figures as SVG and PNG, tables as .md and .tex")
     options = parser.parse_intermixed_args(arguments)
-    runs = told_apart([read_run(path) for path in options.runs])
+    runs = disambiguate_names([read_run(path) for path in options.runs])
     page = options.out or (runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html"))
     check_target(page, "--out")
     if options.figures is not None and options.figures.exists() and not options.figures.is_dir():
         raise UserError(f"--figures: '{options.figures}' is a file; give a folder")
     write_page(runs, page)
-    sys.stdout.write(shown(f"report: {page}\n"))
+    sys.stdout.write(terminal_safe(f"report: {page}\n"))
     if options.figures is not None:
         for path in write_files(runs, options.figures):
-            sys.stdout.write(shown(f"{path}\n"))
+            sys.stdout.write(terminal_safe(f"{path}\n"))
 
 
-def told_apart(runs: Sequence[RunData]) -> list[RunData]:
-    """The runs under names that differ, as short ones as do. Raises UserError when a run is given twice."""
-    ways: tuple[Callable[[RunData], str], ...] = (
+def disambiguate_names(runs: Sequence[RunData]) -> list[RunData]:
+    """Return the runs under names that differ, as short as possible. Raises UserError when a run is given twice."""
+    namings: tuple[Callable[[RunData], str], ...] = (
         lambda run: run.name,
         lambda run: f"{run.name} {run.folder.name}",
         lambda run: f"{run.subcommand} {run.name} {run.folder.name}",
         lambda run: str(run.folder),
     )
-    for named in ways:
-        names = [named(run) for run in runs]
+    for naming in namings:
+        names = [naming(run) for run in runs]
         if len(set(names)) == len(names):
             return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
     raise UserError(f"'{runs[-1].folder}' or another run is given twice")
@@ -188,13 +188,13 @@ def doctor(arguments: list[str]) -> None:
     console, failed = open_console(), False
     for check in chain(machine_checks(outputs), checks):
         style = {"ok": "green", "note": "yellow", "FAILED": "red"}[check.state]
-        line = f"{check.name:<22}{check.found}" + (f": {check.remedy}" if check.remedy else "")
+        line = f"{check.name:<22}{check.detail}" + (f": {check.remedy}" if check.remedy else "")
         console.print(Text.assemble((f"{check.state:<8}", style), line), soft_wrap=True)
         failed |= check.state == "FAILED"
     if refused is not None:
         raise refused
     if failed:
-        sys.exit(FAILED)
+        sys.exit(EXIT_FAILED_RUN)
 
 
 def completion(arguments: list[str]) -> None:

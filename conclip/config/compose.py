@@ -1,4 +1,4 @@
-"""From overrides to a config: Hydra composes conf/, `conclip.config.typed` types and checks the outcome."""
+"""Turns overrides into a config: Hydra composes conf/, `conclip.config.typed` types and checks the result."""
 
 import dataclasses
 import difflib
@@ -14,56 +14,58 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from conclip.config.foreign import bounded_files, check_hydra
+from conclip.config.foreign import check_hydra, limit_yaml_size
 from conclip.config.groups import ProblemSetConfig
 from conclip.config.schema import SCHEMAS, BaseConfig
-from conclip.config.typed import plain_keys, text_keys, to_config, unknown_key
+from conclip.config.typed import REMOVED_KEYS, schema_keys, text_keys, to_config, unknown_key
 from conclip.errors import UserError
 
-# Hydra reads the header of a file (`# @package`) as UTF-8 whose byte order mark, if it has one, hides the header.
+# Hydra reads files as UTF-8, where a byte order mark would hide the header (`# @package`).
 file_config_source.open = lambda path, encoding: open(path, encoding=f"{encoding}-sig")  # pyright: ignore  # noqa: SIM115
 
 
 def config_folder() -> Path:
-    """conf/ beside the package in a checkout, inside it in an installed wheel."""
+    """Return conf/: beside the package in a checkout, inside it in an installed wheel."""
     package = Path(__file__).parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
 
 def load_config(subcommand: str, *overrides: str) -> BaseConfig:
-    """A subcommand's typed and checked config, as the command line would make it. Raises UserError."""
+    """Return a subcommand's typed and checked config, as the command line would make it. Raises UserError."""
     return to_config(SCHEMAS[subcommand], compose_config(subcommand, overrides)[0])
 
 
 def compose_config(
     subcommand: str, overrides: Sequence[str], *, primary: str | None = None, config_dir: str | None = None
 ) -> tuple[DictConfig, Mapping[str, str | None]]:
-    """One job's config as Hydra composes it, and the option chosen in each group.
+    """Return one job's config as Hydra composes it, and the option chosen in each group.
 
     `primary` names another primary file than the subcommand's own, `config_dir` a folder that is searched as well. Raises
     UserError, with the nearest name for an unknown key.
     """
-    known = plain_keys(SCHEMAS[subcommand])
+    known = schema_keys(SCHEMAS[subcommand])
     if several := [text for text in overrides if text.startswith("logger=[")]:
         raise UserError(f"'{several[0]}': the last one would win; name them by logger.trackers=[...]")
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir: no folder '{config_dir}'")
     name = primary or subcommand.replace("-", "_")
     folders = [config_folder(), *([Path(config_dir).resolve()] if config_dir is not None else [])]
-    folders.sort(key=lambda folder: not (folder / f"{name}.yaml").is_file())  # Hydra wants the primary file in the first
+    folders.sort(
+        key=lambda folder: not (folder / f"{name}.yaml").is_file()
+    )  # Hydra looks for the primary file in the first folder
     where = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
-    overrides = [as_text(whole_key(override, known)) for override in overrides]
-    named = [entry for override in overrides if (entry := free_name(override)) is not None]
-    plain = [free_key(override) for override in overrides if free_name(override) is None]
+    overrides = [quote_text(expand_phase_key(override, known)) for override in overrides]
+    named = [entry for override in overrides if (entry := named_override(override)) is not None]
+    plain = [add_prefix(override) for override in overrides if named_override(override) is None]
     try:
-        with bounded_files(), initialize_config_dir(str(folders[0]), version_base="1.3"):
+        with limit_yaml_size(), initialize_config_dir(str(folders[0]), version_base="1.3"):
             composed = compose(name, overrides=[*where, *plain], return_hydra_config=True)
     except UserError:
         raise
     except MissingConfigException as error:
         raise UserError(_missing_option(error)) from error
-    except Exception as error:  # whatever Hydra stumbles over stands in the overrides or the files they name
+    except Exception as error:  # whatever Hydra raises is caused by the overrides or the files they name
         text = str(error)
         for override in overrides:
             key = override.lstrip("+~").split("=", 1)[0]
@@ -82,10 +84,12 @@ def compose_config(
 
 
 def _missing_option(error: MissingConfigException) -> str:
-    """Hydra's own words list the folders it searched."""
+    """Return the error for an unknown option, without the list of searched folders that Hydra's own message has."""
     group, _, option = (error.missing_cfg_file or "").partition("/")
     if not error.options or not option:
         return str(error).partition("\nConfig search path")[0].replace("\n", " ")
+    if (retired := REMOVED_KEYS.get(f"{group}={option}")) is not None:
+        return f"{group}={option} is gone: {retired}"
     near = difflib.get_close_matches(option, error.options, n=1)
     hint = f"did you mean '{near[0]}'?" if near else "choose one of " + ", ".join(error.options)
     return f"{group}={option}: no such option; {hint}"
@@ -98,8 +102,9 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class FreeName:
-    """An override of what has a name of the user's own, which Hydra would take for several keys, or for none."""
+class NamedOverride:
+    """An override of a problem set or a checkpoint with a name of the user's own, which Hydra would read as several keys, or
+    refuse."""
 
     where: str
     name: str
@@ -116,7 +121,7 @@ class FreeName:
         return f"{self.where}.name={self.text}"
 
     def put(self, composed: DictConfig) -> None:
-        """Set it. A set that is not there yet begins empty."""
+        """Set the value in a composed config. A set that does not exist yet begins empty."""
         parent, name = OmegaConf.select(composed, self.where), self.name
         if self.field is not None:
             parent[self.name] = parent.get(self.name, {})
@@ -124,27 +129,27 @@ class FreeName:
         parent[name] = _parsed([self.masked])[0].value()
 
 
-def free_name(override: str) -> FreeName | None:
-    """What an override says of a problem set or a checkpoint whose name has dots or other signs; None of other overrides."""
+def named_override(override: str) -> NamedOverride | None:
+    """Parse an override of a problem set or a checkpoint whose name has dots or other signs; None for other overrides."""
     match = _SET.fullmatch(override) or _CHECKPOINT.fullmatch(override)
     if match is None or _PLAIN_NAME.fullmatch(match[2]):
         return None
     whole = match[1] == "checkpoints" or match[3] or match[4].lstrip().startswith("{")
-    return FreeName(match[1], match[2], match[3] or None, match[4]) if whole else None
+    return NamedOverride(match[1], match[2], match[3] or None, match[4]) if whole else None
 
 
-def whole_key(override: str, known: Set[str]) -> str:
-    """`phase1` and `phase2` are short for `phases.phase1` and `phases.phase2`."""
+def expand_phase_key(override: str, known: Set[str]) -> str:
+    """Expand `phase1` and `phase2`, which are short for `phases.phase1` and `phases.phase2`."""
     return re.sub(r"^([+~]*(?:phase@)?)(?=phase[12][.=])", r"\1phases.", override) if "phases" in known else override
 
 
 TEMPLATE_KWARGS = ("model.chat_template_kwargs", "eval.template_kwargs")
-"""Keys below which names are a chat template's."""
+"""Keys below which the names are those of a chat template."""
 
 
-def free_key(override: str) -> str:
-    """The override as Hydra takes it: a key that no file has needs ++. Names under `checkpoints` and of problem sets are the
-    user's own, and a preset of `data` may leave out keys that a problem set has."""
+def add_prefix(override: str) -> str:
+    """Return the override with ++ where Hydra needs it: for a key that no file has. Names under `checkpoints` and of problem
+    sets are the user's own, and a preset of `data` may leave out keys that a problem set has."""
     own = re.match(
         rf"(?:checkpoints|data\.(?:pool|validation|test)(?:\.[^.=]+(?:\.(?:{_FIELDS}))?)?)(?:\.[^.=]+)?=", override
     )
@@ -157,9 +162,9 @@ _TEXTS = frozenset[str]().union(*(text_keys(schema) for schema in SCHEMAS.values
 _QUOTED_KEY = re.compile(r"""([{,]\s*)(["'])([\w.-]+)\2(\s*:)""")
 
 
-def as_text(override: str) -> str:
-    """A value in quotes where the key wants text and Hydra would take it for a number or a truth value (`name=2024`), or not
-    read it for a sign (`model.path=runs/lr=1`); no quotes around names, which Hydra does not read."""
+def quote_text(override: str) -> str:
+    """Quote a value where the key takes text and Hydra would read a number or a truth value (`name=2024`), or stumble over a
+    sign (`model.path=runs/lr=1`). Quotes around names, which Hydra does not read, are removed."""
     key, equals, value = override.partition("=")
     if re.match(r"\+{0,2}(checkpoints|data)\b", key) and value.lstrip().startswith("{"):
         return f"{key}=" + _QUOTED_KEY.sub(r"\1\3\4", value)
@@ -175,18 +180,18 @@ def as_text(override: str) -> str:
 
 
 def quoted(value: str) -> str:
-    """A value as Hydra reads it back, whatever signs it has."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + (f"\\{found[2]}" if found[2] else ""), value)
+    """Quote a value so that Hydra reads it back unchanged, whatever signs it has."""
+    escaped = re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + (f"\\{match[2]}" if match[2] else ""), value)
     return f"'{escaped}'"
 
 
 def sweep_jobs(overrides: Sequence[str], *, sweeping: bool) -> Iterator[list[str]]:
-    """The overrides of every job of a sweep (of the one job when there is no sweep).
+    """Yield the overrides of every job of a sweep (of the one job when there is no sweep).
 
     Raises UserError on an override Hydra cannot parse, and on a sweep where none is wanted.
     """
-    overrides = [as_text(override) for override in overrides]
-    parsed = _parsed([entry.masked if (entry := free_name(override)) else override for override in overrides])
+    overrides = [quote_text(override) for override in overrides]
+    parsed = _parsed([entry.masked if (entry := named_override(override)) else override for override in overrides])
     choices: list[list[str]] = []
     for text, override in zip(overrides, parsed, strict=True):
         if not override.is_sweep_override():

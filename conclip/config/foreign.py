@@ -1,6 +1,6 @@
-"""Configs of other people: they cannot run code, read this machine's environment, nor grow without bounds.
+"""Guards against configs of other people: they cannot run code, read this machine's environment, or grow without bounds.
 
-Called while a config is composed (`conclip.config.compose`) and before it is resolved (`conclip.config.typed`). Each
+They run while a config is composed (`conclip.config.compose`) and before it is resolved (`conclip.config.typed`). Each
 failure is one UserError that names the key or the file.
 """
 
@@ -19,21 +19,21 @@ from conclip.errors import UserError
 from conclip.redact import looks_secret
 
 MAX_NODES = 50_000
-"""Values of a config once its aliases are followed."""
+"""Largest number of values of a config, once its aliases are followed."""
 
 MAX_DEPTH = 50
 MAX_FILE_CHARS = 4_000_000
-MAX_CHARS = 1_000_000
-"""Of one value once its interpolations are resolved."""
+MAX_VALUE_CHARS = 1_000_000
+"""Largest length of one value, once its interpolations are resolved."""
 
-PLACES = re.compile(r"paths\.\w+|pass_rates|data\.\w+\.[^.]+\.(path|shots_path)|model\.path|checkpoints\.[^.]+")
-"""Keys of files and folders on this machine: no others may read the environment."""
+PATH_KEYS = re.compile(r"paths\.\w+|pass_rates|data\.\w+\.[^.]+\.(path|shots_path)|model\.path|checkpoints\.[^.]+")
+"""Keys of files and folders on this machine: no other keys may read the environment."""
 
-HUB_TOO = re.compile(r"model\.path|checkpoints\.[^.]+")
-"""Of these, keys whose value goes to the hub unless it is a whole path."""
+HUB_KEYS = re.compile(r"model\.path|checkpoints\.[^.]+")
+"""Those of these keys whose value goes to the hub unless it is an absolute path."""
 
 RESOLVERS = ("oc.env", "oc.select", "oc.decode", "oc.deprecated", "now")
-"""What `${name:...}` may call."""
+"""Resolvers that `${name:...}` may call."""
 
 _QUIET = {"version": 1, "root": None, "disable_existing_loggers": False}
 """Hydra's `none` option of its loggers."""
@@ -42,8 +42,9 @@ _INNERMOST = re.compile(r"(?<!\\)\$\{([^${}]*)\}")
 
 
 @contextmanager
-def bounded_files() -> Iterator[None]:
-    """While Hydra reads config files: none grows by its aliases. Raises UserError naming the file."""
+def limit_yaml_size() -> Iterator[None]:
+    """Check each config file that Hydra reads meanwhile: its aliases must not make it too large. Raises UserError naming the
+    file."""
     load = OmegaConf.load
 
     def checked_load(file_: Any) -> DictConfig | ListConfig:
@@ -62,8 +63,8 @@ def bounded_files() -> Iterator[None]:
 
 
 def check_yaml(name: str, text: str) -> None:
-    """Raise UserError when a text of YAML is too long, nested too deeply, or too large once its aliases are followed; what
-    is no YAML is left to who reads it."""
+    """Raise UserError when a YAML text is too long, nested too deeply, or too large once its aliases are followed. A text
+    that is no YAML is left to its reader."""
     if len(text) > MAX_FILE_CHARS:
         raise UserError(f"'{name}' has more than {MAX_FILE_CHARS:,} characters; that is no config")
     sizes: dict[str, int] = {}
@@ -94,14 +95,14 @@ def check_yaml(name: str, text: str) -> None:
 def check_hydra(hydra: Mapping[str, Any]) -> None:
     """Raise UserError when a config sets what Hydra would run or set in this process: none of it is conclip's."""
     job = hydra.get("job") or {}
-    for key, found in (
+    for key, is_set in (
         ("hydra.callbacks", bool(hydra.get("callbacks"))),
         ("hydra.job.env_set", bool(job.get("env_set"))),
         ("hydra.job.env_copy", bool(job.get("env_copy"))),
         ("hydra.job_logging", hydra.get("job_logging") not in (None, _QUIET)),
         ("hydra.hydra_logging", hydra.get("hydra_logging") not in (None, _QUIET)),
     ):
-        if found:
+        if is_set:
             raise UserError(f"config key '{key}' may run code or change the environment, and is not conclip's; leave it out")
 
 
@@ -111,7 +112,8 @@ def check_interpolations(composed: DictConfig) -> None:
     lengths: dict[str, int] = {}
 
     def length(key: str, pending: tuple[str, ...]) -> int:
-        """Of the value, or of all values below a key that has some; refusing what goes round in circles or too deep."""
+        """Return the length of a value, or of all values below a key that has some. Raises UserError on circles and on
+        chains that are too deep."""
         if key in lengths:
             return lengths[key]
         if key in pending or len(pending) > MAX_DEPTH:
@@ -119,10 +121,10 @@ def check_interpolations(composed: DictConfig) -> None:
         below = [name for name in texts if name.startswith(f"{key}.")] if key not in texts else []
         total = sum(length(name, (*pending, key)) for name in below)
         text = texts.get(key, "")
-        total += len(text) + sum(length(name, (*pending, key)) for name in _named(key, text))
-        if total > MAX_CHARS:
+        total += len(text) + sum(length(name, (*pending, key)) for name in _references(key, text))
+        if total > MAX_VALUE_CHARS:
             raise UserError(
-                f"config key '{key}' has more than {MAX_CHARS:,} characters once its interpolations are resolved"
+                f"config key '{key}' has more than {MAX_VALUE_CHARS:,} characters once its interpolations are resolved"
             )
         lengths[key] = total
         return total
@@ -131,24 +133,26 @@ def check_interpolations(composed: DictConfig) -> None:
         length(key, ())
 
 
-def _named(key: str, text: str) -> list[str]:
-    """The keys that the interpolations in the value of `key` name. Raises UserError on those that are not allowed."""
+def _references(key: str, text: str) -> list[str]:
+    """Return the keys that the interpolations in the value of `key` name. Raises UserError on interpolations that are not
+    allowed."""
     if "${" not in text:
         return []
     names: list[str] = []
-    for found in _INNERMOST.finditer(text):
-        resolver, colon, arguments = found[1].partition(":")
+    for match in _INNERMOST.finditer(text):
+        resolver, colon, arguments = match[1].partition(":")
         if colon and resolver.strip() not in RESOLVERS:
             raise UserError(f"config key '{key}': '${{{resolver}:...}}' is not read; those that are: {', '.join(RESOLVERS)}")
-        for part in arguments.split(",") if colon else [found[1]]:
-            names.append(_absolute(key, part.strip()))
+        for part in arguments.split(",") if colon else [match[1]]:
+            names.append(_absolute_key(key, part.strip()))
     if _INNERMOST.sub("", text).replace("\\${", "").find("${") >= 0:
         raise UserError(f"config key '{key}': an interpolation within another one is not read; write it out")
     return names
 
 
-def _absolute(key: str, name: str) -> str:
-    """A key as an interpolation names it: `.x` stands beside the value that names it, `..x` one level above."""
+def _absolute_key(key: str, name: str) -> str:
+    """Return the full key that an interpolation names: `.x` is a sibling of the value that names it, `..x` is one level
+    above."""
     plain = name.lstrip(".")
     up = len(name) - len(plain)
     plain = re.sub(r"\[([^\]]*)\]", r".\1", plain).lstrip(".")
@@ -156,7 +160,7 @@ def _absolute(key: str, name: str) -> str:
 
 
 def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Every text of nested values, with its dotted key."""
+    """Yield every text of nested values, with its dotted key."""
     if isinstance(value, dict):
         for name, item in cast(dict[Any, Any], value).items():
             yield from _texts(item, f"{key}.{name}" if key else str(name))
@@ -167,12 +171,11 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def resolved(composed: DictConfig) -> dict[str, Any]:
-    """The config, of which `check_interpolations` is known, as plain values. Raises UserError where a key
-    that names no place of this machine takes something from the environment, by itself or by naming another key that does;
-    and omegaconf's own errors."""
+def resolve(composed: DictConfig) -> dict[str, Any]:
+    """Return the config as plain values, once `check_interpolations` has passed. Raises UserError where a key other than
+    that of a file or folder reads the environment, directly or through another key; also raises the errors of omegaconf."""
     read: list[str] = []
-    with _environment(read):
+    with _recorded_environment(read):
         plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
         if read:
             for key, _ in _texts(OmegaConf.to_container(composed, resolve=False), ""):
@@ -187,18 +190,18 @@ def _check_reading(composed: DictConfig, key: str, read: list[str]) -> None:
         OmegaConf.to_container(value, resolve=True)
     if not read:
         return
-    if not PLACES.fullmatch(key):
+    if not PATH_KEYS.fullmatch(key):
         raise UserError(
             f"config key '{key}' takes {read[0]} from this machine's environment, which only keys of files and folders may "
             "(paths.outputs, data.*.*.path, pass_rates, model.path); write the value out"
         )
-    if HUB_TOO.fullmatch(key) and not os.path.isabs(os.path.expanduser(str(value))):
+    if HUB_KEYS.fullmatch(key) and not os.path.isabs(os.path.expanduser(str(value))):
         raise UserError(f"config key '{key}' takes {read[0]} from the environment, and must then be a whole path")
 
 
 @contextmanager
-def _environment(read: list[str]) -> Iterator[None]:
-    """While values are resolved: `oc.env` notes what it reads, and reads no secret."""
+def _recorded_environment(read: list[str]) -> Iterator[None]:
+    """Record in `read` what `oc.env` reads while values are resolved. It reads no secrets."""
 
     def env(key: str, *default: Any) -> str | None:
         read.append(key)

@@ -1,11 +1,11 @@
-"""The groups of config keys: frozen dataclasses with each key's type and range. A key's meaning, unit and default stand in
-the YAML file that sets it; what keys ask of each other stands in `conclip.config.rules`."""
+"""The groups of config keys: frozen dataclasses with each key's type and range. The YAML file that sets a key has its
+meaning, unit and default; `conclip.config.rules` has the rules between keys."""
 
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Annotated, Any, Literal
 
-from conclip.config.ranges import OR_MORE, PART, POSITIVE_SHARE, SHARE, Range, above, at_least
+from conclip.config.ranges import NON_NEGATIVE, POSITIVE_SHARE, SHARE, SHARE_BELOW_ONE, Range, above, at_least
 from conclip.types import DEFAULT_TEMPLATE
 
 Dtype = Literal["float32", "bfloat16"]
@@ -23,9 +23,9 @@ PromptStyle = Literal["plain", "concise", "draft", "budget"]
 KeepBest = Literal["accuracy", "shortest"]
 Resume = Literal["auto", "never"]
 DisplayMode = Literal["auto", "live", "plain", "quiet", "json"]
-TrackerKind = Literal["tensorboard", "wandb", "mlflow"]
-Way = tuple[PromptStyle, str]
-"""How problems are put to a model: the instruction, and what the chat template gets besides, both by name."""
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+PromptVariant = tuple[PromptStyle, str]
+"""How a problem is put to the model: the instruction and the template variant (`eval.template_kwargs`), both by name."""
 
 LengthReward = Literal[
     "none",
@@ -33,7 +33,6 @@ LengthReward = Literal[
     "arora",
     "l1_exact",
     "l1_max",
-    "thinkprune",
     "shorter_better",
     "laser",
     "laser_d",
@@ -80,7 +79,7 @@ class ProblemSetConfig:
     question: str = "question"
     answer: str = "answer"
     answers: Answers = "any"
-    tolerance: Annotated[float, replace(PART, why=" (a share of the gold number)")] = 0.0
+    tolerance: Annotated[float, replace(SHARE_BELOW_ONE, why=" (a share of the gold number)")] = 0.0
     choices: str | list[str] | None = None
     level: str = "level"
     subject: str = "subject"
@@ -89,8 +88,8 @@ class ProblemSetConfig:
     answer_boxed: bool = False
     subjects: list[str] | None = None
     expected_problems: int | None = None
-    offset: Annotated[int, OR_MORE] = 0
-    shots: Annotated[int, OR_MORE] = 0
+    offset: Annotated[int, NON_NEGATIVE] = 0
+    shots: Annotated[int, NON_NEGATIVE] = 0
     shots_split: str | None = None
     shots_path: str | None = None
 
@@ -116,7 +115,7 @@ class ProbeConfig:
 class PhaseConfig:
     pass_rate_low: Annotated[float, SHARE]
     pass_rate_high: Annotated[float, SHARE]
-    band_confidence: Annotated[float, PART]
+    band_confidence: Annotated[float, SHARE_BELOW_ONE]
     num_problems: Annotated[int, at_least(1)]
     problem_ids: list[str] | None
     answers: list[str | int] | None
@@ -124,6 +123,7 @@ class PhaseConfig:
     group_size: Annotated[int, at_least(1)]
     num_steps: Annotated[int, at_least(1)]
     max_sampled_tokens: Annotated[int | None, at_least(1)]
+    max_tokens_stages: list[float] | None
     keep_best: KeepBest
     max_accuracy_drop: Annotated[float, POINTS]
     stop_accuracy_drop: Annotated[float, POINTS]
@@ -154,16 +154,16 @@ class AlgoConfig:
     loss_aggregation: Aggregation
     constant_tokens: Annotated[int, at_least(1)]
     kl: KlPlacement
-    kl_coef: Annotated[float, OR_MORE]
+    kl_coef: Annotated[float, NON_NEGATIVE]
     kl_target: Annotated[float | None, above(0)]
-    entropy_coef: Annotated[float, OR_MORE]
+    entropy_coef: Annotated[float, NON_NEGATIVE]
     sampler_correction: SamplerCorrection
     sampler_correction_max: Annotated[float, above(0)]
     train_on_truncated: bool
     truncated_bootstrap: Bootstrap
     updates_per_rollout: Annotated[int, at_least(1)]
-    critic_warmup_steps: Annotated[int, OR_MORE]
-    dynamic_sampling_rounds: Annotated[int, OR_MORE]
+    critic_warmup_steps: Annotated[int, NON_NEGATIVE]
+    dynamic_sampling_rounds: Annotated[int, NON_NEGATIVE]
 
 
 @dataclass(frozen=True)
@@ -177,10 +177,9 @@ class RewardConfig:
 @dataclass(frozen=True)
 class LengthConfig:
     kind: LengthReward
-    strength: Annotated[float, OR_MORE]
+    strength: Annotated[float, NON_NEGATIVE]
     scale_tokens: Annotated[float, above(0)]
     target_tokens: Annotated[float, above(0)]
-    limits: list[float]
 
 
 @dataclass(frozen=True)
@@ -202,11 +201,11 @@ class RolloutConfig:
 class OptimConfig:
     policy_lr: Annotated[float, above(0)]
     critic_lr: Annotated[float, above(0)]
-    beta1: Annotated[float, PART]
-    beta2: Annotated[float, PART]
-    weight_decay: Annotated[float, OR_MORE]
+    beta1: Annotated[float, SHARE_BELOW_ONE]
+    beta2: Annotated[float, SHARE_BELOW_ONE]
+    weight_decay: Annotated[float, NON_NEGATIVE]
     max_grad_norm: Annotated[float, above(0)]
-    max_skipped_updates: Annotated[int, OR_MORE]
+    max_skipped_updates: Annotated[int, NON_NEGATIVE]
     warmup_fraction: Annotated[float, SHARE]
     min_lr_fraction: Annotated[float, SHARE]
 
@@ -221,7 +220,7 @@ class TrainerConfig:
     max_tokens_per_micro_batch: int
     recompute_activations: bool
     max_sampler_drift: Annotated[float | None, above(0)]
-    transcripts_per_group: Annotated[int, OR_MORE]
+    transcripts_per_group: Annotated[int, NON_NEGATIVE]
 
 
 @dataclass(frozen=True)
@@ -241,15 +240,15 @@ class EvalConfig:
     allow_overlap: bool
 
     @property
-    def ways(self) -> list[Way]:
-        """In which test problems are put, in the order of the results."""
+    def prompt_variants(self) -> list[PromptVariant]:
+        """The ways in which test problems are put, in the order of the results."""
         return list(product(self.prompts, self.template_kwargs or (DEFAULT_TEMPLATE,)))
 
 
 @dataclass(frozen=True)
 class LoggerConfig:
     display: DisplayMode
-    trackers: list[TrackerKind]
+    trackers: list[TrackerName]
     project: str
 
 

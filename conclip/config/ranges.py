@@ -1,4 +1,4 @@
-"""The range of a config key, which stands beside its type in the schema: `Annotated[float, above(0)]`."""
+"""Ranges of config keys, written beside their types in the schema: `Annotated[float, above(0)]`."""
 
 import dataclasses
 import math
@@ -18,24 +18,24 @@ class Range:
     low_open: bool = False
     high_open: bool = False
     why: str = ""
-    """What stands behind the range in the error: a reason, or an example."""
-    said: str = ""
-    """The range in other words than its own."""
+    """Text after the range in the error: a reason, or an example."""
+    wording: str = ""
+    """Other wording of the range; empty for the default."""
 
-    def holds(self, value: float) -> bool:
+    def contains(self, value: float) -> bool:
         above = value > self.low if self.low_open else value >= self.low
         return above and (value < self.high if self.high_open else value <= self.high)
 
     def __str__(self) -> str:
-        if self.said:
-            return self.said
+        if self.wording:
+            return self.wording
         if math.isinf(self.high):
             return f"{'above' if self.low_open else 'at least'} {self.low:g}"
         return f"in {'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
 
     @property
-    def must(self) -> str:
-        """What an error says: "must be at least 1"."""
+    def requirement(self) -> str:
+        """The requirement as an error states it: "must be at least 1"."""
         verb = "lie" if str(self).startswith("in ") else "be"
         return f"must {verb} {self}{self.why}"
 
@@ -48,33 +48,35 @@ def above(low: float, why: str = "") -> Range:
     return Range(low=low, low_open=True, why=why)
 
 
-OR_MORE = Range(low=0, said="0 or more")
+NON_NEGATIVE = Range(low=0, wording="0 or more")
 SHARE = Range(low=0, high=1)
 """[0, 1]"""
 POSITIVE_SHARE = replace(SHARE, low_open=True)
 """(0, 1]"""
-PART = replace(SHARE, high_open=True)
+SHARE_BELOW_ONE = replace(SHARE, high_open=True)
 """[0, 1)"""
 
 
-def range_of(kind: Any) -> Range | None:
-    """The range of an annotated type; None where it has none."""
-    found = (part for part in get_args(kind) if isinstance(part, Range)) if get_origin(kind) is Annotated else ()
-    return next(iter(found), None)
+def range_of(annotation: Any) -> Range | None:
+    """Return the range of an annotated type; None where it has none."""
+    ranges = (
+        (part for part in get_args(annotation) if isinstance(part, Range)) if get_origin(annotation) is Annotated else ()
+    )
+    return next(iter(ranges), None)
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """Raises UserError naming the first key of a config, or of its groups, outside of its range. null lies in each range:
-    where it is no value, its type refuses it."""
-    for key, kind, value in _values(config, prefix):
-        limits = range_of(kind)
-        if limits is not None and value is not None and not limits.holds(value):
-            null = ", or null" if type(None) in get_args(get_args(kind)[0]) else ""
-            raise UserError(f"config key '{key}' {limits.must}{null}, got {value}")
+    """Raise UserError naming the first key of a config, or of its groups, that is out of its range. null lies in every
+    range: where a key cannot be null, its type refuses it."""
+    for key, annotation, value in _values(config, prefix):
+        limits = range_of(annotation)
+        if limits is not None and value is not None and not limits.contains(value):
+            null = ", or null" if type(None) in get_args(get_args(annotation)[0]) else ""
+            raise UserError(f"config key '{key}' {limits.requirement}{null}, got {value}")
 
 
 def _values(config: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, type, value) of every field, in the order of the schema."""
+    """Yield (dotted key, type, value) of every field, in the order of the schema."""
     for item in dataclasses.fields(config):
         key, value = f"{prefix}{item.name}", getattr(config, item.name)
         if dataclasses.is_dataclass(value):

@@ -1,7 +1,7 @@
 """A recipe is the stages of a run, as data: running, --dry-run, the report and the model card read it.
 
-A recipe stands in `conf/recipe/`, or in a folder of the user's own (`--config-dir`). Its stages are done in order; each
-names what it rests on.
+A recipe is a file in `conf/recipe/`, or in a folder of the user (`--config-dir`). Its stages run in order; each names the
+stages it needs.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage. What stands below each key is its meaning in docs/config.md."""
+    """One stage. The text below each key is its meaning in docs/config.md."""
 
     kind: StageKind
     """what it does; which of the other keys it reads depends on that"""
@@ -37,7 +37,7 @@ Recipe = Mapping[str, StageConfig]
 
 
 def kind_of(stage: str) -> StageKind:
-    """What a stage does, by its name in a recipe or a manifest."""
+    """Return what a stage does, by its name in a recipe or a manifest."""
     first = stage.split("-")[0]
     return first if first == "probe" or first == "eval" else "train"
 
@@ -47,7 +47,7 @@ def training_stages(recipe: Recipe) -> list[str]:
 
 
 def lineage(recipe: Recipe, model: str) -> list[str]:
-    """The training stages a model went through, the first one first; none for the base."""
+    """Return the training stages a model went through, first one first; empty for the base."""
     stages: list[str] = []
     while model in recipe:
         stages.insert(0, model)
@@ -56,43 +56,43 @@ def lineage(recipe: Recipe, model: str) -> list[str]:
 
 
 def label(stage: str) -> str:
-    """A stage's name for people: `probe-phase1` is "probe phase 1"."""
+    """Return a stage's name for people: `probe-phase1` is "probe phase 1"."""
     text = stage.replace("-", " ")
     return f"{text[:-1]} {text[-1]}" if text[-1:].isdigit() and text[-2:-1].isalpha() else text
 
 
 def rates_file(probe: str) -> str:
-    """Where a probing stage writes pass rates."""
+    """Return the file to which a probing stage writes pass rates."""
     return f"pass_rates{_suffix(probe)}.jsonl"
 
 
 def probe_rows_file(probe: str) -> str:
-    """Where a probing stage writes its responses."""
+    """Return the file to which a probing stage writes its responses."""
     return f"probe_rows-{probe.removeprefix('probe-')}.jsonl"
 
 
 def problems_file(stage: str) -> str:
-    """Where a training stage writes its problems, and why each was chosen."""
+    """Return the file to which a training stage writes its problems, and why each was chosen."""
     return f"problems-{stage}.json"
 
 
 def result_file(stage: str) -> str:
-    """Where a training stage writes its history and which step was kept."""
+    """Return the file to which a training stage writes its history and the step it kept."""
     return f"training-{stage}.json"
 
 
 def checkpoint_folder(stage: str) -> str:
-    """Where a training stage leaves the model it kept."""
+    """Return the folder in which a training stage leaves the model it kept."""
     return f"checkpoints/{stage}-best"
 
 
 def rows_file(model: str) -> str:
-    """Where an evaluation writes the rows of one model."""
+    """Return the file to which an evaluation writes the rows of one model."""
     return f"rows-{model}.jsonl"
 
 
 def evaluation_of(model: str) -> str:
-    """The name in the manifest of the evaluation of one model."""
+    """Return the name in the manifest of the evaluation of one model."""
     return f"eval-{model}"
 
 

@@ -1,4 +1,4 @@
-"""What config keys ask of each other, beyond the range that each has in the schema: each failure is one UserError that names
+"""Cross-field rules of config keys, beyond the range that each has in the schema. Each failure is one UserError that names
 the key and says what to do."""
 
 import dataclasses
@@ -25,13 +25,20 @@ from conclip.lab.arithmetic import FAMILIES, MAX_LEVEL, SPLITS
 from conclip.redact import hide
 
 MAX_NAME_BYTES = 200
-"""Of a run's name; file systems hold 255."""
+"""Longest name of a run; file systems allow 255 bytes."""
 
 NO_TRAINING_SET = (
     "names no problems; add a set (of the presets gsm8k, math and aime24_train can train, others only evaluate)"
 )
 
-OUR_KWARGS = {"conversation", "messages", "tokenize", "add_generation_prompt", "continue_final_message", "chat_template"} | {
+RESERVED_KWARGS = {
+    "conversation",
+    "messages",
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template",
+} | {
     "return_dict",
     "return_tensors",
     "return_assistant_tokens_mask",
@@ -40,24 +47,21 @@ OUR_KWARGS = {"conversation", "messages", "tokenize", "add_generation_prompt", "
     "truncation",
     "max_length",
 }
-"""Arguments of a chat template that are not the user's to give."""
+"""Arguments of a chat template that conclip sets itself."""
 
 ARITHMETIC_KEYS = {"source", "num_problems", "seed", "family", "levels", "split"}
-"""What a set of generated problems reads."""
+"""Keys that a set of generated problems reads."""
 
-READ = {
+KEYS_BY_STAGE = {
     "probe": {"model", "phase"},
     "train": {"model", "phase", "rates", "without", "about"},
     "eval": {"models"},
 }
 """The keys that a stage of each kind reads."""
 
-UNPRICED = ("none", "thinkprune")
-"""Kinds of length rewards that leave rewards as they are, and have no strength."""
-
 
 def _values_of(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a nested mapping, items of lists included, with its dotted key."""
+    """Yield every value of a nested mapping, items of lists included, with its dotted key."""
     for name, value in plain.items():
         if isinstance(value, dict):
             yield from _values_of(cast(dict[str, Any], value), f"{prefix}{name}.")
@@ -67,48 +71,50 @@ def _values_of(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             )
 
 
-def _need(condition: bool, key: str, message: str) -> None:
+def _require(condition: bool, key: str, message: str) -> None:
     if not condition:
         raise UserError(f"config key '{key}' {message}")
 
 
-def _is_plain(name: str) -> bool:
+def _is_plain_name(name: str) -> bool:
     return bool(name) and name.isprintable() and name.strip() == name and len(name.encode()) <= MAX_NAME_BYTES
 
 
 def check(config: BaseConfig) -> None:
-    """Ranges and cross-field rules. Raises UserError; touches neither disk nor models."""
+    """Check ranges and cross-field rules. Raises UserError; touches neither disk nor models."""
     for key, value in _values_of(dataclasses.asdict(config)):
-        _need(not isinstance(value, float) or math.isfinite(value), key, f"must be a finite number, got {value}")
+        _require(not isinstance(value, float) or math.isfinite(value), key, f"must be a finite number, got {value}")
     check_ranges(config)
-    plain = _is_plain(config.name) and config.name not in (".", "..") and "/" not in config.name
-    _need(plain, "name", f"must be a folder name of up to {MAX_NAME_BYTES} bytes")
-    _need("{question}" in config.model.prompt, "model.prompt", "must contain {question}")
+    plain = _is_plain_name(config.name) and config.name not in (".", "..") and "/" not in config.name
+    _require(plain, "name", f"must be a folder name of up to {MAX_NAME_BYTES} bytes")
+    _require("{question}" in config.model.prompt, "model.prompt", "must contain {question}")
     _check_model(config.model)
     local = config.model.url is None or (config.probing is None and config.learning is None)
     if config.model.url is not None:
         http = re.match(r"https?://[^/@]+(/|$)", config.model.url) is not None
         no_key = hide(config.model.url) == config.model.url
-        _need(no_key, "model.url", "must hold no key, as it is written down; export OPENAI_API_KEY=...")
-        _need(http, "model.url", "must begin with http:// or https:// and a host")
-    _need(local, "model.url", "is for conclip eval only: probing and training need the weights")
+        _require(no_key, "model.url", "must hold no key, as it is written down; export OPENAI_API_KEY=...")
+        _require(http, "model.url", "must begin with http:// or https:// and a host")
+    _require(local, "model.url", "is for conclip eval only: probing and training need the weights")
     for part in dataclasses.fields(config.data):
         for name, problem_set in getattr(config.data, part.name).items():
-            _need(_is_plain(name), f"data.{part.name}", f"has a set without a plain name of up to {MAX_NAME_BYTES} bytes")
+            _require(
+                _is_plain_name(name), f"data.{part.name}", f"has a set without a plain name of up to {MAX_NAME_BYTES} bytes"
+            )
             _check_problem_set(f"data.{part.name}.{name}", problem_set)
-    _need("model" not in config.given_models, "checkpoints.model", "is the name of model.path; choose another")
-    plain = all(_is_plain(name) and "/" not in name for name in config.given_models)
-    _need(plain, "checkpoints", f"must have plain names of up to {MAX_NAME_BYTES} bytes: they become file names")
+    _require("model" not in config.given_models, "checkpoints.model", "is the name of model.path; choose another")
+    plain = all(_is_plain_name(name) and "/" not in name for name in config.given_models)
+    _require(plain, "checkpoints", f"must have plain names of up to {MAX_NAME_BYTES} bytes: they become file names")
     if config.evaluation is not None:
         _check_eval(config.evaluation)
         english = config.model.path != "lab" or config.evaluation.prompts == ["plain"]
-        _need(english, "eval.prompts", "must be [plain] for the lab's model, which reads no English")
-        _need(bool(config.data.test), "data.test", "names no benchmark; add one")
+        _require(english, "eval.prompts", "must be [plain] for the lab's model, which reads no English")
+        _require(bool(config.data.test), "data.test", "names no benchmark; add one")
         _check_room(config.rollout, "eval.max_tokens", config.evaluation.max_tokens)
     if config.probing is not None:
         _check_room(config.rollout, "rollout.max_tokens", config.rollout.max_tokens)
         _check_probe(config.probing)
-        _need(bool(config.data.pool), "data.pool", NO_TRAINING_SET)
+        _require(bool(config.data.pool), "data.pool", NO_TRAINING_SET)
     if config.learning is not None:
         _check_learning(config.learning)
     _check_recipe(config)
@@ -118,146 +124,155 @@ def check(config: BaseConfig) -> None:
             _check_phase_algo(config.phase_key(name), phase, config.learning.algo)
     if config.given_rates is not None:
         by_hand = any(phase.by_hand for phase in config.phase_settings.values())
-        _need(not by_hand, "pass_rates", "is unread with problems named by hand (phase.problem_ids, phase.answers)")
+        _require(not by_hand, "pass_rates", "is unread with problems named by hand (phase.problem_ids, phase.answers)")
 
 
 def _check_model(model: ModelConfig) -> None:
     tags = model.thinking_tags
     pair = tags is None or (len(tags) == 2 and all(tags) and tags[0] != tags[1])
-    _need(pair, "model.thinking_tags", "must be null or two texts that differ: what opens the thinking part, what closes it")
-    _need(all(model.stop_tokens), "model.stop_tokens", "must list tokens by their text")
+    _require(
+        pair, "model.thinking_tags", "must be null or two texts that differ: what opens the thinking part, what closes it"
+    )
+    _require(all(model.stop_tokens), "model.stop_tokens", "must list tokens by their text")
     own = model.url is None or not model.stop_tokens
-    _need(own, "model.stop_tokens", "is for models of one's own; a server is told by its own settings what ends a response")
+    _require(
+        own, "model.stop_tokens", "is for models of one's own; a server is told by its own settings what ends a response"
+    )
     _check_template_kwargs("model.chat_template_kwargs", model.chat_template_kwargs)
 
 
 def _check_template_kwargs(key: str, values: Mapping[str, Any]) -> None:
     for name in values:
-        _need(name not in OUR_KWARGS, f"{key}.{name}", "is not for the chat template's author to read: conclip sets it")
+        _require(
+            name not in RESERVED_KWARGS, f"{key}.{name}", "is not for the chat template's author to read: conclip sets it"
+        )
 
 
 def _check_room(rollout: RolloutConfig, key: str, max_tokens: int) -> None:
     room = rollout.max_model_len is None or rollout.max_model_len > max_tokens
-    _need(room, "rollout.max_model_len", f"must exceed {key}={max_tokens}: it holds the prompt as well")
+    _require(room, "rollout.max_model_len", f"must exceed {key}={max_tokens}: it holds the prompt as well")
 
 
 def _check_eval(settings: EvalConfig) -> None:
     good = bool(settings.temperatures) and all(value >= 0 for value in settings.temperatures)
-    _need(good, "eval.temperatures", "must list values of 0 (greedy) or more")
-    _need(len(set(settings.temperatures)) == len(settings.temperatures), "eval.temperatures", "lists a value twice")
-    _need(bool(settings.prompts), "eval.prompts", "must list at least one instruction")
-    _need(len(set(settings.prompts)) == len(settings.prompts), "eval.prompts", "lists an instruction twice")
+    _require(good, "eval.temperatures", "must list values of 0 (greedy) or more")
+    _require(len(set(settings.temperatures)) == len(settings.temperatures), "eval.temperatures", "lists a value twice")
+    _require(bool(settings.prompts), "eval.prompts", "must list at least one instruction")
+    _require(len(set(settings.prompts)) == len(settings.prompts), "eval.prompts", "lists an instruction twice")
     for name, values in settings.template_kwargs.items():
-        _need(name.isprintable() and name.strip() == name != "", "eval.template_kwargs", "must have plain names")
+        _require(name.isprintable() and name.strip() == name != "", "eval.template_kwargs", "must have plain names")
         _check_template_kwargs(f"eval.template_kwargs.{name}", values)
     budgets = settings.thinking_budgets
     good = bool(budgets) and all(budget is None or budget >= 0 for budget in budgets)
-    _need(good, "eval.thinking_budgets", "must list numbers of tokens, or null for no budget")
-    _need(len(set(budgets)) == len(budgets), "eval.thinking_budgets", "lists a value twice")
-    _need(settings.top_k == -1 or settings.top_k >= 1, "eval.top_k", "must be -1 (all) or at least 1")
+    _require(good, "eval.thinking_budgets", "must list numbers of tokens, or null for no budget")
+    _require(len(set(budgets)) == len(budgets), "eval.thinking_budgets", "lists a value twice")
+    _require(settings.top_k == -1 or settings.top_k >= 1, "eval.top_k", "must be -1 (all) or at least 1")
 
 
 def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
     if problems.source == "dataset":
-        _need(not (problems.answer_boxed and problems.answer_pattern), f"{key}.answer_boxed", "excludes answer_pattern")
-        _need(problems.family is None, f"{key}.family", "is for source: arithmetic")
+        _require(not (problems.answer_boxed and problems.answer_pattern), f"{key}.answer_boxed", "excludes answer_pattern")
+        _require(problems.family is None, f"{key}.family", "is for source: arithmetic")
         from_hub = problems.path is None and problems.dataset is not None
-        _need(not from_hub or problems.split is not None, f"{key}.split", "is needed with a data set of the hub")
+        _require(not from_hub or problems.split is not None, f"{key}.split", "is needed with a data set of the hub")
         examples = problems.shots == 0 or problems.shots_split is not None or problems.shots_path is not None
-        _need(examples, f"{key}.shots", "needs shots_split (or shots_path): examples must not come from the problems asked")
+        _require(
+            examples, f"{key}.shots", "needs shots_split (or shots_path): examples must not come from the problems asked"
+        )
         return
     for field in dataclasses.fields(problems):
         if field.name not in ARITHMETIC_KEYS:
-            _need(getattr(problems, field.name) == field.default, f"{key}.{field.name}", "is for source: dataset")
-    _need(problems.family in FAMILIES, f"{key}.family", f"must be one of {', '.join(FAMILIES)}")
-    _need(problems.split in SPLITS, f"{key}.split", f"must be one of {', '.join(SPLITS)}")
-    _need(problems.num_problems is not None, f"{key}.num_problems", "is needed for source: arithmetic")
+            _require(getattr(problems, field.name) == field.default, f"{key}.{field.name}", "is for source: dataset")
+    _require(problems.family in FAMILIES, f"{key}.family", f"must be one of {', '.join(FAMILIES)}")
+    _require(problems.split in SPLITS, f"{key}.split", f"must be one of {', '.join(SPLITS)}")
+    _require(problems.num_problems is not None, f"{key}.num_problems", "is needed for source: arithmetic")
     highest = MAX_LEVEL[problems.family or "chain"]
     good = bool(problems.levels) and all(1 <= level <= highest for level in problems.levels or [])
-    _need(good, f"{key}.levels", f"must list levels from 1 to {highest}")
+    _require(good, f"{key}.levels", f"must list levels from 1 to {highest}")
 
 
 def _check_learning(config: LearnConfig) -> None:
     trainer = config.trainer
     _check_algo(config.algo)
     _check_length(config.length)
-    priced = config.length.kind not in UNPRICED
+    priced = config.length.kind != "none"
     imitates = config.algo.advantage == "shortest_correct"
-    _need(not (priced and imitates), "length.kind", "must be none or thinkprune with algo.advantage=shortest_correct")
+    _require(not (priced and imitates), "length.kind", "must be none with algo.advantage=shortest_correct")
     reward = config.reward
-    _need(reward.correct > reward.wrong, "reward.correct", "must be above reward.wrong")
+    _require(reward.correct > reward.wrong, "reward.correct", "must be above reward.wrong")
     room = trainer.max_tokens_per_micro_batch >= config.rollout.max_tokens
-    _need(room, "trainer.max_tokens_per_micro_batch", "must hold at least one response of rollout.max_tokens")
-    _need(bool(config.data.validation), "data.validation", NO_TRAINING_SET)
+    _require(room, "trainer.max_tokens_per_micro_batch", "must hold at least one response of rollout.max_tokens")
+    _require(bool(config.data.validation), "data.validation", NO_TRAINING_SET)
 
 
 def _check_algo(algo: AlgoConfig) -> None:
     per_token = algo.advantage in ("gae", "monte_carlo")
     message = f"must be 'loss' or 'none' with algo.advantage={algo.advantage}: it has no per-token reward"
-    _need(per_token or algo.kl != "reward", "algo.kl", message)
+    _require(per_token or algo.kl != "reward", "algo.kl", message)
     adapts = algo.kl_target is None or (algo.kl != "none" and algo.kl_coef > 0)
-    _need(
+    _require(
         adapts,
         "algo.kl_target",
         "needs a place for the KL (algo.kl) and algo.kl_coef above 0 to start from",
     )
     has_critic = algo.advantage == "gae"
-    _need(
+    _require(
         has_critic or algo.critic_warmup_steps == 0,
         "algo.critic_warmup_steps",
         "must be 0 without a critic (algo.advantage=gae)",
     )
     discounts = per_token or algo.gamma == 1
-    _need(discounts, "algo.gamma", f"must be 1 with algo.advantage={algo.advantage}, which discounts nothing")
+    _require(discounts, "algo.gamma", f"must be 1 with algo.advantage={algo.advantage}, which discounts nothing")
     imitates = (algo.advantage == "shortest_correct") == (algo.policy_loss == "nll")
-    _need(imitates, "algo.policy_loss", "nll goes with algo.advantage=shortest_correct and with nothing else")
+    _require(imitates, "algo.policy_loss", "nll goes with algo.advantage=shortest_correct and with nothing else")
     white = algo.whiten_advantages and algo.advantage == "shortest_correct"
-    _need(not white, "algo.whiten_advantages", "must be false with algo.advantage=shortest_correct: all would become 0")
+    _require(not white, "algo.whiten_advantages", "must be false with algo.advantage=shortest_correct: all would become 0")
 
 
 def _check_length(length: LengthConfig) -> None:
-    acts = length.kind not in UNPRICED
+    acts = length.kind != "none"
     message = f"is 0, so length.kind={length.kind} does nothing; length={length.kind} sets the published one"
-    _need(length.strength > 0 or not acts, "length.strength", message)
-    _need(length.strength == 0 or acts, "length.strength", f"is unread with length.kind={length.kind}")
-    good = bool(length.limits) and all(0 < limit <= 1 for limit in length.limits)
-    _need(good, "length.limits", "must list shares of length.scale_tokens, each in (0, 1]")
+    _require(length.strength > 0 or not acts, "length.strength", message)
+    _require(length.strength == 0 or acts, "length.strength", f"is unread with length.kind={length.kind}")
 
 
 def _check_probe(probe: ProbeConfig) -> None:
     enough = probe.max_samples >= probe.first_samples
-    _need(enough, "probe.max_samples", f"must be at least probe.first_samples ({probe.first_samples})")
+    _require(enough, "probe.max_samples", f"must be at least probe.first_samples ({probe.first_samples})")
     mean = probe.mean_samples
     budget = mean is None or mean >= probe.first_samples
-    _need(budget, "probe.mean_samples", f"must be at least probe.first_samples ({probe.first_samples}), or null")
+    _require(budget, "probe.mean_samples", f"must be at least probe.first_samples ({probe.first_samples}), or null")
 
 
 def _check_phase(key: str, phase: PhaseConfig) -> None:
     band = phase.pass_rate_low <= phase.pass_rate_high
-    _need(band, f"{key}.pass_rate_low", f"must not exceed {key}.pass_rate_high={phase.pass_rate_high:g}")
-    _need(phase.problem_ids is None or phase.answers is None, f"{key}.answers", f"excludes {key}.problem_ids")
+    _require(band, f"{key}.pass_rate_low", f"must not exceed {key}.pass_rate_high={phase.pass_rate_high:g}")
+    _require(phase.problem_ids is None or phase.answers is None, f"{key}.answers", f"excludes {key}.problem_ids")
     named = phase.problem_ids if phase.problem_ids is not None else phase.answers
     number = phase.num_problems if named is None else len(named)
     fits = 1 <= phase.problems_per_step <= number
-    _need(fits, f"{key}.problems_per_step", f"must lie between 1 and the number of training problems ({number})")
+    _require(fits, f"{key}.problems_per_step", f"must lie between 1 and the number of training problems ({number})")
     ends = phase.retire_below < phase.retire_above
-    _need(ends, f"{key}.retire_below", f"must be below {key}.retire_above={phase.retire_above:g}")
-    _need(not phase.refresh or named is None, f"{key}.refresh", "needs a probed pool, not problems named by hand")
+    _require(ends, f"{key}.retire_below", f"must be below {key}.retire_above={phase.retire_above:g}")
+    _require(not phase.refresh or named is None, f"{key}.refresh", "needs a probed pool, not problems named by hand")
+    stages = phase.max_tokens_stages
+    good = stages is None or (bool(stages) and all(0 < share <= 1 for share in stages))
+    _require(good, f"{key}.max_tokens_stages", "must list shares of rollout.max_tokens, each in (0, 1], or be null")
 
 
 def _check_phase_algo(key: str, phase: PhaseConfig, algo: AlgoConfig) -> None:
     num_responses = phase.problems_per_step * phase.group_size
-    _need(
+    _require(
         algo.updates_per_rollout <= num_responses,
         "algo.updates_per_rollout",
         f"must not exceed the {num_responses} responses of a step",
     )
     filtered = phase.refresh and algo.dynamic_sampling_rounds > 0
-    _need(not filtered, f"{key}.refresh", "excludes algo.dynamic_sampling_rounds, which hides settled problems from it")
+    _require(not filtered, f"{key}.refresh", "excludes algo.dynamic_sampling_rounds, which hides settled problems from it")
     grouped = algo.advantage not in ("group_relative", "leave_one_out") or phase.group_size >= 2
-    _need(grouped, f"{key}.group_size", f"must be at least 2 with algo.advantage={algo.advantage}")
+    _require(grouped, f"{key}.group_size", f"must be at least 2 with algo.advantage={algo.advantage}")
     mixed = algo.dynamic_sampling_rounds == 0 or phase.group_size >= 2
-    _need(
+    _require(
         mixed,
         f"{key}.group_size",
         "must be at least 2 with algo.dynamic_sampling_rounds: one response is all right or wrong",
@@ -265,7 +280,7 @@ def _check_phase_algo(key: str, phase: PhaseConfig, algo: AlgoConfig) -> None:
 
 
 def _check_recipe(config: BaseConfig) -> None:
-    """Stages rest on earlier ones, and their names become names of files."""
+    """Check that stages rest on earlier ones, and that their names can be file names. Raises UserError."""
     if not config.recipe:
         raise UserError("config key 'recipe' has no stages; see conf/recipe/ for examples")
     probes: list[str] = []
@@ -275,8 +290,8 @@ def _check_recipe(config: BaseConfig) -> None:
         _check_stage_name(name, stage)
         blank = StageConfig(kind=stage.kind)
         for item in dataclasses.fields(stage):
-            unread = item.name not in READ[stage.kind] and getattr(stage, item.name) != getattr(blank, item.name)
-            _need(not unread, f"recipe.{name}.{item.name}", f"is unread: the stage's kind is {stage.kind}")
+            unread = item.name not in KEYS_BY_STAGE[stage.kind] and getattr(stage, item.name) != getattr(blank, item.name)
+            _require(not unread, f"recipe.{name}.{item.name}", f"is unread: the stage's kind is {stage.kind}")
         if stage.kind != "eval":
             _check_known(f"recipe.{name}.model", [stage.model], [BASE, *trained], "the base or an earlier training stage")
             known = list(config.phase_settings)
@@ -323,5 +338,5 @@ def _check_stage_name(name: str, stage: StageConfig) -> None:
 def _check_known(key: str, names: Sequence[str | None], known: Sequence[str], what: str) -> None:
     for name in names:
         if name not in known:
-            said = f"is '{name}'" if name is not None else "has no value"
-            raise UserError(f"config key '{key}' {said}; it must be {what}: {', '.join(known) or 'there is none'}")
+            value = f"is '{name}'" if name is not None else "has no value"
+            raise UserError(f"config key '{key}' {value}; it must be {what}: {', '.join(known) or 'there is none'}")

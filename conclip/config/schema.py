@@ -1,4 +1,4 @@
-"""The config of each subcommand: frozen dataclasses of groups of keys, and what only some of them have."""
+"""The config of each subcommand: frozen dataclasses of groups of keys, and the keys that only some subcommands have."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ from conclip.config.recipe import StageConfig, StageKind
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """What every subcommand has. What only some have is None, or empty, for the others."""
+    """The keys of every subcommand. Properties of subcommands that lack something are None, or empty."""
 
     name: str
-    seed: Annotated[int, Range(low=0, high=2**31, high_open=True, said="in [0, 2^31)")]
+    seed: Annotated[int, Range(low=0, high=2**31, high_open=True, wording="in [0, 2^31)")]
     resume: Resume
     recipe: dict[str, StageConfig]
     model: ModelConfig
@@ -52,12 +52,12 @@ class BaseConfig:
 
     @property
     def phase_settings(self) -> Mapping[str, PhaseConfig]:
-        """By the name that stages of the recipe know them by."""
+        """Settings of each phase, by the name that stages of the recipe use."""
         return {}
 
     @property
     def given_rates(self) -> str | None:
-        """Where pass rates measured before lie, which choose the training problems."""
+        """Path of pass rates that were measured before, which choose the training problems."""
         return None
 
     @property
@@ -66,11 +66,11 @@ class BaseConfig:
         return {}
 
     def phase_key(self, name: str) -> str:
-        """Where a phase's settings stand in the config."""
+        """Return the config key of a phase's settings."""
         return name
 
     def phase_of(self, stage: StageConfig) -> PhaseConfig:
-        """The settings of a stage that probes or trains."""
+        """Return the settings of a stage that probes or trains."""
         assert stage.phase is not None
         return self.phase_settings[stage.phase]
 
@@ -105,7 +105,7 @@ class EvalRunConfig(BaseConfig):
 
 @dataclass(frozen=True)
 class LearnConfig(BaseConfig):
-    """What every subcommand that trains has besides."""
+    """The further keys of every subcommand that trains."""
 
     probe: ProbeConfig
     algo: AlgoConfig
@@ -139,7 +139,7 @@ class TrainRunConfig(LearnConfig):
 
 @dataclass(frozen=True)
 class RecipeRunConfig(LearnConfig):
-    """Of any recipe; what none of its stages needs is left alone."""
+    """The config of any recipe; settings that none of its stages needs are ignored."""
 
     phases: dict[str, PhaseConfig]
     eval: EvalConfig

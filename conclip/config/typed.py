@@ -1,17 +1,17 @@
-"""From what Hydra composed to a typed config: unknown keys, wrong types, ranges, then what keys ask of each other, before
-anything heavy loads. Each failure is one UserError that names the key and says what to do."""
+"""Turns what Hydra composed into a typed config. It checks for unknown keys, wrong types and ranges, then cross-field rules,
+before anything heavy loads. Each failure is one UserError that names the key and says what to do."""
 
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from conclip.config.foreign import check_interpolations, resolved
+from conclip.config.foreign import check_interpolations, resolve
 from conclip.config.rules import check
 from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
@@ -20,21 +20,21 @@ Config = TypeVar("Config", bound=BaseConfig)
 
 
 def to_config(schema: type[Config], composed: DictConfig) -> Config:
-    """The typed, checked config. Raises UserError naming the key at fault."""
+    """Return the typed, checked config. Raises UserError naming the key at fault."""
     check_interpolations(composed)
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise UserError(f"config key '{missing[0]}' has no value; set it: {missing[0]}=...")
-        plain = resolved(composed)
+        plain = resolve(composed)
     except OmegaConfBaseException as error:
         raise UserError(f"config key '{error.full_key}': {str(error).splitlines()[0]}") from error
-    plain = _fitted(plain, schema, plain_keys(schema))
+    plain = _coerce(plain, schema, schema_keys(schema))
     if isinstance(phases := plain.get("phases"), dict) and isinstance(recipe := plain.get("recipe"), dict):
         named = {stage.get("phase") for stage in recipe.values() if isinstance(stage, dict)}
-        plain["phases"] = {name: phase for name, phase in phases.items() if name in named}  # presets may know of others
+        plain["phases"] = {name: phase for name, phase in phases.items() if name in named}  # presets may hold other phases
     if isinstance(model := plain.get("model"), dict):
-        model |= {name: _new_lines(model[name]) for name in ("prompt", "system") if isinstance(model.get(name), str)}
+        model |= {name: _unescape_newlines(model[name]) for name in ("prompt", "system") if isinstance(model.get(name), str)}
     try:
         config = TypeAdapter(schema).validate_python(plain)
     except ValidationError as error:
@@ -51,45 +51,45 @@ def to_config(schema: type[Config], composed: DictConfig) -> Config:
     return config
 
 
-def _fitted(plain: Mapping[Any, Any], schema: type, known: set[str], prefix: str = "") -> dict[str, Any]:
-    """`plain`, names of the user's own and whole numbers as text where the schema has text: YAML and Hydra read 2024 as a
-    number. Raises UserError on a key that the schema has not."""
-    kinds = {item.name: item.type for item in dataclasses.fields(schema)}
+def _coerce(plain: Mapping[Any, Any], schema: type, known: set[str], prefix: str = "") -> dict[str, Any]:
+    """Return `plain` with names of the user's own, and whole numbers where the schema has text, as text: YAML and Hydra read
+    2024 as a number. Raises UserError on an unknown key."""
+    annotations = {item.name: item.type for item in dataclasses.fields(schema)}
     fitted: dict[str, Any] = {}
     for name, value in plain.items():
-        key, kind = f"{prefix}{name}", kinds.get(name)
-        if kind is None:
+        key, annotation = f"{prefix}{name}", annotations.get(name)
+        if annotation is None:
             raise UserError(unknown_key(key, known))
         if isinstance(value, dict):
             nested = cast(dict[Any, Any], value)
-            if dataclasses.is_dataclass(kind):
-                value = _fitted(nested, cast(type, kind), known, f"{key}.")
-            elif (entry := entry_schema(kind)) is not None:
+            if dataclasses.is_dataclass(annotation):
+                value = _coerce(nested, cast(type, annotation), known, f"{key}.")
+            elif (entry := entry_schema(annotation)) is not None:
                 value = {
-                    _text(own): _fitted(cast(Any, item), entry, known, f"{key}.{own}.") if isinstance(item, dict) else item
+                    _text(own): _coerce(cast(Any, item), entry, known, f"{key}.{own}.") if isinstance(item, dict) else item
                     for own, item in nested.items()
                 }
-            elif kind == dict[str, str]:
-                value = {_text(own): _digits(item) for own, item in nested.items()}
-        elif kind in TEXT:
-            value = _digits(value)
-        elif kind in (list[str], list[str] | None) and isinstance(value, list):
-            value = [_digits(item) for item in cast(list[Any], value)]
+            elif annotation == dict[str, str]:
+                value = {_text(own): _number_to_text(item) for own, item in nested.items()}
+        elif annotation in TEXT_TYPES:
+            value = _number_to_text(value)
+        elif annotation in (list[str], list[str] | None) and isinstance(value, list):
+            value = [_number_to_text(item) for item in cast(list[Any], value)]
         fitted[name] = value
     return fitted
 
 
-TEXT = (str, str | None)
+TEXT_TYPES = (str, str | None)
 
 
-def entry_schema(kind: Any) -> type | None:
-    """Of names of the user's own to groups of keys, the schema of such a group; None of other types."""
-    if get_origin(kind) is dict and dataclasses.is_dataclass(entry := get_args(kind)[1]):
+def entry_schema(annotation: Any) -> type | None:
+    """Return the schema of the entries of a mapping from the user's own names to groups of keys; None for other types."""
+    if get_origin(annotation) is dict and dataclasses.is_dataclass(entry := get_args(annotation)[1]):
         return cast(type, entry)
     return None
 
 
-def _digits(value: Any) -> Any:
+def _number_to_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -97,57 +97,54 @@ def _text(name: Any) -> str:
     return {True: "true", False: "false", None: "null"}[name] if name is None or isinstance(name, bool) else str(name)
 
 
-_NEW_LINE = re.compile(
+_ESCAPED_NEWLINE = re.compile(
     r"(?<!\\)\\n(?!(?:abla|atural|e|earrow|eg|eq|ewline|exists|geq|gtr|i|leq|less|mid|ot|otin|parallel|subset|subseteq|u|warrow)"
     r"(?![A-Za-z]))"
 )
 r"""``\n`` typed as two characters, unless it begins a command of TeX (``\neq``)."""
 
 
-def _new_lines(text: str) -> str:
-    r"""A shell hands ``\n`` on as it is typed; in a prompt it means a new line."""
-    return _NEW_LINE.sub("\n", text)
+def _unescape_newlines(text: str) -> str:
+    r"""Turn ``\n`` into a new line: a shell passes it on as it is typed."""
+    return _ESCAPED_NEWLINE.sub("\n", text)
 
 
-def plain_keys(schema: type, prefix: str = "") -> set[str]:
-    """Every dotted key a schema knows; `*` stands for a free name (a benchmark of `data.test`, say)."""
-    keys: set[str] = set()
+def _keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every dotted key that a schema knows, with its type."""
     for item in dataclasses.fields(schema):
         name = f"{prefix}{item.name}"
-        keys.add(name)
+        yield name, item.type
         if dataclasses.is_dataclass(item.type):
-            keys |= plain_keys(cast(type, item.type), f"{name}.")
+            yield from _keys(cast(type, item.type), f"{name}.")
         elif (entry := entry_schema(item.type)) is not None:
-            keys |= {f"{name}.*"} | plain_keys(entry, f"{name}.*.")
+            yield f"{name}.*", entry
+            yield from _keys(entry, f"{name}.*.")
         elif item.type == dict[str, str]:
-            keys.add(f"{name}.*")
-    return keys
+            yield f"{name}.*", str
 
 
-def text_keys(schema: type, prefix: str = "") -> set[str]:
-    """The keys of `plain_keys` that take text."""
-    keys: set[str] = set()
-    for item in dataclasses.fields(schema):
-        name = f"{prefix}{item.name}"
-        if dataclasses.is_dataclass(item.type):
-            keys |= text_keys(cast(type, item.type), f"{name}.")
-        elif (entry := entry_schema(item.type)) is not None:
-            keys |= text_keys(entry, f"{name}.*.")
-        elif item.type == dict[str, str]:
-            keys.add(f"{name}.*")
-        elif item.type in TEXT:
-            keys.add(name)
-    return keys
+def schema_keys(schema: type) -> set[str]:
+    """Return every dotted key that a schema knows; `*` stands for a free name (a benchmark of `data.test`, say)."""
+    return {name for name, _ in _keys(schema)}
 
 
-RETIRED = {"skip_phase1": "conclip two-phase recipe=phase2_only begins with phase 2"}
-"""Keys of earlier versions, and what does their work now."""
+def text_keys(schema: type) -> set[str]:
+    """Return the keys of `schema_keys` that take text."""
+    return {name for name, annotation in _keys(schema) if annotation in TEXT_TYPES}
+
+
+REMOVED_KEYS = {
+    "skip_phase1": "conclip two-phase recipe=phase2_only begins with phase 2",
+    "length.limits": "ThinkPrune's limits are phase.max_tokens_stages",
+    "length=thinkprune": "it is no reward but a limit on sampling, phase.max_tokens_stages=[1.0,0.75,0.5]",
+}
+"""Keys and options of earlier versions, and what does their work now."""
 
 
 def unknown_key(key: str, known: set[str]) -> str:
-    """The error line for a key that no schema has, with the nearest name: of its neighbours first, then of all keys."""
-    if key in RETIRED:
-        return f"config key '{key}' is gone: {RETIRED[key]}"
+    """Return the error line for an unknown key, with the nearest name: first among its neighbours, then among all keys."""
+    if key in REMOVED_KEYS:
+        return f"config key '{key}' is gone: {REMOVED_KEYS[key]}"
     own = re.match(r"(?:data\.\w+|recipe|phases)\.(.+)\.", key)
     names = sorted({name.replace("*", own[1]) if own else name for name in known} - {key})
     names = [name for name in names if "*" not in name]
@@ -161,7 +158,7 @@ def unknown_key(key: str, known: set[str]) -> str:
 
 
 def _unknown_set(place: Sequence[str], data: Mapping[str, Mapping[str, Any]]) -> str:
-    """The error line for a problem set that lacks what every set has: most often its name is misspelt."""
+    """Return the error line for a problem set that lacks a key which every set has: most often its name is misspelt."""
     _, part, name, missing = place
     key = ".".join(place)
     others = [other for other in data[part] if other != name]

@@ -1,4 +1,4 @@
-"""Which problems a step asks, and how the set they come from is kept useful."""
+"""Draws the problems of each step, and keeps the set they come from useful."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from conclip.runs.checked import Count, NonNegative
 from conclip.types import Outcome, Problem, RolloutGroup
 
 _Words = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=625, max_length=625)]
-"""Of Python's random generator: its state, and where it is in it."""
+"""State of Python's random generator, and the position in it."""
 
 
 class _SavedOrder(TypedDict):
@@ -34,15 +34,15 @@ _ORDER, _REFRESHER = TypeAdapter(_SavedOrder), TypeAdapter(_SavedRefresher)
 
 
 class ProblemOrder:
-    """Endless passes over the problems, each in a fresh order; no draw holds a problem twice."""
+    """Draws problems in endless passes, each in a fresh order; no draw holds a problem twice."""
 
     def __init__(self, problems: Sequence[Problem], stream: Random) -> None:
         self.problems, self._stream = list(problems), stream
         self._next: deque[Problem] = deque()
 
     def draw(self, count: int) -> list[Problem]:
-        """The next `count` problems, all different; one that would come twice waits for the next draw. Raises ValueError
-        when there are fewer problems than that."""
+        """Return the next `count` problems, all different; one that would come twice waits for the next draw. Raises
+        ValueError when there are fewer problems than that."""
         if count > len(self.problems):
             raise ValueError(f"{count} different problems asked for, there are {len(self.problems)}")
         chosen: dict[str, Problem] = {}
@@ -59,12 +59,12 @@ class ProblemOrder:
         return list(chosen.values())
 
     def replace(self, old: Problem, new: Problem) -> None:
-        """`new` takes the place of `old`, in the present pass too if `old` is still to come there."""
+        """Put `new` in the place of `old`, in the present pass too if `old` is still to come there."""
         self.problems[self.problems.index(old)] = new
         self._next = deque(new if problem == old else problem for problem in self._next)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-like; the problems by id."""
+        """Return JSON-like state, with problems by id."""
         return {
             "problems": [problem.problem_id for problem in self.problems],
             "next": [problem.problem_id for problem in self._next],
@@ -72,9 +72,9 @@ class ProblemOrder:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], known: Mapping[str, Problem]) -> None:
-        """`known`: every problem the state may name, by id. Raises ValueError when it is no state of so many problems."""
+        """Restore a state; `known` has every problem it may name, by id. Raises ValueError when the state does not fit."""
         saved = _ORDER.validate_python(state)
-        problems, following = _named(saved["problems"], known), _named(saved["next"], known)
+        problems, following = _problems_by_id(saved["problems"], known), _problems_by_id(saved["next"], known)
         if len({*saved["problems"]}) != len(self.problems) or len(problems) != len(self.problems):
             raise ValueError(f"it has other than {len(self.problems)} problems")
         version, internal, gauss = saved["stream"]
@@ -106,7 +106,7 @@ class Refresher:
         self.num_retired = 0
 
     def observe(self, groups: Sequence[RolloutGroup]) -> None:
-        """Take in a step's groups, then retire what they show to be settled, while there are replacements."""
+        """Count the outcomes of a step, then retire the problems that these settle, while there are replacements."""
         for group in groups:
             judged = [r.grade.outcome for r in group.rollouts if r.grade.outcome is not Outcome.GRADER_ERROR]
             correct = sum(outcome is Outcome.CORRECT for outcome in judged)
@@ -123,7 +123,7 @@ class Refresher:
                 self.num_retired += 1
 
     def belief(self, problem: Problem) -> float:
-        """Posterior mean of the problem's pass rate.
+        """Return posterior mean of the problem's pass rate.
 
         Example: probed 6 of 12, then a group of 16 all correct at memory 0.5: (0.5 + 3 + 16) / (1 + 6 + 16) = 0.848.
         """
@@ -131,7 +131,7 @@ class Refresher:
         return (JEFFREYS[0] + correct) / (sum(JEFFREYS) + correct + wrong)
 
     def metrics(self) -> dict[str, float]:
-        """The working set as it is."""
+        """Return the working set as it is."""
         beliefs = [self.belief(problem) for problem in self._order.problems]
         return {
             "rollout/working_set_problems": float(len(beliefs)),
@@ -141,28 +141,28 @@ class Refresher:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-like; goes with the order's."""
+        """Return JSON-like state, with problems by id."""
         reserve = [problem.problem_id for problem in self._reserve]
         return {"reserve": reserve, "counts": dict(self._counts), "num_retired": self.num_retired}
 
     def load_state_dict(self, state: Mapping[str, Any], known: Mapping[str, Problem]) -> None:
-        """After the order's. Raises ValueError when it is no state that goes with it."""
+        """Restore a state, after that of the order. Raises ValueError when the two do not fit."""
         saved = _REFRESHER.validate_python(state)
         named = [*saved["reserve"], *(problem.problem_id for problem in self._order.problems)]
         if len({*named}) != len(named):
             raise ValueError("a problem in reserve is there twice, or in use")
-        self._reserve = deque(_named(saved["reserve"], known))
+        self._reserve = deque(_problems_by_id(saved["reserve"], known))
         self._counts, self.num_retired = dict(saved["counts"]), saved["num_retired"]
 
 
-def _named(problem_ids: Sequence[str], known: Mapping[str, Problem]) -> list[Problem]:
+def _problems_by_id(problem_ids: Sequence[str], known: Mapping[str, Problem]) -> list[Problem]:
     if unknown := [problem_id for problem_id in problem_ids if problem_id not in known]:
         raise ValueError(f"'{unknown[0][:50]}' is no problem of this phase")
     return [known[problem_id] for problem_id in problem_ids]
 
 
 def make_refresher(order: ProblemOrder, selection: Selection, phase: PhaseConfig) -> Refresher:
-    """What keeps the working set useful, from what the probe found."""
+    """Return the refresher of a phase, which starts from the counts of the probe."""
     rated = [choice.rate for choice in (*selection.chosen, *selection.reserve) if choice.rate is not None]
     return Refresher(
         order,

@@ -1,4 +1,4 @@
-"""The choice of a phase's training problems, with a stated reason for each."""
+"""Chooses the training problems of a phase, with a stated reason for each."""
 
 import math
 from collections import Counter
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conclip.config.groups import PhaseConfig
-from conclip.curriculum.pass_rates import Band, PassRate, describe, pooled
+from conclip.curriculum.pass_rates import Band, PassRate, describe, pooled_probabilities
 from conclip.errors import UserError
 from conclip.seeding import python_stream
 from conclip.types import Problem
@@ -19,23 +19,23 @@ class Choice:
     problem: Problem
     reason: str
     rate: PassRate | None
-    """None when it was named by hand."""
+    """Its measured pass rate; None for a problem that the config names."""
     probability: float = 1.0
-    """That its pass rate lies in the band, by all probed responses."""
+    """Posterior probability that its pass rate lies in the band, given the responses to all problems."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     chosen: tuple[Choice, ...]
     reserve: tuple[Choice, ...]
-    """Further candidates in the order they would have been taken; none for problems named by hand."""
+    """Further candidates in the order in which they would have been taken; none for problems that the config names."""
 
     @property
     def problems(self) -> list[Problem]:
         return [choice.problem for choice in self.chosen]
 
     def doubts(self, phase: PhaseConfig) -> str | None:
-        """A sentence, where chosen problems lie in the band less probably than asked for."""
+        """Return a sentence when chosen problems lie in the band less probably than asked for, else None."""
         doubtful = [choice.probability for choice in self.chosen if choice.probability < phase.band_confidence]
         if not doubtful:
             return None
@@ -49,8 +49,8 @@ class Selection:
 
 
 def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], phase: PhaseConfig, seed: int) -> Selection:
-    """The training problems of the phase whose settings stand at `key` of the config: those it names by id or by answer,
-    else `num_problems` whose measured pass rate lies in its band.
+    """Return the training problems of the phase whose settings are at `key` of the config: those it names by id or by
+    answer, else `num_problems` whose measured pass rate lies in its band.
 
     First come those whose true rate lies there with at least probability `band_confidence`, subjects and levels in turn (a
     spread over difficulties), in an order the seed decides; then all others, the most probable first. Raises UserError with
@@ -68,8 +68,8 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
     known = [rate for rate in rates if rate.problem_id in by_id]
     candidates = [
         Choice(problem=by_id[rate.problem_id], reason=_reason(rate, band, probability), rate=rate, probability=probability)
-        for rate, probability in zip(known, pooled(known, band)[1].tolist(), strict=True)
-        if rate.num_samples and band.holds(rate.pass_rate)
+        for rate, probability in zip(known, pooled_probabilities(known, band)[1].tolist(), strict=True)
+        if rate.num_samples and band.contains(rate.pass_rate)
     ]
     if len(candidates) < phase.num_problems:
         raise UserError(
@@ -85,7 +85,7 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
 
 
 def _by_hand(problems: Sequence[Problem], reason: str) -> Selection:
-    """Raises UserError when a problem is named twice."""
+    """Return the selection of problems that the config names. Raises UserError when a problem is named twice."""
     ids = [problem.problem_id for problem in problems]
     if twice := [problem_id for problem_id in ids if ids.count(problem_id) > 1]:
         raise UserError(f"problem '{twice[0]}' is {reason} twice; name each training problem once")
@@ -93,21 +93,21 @@ def _by_hand(problems: Sequence[Problem], reason: str) -> Selection:
 
 
 def _by_answer(key: str, answer: str, problems: Sequence[Problem]) -> Problem:
-    """The one problem with this gold answer (073 is 73). Raises UserError when there is none or more than one."""
+    """Return the one problem with this gold answer (073 is 73). Raises UserError when there is none or more than one."""
     wanted = answer.strip().lstrip("0")
-    found = [problem for problem in problems if wanted in {gold.strip().lstrip("0") for gold in problem.golds}]
-    if len(found) != 1:
-        which = f" ({', '.join(problem.problem_id for problem in found)})" if found else ""
+    matching = [problem for problem in problems if wanted in {gold.strip().lstrip("0") for gold in problem.golds}]
+    if len(matching) != 1:
+        which = f" ({', '.join(problem.problem_id for problem in matching)})" if matching else ""
         raise UserError(
-            f"{key}.answers: {len(found)} problems of data.pool have the answer '{answer}'{which}, one must; "
+            f"{key}.answers: {len(matching)} problems of data.pool have the answer '{answer}'{which}, one must; "
             f"name the problems by {key}.problem_ids instead"
         )
-    return found[0]
+    return matching[0]
 
 
 def _spread(choices: Sequence[Choice], key: str, seed: int) -> list[Choice]:
-    """Shuffled, then always one of the subject and level that were taken least so far; the shuffle decides between equals,
-    so that a set smaller than the number of levels does not hold the lowest ones."""
+    """Order choices so that each next one has the subject and level taken least so far. Ties are broken by a seeded shuffle,
+    so that a set smaller than the number of levels does not hold the lowest ones only."""
     strata: dict[tuple[str | None, int | None], list[Choice]] = {}
     for choice in python_stream(seed, key.rpartition(".")[2], "select").sample(list(choices), len(choices)):
         strata.setdefault((choice.problem.subject, choice.problem.level), []).append(choice)

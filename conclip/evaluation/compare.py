@@ -12,10 +12,10 @@ from conclip.evaluation.measures import by_problem, efficiency_score, is_correct
 from conclip.evaluation.metrics import Comparison, Summary, compare, summarise
 from conclip.evaluation.tables import describe_comparison, power_line
 from conclip.stats import sign_flip_p_value
-from conclip.types import EvalRow, Outcome, asked_name
+from conclip.types import EvalRow, Outcome, condition_name
 
 AES_WEIGHTS = {"alpha": 1.0, "beta": 3.0, "gamma": 5.0}
-"""Of the Accuracy-Efficiency Score; papers differ, so they are always printed with it."""
+"""Weights of the Accuracy-Efficiency Score; they differ between papers, so they are always printed with it."""
 
 SETTINGS = {
     "prompt": "the instruction",
@@ -32,11 +32,12 @@ SETTINGS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """One benchmark, two evaluations."""
+    """The comparison of two evaluations on one benchmark."""
 
     benchmark: str
     names: tuple[str, str]
-    """What tells the two apart: their models, else how they were asked, else their temperatures, else "first", "second"."""
+    """Names that distinguish the two: their models, else their prompt conditions, else their temperatures, else "first",
+    "second"."""
     num_problems: int
     first: Summary
     second: Summary
@@ -44,21 +45,21 @@ class Paired:
     accuracy_p_value: float
     """Sign-flip permutation test of the problems' accuracy differences."""
     tokens_p_value: float
-    """The same of their mean lengths, over the responses `comparison.tokens_ratio` is about: all, graded or not."""
+    """The same test of their mean lengths, over the responses of `comparison.tokens_ratio`: all, graded or not."""
     aes: float | None
-    """Efficiency score; None where the first is never right, against which no gain can be counted."""
+    """Efficiency score; None where the first is never right, so that no relative gain exists."""
     transitions: Mapping[tuple[Outcome, Outcome], int]
 
 
 def paired(first: Sequence[EvalRow], second: Sequence[EvalRow], *, seed: int = 0) -> list[Paired]:
-    """Every benchmark both sides have, on the problems both have. Raises UserError when they share none, or a side mixes
-    models, instructions or temperatures."""
+    """Compare each benchmark that both sides have, on the problems that both have. Raises UserError when they share none, or
+    a side mixes models, instructions or temperatures."""
     for rows in (first, second):
-        mixed = {(row.model, asked_name(*row.asked), row.temperature) for row in rows}
+        mixed = {(row.model, condition_name(*row.prompt_condition), row.temperature) for row in rows}
         if len(mixed) > 1:
-            found = "; ".join(f"{model}, {asked}, temperature {t:g}" for model, asked, t in sorted(mixed))
+            mixture = "; ".join(f"{model}, {condition}, temperature {t:g}" for model, condition, t in sorted(mixed))
             raise UserError(
-                f"the rows mix evaluations ({found}); choose with --model, --prompt, --template, --thinking-budget and "
+                f"the rows mix evaluations ({mixture}); choose with --model, --prompt, --template, --thinking-budget and "
                 "--temperature"
             )
     results: list[Paired] = []
@@ -99,7 +100,10 @@ def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow],
 
 
 def _names(first: EvalRow, second: EvalRow) -> tuple[str, str]:
-    for one, two in ((first.model, second.model), (asked_name(*first.asked), asked_name(*second.asked))):
+    for one, two in (
+        (first.model, second.model),
+        (condition_name(*first.prompt_condition), condition_name(*second.prompt_condition)),
+    ):
         if one != two:
             return one, two
     if first.temperature != second.temperature:
@@ -108,21 +112,21 @@ def _names(first: EvalRow, second: EvalRow) -> tuple[str, str]:
 
 
 def differences(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> list[str]:
-    """What makes the two hard to compare, in words; empty when nothing does."""
-    found: list[str] = []
+    """Return, in words, what makes the two hard to compare; empty when nothing does."""
+    texts: list[str] = []
     for column, name in SETTINGS.items():
         values = [sorted({getattr(row, column) for row in rows}, key=str) for rows in (first, second)]
         if values[0] != values[1]:
             one, two = (", ".join(map(str, side)) for side in values)
-            found.append(f"{name} differs: {one} against {two}")
+            texts.append(f"{name} differs: {one} against {two}")
     lost = {row.problem_id for row in first} ^ {row.problem_id for row in second}
     if lost:
-        found.append(f"{len(lost)} problems stand on one side only and are left out")
-    return found
+        texts.append(f"{len(lost)} problems stand on one side only and are left out")
+    return texts
 
 
 def sentences(result: Paired, margin: float) -> list[str]:
-    """The result in words."""
+    """Return the result in words."""
     weights = ", ".join(f"{name} {value:g}" for name, value in AES_WEIGHTS.items())
     lines = [
         f"{result.benchmark}, {result.num_problems} problems: "
@@ -139,7 +143,7 @@ def sentences(result: Paired, margin: float) -> list[str]:
 
 
 def transition_table(result: Paired) -> Table:
-    """Outcomes of the first in rows, of the second in columns, in responses."""
+    """Return a table of responses: outcomes of the first in rows, of the second in columns."""
     first, second = result.names
     outcomes = [o for o in Outcome if any(o in pair for pair in result.transitions)]
     table = Table(title=f"{result.benchmark}: outcomes of {first} (rows) and {second} (columns)", title_justify="left")
@@ -152,7 +156,7 @@ def transition_table(result: Paired) -> Table:
 
 
 def to_json(result: Paired) -> dict[str, Any]:
-    """Plain data, transitions as ``"wrong -> correct": 12``."""
+    """Return plain data, with transitions as ``"wrong -> correct": 12``."""
     plain = asdict(result)
     plain["transitions"] = {f"{a.value} -> {b.value}": count for (a, b), count in result.transitions.items()}
     return plain | {"aes_weights": AES_WEIGHTS}

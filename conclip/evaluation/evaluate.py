@@ -8,20 +8,20 @@ from conclip.config.groups import EvalConfig
 from conclip.evaluation.units import RowFile
 from conclip.grading.thinking import closes_only
 from conclip.rollout.session import Runtime
-from conclip.types import EvalRow, Problem, SamplingSpec, asked_name
+from conclip.types import EvalRow, Problem, SamplingSpec, condition_name
 
 
 def evaluate(
     label: str, runtime: Runtime, problems: Sequence[Problem], settings: EvalConfig, file: RowFile
 ) -> list[EvalRow]:
-    """The rows of one model, which go to `file` unit by unit and stand there in order once all exist.
+    """Evaluate one model and return its rows. They go to `file` unit by unit, and are written in order once all exist.
 
     Seeds depend on problem and sample only: all models, temperatures and ways of asking get the same random streams. Greedy
     responses are sampled once.
     """
-    conditions = list(product(settings.temperatures, settings.ways, settings.thinking_budgets))
+    conditions = list(product(settings.temperatures, settings.prompt_variants, settings.thinking_budgets))
     num_after = sum(len(problems) * _num_samples(temperature, settings) for temperature, *_ in conditions)
-    for temperature, way, budget in conditions:
+    for temperature, variant, budget in conditions:
         spec = SamplingSpec(
             temperature=temperature,
             top_p=settings.top_p,
@@ -30,20 +30,20 @@ def evaluate(
             thinking_budget=budget,
             logprobs=False,
         )
-        tasks = runtime.tasks(way, problems, _num_samples(temperature, settings), "eval")
-        condition = f"eval {label}, {asked_name(*way, budget)}, temperature {temperature:g}"
+        tasks = runtime.tasks(variant, problems, _num_samples(temperature, settings), "eval")
+        condition = f"eval {label}, {condition_name(*variant, budget)}, temperature {temperature:g}"
         began, responses_before, tokens_before = time.monotonic(), file.num_sampled, file.num_sampled_tokens
         num_after -= len(tasks)
-        rows = file.sample(runtime, condition, way, tasks, spec, num_after=num_after)
+        rows = file.sample(runtime, condition, variant, tasks, spec, num_after=num_after)
         num_new, num_tokens = file.num_sampled - responses_before, file.num_sampled_tokens - tokens_before
-        said = [f"{len(tasks)} responses"]
+        parts = [f"{len(tasks)} responses"]
         if num_new:
             speed = num_tokens / (time.monotonic() - began)
-            said.append(f"{num_tokens} tokens, {speed:.0f} tokens/s with grading")
+            parts.append(f"{num_tokens} tokens, {speed:.0f} tokens/s with grading")
         if num_new < len(tasks):
-            said.append(f"{len(tasks) - num_new} taken over from before")
-        runtime.run.say(f"{condition}: {', '.join(said)}")
-        num_odd = sum(row.reasoning is None and closes_only(row.text, runtime.prompts[way].thinking) for row in rows)
+            parts.append(f"{len(tasks) - num_new} taken over from before")
+        runtime.run.say(f"{condition}: {', '.join(parts)}")
+        num_odd = sum(row.reasoning is None and closes_only(row.text, runtime.prompts[variant].thinking) for row in rows)
         if num_odd:
             runtime.run.warn(
                 f"{condition}: {num_odd} responses close a thinking part that they do not open; where the prompt opens it, "
@@ -54,5 +54,5 @@ def evaluate(
 
 
 def _num_samples(temperature: float, settings: EvalConfig) -> int:
-    """Of each problem; a greedy response is always the same."""
+    """Return the number of samples of each problem; a greedy response is always the same."""
     return settings.samples_per_problem if temperature > 0 else 1

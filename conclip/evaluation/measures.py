@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from conclip.grading.answers import normalise
-from conclip.stats import bootstrap_interval, pass_at_k, wilson_interval
+from conclip.stats import bootstrap_interval, pass_at_k
 from conclip.types import EvalRow, Outcome
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
 def by_problem(rows: Iterable[EvalRow]) -> dict[str, list[EvalRow]]:
-    """Rows of each problem, judged ones only, in sample order."""
+    """Group rows by problem, without grader errors, in sample order."""
     groups: dict[str, list[EvalRow]] = defaultdict(list)
     for row in rows:
         if row.outcome is not Outcome.GRADER_ERROR:
@@ -33,17 +33,17 @@ def is_correct(row: EvalRow) -> bool:
 
 
 def avg_at_k(rows: Sequence[EvalRow]) -> float:
-    """Mean over problems of the share of correct samples."""
+    """Return mean over problems of the share of correct samples."""
     return fmean(fmean(map(is_correct, group)) for group in by_problem(rows).values())
 
 
 def mean_pass_at_k(rows: Sequence[EvalRow], k: int) -> float:
-    """Mean over problems of the unbiased pass@k. Raises ValueError when a problem has fewer than k judged samples."""
+    """Return mean over problems of the unbiased pass@k. Raises ValueError when a problem has fewer than k judged samples."""
     return fmean(pass_at_k(len(group), sum(map(is_correct, group)), k) for group in by_problem(rows).values())
 
 
 def majority_share(group: Sequence[EvalRow]) -> float:
-    """1 when the most frequent answer of one problem's samples is right; tied answers share.
+    """Return 1 when the most frequent answer to one problem is right; tied answers share it.
 
     Right answers count as one whatever their spelling; wrong ones by normalised text; responses without an answer, truncated
     ones among them, do not vote.
@@ -65,8 +65,8 @@ def majority_share(group: Sequence[EvalRow]) -> float:
 
 
 def maj_at_k(rows: Sequence[EvalRow], k: int, *, num_subsets: int = 100) -> float:
-    """Mean over problems of the majority vote of k samples: exact where a problem has k samples, else the mean over
-    `num_subsets` random subsets (seeded by nothing but k, so that it repeats). Raises ValueError for k above the samples."""
+    """Return the mean over problems of the majority vote of k samples: exact where a problem has k samples, else the mean
+    over `num_subsets` random subsets, seeded by k. Raises ValueError for k above the number of samples."""
     generator = np.random.default_rng(k)
     shares: list[float] = []
     for problem, group in by_problem(rows).items():
@@ -91,7 +91,7 @@ class Lengths:
 
 
 def lengths(rows: Iterable[EvalRow]) -> Lengths | None:
-    """None without rows."""
+    """Return the lengths of responses; None without rows."""
     tokens = [row.num_tokens for row in rows]
     if not tokens:
         return None
@@ -100,54 +100,31 @@ def lengths(rows: Iterable[EvalRow]) -> Lengths | None:
 
 
 def lengths_by_outcome(rows: Sequence[EvalRow]) -> dict[str, Lengths | None]:
-    """Of all responses, and of the correct, wrong, unanswered and truncated ones apart."""
+    """Return the lengths of all responses, and of the correct, wrong, unanswered and truncated ones."""
     outcomes = (Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.TRUNCATED)
     return {"all": lengths(rows)} | {o.value: lengths(r for r in rows if r.outcome is o) for o in outcomes}
 
 
 def accuracy_at_budgets(rows: Sequence[EvalRow], budgets: Sequence[int]) -> dict[int, float]:
-    """Share of responses that are right within so many tokens: what accuracy a lower cap would have left, had it changed
-    nothing else."""
+    """Return the share of responses that are right within each budget [tokens]: the accuracy under a lower cap, if the cap
+    changed nothing else."""
     judged = [row for group in by_problem(rows).values() for row in group]
     return {budget: fmean(is_correct(row) and row.num_tokens <= budget for row in judged) for budget in budgets}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenComplexity:
-    """The length below which no sampled response of a problem is correct."""
+def token_complexity(group: Sequence[EvalRow]) -> int | None:
+    """Return length [tokens] of the shortest correct response to one problem; None when none is correct.
 
-    tokens: int
-    """Length of the shortest correct response."""
-    longest_shorter_tokens: int
-    """Longest sampled response that is shorter; the true threshold may lie anywhere between the two, and below by luck."""
-    num_shorter: int
-    """Responses that are shorter: all wrong."""
-    max_success_below: float
-    """Upper 95 % bound (Wilson) of the chance that a response that short is right; 1 when none was sampled."""
-
-
-def token_complexity(group: Sequence[EvalRow]) -> TokenComplexity | None:
-    """Of one problem's samples; None when none is correct.
-
-    Example: lengths 10 (wrong), 20 (wrong), 30 (right), 25 (wrong): 30 tokens, three shorter ones, the longest 25.
+    Example: lengths 10 (wrong), 20 (wrong), 30 (right), 25 (wrong): 30.
     """
-    right = [row.num_tokens for row in group if is_correct(row)]
-    if not right:
-        return None
-    shorter = [row.num_tokens for row in group if row.num_tokens < min(right)]
-    return TokenComplexity(
-        tokens=min(right),
-        longest_shorter_tokens=max(shorter, default=0),
-        num_shorter=len(shorter),
-        max_success_below=wilson_interval(0, len(shorter))[1],
-    )
+    return min((row.num_tokens for row in group if is_correct(row)), default=None)
 
 
 def efficiency_score(
     accuracy: float, tokens: float, base_accuracy: float, base_tokens: float, *, alpha: float, beta: float, gamma: float
 ) -> float:
-    """alpha * dL + beta * dA where accuracy rose or held, alpha * dL - gamma * |dA| where it fell, with relative changes
-    dL = (L_base - L) / L_base and dA = (A - A_base) / A_base: the Accuracy-Efficiency Score (O1-Pruner, Luo et al. 2025).
+    """Return the Accuracy-Efficiency Score (O1-Pruner, Luo et al. 2025): alpha * dL + beta * dA where accuracy rose or held,
+    alpha * dL - gamma * |dA| where it fell, with relative changes dL = (L_base - L) / L_base and dA = (A - A_base) / A_base.
     Its weights differ between papers, so they are always stated with it.
 
     Example: 40 % shorter, accuracy 0.5 to 0.45, weights 1, 3, 5: 0.4 - 5 * 0.1 = -0.1.
@@ -157,13 +134,8 @@ def efficiency_score(
     return alpha * shorter + (beta * gained if gained >= 0 else -gamma * abs(gained))
 
 
-def macro_and_micro(values: Mapping[str, Sequence[float]]) -> tuple[float, float]:
-    """Mean over benchmarks of each one's mean, and mean over all problems; `values` per problem by benchmark."""
-    return fmean(map(fmean, values.values())), fmean(value for column in values.values() for value in column)
-
-
 def transitions(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> dict[tuple[Outcome, Outcome], int]:
-    """How many (problem, sample) pairs went from one outcome to another, so that gains of format or truncation are not
+    """Count the (problem, sample) pairs that went from one outcome to another, so that gains of format or truncation are not
     called reasoning. Samples that only one side has are left out."""
     before = {(row.problem_id, row.sample): row.outcome for row in first}
     after = {(row.problem_id, row.sample): row.outcome for row in second}
@@ -171,14 +143,14 @@ def transitions(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> dict[tup
 
 
 def details(rows: Sequence[EvalRow]) -> dict[str, Any]:
-    """All of the above for one model on one benchmark, as plain data; intervals are bootstrapped over problems."""
+    """Return all of the above for one model on one benchmark, as plain data; intervals are bootstrapped over problems."""
     groups = by_problem(rows)
     if not groups:
         return {}
     size = min(map(len, groups.values()))
     cap = max(row.max_tokens for row in rows)
     members = [[row.num_tokens for row in group] for group in groups.values()]
-    complexities = [found.tokens for group in groups.values() if (found := token_complexity(group)) is not None]
+    complexities = [tokens for group in groups.values() if (tokens := token_complexity(group)) is not None]
 
     def median_tokens(chosen: Sequence[int]) -> float:
         return float(median(tokens for index in chosen for tokens in members[index]))
@@ -188,7 +160,9 @@ def details(rows: Sequence[EvalRow]) -> dict[str, Any]:
         "avg_at_k": avg_at_k(rows),
         "pass_at_k": {k: mean_pass_at_k(rows, k) for k in powers},
         "maj_at_k": {size: maj_at_k(rows, size)},
-        "lengths": {name: None if found is None else asdict(found) for name, found in lengths_by_outcome(rows).items()},
+        "lengths": {
+            name: None if summary is None else asdict(summary) for name, summary in lengths_by_outcome(rows).items()
+        },
         "median_tokens_interval": bootstrap_interval(len(members), median_tokens, seed=0),
         "accuracy_at_budgets": accuracy_at_budgets(rows, [max(1, cap * share // 8) for share in (1, 2, 3, 4, 6, 8)]),
         "token_complexity": {

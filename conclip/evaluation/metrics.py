@@ -1,4 +1,4 @@
-"""Tables as pure functions of evaluation rows."""
+"""Numbers of the result tables: pure functions of evaluation rows."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Summary:
     accuracy: Estimate
     """Share of correct responses; truncated and unanswered ones are not correct, grader errors are left out."""
     lenient_accuracy: Estimate
-    """The same where an answer outside a box counts, too: how much of a difference is format."""
+    """Accuracy when an answer outside a box counts, too: it shows how much of a difference is format."""
     mean_tokens: Estimate
     correct_mean_tokens: Estimate | None
     """None when no response is correct."""
@@ -37,23 +37,25 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One model against another on the same problems, differences paired by problem."""
+    """One model compared with another on the same problems; differences are paired by problem."""
 
     accuracy_difference: Estimate
     tokens_ratio: Estimate
-    """Mean tokens of the second over the first, of all responses, graded or not; problems paired and of equal weight."""
+    """Mean tokens of the second over the first, of all responses, graded or not; problems are paired and have equal
+    weight."""
     num_problems: int
-    """With judged responses of both models."""
+    """Problems with judged responses of both models."""
     accuracy_spread: float
-    """Standard deviation of the problems' differences in accuracy: how many problems it takes to show something."""
+    """Standard deviation of the problems' differences in accuracy; it decides how many problems are needed to show
+    something."""
 
 
 UNKNOWN_DIFFERENCE = Estimate(mean=0.0, low=-1.0, high=1.0)
-"""In accuracy, where no problem has a judged response of both models."""
+"""Difference in accuracy where no problem has a judged response of both models."""
 
 
 def summarise(rows: Sequence[EvalRow]) -> Summary:
-    """Accuracy, lengths and truncation of one model's rows on one benchmark. Raises ValueError without rows."""
+    """Return accuracy, lengths and truncation of one model's rows on one benchmark. Raises ValueError without rows."""
     if not rows:
         raise ValueError("no rows to summarise")
     judged = [row for row in rows if row.outcome is not Outcome.GRADER_ERROR]
@@ -75,7 +77,7 @@ def summarise(rows: Sequence[EvalRow]) -> Summary:
 
 
 def compare(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> Comparison:
-    """How `second` differs from `first`. Raises ValueError unless both cover the same problems."""
+    """Compare `second` with `first`. Raises ValueError unless both cover the same problems."""
     accuracy = [_by_problem(_accuracy_pairs(rows)) for rows in (first, second)]
     tokens = [_by_problem((r.problem_id, float(r.num_tokens)) for r in rows) for rows in (first, second)]
     if tokens[0].keys() != tokens[1].keys():
@@ -85,8 +87,8 @@ def compare(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> Comparison:
     before = [fmean(values) for values in tokens[0].values()]
     after = [fmean(tokens[1][key]) for key in tokens[0]]
     return Comparison(
-        accuracy_difference=Estimate(**_named(clustered_difference(differences))) if differences else UNKNOWN_DIFFERENCE,
-        tokens_ratio=Estimate(**_named(clustered_ratio(after, before))),
+        accuracy_difference=_interval(clustered_difference(differences)) if differences else UNKNOWN_DIFFERENCE,
+        tokens_ratio=_interval(clustered_ratio(after, before)),
         num_problems=len(differences),
         accuracy_spread=pstdev(differences) if differences else 1.0,
     )
@@ -102,22 +104,18 @@ def _tokens_of(rows: Sequence[EvalRow], outcome: Outcome) -> Estimate | None:
 
 
 def _estimate(pairs: Iterable[tuple[str, float]]) -> Estimate:
-    """Mean over responses with an interval clustered by problem."""
-    return Estimate(**_named(clustered_ratio(*_sums(pairs))))
+    """Return the mean over responses with an interval clustered by problem."""
+    return _interval(clustered_ratio(*_sums(pairs)))
 
 
 def _share(pairs: Iterable[tuple[str, float]]) -> Estimate:
-    """The same for a share of responses; nothing known without any."""
+    """Return the share of responses with an interval clustered by problem; [0, 1] without responses."""
     sums, numbers = _sums(pairs)
-    return (
-        Estimate(**_named(clustered_ratio(sums, numbers, ends=(0.0, 1.0))))
-        if sums
-        else Estimate(mean=0.0, low=0.0, high=1.0)
-    )
+    return _interval(clustered_ratio(sums, numbers, ends=(0.0, 1.0)) if sums else (0.0, 0.0, 1.0))
 
 
 def _sums(pairs: Iterable[tuple[str, float]]) -> tuple[list[float], list[float]]:
-    """Sum and number of each problem's values."""
+    """Return the sum and the number of each problem's values."""
     clusters = _by_problem(pairs).values()
     return [sum(cluster) for cluster in clusters], [float(len(cluster)) for cluster in clusters]
 
@@ -129,5 +127,5 @@ def _by_problem(pairs: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
     return clusters
 
 
-def _named(interval: tuple[float, float, float]) -> dict[str, float]:
-    return {"mean": interval[0], "low": interval[1], "high": interval[2]}
+def _interval(interval: tuple[float, float, float]) -> Estimate:
+    return Estimate(mean=interval[0], low=interval[1], high=interval[2])

@@ -14,8 +14,8 @@ from conclip.errors import UserError
 from conclip.grading.answers import extract_boxed
 from conclip.grading.grader import GRADER_VERSION, Grader
 from conclip.grading.thinking import Thinking, answer_of, tags_in
-from conclip.problems.files import says_nothing
-from conclip.problems.tables import json_lines
+from conclip.problems.files import is_missing_value
+from conclip.problems.tables import object_lines
 from conclip.runs.files import check_target, writing
 from conclip.types import Grade, Outcome
 
@@ -24,8 +24,8 @@ MAX_PENDING = 1000
 
 
 def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
-    """Grade every row of `source` into `target`, in order; returns how many rows have each outcome (and, audited, how many
-    the second method sees otherwise, agrees on, or cannot judge).
+    """Grade every row of `source` into `target`, in order. Returns how many rows have each outcome and, with `audit`, how
+    many the second method agrees on, disagrees on, or cannot judge.
 
     A row's columns stay; `outcome`, `extracted`, `method` and `grader_version` are added, `audit` when asked for. What
     stands inside a thinking part (`<think>` or other known tags) is no answer. A response without a box is taken whole, from
@@ -54,7 +54,7 @@ def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
 
 
 def _graded(source: Path, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grade, str | None]]:
-    """Rows with their verdicts, in the order of the file; workers keep busy on the rows ahead."""
+    """Yield rows with their verdicts, in the order of the file; workers keep busy on the rows ahead."""
     grader = Grader()
     pending: dict[str, dict[str, Any]] = {}
     verdicts: dict[str, Grade] = {}
@@ -113,14 +113,14 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _is_text(value: Any) -> bool:
-    """Or a number, which NaN and infinity are not."""
+    """Return whether a value is text or a number; NaN and infinity are none."""
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
 def _rows(source: Path) -> Iterator[dict[str, Any]]:
-    return (_checked(where, row) for where, row in json_lines(source))
+    return (_checked(where, row) for where, row in object_lines(source))
 
 
 def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
             raise UserError(
                 f"{where}: column '{column}' must be text or a number{', or a list' if column == 'gold' else ''}"
             )
-    if nothing := [gold for gold in _listed(row["gold"]) if says_nothing(str(gold))]:
+    if nothing := [gold for gold in _listed(row["gold"]) if is_missing_value(str(gold))]:
         raise UserError(f"{where}: column 'gold' holds no answer but '{nothing[0]}'")
     choices = row.get("choices")
     if choices is not None and not (isinstance(choices, list) and all(isinstance(c, str) for c in cast(list[Any], choices))):

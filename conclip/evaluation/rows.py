@@ -1,10 +1,9 @@
-"""Evaluation rows as files: JSON lines while evaluating, Parquet when done; and where a run folder keeps them."""
+"""Reads and writes evaluation rows: JSON lines while evaluating, Parquet when done."""
 
 # pyarrow ships no annotations.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownVariableType=false
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, fields
@@ -20,16 +19,17 @@ from conclip.problems.tables import parquet_rows
 from conclip.redact import hide_known
 from conclip.runs.checked import first_fault
 from conclip.runs.files import check_content, newest_attempt, writing_bytes
+from conclip.runs.json_lines import DamagedLine, json_lines
 from conclip.types import EvalRow
 
 SCHEMA = 3
-"""Of a row."""
+"""Schema version of a row."""
 READABLE = (2, 3)
 """Rows of schema 2 lack the columns that have a default."""
 
 
 def to_dict(row: EvalRow) -> dict[str, Any]:
-    """Plain data, without secrets of this process: a server may have sent its key back."""
+    """Return plain data without the secrets of this process: a server may have sent its key back."""
     plain = {"outcome": row.outcome.value, "lenient_outcome": row.lenient_outcome.value}
     values = {"schema": SCHEMA, **asdict(row), **plain}
     return {name: hide_known(value) if isinstance(value, str) else value for name, value in values.items()}
@@ -39,8 +39,8 @@ _ROW = TypeAdapter(EvalRow)
 
 
 def from_dict(values: dict[str, Any]) -> EvalRow:
-    """Raises UserError for a row of another schema, ValueError or KeyError for one whose values are not what they should
-    be."""
+    """Return the row that `to_dict` described. Raises UserError for a row of another schema, ValueError or KeyError for one
+    with wrong values."""
     if values.get("schema") not in READABLE:
         raise UserError(f"rows have schema {str(values.get('schema'))[:20]}, this version reads {SCHEMA}; evaluate again")
     lacking = {field.name: field.default for field in fields(EvalRow) if field.default is not MISSING}
@@ -56,11 +56,9 @@ def from_dict(values: dict[str, Any]) -> EvalRow:
 
 
 def read_lines(path: Path) -> Iterator[EvalRow]:
-    """Rows of a JSON-lines file; a last line that was cut is left out."""
+    """Yield the rows of a JSON-lines file; a last line that was cut is dropped."""
     with path.open(encoding="utf-8-sig") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield from_dict(json.loads(line))
+        yield from (from_dict(values) for _, values in json_lines(lines, cut_line="drop"))
 
 
 def write_parquet(rows: Sequence[EvalRow], path: Path) -> None:
@@ -69,7 +67,7 @@ def write_parquet(rows: Sequence[EvalRow], path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[EvalRow]:
-    """The rows of a file (JSON lines or Parquet), or all of a run. Raises UserError when there are none."""
+    """Return the rows of a file (JSON lines or Parquet), or all rows of a run. Raises UserError when there are none."""
     files = [path]
     if path.is_dir():
         folder = newest_attempt(path)
@@ -93,6 +91,8 @@ def _read_file(path: Path) -> list[EvalRow]:
         if path.suffix == ".parquet":
             return [from_dict(values) for values in parquet_rows(path)]
         return list(read_lines(path))
+    except DamagedLine as error:
+        raise UserError(f"'{path}', line {error.number}, is no evaluation row ({error})") from error
     except ValidationError as error:
         raise UserError(f"'{path}' does not hold evaluation rows ({first_fault(error)})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -100,9 +100,10 @@ def _read_file(path: Path) -> list[EvalRow]:
 
 
 def select_rows(rows: Sequence[EvalRow], **wanted: str | float | None) -> list[EvalRow]:
-    """The rows whose columns have the wanted values. Raises UserError, with what there is, when none has."""
-    found = [row for row in rows if all(getattr(row, column) == value for column, value in wanted.items())]
-    if not found:
+    """Return the rows whose columns have the wanted values. Raises UserError, with the values there are, when no row has
+    them."""
+    selected = [row for row in rows if all(getattr(row, column) == value for column, value in wanted.items())]
+    if not selected:
         there = {column: sorted({getattr(row, column) for row in rows}, key=str) for column in wanted}
         raise UserError(
             "no rows with "
@@ -110,4 +111,4 @@ def select_rows(rows: Sequence[EvalRow], **wanted: str | float | None) -> list[E
             + "; there are "
             + ", ".join(f"{column} {' '.join(map(str, values))}" for column, values in there.items())
         )
-    return found
+    return selected

@@ -1,4 +1,4 @@
-"""Evaluation results for people: tables, the closing sentences, curves; and for machines: results.json."""
+"""Shows evaluation results: tables and closing sentences for people, results.json for programs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,19 +17,19 @@ Rows = Mapping[str, Sequence[EvalRow]]
 
 
 def summaries(rows: Rows) -> dict[str, dict[str, Summary]]:
-    """benchmark -> model -> summary, of the models that have rows of it."""
-    found: dict[str, dict[str, Summary]] = {}
+    """Return benchmark -> model -> summary, for the models that have rows of the benchmark."""
+    by_benchmark_and_model: dict[str, dict[str, Summary]] = {}
     for name, model in rows.items():
         by_benchmark: dict[str, list[EvalRow]] = {}
         for row in model:
             by_benchmark.setdefault(row.benchmark, []).append(row)
         for benchmark, mine in by_benchmark.items():
-            found.setdefault(benchmark, {})[name] = summarise(mine)
-    return found
+            by_benchmark_and_model.setdefault(benchmark, {})[name] = summarise(mine)
+    return by_benchmark_and_model
 
 
 def results_table(benchmark: str, models: Mapping[str, Summary]) -> Table:
-    """One row per model: accuracy, lengths and truncation, means with 95 % intervals."""
+    """Return a table with one row per model: accuracy, lengths and truncation, means with 95 % intervals."""
     some, cells = next(iter(models.values())), results_cells(models)
     table = Table(
         title=f"{benchmark}: {some.num_problems} problems; ± half a 95 % interval",
@@ -44,8 +44,8 @@ def results_table(benchmark: str, models: Mapping[str, Summary]) -> Table:
 
 
 def results_cells(models: Mapping[str, Summary]) -> dict[str, dict[str, str]]:
-    """model -> column -> its number, the main ones ± half a 95 % interval. Responses that could not be graded count in no
-    accuracy; where there are some, they have a column."""
+    """Return model -> column -> number, the main ones ± half a 95 % interval. Responses that could not be graded count in no
+    accuracy; a column shows them where there are some."""
     ungraded = any(summary.grader_errors for summary in models.values())
     return {
         name: {
@@ -72,7 +72,7 @@ def _percent(estimate: Estimate) -> str:
 
 
 def describe_comparison(first: str, second: str, comparison: Comparison, margin: float) -> str:
-    """The change from `first` to `second` in one sentence."""
+    """Describe the change from `first` to `second` in one sentence."""
     accuracy, ratio = comparison.accuracy_difference, comparison.tokens_ratio
     return (
         f"{second} against {first}: tokens {100 * (ratio.mean - 1):+.1f} % "
@@ -82,7 +82,7 @@ def describe_comparison(first: str, second: str, comparison: Comparison, margin:
 
 
 def verdict(difference: Estimate, margin: float) -> str:
-    """On a difference in accuracy; "kept" only when non-inferiority is shown."""
+    """Return the verdict on a difference in accuracy: "kept" only when non-inferiority is shown."""
     if difference.low > 0:
         return "accuracy rose"
     if difference.low > -margin:
@@ -93,8 +93,8 @@ def verdict(difference: Estimate, margin: float) -> str:
 
 
 def power_line(comparison: Comparison, margin: float) -> str | None:
-    """How many problems it would take to show that accuracy was kept; None where it was, or where enough problems showed
-    otherwise."""
+    """Return how many problems it would take to show that accuracy was kept; None where it was shown, or where enough
+    problems showed otherwise."""
     difference, spread = comparison.accuracy_difference, comparison.accuracy_spread
     if difference.low > -margin or difference.high < 0:
         return None
@@ -108,13 +108,13 @@ def power_line(comparison: Comparison, margin: float) -> str | None:
 
 
 def by_condition(rows: Sequence[EvalRow], among: Sequence[EvalRow] | None = None) -> dict[str, list[EvalRow]]:
-    """Rows by model, way of asking and temperature, under names that leave out what never varies among them, or `among`
-    others they stand beside."""
+    """Group rows by model, prompt condition and temperature. Names leave out what never varies among the rows, or among the
+    rows `among` which they are shown."""
     beside = rows if among is None else among
     several_prompts, several_templates = len({row.prompt for row in beside}) > 1, len({row.template for row in beside}) > 1
     several_budgets = len({row.thinking_budget for row in beside}) > 1
     several_temperatures = len({row.temperature for row in beside}) > 1
-    found: dict[str, list[EvalRow]] = {}
+    groups: dict[str, list[EvalRow]] = {}
     for row in rows:
         name = row.model
         name += f", {row.prompt}" if several_prompts else ""
@@ -122,22 +122,21 @@ def by_condition(rows: Sequence[EvalRow], among: Sequence[EvalRow] | None = None
         if several_budgets:
             name += ", thinking free" if row.thinking_budget is None else f", thinking <= {row.thinking_budget}"
         name += f", T {row.temperature:g}" if several_temperatures else ""
-        found.setdefault(name, []).append(row)
-    return found
+        groups.setdefault(name, []).append(row)
+    return groups
 
 
 def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Comparison]:
-    """At each temperature, asked in the first way: each model against its predecessor, the last against the first, and
-    against the shortest and the most accurate of those before it. Then the first model asked in the other ways against the
-    first one, and the last model against them: training against asking for brevity, against no thinking, or against a cap on
-    it. Pairs that were
-    asked different problems are left out."""
+    """Return the comparisons that a run reports. At each temperature, in the first prompt condition: each model against its
+    predecessor, the last against the first, and against the shortest and the most accurate of those before it. Then the
+    first model in the other conditions against the first one, and the last model against them: training against asking for
+    brevity, against no thinking, or against a cap on it. Pairs that were asked different problems are left out."""
     models = {name: [r for r in model if r.benchmark == benchmark] for name, model in rows.items()}
     pairs: list[tuple[str, str]] = []
     for temperature in dict.fromkeys(r.temperature for model in models.values() for r in model):
         mine = {name: model for name, model in models.items() if model and model[0].temperature == temperature}
-        first_way = next(iter(mine.values()))[0].asked
-        trained = {name: model for name, model in mine.items() if model[0].asked == first_way}
+        first_condition = next(iter(mine.values()))[0].prompt_condition
+        trained = {name: model for name, model in mine.items() if model[0].prompt_condition == first_condition}
         names = list(trained)
         pairs += pairwise(names)
         if len(names) > 2:
@@ -146,17 +145,17 @@ def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Co
             pairs.append((min(before, key=lambda n: before[n].mean_tokens.mean), names[-1]))
             pairs.append((max(before, key=lambda n: before[n].accuracy.mean), names[-1]))
         base = trained[names[0]][0].model
-        asked = [name for name, model in mine.items() if model[0].model == base and name not in trained]
-        pairs += [(names[0], name) for name in asked]
+        untrained = [name for name, model in mine.items() if model[0].model == base and name not in trained]
+        pairs += [(names[0], name) for name in untrained]
         if len(names) > 1:
-            pairs += [(name, names[-1]) for name in asked]
+            pairs += [(name, names[-1]) for name in untrained]
     asked_of = {name: {row.problem_id for row in model} for name, model in models.items()}
     alike = [pair for pair in dict.fromkeys(pairs) if asked_of[pair[0]] == asked_of[pair[1]]]
     return {pair: compare(models[pair[0]], models[pair[1]]) for pair in alike}
 
 
 def results_json(rows: Rows) -> dict[str, Any]:
-    """Everything the table and the sentences say, as plain data, and the measures beyond them."""
+    """Return everything in the table and the sentences, and further measures, as plain data."""
     results: dict[str, Any] = {}
     for benchmark, models in summaries(rows).items():
         comparisons = [

@@ -1,8 +1,8 @@
-"""Rows of sampled responses in a file, made unit by unit, and taken over where an earlier attempt has made them.
+"""Samples rows into a file, unit by unit, and reuses those that an earlier attempt sampled.
 
-A unit is a fixed batch of requests, each from a cold prefix cache. One whose rows all exist already, made by the same model,
-prompt tokens, sampling and seeds, is taken over; one that was cut is sampled anew as a whole, since another batch may give
-other tokens. Behind a server batches are not ours: there every row is kept as it comes, and taken over by itself.
+A unit is a fixed batch of requests, each from a cold prefix cache. A unit whose rows all exist, made by the same model,
+prompt tokens, sampling and seeds, is reused. A unit that was cut is sampled again as a whole, since another batch may give
+other tokens. A server forms its own batches: there every row is kept as it comes, and reused by itself.
 """
 
 import json
@@ -14,31 +14,33 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from conclip.config.groups import Way
+from conclip.config.groups import PromptVariant
 from conclip.config.schema import BaseConfig
 from conclip.errors import UserError, check_folder
 from conclip.evaluation.rows import from_dict, to_dict, write_parquet
 from conclip.grading.grader import GRADER_VERSION
 from conclip.rollout.collect import Task
 from conclip.rollout.session import Runtime
-from conclip.runs.files import appending, read_plain, writing
+from conclip.runs.files import appending, writing
 from conclip.runs.identity import digest
-from conclip.types import EvalRow, OtherBatches, Rollout, SamplingSpec
+from conclip.runs.json_lines import json_lines, run_lines
+from conclip.runs.sampling_progress import BatchContext
+from conclip.types import EvalRow, Rollout, SamplingSpec
 
 
 class RowFile:
     """The rows of one model in one file of a run folder."""
 
     def __init__(self, path: Path, *, model: str, model_hash: str, attempts: Sequence[Path] = ()) -> None:
-        """`model` names it in the rows, `model_hash` tells its weights apart from all others; rows are taken over from what
-        `path` holds already, and from files of the same kind in other `attempts`."""
+        """`model` is its name in the rows, `model_hash` the hash of its weights. Rows are reused from `path`, and from
+        files of the same type in other `attempts`."""
         self.path, self.rows = path, list[EvalRow]()
         self.num_sampled = self.num_sampled_tokens = 0
-        self._seconds = 0.0  # that sampling took
+        self._seconds = 0.0  # time that sampling took
         self._model, self._model_hash = model, model_hash
         own = _known_rows(path)
         if path.exists():
-            _write(path, own.values())  # whole lines only, and in a file that no other attempt has a link to
+            _write(path, own.values())  # drop cut lines, and break hard links to other attempts
         self._written = dict.fromkeys(own)
         self._earlier = _rows_of(attempts, path) | own
 
@@ -46,66 +48,66 @@ class RowFile:
         self,
         runtime: Runtime,
         label: str,
-        way: Way,
+        variant: PromptVariant,
         tasks: Sequence[Task],
         spec: SamplingSpec,
         *,
         num_after: int = 0,
     ) -> list[EvalRow]:
-        """Rows of the tasks, in their order, appended to the file unit by unit. `num_after`: responses that later calls will
-        bring, for those who want to know how long it takes."""
-        found: list[EvalRow] = []
+        """Return the rows of the tasks, in their order, and append them to the file unit by unit. `num_after`: responses of
+        later calls, for the display's time left."""
+        sampled: list[EvalRow] = []
         with appending(self.path) as out:
             for unit in _units(tasks, runtime.config.rollout.unit_responses):
                 keys = {task.key: response_key(self._model_hash, task, spec, runtime.config) for task in unit}
                 known = [(t, self._earlier[keys[t.key]]) for t in unit if keys[t.key] in self._earlier]
-                rows = {task.key: replace(row, **self._names(task, way)) for task, row in known}
-                lacking = [task for task in unit if task.key not in rows]
-                if lacking:
+                rows = {task.key: replace(row, **self._names(task, variant)) for task, row in known}
+                missing = [task for task in unit if task.key not in rows]
+                if missing:
                     began = time.monotonic()
-                    others = OtherBatches(
-                        num_before=len(self.rows) + len(found),
-                        num_after=len(tasks) - len(found) - len(unit) + num_after,
+                    context = BatchContext(
+                        num_before=len(self.rows) + len(sampled),
+                        num_after=len(tasks) - len(sampled) - len(unit) + num_after,
                         num_sampled=self.num_sampled,
                         seconds=self._seconds,
                     )
-                    by_itself = runtime.tokenizer is None  # behind a server
-                    asked = {task.key: task for task in (lacking if by_itself else unit)}
-                    for rollout in runtime.collect(label, list(asked.values()), spec, others):
-                        task = asked[_task_key(rollout)]
-                        row = rows[task.key] = self._row(rollout, task, way, spec, keys[task.key])
+                    is_served = runtime.tokenizer is None  # behind a server
+                    requested = {task.key: task for task in (missing if is_served else unit)}
+                    for rollout in runtime.collect(label, list(requested.values()), spec, context):
+                        task = requested[_task_key(rollout)]
+                        row = rows[task.key] = self._row(rollout, task, variant, spec, keys[task.key])
                         self.num_sampled += 1
                         self.num_sampled_tokens += row.num_tokens
-                        if by_itself:
+                        if is_served:
                             self._append(out, [row])
                     self._seconds += time.monotonic() - began
                 check_folder(self.path.parent)
                 self._append(out, [rows[task.key] for task in unit])
                 os.fsync(out.fileno())
-                found += [rows[task.key] for task in unit]
-        self.rows += found
-        return found
+                sampled += [rows[task.key] for task in unit]
+        self.rows += sampled
+        return sampled
 
     def finish(self, rows: Iterable[EvalRow] | None = None) -> None:
-        """Leave exactly the given rows (default: all sampled) in their order, here and in a Parquet copy."""
+        """Write exactly the given rows (default: all sampled) in their order, here and in a Parquet copy."""
         final = list(self.rows if rows is None else rows)
         _write(self.path, final)
         write_parquet(final, self.path.with_suffix(".parquet"))
 
     def _append(self, out: TextIO, rows: Iterable[EvalRow]) -> None:
-        """Those that are not in the file yet."""
+        """Append the rows that are not in the file yet."""
         new = [row for row in rows if row.key not in self._written]
         out.writelines(map(_line, new))
         out.flush()
         self._written |= dict.fromkeys(row.key for row in new)
 
-    def _names(self, task: Task, way: Way) -> dict[str, Any]:
-        """What a row is called now, whoever sampled it."""
+    def _names(self, task: Task, variant: PromptVariant) -> dict[str, Any]:
+        """Return the columns that name a row, whichever attempt sampled it."""
         problem = task.problem
         return {
             "model": self._model,
-            "prompt": way[0],
-            "template": way[1],
+            "prompt": variant[0],
+            "template": variant[1],
             "benchmark": problem.source,
             "problem_id": problem.problem_id,
             "level": problem.level,
@@ -113,10 +115,10 @@ class RowFile:
             "sample": task.sample,
         }
 
-    def _row(self, rollout: Rollout, task: Task, way: Way, spec: SamplingSpec, key: str) -> EvalRow:
+    def _row(self, rollout: Rollout, task: Task, variant: PromptVariant, spec: SamplingSpec, key: str) -> EvalRow:
         grade = rollout.grade
         return EvalRow(
-            **self._names(task, way),
+            **self._names(task, variant),
             seed=task.seed,
             temperature=spec.temperature,
             top_p=spec.top_p,
@@ -140,20 +142,20 @@ class RowFile:
 
 
 def response_key(model_hash: str, task: Task, spec: SamplingSpec, config: BaseConfig) -> str:
-    """Hash of everything that changes a response, and of how it is judged. Batches count by the engine's limits, not by
+    """Return the hash of everything that changes a response, and of how it is judged. It covers the engine's limits, not
     what else a unit held; a server has an engine of its own."""
     rollout, problem = config.rollout, task.problem
-    asked = [task.messages, dict(task.template_kwargs)] if task.messages else task.prompt_token_ids
+    prompt = [task.messages, dict(task.template_kwargs)] if task.messages else task.prompt_token_ids
     engine = [config.model.dtype, rollout.max_num_seqs, rollout.max_num_batched_tokens, rollout.tensor_parallel_size]
     engine += [rollout.kv_cache_gib, rollout.max_model_len, rollout.enforce_eager, config.model.stop_tokens]
     if task.messages:
         engine = []
     judged = [problem.golds, problem.choices, problem.tolerance, GRADER_VERSION, asdict(task.thinking)]
-    return digest([model_hash, asked, asdict(spec), task.seed, engine, judged])
+    return digest([model_hash, prompt, asdict(spec), task.seed, engine, judged])
 
 
 def _line(row: EvalRow) -> str:
-    """A row as JSON, with a hash that tells an altered one."""
+    """Return a row as JSON, with a hash that reveals changes."""
     values = to_dict(row)
     return json.dumps(values | {"check": digest(values)}, ensure_ascii=False) + "\n"
 
@@ -174,24 +176,22 @@ def _units(tasks: Sequence[Task], size: int) -> Iterator[list[Task]]:
 
 
 def _known_rows(path: Path) -> dict[str, EvalRow]:
-    """Rows of a file by key; lines that are cut, altered or of another schema are passed over."""
-    found: dict[str, EvalRow] = {}
-    content = (read_plain(path) or b"").decode("utf-8", errors="replace")
-    for line in content.split("\n"):  # not splitlines: responses may hold other line ends (U+2028, say)
+    """Return the rows of a file by key; lines that are cut, altered or of another schema are skipped."""
+    rows: dict[str, EvalRow] = {}
+    for _, values in json_lines(run_lines(path, errors="replace"), cut_line="read", damaged="skip"):
         try:
-            values = json.loads(line)
             if values.pop("check") == digest(values):
-                found[values["key"]] = from_dict(values)
+                rows[values["key"]] = from_dict(values)
         except (UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
-    return found
+    return rows
 
 
 def _rows_of(attempts: Iterable[Path], path: Path) -> dict[str, EvalRow]:
-    """Rows of all files of the same kind (`rows-*`, `probe_rows-*`), oldest attempt first."""
+    """Return the rows of all files of the same type (`rows-*`, `probe_rows-*`), oldest attempt first."""
     pattern = f"{path.name.partition('-')[0]}-*.jsonl"
     files = [file for folder in reversed(list(attempts)) for file in sorted(folder.glob(pattern))]
-    found: dict[str, EvalRow] = {}
+    rows: dict[str, EvalRow] = {}
     for file in files:
-        found |= _known_rows(file)
-    return found
+        rows |= _known_rows(file)
+    return rows

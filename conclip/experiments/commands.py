@@ -32,7 +32,7 @@ from conclip.report.page import write_page
 from conclip.rollout.session import Prompts, encode_prompts
 from conclip.runs.identity import digest, problems_hash, relevant
 from conclip.runs.run import MANIFEST, Run
-from conclip.types import MANY_TRUNCATED, MORE_ROOM, EvalRow
+from conclip.types import TRUNCATION_ADVICE, TRUNCATION_WARNING_SHARE, EvalRow
 
 
 def run_recipe(config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Path, Prompts]) -> None:
@@ -47,11 +47,8 @@ def run_recipe(config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Pa
             if stage.kind == "probe":
                 rates[name] = stages.probe(name, model, inputs.pool, config.phase_of(stage))
             elif stage.kind == "train":
-                measured = rates.get(stage.rates or "", inputs.rates or [])
-                spent = {problem_id for other in stage.without for problem_id in asked[other]}
-                result = stages.train(
-                    name, config.phase_of(stage), model, _selection(config, inputs, stage, measured, spent)
-                )
+                selection = inputs.selections.get(name) or _selection(config, inputs, stage, rates, asked)
+                result = stages.train(name, config.phase_of(stage), model, selection)
                 models[name], asked[name] = result.checkpoint, set(result.asked)
             else:
                 rows[step.model] = stages.evaluate(step.model, model)
@@ -74,12 +71,18 @@ def run_recipe(config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Pa
 
 
 def _selection(
-    config: BaseConfig, inputs: Inputs, stage: StageConfig, rates: Sequence[PassRate], spent: Container[str]
+    config: BaseConfig,
+    inputs: Inputs,
+    stage: StageConfig,
+    rates: Mapping[str, Sequence[PassRate]],
+    asked: Mapping[str, Container[str]],
 ) -> Selection:
-    """The problems of a training stage; those that earlier stages have spent may be named by hand only."""
+    """The problems of a training stage, by the pass rates of its probing stage, without those that earlier stages asked."""
     phase = config.phase_of(stage)
-    offered = [problem for problem in inputs.pool if phase.by_hand or problem.problem_id not in spent]
-    return select(config.phase_key(str(stage.phase)), offered, rates, phase, config.seed)
+    offered = [p for p in inputs.pool if not any(p.problem_id in asked[other] for other in stage.without)]
+    return select(
+        config.phase_key(str(stage.phase)), offered, rates.get(stage.rates or "", inputs.rates or []), phase, config.seed
+    )
 
 
 def _propose(config: BaseConfig, inputs: Inputs, run: Run, stage: StageConfig, rates: Sequence[PassRate]) -> None:
@@ -108,10 +111,10 @@ def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Se
         run.show(results_table(benchmark, models), result=True)
         for name, summary in models.items():
             numbers = {"accuracy": summary.accuracy.mean, "mean_tokens": summary.mean_tokens.mean}
-            if summary.truncation_rate.mean > MANY_TRUNCATED:
+            if summary.truncation_rate.mean > TRUNCATION_WARNING_SHARE:
                 run.warn(
                     f"{benchmark}, {name}: {summary.truncation_rate.mean:.0%} of the responses were cut at "
-                    f"eval.max_tokens={settings.max_tokens}, which counts as not correct; {MORE_ROOM}"
+                    f"eval.max_tokens={settings.max_tokens}, which counts as not correct; {TRUNCATION_ADVICE}"
                 )
             run.track("eval", 0, {f"{benchmark}/{name}/{key}": value for key, value in numbers.items()})
         for (first, second), comparison in headline_comparisons(columns, benchmark).items():

@@ -1,6 +1,6 @@
 """What a config points at: found, read and checked before anything heavy loads and before anything is written."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.config.typed import to_config
 from conclip.curriculum.pass_rates import PassRate, read_pass_rates
-from conclip.curriculum.selection import select
+from conclip.curriculum.selection import Selection, select
 from conclip.errors import MACHINE_ERRORS, UserError
 from conclip.grading.grader import GRADER_VERSION
 from conclip.models.architectures import implementation
@@ -41,6 +41,8 @@ class Inputs:
     """What people should know before the run."""
     rates: list[PassRate] | None
     """Pass rates of an earlier probe; None to probe first."""
+    selections: dict[str, Selection] = field(default_factory=dict[str, Selection])
+    """Problems of the training stages that rest on no other stage of the run, by the stage's name."""
 
     @property
     def models(self) -> dict[str, Path]:
@@ -76,9 +78,9 @@ def load_inputs(config: BaseConfig) -> Inputs:
     check_installed(config.logger.trackers)
     served_name: str | None = None
     if config.model.url is not None:
-        from conclip.models.server import find_served  # noqa: PLC0415  a second to import
+        from conclip.models.server import find_served_model  # noqa: PLC0415  a second to import
 
-        served_name = find_served(config.model.url, config.model.served_name)
+        served_name = find_served_model(config.model.url, config.model.served_name)
     model_path = find_model(config.model.path) if served_name is None else Path(config.model.path)
     trust = config.model.trust_remote_code
     check = partial(check_model, max_model_len=config.rollout.max_model_len, trust_remote_code=trust)
@@ -143,10 +145,19 @@ def load_inputs(config: BaseConfig) -> Inputs:
             )
     inputs = replace(inputs, notes=tuple(notes))
     _check_disjoint(inputs)
-    for stage in config.recipe.values():
+    return replace(inputs, selections=_selections(config, inputs))
+
+
+def _selections(config: BaseConfig, inputs: Inputs) -> dict[str, Selection]:
+    """What can be selected before anything is measured. Raises UserError where too few problems qualify even if no
+    earlier stage takes any."""
+    found: dict[str, Selection] = {}
+    for name, stage in config.recipe.items():
         if stage.kind == "train" and ((phase := config.phase_of(stage)).by_hand or inputs.rates is not None):
-            select(config.phase_key(str(stage.phase)), inputs.pool, inputs.rates or [], phase, config.seed)
-    return inputs
+            selection = select(config.phase_key(str(stage.phase)), inputs.pool, inputs.rates or [], phase, config.seed)
+            if phase.by_hand or not stage.without:
+                found[name] = selection
+    return found
 
 
 def _earlier_rates(config: BaseConfig) -> list[PassRate] | None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from conclip.config.groups import EvalConfig, PhaseConfig, ProbeConfig
 from conclip.config.recipe import BASE, StageConfig, evaluation_of, kind_of
 from conclip.config.schema import BaseConfig, LearnConfig
-from conclip.curriculum.pass_rates import most_responses
+from conclip.curriculum.pass_rates import max_responses
 from conclip.experiments.inputs import Inputs
 from conclip.runs.manifest import StageRecord, harmed_files, read_stages
 from conclip.runs.run import attempts, find_attempt
@@ -75,7 +75,7 @@ def planned_stages(config: BaseConfig, inputs: Inputs) -> list[PlannedStage]:
 
 
 def _probe(name: str, config: BaseConfig, probe: ProbeConfig, inputs: Inputs) -> PlannedStage:
-    number = most_responses(len(inputs.pool), probe)
+    number = max_responses(len(inputs.pool), probe)
     return PlannedStage(name=name, num_responses=number, max_tokens=config.rollout.max_tokens)
 
 
@@ -89,7 +89,7 @@ def _training(name: str, config: LearnConfig, phase: PhaseConfig, inputs: Inputs
 
 def _evaluation(name: str, settings: EvalConfig, inputs: Inputs) -> PlannedStage:
     samples = sum(settings.samples_per_problem if temperature > 0 else 1 for temperature in settings.temperatures)
-    number = samples * len(settings.ways) * len(settings.thinking_budgets) * len(inputs.test)
+    number = samples * len(settings.prompt_variants) * len(settings.thinking_budgets) * len(inputs.test)
     return PlannedStage(name=name, num_responses=number, max_tokens=settings.max_tokens)
 
 

@@ -31,7 +31,7 @@ from conclip.curriculum.pass_rates import (
     Band,
     PassRate,
     describe,
-    most_responses,
+    max_responses,
     next_round,
     pass_rates,
     read_pass_rates,
@@ -56,7 +56,7 @@ from conclip.runs.run import Run
 from conclip.training.checkpoint import leave_models
 from conclip.training.summary import is_summary, summary_table
 from conclip.training.trainer import Trainer, TrainResult
-from conclip.types import MANY_TRUNCATED, MORE_ROOM, EvalRow, Outcome, Problem
+from conclip.types import TRUNCATION_ADVICE, TRUNCATION_WARNING_SHARE, EvalRow, Outcome, Problem
 
 CHOICE_KEYS = ("pass_rate_low", "pass_rate_high", "band_confidence", "num_problems", "problem_ids", "answers")
 """Of a phase: what they decide is in the problems."""
@@ -90,7 +90,6 @@ class Stages:
 
         def work() -> Work:
             runtime = self.runtime_with(model)
-            tokens_before = runtime.engine.progress()
             rows = RowFile(
                 self._run.folder / responses,
                 model=name,
@@ -104,7 +103,7 @@ class Stages:
             return Work(
                 outputs=[file, responses, str(Path(responses).with_suffix(".parquet"))],
                 numbers={"num_responses": len(ordered), "mean_tokens": fmean(row.num_tokens for row in ordered)},
-                num_tokens=runtime.engine.progress() - tokens_before,
+                num_tokens=rows.num_sampled_tokens,
             )
 
         inputs = {
@@ -119,10 +118,10 @@ class Stages:
         num_responses = sum(rate.num_samples for rate in rates)
         self._run.say(f"{title}: {len(rates)} problems, {num_responses} responses; {describe(rates)}")
         truncated = sum(rate.num_truncated for rate in rates) / max(1, num_responses)
-        if truncated > MANY_TRUNCATED:
+        if truncated > TRUNCATION_WARNING_SHARE:
             self._run.warn(
                 f"{title}: {truncated:.0%} of the responses were cut at rollout.max_tokens={config.rollout.max_tokens}, "
-                f"which counts as not solved; {MORE_ROOM}"
+                f"which counts as not solved; {TRUNCATION_ADVICE}"
             )
         self._run.show(pass_rate_table(title, rates, band))
         return rates
@@ -204,7 +203,6 @@ class Stages:
 
         def work() -> Work:
             with self._opened(name, model) as runtime:
-                tokens_before = runtime.engine.progress()
                 write_questions(self._inputs.test, self._run.folder / QUESTIONS)
                 rows = RowFile(self._run.folder / file, model=name, model_hash=identity, attempts=self._run.other_attempts())
                 found = evaluate(name, runtime, self._inputs.test, settings, rows)
@@ -213,7 +211,7 @@ class Stages:
                 return Work(
                     outputs=[file, str(Path(file).with_suffix(".parquet")), QUESTIONS],
                     numbers=numbers | {"share_correct": correct},
-                    num_tokens=runtime.engine.progress() - tokens_before,
+                    num_tokens=rows.num_sampled_tokens,
                 )
 
         inputs = {
@@ -244,11 +242,10 @@ class Stages:
         """The run's engine, holding this model's weights."""
         if self._runtime is None:
             start = self._inputs.model_path
-            opened = open_runtime(self._config, self._run, start, self._prompts[start])
-            self._runtime = self._open.enter_context(opened)
+            self._runtime = self._open.enter_context(open_runtime(self._config, self._run, start, self._prompts[start]))
             self._loaded = start
         if self._loaded != model:
-            self._runtime.engine.update_weights(model, self._runtime.engine.policy_version + 1)
+            self._runtime.hold(model)
             self._loaded = model
         return self._runtime
 
@@ -265,15 +262,15 @@ def sample_in_rounds(
     by_id = {problem.problem_id: problem for problem in problems}
     found: dict[str, list[EvalRow]] = {problem_id: [] for problem_id in by_id}
     number = 0
-    kinds = {problem.problem_id: problem.kind for problem in problems}
-    while wanted := next_round({key: _counts(group) for key, group in found.items()}, kinds, band, settings):
+    strata = {problem.problem_id: problem.stratum for problem in problems}
+    while wanted := next_round({key: _counts(group) for key, group in found.items()}, strata, band, settings):
         number += 1
         tasks = [
             task
             for problem_id, more in wanted.items()
             for task in runtime.tasks(TRAINING, [by_id[problem_id]], more, label, first_sample=len(found[problem_id]))
         ]
-        left = most_responses(len(problems), settings) - len(tasks) - sum(map(len, found.values()))
+        left = max_responses(len(problems), settings) - len(tasks) - sum(map(len, found.values()))
         for row in file.sample(runtime, f"{label}, round {number}", TRAINING, tasks, runtime.training_spec, num_after=left):
             found[row.problem_id].append(row)
     return [row for group in found.values() for row in group]

@@ -1,1 +1,1 @@
-"""Is a response right? Its final answer is found, read, and compared with the gold one."""
+"""Grading: the final answer of a response is found, read, and compared with the gold one."""

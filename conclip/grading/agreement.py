@@ -1,4 +1,4 @@
-"""Whether two readings state the same, part by part; gold first, since it decides what kind of thing is asked for."""
+"""Compares two readings part by part, gold first, since the gold answer decides what the question asks for."""
 
 import re
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ import sympy
 from sympy import Expr, Rational
 
 from conclip.grading import equality
+from conclip.grading.answer_types import MIRRORED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
 from conclip.grading.formulas import read_formula
 from conclip.grading.functions import Unreadable
-from conclip.grading.kinds import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
 from conclip.grading.readings import NAME, read, region_of
 from conclip.grading.regions import Region, same_region
 from conclip.grading.spelling import compact, plain
@@ -54,7 +54,8 @@ def agree(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
 
 
 def _agree_numbers(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
-    """A unit may be missing on either side; a percentage is its number of percent and its fraction."""
+    """Compare two numbers. A unit may be missing on either side; a percentage is both its number of percent and its
+    fraction."""
     percents = (gold.unit == "%", answer.unit == "%")
     if any(percents):
         if {gold.unit, answer.unit} - {"", "%"}:
@@ -109,13 +110,13 @@ def _same_value(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
 
 
 def _agree_spelled(gold: Spelled, answer: Spelled, tolerance: Tolerance) -> bool:
-    if gold.kind != answer.kind or gold.kind == "unread":
+    if gold.notation != answer.notation or gold.notation == "unread":
         return False
-    if gold.kind == "remainder":
+    if gold.notation == "remainder":
         return _agree_remainders(gold, answer)
     if len(gold.parts) != len(answer.parts):
         return False
-    if gold.kind == "ratio" and not _may_be_time(gold) and not _may_be_time(answer):
+    if gold.notation == "ratio" and not _may_be_time(gold) and not _may_be_time(answer):
         sides = [[number_of(part) for part in reading.parts[:-1]] for reading in (gold, answer)]
         pairs = list(zip(*sides, strict=True))
         return _agree_parts(gold.parts[-1], answer.parts[-1], tolerance) and all(
@@ -126,10 +127,11 @@ def _agree_spelled(gold: Spelled, answer: Spelled, tolerance: Tolerance) -> bool
 
 
 def _agree_with_number(spelled: Spelled, number: Number, tolerance: Tolerance) -> bool:
-    """A ratio is its fraction, unless it may be a time; what is congruent to 3 names 3."""
-    if spelled.kind == "remainder":
+    """Compare a ratio or a remainder with a number. A ratio is its fraction, unless it may be a time; what is congruent to 3
+    names 3."""
+    if spelled.notation == "remainder":
         return isinstance(spelled.parts[0], Number) and agree(number, spelled.parts[0], tolerance)
-    if spelled.kind != "ratio" or len(spelled.parts) != 3 or number.unit:
+    if spelled.notation != "ratio" or len(spelled.parts) != 3 or number.unit:
         return False
     first, second = (number_of(part) for part in spelled.parts[:2])
     if first is None or second is None or second.is_zero or _may_be_time(spelled) or number.value.is_integer:
@@ -138,7 +140,7 @@ def _agree_with_number(spelled: Spelled, number: Number, tolerance: Tolerance) -
 
 
 def _may_be_time(ratio: Spelled) -> bool:
-    """Whether a ratio can be read as hours and minutes."""
+    """Return whether a ratio can be read as hours and minutes."""
     numbers = [number_of(part) for part in ratio.parts[:-1]]
     return any(n is None for n in numbers) or (
         len(numbers) == 2 and all(n is not None and n.is_integer for n in numbers) and bool(10 <= numbers[1] < 60)  # pyright: ignore
@@ -172,7 +174,8 @@ def _agree_matrices(gold: Matrix, answer: Matrix, tolerance: Tolerance) -> bool:
 
 
 def _same_shape(one: Reading, other: Reading) -> Reading:
-    """A vector as a tuple where the other side is one; ``[[1, 2], [3, 4]]`` as a matrix where the other side is."""
+    """Return a vector as a tuple where the other side is one, and ``[[1, 2], [3, 4]]`` as a matrix where the other side
+    is."""
     if isinstance(one, Matrix) and isinstance(other, Several) and other.brackets == "()":
         is_vector = len(one.rows) == 1 or all(len(row) == 1 for row in one.rows)
         return Several("()", tuple(cell for row in one.rows for cell in row)) if is_vector else one
@@ -184,7 +187,8 @@ def _same_shape(one: Reading, other: Reading) -> Reading:
 
 
 def _agree_several(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
-    """Brackets decide: those of tuples and intervals keep the order, braces and bare lists do not."""
+    """Compare two lists, sets or tuples. Brackets decide: those of tuples and intervals keep the order, braces and bare
+    lists do not."""
     gold, answer = _same_shape(gold, answer), _same_shape(answer, gold)
     if isinstance(gold, Matrix) and isinstance(answer, Matrix):
         return _agree_matrices(gold, answer, tolerance)
@@ -227,12 +231,12 @@ MAX_REPEATED = 50
 
 
 def _distinct(items: Sequence[Reading]) -> list[Reading]:
-    """Each value once: a set is the same when somebody names an element twice."""
-    found: list[Reading] = []
+    """Return each value once: a set stays the same when an element is named twice."""
+    distinct: list[Reading] = []
     for item in items:
-        if not any(agree(other, item, EXACT) for other in found):
-            found.append(item)
-    return found
+        if not any(agree(other, item, EXACT) for other in distinct):
+            distinct.append(item)
+    return distinct
 
 
 def _noun(item: Reading) -> str:
@@ -242,9 +246,9 @@ def _noun(item: Reading) -> str:
 def _without_names(
     items: Sequence[Reading], others: Sequence[Reading], *, bracketed: bool
 ) -> tuple[Sequence[Reading], bool]:
-    """The values of ``x = 1, x = 2`` where all names are the same, or where the other side has none; and whether different
-    names were dropped, so that the order of values tells them apart: that of the names for a tuple, else that in which they
-    stand."""
+    """Return the values of ``x = 1, x = 2`` where all names are the same, or where the other side has none, and whether
+    names that differ were dropped. The order of the values then tells them apart: that of the names for a tuple, else the
+    order in the text."""
     names = {
         compact(item.sides[0])
         for item in items
@@ -261,8 +265,8 @@ def _without_names(
 
 
 def _agree_named(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
-    """``x = 5`` and 5: what is named is asked for. An answer may name it by a formula (``a + b = 5``); a gold formula
-    is an equation."""
+    """Compare ``x = 5`` with 5: the question asks for what is named. An answer may name it by a formula (``a + b = 5``); a
+    gold formula is an equation."""
     if isinstance(gold, Relation):
         value = named_value(gold)
         if value is not None:
@@ -276,7 +280,7 @@ def _agree_named(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
 
 
 def named_value(relation: Relation, *, by_formula: bool = False) -> Reading | None:
-    """The value of ``x = 2 + 3 = 5``: the last side, where the sides before it that are numbers agree with it."""
+    """Return the value of ``x = 2 + 3 = 5``: the last side, provided that the numbers before it agree with it."""
     if set(relation.signs) != {"="}:
         return None
     named = NAME.fullmatch(relation.sides[0]) is not None
@@ -288,7 +292,7 @@ def named_value(relation: Relation, *, by_formula: bool = False) -> Reading | No
 
 
 def _num_letters(reading: Reading) -> int:
-    """Of a formula; 0 where words stand among them."""
+    """Return the number of letters of a formula; 0 where it holds words."""
     letters = reading.value.free_symbols if isinstance(reading, Number) else set()
     return 0 if any(str(letter).startswith("text ") for letter in letters) else len(letters)
 
@@ -297,7 +301,7 @@ _OF_X = re.compile(r"[a-zA-Z]\([a-zA-Z]\)|y")
 
 
 def _name(relation: Relation) -> str:
-    """What is named; "" for a formula. Derivatives have one spelling, and y is what is a function of x."""
+    """Return what a relation names; "" for a formula. Derivatives get one spelling, and y stands for any function of x."""
     if not NAME.fullmatch(relation.sides[0]):
         return ""
     name = re.sub(r"\\frac\{?d(\w)\}?\{?d\w\}?", r"\1'", compact(relation.sides[0]))
@@ -326,7 +330,7 @@ def _agree_relations(gold: Relation, answer: Relation, tolerance: Tolerance) -> 
         return gold.signs == answer.signs and equality.proportional(g, a)
     if gold.signs == answer.signs:
         return equality.proportional(g, a, positive=True)
-    return gold.signs[0] == TURNED.get(answer.signs[0]) and equality.proportional(g, -a, positive=True)
+    return gold.signs[0] == MIRRORED.get(answer.signs[0]) and equality.proportional(g, -a, positive=True)
 
 
 def _difference(relation: Relation) -> Expr:
@@ -335,13 +339,13 @@ def _difference(relation: Relation) -> Expr:
 
 
 def _as_product(side: str) -> str:
-    """``f(x)`` and derivatives as one letter: they are not what is compared."""
+    """Replace ``f(x)`` and derivatives by one letter: they are not what is compared."""
     return re.sub(r"\\frac\s*\{\s*(d[^{}]*)\}\s*\{\s*(d[^{}]*)\}", lambda m: f"D_{{{compact(m[1] + '/' + m[2])}}}", side)
 
 
 def _same_sides(gold: Relation, answer: Relation) -> bool:
     for turned in (False, True):
-        signs = tuple(TURNED.get(sign, sign) for sign in reversed(answer.signs)) if turned else answer.signs
+        signs = tuple(MIRRORED.get(sign, sign) for sign in reversed(answer.signs)) if turned else answer.signs
         sides = tuple(reversed(answer.sides)) if turned else answer.sides
         if signs == gold.signs and all(
             g == a or agree(read(g), read(a), EXACT) for g, a in zip(gold.sides, sides, strict=True)

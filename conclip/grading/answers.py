@@ -1,4 +1,4 @@
-r"""Finding the final answer in a response, and spelling it canonically: text work only, in linear time.
+r"""Finds the final answer in a response and spells it canonically: text work only, in linear time.
 
 Strict: the last ``\boxed{}``. Lenient: where there is none, agreed fall-backs in a fixed order; which of them found the
 answer is recorded, so that a gain of format is not called reasoning.
@@ -17,12 +17,12 @@ Method = Literal["boxed", "hashes", "phrase", "math", "number", "whole"]
 number; the whole response."""
 
 MAX_TAIL_CHARS = 200_000
-"""Only so much of a response's end is searched: a final answer stands at the end."""
+"""Only this much of the end of a response is searched: a final answer comes at the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """An answer as it stands in the response, and how it was found."""
+    """An answer as the response spells it, and how it was found."""
 
     answer: str
     method: Method
@@ -37,8 +37,8 @@ _BOX = re.compile(
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{...}`` or ``\fbox{...}`` with balanced braces (the innermost of nested ones); None
-    when there is none or it is blank. Escaped braces (``\{``) are content.
+    r"""Return the content of the last ``\boxed{...}`` or ``\fbox{...}`` with balanced braces (the innermost of nested ones);
+    None when there is none or it is blank. Escaped braces (``\{``) are content.
 
     A box without braces holds what TeX puts into it, the next token: ``\boxed 2`` and ``\boxed 23`` are 2, ``\boxed\pi`` is
     ``\pi``. Where TeX finds none (``\boxed\frac12``), or it would cut a word (``a \boxed answer``), there is no box.
@@ -49,8 +49,8 @@ def extract_boxed(text: str) -> str | None:
     Example: ``so \boxed{1}, no: \boxed{\frac{1}{2}}`` gives ``\frac{1}{2}``.
     """
     text = text[-MAX_TAIL_CHARS:]
-    open_braces: list[tuple[int, int] | None] = []  # where a box and its content begin; None for other braces
-    boxes: list[tuple[int, int, int, int]] = []  # where each begins, its content does, that ends, and it
+    open_braces: list[tuple[int, int] | None] = []  # (start of a box, start of its content); None for other braces
+    boxes: list[tuple[int, int, int, int]] = []  # start of a box, start and end of its content, end of the box
     for match in _BOX.finditer(text):
         part = match.group()
         if match["token"] is not None:
@@ -62,9 +62,9 @@ def extract_boxed(text: str) -> str | None:
         elif part[-1] == "{" and part != "\\{":
             open_braces.append((match.start(), match.end()) if len(part) > 1 else None)
     last = max(range(len(boxes)), key=lambda index: boxes[index][1], default=None)
-    if last is None or not (found := text[slice(*boxes[last][1:3])].strip()):
+    if last is None or not (content := text[slice(*boxes[last][1:3])].strip()):
         return None
-    contents, begins = [found], [boxes[last][0]]
+    contents, begins = [content], [boxes[last][0]]
     while last > 0 and len(contents) < MAX_JOINED_BOXES:
         begin, before = boxes[last][0], boxes[last - 1]
         if not 0 < begin - before[3] <= MAX_BETWEEN_BOXES or not _joins(text[before[3] : begin]):
@@ -74,7 +74,7 @@ def extract_boxed(text: str) -> str | None:
         begins.insert(0, boxes[last][0])
     names = [_NAMED_BOX.search(text, max(0, begin - MAX_NAME_CHARS), begin) for begin in begins]
     if len(set(contents)) == 1:
-        return found
+        return content
     if all(names):
         contents = [f"{name[1]} = {content}" for name, content in zip(names, contents, strict=True) if name]
     return ", ".join(filter(None, contents))
@@ -95,7 +95,7 @@ _TURNS = re.compile(
 
 
 def _joins(between: str) -> bool:
-    """Whether what stands between two boxes makes a list of them."""
+    """Return whether the text between two boxes makes a list of them."""
     words = _LAYOUT.sub(lambda m: f" {m[1] or ''} ", between)
     return "\n\n" not in between and _JOINS.fullmatch(words) is not None and not _TURNS.search(words)
 
@@ -120,7 +120,7 @@ MAX_FORMULA_CHARS = 2000
 
 
 def extract(text: str, *, lenient: bool) -> Extraction | None:
-    """The final answer of a response; None when there is none. Strict looks at boxes only."""
+    """Return the final answer of a response; None when there is none. Strict extraction looks at boxes only."""
     boxed = extract_boxed(text)
     if boxed is not None:
         return Extraction(boxed, "boxed")
@@ -150,8 +150,8 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
         return Extraction(formulas[-1][0], "math")
     if number:
         return Extraction(number[0], "number")
-    if (said := stated(tail.strip())) is not None:
-        return Extraction(said, "phrase")
+    if (statement := stated(tail.strip())) is not None:
+        return Extraction(statement, "phrase")
     letter = next((match for pattern in _LAST_LETTER if (match := pattern.search(tail[-MAX_SENTENCE_CHARS:]))), None)
     return Extraction(letter[1], "phrase") if letter else None
 
@@ -164,11 +164,12 @@ _LAST_LETTER = (
     re.compile(r"(?:\b(?:is|it's|be|choose|pick|select|with)\s+)\(?([A-J])\)?[.\s]*$"),
     re.compile(r"\(([A-J])\)(?!.*\([A-J]\))", re.DOTALL),
 )
-"""The letter of an option where nothing else is said: on a line of its own, at the end, in parentheses."""
+"""Patterns of an option's letter where nothing else is stated: on a line of its own, at the end, in parentheses."""
 
 
 def _is_bare(text: str) -> bool:
-    """Whether a response is nothing but a formula or a number, on one line and without words, whatever is around it."""
+    """Return whether a response is nothing but a formula or a number, on one line and without words, whatever is around
+    it."""
     if not 0 < len(text) <= MAX_BARE_CHARS or "\n" in text or "####" in text:
         return False
     formula = re.sub(r"\\(?:text|mathrm|mbox|textbf|mathbf|operatorname|begin|end)\s*\{[^{}]*\}", "", text)
@@ -179,12 +180,12 @@ _UNIT_ALONE = re.compile(
     r"(?:\\(?:text|mathrm)\s*\{)?\s*[a-zA-Z]{1,3}\s*\}?(?:\s*\^\s*\{?[23]\}?)?|\^\s*\{?\s*\\circ\s*\}?(?:\s*\\text\{[CF]\}|[CF])?|\\%"
 )
 _THEREFORE = re.compile(r"\b(?:Therefore|Thus|Hence|So|Finally|Altogether)\b")
-"""Opens a last sentence, whose number counts for more than the formulas before it."""
+"""Words that open a last sentence, whose number counts for more than the formulas before it."""
 
 
 def _formulas(text: str) -> list[tuple[str, int]]:
-    """(content, where it ends) of the formulas between ``$``, ``$$``, ``\\(`` and ``\\[``; one look at each character."""
-    found: list[tuple[str, int]] = []
+    """Return (content, end) of the formulas between ``$``, ``$$``, ``\\(`` and ``\\[``; each character is read once."""
+    formulas: list[tuple[str, int]] = []
     opened: tuple[str, int] | None = None
     for match in _DELIMITER.finditer(text):
         sign = match.group()
@@ -192,15 +193,15 @@ def _formulas(text: str) -> list[tuple[str, int]]:
             content = text[opened[1] : match.start()].strip()
             is_prose = len(re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{2,}\s+[A-Za-z]{2,}", content)) > 0  # dollars, not formulas
             if content and not is_prose and len(content) <= MAX_FORMULA_CHARS and not (opened[0] == "$" and "\n" in content):
-                found.append((content, match.end()))
+                formulas.append((content, match.end()))
             opened = None
         elif sign in _CLOSED_BY and (opened is None or sign[0] == "\\" or opened[0] == "$"):
             opened = (sign, match.end())
-    return found
+    return formulas
 
 
 def _last_number(text: str) -> tuple[str, int] | None:
-    """The last number that is no part of a formula, an equation's right side apart, and where it ends."""
+    """Return the last number that is not part of a formula (the right side of an equation excepted), and where it ends."""
     numbers = [
         match for match in _NUMBER.finditer(text) if not _OPERATOR.search(text[max(0, match.start() - 9) : match.start()])
     ]
@@ -213,7 +214,7 @@ _CHOSEN = re.compile(
     r"(?:for sure|definitely|clearly|certainly|option|choice)?\s*\(?([A-J])\)?"
     r"(?:\s*[,;:](?!\s*(?:and\b|or\b|[A-Za-z]\b(?!')))|\s+(?:because|since|as|but|and not|not|rather)\b)"
 )
-"""An option's letter, and then why."""
+"""Matches an option's letter and the reason after it."""
 
 _STATED = re.compile(
     r"[A-Za-z].*\b(?:is|are|was|equals?|be)\s+(?:(?:just|exactly|only|also|then|simply|equal to)\s+)?(?=[-+$\\\d(\[.])"
@@ -222,23 +223,23 @@ _BECAUSE = re.compile(r"(?<=[\d$})a-z]),?\s+(?:because|since|as|which|where|when
 _CIRCUMSTANCE = re.compile(
     r"\s+(?:in|on|at|for|from|during|by|after|before|each|every|altogether|total|left|because|since|so|when|if)\b\s+[A-Za-z][^\d$\\]*$"
 )
-"""Words behind a number that say when or where."""
+"""Words after a number that say when or where."""
 _NEGATED = re.compile(
     r"\b(?:not|no|never|nor|neither|cannot|except|unless|than|least|most|about|around|\w+n't)\b", re.IGNORECASE
 )
 
 
 def _sentence(rest: str) -> str:
-    """What follows "answer is", up to the end of its sentence, formula delimiters and words before its only number taken
-    off."""
+    """Return what follows "answer is", up to the end of its sentence, without formula delimiters and without words before
+    its only number."""
     rest = rest.strip().strip("*").strip()
     end = re.search(r"\.(?:\s|$)", rest)
     sentence = (rest[: end.start()] if end else rest).strip().strip("*").strip()
     if chosen := _CHOSEN.match(sentence):
         return chosen[1]
     sentence = _BECAUSE.sub("", re.sub(r"(?<=[2-9]\d)!$|(?<=\d\d\d)!$", "", sentence))
-    if (said := stated(sentence)) is not None:
-        return said
+    if (statement := stated(sentence)) is not None:
+        return statement
     if rest.startswith(("$", "\\(", "\\[")) and (formulas := _formulas(rest)):
         return sentence if _LIST_OF_FORMULAS.fullmatch(sentence) else formulas[0][0]
     words = _FILLER.match(sentence)
@@ -263,7 +264,8 @@ MAX_SENTENCE_CHARS = 300
 
 
 def stated(sentence: str) -> str | None:
-    """What a sentence says that something is: "24 square units" of "The area is 24 square units"; None for others."""
+    """Return what a sentence says that something is: "24 square units" for "The area is 24 square units"; None for
+    others."""
     sentence = sentence.strip().rstrip(".")
     if len(sentence) > MAX_SENTENCE_CHARS or _NEGATED.search(sentence):
         return None
@@ -275,7 +277,7 @@ def stated(sentence: str) -> str | None:
 
 @lru_cache(maxsize=1 << 16)
 def normalise(answer: str) -> str:
-    """A canonical spelling, by which wrong answers of one problem are counted as the same."""
+    """Return a canonical spelling, by which wrong answers of one problem are counted as the same."""
     return compact(clean(answer))
 
 
@@ -294,39 +296,39 @@ _SEVERAL = re.compile(rf"{_LETTER}(?:(?:\s*(?:,|;|&|\bor\b|\band\b))+\s*{_LETTER
 
 
 def choice_letters(answer: str, *, num_choices: int | None = None, fold: bool = False) -> list[str]:
-    r"""The letters that a cleaned multiple-choice answer names; empty where it names none. `fold`: small letters name
+    r"""Return the letters that a cleaned multiple-choice answer names; empty where it names none. `fold`: small letters name
     options, too (alone, ``b`` may be a variable).
 
     Example: ``\text{Option B}``, ``(B) 12`` and ``[B]`` give ["B"], ``A, B`` gives ["A", "B"], ``C_1`` gives [].
     """
     text = _CHOICE_WORD.sub("", " ".join(plain(answer).replace("\\ ", " ").split()))
     last = chr(ord("A") + min(num_choices or _WITHOUT_CHOICES, MAX_CHOICES) - 1)
-    found: list[str] = []
+    letters: list[str] = []
     if match := _ALONE.fullmatch(text):
-        found = [match[1]]
+        letters = [match[1]]
     elif _SEVERAL.fullmatch(text):
-        found = re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", text)
+        letters = re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", text)
     elif (match := _WITH_TEXT.fullmatch(text)) and not _FURTHER_LABEL.search(match[3]):
-        found = [match[1] or match[2]]
+        letters = [match[1] or match[2]]
     if fold:
-        found = [letter.upper() for letter in found]
-    return found if all("A" <= letter <= last for letter in found) else []
+        letters = [letter.upper() for letter in letters]
+    return letters if all("A" <= letter <= last for letter in letters) else []
 
 
 def glued_letters(answer: str) -> list[str]:
-    """The letters of several options without anything between them, in their order: ``ABD`` or ``\\{A, C\\}``."""
+    """Return the letters of several options without anything between them, in their order: ``ABD`` or ``\\{A, C\\}``."""
     letters = re.sub(r"[\\{}\s,]", "", plain(answer))
     is_list = re.fullmatch(r"[A-J]{2,5}", letters) is not None and all(a < b for a, b in pairwise(letters))
     return list(letters) if is_list else []
 
 
 def label_and_text(answer: str) -> tuple[str, str] | None:
-    """("B", "12") of a cleaned ``B: 12``; None without both."""
+    """Return ("B", "12") of a cleaned ``B: 12``; None without both."""
     match = _WITH_TEXT.fullmatch(" ".join(plain(answer).replace("\\ ", " ").split()))
     return ((match[1] or match[2]).upper(), match[3]) if match else None
 
 
 def without_label(choice: str, index: int) -> str:
-    """The text of an option that may carry its own letter: ``B) 2`` at index 1 gives ``2``."""
+    """Return the text of an option that may carry its own letter: ``B) 2`` at index 1 gives ``2``."""
     letter = chr(ord("A") + index)
     return re.sub(rf"^\s*\(?\s*(?:{letter}|{letter.lower()})\s*[).:]\s*(?=\S)", "", choice).strip()

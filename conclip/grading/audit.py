@@ -6,8 +6,8 @@ from math_verify import parse, verify
 
 
 def same_by_math_verify(gold: str, answer: str) -> bool:
-    """math-verify's verdict on two formulas. Raises ValueError where it reads nothing in one of them."""
-    # The parent process holds the clock: math-verify's own alarms are off.
+    """Return math-verify's verdict on two formulas. Raises ValueError where it cannot read one of them."""
+    # The parent process limits the time, so math-verify's own alarms are off.
     left, right = (
         parse(f"\\boxed{{{text}}}", fallback_mode="no_fallback", parsing_timeout=cast(int, None)) for text in (gold, answer)
     )

@@ -1,5 +1,5 @@
-"""Whether two sympy expressions have the same value: exactly for rationals, to 60 digits for other numbers, and at several
-points for formulas with letters.
+"""Decides whether two sympy expressions have the same value: exactly for rationals, to 60 digits for other numbers, and at
+several points for formulas with letters.
 
 sympy's own `equals` and math-verify's comparison take numbers for equal that agree in six decimals; none of that here.
 """
@@ -14,10 +14,10 @@ import sympy
 from sympy import Basic, Expr, Integer, Rational, Symbol
 
 DIGITS = 80
-"""With which numbers are computed."""
+"""Significant digits in numeric evaluation."""
 
 AGREE = Rational(1, 10**60)
-"""Relative difference up to which two computed numbers are one."""
+"""Relative difference up to which two computed numbers count as equal."""
 
 NUM_POINTS = 6
 MIN_SIGNIFICANT_DIGITS = 6
@@ -25,7 +25,7 @@ MIN_SIGNIFICANT_DIGITS = 6
 
 
 def equal(first: Expr, second: Expr) -> bool:
-    """Whether the two are the same number, or the same function of their letters wherever `first` is a real number.
+    """Return whether the two are the same number, or the same function of their letters wherever `first` is a real number.
 
     Example: sqrt(8) and 2 sqrt(2) are equal, and 3 ln x and ln x^3; sqrt(x^2) and x are not (x may be negative), nor are
     1 - 2^-99 and 1.
@@ -43,7 +43,7 @@ def equal(first: Expr, second: Expr) -> bool:
         point = {letter: sympy.ceiling(3 * value) if letter in exponents else value for letter, value in point.items()}
         f = _at(first, point)
         if f is None or not (f.is_real or first.has(sympy.I)):
-            continue  # outside of what `first` is defined on
+            continue  # `first` is not defined here
         s = _at(second, point)
         if s is None or not _near(f, s):
             return False
@@ -52,15 +52,15 @@ def equal(first: Expr, second: Expr) -> bool:
 
 
 def _exponents(value: Expr) -> set[Basic]:
-    """The letters in the powers that other letters are raised to: those of ``(pq)^{ab}`` are a and b. A negative p has only
-    whole powers, so these stand for whole numbers."""
+    """Return the letters in the powers that other letters are raised to: those of ``(pq)^{ab}`` are a and b. A negative p
+    has only whole powers, so these stand for whole numbers."""
     powers = [power for power in value.atoms(sympy.Pow) if power.base.free_symbols]
     return {letter for power in powers for letter in power.exp.free_symbols}
 
 
 def proportional(first: Expr, second: Expr, *, positive: bool = False) -> bool:
-    """Whether first = c * second for a number c other than 0 (greater than 0 when `positive`): two equations `first = 0` and
-    `second = 0` then say the same."""
+    """Return whether first = c * second for a number c other than 0 (greater than 0 when `positive`): two equations `first =
+    0` and `second = 0` then say the same."""
     letters = _letters(first, second)
     if not letters or first.free_symbols != second.free_symbols:
         return False
@@ -76,13 +76,13 @@ def proportional(first: Expr, second: Expr, *, positive: bool = False) -> bool:
 
 
 def within(gold: Expr, answer: Expr, tolerance: float) -> bool:
-    """Whether the answer lies within a share `tolerance` of the gold number."""
+    """Return whether the answer lies within a share `tolerance` of the gold number."""
     g, a = _at(gold, {}), _at(answer, {})
     return g is not None and a is not None and bool(abs(a - g) <= tolerance * abs(g))
 
 
 def agree_in_decimals(gold: Expr, answer: Expr, decimals: int) -> bool:
-    """Whether two numbers are the same when rounded to so many decimals."""
+    """Return whether two numbers are the same when rounded to so many decimals."""
     g, a = _at(gold, {}), _at(answer, {})
     if g is None or a is None or not (g.is_real and a.is_real):
         return False
@@ -91,7 +91,7 @@ def agree_in_decimals(gold: Expr, answer: Expr, decimals: int) -> bool:
 
 
 def spells(decimal: Decimal, value: Expr) -> bool:
-    """Whether a decimal is the rounded or cut spelling of a number that no decimal spells exactly, in at least
+    """Return whether a decimal is the rounded or cut spelling of a number that no decimal spells exactly, in at least
     `MIN_SIGNIFICANT_DIGITS` digits.
 
     Example: 1.414214 spells the root of 2, 1.41 does not; 1.2676506e30 does not spell 2^100, which has an exact spelling.
@@ -130,13 +130,13 @@ def _near(first: Expr, second: Expr) -> bool:
 
 
 def _at(value: Expr, point: dict[Symbol, Expr]) -> Expr | None:
-    """The number at a point; None where it is not finite."""
+    """Return the number at a point; None where it is not finite."""
     number = cast(Expr, value.evalf(DIGITS, subs=cast(dict[Basic, Basic | float], point)) if point else value.evalf(DIGITS))
     return number if number.is_number and number.is_finite and not number.free_symbols else None
 
 
 def _points(letters: Sequence[Symbol]) -> Iterator[dict[Symbol, Expr]]:
-    """The same points each time, with every pattern of signs while the letters are few."""
+    """Yield the same points each time, with every pattern of signs while the letters are few."""
     generator = random.Random(0)
     patterns = list(itertools.product((1, -1), repeat=min(len(letters), 3)))
     for pattern in itertools.islice(itertools.cycle(patterns), max(NUM_POINTS, 2 * len(patterns))):

@@ -1,4 +1,4 @@
-r"""Whether an answer is the gold one: what kind of thing each states, then part by part whether they are the same.
+r"""Decides whether an answer is the gold one: first what each states, then part by part whether they agree.
 
 Only grader workers call this: algebra may run for ever or take all memory, and workers have limits.
 """
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from sympy import Integer
 
 from conclip.grading.agreement import EXACT, Tolerance, agree, named_value
+from conclip.grading.answer_types import Number, Relation
 from conclip.grading.answers import choice_letters, extract, glued_letters, label_and_text, stated, without_label
 from conclip.grading.formulas import MAX_DEPTH
-from conclip.grading.kinds import Number, Relation
 from conclip.grading.readings import NAME, is_understood, read, stands_for
 from conclip.grading.spelling import clean, compact, nesting, plain
 from conclip.grading.words import are_words, is_text, numeral, same_words, verdict
@@ -20,8 +20,8 @@ from conclip.grading.words import are_words, is_text, numeral, same_words, verdi
 def same_answer(
     gold: str, answer: str, *, choices: Sequence[str] | None = None, tolerance: Tolerance = EXACT, is_response: bool = False
 ) -> bool:
-    """Whether `answer` states the same as `gold`, gold first (the comparison is not symmetric: the gold one decides what
-    kind of thing is asked for). `is_response`: it may be a whole response, in which the answer is yet to be found.
+    """Return whether `answer` states the same as `gold`. The order matters: the gold answer decides what the question asks
+    for. `is_response`: the text may be a whole response, in which the answer is yet to be found.
 
     Example: ``same_answer("1/2", "0.5")`` and ``same_answer("B", "(b) 12")`` hold, ``same_answer("(0,1)", "[0,1]")`` does
     not.
@@ -32,16 +32,20 @@ def same_answer(
     if not has_words and not (is_response and re.search(r"\n|####|<answer>", answer)):
         return False
     for text in (answer, plain(answer)):
-        found = extract(text, lenient=True)
-        # A number out of a formula that was not understood is no answer; "the answer is 7" in a box is one.
-        if found and (is_response or found.method == "phrase") and _same(gold, found.answer, choices, tolerance):
+        extraction = extract(text, lenient=True)
+        # A number inside a formula that was not understood is no answer; "the answer is 7" in a box is one.
+        if (
+            extraction
+            and (is_response or extraction.method == "phrase")
+            and _same(gold, extraction.answer, choices, tolerance)
+        ):
             return True
-    said = stated(plain(clean(answer))) if has_words and not choices else None
-    return said is not None and _same(gold, said, None, tolerance)
+    statement = stated(plain(clean(answer))) if has_words and not choices else None
+    return statement is not None and _same(gold, statement, None, tolerance)
 
 
 def is_readable(gold: str, *, choices: Sequence[str] | None = None) -> bool:
-    """Whether answers can be compared with `gold` by more than its spelling."""
+    """Return whether answers can be compared with `gold` by more than its spelling."""
     gold = clean(gold)
     return bool(choices) or len(choice_letters(gold)) > 0 or is_text(gold) or is_understood(read(gold, is_gold=True))
 
@@ -50,7 +54,7 @@ _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}[\s:*]+\S")
 
 
 def _same(gold: str, answer: str, choices: Sequence[str] | None, tolerance: Tolerance) -> bool:
-    """`same_answer` for an answer that is no sentence."""
+    """`same_answer` for an answer that is not a sentence."""
     gold, answer = clean(gold), clean(answer)
     if not gold or not answer:
         return False
@@ -84,15 +88,15 @@ def _same(gold: str, answer: str, choices: Sequence[str] | None, tolerance: Tole
         return True
     if max(nesting(gold), nesting(answer)) > MAX_DEPTH:
         return False
-    asked, said = read(gold, is_gold=True), read(answer)
-    if agree(asked, said, tolerance):
+    gold_reading, reading = read(gold, is_gold=True), read(answer)
+    if agree(gold_reading, reading, tolerance):
         return True
-    if isinstance(asked, Number) and not asked.value.free_symbols and (glued := _GLUED_UNIT.fullmatch(answer)):
-        return agree(asked, read(f"{glued[1]} {glued[2]}"), tolerance)
-    if _DECIMAL_COMMA.fullmatch(gold) and isinstance(said, Number):  # the list 3, 5 or the decimal 3,5: a number decides
-        return agree(read(gold.replace(",", ".", 1), is_gold=True), said, tolerance)
+    if isinstance(gold_reading, Number) and not gold_reading.value.free_symbols and (glued := _GLUED_UNIT.fullmatch(answer)):
+        return agree(gold_reading, read(f"{glued[1]} {glued[2]}"), tolerance)
+    if _DECIMAL_COMMA.fullmatch(gold) and isinstance(reading, Number):  # the list 3, 5 or the decimal 3,5: a number decides
+        return agree(read(gold.replace(",", ".", 1), is_gold=True), reading, tolerance)
     grouped = [read(text[1:-1]) if _GROUPED.fullmatch(text) else None for text in (gold, answer)]
-    return any(g is not None for g in grouped) and agree(grouped[0] or asked, grouped[1] or said, tolerance)
+    return any(g is not None for g in grouped) and agree(grouped[0] or gold_reading, grouped[1] or reading, tolerance)
 
 
 _APPROX = re.compile(r"\\(?:approx|simeq)(?![a-zA-Z])")
@@ -100,8 +104,8 @@ ROUNDED = Tolerance(relative=0.02)
 
 
 def _exact_and_rounded(text: str) -> list[str]:
-    r"""The values of ``\frac{1}{3} \approx 0.33``: the exact one and the rounded one; none where no number stands before the
-    sign (``x \approx 0.33``), or one that is no rounding of it behind."""
+    r"""Return the two values of ``\frac{1}{3} \approx 0.33``, the exact and the rounded one; none where no number comes
+    before the sign (``x \approx 0.33``), or the second is no rounding of the first."""
     exact, sign, rounded = text.partition("\\approx") if _APPROX.search(text) else (text, "", "")
     exact, rounded = exact.strip(), rounded.strip()
     if not sign or not rounded or NAME.fullmatch(exact) or nesting(text) > MAX_DEPTH:
@@ -123,7 +127,7 @@ _GROUPED = re.compile(r"\(\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*\)")
 
 
 def _same_choice(gold: str, answer: str, choices: Sequence[str], tolerance: Tolerance) -> bool:
-    """Both name the same options, by letter or by what they say."""
+    """Return whether both name the same options, by letter or by text."""
     return bool(named := _options(gold, choices, tolerance)) and named == _options(answer, choices, tolerance)
 
 
@@ -132,10 +136,12 @@ def _options(text: str, choices: Sequence[str], tolerance: Tolerance) -> list[in
     lettered = _LETTER_AND_TEXT.match(plain(text))
     if letters := choice_letters(text, num_choices=len(choices), fold=True):
         named = sorted({ord(letter) - ord("A") for letter in letters})
-        said = [
+        by_text = [
             index for index, option in enumerate(texts) if lettered and same_words(option, plain(text)[lettered.end() :])
         ]
-        return [] if said and len(named) == 1 and said != named else named  # the letter of one option, the text of another
+        return (
+            [] if by_text and len(named) == 1 and by_text != named else named
+        )  # the letter names one option, the text another
     if lettered:
         index = ord(lettered[1]) - ord("A")
         return [index] if index < len(texts) and same_words(texts[index], plain(text)[lettered.end() :]) else []

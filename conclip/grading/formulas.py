@@ -1,4 +1,4 @@
-r"""Reading one LaTeX formula as a sympy expression with exact numbers.
+r"""Reads one LaTeX formula as a sympy expression with exact numbers.
 
 The grammar is the one of final answers: arithmetic, roots, powers, fractions and mixed numbers, the elementary functions,
 factorials, binomials, absolute values, finite sums. A formula is read whole or not at all, letters keep their case and
@@ -25,7 +25,7 @@ from conclip.grading.tex import DECORATIONS, FONTS, LETTERS
 
 MAX_TERMS = 10_000
 MAX_DEPTH = 60
-"""Brackets within brackets."""
+"""Largest depth of nested brackets."""
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[1-9]\d{0,2}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+)"
@@ -40,7 +40,7 @@ _CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\lfloor": "\\rfloor", 
 
 
 def read_formula(text: str) -> Expr:
-    r"""The value of a formula in plain LaTeX (`conclip.grading.spelling.clean`). Raises Unreadable.
+    r"""Return the value of a formula in plain LaTeX (`conclip.grading.spelling.clean`). Raises Unreadable.
 
     Example: ``2\frac{1}{2}`` is 5/2, ``\sqrt[3]{-8}`` is -2, ``E_1 + 8`` is a sum with the symbol ``E_1``.
     """
@@ -60,12 +60,12 @@ class _Parser:
     """Recursive descent over tokens; each method reads one level of precedence."""
 
     def __init__(self, text: str) -> None:
-        self._tokens = [(kind, match[kind]) for match in _TOKEN.finditer(text.strip()) if (kind := match.lastgroup)]
+        self._tokens = [(group, match[group]) for match in _TOKEN.finditer(text.strip()) if (group := match.lastgroup)]
         self._at = self._depth = self._in_bars = 0
-        self._letters: set[str] = set()  # that a series runs over
+        self._letters: set[str] = set()  # the letters that a series runs over
 
     def here(self, ahead: int = 0) -> str:
-        """The token to read next; "" at the end."""
+        """Return the token to read next; "" at the end."""
         index = self._at + ahead
         return self._tokens[index][1] if index < len(self._tokens) else ""
 
@@ -91,7 +91,8 @@ class _Parser:
         return value
 
     def _product(self) -> Expr:
-        """Factors with signs between them or none. ``1/2x`` is x/2, ``a/bc`` is a/(bc): after a number the division ends."""
+        """Read factors, with or without signs between them. ``1/2x`` is x/2, ``a/bc`` is a/(bc): after a number the division
+        ends."""
         value = self._signed()
         while True:
             token = self.here()
@@ -149,7 +150,7 @@ class _Parser:
         return token.isascii() and (token.isalpha() or token in "([{" or (token == "|" and not self._in_bars))
 
     def _power(self) -> Expr:
-        """An atom with what stands behind it: factorials, powers, degrees."""
+        """Read an atom and what follows it: factorials, powers, degrees."""
         value = self._atom()
         while True:
             if self.here() == "!":
@@ -169,7 +170,7 @@ class _Parser:
                 return value
 
     def _exponent(self) -> Expr:
-        """``x^10`` and ``10^-8`` are read as they are meant, not as TeX sets them."""
+        """Read an exponent. ``x^10`` and ``10^-8`` are read as they are meant, not as TeX sets them."""
         if self.here() in ("-", "+"):
             return -self._exponent() if self._take() == "-" else self._exponent()
         return self._number() if self._is_number() else self._atom()
@@ -188,7 +189,7 @@ class _Parser:
         return Rational(digits)
 
     def _mixed(self) -> Expr | None:
-        r"""``2\frac{1}{2}`` or ``2 1/2``, a proper fraction behind a whole number; None where none stands here."""
+        r"""Read ``2\frac{1}{2}`` or ``2 1/2``, a proper fraction after a whole number; None where there is none."""
         whole, begin = self.here(), self._at
         if not whole.isdecimal():
             return None
@@ -236,7 +237,7 @@ class _Parser:
         return value
 
     def _argument(self) -> Expr:
-        r"""What a TeX command takes: a group, or else one digit or sign (``\frac12``)."""
+        r"""Read the argument of a TeX command: a group, or one digit or sign (``\frac12``)."""
         if self.here() == "{":
             return self._group()
         if self._is_number():
@@ -251,7 +252,7 @@ class _Parser:
         return self._atom()
 
     def _symbol(self, name: str) -> Expr:
-        """A letter with its subscript and primes; e and i are the numbers, unless something is attached."""
+        """Read a letter with its subscript and primes. e and i are the numbers, unless something is attached."""
         tail = ""
         while self.here() in ("_", "'"):
             if self._take() == "'":
@@ -270,7 +271,7 @@ class _Parser:
         return Symbol(name + tail)
 
     def _raw(self) -> str:
-        """The text of a group in braces, as it stands."""
+        """Read the text of a group in braces, unchanged."""
         depth, text = 0, ""
         while True:
             token = self._take()
@@ -335,8 +336,8 @@ class _Parser:
             return -bounded_power(-radicand, 1 / degree)  # the real root
         return bounded_power(radicand, 1 / degree)
 
-    def _series(self, kind: type[sympy.Sum] | type[sympy.Product]) -> Expr:
-        """A finite sum or product over one letter."""
+    def _series(self, operator: type[sympy.Sum] | type[sympy.Product]) -> Expr:
+        """Read a finite sum or product over one letter."""
         self._take("_")
         self._take("{")
         name = self._take()
@@ -350,7 +351,7 @@ class _Parser:
         self._letters.add(name)
         term = self._product()
         self._letters.discard(name)
-        value = cast(Expr, kind(term, (Symbol(name), first, last)).doit())
+        value = cast(Expr, operator(term, (Symbol(name), first, last)).doit())
         if value.has(sympy.Sum, sympy.Product, sympy.Piecewise):
             raise Unreadable("a series without a closed form")
         return value
@@ -375,7 +376,7 @@ class _Parser:
         return value if power is None else bounded_power(value, power)
 
     def _function_argument(self) -> Expr:
-        r"""A group, or the factors up to the next sign or function: ``\sin 2x \cos x`` is sin(2x) cos(x)."""
+        r"""Read a group, or the factors up to the next sign or function: ``\sin 2x \cos x`` is sin(2x) cos(x)."""
         if self.here() in ("(", "{", "["):
             value = self._group()
             return value * sympy.pi / 180 if self._degrees() else value

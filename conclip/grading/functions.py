@@ -1,4 +1,4 @@
-"""What the functions of answers do to exact numbers, with limits on what may grow without end."""
+"""The functions that occur in answers, applied to exact numbers, with limits on what may grow without end."""
 
 from collections.abc import Callable
 from typing import cast

@@ -37,10 +37,10 @@ WALL_LIMIT_S = 60.0
 """Guard for a worker that neither computes nor answers; generous, as a loaded machine must not change verdicts."""
 
 LONGEST_GAP_S = 10.0
-"""Between two looks at the workers; a longer one prolongs their deadlines by itself."""
+"""Longest normal time between two reads of the workers; a longer gap prolongs their deadlines by its length."""
 
 MAX_FAILED_STARTS = 3
-"""Workers in a row that end before they are ready; then something is wrong with all of them."""
+"""Workers in a row that may end before they are ready; after that something is wrong with all of them."""
 
 MAX_ANSWER_CHARS = 2000
 """A longer extracted answer is not an answer; it counts as wrong without being parsed."""
@@ -48,7 +48,7 @@ MAX_ANSWER_CHARS = 2000
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """What a worker is asked: whether `answer` states the same as one of `golds`."""
+    """A question to a worker: does `answer` state the same as one of `golds`?"""
 
     golds: tuple[str, ...]
     answer: str
@@ -57,11 +57,12 @@ class _Pair:
     tolerance: float = 0.0
     is_response: bool = False
     question: Literal["same", "readable", "math-verify"] = "same"
-    """Is the answer a gold one; is the (only) gold one understood; are they the same to math-verify."""
+    """What to decide: `same`, whether the answer is a gold one; `readable`, whether the (only) gold one is understood;
+    `math-verify`, whether they are the same to math-verify."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Asker:
+class _Request:
     """A response that waits for a verdict."""
 
     key: str
@@ -72,7 +73,7 @@ class _Asker:
 class _Worker:
     process: subprocess.Popen[bytes]
     ready: bool = False
-    """Its libraries are loaded: the clock of an answer starts only then."""
+    """Whether its libraries are loaded: the clock of an answer starts only then."""
     pair: _Pair | None = None
     deadline: float = 0.0
     buffer: bytes = b""
@@ -80,15 +81,15 @@ class _Worker:
 
 @dataclass(slots=True)
 class _State:
-    """Everything the lock guards."""
+    """Everything that the lock guards."""
 
     workers: list[_Worker] = field(default_factory=list[_Worker])
     queue: deque[_Pair] = field(default_factory=deque[_Pair])
-    waiting: dict[_Pair, list[_Asker]] = field(default_factory=dict[_Pair, list[_Asker]])
+    waiting: dict[_Pair, list[_Request]] = field(default_factory=dict[_Pair, list[_Request]])
     last_read: float = 0.0
-    """When the workers were last looked at."""
+    """Time of the last read of the workers."""
     killed: set[_Pair] = field(default_factory=set[_Pair])
-    """Pairs whose worker somebody killed; each gets one more."""
+    """Pairs whose worker was killed from outside; each gets one more."""
     failed_starts: int = 0
     """Workers in a row that ended before they were ready."""
     verdicts: dict[_Pair, Outcome] = field(default_factory=dict[_Pair, Outcome])
@@ -96,7 +97,7 @@ class _State:
 
 
 class GraderBroken(MachineFailure):
-    """Workers cannot start at all; grading everything as an error would hide it."""
+    """Workers cannot start at all. Grading every answer as an error would hide that."""
 
 
 class Grader:
@@ -119,17 +120,17 @@ class Grader:
         tolerance: float = 0.0,
     ) -> None:
         """Grade one response; `key` comes back with the verdict. Any of several `gold` answers is right. `choices` are the
-        texts of options A, B, ... of a multiple-choice question. Numbers are compared exactly; they are also equal when they
-        agree in so many `decimals`, or differ by at most the share `tolerance` of the gold one."""
+        texts of options A, B, ... of a multiple-choice question. Numbers are compared exactly. They also count as equal when
+        they agree in `decimals` decimals, or differ by at most the share `tolerance` of the gold one."""
         with self._lock:
             extraction = extract(text, lenient=True)
             if finish_reason != "stop":
-                self._done(_Asker(key, extraction or Extraction("", "whole")), Outcome.TRUNCATED)
+                self._done(_Request(key, extraction or Extraction("", "whole")), Outcome.TRUNCATED)
             elif extraction is None:
-                self._done(_Asker(key, Extraction("", "whole")), Outcome.NO_ANSWER)
+                self._done(_Request(key, Extraction("", "whole")), Outcome.NO_ANSWER)
             else:
                 pair = _Pair(_golds(gold), extraction.answer, tuple(choices) if choices else None, decimals, tolerance)
-                self._compare(_Asker(key, extraction), pair)
+                self._compare(_Request(key, extraction), pair)
 
     def submit_answer(
         self,
@@ -143,23 +144,24 @@ class Grader:
         tolerance: float = 0.0,
         second_method: bool = False,
     ) -> None:
-        """Grade an answer that was extracted already; with `method` "whole" it may be a response without a box, in which the
-        answer is yet to be found. `second_method` asks math-verify instead, as it comes: another parser and
-        another comparison, `grader_error` where it cannot read one side."""
+        """Grade an answer that was extracted already. With `method` "whole" it may be a response without a box, in which the
+        answer is yet to be found. `second_method` asks math-verify instead, another parser and another comparison:
+        `grader_error` where it cannot read one side."""
         with self._lock:
             is_response = method == "whole"
             if is_response and len(answer) > MAX_ANSWER_CHARS:
-                found = extract(answer, lenient=True)
-                answer = found.answer if found else ""
+                extraction = extract(answer, lenient=True)
+                answer = extraction.answer if extraction else ""
             options = tuple(choices) if choices else None
             pair = _Pair(
                 _golds(gold), answer, options, decimals, tolerance, is_response, "math-verify" if second_method else "same"
             )
-            self._compare(_Asker(key, Extraction(answer, method)), pair)
+            self._compare(_Request(key, Extraction(answer, method)), pair)
 
     def unreadable(self, golds: Sequence[tuple[Sequence[str], Sequence[str] | None]]) -> list[int]:
-        """Which problems have a gold answer (of several, with the choices) that is understood neither as mathematics nor as
-        words or letters, so that only the same spelling is right. Waits for the verdicts; plain numbers need none."""
+        """Return the indices of problems with a gold answer (one of several, given with the choices) that is understood
+        neither as mathematics nor as words or letters, so that only the same spelling counts as right. Waits for the
+        verdicts; plain numbers need none."""
         with self._lock:
             pending = [
                 (n, some, choices)
@@ -168,18 +170,18 @@ class Grader:
             ]
             for number, some, choices in pending:
                 pair = _Pair(tuple(some), some[0], tuple(choices) if choices else None, question="readable")
-                self._compare(_Asker(str(number), Extraction(some[0], "whole")), pair)
-            found: list[int] = []
+                self._compare(_Request(str(number), Extraction(some[0], "whole")), pair)
+            unreadable: list[int] = []
             for _ in range(len(pending)):
                 while not self._state.done:
                     self._read(1.0)
                 key, grade = self._state.done.pop()
-                found += [] if grade.outcome is Outcome.CORRECT else [int(key)]
-            return sorted(found)
+                unreadable += [] if grade.outcome is Outcome.CORRECT else [int(key)]
+            return sorted(unreadable)
 
     def poll(self, timeout_s: float = 0.0) -> list[tuple[str, Grade]]:
-        """Verdicts that are ready; waits up to `timeout_s` when there are none but some are under way. Raises GraderBroken
-        when one worker after the other ends before it was ready."""
+        """Return the verdicts that are ready. Waits up to `timeout_s` when there are none but some are pending. Raises
+        GraderBroken when several workers in a row end before they are ready."""
         with self._lock:
             state = self._state
             if state.waiting:
@@ -209,39 +211,40 @@ class Grader:
                 _kill(worker)
             self._state.workers.clear()
 
-    def _compare(self, asker: _Asker, pair: _Pair) -> None:
+    def _compare(self, request: _Request, pair: _Pair) -> None:
         state = self._state
         if not pair.answer.strip():
-            return self._done(asker, Outcome.NO_ANSWER)
+            return self._done(request, Outcome.NO_ANSWER)
         if len(pair.answer) > MAX_ANSWER_CHARS:
-            return self._done(asker, Outcome.WRONG)
+            return self._done(request, Outcome.WRONG)
         if pair.choices is None and pair.question == "same" and _bare(pair.answer) in map(_bare, pair.golds):
-            return self._done(asker, Outcome.CORRECT)
+            return self._done(request, Outcome.CORRECT)
         if pair in state.verdicts:
-            return self._done(asker, state.verdicts[pair])
+            return self._done(request, state.verdicts[pair])
         if not state.waiting:
-            state.last_read = time.monotonic()  # nobody had to look so far
+            state.last_read = time.monotonic()  # the workers had nothing to do before
         if pair in state.waiting:
-            state.waiting[pair].append(asker)
+            state.waiting[pair].append(request)
         else:
-            state.waiting[pair] = [asker]
+            state.waiting[pair] = [request]
             state.queue.append(pair)
             self._feed()
         return None
 
-    def _done(self, asker: _Asker, verdict: Outcome) -> None:
-        """`verdict` on the answer wherever it was found; the strict outcome knows none outside a box."""
-        found = asker.extraction
-        extracted = found.answer[:MAX_ANSWER_CHARS] or None
-        boxed = found.method in ("boxed", "whole") or verdict is Outcome.TRUNCATED
+    def _done(self, request: _Request, verdict: Outcome) -> None:
+        """Record `verdict` for an answer, wherever it was found; an answer outside a box counts as none in the strict
+        outcome."""
+        extraction = request.extraction
+        extracted = extraction.answer[:MAX_ANSWER_CHARS] or None
+        boxed = extraction.method in ("boxed", "whole") or verdict is Outcome.TRUNCATED
         grade = Grade(
             outcome=verdict if boxed else Outcome.NO_ANSWER,
             extracted=extracted if boxed else None,
             lenient_outcome=verdict,
             lenient_extracted=extracted,
-            method=found.method if extracted else None,
+            method=extraction.method if extracted else None,
         )
-        self._state.done.append((asker.key, grade))
+        self._state.done.append((request.key, grade))
 
     def _feed(self) -> None:
         """Give every idle worker a pair, starting workers up to the limit."""
@@ -267,7 +270,7 @@ class Grader:
                 self._lose(worker, "died", begun=False)
 
     def _read(self, timeout_s: float) -> None:
-        # Nobody looked, be it that this process was stopped: that time is not the workers'.
+        # Time in which nobody read, because this process was stopped for example, does not count against the workers.
         gap = time.monotonic() - self._state.last_read
         for worker in self._state.workers if gap > LONGEST_GAP_S else ():
             worker.deadline += gap
@@ -303,8 +306,8 @@ class Grader:
         self._settle(pair, Outcome(json.loads(line)))
 
     def _lose(self, worker: _Worker, why: str, *, begun: bool) -> None:
-        """Replace a worker. The pair it was on becomes a grader error; it gets another worker when this one had not `begun`
-        with it, and once when somebody killed this one (its own limits end it by other signals)."""
+        """Replace a worker. Its pair becomes a grader error. The pair gets another worker when this one had not `begun` with
+        it, and once when somebody killed this one (its own limits end it by other signals)."""
         state, pair = self._state, worker.pair
         LOG.warning("grader worker %s on answer %.80r; replaced", why, pair and pair.answer)
         was_killed = why == "died" and _end_code(worker) == -signal.SIGKILL
@@ -327,8 +330,8 @@ class Grader:
     def _settle(self, pair: _Pair | None, outcome: Outcome) -> None:
         assert pair is not None
         self._state.verdicts[pair] = outcome
-        for asker in self._state.waiting.pop(pair):
-            self._done(asker, outcome)
+        for request in self._state.waiting.pop(pair):
+            self._done(request, outcome)
 
 
 def _golds(gold: str | Sequence[str]) -> tuple[str, ...]:
@@ -340,7 +343,7 @@ _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+")
 
 
 def _bare(answer: str) -> str:
-    """Without what may stand around any answer; equal ones need no worker."""
+    """Strip what may stand around any answer; answers that are then equal need no worker."""
     answer = answer.strip().strip("$").removesuffix(".").strip()
     return answer.replace(",", "") if _THOUSANDS.fullmatch(answer) else answer
 
@@ -360,7 +363,7 @@ def _start_worker(cpu_limit_s: int) -> _Worker:
 
 
 def _end_code(worker: _Worker) -> int | None:
-    """How a worker ended; None when it has not, shortly after its output did."""
+    """Return a worker's exit code; None when it has not ended shortly after its output did."""
     try:
         return worker.process.wait(timeout=1.0)
     except subprocess.TimeoutExpired:

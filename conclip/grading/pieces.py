@@ -1,4 +1,4 @@
-"""Where brackets open and close in an answer, and what stands between its commas."""
+"""Finds where brackets open and close in an answer, and what is between its commas."""
 
 import re
 
@@ -6,7 +6,7 @@ from conclip.grading.spelling import closing
 
 
 def split(text: str, separators: str, *, thousands: bool = True) -> list[str]:
-    """The parts of a text between separators that stand outside of brackets; a comma between thousands separates nothing."""
+    """Split a text at separators outside of brackets. A comma between thousands separates nothing."""
     parts, begin, depth = [], 0, 0
     for position, character in enumerate(text):
         if character in "([{":
@@ -19,8 +19,8 @@ def split(text: str, separators: str, *, thousands: bool = True) -> list[str]:
             parts.append(text[begin:position].strip())
             begin = position + 1
     parts.append(text[begin:].strip())
-    found = [part for part in parts if part]
-    return found or [""]
+    present = [part for part in parts if part]
+    return present or [""]
 
 
 def _between_thousands(text: str, comma: int) -> bool:
@@ -31,7 +31,7 @@ def _between_thousands(text: str, comma: int) -> bool:
 
 
 def in_brackets(text: str) -> tuple[str, str, str] | None:
-    """(opening, content, closing) of a text that one pair of brackets holds; braces may be escaped."""
+    """Return (opening, content, closing) of a text that one pair of brackets holds; braces may be escaped."""
     for opening in ("\\{", "(", "[", "{"):
         if text.startswith(opening):
             end = closing(text, len(opening) - 1)

@@ -1,4 +1,4 @@
-r"""What an answer states: a number, several values, a relation, a region, a matrix, or words that only spelling decides."""
+r"""Reads what an answer states: a number, several values, a relation, a region, a matrix, or words compared by spelling."""
 
 import re
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from typing import cast
 import sympy
 from sympy import Expr, Integer
 
+from conclip.grading.answer_types import MIRRORED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
 from conclip.grading.formulas import read_formula
 from conclip.grading.functions import Unreadable
-from conclip.grading.kinds import TURNED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
 from conclip.grading.pieces import in_brackets, split
 from conclip.grading.regions import Interval, Region, intersection, union_of, without_points
 from conclip.grading.spelling import closing, compact, plain
@@ -39,7 +39,7 @@ _COUNTED = re.compile(
     r"^(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:year|exactly|page|day|room|step|a total of)\b\s*(?:\}\s*)?(?=-?[\d\\])",
     re.IGNORECASE,
 )
-"""Words before a number that decide no more than a thing counted behind it."""
+"""Words before a number that matter no more than the name of a counted thing after it."""
 
 _OPERATION = re.compile(r"\s*\w+\s*(\\cup|\\cap)\s+\w+\s*(?:\1\s+\w+\s*)*")
 _MODULO = re.compile(r"(?:(.*?)\\equiv)?\s*(.*?)\s*(?:\\pmod\s*\{?|\(\s*\\(?:mod|bmod)|\\mod)\s*([^{}()]+)[})]*")
@@ -56,9 +56,9 @@ _UNREAD = Spelled("unread", ())
 
 
 def is_understood(reading: Reading) -> bool:
-    """Whether all of it was understood."""
+    """Return whether every part of a reading was understood."""
     if isinstance(reading, Spelled):
-        return reading.kind != "unread" and all(isinstance(part, str) or is_understood(part) for part in reading.parts)
+        return reading.notation != "unread" and all(isinstance(part, str) or is_understood(part) for part in reading.parts)
     if isinstance(reading, Several):
         return all(map(is_understood, reading.items))
     if isinstance(reading, Matrix):
@@ -69,7 +69,7 @@ def is_understood(reading: Reading) -> bool:
 
 
 def read(text: str, *, is_gold: bool = False) -> Reading:
-    """What a cleaned answer states; `Spelled("unread")` where that is not understood."""
+    """Return what a cleaned answer states; `Spelled("unread")` where that is not understood."""
     text = _COUNTED.sub("", stands_for(text.strip()))
     if system := _SYSTEM.fullmatch(text):
         if system[1] == "cases":
@@ -113,12 +113,13 @@ def read(text: str, *, is_gold: bool = False) -> Reading:
 
 
 def stands_for(text: str) -> str:
-    """A text, or the formula that its words stand for, such as "all real numbers"."""
+    """Return a text, or the formula that its words stand for, such as "all real numbers"."""
     return next((formula for phrase, formula in _PHRASES if phrase.fullmatch(plain(text).strip())), text)
 
 
 def _read_points(text: str) -> Reading | None:
-    """``p = 5, q = 2; p = 7, q = 2``: a list of tuples, one for each group with the same names; None for anything else."""
+    """Read ``p = 5, q = 2; p = 7, q = 2`` as a list of tuples, one for each group with the same names; None for anything
+    else."""
     groups = [split(group, ",") for group in _GROUPS.split(text)]
     named = [[relation for part in group if (relation := _read_relation(part)) and _name_of(part)] for group in groups]
     names = [[compact(relation.sides[0]) for relation in group] for group in named]
@@ -129,7 +130,7 @@ def _read_points(text: str) -> Reading | None:
 
 
 def _read_both(text: str) -> Reading | None:
-    """``x > 1 and x < 3``: what holds for both; None for anything else."""
+    """Read ``x > 1 and x < 3`` as what holds for both; None for anything else."""
     if not _AND.search(text):
         return None
     regions = [region_of(read(part)) if _SIGNS.search(part) else None for part in _AND.split(text)]
@@ -139,14 +140,14 @@ def _read_both(text: str) -> Reading | None:
 
 
 def _separated(text: str) -> str:
-    """With commas for the words and signs between values; rows of a matrix are its own."""
+    """Put commas in place of the words and signs between values; rows of a matrix keep theirs."""
     text = text if "\\begin" in text else text.replace("\\\\", " , ")
     text = _LOGIC.sub(" , ", text) if _SIGNS.search(text) else text
     return _SEPARATORS.sub(" , ", text)
 
 
 def _signed(text: str, sign: str) -> str:
-    """One of the two values that plus-minus signs stand for."""
+    """Return one of the two values that plus-minus signs stand for."""
     other = "-" if sign == "+" else "+"
     return _PLUS_MINUS.sub(lambda m: f" {sign if m[1] == 'pm' else other} ", text)
 
@@ -168,7 +169,7 @@ _BETWEEN_MATRICES = re.compile(r"\s*(?:(?P<sign>[-+])\s*(?P<scalar>.*?))?\s*(?:\
 
 
 def _read_matrix_formula(text: str) -> Reading | None:
-    """Sums and products of matrices, with numbers before them; None for anything else."""
+    """Read sums and products of matrices, with numbers before them; None for anything else."""
     matrices = list(_ONE_MATRIX.finditer(text))
     if not matrices or text[matrices[-1].end() :].strip():
         return None
@@ -235,7 +236,7 @@ def _or_text(piece: str) -> "Reading | str":
 
 
 def _read_list(parts: Sequence[str], is_gold: bool) -> Reading:
-    """A list without brackets. A name before the first value alone stands for all: ``n = 2, 3``."""
+    """Read a list without brackets. A name before the first value only stands for all: ``n = 2, 3``."""
     named = [bool(_name_of(part)) for part in parts]
     if named[0] and not any(named[1:]) and "=" in parts[0]:
         parts = [parts[0].partition("=")[2], *parts[1:]]
@@ -270,7 +271,7 @@ NAME = re.compile(
 
 
 def _name_of(text: str) -> str:
-    """What stands before the first equals sign, where it only names something; "" where there is none."""
+    """Return the text before the first equals sign, where it only names something; "" where there is none."""
     relation = _read_relation(text)
     if relation is None or relation.signs[0] not in ("=",) or not NAME.fullmatch(relation.sides[0]):
         return ""
@@ -320,7 +321,7 @@ def _as_decimal(number: str) -> Decimal | None:
 
 
 def _read_region(text: str) -> Region | None:
-    r"""``(-\infty, 2) \cup [3, 4)``, ``\mathbb{R}``, ``\mathbb{R} \setminus \{0\}``."""
+    r"""Read ``(-\infty, 2) \cup [3, 4)``, ``\mathbb{R}`` or ``\mathbb{R} \setminus \{0\}`` as a region."""
     text = re.sub(r"^[a-zA-Z]\s*\\in(?![a-zA-Z])", "", text).strip()
     if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?", text):
         return Region(((-sympy.oo, sympy.oo, False, False),))
@@ -343,7 +344,7 @@ def _read_region(text: str) -> Region | None:
 
 
 def region_of(reading: Reading) -> Region | None:
-    """Intervals and inequalities in one letter as a region; None for anything else."""
+    """Return intervals, and inequalities in one letter, as a region; None for anything else."""
     if isinstance(reading, Region):
         return reading
     if isinstance(reading, Several) and len(reading.items) == 2 and reading.brackets in ("()", "[]", "(]", "[)"):
@@ -354,9 +355,9 @@ def region_of(reading: Reading) -> Region | None:
         return union_of([(left, right, reading.brackets[0] == "[", reading.brackets[1] == "]")]) if is_ordered else None
     if isinstance(reading, Several) and not reading.brackets and reading.items:
         regions = [region_of(item) for item in reading.items]
-        found = [i for region in regions if region is not None for i in region.intervals]
+        intervals = [i for region in regions if region is not None for i in region.intervals]
         return (
-            union_of(found)
+            union_of(intervals)
             if all(r is not None for r in regions) and all(isinstance(i, (Relation, Region)) for i in reading.items)
             else None
         )
@@ -369,7 +370,7 @@ def region_of(reading: Reading) -> Region | None:
 
 
 def _region_of_inequality(relation: Relation) -> Region | None:
-    """``x > 2``, ``2 < x``, ``0 \\le x < 1``, ``x \\ne 3``, ``|x| < 2``."""
+    """Read ``x > 2``, ``2 < x``, ``0 \\le x < 1``, ``x \\ne 3`` or ``|x| < 2`` as a region."""
     if size := next((side for side in relation.sides if re.fullmatch(r"\|\s*[a-zA-Z]\s*\|", side)), None):
         plain_sides = tuple("x" if side == size else side for side in relation.sides)
         inside = _region_of_inequality(Relation(relation.signs, plain_sides))
@@ -389,7 +390,7 @@ def _region_of_inequality(relation: Relation) -> Region | None:
         return None
     for index, sign in enumerate(relation.signs):
         bound, other_first = (bounds[index], True) if index < at else (bounds[index + 1], False)
-        sign = TURNED[sign] if other_first else sign  # as if the letter stood first
+        sign = MIRRORED[sign] if other_first else sign  # as if the letter stood first
         assert bound is not None
         if sign in (">", ">="):
             left, left_in = bound, sign == ">="

@@ -21,7 +21,7 @@ class Region:
 
 
 def without_points(points: Sequence[Expr]) -> Region | None:
-    """All real numbers but these; None where they are none."""
+    """Return all real numbers but `points`; None where there are no points, or one is not real."""
     if not points or any(point.free_symbols or not point.is_real for point in points):
         return None
     ends = [-sympy.oo, *sorted(points), sympy.oo]
@@ -29,7 +29,7 @@ def without_points(points: Sequence[Expr]) -> Region | None:
 
 
 def union_of(intervals: Sequence[Interval]) -> Region | None:
-    """Sorted, and joined where they touch; None where ends are no real numbers."""
+    """Return the intervals sorted, and joined where they touch; None where an end is no real number."""
     if any(end.free_symbols or not end.is_extended_real for interval in intervals for end in interval[:2]):
         return None
     joined: list[Interval] = []
@@ -46,7 +46,7 @@ def union_of(intervals: Sequence[Interval]) -> Region | None:
 
 
 def same_region(first: Region, second: Region) -> bool:
-    """Whether both hold the same numbers."""
+    """Return whether both hold the same numbers."""
     return len(first.intervals) == len(second.intervals) and all(
         _same_end(a[0], b[0]) and _same_end(a[1], b[1]) and a[2:] == b[2:]
         for a, b in zip(first.intervals, second.intervals, strict=True)
@@ -60,12 +60,12 @@ def _same_end(first: Expr, second: Expr) -> bool:
 
 
 def intersection(first: Region, second: Region) -> Region | None:
-    """What belongs to both; None where that is nothing."""
-    found: list[Interval] = []
+    """Return what belongs to both regions; None where that is nothing."""
+    common: list[Interval] = []
     for a in first.intervals:
         for b in second.intervals:
             left, left_in = (a[0], a[2] and (b[2] or b[0] < a[0])) if a[0] >= b[0] else (b[0], b[2])
             right, right_in = (a[1], a[3] and (b[3] or b[1] > a[1])) if a[1] <= b[1] else (b[1], b[3])
             if left < right:
-                found.append((left, right, bool(left_in), bool(right_in)))
-    return union_of(found) if found else None
+                common.append((left, right, bool(left_in), bool(right_in)))
+    return union_of(common) if common else None

@@ -14,7 +14,7 @@ _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙₖₘ]+")
 _VULGAR = re.compile("[¼½¾⅐-⅞↉]")
 
-# Before compatibility normalisation, which would make other characters of these.
+# These are replaced before compatibility normalisation, which would turn them into other characters.
 _OWN_SIGNS = str.maketrans(
     {
         "ℝ": "\\mathbb{R}", "ℕ": "\\mathbb{N}", "ℤ": "\\mathbb{Z}", "ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}", "º": "°",
@@ -45,7 +45,7 @@ _SIGNS = str.maketrans(
 
 
 def from_unicode(text: str) -> str:
-    """Full-width, raised, lowered and mathematical characters in LaTeX; invisible ones are gone.
+    """Write full-width, raised, lowered and mathematical characters in LaTeX, and drop invisible ones.
 
     Example: ``１０⁻³`` gives ``10^{-3}``, ``2½`` gives ``2\\frac{1}{2}``.
     """
@@ -64,7 +64,7 @@ _ARGUMENT = re.compile(r"\s*(\d+(?:\.\d+)?|[A-Za-z])")
 
 
 def _roots(text: str, sign: re.Pattern[str], command: str) -> str:
-    """`sign` as `command`, its argument in braces: a whole number, a letter, or what stands in parentheses."""
+    """Replace `sign` by `command` and put its argument in braces: a whole number, a letter, or a text in parentheses."""
     pieces = sign.split(text)
     done = pieces[0]
     for piece in pieces[1:]:
@@ -80,7 +80,7 @@ def _roots(text: str, sign: re.Pattern[str], command: str) -> str:
 
 
 def closing(text: str, begin: int) -> int | None:
-    """Where the bracket that opens at `begin` closes; brackets of any kind match each other, as in ``[0, 1)``."""
+    """Return where the bracket that opens at `begin` closes; brackets of any kind match each other, as in ``[0, 1)``."""
     depth = 0
     for position in range(begin, len(text)):
         if text[position] in "([{":
@@ -93,7 +93,7 @@ def closing(text: str, begin: int) -> int | None:
 
 
 def nesting(text: str) -> int:
-    """How many brackets are open at most at one place."""
+    """Return the largest number of brackets that are open at one place."""
     depth = deepest = 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
@@ -143,7 +143,7 @@ _OVER = re.compile(r"([^{}&,=]+)\\over(?![a-zA-Z])([^{}&,=]+)")
 _INFIX = re.compile(r"\{([^{}]*?)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
 _STYLE = r"\\(?:" + "|".join(sorted(FONTS, key=len, reverse=True)) + ")"
 STYLED = re.compile(rf"{_STYLE}\s*\{{([^{{}}]*)\}}")
-"""Words and letters in a font of their own: the group is what stands in it."""
+"""Matches words and letters in a font; the group is the text in it."""
 
 _TIMES = re.compile(r"(?<=[\d}])\s*(?:[xX*]|\\(?:mathrm|text)\{\s*[xX]\s*\})\s*(?=10\s*\^)")
 _FLOAT = re.compile(r"(?<![A-Za-z\d])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d+)(?![\dA-Za-z]|\.\d)")
@@ -155,17 +155,22 @@ _LEADING = re.compile(
 )
 _TRAILING = re.compile(r"(?:\\\\|\\,|\\(?=\s*$)|\\q?quad|[.;,]|\s)+$")
 _NO_WORDS = frozenset({"and", "or", "am", "pm", "percent"})
-"""Words that may stand in a formula that is set as text."""
+"""Words that may occur in a formula that is set as text."""
 
 _DOTS = re.compile(r"\s*(?:\\[lcd]?dots[bcimo]?(?![a-zA-Z])|\.\.\.+)\s*")
 
 
 def clean(text: str) -> str:
-    r"""An answer in plain LaTeX: no delimiters of formulas, no layout, no leading sign of (near) equality, no final full
-    stop; ``\ldots`` for all dots.
+    r"""Return an answer in plain LaTeX: without delimiters of formulas, layout, a leading sign of (near) equality or a final
+    full stop, and with ``\ldots`` for all dots.
 
     Example: ``$\left( 1,\, \dfrac{9}{2} \right)$.`` gives ``( 1, \frac{9}{2} )``.
     """
+    return _final_spelling(_without_layout(text))
+
+
+def _without_layout(text: str) -> str:
+    """Drop delimiters of formulas and layout, and write commands in their plain form."""
     text = from_unicode(text).strip()
     text = re.sub(r"(?<=[\w)}])\*\*(?=[\w({-])", "^", text) if not text.startswith("**") else text
     text = text.replace("**", " ").strip()
@@ -195,6 +200,11 @@ def clean(text: str) -> str:
     text = re.sub(
         r"(?<=\d)(\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?)([AaPp])\.?\s?[Mm]\b\.?", lambda m: f"{m[1]}{m[2].lower()}m", text
     )
+    return text
+
+
+def _final_spelling(text: str) -> str:
+    """Spell numbers, functions and brackets in one way, and drop what surrounds the answer."""
     text = text if _PRICE.fullmatch(text) else re.sub(r"(?<!\\)\$", "", text)
     text = re.sub(r"(?<!\\)\$", r"\\$", text)
     text = re.sub(r"^(?:\\[\]\)])+|(?:\\[\[\]\(\)])+$", "", text.strip())
@@ -231,7 +241,7 @@ def _synonym(command: re.Match[str]) -> str:
 
 
 def _missing_braces(text: str) -> int:
-    """Braces that a text leaves open."""
+    """Return how many braces a text leaves open."""
     bare = re.sub(r"\\[{}]", "", text)
     return max(0, bare.count("{") - bare.count("}"))
 
@@ -240,12 +250,12 @@ _SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 
 
 def compact(text: str) -> str:
-    r"""A cleaned answer without spaces, thousands separators and needless braces: equal means the same spelling."""
+    r"""Drop spaces, thousands separators and needless braces of a cleaned answer: equal results mean the same spelling."""
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text) if not re.search(r"[(\[{]", text) else text
     text = text.replace(":", "|") if text.startswith("\\{") else text
     return _SPACE.sub("", " ".join(re.sub(r"\{(\w)\}", r"\1", text).split()))
 
 
 def plain(text: str) -> str:
-    r"""Without the fonts: ``\text{ cm}`` gives `` cm ``."""
+    r"""Drop the fonts: ``\text{ cm}`` gives `` cm ``."""
     return STYLED.sub(r" \1 ", text)

@@ -1,4 +1,4 @@
-"""What TeX commands mean in answers."""
+"""Tables of TeX commands: what they mean in answers."""
 
 _names = str.split
 
@@ -9,17 +9,17 @@ LETTERS = frozenset(
         "nabla partial triangle angle"
     )
 )
-"""Letters."""
+"""Commands that are letters."""
 
 DECORATIONS = frozenset(
     _names("overline underline bar vec hat tilde dot ddot widehat overrightarrow mathcal mathbb mathscr mathfrak")
 )
-"""Signs over and under a letter, which make it another one."""
+"""Commands for signs over or under a letter, which make it another letter."""
 
 FONTS = frozenset(
     _names("text textbf textit textrm textnormal mathbf mathit mathrm mathsf boldsymbol bm mbox operatorname rm bf")
 )
-"""Fonts: letters in them stay the same."""
+"""Commands for fonts: letters in them stay the same."""
 
 SYNONYMS = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "leqslant": "le",

@@ -1,7 +1,7 @@
-"""The thinking part of a response and what stands behind it: text work only, in linear time.
+"""Separates the thinking part of a response from what follows it: text work only, in linear time.
 
-A reasoning model thinks between two tags, then answers. What it thinks is no answer: the grader only ever sees what stands
-behind the thinking part (`answer_of`).
+A reasoning model thinks between two tags, then answers. Its thoughts are no answer: the grader sees only what follows the
+thinking part (`answer_of`).
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ThinkingTags:
-    """What opens and closes a model's thinking part."""
+    """The opening and closing tags of a model's thinking part."""
 
     open: str
     close: str
@@ -31,12 +31,12 @@ KNOWN_TAGS = (
 """Tags that published models use."""
 
 DEFAULT_TAGS = KNOWN_TAGS[0]
-"""Of a model that names none."""
+"""The tags of a model that names none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """How the responses to some prompts think."""
+    """How the responses to a prompt mark their thinking part."""
 
     tags: ThinkingTags = DEFAULT_TAGS
     opened: bool = False
@@ -44,12 +44,12 @@ class Thinking:
 
 
 PLAIN = Thinking()
-"""Of prompts that open nothing, with the default tags."""
+"""How responses think to prompts that open nothing, with the default tags."""
 
 
 def answer_of(text: str, thinking: Thinking = PLAIN) -> str:
-    """What stands behind the thinking part of a response: all of it where there is no such part, and nothing while a part is
-    open.
+    """Return what follows the thinking part of a response: all of it where there is no such part, and nothing while a part
+    is open.
 
     Parts may follow one another, and may hold the opening tag as text. A closing tag that nothing opened ends a part that
     began before the response did; once a part has ended, it is text.
@@ -68,22 +68,22 @@ def answer_of(text: str, thinking: Thinking = PLAIN) -> str:
 
 
 def closes_only(text: str, thinking: Thinking) -> bool:
-    """Whether a response closes a part that neither it nor, as far as we know, its prompt has opened."""
+    """Return whether a response closes a part that neither it nor, as far as we know, its prompt has opened."""
     tags = thinking.tags
     return not thinking.opened and tags.close in text and tags.open not in text
 
 
 def joined(reasoning: str, content: str, tags: ThinkingTags) -> str:
-    """The response whose parts a server hands out one by one."""
+    """Return a response whose two parts a server sends separately."""
     return f"{tags.open}{reasoning}{tags.close}{content}"
 
 
 def tags_in(text: str) -> ThinkingTags:
-    """The tags that a response of an unknown model holds."""
+    """Return the tags that a response of an unknown model holds."""
     return next((tags for tags in KNOWN_TAGS if tags.open in text or tags.close in text), DEFAULT_TAGS)
 
 
 def opens(prompt: str, tags: ThinkingTags) -> bool:
-    """Whether a prompt ends inside a thinking part. Give only what the chat template adds behind the last message: the
-    messages may speak of tags."""
+    """Return whether a prompt ends inside a thinking part. Pass only what the chat template adds after the last message: the
+    messages may mention tags."""
     return prompt.rfind(tags.open) > prompt.rfind(tags.close)

@@ -1,4 +1,4 @@
-r"""The unit behind a number: units of measure count, counted things do not.
+r"""Reads the unit after a number: units of measure count, counted things do not.
 
 ``5\text{ cm}`` is a length, ``6\text{ ways}`` a 6. A unit may be missing on either side; where both have one they must
 measure the same thing, and the numbers are compared in the same unit.
@@ -15,14 +15,14 @@ _PREFIXES = {
     "p": ("pico", -12), "n": ("nano", -9), "μ": ("micro", -6), "m": ("milli", -3), "c": ("centi", -2), "d": ("deci", -1),
     "k": ("kilo", 3), "M": ("mega", 6), "G": ("giga", 9), "T": ("tera", 12),
 }  # fmt: skip
-# symbol, names; prefixes are put before all of them
+# symbol and names; prefixes combine with all of them
 _METRIC = (
     "m metre meter", "g gram gramme", "s second sec", "L litre liter", "A ampere amp", "K kelvin", "mol mole", "Hz hertz",
     "N newton", "J joule", "W watt", "Pa pascal", "V volt", "C coulomb", "F farad", "Ω ohm", "T tesla", "Wb weber",
     "H henry", "S siemens", "eV electronvolt", "Bq becquerel", "Gy gray", "Sv sievert", "cd candela", "lm lumen", "lx lux",
     "cal calorie", "bar", "rad radian", "bit", "B byte", "Wh", "M molar", "pc parsec", "t tonne",
 )  # fmt: skip
-# name -> what it is: a number and a unit, or a unit of its own
+# name -> (base unit, factor)
 _OTHERS: dict[str, tuple[str, Fraction]] = {
     name: (unit, Fraction(factor))
     for names, unit, factor in (
@@ -64,15 +64,15 @@ _COMPOUND = {
 
 
 def _table() -> dict[str, tuple[str, Fraction]]:
-    found = dict(_OTHERS)
+    table = dict(_OTHERS)
     for line in _METRIC:
         symbol, *names = line.split()
         for short, (long, power) in {"": ("", 0), **_PREFIXES}.items():
             factor = Fraction(10) ** power
-            found.setdefault(short + symbol, (symbol, factor))
+            table.setdefault(short + symbol, (symbol, factor))
             for name in names:
-                found.setdefault(long + name, (symbol, factor))
-    return found
+                table.setdefault(long + name, (symbol, factor))
+    return table
 
 
 _UNITS = _table()
@@ -80,7 +80,7 @@ _UNITS = _table()
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit of measure: powers of units of their own kind, and how many of them it is."""
+    """A unit of measure: powers of base units, and the factor it has in them."""
 
     powers: Mapping[str, int]
     factor: Fraction
@@ -111,7 +111,7 @@ _PERCENT = re.compile(
 _NO_UNIT = re.compile(
     r"\b(?:is|are|not|no|does|do|or|squared|cubed|factorial|wrong|impossible|than|except|unless)\b", re.IGNORECASE
 )
-"""Words that change what stands before them."""
+"""Words that change the meaning of what comes before them."""
 
 _FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _MONEY = re.compile(
@@ -121,8 +121,8 @@ _MONEY = re.compile(
 
 
 def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
-    r"""(number, unit as it stands) of a cleaned answer; the unit is "" where there is none. `spaced`: letters right behind a
-    number are no unit (2mg may be twice m g).
+    r"""Return (number, unit as spelled) of a cleaned answer; the unit is "" where there is none. `spaced`: letters right
+    after a number are no unit (2mg may be twice m g).
 
     Example: ``\frac{1}{2}\text{ cm}`` gives (``\frac{1}{2}``, ``cm``), ``\$5`` gives ("5", "dollar"), ``2x`` ("2x", "").
     """
@@ -158,7 +158,7 @@ def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
 
 
 def _has_letters(formula: str) -> bool:
-    """Variables, that is: e and i are numbers."""
+    """Return whether a formula has variables; e and i are numbers."""
     return re.search(r"[A-Za-df-hj-z]|[ei]{2}", re.sub(r"\\[a-zA-Z]+", " ", formula)) is not None
 
 
@@ -177,7 +177,8 @@ _OPPOSITES = tuple(
 
 
 def split_scale(unit: str) -> tuple[int, str]:
-    """(factor, rest) of a unit that begins with a word for a number: ``million dollars`` gives (1,000,000, "dollars")."""
+    """Return (factor, rest) of a unit that begins with a word for a number: ``million dollars`` gives (1,000,000,
+    "dollars")."""
     words = plain(unit).split()
     factor = 1
     while words and words[0].lower().removesuffix("s") in _SCALES:
@@ -186,7 +187,7 @@ def split_scale(unit: str) -> tuple[int, str]:
 
 
 def are_opposed(first: str, second: str) -> bool:
-    """Whether the words behind two numbers name different directions (``increase`` and ``decrease``)."""
+    """Return whether the words after two numbers name opposite directions (``increase`` and ``decrease``)."""
     one, two = (set(re.findall(r"[a-z]+", plain(text).lower())) for text in (first, second))
     return any((one & words) and (two & words) and (one & words) != (two & words) for words in _OPPOSITES)
 
@@ -195,20 +196,21 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?\s*(?:and\b|,)?\s*")
 
 
 def read_compound(text: str) -> tuple[Fraction, str] | None:
-    """(number, unit) of a quantity in several units of one kind: ``2 hours 30 minutes`` is 9000 s; None for others."""
+    """Return (number, unit) of a quantity in several units of one dimension: ``2 hours 30 minutes`` is 9000 s; None for
+    others."""
     parts = [(m[1], _look_up(m[2], known_only=True)) for m in _PART.finditer(plain(text).strip())]
-    if len(parts) < 2 or _PART.sub("", plain(text).strip()) or any(len(found) != 1 for _, found in parts):
+    if len(parts) < 2 or _PART.sub("", plain(text).strip()) or any(len(units) != 1 for _, units in parts):
         return None
-    if len({found[0][0] for _, found in parts}) > 1:
+    if len({units[0][0] for _, units in parts}) > 1:
         return None
-    return sum((Fraction(number) * found[0][1] for number, found in parts), Fraction(0)), parts[0][1][0][0]
+    return sum((Fraction(number) * units[0][1] for number, units in parts), Fraction(0)), parts[0][1][0][0]
 
 
 _SQUARE = re.compile(r"\b(?:(square|sq)|(cubic|cu))\.?\s+", re.IGNORECASE)
 
 
 def read_unit(text: str) -> Unit | None:
-    """The unit of measure that a text names; None for counted things, which decide nothing.
+    """Return the unit of measure that a text names; None for counted things, which decide nothing.
 
     A short symbol that is in no list is a unit of its own kind, so that it may be left out but not replaced.
 
@@ -239,7 +241,7 @@ def read_unit(text: str) -> Unit | None:
         for word in re.split(r"[\s*.·]+", part):
             name, _, power = word.partition("^")
             if power and not re.fullmatch(r"-?\d", power):
-                name, power = word, ""  # no unit that anybody knows
+                name, power = word, ""  # an unknown unit
             exponent = int(power or 1) * (-1 if position else 1)
             for adjective, times in (("SQUARE", 2), ("CUBIC", 3)):
                 if name.startswith(adjective):
@@ -252,15 +254,15 @@ def read_unit(text: str) -> Unit | None:
 
 
 def _look_up(name: str, *, known_only: bool = False) -> list[tuple[str, Fraction, int]]:
-    """(unit of its own kind, factor, power) of one name; empty for words that are no units."""
+    """Return (base unit, factor, power) for each part of one name; nothing for words that are no units."""
     if name == "°":
         name = "degree"
     if name in _COMPOUND:
         top, _, bottom = _COMPOUND[name].partition("/")
         base, _, power = top.partition("^")
-        found = [(b, f ** int(power or 1), p * int(power or 1)) for b, f, p in _look_up(base)]
+        numerator = [(b, f ** int(power or 1), p * int(power or 1)) for b, f, p in _look_up(base)]
         base, _, power = bottom.partition("^")
-        return found + [
+        return numerator + [
             (b, 1 / f ** int(power or 1), -p * int(power or 1)) for b, f, p in (_look_up(base) if bottom else [])
         ]
     singular = name[:-1] if len(name) > 3 and name.endswith("s") else name

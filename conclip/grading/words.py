@@ -1,4 +1,4 @@
-r"""Answers in words: names, days, yes and no, lists of them."""
+r"""Compares answers in words: names, days, yes and no, lists of them."""
 
 import re
 
@@ -31,13 +31,14 @@ _NUMERALS = (
     | {"a dozen": 12, "one hundred": 100, "a hundred": 100, "one thousand": 1000, "a thousand": 1000}
 )
 _SHORT_WORDS = frozenset(_names("odd red tie win yes dog cat boy one two six ten may sun mon tue wed thu fri sat"))
-"""Words of three letters, which would else be products."""
+"""Words of three letters, which would otherwise be read as products."""
 
 _LIST = re.compile(r"\s*(?:,\s*(?:and|or)\s|,|;|\band\b|\bor\b)\s*")
 
 
 def is_text(gold: str) -> bool:
-    r"""Whether a cleaned gold answer is words and no formula: whole in ``\text{}``, of four letters or more, or a name."""
+    r"""Return whether a cleaned gold answer is words and no formula: whole in ``\text{}``, of four letters or more, or a
+    name."""
     words = _spaced(gold)
     if not _TEXT.fullmatch(words) or not re.search(r"[A-Za-z]{2}", words):
         return False
@@ -53,8 +54,8 @@ def is_text(gold: str) -> bool:
 
 
 def same_words(gold: str, answer: str) -> bool:
-    """Whether two answers are the same words, lists in any order. Case folds, but for names in capitals (points, lines):
-    ``AB`` is not ``ab``."""
+    """Return whether two answers are the same words, lists in any order. Case folds, but for names in capitals (points,
+    lines): ``AB`` is not ``ab``."""
     first, second = _spaced(gold), _spaced(answer)
     if _CAPITALS.fullmatch(first) and first.casefold() not in _FOLDED:
         return first == second
@@ -63,13 +64,13 @@ def same_words(gold: str, answer: str) -> bool:
 
 
 def numeral(text: str) -> int | None:
-    """The number that a text spells out (``twelve``, ``forty-two``); None for other texts."""
+    """Return the number that a text spells out (``twelve``, ``forty-two``); None for other texts."""
     words = _spaced(text).casefold()
     return _NUMERALS.get(words, _NUMERALS.get(words.replace(" ", "-")))
 
 
 def verdict(text: str) -> str | None:
-    """The yes or no that a sentence begins with; None where it begins otherwise."""
+    """Return the yes or no that a sentence begins with; None where it begins otherwise."""
     match = _VERDICT.match(_spaced(text) + ".")
     opposite = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
     is_clear = match is not None and opposite[match[1].casefold()] not in re.findall(r"[a-z]+", text.casefold())
@@ -77,7 +78,7 @@ def verdict(text: str) -> str | None:
 
 
 def are_words(text: str) -> bool:
-    """Whether an answer has a word of four letters in it and nothing but words and numbers."""
+    """Return whether an answer has a word of four letters in it and nothing but words and numbers."""
     spaced = _spaced(text)
     return (
         re.fullmatch(r"[A-Za-z0-9' ,.:;()/-]*", spaced) is not None

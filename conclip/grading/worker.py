@@ -1,8 +1,8 @@
-"""One grader process: reads JSON lines ``[golds, answer, choices, decimals, tolerance, is response, question]``, writes one
-outcome a line.
+"""One grader process: it reads JSON lines ``[golds, answer, choices, decimals, tolerance, is response, question]`` and
+writes one outcome per line.
 
-Limits of its own, kept by the kernel: processor time for each answer, and memory. An answer that exceeds them ends the
-process, which the parent sees. The end of its input ends it, too.
+The kernel limits its memory, and its processor time for each answer. An answer that exceeds the limits ends the process,
+which the parent notices. The end of its input ends it, too.
 """
 
 import json
@@ -33,7 +33,7 @@ def judge(
     is_response: bool = False,
     question: str = "same",
 ) -> Outcome:
-    """The verdict on one answer; what makes the libraries fail is an error of the grader, not of the answer."""
+    """Return the verdict on one answer. An error that the libraries raise is an error of the grader, not of the answer."""
     if question == "readable":
         return Outcome.CORRECT if all(_holds(is_readable, gold, choices=choices) for gold in golds) else Outcome.WRONG
     if question == "math-verify":
@@ -48,7 +48,7 @@ def judge(
 
 
 def _holds(question: Callable[..., bool], *arguments: Any, **settings: Any) -> bool | None:
-    """The answer to a question; None where it makes the libraries fail."""
+    """Return the answer to a question; None where it makes the libraries fail."""
     try:
         return question(*arguments, **settings)
     except Exception:
@@ -56,7 +56,7 @@ def _holds(question: Callable[..., bool], *arguments: Any, **settings: Any) -> b
 
 
 def allow_cpu_seconds(seconds: int) -> None:
-    """From now on so much processor time (rounded up to the next whole second), then SIGXCPU ends the process."""
+    """Allow this process `seconds` more of processor time, rounded up to the next whole second; then SIGXCPU ends it."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     used = math.ceil(usage.ru_utime + usage.ru_stime)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
@@ -65,12 +65,12 @@ def allow_cpu_seconds(seconds: int) -> None:
 
 def main() -> None:
     cpu_limit_s = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    for number in SIGNALS:  # the parent's to handle, which the whole process group may get
+    for number in SIGNALS:  # the whole process group may get them; the parent handles them
         signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     logging.disable(logging.CRITICAL)
-    judge(["1/2"], "0.5")  # what loads on first use loads now
+    judge(["1/2"], "0.5")  # load now what loads on first use
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:

@@ -25,7 +25,7 @@ _MULTIPLIERS = (3, 7, 9)
 
 
 def apply(operator: str, left: int, right: int) -> int:
-    """`left operator right` modulo 10, for ``+``, ``-`` and ``*``."""
+    """Return `left operator right` modulo 10, for ``+``, ``-`` and ``*``."""
     if operator == "+":
         return (left + right) % 10
     if operator == "-":
@@ -76,7 +76,7 @@ class Chain:
 
 
 def sample_chain(family: str, level: int, generator: random.Random) -> Chain:
-    """One random chain with `level` operations."""
+    """Return one random chain with `level` operations."""
     operations: list[tuple[str, int]] = []
     for _ in range(level):
         operator = generator.choice("+-*")
@@ -86,7 +86,7 @@ def sample_chain(family: str, level: int, generator: random.Random) -> Chain:
 
 
 def iterate_chains(family: str, levels: tuple[int, ...], split: str, seed: int) -> Iterator[Chain]:
-    """Distinct chains of one split for ever, the levels taking turns. Ends when a whole round of every level finds none.
+    """Yield distinct chains of one split, the levels taking turns. Ends when a whole round of every level finds none.
 
     Level 1 has only a few hundred questions in all; it runs dry first and is then left out.
     """
@@ -108,7 +108,7 @@ def iterate_chains(family: str, levels: tuple[int, ...], split: str, seed: int) 
 def generate(
     family: str, *, levels: tuple[int, ...], split: str, num_problems: int, seed: int, source: str
 ) -> list[Problem]:
-    """`num_problems` distinct problems of one family and split, spread evenly over `levels`; `source` names the set.
+    """Return `num_problems` distinct problems of one family and split, spread evenly over `levels`; `source` names the set.
 
     Raises ValueError when a name is unknown, a level is out of range, or the levels hold too few distinct problems.
     """

@@ -27,15 +27,15 @@ SEARCH_LEVELS = 4
 SEARCH_SHARE = 0.3
 CONTEXT_TOKENS = 1024
 POOL = 2048
-"""Traces sampled and sorted by length together."""
+"""Traces that are sampled and sorted by length together."""
 WARMUP_STEPS = 50
 REST_LR_RATIO = 0.2
-"""Learning rate of embeddings and norms (AdamW) over that of the matrices inside (Muon)."""
+"""Learning rate of embeddings and norms (AdamW) relative to that of the inner matrices (Muon)."""
 IGNORE = -100
 
 
 def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
-    """Four layers of width 128; 128 vocabulary rows."""
+    """Return the config of the model: four layers of width 128, 128 vocabulary rows."""
     return Qwen2Config(
         vocab_size=128,
         hidden_size=128,
@@ -53,7 +53,8 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
 
 
 def sample_example(tokenizer: PreTrainedTokenizerFast, max_level: int, generator: random.Random) -> tuple[list[int], int]:
-    """Token ids of one question of at most `max_level` operations with its trace, and how many of them are the prompt."""
+    """Return token ids of one question of at most `max_level` operations with its trace, and how many of them are the
+    prompt."""
     while True:
         family = "search" if generator.random() < SEARCH_SHARE else "chain"
         highest = min(max_level, SEARCH_LEVELS if family == "search" else CHAIN_LEVELS)
@@ -69,7 +70,7 @@ def sample_example(tokenizer: PreTrainedTokenizerFast, max_level: int, generator
 def batches(
     tokenizer: PreTrainedTokenizerFast, *, tokens: int, pool: int, seed: int, max_levels: Iterable[int]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(input_ids, labels) pairs [B, L] of about `tokens` tokens, examples of like length together; one pool of
+    """Yield (input_ids, labels) pairs [B, L] of about `tokens` tokens, examples of similar length together; one pool of
     examples for each entry of `max_levels`."""
     generator = random.Random(seed)
     for max_level in max_levels:
@@ -96,7 +97,7 @@ def train(out: Path, *, seed: int, pools: int, lr: float, tokens: int) -> None:
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     model = Qwen2ForCausalLM(model_config(tokenizer))
-    # Muon for the matrices inside: the lookup of a statement is learned in a third of the steps AdamW takes (docs/log.md).
+    # With Muon for the inner matrices the lookup of a statement is learned in a third of the steps of AdamW (docs/log.md).
     inside = [p for p in model.model.layers.parameters() if p.dim() == 2]
     rest = [p for p in model.parameters() if not any(p is q for q in inside)]
     optimizers = {

@@ -16,10 +16,10 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
-    """Qwen2's own tokenizer class with a vocabulary of 128 entries or fewer and no merges.
+    """Return Qwen2's own tokenizer class with a vocabulary of at most 128 entries and no merges.
 
-    That class, because `AutoTokenizer` takes it for every folder of this architecture whatever the folder says: with any
-    other one the tokenizer that is loaded would not be the one that was saved. Decoding gives back ASCII text exactly.
+    `AutoTokenizer` uses that class for every folder of this architecture, whatever the folder says: with another class the
+    loaded tokenizer would not be the saved one. Decoding gives back ASCII text exactly.
     """
     specials = [PAD, USER, ASSISTANT, END, "<|system|>", "<|unk|>"]
     entries = [*specials, *WORDS, NEWLINE, SPACE, *(chr(code) for code in range(33, 127))]

@@ -36,7 +36,7 @@ def _slip(value: int, probability: float, generator: random.Random) -> int:
 
 
 def chain_trace(chain: Chain, generator: random.Random) -> str:
-    """A forward evaluation with fatigue and idle re-checks."""
+    """Write a forward evaluation with fatigue and idle re-checks."""
     rate = generator.choice(RECHECK_RATES)
     lines: list[str] = []
     value = chain.start
@@ -51,7 +51,7 @@ def chain_trace(chain: Chain, generator: random.Random) -> str:
 
 
 def search_trace(chain: Chain, generator: random.Random) -> str:
-    """Guess, test, guess again until a test says yes; the last guess a trace has patience for is given untested."""
+    """Guess, test, and guess again until a test says yes; the last guess that a trace has patience for is given untested."""
     guesses = generator.sample(range(10), k=generator.randint(1, MAX_TRIES))
     target, last = chain.values[-1], _VARIABLES[len(chain.operations) - 1]
     lines: list[str] = []
@@ -74,5 +74,5 @@ def search_trace(chain: Chain, generator: random.Random) -> str:
 
 
 def trace(chain: Chain, generator: random.Random) -> str:
-    """One trace for a chain of either family."""
+    """Write one trace for a chain of either family."""
     return (chain_trace if chain.family == "chain" else search_trace)(chain, generator)

@@ -1,5 +1,5 @@
-"""What vLLM does with the architecture of a model folder, read from vLLM's own tables without importing it, which would take
-seconds and 300 MiB before anything is decided."""
+"""Finds out how vLLM runs the architecture of a model folder. It reads vLLM's own tables without importing it, which would
+take seconds and 300 MiB before anything is decided."""
 
 import ast
 import importlib.util
@@ -20,8 +20,8 @@ DROPPED = "_PREVIOUSLY_SUPPORTED_MODELS"
 
 
 def implementation(folder: Path, key: str = "model.path", *, trust_remote_code: bool = False) -> Implementation:
-    """Of a whole model folder, the value of config key `key`. Raises UserError when vLLM does not run its architecture,
-    or not rightly on this machine."""
+    """Return whose code runs a whole model folder, the value of config key `key`. Raises UserError when vLLM does not run
+    its architecture, or computes it wrongly on this machine."""
     if folder == LAB_MODEL:
         return "native"
     config = cast(dict[str, Any], json.loads((folder / "config.json").read_text(encoding="utf-8")))
@@ -32,7 +32,7 @@ def implementation(folder: Path, key: str = "model.path", *, trust_remote_code: 
             '"architectures": ["..."] as in the model it was made from'
         )
     if config.get("kv_lora_rank") and not _on_gpu():
-        # its kernel for the interleaved positions of this kind of attention turns the queries wrongly
+        # vLLM's CPU kernel for interleaved positions rotates the queries of this attention wrongly
         raise UserError(
             f"{key}: '{folder}' compresses its keys and values (kv_lora_rank), which vLLM computes wrongly on CPUs; "
             "it takes a GPU"
@@ -50,10 +50,10 @@ def implementation(folder: Path, key: str = "model.path", *, trust_remote_code: 
 
 @cache
 def registered() -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """The module of each architecture vLLM names, and the last version that had each one it dropped. Both are empty where
-    no vLLM is installed, or one whose tables are elsewhere."""
-    found = importlib.util.find_spec("vllm")
-    places = [] if found is None else list(found.submodule_search_locations or [])
+    """Return the module of each architecture that vLLM names, and the last version that had each one it dropped. Both are
+    empty where vLLM is not installed, or keeps its tables elsewhere."""
+    spec = importlib.util.find_spec("vllm")
+    places = [] if spec is None else list(spec.submodule_search_locations or [])
     try:
         tree = ast.parse((Path(places[0]) / "model_executor/models/registry.py").read_text(encoding="utf-8"))
     except (IndexError, OSError, SyntaxError):
@@ -76,8 +76,11 @@ def _on_gpu() -> bool:
 
 
 def _fits_transformers_backend(name: str) -> bool:
-    """Whether transformers' class lets vLLM put its attention in, which is all vLLM asks of models it has no code for."""
+    """Return whether transformers' class lets vLLM put its attention in, which is all vLLM asks of models it has no code
+    for."""
     import transformers  # noqa: PLC0415  seconds
 
-    found = getattr(transformers, name, None)
-    return found is not None and bool(found.is_backend_compatible() or found._can_set_attn_implementation())
+    model_class = getattr(transformers, name, None)
+    return model_class is not None and bool(
+        model_class.is_backend_compatible() or model_class._can_set_attn_implementation()
+    )

@@ -1,4 +1,5 @@
-"""What a model's chat template and tokenizer say: the text of a chat, how its model thinks, and which token ends a turn."""
+"""Reads a model's chat template and tokenizer: the text of a chat, how the model marks its thinking part, and which token
+ends a turn."""
 
 import difflib
 import re
@@ -13,32 +14,33 @@ from conclip.errors import UserError
 from conclip.grading.thinking import DEFAULT_TAGS, KNOWN_TAGS, Thinking, ThinkingTags, opens
 from conclip.types import Messages
 
-MARK = "conclip-marks-this-place"
-"""A message that is found again in the chat it stands in, whatever the template puts around it."""
+PLACEHOLDER = "conclip-marks-this-place"
+"""A message that can be found again in the rendered chat, whatever the template writes around it."""
 
 
 def render(
     tokenizer: PreTrainedTokenizerBase, turns: Messages, template_kwargs: Mapping[str, Any], *, ask: bool = True
 ) -> str:
-    """The text of a chat; with `ask`, the assistant's turn is opened at its end."""
+    """Return the text of a chat; with `ask`, it ends with the opening of the assistant's turn."""
     messages = [{"role": role, "content": content} for role, content in turns]
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **template_kwargs))
 
 
-def behind_mark(text: str) -> str:
-    """What a template puts behind the last message, where that was `MARK`; the whole text where the mark is gone."""
-    return text.rpartition(MARK)[2]
+def text_after_placeholder(text: str) -> str:
+    """Return what a template writes after the last message, where that was `PLACEHOLDER`; the whole text where the
+    placeholder is gone."""
+    return text.rpartition(PLACEHOLDER)[2]
 
 
-def marked_question(model: ModelConfig) -> Messages:
-    """A chat that asks `MARK` and nothing else."""
+def placeholder_chat(model: ModelConfig) -> Messages:
+    """Return a chat whose only question is `PLACEHOLDER`."""
     system = () if model.system is None else (("system", model.system),)
-    return (*system, ("user", MARK))
+    return (*system, ("user", PLACEHOLDER))
 
 
 def known_tags(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> ThinkingTags | None:
-    """The tags of the thinking part: those of the config; else those the chat template holds, then those whose tokens the
-    tokenizer has. None where neither knows any."""
+    """Return the tags of the thinking part: those of the config, else those in the chat template, else those whose tokens
+    the tokenizer has. None where neither knows any."""
     if model.thinking_tags is not None:
         return ThinkingTags(*model.thinking_tags)
     template = _template(tokenizer)
@@ -51,15 +53,15 @@ def known_tags(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> Thinki
 
 
 def thinking_of(tokenizer: PreTrainedTokenizerBase, model: ModelConfig, template_kwargs: Mapping[str, Any]) -> Thinking:
-    """How responses to the chats of this template think."""
+    """Return how responses to the chats of this template mark their thinking part."""
     tags, opened = known_tags(tokenizer, model) or DEFAULT_TAGS, model.thinking_in_prompt
     if opened is None:
-        opened = opens(behind_mark(render(tokenizer, marked_question(model), template_kwargs)), tags)
+        opened = opens(text_after_placeholder(render(tokenizer, placeholder_chat(model), template_kwargs)), tags)
     return Thinking(tags=tags, opened=opened)
 
 
 def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any], key: str) -> None:
-    """Raises UserError for an argument that the chat template never reads: it would do nothing."""
+    """Raise UserError for an argument that the chat template never reads: it would have no effect."""
     template = _template(tokenizer)
     read = _names_read(template) if template_kwargs else set[str]()
     for name in template_kwargs:
@@ -70,42 +72,46 @@ def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, template_kwargs: M
 
 
 def _names_read(template: str) -> set[str]:
-    """Names that a template looks up outside itself."""
-    plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)  # a tag of transformers' own, which masks tokens
+    """Return names that a template looks up outside itself."""
+    plain = re.sub(
+        r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template
+    )  # a tag that only transformers knows: it masks tokens
     return meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain))
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that the chat template puts behind the assistant's words (as a rule one), or those that begin the next turn
-    where nothing ends this one; none where text of another kind stands there, or the template takes no assistant's turns."""
+    """Return the tokens that the chat template writes after the assistant's message (usually one), or those that begin the
+    next turn where nothing ends this one. Empty where other text follows, or the template takes no assistant's turns."""
     tokens = {token.content: number for number, token in _added(tokenizer).items() if token.content}
-    chat = (("user", "question"), ("assistant", MARK))
+    chat = (("user", "question"), ("assistant", PLACEHOLDER))
     for turns in (chat, (*chat, ("user", "question"))):
         try:
-            rest = behind_mark(render(tokenizer, turns, {}, ask=False)).lstrip()
-        except Exception:  # a template may raise whatever it likes; one that cannot say how a turn ends says nothing
+            rest = text_after_placeholder(render(tokenizer, turns, {}, ask=False)).lstrip()
+        except Exception:  # a template may raise anything; then it does not tell how a turn ends
             return ()
-        found: list[int] = []
+        end: list[int] = []
         while begins := [token for token in tokens if rest.startswith(token)]:
             longest = max(begins, key=len)
-            found.append(tokens[longest])
+            end.append(tokens[longest])
             rest = rest.removeprefix(longest).lstrip()
-        if found or rest:
-            return tuple(found)
+        if end or rest:
+            return tuple(end)
     return ()
 
 
 def named_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], key: str) -> list[int]:
-    """Ids of tokens by their text. Raises UserError, naming config key `key`, for a text that is not exactly one token."""
-    found = [tokenizer.encode(name, add_special_tokens=False) for name in names]
-    wrong = [name for name, ids in zip(names, found, strict=True) if len(ids) != 1 or ids[0] == tokenizer.unk_token_id]
+    """Return the ids of tokens given by their text. Raises UserError, naming config key `key`, for a text that is not
+    exactly one token."""
+    encoded = [tokenizer.encode(name, add_special_tokens=False) for name in names]
+    wrong = [name for name, ids in zip(names, encoded, strict=True) if len(ids) != 1 or ids[0] == tokenizer.unk_token_id]
     if wrong:
         raise UserError(f"{key}: '{wrong[0]}' is not one token of the model's tokenizer; give tokens as it spells them")
-    return [ids[0] for ids in found]
+    return [ids[0] for ids in encoded]
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase, tags: ThinkingTags) -> Callable[[Sequence[int]], str]:
-    """Token ids -> text without special tokens, the tags excepted: some models' tags are special tokens."""
+    """Return a function from token ids to text. It drops special tokens, except for the tags: some models' tags are special
+    tokens."""
     special = {number for number, token in _added(tokenizer).items() if token.special} | set(tokenizer.all_special_ids)
     kept = special & {
         number for tag in (tags.open, tags.close) for number in tokenizer.encode(tag, add_special_tokens=False)
@@ -119,7 +125,7 @@ def decoder(tokenizer: PreTrainedTokenizerBase, tags: ThinkingTags) -> Callable[
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     try:
         return tokenizer.get_chat_template()
-    except (ValueError, AttributeError):  # none, or a tokenizer with a chat format of its own
+    except (ValueError, AttributeError):  # no template, or a tokenizer with its own chat format
         return ""
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 
 class Critic(nn.Module):
-    """The policy's body, copied, and a linear head that starts at 0: every state is worth nothing at first."""
+    """A copy of the policy's body with a linear head that starts at 0, so that every state is worth nothing at first."""
 
     def __init__(self, policy: PreTrainedModel) -> None:
         super().__init__()
@@ -19,7 +19,8 @@ class Critic(nn.Module):
         self.to(policy.device)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """[b, L] -> values [b, L] in the head's own precision: column t values the state that ends with token t."""
+        """Return values [b, L] in the head's own precision for `input_ids` [b, L]: column t is the value of the state that
+        ends with token t."""
         hidden = self.body(input_ids=input_ids, use_cache=False).last_hidden_state
         with torch.autocast(hidden.device.type, enabled=False):
             return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Model folders: finding and checking them without loading anything heavy."""
+"""Finds and checks model folders without loading anything heavy."""
 
 import hashlib
 import json
@@ -19,15 +19,15 @@ LOGIT_SCALES = (
     "logits_soft_cap",
     "output_logit_soft_cap",
 )
-"""Config keys of models that put a scale or cap on their logits which the learner's head (`models.load.OutputHead`) does not
-know."""
+"""Config keys of models that apply a scale or cap to their logits which `models.load.OutputHead` does not know."""
 
-OTHER_IN_VLLM = {"cohere2": "vLLM's attention windows are a token wider than transformers'"}
-"""Types of models that vLLM runs, but not as transformers does: the policy that trains would not be the one that samples."""
+DIFFERENT_IN_VLLM = {"cohere2": "vLLM's attention windows are a token wider than transformers'"}
+"""Model types that vLLM runs differently from transformers: the policy that trains would not be the one that samples."""
 
 
 def find_model(path: str, key: str = "model.path") -> Path:
-    """The folder that config key `key` names: ``lab``, a folder, or a hub id that is cached or can be downloaded."""
+    """Return the folder that config key `key` names: ``lab``, a folder, or a hub id that is cached or can be downloaded.
+    Raises UserError."""
     if path == "lab":
         return LAB_MODEL
     folder = expanded(path)
@@ -91,8 +91,8 @@ def check_model(
 
 
 def check_trainable(folder: Path, *, max_model_len: int | None = None, trust_remote_code: bool = False) -> None:
-    """Raise UserError when the config of a whole model folder names a kind of model that cannot be trained, or not with an
-    engine that holds `max_model_len` tokens (None: the model's context)."""
+    """Raise UserError when a model folder names a model that cannot be trained, or not with an engine that holds
+    `max_model_len` tokens (None: the model's context)."""
     config = cast(dict[str, Any], json.loads((folder / "config.json").read_text(encoding="utf-8")))
     if "text_config" in config or "vision_config" in config:
         raise UserError(f"model.path: '{folder}' sees pictures, too; training takes models of text alone")
@@ -101,7 +101,7 @@ def check_trainable(folder: Path, *, max_model_len: int | None = None, trust_rem
 
         if config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise UserError(f"model.path: '{folder}' is no causal language model, the kind that can be trained")
-    if (reason := OTHER_IN_VLLM.get(config.get("model_type", ""))) is not None:
+    if (reason := DIFFERENT_IN_VLLM.get(config.get("model_type", ""))) is not None:
         raise UserError(f"model.path: '{folder}' cannot be trained: {reason}; conclip eval takes it")
     short = _short_context(config)
     if short is not None and (max_model_len or config.get("max_position_embeddings", 0)) > short:
@@ -117,19 +117,19 @@ def check_trainable(folder: Path, *, max_model_len: int | None = None, trust_rem
 
 
 def _short_context(config: dict[str, Any]) -> int | None:
-    """Up to how many tokens a model with LongRoPE takes its short factors; None for others."""
+    """Return the number of tokens up to which a model with LongRoPE uses its short factors; None for other models."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling")
     if not isinstance(scaling, dict) or scaling.get("rope_type", scaling.get("type")) != "longrope":
         return None
-    found = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
-    return found if isinstance(found, int) else None
+    length = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
+    return length if isinstance(length, int) else None
 
 
 def _is_extended(config: dict[str, Any]) -> bool:
-    """Whether positions are stretched beyond `max_position_embeddings`."""
+    """Return whether positions are stretched beyond `max_position_embeddings`."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters")
-    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else None
-    return kind in ("yarn", "linear", "dynamic")
+    rope_type = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else None
+    return rope_type in ("yarn", "linear", "dynamic")
 
 
 def _check_type(key: str, folder: Path, model_type: Any, *, trust_remote_code: bool) -> None:
@@ -145,7 +145,7 @@ def _check_type(key: str, folder: Path, model_type: Any, *, trust_remote_code: b
 
 
 def _check_weights(key: str, folder: Path) -> None:
-    """Heads and lengths of the weight files; not their content."""
+    """Check headers and lengths of the weight files, but not their content."""
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{key}: '{folder}' has no *.safetensors weights; other formats are not loaded")
     try:
@@ -157,8 +157,8 @@ def _check_weights(key: str, folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Those the index names, or all where there is none: other files (adapters, another format's) are not the model's.
-    Raises ValueError when the index names files elsewhere, or of another format."""
+    """Return the files that the index names, or all *.safetensors where there is no index: other files (adapters, another
+    format's) are not the model's. Raises ValueError when the index names files elsewhere, or of another format."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
@@ -179,7 +179,8 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def num_parameters(folder: Path) -> int:
-    """Of a model folder, from the heads of its weight files; a tensor that stands in two files counts once."""
+    """Return the number of parameters of a model folder, from the headers of its weight files; a tensor that is in two files
+    counts once."""
     sizes: dict[str, int] = {}
     for file in weight_files(folder):
         with safe_open(file, framework="numpy") as tensors:
@@ -188,7 +189,7 @@ def num_parameters(folder: Path) -> int:
 
 
 def head_shape(folder: Path) -> tuple[int, int] | None:
-    """Vocabulary and width of a model's output head, as its config has them; None where it names none."""
+    """Return the vocabulary size and width of a model's output head from its config; None where the config names none."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         shape = (config["vocab_size"], config["hidden_size"])
@@ -198,11 +199,11 @@ def head_shape(folder: Path) -> tuple[int, int] | None:
 
 
 _HASHES: dict[tuple[tuple[str, int, int], ...], str] = {}
-"""Of folders read before, by name, size and time of their files."""
+"""Hashes of folders that were read before, by name, size and time of their files."""
 
 
 def model_hash(folder: Path) -> str:
-    """Of everything in a model folder that changes a response: weights, config, tokenizer, chat template."""
+    """Return the hash of everything in a model folder that changes a response: weights, config, tokenizer, chat template."""
     names = ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges*", "chat_template*", "special_tokens_map.json")
     names += ("generation_config.json", "added_tokens.json", "*.model", "*.py")
     files = sorted({file for name in names for file in folder.glob(name) if file.is_file()})

@@ -1,4 +1,4 @@
-"""Loading models and tokenizers."""
+"""Loads models and tokenizers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from conclip.models.folder import weight_files
 
 @contextmanager
 def reading(folder: Path, what: str) -> Iterator[None]:
-    """What libraries raise over a model's own files is bad input: it becomes a UserError that names them."""
+    """Turn what libraries raise over a model's own files, which is bad input, into a UserError that names them."""
     try:
         yield
     except UserError:
@@ -34,7 +34,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The named tensors of a model folder, file by file."""
+    """Yield the named tensors of a model folder, file by file."""
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  not a dict
@@ -42,9 +42,9 @@ def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def load_policy(folder: Path, device: torch.device, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The causal language model with fp32 weights (small learning rates vanish in bf16 ones), in eval mode: dropout
+    """Return the causal language model with fp32 weights (small learning rates vanish in bf16 ones), in eval mode: dropout
     would make the trainer's log-probs differ from the engine's. Raises UserError for a model whose logits are not those of
-    `output_head`."""
+    `OutputHead`."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -52,8 +52,8 @@ def load_policy(folder: Path, device: torch.device, *, trust_remote_code: bool =
         dtype=torch.float32,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
-        # The engine caps attention scores where the model says so (Gemma 2); of torch's own code for attention none does,
-        # and none says that it does not.
+        # The engine caps attention scores where the model says so (Gemma 2). None of torch's own attention kernels does,
+        # and none warns about it.
         attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else None,
     )
     policy = cast(PreTrainedModel, cast(torch.nn.Module, model).to(device).eval())
@@ -63,16 +63,16 @@ def load_policy(folder: Path, device: torch.device, *, trust_remote_code: bool =
 
 
 def checkpoint_weights(policy: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights by name and shape as the model's checkpoints have them, which is what engines read: transformers may hold
-    them otherwise, the experts of a mixture as one tensor for example. Tied weights come under both names."""
+    """Yield the weights by the names and shapes of the model's checkpoints, which engines read: transformers may hold them
+    in another form, the experts of a mixture as one tensor for example. Tied weights come under both names."""
     state = {name: tensor.detach() for name, tensor in policy.state_dict().items()}
     yield from revert_weight_conversion(policy, state).items()
 
 
 class OutputHead(torch.nn.Module):
-    """From hidden states to logits: the model's output head, then the scale or cap some models put on it.
+    """The map from hidden states to logits: the output head, then the scale or cap that some models apply to it.
 
-    In the order and precision of vLLM's: Gemma 2 caps, logits = c tanh(logits / c); Granite divides by `logits_scaling`;
+    Order and precision are those of vLLM. Gemma 2 caps, logits = c tanh(logits / c); Granite divides by `logits_scaling`;
     Cohere multiplies by `logit_scale`.
     """
 
@@ -88,7 +88,7 @@ class OutputHead(torch.nn.Module):
         return cast(torch.Tensor, self.linear.weight)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[N, H] -> [N, V]."""
+        """Return logits [N, V] of hidden states [N, H]."""
         logits = self.linear(hidden)
         if self._cap is not None:
             logits = torch.tanh(logits / self._cap) * self._cap
@@ -107,14 +107,15 @@ def _hidden(policy: PreTrainedModel) -> torch.Tensor:
 
 @torch.no_grad()
 def _check_logits(policy: PreTrainedModel) -> None:
-    """The learner takes its own head's output for the logits, so that it never holds those of a whole batch."""
+    """Raise UserError unless the model's logits are those of `OutputHead`. The learner uses that head, so that it never
+    holds the logits of a whole batch."""
     logits = OutputHead(policy)(_hidden(policy))
     if not torch.allclose(policy(input_ids=_some_ids(policy), use_cache=False).logits, logits, rtol=1e-3, atol=1e-3):
         raise UserError("model.path: this model's logits are not those of its output head; training does not support it")
 
 
 def _mend_generation_config(policy: PreTrainedModel) -> None:
-    """Sampling settings without `do_sample`, which many models ship, can be loaded but not saved."""
+    """Set `do_sample` where sampling settings lack it: many models ship such a config, which can be loaded but not saved."""
     settings = policy.generation_config
     if settings is not None:
         try:
@@ -124,19 +125,19 @@ def _mend_generation_config(policy: PreTrainedModel) -> None:
 
 
 def recompute_activations(policy: PreTrainedModel) -> None:
-    """Have the backward pass compute each layer's activations anew, so that they need not be kept. Copies of the model do,
-    too. Raises UserError for a model that cannot."""
+    """Make the backward pass recompute each layer's activations instead of keeping them. Copies of the model do so, too.
+    Raises UserError for a model that cannot."""
     layers = [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not (layers and policy.supports_gradient_checkpointing):
         raise UserError("trainer.recompute_activations: this model's code does not support it; set it to false")
     before = _hidden(policy)
     policy.gradient_checkpointing_enable({"use_reentrant": False})
     for layer in layers:
-        layer.training = True  # of the layer alone, which asks for it: modules in it, dropout say, stay in eval mode
+        layer.training = True  # only the layer itself needs it: modules inside it, such as dropout, stay in eval mode
     if not torch.equal(_hidden(policy), before):
         raise UserError("trainer.recompute_activations: this model's layers drop values at random then; set it to false")
 
 
 def autocast(dtype: Dtype, device: torch.device) -> torch.autocast:
-    """The context in which models run: bf16 arithmetic on fp32 weights when the config says bfloat16."""
+    """Return the context in which models run: bf16 arithmetic on fp32 weights when the config says bfloat16."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")

@@ -1,7 +1,7 @@
-"""Models behind servers that speak the OpenAI protocol: reaching them, and choosing one.
+"""Reaches models behind servers that speak the OpenAI protocol, and chooses one.
 
-A server may be anybody's: it gets no say in where prompts and the key go (redirects to other origins), in how long a reply
-takes, nor in how much memory it takes.
+A server may be anybody's. It does not decide where prompts and the key go (redirects to other origins), how long a reply
+takes, or how much memory it takes.
 """
 
 import os
@@ -20,27 +20,27 @@ from conclip.types import Messages
 KEY_VARIABLE = "OPENAI_API_KEY"
 """Environment variable with the server's key: never a config key, so that it is never written into a run folder."""
 
-REPLY_S = 3600.0
-"""A request and all its retries may take so long, however slowly the reply drips."""
+REPLY_TIMEOUT_S = 3600.0
+"""Longest time of a request and all its retries, however slowly the reply comes."""
 
-LIST_S = 30.0
-"""And so long the list of models."""
+LIST_TIMEOUT_S = 30.0
+"""Longest time of a request for the list of models."""
 
 MAX_REPLY_BYTES = 64 << 20
-"""Of one reply, uncompressed; compressed ones are refused, as they grow."""
+"""Largest size of one uncompressed reply; compressed replies are refused, as they can expand."""
 
 REFUSED_REDIRECT = "x-redirect-not-followed"
-"""Header that takes the place of `Location` where that leads to another origin."""
+"""Header that replaces `Location` where that leads to another origin."""
 
 Result = TypeVar("Result")
 
 
-class Misbehaved(BaseException):
-    """A reply that is not read any further. No `Exception`: the client asks again after each of those."""
+class BadReply(BaseException):
+    """A reply that is not read any further. It is no `Exception`, because the client retries after each of those."""
 
 
 class _Bounded(httpx2.SyncByteStream):
-    """A reply's body, up to a number of bytes and a moment."""
+    """A reply's body, bounded in bytes and in time."""
 
     def __init__(self, body: httpx2.SyncByteStream, deadline: float) -> None:
         self._body, self._deadline = body, deadline
@@ -50,9 +50,9 @@ class _Bounded(httpx2.SyncByteStream):
         for part in self._body:
             num_bytes += len(part)
             if num_bytes > MAX_REPLY_BYTES:
-                raise Misbehaved(f"sends a reply of more than {MAX_REPLY_BYTES >> 20} MiB")
+                raise BadReply(f"sends a reply of more than {MAX_REPLY_BYTES >> 20} MiB")
             if time.monotonic() > self._deadline:
-                raise Misbehaved(f"has not ended its reply after {REPLY_S:g} s")
+                raise BadReply(f"has not ended its reply after {REPLY_TIMEOUT_S:g} s")
             yield part
 
     def close(self) -> None:
@@ -60,15 +60,15 @@ class _Bounded(httpx2.SyncByteStream):
 
 
 def _guard(response: httpx2.Response) -> None:
-    """Called with every response before its body is read or its redirect followed."""
+    """Check a response before its body is read or its redirect followed; the client calls this for each one."""
     location = response.headers.get("location")
     if location is not None and _origin(response.url.join(location)) != _origin(response.url):
         del response.headers["location"]
         response.headers[REFUSED_REDIRECT] = location
     encoding = response.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise Misbehaved(f"sends a compressed reply ({one_line(encoding, 40)}), which was not asked for")
-    response.stream = _Bounded(cast(httpx2.SyncByteStream, response.stream), time.monotonic() + REPLY_S)
+        raise BadReply(f"sends a compressed reply ({one_line(encoding, 40)}), which was not asked for")
+    response.stream = _Bounded(cast(httpx2.SyncByteStream, response.stream), time.monotonic() + REPLY_TIMEOUT_S)
 
 
 def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
@@ -76,28 +76,28 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
 
 
 def connect(url: str) -> openai.OpenAI:
-    """A client whose calls raise `Misbehaved` besides the library's errors. A redirect to another origin is not followed:
-    an error of status 3xx, `refused_redirect` says where to."""
+    """Return a client. Its calls raise `BadReply` and the errors of the library. It does not follow a redirect to another
+    origin: that is an error of status 3xx, which `refused_redirect` explains."""
     learn_secrets()
     http = openai.DefaultHttpxClient(
-        base_url=url, timeout=REPLY_S, headers={"Accept-Encoding": "identity"}, event_hooks={"response": [_guard]}
+        base_url=url, timeout=REPLY_TIMEOUT_S, headers={"Accept-Encoding": "identity"}, event_hooks={"response": [_guard]}
     )
     return openai.OpenAI(
-        base_url=url, api_key=os.environ.get(KEY_VARIABLE, "none"), max_retries=5, timeout=REPLY_S, http_client=http
+        base_url=url, api_key=os.environ.get(KEY_VARIABLE, "none"), max_retries=5, timeout=REPLY_TIMEOUT_S, http_client=http
     )
 
 
 def refused_redirect(error: BaseException) -> str | None:
-    """What to say of an error that is a redirect which was not followed; None of any other."""
+    """Return the message for an error that is a refused redirect; None for any other error."""
     where = error.response.headers.get(REFUSED_REDIRECT) if isinstance(error, openai.APIStatusError) else None
     if where is None:
         return None
     return f"sends on to '{one_line(where, 200)}', which is not followed; give that address where you trust it"
 
 
-def within(seconds: float, work: Callable[[], Result]) -> Result:
-    """What `work` returns or raises. Raises TimeoutError when it takes longer: a server may send a header for hours, byte by
-    byte, where no timeout of the client's strikes."""
+def with_timeout(seconds: float, work: Callable[[], Result]) -> Result:
+    """Return what `work` returns, or raise what it raises. Raises TimeoutError when it takes longer: a server may send a
+    header for hours, byte by byte, and no timeout of the client covers that."""
     results: list[tuple[bool, Any]] = []
 
     def run() -> None:
@@ -117,20 +117,20 @@ def within(seconds: float, work: Callable[[], Result]) -> Result:
     return cast(Result, value)
 
 
-def find_served(url: str, wanted: str | None) -> str:
-    """The name of the model to ask at `url`: the wanted one, or the only one. Raises UserError when the server does not
-    answer or does not serve it."""
+def find_served_model(url: str, wanted: str | None) -> str:
+    """Return the name of the model to ask at `url`: the wanted one, or the only one. Raises UserError when the server does
+    not answer or does not serve it."""
     try:
-        client = connect(url).with_options(max_retries=0, timeout=LIST_S)
-        served = within(LIST_S, lambda: [str(cast(Any, model).id) for model in client.models.list().data])
-    except (Exception, Misbehaved) as error:  # an address that is none, HTML, a key that is no ASCII: each has its own
+        client = connect(url).with_options(max_retries=0, timeout=LIST_TIMEOUT_S)
+        served = with_timeout(LIST_TIMEOUT_S, lambda: [str(cast(Any, model).id) for model in client.models.list().data])
+    except (Exception, BadReply) as error:  # no address, HTML, a key that is not ASCII: each raises its own error
         if (sent_on := refused_redirect(error)) is not None:
             raise UserError(f"model.url: '{url}' {sent_on}") from error
-        said = (
-            str(error) if isinstance(error, Misbehaved) else f"does not answer as an OpenAI server ({type(error).__name__})"
+        reason = (
+            str(error) if isinstance(error, BadReply) else f"does not answer as an OpenAI server ({type(error).__name__})"
         )
         raise UserError(
-            f"model.url: '{url}' {said}; it ends in /v1, as a rule, and a key, where one is needed, is read from "
+            f"model.url: '{url}' {reason}; it ends in /v1, as a rule, and a key, where one is needed, is read from "
             f"{KEY_VARIABLE}"
         ) from error
     names = one_line(", ".join(served), 200) or "nothing"
@@ -143,11 +143,11 @@ def find_served(url: str, wanted: str | None) -> str:
     return wanted
 
 
-def rendered(url: str, served_name: str, turns: Messages, template_kwargs: Mapping[str, Any]) -> str | None:
-    """The text of a chat, the assistant's turn opened, as the server's chat template makes it; None where it is not
-    vLLM's, which can say."""
+def render_by_server(url: str, served_name: str, turns: Messages, template_kwargs: Mapping[str, Any]) -> str | None:
+    """Return the text of a chat, the assistant's turn opened, as the server's chat template writes it; None where the server
+    is not vLLM, which alone can say."""
     client, root = connect(url).with_options(max_retries=0, timeout=30), url.rstrip("/").removesuffix("/v1")
-    asked = {
+    request = {
         "model": served_name,
         "messages": [{"role": role, "content": content} for role, content in turns],
         "add_generation_prompt": True,
@@ -156,9 +156,9 @@ def rendered(url: str, served_name: str, turns: Messages, template_kwargs: Mappi
     try:
         if all(model.owned_by != "vllm" for model in client.models.list()):
             return None
-        tokens = cast(Any, client.post(f"{root}/tokenize", cast_to=object, body=asked))["tokens"]
+        tokens = cast(Any, client.post(f"{root}/tokenize", cast_to=object, body=request))["tokens"]
         answer = client.post(f"{root}/detokenize", cast_to=object, body={"model": served_name, "tokens": tokens})
         text = cast(Any, answer)["prompt"]
-    except (openai.OpenAIError, ValueError, KeyError, TypeError):  # no such address, or another kind of answer
+    except (openai.OpenAIError, ValueError, KeyError, TypeError):  # no such address, or another form of answer
         return None
     return text if isinstance(text, str) else None

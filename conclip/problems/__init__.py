@@ -1,1 +1,1 @@
-"""Problems: files, the hub, generated ones; their prompts, and overlaps between sets."""
+"""Problems from files, the hub and generators; their prompts, and overlaps between sets."""

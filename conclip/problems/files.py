@@ -15,11 +15,11 @@ from conclip.problems.tables import Row, read_rows
 from conclip.seeding import python_stream
 from conclip.types import Problem
 
-MAX_LEFT_OUT = 0.01
-"""Share of rows without a usable answer that are left out; more of them say that the data or the settings are wrong."""
+MAX_SKIPPED_SHARE = 0.01
+"""Largest share of rows without a usable answer that are skipped; with more of them, the data or the settings are wrong."""
 
-NAMED = 3
-"""Rows that are left out and named with their reason; of others only the number."""
+MAX_NAMED_ROWS = 3
+"""Skipped rows that are named with their reason; the others are only counted."""
 
 
 class _NoAnswer(UserError):
@@ -27,15 +27,15 @@ class _NoAnswer(UserError):
 
 
 def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[Problem], list[str]]:
-    """The problems of a set, columns named by `settings`, and what people should know of them.
+    """Return the problems of a set, whose columns `settings` names, and notes for people.
 
     Level and subject filters come first, then a shuffle when `settings.seed` is not 0, then `num_problems` from `offset` on.
     Ids come from the column `problem_id`, or else from name, place and content, so that they are stable. Rows without a
-    usable answer are left out and noted, up to MAX_LEFT_OUT of all. Raises UserError with file and line on more of them and
-    on anything else that is unusable, and when `expected_problems` is not what is left.
+    usable answer are skipped with a note, up to MAX_SKIPPED_SHARE of all rows. Raises UserError with file and line when more
+    rows have none, when anything else is unusable, and when `expected_problems` does not match what is left.
     """
     pattern = _compile(key, settings.answer_pattern)
-    rows = [row for row in read_rows(key, settings) if _wanted(row, settings)]
+    rows = [row for row in read_rows(key, settings) if _passes_filters(row, settings)]
     if not rows:
         raise UserError(f"{key}: holds no problems{' after the filters' if settings.levels or settings.subjects else ''}")
     shots = _shots(key, settings)
@@ -67,12 +67,12 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
 
 
 def _left_out(key: str, reasons: list[_NoAnswer], num_rows: int) -> str:
-    """The note on rows that are left out. Raises UserError with the first reason when they are too many."""
+    """Return the note on skipped rows. Raises UserError with the first reason when they are too many."""
     many = f"{len(reasons)} of {num_rows} rows have no usable answer"
-    if len(reasons) > MAX_LEFT_OUT * num_rows:
+    if len(reasons) > MAX_SKIPPED_SHARE * num_rows:
         raise UserError(f"{reasons[0]}{f'; {many}' if len(reasons) > 1 else ''}")
-    named = "; ".join(map(str, reasons[:NAMED]))
-    others = f"; {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
+    named = "; ".join(map(str, reasons[:MAX_NAMED_ROWS]))
+    others = f"; {len(reasons) - MAX_NAMED_ROWS} more" if len(reasons) > MAX_NAMED_ROWS else ""
     return f"{key}: {many} and are left out: {named}{others}"
 
 
@@ -88,16 +88,16 @@ def _compile(key: str, pattern: str | None) -> re.Pattern[str] | None:
     return compiled
 
 
-def _wanted(row: Row, settings: ProblemSetConfig) -> bool:
+def _passes_filters(row: Row, settings: ProblemSetConfig) -> bool:
     _, columns = row
     good_level = not settings.levels or _level(columns, settings) in settings.levels
     return good_level and (not settings.subjects or _subject(columns, settings) in settings.subjects)
 
 
 def _level(columns: dict[str, Any], settings: ProblemSetConfig) -> int | None:
-    """The first number in the level's column ("Level 5" is 5)."""
-    found = re.search(r"\d+", str(columns.get(settings.level, "")))
-    return int(found.group()) if found else None
+    """Return the first number in the level's column ("Level 5" is 5)."""
+    match = re.search(r"\d+", str(columns.get(settings.level, "")))
+    return int(match.group()) if match else None
 
 
 def _problem(
@@ -137,7 +137,7 @@ def _problem(
 def _question(
     row: Row, settings: ProblemSetConfig, pattern: re.Pattern[str] | None
 ) -> tuple[str, tuple[str, ...], tuple[str, ...] | None]:
-    """(question with its options, gold answers of which each is right, options)."""
+    """Return (question with its options, gold answers, each of which is right, options)."""
     where, columns = row
     question = _text(where, columns, settings.question, "question")
     if settings.choices is None:
@@ -146,12 +146,12 @@ def _question(
         options = columns.get(settings.choices)
         if not isinstance(options, list) or len(cast(list[Any], options)) < 2:
             raise _NoAnswer(f"{where}: column '{settings.choices}' (choices) is no list of options")
-        if any(_plain(option) is None and option != "" for option in cast(list[Any], options)):
+        if any(_cell_text(option) is None and option != "" for option in cast(list[Any], options)):
             raise _NoAnswer(f"{where}: column '{settings.choices}' (choices) lacks the text of an option")
-        texts = tuple((_plain(option) or "").strip() for option in cast(list[Any], options))
+        texts = tuple((_cell_text(option) or "").strip() for option in cast(list[Any], options))
         golds = tuple(_letter(where, value, len(texts), settings.answer) for value in _values(row, settings.answer))
     else:
-        # columns of options, the right one first: their order is drawn from the question
+        # columns of options, the right one first: the question seeds the order in which they are shown
         right, *wrong = (_option(where, columns, column) for column in settings.choices)
         shuffled = python_stream("choices", question).sample([right, *wrong], 1 + len(wrong))
         texts, golds = tuple(shuffled), (chr(ord("A") + shuffled.index(right)),)
@@ -160,15 +160,15 @@ def _question(
 
 
 def _option(where: str, columns: dict[str, Any], column: str) -> str:
-    text = _plain(columns.get(column))
+    text = _cell_text(columns.get(column))
     if text is None:
         raise _NoAnswer(_missing(where, columns, column, "choices"))
     return text.strip()
 
 
 def _letter(where: str, value: Any, count: int, column: str) -> str:
-    """The letter of the right option, from an index (0 is A) or a letter."""
-    text = (_plain(value) or "").strip().upper()
+    """Return the letter of the right option, from an index (0 is A) or a letter."""
+    text = (_cell_text(value) or "").strip().upper()
     if len(text) == 1 and 0 <= ord(text) - ord("A") < count:
         return text
     if text.isdecimal() and int(text) < count:
@@ -177,20 +177,21 @@ def _letter(where: str, value: Any, count: int, column: str) -> str:
 
 
 def _values(row: Row, column: str) -> list[Any]:
-    """What the column of the answer holds: the items of a list, or the one value. Raises _NoAnswer when there is none."""
+    """Return the items of the answer column where it holds a list, else its one value. Raises _NoAnswer when there is
+    none."""
     where, columns = row
     value = columns.get(column)
     items = cast(list[Any], value) if isinstance(value, list) else [value]
-    values = [item for item in items if _plain(item) is not None]
+    values = [item for item in items if _cell_text(item) is not None]
     if not values:
         raise _NoAnswer(_missing(where, columns, column, "answer"))
     return values
 
 
 def _golds(row: Row, settings: ProblemSetConfig, pattern: re.Pattern[str] | None) -> tuple[str, ...]:
-    """The gold answers of a row, each right by itself."""
+    """Return the gold answers of a row; any one of them is right."""
     where, columns = row
-    golds = [_gold(where, _plain(value) or "", settings, pattern) for value in _values(row, settings.answer)]
+    golds = [_gold(where, _cell_text(value) or "", settings, pattern) for value in _values(row, settings.answer)]
     if settings.answers == "any":
         return tuple(dict.fromkeys(golds))
     cell = columns[settings.answer]
@@ -200,40 +201,40 @@ def _golds(row: Row, settings: ProblemSetConfig, pattern: re.Pattern[str] | None
 
 
 def _gold(where: str, text: str, settings: ProblemSetConfig, pattern: re.Pattern[str] | None) -> str:
-    found, how = text, ""
+    answer, reason = text, ""
     if settings.answer_boxed:
-        found, how = extract_boxed(text), "\\boxed{} finds none"
+        answer, reason = extract_boxed(text), "\\boxed{} finds none"
     elif pattern is not None:
         match = pattern.search(text)
-        found, how = match and match.group(1), "answer_pattern finds none"
-    if found is None or not found.strip():
-        raise _NoAnswer(f"{where}: no answer in column '{settings.answer}': {how}")
-    if says_nothing(found):
+        answer, reason = match and match.group(1), "answer_pattern finds none"
+    if answer is None or not answer.strip():
+        raise _NoAnswer(f"{where}: no answer in column '{settings.answer}': {reason}")
+    if is_missing_value(answer):
         raise _NoAnswer(
-            f"{where}: no answer in column '{settings.answer}': '{found.strip()}' is how programs write a missing one"
+            f"{where}: no answer in column '{settings.answer}': '{answer.strip()}' is how programs write a missing one"
         )
-    if _WRITTEN_LIST.match(found):
+    if _WRITTEN_LIST.match(answer):
         raise _NoAnswer(
-            f"{where}: column '{settings.answer}' (answer) holds a list written as text: '{_short(found)}'; give a list "
+            f"{where}: column '{settings.answer}' (answer) holds a list written as text: '{_short(answer)}'; give a list "
             "(JSON, Parquet) or one answer"
         )
-    return found.strip()
+    return answer.strip()
 
 
-_NOTHING = re.compile(r"\s*(?:[+-]?(?i:nan|inf|infinity)|None|null|<NA>)?\s*")
+_MISSING = re.compile(r"\s*(?:[+-]?(?i:nan|inf|infinity)|None|null|<NA>)?\s*")
 
 
-def says_nothing(answer: str) -> bool:
-    """Whether an answer is blank, or what pandas, Python and JSON print for a missing number, or one that is none."""
-    return _NOTHING.fullmatch(answer) is not None
+def is_missing_value(answer: str) -> bool:
+    """Return whether an answer is blank, or what pandas, Python or JSON print for a missing or undefined number."""
+    return _MISSING.fullmatch(answer) is not None
 
 
 _WRITTEN_LIST = re.compile(r"""\s*\[\s*["']""")
-"""How CSV files of pandas hold lists; no formula begins so."""
+"""Start of a list as CSV files of pandas hold it; no formula begins so."""
 
 
 def _shots(key: str, settings: ProblemSetConfig) -> dict[str, list[str]]:
-    """Worked examples by subject ("" where rows have none): the first `shots` rows of each in their split or file."""
+    """Return worked examples by subject ("" where rows have none): the first `shots` rows of each in their split or file."""
     if not settings.shots:
         return {}
     if settings.path and not settings.shots_path:
@@ -243,7 +244,7 @@ def _shots(key: str, settings: ProblemSetConfig) -> dict[str, list[str]]:
     examples: dict[str, list[str]] = {}
     for row in read_rows(f"{key} (examples)", source):
         mine = examples.setdefault(_subject(row[1], settings) or "", [])
-        if len(mine) < settings.shots and _wanted(row, settings):
+        if len(mine) < settings.shots and _passes_filters(row, settings):
             try:
                 question, golds, _ = _question(row, settings, pattern)
             except _NoAnswer:
@@ -253,12 +254,12 @@ def _shots(key: str, settings: ProblemSetConfig) -> dict[str, list[str]]:
 
 
 def _subject(columns: dict[str, Any], settings: ProblemSetConfig) -> str | None:
-    return _plain(columns.get(settings.subject))
+    return _cell_text(columns.get(settings.subject))
 
 
-def _plain(value: Any) -> str | None:
-    """A cell as text: numbers in plain decimals (a column of integers with a gap holds 204.0), None for what is missing or
-    no number: empty, null, NaN, infinite, or neither text nor number."""
+def _cell_text(value: Any) -> str | None:
+    """Return a cell as text, numbers in plain decimals (a column of integers with a gap holds 204.0). None for an empty
+    cell, null, NaN, an infinite number, and anything that is neither text nor number."""
     if isinstance(value, float):
         return format(Decimal(repr(value)), "f").removesuffix(".0") if math.isfinite(value) else None
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
@@ -267,7 +268,7 @@ def _plain(value: Any) -> str | None:
 
 
 def _text(where: str, row: dict[str, Any], column: str, role: str) -> str:
-    text = _plain(row.get(column))
+    text = _cell_text(row.get(column))
     if text is None:
         raise UserError(_missing(where, row, column, role))
     return text

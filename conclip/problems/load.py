@@ -14,17 +14,17 @@ from conclip.types import Problem
 def load_problems(
     key: str, sets: Mapping[str, ProblemSetConfig], run_seed: int, notes: list[str] | None = None
 ) -> list[Problem]:
-    """All problems of the named sets, each carrying its set's name as `source`. Raises UserError on bad data; what people
-    should know of it is added to `notes`.
+    """Return all problems of the named sets; each carries its set's name as `source`. Raises UserError on bad data. Notes
+    for people are added to `notes`.
 
     `key` is the config key of the sets, for messages. Arithmetic sets are redrawn when `run_seed` changes.
     """
     problems: dict[str, Problem] = {}
     for name, settings in sets.items():
-        found, remarks = _load_set(f"{key}.{name}", name, settings, run_seed)
+        loaded, set_notes = _load_set(f"{key}.{name}", name, settings, run_seed)
         if notes is not None:
-            notes.extend(remarks)
-        for problem in found:
+            notes.extend(set_notes)
+        for problem in loaded:
             if problem.problem_id in problems:
                 raise UserError(f"{key}.{name}: problem id '{problem.problem_id}' appears twice; ids must be unique")
             problems[problem.problem_id] = problem
@@ -51,16 +51,16 @@ def _load_set(key: str, name: str, settings: ProblemSetConfig, run_seed: int) ->
 
 
 def _unreadable(key: str, problems: Sequence[Problem]) -> list[str]:
-    """A note on gold answers that the grader does not understand."""
+    """Return a note on gold answers that the grader does not understand."""
     grader = Grader()
     try:
-        found = [problems[n] for n in grader.unreadable([(problem.golds, problem.choices) for problem in problems])]
+        unread = [problems[n] for n in grader.unreadable([(problem.golds, problem.choices) for problem in problems])]
     finally:
         grader.close()
-    if not found:
+    if not unread:
         return []
-    some = ", ".join(f"{' or '.join(problem.golds)!r:.60} ({problem.problem_id})" for problem in found[:3])
+    some = ", ".join(f"{' or '.join(problem.golds)!r:.60} ({problem.problem_id})" for problem in unread[:3])
     return [
-        f"{key}: {len(found)} of {len(problems)} gold answers are not understood as mathematics, words or a letter; for "
-        f"them only the same spelling is right: {some}{', ...' if len(found) > 3 else ''}"
+        f"{key}: {len(unread)} of {len(problems)} gold answers are not understood as mathematics, words or a letter; for "
+        f"them only the same spelling is right: {some}{', ...' if len(unread) > 3 else ''}"
     ]

@@ -1,4 +1,5 @@
-"""The overlap guard: a model is not evaluated on problems it was trained on, unless one insists; then the result says so."""
+"""The overlap guard: a model is not evaluated on problems it was trained on, unless the user insists; then the result says
+so."""
 
 import json
 import re
@@ -14,16 +15,17 @@ RECORD = "trained_on.json"
 """File in a checkpoint folder that holds the questions of every phase it went through."""
 
 NGRAM_TOKENS = 8
-"""Questions of at least so many words overlap when half of their runs of so many tokens are in a training question."""
+"""Questions of at least this many words overlap when half of their n-grams of this many tokens are in a training
+question."""
 
 
 def normalise_question(text: str) -> str:
-    """Lower-case words, numbers and signs, one space between."""
+    """Return the lower-case words, numbers and signs of a text, separated by single spaces."""
     return " ".join(re.findall(r"\w+|[^\w\s]", text.casefold()))
 
 
 def overlapping(questions: Iterable[Problem], trained: Sequence[str]) -> list[Problem]:
-    """The problems whose normalised text is one of `trained`, or shares half of its n-grams with them."""
+    """Return the problems whose normalised text is one of `trained`, or shares half of its n-grams with them."""
     known = {normalise_question(text) for text in trained}
     grams = {gram for text in known for gram in _ngrams(text)}
     return [problem for problem in questions if _overlaps(normalise_question(problem.question), known, grams)]
@@ -35,7 +37,8 @@ def _overlaps(text: str, known: set[str], grams: set[str]) -> bool:
 
 
 def _ngrams(text: str) -> list[str]:
-    """None for text with few words: formulas share their signs without being the same problem."""
+    """Return the n-grams of a text; none where it has few words: formulas share their signs without being the same
+    problem."""
     tokens = text.split()
     if sum(len(token) > 1 and token.isalpha() for token in tokens) < NGRAM_TOKENS:
         return []
@@ -43,7 +46,8 @@ def _ngrams(text: str) -> list[str]:
 
 
 def trained_on(model_path: Path) -> list[str]:
-    """The questions a checkpoint was trained on, as far as its folder says; none for other models."""
+    """Return the questions a checkpoint was trained on, according to its folder; none for other models. Raises UserError
+    when the record is damaged."""
     file = model_path / RECORD
     if not file.is_file():
         return []
@@ -55,19 +59,19 @@ def trained_on(model_path: Path) -> list[str]:
 
 
 def write_record(folder: Path, earlier: Sequence[str], problems: Sequence[Problem]) -> None:
-    """What the model in `folder` was trained on: `earlier` questions, and those of this phase."""
+    """Record what the model in `folder` was trained on: `earlier` questions, and those of this phase."""
     questions = list(dict.fromkeys([*earlier, *(problem.question for problem in problems)]))
     text = json.dumps({"schema": 1, "questions": questions}, ensure_ascii=False, indent=1) + "\n"
     write_text(folder / RECORD, text)
 
 
 def check_overlap(key: str, model_path: Path, questions: Sequence[Problem], *, allowed: bool) -> str | None:
-    """None when the model at config key `key` was trained on none of the questions. Otherwise a note when that is allowed,
-    and UserError when it is not."""
-    found = overlapping(questions, trained_on(model_path))
-    if not found:
+    """Return None when the model at config key `key` was trained on none of the questions, else a note when that is allowed.
+    Raises UserError when it is not."""
+    overlap = overlapping(questions, trained_on(model_path))
+    if not overlap:
         return None
-    said = f"{key}: trained on {len(found)} of the {len(questions)} test problems ('{found[0].problem_id}' is one)"
+    message = f"{key}: trained on {len(overlap)} of the {len(questions)} test problems ('{overlap[0].problem_id}' is one)"
     if not allowed:
-        raise UserError(f"{said}; take other test problems, or set eval.allow_overlap=true, which marks the result")
-    return f"{said}; the result is no evidence of anything but memory"
+        raise UserError(f"{message}; take other test problems, or set eval.allow_overlap=true, which marks the result")
+    return f"{message}; the result is no evidence of anything but memory"

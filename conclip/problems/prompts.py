@@ -1,4 +1,4 @@
-"""The one place for instruction text and chat templates: a question becomes token ids here and nowhere else."""
+"""The one place for instruction text: a question becomes token ids here and nowhere else."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,12 +15,12 @@ INSTRUCTIONS: dict[PromptStyle, str] = {
     "draft": "Think step by step, but keep only a minimum draft of each step, five words at most.",
     "budget": "Use fewer than {budget_tokens} tokens.",
 }
-"""What is added to the question to ask for brevity: nothing; plainly; Chain of Draft (Xu et al. 2025); a token budget (Han
-et al. 2024)."""
+"""Instructions that are added to the question to ask for brevity: none; a plain one; Chain of Draft (Xu et al. 2025); a
+token budget (Han et al. 2024)."""
 
 
 def messages_for(question: str, model: ModelConfig, style: PromptStyle = "plain", *, budget_tokens: int = 0) -> Messages:
-    """The chat that asks `question` in the given style."""
+    """Return the chat that asks `question` in the given style."""
     content = model.prompt.replace("{question}", question)
     if instruction := INSTRUCTIONS[style]:
         content += "\n" + instruction.replace("{budget_tokens}", str(budget_tokens))
@@ -37,8 +37,8 @@ def encode_prompt(
     budget_tokens: int = 0,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[int, ...]:
-    """Token ids of the chat that asks `question` in the given style, the assistant's turn opened. `template_kwargs` is what
-    the chat template gets besides, by default `model.chat_template_kwargs`.
+    """Return the token ids of the chat that asks `question` in the given style, the assistant's turn opened.
+    `template_kwargs` are the arguments of the chat template, by default `model.chat_template_kwargs`.
 
     The template's own special tokens are the only ones added (no second BOS).
     """

@@ -1,4 +1,4 @@
-"""Rows of data sets: local files of several formats, folders of them, and hub data sets; each row with where it stands."""
+"""Reads rows of data sets, each with its place: local files of several formats, folders of them, and hub data sets."""
 
 import codecs
 import csv
@@ -12,18 +12,19 @@ from typing import Any, cast
 from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError, explain
 from conclip.runs.files import expanded
+from conclip.runs.json_lines import DamagedLine, json_lines
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 MAX_TABLE_BYTES = 4 << 30
-"""Of a Parquet file's rows in memory."""
+"""Largest size of the rows of a Parquet file in memory."""
 
 Row = tuple[str, dict[str, Any]]
-"""Where it stands (``file.jsonl:7``), and its columns."""
+"""The place of a row (``file.jsonl:7``), and its columns."""
 
 
 def read_rows(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
-    """The rows of `path` where it is given, of the hub's `dataset` otherwise. Raises UserError, naming config key `key`."""
+    """Yield the rows of `path` where it is set, else of the hub's `dataset`. Raises UserError, naming config key `key`."""
     if settings.path:
         path = expanded(settings.path)
         if path.is_dir():
@@ -46,7 +47,7 @@ def _read_file(key: str, path: Path) -> Iterator[Row]:
     if path.suffix not in SUFFIXES:
         raise UserError(f"{key}.path: '{path}' is none of {', '.join(SUFFIXES)}")
     if path.suffix == ".jsonl":
-        yield from json_lines(path)
+        yield from object_lines(path)
     elif path.suffix == ".json":
         yield from _json_list(path)
     elif path.suffix == ".csv":
@@ -57,7 +58,7 @@ def _read_file(key: str, path: Path) -> Iterator[Row]:
 
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16: its mark begins with that of UTF-16
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
@@ -65,8 +66,9 @@ _BYTE_ORDER_MARKS = {
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """The lines of a text file, ends of lines included: UTF-8, or what its byte order mark says. Marks are left out, those
-    within files that were joined, too. Raises UserError with the line number on bytes that are no text."""
+    """Yield the lines of a text file with their line ends. The encoding is UTF-8, or what its byte order mark says. Byte
+    order marks are dropped, also those inside files that were joined. Raises UserError with the line number on bytes that
+    are no text."""
     with path.open("rb") as file:
         start = file.read(4)
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), "utf-8")
@@ -74,12 +76,12 @@ def text_lines(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
             for number, line in enumerate(lines, start=1):  # noqa: B007  errors name it
-                line.encode()  # bytes that are no text have become half characters
+                line.encode()  # surrogateescape has turned bytes that are no text into lone surrogates
                 yield line.removeprefix("\ufeff")
     except UnicodeEncodeError as error:
         byte = ord(error.object[error.start]) & 0xFF
         raise UserError(f"{path}:{number}: byte 0x{byte:02x} is no UTF-8 text; save the file as UTF-8") from None
-    except UnicodeDecodeError as error:  # of UTF-16 or UTF-32
+    except UnicodeDecodeError as error:  # only UTF-16 and UTF-32 raise it
         raise UserError(
             f"{path}:{number + 1}: no {encoding.upper()} text ({error.reason}); save the file as UTF-8"
         ) from None
@@ -88,23 +90,32 @@ def text_lines(path: Path) -> Iterator[str]:
 def _csv(path: Path) -> Iterator[Row]:
     reader = csv.DictReader(text_lines(path), strict=True)
     try:
-        _check_once(f"{path}:1", reader.fieldnames or [])
+        _check_distinct(f"{path}:1", reader.fieldnames or [])
         for row in reader:
             yield f"{path}:{reader.line_num}", {name: value for name, value in row.items() if name is not None}
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num + 1}: not CSV from there on ({error})") from None
 
 
-def json_lines(path: Path) -> Iterator[Row]:
-    """Raises UserError with the line number on a line that is no object."""
-    for number, line in enumerate(text_lines(path), start=1):
-        if line.strip():
+def object_lines(path: Path) -> Iterator[Row]:
+    """Yield the objects of a JSON-lines file, each with where it stands. Raises UserError with the line number on a line
+    that is no object."""
+    try:
+        for number, row in json_lines(text_lines(path), cut_line="read", parse=_parse):
             where = f"{path}:{number}"
-            yield where, _object(where, _parse(where, line, "; each line must be one object"))
+            yield where, _object(where, row)
+    except DamagedLine as error:
+        where = f"{path}:{error.number}"
+        raise UserError(f"{where}: {_reason(error.__cause__, '; each line must be one object')}") from None
 
 
 def _json_list(path: Path) -> Iterator[Row]:
-    rows = _parse(str(path), "".join(text_lines(path)), is_file=True)
+    text = "".join(text_lines(path))
+    try:
+        rows = _parse(text)
+    except (ValueError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: {_reason(error)}") from None
     if not isinstance(rows, list):
         raise UserError(f"{path}: a JSON {type(rows).__name__}, not a list of objects")
     for number, row in enumerate(cast(list[Any], rows), start=1):
@@ -112,33 +123,51 @@ def _json_list(path: Path) -> Iterator[Row]:
         yield where, _object(where, row)
 
 
-def _parse(where: str, text: str, hint: str = "", *, is_file: bool = False) -> Any:
-    """Raises UserError on what is no JSON, nested too deeply, or no valid text once its escapes are read."""
-    try:
-        value = json.loads(text, object_pairs_hook=lambda pairs: _distinct(where, pairs))
-        if "\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except json.JSONDecodeError as error:
-        line = f":{error.lineno}" if is_file else ""
-        raise UserError(f"{where}{line}: not JSON ({error.msg}, column {error.colno}){hint}") from None
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: holds half a character (a lone surrogate); write the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not usable JSON ({str(error)[:80]}){hint}") from None
+class _Repeated(ValueError):
+    """A column that an object names more than once."""
 
 
-def _distinct(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        _check_once(where, [name for name, _ in pairs])
-    return found
+def _parse(text: str) -> Any:
+    """Parse strict JSON. Raises ValueError or RecursionError, also on repeated columns and on escapes that are no valid
+    text."""
+    value = json.loads(text, object_pairs_hook=_distinct)
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
-def _check_once(where: str, names: Sequence[str]) -> None:
-    """Of columns of the same name, the last one would count and nobody be told."""
-    if twice := [name for name, times in Counter(names).items() if times > 1]:
-        raise UserError(f"{where}: column '{twice[0]}' stands there {names.count(twice[0])} times; name each column once")
+def _reason(error: BaseException | None, hint: str = "") -> str:
+    """Return what is wrong with a text that `_parse` refused."""
+    match error:
+        case json.JSONDecodeError():
+            return f"not JSON ({error.msg}, column {error.colno}){hint}"
+        case UnicodeEncodeError():
+            return "holds half a character (a lone surrogate); write the file as UTF-8"
+        case _Repeated():
+            return str(error)
+        case _:
+            return f"not usable JSON ({str(error)[:80]}){hint}"
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise _Repeated(_repeated([name for name, _ in pairs]))
+    return values
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    """Return the message on a repeated column name, of which the last one would silently count; None when all names
+    differ."""
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is None:
+        return None
+    return f"column '{twice}' stands there {names.count(twice)} times; name each column once"
+
+
+def _check_distinct(where: str, names: Sequence[str]) -> None:
+    if reason := _repeated(names):
+        raise UserError(f"{where}: {reason}")
 
 
 def _object(where: str, row: Any) -> dict[str, Any]:
@@ -156,16 +185,16 @@ def _parquet(key: str, path: Path) -> Iterator[Row]:
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file. Raises ValueError on what is none, UserError when they take more than `MAX_TABLE_BYTES` in
-    memory: a few kilobytes of a file can stand for more than any machine has."""
+    """Yield the rows of a Parquet file. Raises ValueError on other files, and UserError when the rows take more than
+    `MAX_TABLE_BYTES` in memory: a few kilobytes of a file can expand to more than any machine has."""
     import pyarrow as pa  # noqa: PLC0415  only when such a file is read
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     num_bytes = number = 0
     try:
-        # a file, not a name: a name may be a URL to pyarrow; texts stay in their dictionaries until their row is made
+        # an open file, because pyarrow may take a name for a URL; texts stay dictionary-encoded until their row is made
         with path.open("rb") as content, pq.ParquetFile(content) as file:
-            _check_once(str(path), file.schema_arrow.names)
+            _check_distinct(str(path), file.schema_arrow.names)
             texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
         with path.open("rb") as content, pq.ParquetFile(content, read_dictionary=texts) as file:
             for batch in file.iter_batches(batch_size=1024):
@@ -187,7 +216,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _size(value: Any) -> int:
-    """Characters of the texts in nested values, and some bytes for each value."""
+    """Return the number of characters of the texts in nested values, plus some bytes for each value."""
     if isinstance(value, (str, bytes)):
         return 50 + len(value)
     if isinstance(value, dict):
@@ -198,12 +227,12 @@ def _size(value: Any) -> int:
 
 
 def _read_hub(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
-    """From the hub's cache or the hub. Offline, the message says what to download and how to use a local copy."""
+    """Yield rows from the hub's cache or the hub. Offline, the error says what to download and how to use a local copy."""
     import datasets  # noqa: PLC0415  a second to import
 
     name = f"{settings.dataset}" + (f", config {settings.dataset_config}" if settings.dataset_config else "")
     datasets.disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt to connect
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt to connect
     assert settings.dataset is not None
     try:
         rows = datasets.load_dataset(

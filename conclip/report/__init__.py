@@ -1,1 +1,1 @@
-"""What a run shows afterwards: the page, its charts, exports, and the model card."""
+"""Reports on a run: the page, its charts, exports, and the model card."""

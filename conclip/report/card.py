@@ -1,4 +1,4 @@
-"""The README.md of a checkpoint: what it was made from and of, what it costs and gains, and how to make it again."""
+"""Writes the README.md of a checkpoint: its origin, costs and gains, and how to reproduce it."""
 
 import json
 import shlex
@@ -18,17 +18,17 @@ from conclip.runs.run import Run
 from conclip.types import EvalRow
 
 MAX_PROBLEMS = 32
-"""So many training problems of a stage are listed; the run folder has all."""
+"""Largest number of training problems that a card lists per stage; the run folder has all."""
 
 
 PATH_NAMES = ("path", "outputs", "pass_rates", "shots_path", "url")
 PATHS = tuple(f"{name}:" for name in PATH_NAMES)
-"""Keys that hold places of one machine."""
+"""Keys whose values are paths of one machine."""
 
 
 def write_card(run: Run, config: LearnConfig, checkpoint: Path, stage: str, *, rows: Sequence[EvalRow] = ()) -> None:
-    """Write the model card of the checkpoint that a training stage left; `rows` of the base and the trained models, where an
-    evaluation was part of the run."""
+    """Write the model card of the checkpoint that a training stage left; `rows` are those of the base and the trained
+    models, where the run evaluated them."""
     base, stages = base_name(config), lineage(config.recipe, stage)
     data = ModelCardData(
         base_model=None if config.model.path == "lab" else base,
@@ -51,7 +51,7 @@ def write_card(run: Run, config: LearnConfig, checkpoint: Path, stage: str, *, r
 
 
 def base_name(config: LearnConfig) -> str:
-    """The base model's name, without the folders it lies in."""
+    """Return the base model's name, without its parent folders."""
     path = config.model.path
     if path == "lab":
         return "conclip-lab"
@@ -60,11 +60,11 @@ def base_name(config: LearnConfig) -> str:
 
 
 def _results(model: str, rows: Sequence[EvalRow], config: LearnConfig) -> str:
-    mine = [row for row in rows if row.model in (BASE, model) and row.asked == rows[0].asked]
+    mine = [row for row in rows if row.model in (BASE, model) and row.prompt_condition == rows[0].prompt_condition]
     if {row.model for row in mine} != {BASE, model} or config.evaluation is None:
         return "\n## Results\n\nNot evaluated in the run that made it.\n"
     text = ["\n## Before and after\n", "| benchmark | model | accuracy | tokens | truncated |", "|---|---|---|---|---|"]
-    said: list[str] = []
+    sentences: list[str] = []
     for benchmark in dict.fromkeys(row.benchmark for row in mine):
         for temperature in dict.fromkeys(row.temperature for row in mine):
             sides = {
@@ -81,8 +81,8 @@ def _results(model: str, rows: Sequence[EvalRow], config: LearnConfig) -> str:
                 )
             difference = compare(sides[BASE], sides[model])
             sentence = describe_comparison(BASE, "this model", difference, config.evaluation.margin)
-            said.append(escape.markdown(f"{sentence} ({benchmark}, temperature {temperature:g})"))
-    return "\n".join([*text, "", "95 % intervals, clustered by problem.", "", *(f"- {line}" for line in said), ""])
+            sentences.append(escape.markdown(f"{sentence} ({benchmark}, temperature {temperature:g})"))
+    return "\n".join([*text, "", "95 % intervals, clustered by problem.", "", *(f"- {line}" for line in sentences), ""])
 
 
 def _interval(estimate: Estimate, form: str) -> str:

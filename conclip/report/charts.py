@@ -22,7 +22,7 @@ OUTCOMES = {
     Outcome.GRADER_ERROR: "#8c8c8c",
 }
 MODELS = ("#8b919a", "#3b87c8", "#d0634a", "#439b66", "#9478bd", "#d9a03f", "#2a9d9d", "#b0567f", "#6b7f3a", "#4a5ba8")
-"""Colours of models and runs, in the order they come: grey for what training began with."""
+"""Colours of models and runs, in order: grey is for the model that training began with."""
 
 NUM_BINS = 40
 NUM_BUDGETS = 48
@@ -35,35 +35,35 @@ Chart = alt.Chart | alt.LayerChart | alt.FacetChart
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One or several charts, and what people who cannot see it are told."""
+    """One or several charts, and a description for people who cannot see them."""
 
     name: str
     title: str
-    says: str
+    caption: str
     panels: Mapping[str, Chart]
-    """By title ("" for an only one); each as wide as the place it gets."""
+    """Panels by title ("" for a single one); each fills the width it gets."""
     columns: int = 1
-    """Panels side by side, where there is room."""
+    """Number of panels side by side, where there is room."""
 
     @property
     def file_name(self) -> str:
-        """The name as one of a file or an element: of a run's name it keeps letters, digits, `-` and `_`, up to a length."""
+        """The name for a file or an HTML element: letters, digits, `-` and `_` of the name, up to a length."""
         return re.sub(r"[^\w-]", "-", self.name)[:MAX_NAME_CHARS]
 
     @property
     def specs(self) -> dict[str, dict[str, Any]]:
-        """Vega-Lite of each panel."""
+        """Vega-Lite specification of each panel."""
         return {title: panel.to_dict() for title, panel in self.panels.items()}
 
     def whole(self, width: int) -> alt.TopLevelMixin:
-        """All panels as one chart of about so many pixels, for files."""
+        """Return all panels as one chart of about `width` pixels, for files."""
         each = width // self.columns - 60 * (self.columns > 1)
         parts = [panel.properties(width=each, title=title) for title, panel in self.panels.items()]
         return alt.concat(*parts, columns=self.columns) if len(parts) > 1 else parts[0]
 
 
 def figures(runs: Sequence[RunData]) -> list[Figure]:
-    """Every figure the runs have data for."""
+    """Return every figure for which the runs have data."""
     several = len(runs) > 1
     models = {label(run, name, several): rows for run in runs for name, rows in models_of(run).items()}
     made = [
@@ -82,28 +82,28 @@ def label(run: RunData, model: str, several: bool) -> str:
 
 
 def models_of(run: RunData) -> dict[str, list[EvalRow]]:
-    """Rows by model, asked in the first way only."""
-    found: dict[str, list[EvalRow]] = {}
+    """Return the rows of each model in the first prompt condition."""
+    groups: dict[str, list[EvalRow]] = {}
     for row in run.rows:
-        if row.asked == run.rows[0].asked:
-            found.setdefault(row.model, []).append(row)
-    return found
+        if row.prompt_condition == run.rows[0].prompt_condition:
+            groups.setdefault(row.model, []).append(row)
+    return groups
 
 
-def by_where(rows: Sequence[EvalRow]) -> dict[str, list[EvalRow]]:
-    """Rows by benchmark and temperature, which no figure averages over."""
-    found: dict[str, list[EvalRow]] = {}
+def by_setting(rows: Sequence[EvalRow]) -> dict[str, list[EvalRow]]:
+    """Group rows by benchmark and temperature, over which no figure averages."""
+    groups: dict[str, list[EvalRow]] = {}
     for row in rows:
-        found.setdefault(f"{row.benchmark}, T {row.temperature:g}", []).append(row)
-    return found
+        groups.setdefault(f"{row.benchmark}, T {row.temperature:g}", []).append(row)
+    return groups
 
 
-def _wheres(models: Mapping[str, Sequence[EvalRow]]) -> list[str]:
-    return list(dict.fromkeys(where for rows in models.values() for where in by_where(rows)))
+def _settings_of(models: Mapping[str, Sequence[EvalRow]]) -> list[str]:
+    return list(dict.fromkeys(where for rows in models.values() for where in by_setting(rows)))
 
 
 def curves(runs: Sequence[RunData]) -> Figure | None:
-    """Validation accuracy and length over the steps, phase after phase."""
+    """Draw validation accuracy and length over the steps, phase after phase."""
     points: Values = []
     bounds: Values = []
     for run in runs:
@@ -140,18 +140,20 @@ def curves(runs: Sequence[RunData]) -> Figure | None:
         if len(runs) == 1 and len(bounds) > 1:
             layers.append(alt.Chart(alt.Data(values=bounds[:-1])).mark_rule(strokeDash=[4, 4]).encode(x="step:Q"))
         panels[title] = alt.layer(*layers).properties(width=WIDTH, height=190)
-    told = "; ".join(_told([point for point in points if point["run"] == run.name], run.name) for run in runs if run.history)
+    described = "; ".join(
+        _described([point for point in points if point["run"] == run.name], run.name) for run in runs if run.history
+    )
     end = ", a dashed line the end of phase 1" if len(runs) == 1 and len(bounds) > 1 else ""
     return Figure(
         name="curves",
         title="Accuracy and length over training",
-        says=f"On the validation problems, over the steps: {told}. A ring marks the checkpoint that was kept{end}.",
+        caption=f"On the validation problems, over the steps: {described}. A ring marks the checkpoint that was kept{end}.",
         panels=panels,
         columns=2,
     )
 
 
-def _told(points: Values, name: str) -> str:
+def _described(points: Values, name: str) -> str:
     first, last = points[0], points[-1]
     return (
         f"{name}, accuracy from {first['accuracy']:.3f} to {last['accuracy']:.3f}, mean tokens from {first['tokens']:.0f} "
@@ -164,20 +166,22 @@ def _named(point: Mapping[str, float]) -> dict[str, float]:
 
 
 def lengths(models: Mapping[str, Sequence[EvalRow]], *, columns: int) -> Figure | None:
-    """How long responses are, by model, benchmark, temperature and outcome."""
+    """Draw histograms of response lengths by model, benchmark, temperature and outcome."""
     if not models:
         return None
     longest = max(row.num_tokens for rows in models.values() for row in rows)
     width = max(1, -(-longest // NUM_BINS))
-    wheres = _wheres(models)
-    several = len(wheres) > 1
+    settings = _settings_of(models)
+    several = len(settings) > 1
     models = {
         f"{name} ({where})" if several else name: mine
         for name, rows in models.items()
-        for where, mine in by_where(rows).items()
+        for where, mine in by_setting(rows).items()
     }
     counts = {name: Counter((row.num_tokens // width, row.outcome) for row in rows) for name, rows in models.items()}
-    present = [outcome for outcome in OUTCOMES if any(key[1] is outcome for found in counts.values() for key in found)]
+    present = [
+        outcome for outcome in OUTCOMES if any(key[1] is outcome for by_outcome in counts.values() for key in by_outcome)
+    ]
     panels: dict[str, Chart] = {}
     for name, rows in models.items():
         values: Values = [
@@ -204,23 +208,23 @@ def lengths(models: Mapping[str, Sequence[EvalRow]], *, columns: int) -> Figure 
     return Figure(
         name="lengths",
         title="How long responses are",
-        says=f"Histograms of response length by outcome, one for each model{' and benchmark' if several else ''}, on one "
+        caption=f"Histograms of response length by outcome, one for each model{' and benchmark' if several else ''}, on one "
         f"scale of tokens. Mean tokens: {means}.",
         panels=panels,
-        columns=min(3, len(wheres)) if several else columns,
+        columns=min(3, len(settings)) if several else columns,
     )
 
 
 def scatter(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
-    """Accuracy against length, with 95 % intervals, by benchmark and temperature."""
+    """Draw accuracy against length, with 95 % intervals, by benchmark and temperature."""
     values: Values = [
         {"model": name, "where": where} | _point(summarise(mine))
         for name, rows in models.items()
-        for where, mine in by_where(rows).items()
+        for where, mine in by_setting(rows).items()
     ]
     if not values:
         return None
-    wheres = _wheres(models)
+    settings = _settings_of(models)
     base = alt.Chart(alt.Data(values=values)).encode(
         color=alt.Color(
             "model:N",
@@ -241,15 +245,15 @@ def scatter(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
         y2="accuracy_high:Q",
     )
     dots = base.mark_point(filled=True, size=90, opacity=1).encode(x="tokens:Q", y="accuracy:Q")
-    if len(wheres) > 1:
+    if len(settings) > 1:
         dots = dots.encode(shape=alt.Shape("where:N", title=None, legend=alt.Legend(orient="top")))
-    told = "; ".join(
+    described = "; ".join(
         f"{v['model']} ({v['where']}): accuracy {v['accuracy']:.3f} at {v['tokens']:.0f} tokens" for v in values
     )
     return Figure(
         name="scatter",
         title="Accuracy against length",
-        says=f"With 95 % intervals, clustered by problem. {told}.",
+        caption=f"With 95 % intervals, clustered by problem. {described}.",
         panels={"": alt.layer(across, up, dots).properties(width=WIDTH, height=300)},
     )
 
@@ -266,22 +270,22 @@ def _point(summary: Summary) -> dict[str, float]:
 
 
 def budgets(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
-    """Share of responses that are right within so many tokens, a panel for each benchmark and temperature."""
-    wheres = _wheres(models)
-    if not wheres:
+    """Draw the share of responses that are right within a number of tokens, a panel for each benchmark and temperature."""
+    settings = _settings_of(models)
+    if not settings:
         return None
     panels: dict[str, Chart] = {}
-    told: list[str] = []
-    for where in wheres:
-        there = {name: mine for name, rows in models.items() if (mine := by_where(rows).get(where))}
+    described: list[str] = []
+    for where in settings:
+        there = {name: mine for name, rows in models.items() if (mine := by_setting(rows).get(where))}
         longest = max(row.num_tokens for rows in there.values() for row in rows)
-        panels[where if len(wheres) > 1 else ""] = _budget_panel(there, longest, list(models))
+        panels[where if len(settings) > 1 else ""] = _budget_panel(there, longest, list(models))
         reached = [f"{n} {accuracy_at_budgets(rows, [longest // 4])[longest // 4]:.3f}" for n, rows in there.items()]
-        told.append(f"{f'{where}, within' if len(wheres) > 1 else 'Within'} {longest // 4}: {', '.join(reached)}")
+        described.append(f"{f'{where}, within' if len(settings) > 1 else 'Within'} {longest // 4}: {', '.join(reached)}")
     return Figure(
         name="budgets",
         title="Accuracy at token budgets",
-        says=f"Share of responses that are right within a number of tokens. {'; '.join(told)}.",
+        caption=f"Share of responses that are right within a number of tokens. {'; '.join(described)}.",
         panels=panels,
         columns=min(2, len(panels)),
     )
@@ -313,7 +317,7 @@ def _budget_panel(there: Mapping[str, Sequence[EvalRow]], longest: int, models: 
 
 
 def pass_rates(run: RunData, phase: str, several: bool) -> Figure | None:
-    """Measured pass rates, the chosen problems marked."""
+    """Draw measured pass rates, with the chosen problems marked."""
     chosen = {choice.problem_id for choice in run.chosen.get(phase, ())}
     counts = Counter((min(9, int(10 * rate.pass_rate)), rate.problem_id in chosen) for rate in run.rates[phase])
     values: Values = [
@@ -340,13 +344,13 @@ def pass_rates(run: RunData, phase: str, several: bool) -> Figure | None:
     return Figure(
         name=f"pass-rates-{phase or 'probe'}" + (f"-{run.name}" if several else ""),
         title=title + (f": {run.name}" if several else ""),
-        says=f"{len(run.rates[phase])} problems were probed, {len(chosen)} chosen to train on.",
+        caption=f"{len(run.rates[phase])} problems were probed, {len(chosen)} chosen to train on.",
         panels={"": chart},
     )
 
 
 def monitors(run: RunData, several: bool) -> Figure | None:
-    """The monitors of every step, a panel each, phase after phase; those that stayed 0 are left out."""
+    """Draw the monitors of every step, a panel each, phase after phase; those that stayed 0 are left out."""
     values: Values = []
     offset = 0
     for phase, steps in run.steps.items():
@@ -377,8 +381,8 @@ def monitors(run: RunData, several: bool) -> Figure | None:
     return Figure(
         name="monitors" + (f"-{run.name}" if several else ""),
         title="Monitors of every step" + (f": {run.name}" if several else ""),
-        says=f"Panels over {offset} steps: {', '.join(panels)}. The means of their first and last quarter, their lowest and "
-        "their highest stand in training-<phase>.json.",
+        caption=f"Panels over {offset} steps: {', '.join(panels)}. The means of their first and last quarter, their lowest "
+        "and their highest stand in training-<phase>.json.",
         panels=panels,
         columns=3,
     )

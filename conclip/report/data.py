@@ -17,6 +17,7 @@ from conclip.errors import UserError
 from conclip.evaluation.rows import read_rows
 from conclip.runs.checked import Finite, Whole, read_as
 from conclip.runs.files import check_content, newest_attempt, read_plain
+from conclip.runs.json_lines import DamagedLine, json_lines, run_lines
 from conclip.runs.manifest import StageRecord, read_stages
 from conclip.runs.run import MANIFEST, is_metrics
 from conclip.types import EvalRow
@@ -26,7 +27,7 @@ QUESTIONS = "questions.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class ChosenProblem:
     """A training problem and why it was chosen."""
 
     problem_id: str
@@ -35,14 +36,14 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """What a run folder holds; lists are empty where the run has none of a kind."""
+    """The content of a run folder; collections are empty where the run has nothing for them."""
 
     name: str
     folder: Path
     subcommand: str
     rows: Sequence[EvalRow]
     questions: Mapping[str, str]
-    """Test problem -> its text."""
+    """Test problem -> its question."""
     steps: Mapping[str, Sequence[Mapping[str, Any]]]
     """Phase -> metrics of each step."""
     history: Mapping[str, Sequence[Mapping[str, float]]]
@@ -51,7 +52,7 @@ class RunData:
     """Phase -> the validation of the checkpoint that was kept."""
     rates: Mapping[str, Sequence[PassRate]]
     """Phase whose problems were chosen from them -> pass rates."""
-    chosen: Mapping[str, Sequence[Choice]]
+    chosen: Mapping[str, Sequence[ChosenProblem]]
     """Phase -> its training problems."""
     stages: Mapping[str, StageRecord]
     config: str
@@ -71,8 +72,8 @@ class _Training(TypedDict):
     best: _Point
 
 
-class _Choices(TypedDict, total=False):
-    chosen: list[Choice]
+class _ChosenProblems(TypedDict, total=False):
+    chosen: list[ChosenProblem]
 
 
 class _Results(TypedDict, total=False):
@@ -101,13 +102,14 @@ class _Manifest(TypedDict, total=False):
     subcommand: str
 
 
-_MANIFEST, _TRAINING, _CHOICES = TypeAdapter(_Manifest), TypeAdapter(_Training), TypeAdapter(_Choices)
+_MANIFEST, _TRAINING, _CHOSEN = TypeAdapter(_Manifest), TypeAdapter(_Training), TypeAdapter(_ChosenProblems)
 _RECIPE = TypeAdapter(dict[str, StageConfig])
 _RESULTS, _ENVIRONMENT, _QUESTION = TypeAdapter(_Results), TypeAdapter(_Environment), TypeAdapter(_Question)
 
 
 def read_run(path: Path) -> RunData:
-    """Raises UserError when it is no run folder, when a file in it is not what conclip writes, and when it holds links."""
+    """Read a run folder. Raises UserError when it is none, when a file in it is not what conclip writes, and when it holds
+    links."""
     folder = newest_attempt(path)
     manifest = read_as(_MANIFEST, _json(folder / MANIFEST), f"'{folder / MANIFEST}'")
     if "identity" not in manifest:
@@ -121,8 +123,8 @@ def read_run(path: Path) -> RunData:
     results = read_as(_RESULTS, _json(folder / "results.json"), f"'{folder / 'results.json'}'")
     training: dict[str, _Training] = {}
     for phase in phases:
-        if found := _json(file := folder / result_file(phase)):
-            training[phase] = read_as(_TRAINING, found, f"'{file}'")
+        if result := _json(file := folder / result_file(phase)):
+            training[phase] = read_as(_TRAINING, result, f"'{file}'")
     steps: dict[str, list[Mapping[str, Any]]] = {}
     for row in _metrics(folder / "metrics.jsonl"):
         steps.setdefault(row["stage"], []).append(row)
@@ -136,8 +138,8 @@ def read_run(path: Path) -> RunData:
         rows=rows,
         questions={question["problem_id"]: question["question"] for question in questions},
         steps=steps,
-        history={phase: [_numbers(point) for point in found["history"]] for phase, found in training.items()},
-        best={phase: _numbers(found["best"]) for phase, found in training.items()},
+        history={phase: [_numbers(point) for point in result["history"]] for phase, result in training.items()},
+        best={phase: _numbers(result["best"]) for phase, result in training.items()},
         rates=_rates(folder, recipe),
         chosen={phase: _chosen(folder / problems_file(phase)) for phase in phases} | {"": _chosen(folder / "problems.json")},
         stages=stages,
@@ -156,7 +158,7 @@ def _numbers(point: _Point) -> dict[str, float]:
 
 
 def _config(text: str, folder: Path) -> Mapping[str, Any] | None:
-    """What config.yaml says; None where there is none."""
+    """Return what config.yaml says; None where there is no such file."""
     if not text:
         return None
     where = f"'{folder / 'config.yaml'}'"
@@ -171,12 +173,12 @@ def _config(text: str, folder: Path) -> Mapping[str, Any] | None:
 
 
 def _name(config: Mapping[str, Any] | None, folder: Path) -> str:
-    """The run's name in its config; that of its folder where there is no config."""
+    """Return the run's name from its config, or from its folder where there is no config."""
     return folder.resolve().parent.name if config is None else str(config["name"])
 
 
 _PROBE_AND_TRAIN = {"probe": StageConfig(kind="probe")}
-EARLIER: Mapping[str, Recipe] = {
+RECIPES_BEFORE_0_2: Mapping[str, Recipe] = {
     "probe": _PROBE_AND_TRAIN,
     "train-phase1": _PROBE_AND_TRAIN | {"phase1": StageConfig(kind="train", rates="probe")},
     "train-phase2": _PROBE_AND_TRAIN | {"phase2": StageConfig(kind="train", rates="probe")},
@@ -195,11 +197,12 @@ def _recipe(config: Mapping[str, Any] | None, folder: Path, subcommand: str) -> 
         return read_as(_RECIPE, config["recipe"], f"'{folder / 'config.yaml'}', recipe")
     if subcommand == "two-phase" and not (folder / result_file("phase1")).is_file():  # skip_phase1=true
         return {"probe-base": StageConfig(kind="probe"), "phase2": StageConfig(kind="train", rates="probe-base")}
-    return EARLIER.get(subcommand, {})
+    return RECIPES_BEFORE_0_2.get(subcommand, {})
 
 
 def _rows(folder: Path, stages: Mapping[str, StageRecord]) -> tuple[list[EvalRow], list[str]]:
-    """Rows of the evaluations that have ended, model by model in the order of the run, and the models of the others."""
+    """Return the rows of the evaluations that have ended, model by model in the order of the run, and the models of the
+    others."""
     files = [*folder.glob("rows-*.parquet"), *folder.glob("rows-*.jsonl")]
     there = {path.stem.removeprefix("rows-"): path for path in files}
     ended = [name for stage in stages if (name := stage.removeprefix("eval-")) != stage and name in there]
@@ -215,7 +218,7 @@ def _rows(folder: Path, stages: Mapping[str, StageRecord]) -> tuple[list[EvalRow
 
 
 def _rates(folder: Path, recipe: Recipe) -> dict[str, list[PassRate]]:
-    """By the training stage whose problems they chose; under no name those that chose for none."""
+    """Return pass rates by the training stage whose problems they chose; those that chose for none are under ""."""
     asked_by: dict[str, str] = {}
     for name, stage in recipe.items():
         if stage.rates is not None:
@@ -224,16 +227,19 @@ def _rates(folder: Path, recipe: Recipe) -> dict[str, list[PassRate]]:
     return {stage: read_pass_rates(path) for stage, path in probes.items() if path.is_file()}
 
 
-def _chosen(path: Path) -> list[Choice]:
-    return read_as(_CHOICES, _json(path), f"'{path}'").get("chosen", [])
+def _chosen(path: Path) -> list[ChosenProblem]:
+    return read_as(_CHOSEN, _json(path), f"'{path}'").get("chosen", [])
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty when there is none. Raises UserError on a damaged one."""
+    """Return a JSON object; an empty one where there is no file. Raises UserError on a damaged one."""
     content = read_plain(path)
     if content is None:
         return {}
-    value = _parsed(content.decode("utf-8", errors="surrogateescape"), f"'{path}'")
+    try:
+        value = json.loads(content.decode("utf-8", errors="surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' is damaged ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"'{path}' is damaged, or was not written by conclip (no JSON object)")
     return value
@@ -248,14 +254,8 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[tuple[str, Any]]:
-    """The values of a JSON-lines file, each with where it stands; a last line that was cut is left out."""
-    lines = (read_plain(path) or b"").decode("utf-8", errors="surrogateescape").split("\n")
-    named = [(f"'{path}', line {number}", line) for number, line in enumerate(lines[:-1], start=1) if line]
-    return [(where, _parsed(line, where)) for where, line in named]
-
-
-def _parsed(text: str, where: str) -> Any:
+    """Return the values of a JSON-lines file, each with its place; a last line that was cut is dropped."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is damaged ({error})") from error
+        return [(f"'{path}', line {number}", value) for number, value in json_lines(run_lines(path), cut_line="drop")]
+    except DamagedLine as error:
+        raise UserError(f"'{path}', line {error.number} is damaged ({error})") from error

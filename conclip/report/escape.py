@@ -1,9 +1,9 @@
-"""Text of any origin inside Markdown and LaTeX: it shows what it says, and is never part of the document's own structure."""
+"""Escapes text of any origin for Markdown and LaTeX: it appears as it is, and is never part of the document's structure."""
 
 import re
 
 MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~$&@]|:(?=//)|(?<=www)\.)")
-"""Signs of Markdown, of its tables, of HTML in it, of formulas, and of links that need no brackets."""
+"""Characters with a meaning in Markdown, its tables, HTML in it, formulas, and links that need no brackets."""
 
 TEX = {
     "\\": r"\textbackslash{}",
@@ -19,7 +19,8 @@ TEX = {
 
 
 def one_line(text: str) -> str:
-    """White space as single spaces, other control characters (those that turn the direction of writing, too) left out."""
+    """Collapse white space to single spaces and drop other control characters, those that change the direction of writing
+    included."""
     kept = (
         " " if character.isspace() else character for character in text if character.isspace() or character.isprintable()
     )
@@ -27,12 +28,12 @@ def one_line(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Inline text of a paragraph, a heading or a cell."""
+    """Escape inline text of a paragraph, a heading or a table cell."""
     return MARKDOWN.sub(r"\\\1", one_line(text))
 
 
 def code(text: str) -> str:
-    """An inline code span; a bar in it would end a table's cell all the same."""
+    """Return an inline code span. A bar is replaced, as it would end a table's cell even there."""
     content = one_line(text).replace("|", "¦")
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", content)), default=0))
     pad = " " if content.startswith("`") or content.endswith("`") or not content else ""
@@ -40,11 +41,11 @@ def code(text: str) -> str:
 
 
 def block(text: str, language: str) -> str:
-    """A block of code that nothing in it can end."""
+    """Return a block of code that nothing in the text can end."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def tex(text: str) -> str:
-    """Text of a LaTeX paragraph or cell."""
+    """Escape text of a LaTeX paragraph or table cell."""
     return "".join(TEX.get(character, character) for character in one_line(text))

@@ -25,7 +25,7 @@ PAPER: Mapping[str, Any] = {
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """One figure as SVG or PNG, by the file's suffix."""
+    """Write one figure as SVG or PNG, by the file's suffix."""
     spec = figure.whole(WIDTH_PX).to_dict() | {"config": PAPER}
     if path.suffix == ".svg":
         write_text(path, vl_convert.vegalite_to_svg(spec))
@@ -35,14 +35,14 @@ def write_figure(figure: Figure, path: Path) -> None:
 
 
 def write_curve(run: RunData, path: Path) -> None:
-    """Accuracy and length over the steps of a run's phases."""
+    """Write the figure of accuracy and length over the steps of a run's phases; nothing where there are none."""
     figure = curves([run])
     if figure is not None:
         write_figure(figure, path)
 
 
 def write_files(runs: Sequence[RunData], folder: Path) -> list[Path]:
-    """Every figure as SVG and PNG, and the results as results.md and results.tex; returns what was written."""
+    """Write every figure as SVG and PNG, and the results as results.md and results.tex. Returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     for figure in figures(runs):
@@ -68,7 +68,7 @@ def markdown(table: Mapping[str, Any]) -> str:
 
 
 def latex(table: Mapping[str, Any]) -> str:
-    """A tabular with booktabs rules."""
+    """Return a tabular with booktabs rules."""
     lines = [
         f"% {escape.one_line(_caption(table))}",
         rf"\begin{{tabular}}{{l{'r' * len(table['columns'])}}}",

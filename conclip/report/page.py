@@ -25,14 +25,14 @@ from conclip.grading.thinking import DEFAULT_TAGS, joined
 from conclip.report.charts import Figure, figures, label, models_of
 from conclip.report.data import RunData
 from conclip.runs.files import finite, write_text
-from conclip.types import EvalRow, Outcome, asked_name
+from conclip.types import EvalRow, Outcome, condition_name
 
 TEMPLATES = Path(__file__).parent / "page"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headline:
-    """What the last model of a run is against the first, on one benchmark at one temperature."""
+    """The change from the first to the last model of a run, on one benchmark at one temperature."""
 
     where: str
     first: str
@@ -69,7 +69,7 @@ def write_page(runs: Sequence[RunData], path: Path) -> None:
             {
                 "name": figure.file_name,
                 "title": figure.title,
-                "says": figure.says,
+                "caption": figure.caption,
                 "columns": figure.columns,
                 "panels": [{"id": key, "title": title, "height": spec["height"]} for key, title, spec in panels],
             }
@@ -94,8 +94,8 @@ def write_page(runs: Sequence[RunData], path: Path) -> None:
 
 
 def in_script(value: Any) -> str:
-    """JSON that may stand inside a script element: nothing in it can end the element. Infinite bounds (an interval of one
-    problem) and NaN become null."""
+    """Return JSON that cannot end the script element it is put into. Infinite bounds (an interval of one problem) and NaN
+    become null."""
     return (
         json.dumps(finite(value), allow_nan=False)
         .replace("<", "\\u003c")
@@ -105,7 +105,7 @@ def in_script(value: Any) -> str:
 
 
 def headlines(run: RunData, several: bool) -> list[Headline]:
-    """None when a run has one model only."""
+    """Return the headlines of a run; none when it has one model only."""
     models = models_of(run)
     if len(models) < 2:
         return []
@@ -116,14 +116,14 @@ def headlines(run: RunData, several: bool) -> list[Headline]:
             [row for row in models[name] if (row.benchmark, row.temperature) == (benchmark, temperature)]
             for name in (names[0], names[-1])
         )
-        found = compare(first, last)
+        comparison = compare(first, last)
         where = f"{benchmark}, temperature {temperature:g}" + (f": {run.name}" if several else "")
-        made.append(_headline(where, names[0], names[-1], found, run.margin))
+        made.append(_headline(where, names[0], names[-1], comparison, run.margin))
     return made
 
 
-def _headline(where: str, first: str, last: str, found: Comparison, margin: float) -> Headline:
-    tokens, accuracy = found.tokens_ratio, found.accuracy_difference
+def _headline(where: str, first: str, last: str, comparison: Comparison, margin: float) -> Headline:
+    tokens, accuracy = comparison.tokens_ratio, comparison.accuracy_difference
     return Headline(
         where=where,
         first=first,
@@ -139,7 +139,7 @@ def _headline(where: str, first: str, last: str, found: Comparison, margin: floa
 
 
 def result_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """One table a benchmark, rows of all runs."""
+    """Return one table per benchmark, with rows of all runs."""
     several = len(runs) > 1
     everything = [row for run in runs for row in run.rows]
     rows: dict[str, list[EvalRow]] = {
@@ -156,17 +156,17 @@ def result_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 
 def sentences(run: RunData) -> list[str]:
-    """The closing sentences of the run."""
+    """Return the closing sentences of the run."""
     columns = by_condition(run.rows)
     return [
-        f"{benchmark}: {describe_comparison(first, second, found, run.margin)}"
+        f"{benchmark}: {describe_comparison(first, second, comparison, run.margin)}"
         for benchmark in summaries(columns)
-        for (first, second), found in headline_comparisons(columns, benchmark).items()
+        for (first, second), comparison in headline_comparisons(columns, benchmark).items()
     ]
 
 
 def rows_for_browser(runs: Sequence[RunData]) -> dict[str, Any]:
-    """Problems, models, sampling conditions and responses, with indices in place of names."""
+    """Return problems, models, sampling conditions and responses, with indices in place of names."""
     several = len(runs) > 1
     outcomes = [outcome.value for outcome in Outcome]
     problems: dict[str, dict[str, Any]] = {}
@@ -186,10 +186,12 @@ def rows_for_browser(runs: Sequence[RunData]) -> dict[str, Any]:
                     "benchmark": row.benchmark,
                 }
             model = models.setdefault(label(run, row.model, several), len(models))
-            condition = conditions.setdefault(f"{asked_name(*row.asked)}, temperature {row.temperature:g}", len(conditions))
+            condition = conditions.setdefault(
+                f"{condition_name(*row.prompt_condition)}, temperature {row.temperature:g}", len(conditions)
+            )
             outcome = outcomes.index(row.outcome.value)
             place = places[row.problem_id]
-            rows.append([place, model, condition, row.sample, outcome, row.num_tokens, row.extracted, _whole(row)])
+            rows.append([place, model, condition, row.sample, outcome, row.num_tokens, row.extracted, _full_response(row)])
     return {
         "problems": list(problems.values()),
         "models": list(models),
@@ -199,21 +201,21 @@ def rows_for_browser(runs: Sequence[RunData]) -> dict[str, Any]:
     }
 
 
-def _whole(row: EvalRow) -> str:
-    """A response with its thinking part, wherever that came from."""
+def _full_response(row: EvalRow) -> str:
+    """Return a response with its thinking part, whether or not the server sent that separately."""
     return row.text if row.reasoning is None else joined(row.reasoning, row.text, DEFAULT_TAGS)
 
 
 def _subtitle(runs: Sequence[RunData]) -> str:
     started = [str(run.environment.get("started", ""))[:10] for run in runs]
     problems = len({row.problem_id for run in runs for row in run.rows})
-    said = [f"started {', '.join(dict.fromkeys(started))}"]
-    return ", ".join(said + ([f"{problems} test problems"] if problems else []))
+    parts = [f"started {', '.join(dict.fromkeys(started))}"]
+    return ", ".join(parts + ([f"{problems} test problems"] if problems else []))
 
 
 def _sections(runs: Sequence[RunData], drawn: Sequence[Figure]) -> list[tuple[str, str]]:
     has_rows = any(run.rows for run in runs)
-    there = {
+    present = {
         "result": has_rows,
         "figures": bool(drawn),
         "responses": has_rows,
@@ -221,7 +223,7 @@ def _sections(runs: Sequence[RunData], drawn: Sequence[Figure]) -> list[tuple[st
         "lineage": True,
     }
     names = {"problems-trained": "Training problems"}
-    return [(anchor, names.get(anchor, anchor.capitalize())) for anchor, shown in there.items() if shown]
+    return [(anchor, names.get(anchor, anchor.capitalize())) for anchor, shown in present.items() if shown]
 
 
 def _lineage(run: RunData) -> dict[str, Any]:
@@ -232,7 +234,9 @@ def _lineage(run: RunData) -> dict[str, Any]:
         "started": environment.get("started"),
         "machine": f"{environment.get('machine')}, {environment.get('num_cpus')} processors, {environment.get('platform')}",
         "Python": environment.get("python"),
-        "packages": ", ".join(f"{name} {found}" for name, found in environment.get("packages", {}).items()),
+        "packages": ", ".join(
+            f"{name} {package_version}" for name, package_version in environment.get("packages", {}).items()
+        ),
         "revision": f"{git.get('revision')}{', with local changes' if git.get('dirty') else ''}" if git else "no checkout",
     }
     stages = [

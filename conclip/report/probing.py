@@ -1,4 +1,4 @@
-"""Pass rates for people: a histogram by level."""
+"""Shows pass rates to people: a histogram, and means by level."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -8,11 +8,11 @@ from rich.table import Table
 from conclip.curriculum.pass_rates import BINS, Band, PassRate, histogram
 
 BAR = 20
-"""Characters of the longest bar."""
+"""Length of the longest bar [characters]."""
 
 
 def pass_rate_table(title: str, rates: Sequence[PassRate], band: Band) -> Table:
-    """Pass rates in bins, a bar for each, then one line per level (where there are some)."""
+    """Return a table of pass rates in bins, with a bar for each, then one line per level (where there are several)."""
     table = Table(title=f"{title}: pass rates, wanted {band.low:g} to {band.high:g}", title_justify="left")
     for name in ("solved", "problems", "", "likely in band", "tokens"):
         table.add_column(name, justify="left" if name in ("solved", "") else "right")

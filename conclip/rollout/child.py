@@ -74,8 +74,8 @@ def _serve(
     except UserError as error:
         pipe.send(("refused", str(error)))
     except Exception as error:
-        said = explain(error)
-        pipe.send(("failed", said) if said is not None else ("bug", traceback.format_exc()))
+        message = explain(error)
+        pipe.send(("failed", message) if message is not None else ("bug", traceback.format_exc()))
 
 
 class ChildEngine:
@@ -242,17 +242,17 @@ class ChildEngine:
     def _receive(self) -> bool:
         """Take one message; True when it answers a command."""
         try:
-            kind, *content = self._pipe.recv()
+            status, *content = self._pipe.recv()
         except (EOFError, OSError) as error:
             self._process.join(timeout=5)
             raise EngineDied(f"the engine process is gone (exit code {self._process.exitcode})") from error
-        if kind == "refused":
+        if status == "refused":
             raise UserError(content[0])
-        if kind == "failed":
+        if status == "failed":
             raise EngineDied(f"the engine process failed: {content[0]}")
-        if kind == "bug":
+        if status == "bug":
             raise RuntimeError(f"in the engine process: {content[0]}")
-        if kind == "finished":
+        if status == "finished":
             self._finished += content[0]
             self._tokens_of_child = content[1]
             return False

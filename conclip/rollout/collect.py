@@ -13,6 +13,7 @@ from conclip.grading.thinking import PLAIN, Thinking, answer_of, joined
 from conclip.models.chat_template import decoder
 from conclip.rollout.engine import EngineDied, RolloutEngine
 from conclip.runs.interrupts import deferred
+from conclip.runs.sampling_progress import SamplingProgress
 from conclip.seeding import derive_seed
 from conclip.types import (
     Completion,
@@ -23,7 +24,6 @@ from conclip.types import (
     Request,
     Rollout,
     RolloutGroup,
-    Sampling,
     SamplingSpec,
 )
 
@@ -83,7 +83,7 @@ def collect(
     engine: RolloutEngine,
     grader: Grader,
     tokenizer: PreTrainedTokenizerBase | None,
-    on_progress: Callable[[Sampling], None] | None = None,
+    on_progress: Callable[[SamplingProgress], None] | None = None,
     label: str = "",
 ) -> Iterator[Rollout]:
     """Sample and grade every task, yielding rollouts as their verdicts arrive, in any order.
@@ -154,7 +154,7 @@ def collect(
                 last_report = now
                 num_tokens = engine.progress() - tokens_before
                 on_progress(
-                    Sampling(
+                    SamplingProgress(
                         label=label,
                         num_finished=num_finished,
                         num_total=len(tasks),

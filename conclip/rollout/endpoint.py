@@ -11,7 +11,7 @@ import openai
 
 from conclip.errors import UserError
 from conclip.models import server
-from conclip.models.server import Misbehaved, connect, refused_redirect
+from conclip.models.server import BadReply, connect, refused_redirect
 from conclip.redact import hide_known, one_line
 from conclip.rollout.engine import EngineDied
 from conclip.rollout.reply import read_choice
@@ -66,7 +66,7 @@ class EndpointEngine:
         self._began[request.request_id] = time.monotonic()
         try:
             return self._ask(request, spec)
-        except Misbehaved as error:
+        except BadReply as error:
             raise EngineDied(f"'{self._url}' {error}") from error
         except (AttributeError, TypeError, KeyError, IndexError, ValueError, RecursionError) as error:
             raise EngineDied(f"'{self._url}' sends a reply that is no chat completion ({type(error).__name__})") from error
@@ -93,16 +93,16 @@ class EndpointEngine:
             )
             if not getattr(reply, "choices", None) or reply.usage is None:
                 raise EngineDied(f"'{self._url}' sends a reply without a choice, or without usage, which tells its length")
-            said = read_choice(reply.choices[0])
-            if said.finish_reason != "abort":  # what the server dropped is no response
+            choice = read_choice(reply.choices[0])
+            if choice.finish_reason != "abort":  # what the server dropped is no response
                 return Completion(
                     request_id=request.request_id,
                     token_ids=(),
                     logprobs=(),
-                    finish_reason=said.finish_reason,
+                    finish_reason=choice.finish_reason,
                     policy_version=0,
-                    text=_text(said.text),
-                    reasoning=None if said.reasoning is None else _text(said.reasoning),
+                    text=_text(choice.text),
+                    reasoning=None if choice.reasoning is None else _text(choice.reasoning),
                     reported_tokens=_count(reply.usage.completion_tokens),
                     reported_prompt_tokens=_count(reply.usage.prompt_tokens),
                 )
@@ -131,8 +131,8 @@ class EndpointEngine:
 
     def _check_time(self) -> None:
         """No request waits for ever: a reply may drip so slowly that no timeout between two bytes strikes."""
-        if any(time.monotonic() - began > server.REPLY_S for began in list(self._began.values())):
-            self._failure = EngineDied(f"'{self._url}' has not ended a reply after {server.REPLY_S:g} s")
+        if any(time.monotonic() - began > server.REPLY_TIMEOUT_S for began in list(self._began.values())):
+            self._failure = EngineDied(f"'{self._url}' has not ended a reply after {server.REPLY_TIMEOUT_S:g} s")
 
     def _raise_failures(self) -> None:
         """A server that fails ends the run at once; one that refuses some requests, after the others."""
@@ -143,9 +143,9 @@ class EndpointEngine:
         if self._failure is not None:
             raise self._failure
         if self._refused and not self._in_flight:
-            name, said = next(iter(self._refused.items()))
+            name, message = next(iter(self._refused.items()))
             raise UserError(
-                f"'{self._url}' refuses {len(self._refused)} requests ('{name}', problem/sample, is one: {said}); leave "
+                f"'{self._url}' refuses {len(self._refused)} requests ('{name}', problem/sample, is one: {message}); leave "
                 "such problems out of data.test, or change what is asked (eval.max_tokens, model.prompt)"
             )
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from conclip.config.groups import Way
+from conclip.config.groups import PromptVariant
 from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
 from conclip.grading.grader import Grader
 from conclip.grading.thinking import DEFAULT_TAGS, PLAIN, Thinking, ThinkingTags, opens
 from conclip.models.architectures import implementation
 from conclip.models.chat_template import (
-    behind_mark,
     check_template_kwargs,
     known_tags,
-    marked_question,
     named_tokens,
+    placeholder_chat,
+    text_after_placeholder,
     thinking_of,
 )
 from conclip.models.load import load_tokenizer, reading
@@ -29,23 +30,22 @@ from conclip.problems.prompts import encode_prompt, messages_for
 from conclip.rollout.collect import Task, collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
 from conclip.runs.run import Run
+from conclip.runs.sampling_progress import BatchContext
 from conclip.types import (
-    ALONE,
     DEFAULT_TEMPLATE,
     Messages,
-    OtherBatches,
     Problem,
     Rollout,
     RolloutGroup,
     SamplingSpec,
 )
 
-TRAINING: Way = ("plain", DEFAULT_TEMPLATE)
+TRAINING: PromptVariant = ("plain", DEFAULT_TEMPLATE)
 """How training, probing and validation ask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PromptSet:
     """Every problem of a run, put in one way."""
 
     token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
@@ -55,18 +55,46 @@ class Asked:
     thinking: Thinking = PLAIN
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class Runtime:
-    """Open resources of one run. Make one with `open_runtime`."""
+    """What sampling and grading need. The engine and the grader start when they are first used: a run that takes every
+    response from an earlier attempt starts neither. Make one with `open_runtime`."""
 
     config: BaseConfig
     run: Run
-    engine: RolloutEngine
-    grader: Grader
+    start_engine: Callable[[], RolloutEngine]
     tokenizer: PreTrainedTokenizerBase | None
     """None for a model behind a server."""
-    prompts: Mapping[Way, Asked]
+    prompts: Mapping[PromptVariant, PromptSet]
     """Of every problem the run may ask; `TRAINING` is always there, but for a model behind a server."""
+    _weights: Path | None = field(default=None, init=False)
+    """Folder of the weights that `hold` asked for and the engine has yet to take."""
+
+    @cached_property
+    def grader(self) -> Grader:
+        return Grader()
+
+    @cached_property
+    def _engine(self) -> RolloutEngine:
+        return self.start_engine()
+
+    @property
+    def engine(self) -> RolloutEngine:
+        """The engine, with the weights of `hold`."""
+        weights, self._weights = self._weights, None
+        if weights is not None:
+            self._engine.update_weights(weights, self._engine.policy_version + 1)
+        return self._engine
+
+    def hold(self, model: Path) -> None:
+        """Have the engine sample from the weights of this folder, from its next use on."""
+        self._weights = model
+
+    def close(self) -> None:
+        """Stop whatever was started."""
+        for part in ("_engine", "grader"):
+            if part in self.__dict__:
+                self.__dict__[part].close()
 
     def sample_groups(
         self, label: str, problems: Sequence[Problem], spec: SamplingSpec, num_samples: int, *seed_parts: int | str
@@ -76,32 +104,37 @@ class Runtime:
         return group_rollouts(list(self.collect(label, tasks, spec)), problems)
 
     def tasks(
-        self, way: Way, problems: Sequence[Problem], num_samples: int, *seed_parts: int | str, first_sample: int = 0
+        self,
+        variant: PromptVariant,
+        problems: Sequence[Problem],
+        num_samples: int,
+        *seed_parts: int | str,
+        first_sample: int = 0,
     ) -> list[Task]:
-        """`num_samples` responses to ask for per problem, put this way."""
-        asked = self.prompts[way]
+        """`num_samples` responses to ask for per problem, put in this variant."""
+        prompts = self.prompts[variant]
         return tasks_for(
             problems,
-            asked.token_ids,
+            prompts.token_ids,
             num_samples=num_samples,
             seed_parts=(self.config.seed, *seed_parts),
-            messages=asked.messages,
-            template_kwargs=asked.template_kwargs,
-            thinking=asked.thinking,
+            messages=prompts.messages,
+            template_kwargs=prompts.template_kwargs,
+            thinking=prompts.thinking,
             first_sample=first_sample,
         )
 
     def collect(
-        self, label: str, tasks: Sequence[Task], spec: SamplingSpec, others: OtherBatches = ALONE
+        self, label: str, tasks: Sequence[Task], spec: SamplingSpec, context: BatchContext | None = None
     ) -> Iterator[Rollout]:
-        """Sample and grade the tasks, shown to people as `label`, beside `others`; rollouts in the order they finish."""
+        """Sample and grade the tasks, shown to people as `label`, in its `context`; rollouts in the order they finish."""
         return collect(
             tasks,
             spec,
             engine=self.engine,
             grader=self.grader,
             tokenizer=self.tokenizer,
-            on_progress=lambda now: self.run.show_sampling(replace(now, others=others)),
+            on_progress=lambda now: self.run.show_sampling(replace(now, context=context or BatchContext())),
             label=label,
         )
 
@@ -117,7 +150,7 @@ class Prompts:
     """Every prompt a run may ask a model, and the tokens of prompt and response together that its engine must hold."""
 
     tokenizer: PreTrainedTokenizerBase
-    asked: dict[Way, Asked]
+    by_variant: dict[PromptVariant, PromptSet]
     max_model_len: int
     budgeted: ThinkingTags | None
     """The tags of the thinking part, where some responses have a budget for it."""
@@ -136,20 +169,20 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
     with reading(model_path, "the tokenizer"):
         tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
     settings = config.evaluation
-    asked: dict[Way, Asked] = {}
+    by_variant: dict[PromptVariant, PromptSet] = {}
     with reading(model_path, "the chat template"):
         check_template_kwargs(tokenizer, config.model.chat_template_kwargs, "model.chat_template_kwargs")
         named = settings.template_kwargs if settings else {}
         for name, values in named.items():
             check_template_kwargs(tokenizer, values, f"eval.template_kwargs.{name}")
         named_tokens(tokenizer, config.model.stop_tokens, "model.stop_tokens")
-        ways = [TRAINING, *settings.ways] if settings else [TRAINING]
-        for style, template in dict.fromkeys(ways):
+        variants = [TRAINING, *settings.prompt_variants] if settings else [TRAINING]
+        for style, template in dict.fromkeys(variants):
             more = template_kwargs_of(config, template)
             token_ids = {
                 p.problem_id: encode_prompt(
                     tokenizer,
-                    p.asked,
+                    p.prompt_text,
                     config.model,
                     style,
                     budget_tokens=settings.budget_tokens if settings else 0,
@@ -158,8 +191,8 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
                 for p in problems
             }
             thinking = thinking_of(tokenizer, config.model, more)
-            asked[style, template] = Asked(token_ids=token_ids, thinking=thinking)
-    length = {p.problem_id: max(len(way.token_ids[p.problem_id]) for way in asked.values()) for p in problems}
+            by_variant[style, template] = PromptSet(token_ids=token_ids, thinking=thinking)
+    length = {p.problem_id: max(len(prompts.token_ids[p.problem_id]) for prompts in by_variant.values()) for p in problems}
     longest = max(problems, key=lambda p: length[p.problem_id])
     needed = length[longest.problem_id] + max_tokens
     limit = config.rollout.max_model_len or context_tokens(model_path, trust_remote_code=trust)
@@ -171,7 +204,7 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
     budgets = settings is not None and any(budget is not None for budget in settings.thinking_budgets)
     return Prompts(
         tokenizer=tokenizer,
-        asked=asked,
+        by_variant=by_variant,
         max_model_len=limit or needed,
         budgeted=_budgeted_tags(tokenizer, config) if budgets else None,
     )
@@ -194,61 +227,54 @@ def longest_response(config: BaseConfig) -> int:
 
 @contextmanager
 def open_runtime(config: BaseConfig, run: Run, model_path: Path, prompts: Prompts) -> Iterator[Runtime]:
-    """Start the engine, for a model whose prompts are tokenised."""
-    grader = Grader()
-    engine = start_engine(
-        config, model_path, max_model_len=prompts.max_model_len, warn=run.warn, thinking_tags=prompts.budgeted
+    """The runtime of a model whose prompts are tokenised."""
+    start = partial(
+        start_engine,
+        config,
+        model_path,
+        max_model_len=prompts.max_model_len,
+        warn=run.warn,
+        thinking_tags=prompts.budgeted,
     )
-    try:
-        yield Runtime(
-            config=config,
-            run=run,
-            engine=engine,
-            grader=grader,
-            tokenizer=prompts.tokenizer,
-            prompts=prompts.asked,
-        )
-    finally:
-        engine.close()
-        grader.close()
+    runtime = Runtime(config=config, run=run, start_engine=start, tokenizer=prompts.tokenizer, prompts=prompts.by_variant)
+    with closing(runtime):
+        yield runtime
 
 
 @contextmanager
 def open_endpoint(config: BaseConfig, run: Run, served_name: str, problems: Sequence[Problem]) -> Iterator[Runtime]:
     """The runtime of the model that is called `served_name` at `model.url`."""
-    from conclip.models.server import rendered  # noqa: PLC0415  a second to import
+    from conclip.models.server import render_by_server  # noqa: PLC0415  a second to import
     from conclip.rollout.endpoint import EndpointEngine  # noqa: PLC0415
 
     model, settings = config.model, config.evaluation
     assert model.url is not None and settings is not None
     tags = DEFAULT_TAGS if model.thinking_tags is None else ThinkingTags(*model.thinking_tags)
-    asked: dict[Way, Asked] = {}
+    by_variant: dict[PromptVariant, PromptSet] = {}
     opened: dict[str, bool] = {}
     """By template: whether its prompts open the thinking part."""
-    for style, template in settings.ways:
+    for style, template in settings.prompt_variants:
         more = template_kwargs_of(config, template)
         if model.thinking_in_prompt is not None:
             opened[template] = model.thinking_in_prompt
         elif template not in opened:
-            prompt = rendered(model.url, served_name, marked_question(model), more)
-            opened[template] = prompt is not None and opens(behind_mark(prompt), tags)
+            prompt = render_by_server(model.url, served_name, placeholder_chat(model), more)
+            opened[template] = prompt is not None and opens(text_after_placeholder(prompt), tags)
         messages = {
-            p.problem_id: messages_for(p.asked, model, style, budget_tokens=settings.budget_tokens) for p in problems
+            p.problem_id: messages_for(p.prompt_text, model, style, budget_tokens=settings.budget_tokens) for p in problems
         }
         thinking = Thinking(tags=tags, opened=opened[template])
-        asked[style, template] = Asked(messages=messages, template_kwargs=more, thinking=thinking)
-    engine = EndpointEngine(
+        by_variant[style, template] = PromptSet(messages=messages, template_kwargs=more, thinking=thinking)
+    start = partial(
+        EndpointEngine,
         model.url,
         served_name,
         max_concurrent=min(256, config.rollout.max_num_seqs),
         keep_special_tokens=model.thinking_tags is not None,
     )
-    grader = Grader()
-    try:
-        yield Runtime(config=config, run=run, engine=engine, grader=grader, tokenizer=None, prompts=asked)
-    finally:
-        engine.close()
-        grader.close()
+    runtime = Runtime(config=config, run=run, start_engine=start, tokenizer=None, prompts=by_variant)
+    with closing(runtime):
+        yield runtime
 
 
 def start_engine(

@@ -16,10 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from conclip.config.groups import DisplayMode
-from conclip.redact import hide_in, written_out
+from conclip.redact import escape_control, hide_in
+from conclip.runs.sampling_progress import SamplingProgress
 from conclip.runs.terminal import open_console
 from conclip.runs.view import WIDTH, View, render, time_left
-from conclip.types import Outcome, Sampling
+from conclip.types import Outcome
 
 PLAIN_PROGRESS_S = 60.0
 """How often a run that is not looked at live says how far it is."""
@@ -43,7 +44,7 @@ class Display(Protocol):
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
 
-    def sampling(self, now: Sampling) -> None: ...
+    def sampling(self, now: SamplingProgress) -> None: ...
 
     def file(self, kind: str, path: str, *, result: bool = True) -> None:
         """Something a run makes, and where it is."""
@@ -66,7 +67,7 @@ def open_display(mode: DisplayMode, title: str, stream: TextIO) -> Display:
     return LiveDisplay(console, title) if live else PlainDisplay(console)
 
 
-class Now:
+class Throttle:
     """Whether it is time again to say something."""
 
     def __init__(self, every_s: float) -> None:
@@ -84,7 +85,7 @@ class PlainDisplay:
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console, self._quiet = console, quiet
-        self._now = Now(PLAIN_PROGRESS_S)
+        self._throttle = Throttle(PLAIN_PROGRESS_S)
 
     def message(self, text: str, *, result: bool = False) -> None:
         if result or not self._quiet:
@@ -103,9 +104,9 @@ class PlainDisplay:
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         pass
 
-    def sampling(self, now: Sampling) -> None:
-        if not self._quiet and self._now.is_due():
-            done = f"{now.label}: {now.done} of {now.whole} responses"
+    def sampling(self, now: SamplingProgress) -> None:
+        if not self._quiet and self._throttle.is_due():
+            done = f"{now.label}: {now.overall_finished} of {now.overall_total} responses"
             self.message(f"{done}, {now.tokens_per_s:.0f} tokens/s{time_left(now.seconds_left)}")
 
     def file(self, kind: str, path: str, *, result: bool = True) -> None:
@@ -131,7 +132,7 @@ class NoDisplay:
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
 
-    def sampling(self, now: Sampling) -> None: ...
+    def sampling(self, now: SamplingProgress) -> None: ...
 
     def file(self, kind: str, path: str, *, result: bool = True) -> None: ...
 
@@ -145,7 +146,7 @@ class JsonDisplay:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._now = Now(PLAIN_PROGRESS_S)
+        self._throttle = Throttle(PLAIN_PROGRESS_S)
 
     def message(self, text: str, *, result: bool = False) -> None:
         self._write("message", text=text, result=result)
@@ -165,13 +166,13 @@ class JsonDisplay:
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         self._write("step", stage=stage, step=step, metrics=dict(metrics))
 
-    def sampling(self, now: Sampling) -> None:
-        if self._now.is_due():
+    def sampling(self, now: SamplingProgress) -> None:
+        if self._throttle.is_due():
             self._write(
                 "sampling",
                 label=now.label,
-                num_finished=now.done,
-                num_total=now.whole,
+                num_finished=now.overall_finished,
+                num_total=now.overall_total,
                 tokens_per_s=round(now.tokens_per_s, 1),
             )
 
@@ -187,7 +188,7 @@ class JsonDisplay:
     def _write(self, event: str, **values: Any) -> None:
         event_now = {"event": event, "time": round(time.time(), 3), **hide_in(values)}
         line = json.dumps(event_now, ensure_ascii=False, allow_nan=False)
-        self._stream.write(written_out(line) + "\n")
+        self._stream.write(escape_control(line) + "\n")
         self._stream.flush()
 
 
@@ -251,7 +252,7 @@ class LiveDisplay:
             sampling=None,
         )
 
-    def sampling(self, now: Sampling) -> None:
+    def sampling(self, now: SamplingProgress) -> None:
         view = self._view
         graded = sum(now.outcomes.values())
         shares = {outcome: count / graded for outcome, count in now.outcomes.items()} if graded else view.shares

@@ -57,10 +57,10 @@ def _without(values: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, Any
 def sampling_hash(config: BaseConfig) -> str:
     """Of what decides how a model's training and probing responses are distributed, the model itself apart."""
     model, rollout = config.model, config.rollout
-    asked = [model.prompt, model.system, model.dtype, rollout.temperature, rollout.max_tokens]
+    values = [model.prompt, model.system, model.dtype, rollout.temperature, rollout.max_tokens]
     # Each only where it is set: earlier pass rates were measured without
     further = {"template": model.chat_template_kwargs, "stop": model.stop_tokens, "tags": model.thinking_tags}
-    return digest([*asked, *([name, value] for name, value in further.items() if value)])
+    return digest([*values, *([name, value] for name, value in further.items() if value)])
 
 
 def problems_hash(problems: Sequence[Problem]) -> str:

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from conclip.config.schema import BaseConfig
 from conclip.errors import MACHINE_ERRORS, UserError, check_folder
-from conclip.redact import hide_in, learn_secrets, shown
+from conclip.redact import hide_in, learn_secrets, terminal_safe
 from conclip.runs.display import Display, NoDisplay, open_display
 from conclip.runs.environment import changed_versions, describe_environment, earlier_environments, versions_of
 from conclip.runs.files import (
@@ -36,14 +36,15 @@ from conclip.runs.files import (
     expanded,
     finite,
     read_object,
-    read_plain,
     write_json,
     write_text,
     writing,
 )
+from conclip.runs.json_lines import json_lines, run_lines
+from conclip.runs.sampling_progress import SamplingProgress
 from conclip.runs.terminal import as_text, divert_output, leave
-from conclip.runs.trackers import Described, Trackers
-from conclip.types import Rollout, RolloutGroup, Sampling
+from conclip.runs.trackers import TrackerRun, Trackers
+from conclip.types import Rollout, RolloutGroup
 
 SCHEMA_VERSION = 1
 """Of every file in a run folder."""
@@ -111,14 +112,14 @@ class Run:
         if not (isinstance(tracker_id, str) and re.fullmatch(r"[0-9a-f]{16}", tracker_id)):
             tracker_id = secrets.token_hex(8)
         self.update_manifest(tracker_id=tracker_id)
-        described = Described(
+        tracker_run = TrackerRun(
             project=config.logger.project,
             name=title,
             identity=tracker_id,
             folder=self.folder,
             config=hide_in(asdict(config)),
         )
-        self._trackers = Trackers(config.logger.trackers, described, self.warn)
+        self._trackers = Trackers(config.logger.trackers, tracker_run, self.warn)
 
     def say(self, text: str, *, result: bool = False) -> None:
         """One line for people, also kept in run.log. `result`: what the run was made for."""
@@ -182,33 +183,28 @@ class Run:
 
     def forget_stage(self, stage: str, after_step: float = -math.inf) -> None:
         """Remove the metrics of a stage's steps that are done again: all, or those after a step."""
-
-        def stays(line: str) -> bool:
-            row = json.loads(line)
-            return row["stage"] != stage or row["step"] <= after_step
-
-        self._rewrite_metrics(line for line in _metric_lines(self.folder) if stays(line))
+        rows = _metric_rows(self.folder)
+        self._rewrite_metrics(row for row in rows if row["stage"] != stage or row["step"] <= after_step)
 
     def stage_metrics(self, stage: str) -> list[Mapping[str, float]]:
         """The metrics of a stage's steps so far, null as NaN."""
-        rows = [row for row in map(json.loads, _metric_lines(self.folder)) if row.pop("stage") == stage]
+        rows = [row for row in _metric_rows(self.folder) if row.pop("stage") == stage]
         return [{k: math.nan if v is None else v for k, v in row.items() if k not in ("schema", "step")} for row in rows]
 
     def adopt_metrics(self, folder: Path, stage: str) -> None:
         """Take over the metrics of a stage that another attempt did; the trackers get them, too."""
-        theirs = [row for row in _metric_lines(folder) if json.loads(row)["stage"] == stage]
-        mine = [row for row in _metric_lines(self.folder) if json.loads(row)["stage"] != stage]
-        self._rewrite_metrics([*mine, *theirs])
-        for row in map(json.loads, theirs):
+        adopted = [row for row in _metric_rows(folder) if row["stage"] == stage]
+        self._rewrite_metrics([*(row for row in _metric_rows(self.folder) if row["stage"] != stage), *adopted])
+        for row in adopted:
             numbers = {k: v for k, v in row.items() if k not in ("schema", "stage", "step") and v is not None}
             self._trackers.log(stage, row["step"], numbers)
         for path in (folder / "rollouts").glob(f"{stage}-*.jsonl"):
             (self.folder / "rollouts").mkdir(exist_ok=True)
             copy_file(path, self.folder / "rollouts" / path.name)
 
-    def _rewrite_metrics(self, lines: Iterable[str]) -> None:
+    def _rewrite_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         path = self.folder / "metrics.jsonl"
-        content = "".join(lines)
+        content = "".join(json.dumps(row) + "\n" for row in rows)
         self._metrics.close()
         write_text(path, content)
         self._metrics = appending(path)
@@ -228,7 +224,7 @@ class Run:
         folder.mkdir(exist_ok=True)
         with writing(folder / f"{stage}-{step:04d}.jsonl") as out:
             for group in groups:
-                for rollout in _telling(group, per_group):
+                for rollout in _pick_transcripts(group, per_group):
                     out.write(json.dumps(transcript(rollout)) + "\n")
 
     def begin(self, stage: str, num_steps: int | None = None, step: int = 0) -> None:
@@ -236,7 +232,7 @@ class Run:
         steps = self.stage_metrics(stage) if num_steps is not None else []
         self._see(lambda display: display.stage(stage, num_steps, step, steps))
 
-    def show_sampling(self, now: Sampling) -> None:
+    def show_sampling(self, now: SamplingProgress) -> None:
         self._see(lambda display: display.sampling(now))
 
     def track(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -271,7 +267,7 @@ def transcript(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def _telling(group: RolloutGroup, count: int) -> list[Rollout]:
+def _pick_transcripts(group: RolloutGroup, count: int) -> list[Rollout]:
     """The best (shortest of the highest reward), the worst (longest of the lowest), then the first ones."""
     ranked = sorted(group.rollouts, key=lambda r: (-(r.reward or 0.0), r.completion.num_tokens))
     chosen = [ranked[0], ranked[-1], *group.rollouts] if ranked else []
@@ -328,17 +324,10 @@ def _new_attempt(home: Path) -> Path:
     return folder
 
 
-def _metric_lines(folder: Path) -> list[str]:
-    """Whole lines of an attempt's metrics."""
-    lines = (read_plain(folder / "metrics.jsonl") or b"").decode("utf-8", errors="replace").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n") and is_metrics(_parsed(line))]
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+def _metric_rows(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of an attempt; cut and damaged lines are left out."""
+    lines = run_lines(folder / "metrics.jsonl", errors="replace")
+    return [row for _, row in json_lines(lines, cut_line="drop", damaged="skip") if is_metrics(row)]
 
 
 def is_metrics(row: Any) -> bool:
@@ -370,7 +359,7 @@ class _Lines(logging.Formatter):
     """Without secrets and control characters, whoever logs them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return shown(super().format(record))
+        return terminal_safe(super().format(record))
 
 
 def _log_to(path: Path) -> None:

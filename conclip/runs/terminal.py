@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableT
 from rich.segment import Segment
 from rich.text import Text
 
-from conclip.redact import shown
+from conclip.redact import terminal_safe
 
 PIPED_WIDTH = 120
 """Columns where the output goes to a file or a pipe; a terminal says its own width."""
@@ -30,12 +30,12 @@ class OutputConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Before its width is taken."""
-        return super().render_str(shown(text), **options)
+        return super().render_str(terminal_safe(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Whatever did not come as a plain string, `Text` say."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(shown(segment.text), segment.style)
+            yield segment if segment.control else Segment(terminal_safe(segment.text), segment.style)
 
     @property
     def size(self) -> ConsoleDimensions:

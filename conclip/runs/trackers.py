@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from conclip.config.groups import TrackerKind
+from conclip.config.groups import TrackerName
 from conclip.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CLOSE_S = 20.0
 """So long a run waits at its end for what its trackers have not written yet."""
 
-MODULES: dict[TrackerKind, str] = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+MODULES: dict[TrackerName, str] = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 """What a tracker imports."""
 
 
@@ -39,7 +39,7 @@ class Tracker(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Described:
+class TrackerRun:
     """What a tracker is told about a run."""
 
     project: str
@@ -50,19 +50,19 @@ class Described:
     config: Mapping[str, Any]
 
 
-def check_installed(kinds: Iterable[TrackerKind]) -> None:
+def check_installed(names: Iterable[TrackerName]) -> None:
     """Raises UserError for a tracker whose package is missing."""
-    for kind in kinds:
-        if find_spec(kind) is None:  # each is named like its package
-            raise UserError(f"logger.trackers: {kind} is not installed; pip install {kind}, or leave it out")
+    for name in names:
+        if find_spec(name) is None:  # each is named like its package
+            raise UserError(f"logger.trackers: {name} is not installed; pip install {name}, or leave it out")
 
 
 class Trackers:
     """All trackers of a run."""
 
-    def __init__(self, kinds: Iterable[TrackerKind], run: Described, warn: Callable[[str], None]) -> None:
+    def __init__(self, names: Iterable[TrackerName], run: TrackerRun, warn: Callable[[str], None]) -> None:
         self._warn = warn
-        self._workers = [_Worker(kind, run) for kind in dict.fromkeys(kinds)]
+        self._workers = [_Worker(name, run) for name in dict.fromkeys(names)]
         self._say_failures()
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -91,15 +91,15 @@ class Trackers:
 class _Worker(threading.Thread):
     """Writes what it is given to one tracker, until it fails."""
 
-    def __init__(self, kind: TrackerKind, run: Described) -> None:
-        super().__init__(name=kind, daemon=True)
+    def __init__(self, name: TrackerName, run: TrackerRun) -> None:
+        super().__init__(name=name, daemon=True)
         self.events: queue.Queue[tuple[str, int, dict[str, float]] | bool] = queue.Queue()
         """Metrics, and at the end whether the run failed."""
         self.failure: str | None = None
-        self._kind: TrackerKind = kind
+        self._tracker_name: TrackerName = name
         self._described = run
         try:
-            import_module(MODULES[kind])  # here: the main thread must not meet a module that is half imported
+            import_module(MODULES[name])  # here: the main thread must not meet a module that is half imported
         except Exception as error:
             self.failure = _reason(error)
         else:
@@ -108,13 +108,13 @@ class _Worker(threading.Thread):
     def run(self) -> None:
         tracker: Tracker | None = None
         try:
-            tracker = OPENERS[self._kind](self._described)
+            tracker = OPENERS[self._tracker_name](self._described)
             while not isinstance(event := self.events.get(), bool):
                 tracker.log(*event)
             tracker.close(failed=event)
         except Exception as error:
             self.failure = _reason(error)
-            logging.getLogger("conclip").exception("%s failed", self._kind)
+            logging.getLogger("conclip").exception("%s failed", self._tracker_name)
             if tracker is not None:
                 with suppress(Exception):
                     tracker.close(failed=True)
@@ -127,7 +127,7 @@ def _reason(error: Exception) -> str:
 class TensorBoard:
     """Event files in the run folder's tensorboard/."""
 
-    def __init__(self, run: Described) -> None:
+    def __init__(self, run: TrackerRun) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415  only where asked for
 
         self._writer = SummaryWriter(str(run.folder / "tensorboard"))
@@ -144,7 +144,7 @@ class TensorBoard:
 class WandB:
     """A run of Weights & Biases, its files in the run folder's wandb/."""
 
-    def __init__(self, run: Described) -> None:
+    def __init__(self, run: TrackerRun) -> None:
         import wandb  # noqa: PLC0415  only where asked for
 
         # a prompt for the key would wait unseen
@@ -179,7 +179,7 @@ class WandB:
 class MLflow:
     """A run of MLflow, where MLFLOW_TRACKING_URI says."""
 
-    def __init__(self, run: Described) -> None:
+    def __init__(self, run: TrackerRun) -> None:
         from mlflow import MlflowClient  # noqa: PLC0415  only where asked for
         from mlflow.entities import Param  # noqa: PLC0415
 
@@ -217,7 +217,7 @@ def _made(client: "MlflowClient", project: str) -> str:
         return found.experiment_id
 
 
-OPENERS: dict[TrackerKind, Callable[[Described], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+OPENERS: dict[TrackerName, Callable[[TrackerRun], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

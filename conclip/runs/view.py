@@ -9,7 +9,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from conclip.types import Outcome, Sampling
+from conclip.runs.sampling_progress import SamplingProgress
+from conclip.types import Outcome
 
 WIDTH = 100
 """Columns of the live view, at most."""
@@ -48,7 +49,7 @@ class View:
     accuracies: tuple[float, ...] = ()
     lengths: tuple[float, ...] = ()
     shares: Mapping[Outcome, float] = field(default_factory=dict[Outcome, float])
-    sampling: Sampling | None = None
+    sampling: SamplingProgress | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -68,10 +69,12 @@ def render(view: View, now: float, width: int) -> RenderableType:
     else:
         grid.add_row(view.stage, Text(f"since {clock(now - view.stage_began)}"))
     if sampling is not None:
-        said = f"{sampling.done} of {sampling.whole} responses, {sampling.tokens_per_s:,.0f} tokens/s"
-        said += time_left(sampling.seconds_left) if view.num_steps is None else ""
+        progress = (
+            f"{sampling.overall_finished} of {sampling.overall_total} responses, {sampling.tokens_per_s:,.0f} tokens/s"
+        )
+        progress += time_left(sampling.seconds_left) if view.num_steps is None else ""
         grid.add_row("sampling", Text(sampling.label, style="dim"))
-        grid.add_row("", _bar(sampling.done, sampling.whole, said, bar_width))
+        grid.add_row("", _bar(sampling.overall_finished, sampling.overall_total, progress, bar_width))
     if view.accuracies:
         grid.add_row("", Text("on the training problems, step by step:", style="dim"))
         grid.add_row("accuracy", _trend(view.accuracies, "{:.3f}"))
@@ -126,12 +129,12 @@ def _trend(values: Sequence[float], form: str) -> Text:
     return Text(f"{first} -> {last}  ").append(sparkline(values), style="cyan")
 
 
-def _bar(done: int, total: int, said: str, width: int) -> RenderableType:
+def _bar(done: int, total: int, text: str, width: int) -> RenderableType:
     if not width:
-        return Text(said)
+        return Text(text)
     row = Table.grid(padding=(0, 1, 0, 0))
     row.add_row(
-        ProgressBar(total=total, completed=done, width=width, complete_style="cyan", finished_style="cyan"), Text(said)
+        ProgressBar(total=total, completed=done, width=width, complete_style="cyan", finished_style="cyan"), Text(text)
     )
     return row
 

@@ -1,26 +1,14 @@
-"""Policy, reference and critic, and how one step's experience updates them.
+"""How one step's experience updates the models: losses, micro-batches, and when the optimisers step."""
 
-Computation is device-agnostic: it was only ever run on CPU by the project's own tests.
-"""
-
-import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import (
-    Any,
-    Required,  # pydantic's own dependency: it needs this one below Python 3.12
-)
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
-from transformers import PreTrainedModel
-from typing_extensions import TypedDict
 
-from conclip.algo.logprobs import chosen_logprobs
 from conclip.algo.losses import (
     aggregation_weights,
     cispo_loss,
@@ -33,12 +21,13 @@ from conclip.algo.losses import (
 from conclip.algo.masking import equal
 from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
-from conclip.models.critic import Critic
-from conclip.models.load import OutputHead, autocast, checkpoint_weights, load_policy, recompute_activations
 from conclip.runs.checked import Count
+from conclip.training.backend import Backend
 from conclip.training.batch import ExperienceBatch, TokenBatch, micro_batches, row_lengths, select_rows, to_device
 from conclip.training.experience import Scores
-from conclip.training.schedule import Scheduled, StepPlan, lr_scale, rows_per_group
+from conclip.training.schedule import StepPlan, rows_per_group
+
+_COUNT = TypeAdapter[int](Count)
 
 
 class NonFiniteGradient(RuntimeError):
@@ -46,116 +35,54 @@ class NonFiniteGradient(RuntimeError):
     made: both are what they were before the first."""
 
 
-class _Place(TypedDict):
-    last_epoch: Count
-
-
-class _SavedOptimizer(TypedDict):
-    schedule: _Place
-
-
-class _SavedLearner(TypedDict, total=False):
-    skipped_in_a_row: Required[Count]
-    policy: Required[_SavedOptimizer]
-    critic: _SavedOptimizer
-
-
-_SAVED = TypeAdapter(_SavedLearner)
-
 NARROW_CLIP = 0.05
 """Clip [distance of the ratio from 1] below which bfloat16's rounding of log-probs acts on it. Of the same response on two
 micro-batches they differ by up to 0.1 at single tokens, and by 1e-3 in the mean over a response (the lab's model)."""
 
 
 class Learner:
-    """Owns the trained models and their optimisers; knows nothing of engines, problems or files."""
+    """Turns experience into updates. It knows nothing of engines, problems, files or devices."""
 
-    def __init__(self, model_path: Path, config: LearnConfig, *, num_updates: int) -> None:
-        """`num_updates`: policy updates that the learning rate's schedule is spread over, `updates_per_rollout` a step."""
+    def __init__(self, backend: Backend, config: LearnConfig) -> None:
+        self.backend = backend
         self._algo, self._optim, self._trainer = config.algo, config.optim, config.trainer
-        self._temperature = config.rollout.temperature
         self._dtype: Dtype = config.model.dtype
-        self._trust_remote_code = config.model.trust_remote_code
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.policy: PreTrainedModel = self._load(model_path)
-        wants_reference = self._algo.kl != "none" and self._algo.kl_coef > 0
-        self.reference = copy.deepcopy(self.policy).requires_grad_(False) if wants_reference else None
-        self.critic = Critic(self.policy) if self._algo.advantage == "gae" else None
-        self._policy_optimizer = self._optimizer(self.policy, self._optim.policy_lr, num_updates)
-        self._warmup = self._algo.critic_warmup_steps * self._algo.updates_per_rollout
-        if self.critic is not None:
-            self._critic_optimizer = self._optimizer(self.critic, self._optim.critic_lr, num_updates + self._warmup)
         self._skipped_in_a_row = 0
         self._scored: Tensor | None = None
-        """What `score` said of the policy, until the policy changes."""
+        """Log-probs that `score` gave, until the policy changes."""
 
-    def _load(self, folder: Path) -> PreTrainedModel:
-        policy = load_policy(folder, self.device, trust_remote_code=self._trust_remote_code)
-        if self._trainer.recompute_activations:
-            recompute_activations(policy)
-        return policy
+    def state(self) -> dict[str, Any]:
+        """JSON-like values: with the backend's state, all that `load_state` needs to continue exactly."""
+        return {"skipped_in_a_row": self._skipped_in_a_row}
 
-    def _optimizer(self, module: torch.nn.Module, lr: float, num_updates: int) -> Scheduled:
-        betas = (self._optim.beta1, self._optim.beta2)
-        adamw = torch.optim.AdamW(module.parameters(), lr=lr, betas=betas, weight_decay=self._optim.weight_decay)
-        schedule = partial(
-            lr_scale,
-            num_updates=num_updates,
-            warmup_fraction=self._optim.warmup_fraction,
-            min_lr_fraction=self._optim.min_lr_fraction,
-        )
-        return Scheduled(adamw, schedule)
-
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's weights as its checkpoints have them, for the engine."""
-        yield from checkpoint_weights(self.policy)
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Critic and optimiser moments, and JSON-like values: with the policy, what `load_state` goes on from exactly."""
-        tensors: dict[str, Tensor] = {}
-        values: dict[str, Any] = {"skipped_in_a_row": self._skipped_in_a_row}
-        if self.critic is not None:
-            tensors |= {f"critic/{key}": parameter.detach() for key, parameter in self.critic.named_parameters()}
-        for name, optimizer, _ in self._trained():
-            for index, moments in optimizer.optimizer.state_dict()["state"].items():
-                tensors |= {f"{name}.optimizer/{index}/{key}": tensor for key, tensor in moments.items()}
-            values[name] = {"schedule": {"last_epoch": optimizer.last_epoch}}
-        return tensors, values
-
-    def load_state(self, policy: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Become what `state` described, with the policy of a model folder. The optimisers' settings stay the
-        config's. Raises ValueError when it is the state of another model or optimiser."""
-        saved = _SAVED.validate_python(values)
-        self._skipped_in_a_row, self._scored = saved["skipped_in_a_row"], None
-        _copy(dict(self._load(policy).named_parameters()), self.policy)
-        if self.critic is not None:
-            _copy(tensors, self.critic, prefix="critic/")
-        for name, optimizer, _ in self._trained():
-            optimizer.load_moments(tensors, prefix=f"{name}.optimizer/")
-            optimizer.place(saved[name]["schedule"]["last_epoch"])
-
-    def _trained(self) -> list[tuple[str, Scheduled, torch.nn.Module]]:
-        """Name, optimiser and module of each model that trains."""
-        policy = ("policy", self._policy_optimizer, self.policy)
-        return [policy, ("critic", self._critic_optimizer, self.critic)] if self.critic is not None else [policy]
+    def load_state(self, values: Mapping[str, Any]) -> None:
+        """Raises ValueError or KeyError for anything but what `state` gave."""
+        self._skipped_in_a_row, self._scored = _COUNT.validate_python(values["skipped_in_a_row"]), None
 
     @torch.no_grad()
     def score(self, tokens: TokenBatch) -> Scores:
         """Log-probs of policy and reference, and the critic's values, before any update."""
-        zeros = torch.zeros(tokens.response_mask.shape, dtype=self.policy.dtype)
-        old_logprobs = zeros.clone()
-        ref_logprobs = zeros.clone() if self.reference is not None else None
-        old_values = zeros.clone() if self.critic is not None else None
-        for rows in micro_batches(tokens, torch.arange(len(tokens)), self._trainer.max_tokens_per_micro_batch):
+        parts: dict[str, Tensor] = {}
+        for rows in self._micro_batches(tokens, torch.arange(len(tokens))):
             part = select_rows(tokens, rows)
-            width = part.response_mask.shape[1]
-            old_logprobs[rows, :width] = self._logprobs(self.policy, part)[0].cpu()
-            if self.reference is not None and ref_logprobs is not None:
-                ref_logprobs[rows, :width] = self._logprobs(self.reference, part)[0].cpu()
-            if self.critic is not None and old_values is not None:
-                old_values[rows, :width] = self._values(self.critic, part).cpu()
-        self._scored = old_logprobs
-        return Scores(old_logprobs=old_logprobs, ref_logprobs=ref_logprobs, old_values=old_values)
+            scored = {
+                "old_logprobs": self.backend.logprobs(part)[0],
+                "ref_logprobs": self.backend.ref_logprobs(part),
+                "old_values": self.backend.values(part),
+            }
+            for name, found in scored.items():
+                if found is not None:
+                    whole = parts.setdefault(name, torch.zeros(tokens.response_mask.shape, dtype=found.dtype))
+                    whole[rows, : found.shape[1]] = found.cpu()
+        self._scored = parts["old_logprobs"]
+        return Scores(
+            old_logprobs=parts["old_logprobs"],
+            ref_logprobs=parts.get("ref_logprobs"),
+            old_values=parts.get("old_values"),
+        )
+
+    def _micro_batches(self, tokens: TokenBatch, rows: Tensor) -> Iterator[Tensor]:
+        return micro_batches(tokens, rows, self._trainer.max_tokens_per_micro_batch)
 
     def update(
         self,
@@ -179,27 +106,20 @@ class Learner:
         if train_policy:
             experience = self._with_matching_logprobs(experience, batches)
         for index, rows in enumerate(batches):
-            self._place(plan.place(index, len(batches)))
+            self.backend.place(plan.place(index, len(batches)))
             stats, finite = self._update_once(experience, rows, kl_coef=kl_coef, train_policy=train_policy)
             totals["optim/skipped_updates"] += not finite
             for name, value in stats.items():
                 totals[name] = totals.get(name, 0.0) + value / len(batches)
-        self._place(plan.end)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # the engine wakes up next
+        self.backend.place(plan.end)
+        self.backend.release_memory()
         return totals
 
     def _next_plan(self, tokens: TokenBatch) -> StepPlan:
-        begin, size = self._trained()[-1][1].last_epoch, self._algo.updates_per_rollout
+        begin, size = self.backend.update_number, self._algo.updates_per_rollout
         sizes = tokens.groups.unique(return_counts=True)[1].tolist()
         num_rows = sum(rows_per_group(self._algo, group_size) for group_size in sizes)
         return StepPlan(begin=begin, end=begin + size, num_updates=size, num_rows=num_rows)
-
-    def _place(self, update: int) -> None:
-        """Take the learning rates of a place in the phase [updates, the critic's warm-up included]."""
-        self._policy_optimizer.place(max(0, update - self._warmup))
-        if self.critic is not None:
-            self._critic_optimizer.place(update)
 
     @torch.no_grad()
     def _with_matching_logprobs(self, experience: ExperienceBatch, batches: Sequence[Tensor]) -> ExperienceBatch:
@@ -217,9 +137,9 @@ class Learner:
             return experience
         old_logprobs = experience.old_logprobs.clone()
         for rows in batches:
-            for micro in micro_batches(experience.tokens, rows, self._trainer.max_tokens_per_micro_batch):
+            for micro in self._micro_batches(experience.tokens, rows):
                 part = select_rows(experience.tokens, micro)
-                old_logprobs[micro, : part.response_mask.shape[1]] = self._logprobs(self.policy, part)[0].cpu()
+                old_logprobs[micro, : part.response_mask.shape[1]] = self.backend.logprobs(part)[0].cpu()
         return dataclasses.replace(experience, old_logprobs=old_logprobs)
 
     def _update_once(
@@ -233,30 +153,28 @@ class Learner:
         )
         stats: dict[str, float] = {}
         padded = 0
-        for micro in micro_batches(tokens, rows, self._trainer.max_tokens_per_micro_batch):
-            part = to_device(select_rows(experience, micro), self.device)
+        for micro in self._micro_batches(tokens, rows):
+            part = to_device(select_rows(experience, micro), self.backend.device)
             padded += part.tokens.input_ids.numel()
-            share = weights[micro, : part.advantages.shape[1]].to(self.device)
+            share = weights[micro, : part.advantages.shape[1]].to(self.backend.device)
             sums = self._backward_policy(part, share, kl_coef) if train_policy else {}
-            if self.critic is not None:
-                sums |= self._backward_critic(self.critic, part, share)
+            sums |= self._backward_critic(part, share)
             for name, value in sums.items():
                 stats[name] = stats.get(name, 0.0) + value
         stats["perf/padding_share"] = 1.0 - float(row_lengths(tokens)[rows].sum()) / padded
         if "policy/kl_gradient" in stats:
             kl, policy = stats.pop("policy/kl_gradient"), stats.pop("policy/policy_gradient")
             stats["policy/kl_gradient_share"] = kl / (kl + policy) if kl + policy > 0 else 0.0
-        trained = [item for item in self._trained() if train_policy or item[0] != "policy"]
-        norms = {name: self._clip(module) for name, _, module in trained}
+        norms = self.backend.step(train_policy=train_policy)
         stats |= {f"optim/{name}_grad_norm": norm for name, norm in norms.items()}
         if train_policy:
-            stats["optim/lr"] = self._policy_optimizer.get_last_lr()[0]
+            stats["optim/lr"] = self.backend.policy_lr
             self._scored = None
         broken = [name for name, norm in norms.items() if not math.isfinite(norm)]
-        for _, scheduled, _ in trained:
-            if not broken:
-                scheduled.optimizer.step()
-            scheduled.optimizer.zero_grad(set_to_none=True)
+        self._count_skipped(broken)
+        return stats, not broken
+
+    def _count_skipped(self, broken: Sequence[str]) -> None:
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if broken else 0
         if self._skipped_in_a_row > self._optim.max_skipped_updates:
             whose = " and ".join(f"the {name}'s" for name in broken)
@@ -264,16 +182,15 @@ class Learner:
                 f"{self._skipped_in_a_row} updates in a row were skipped, since {whose} gradient was NaN or infinite; "
                 "neither policy nor critic has changed since"
             )
-        return stats, not broken
 
     def _backward_policy(self, part: ExperienceBatch, share: Tensor, kl_coef: float) -> dict[str, float]:
         """Gradients of the policy's loss on one micro-batch; sums of its statistics, weighted like the loss."""
         algo = self._algo
-        logprobs, entropy = self._logprobs(self.policy, part.tokens, entropy_gradient=algo.entropy_coef > 0)
+        logprobs, entropy = self.backend.logprobs(part.tokens, entropy_gradient=algo.entropy_coef > 0)
         policy_loss, bounded = self._policy_loss(part, logprobs)
         loss = (policy_loss * share).sum()
         sums: dict[str, float] = {}
-        if self.reference is not None and algo.kl == "loss":
+        if part.ref_logprobs is not None and algo.kl == "loss":
             (pull,) = torch.autograd.grad(loss, logprobs, retain_graph=True)
             kl_loss = kl_coef * (kl_k3(logprobs, part.ref_logprobs) * share).sum()
             (kl_pull,) = torch.autograd.grad(kl_loss, logprobs, retain_graph=True)
@@ -309,49 +226,13 @@ class Learner:
             )
         return loss, bounded
 
-    def _backward_critic(self, critic: Critic, part: ExperienceBatch, share: Tensor) -> dict[str, float]:
-        values = self._values(critic, part.tokens)
+    def _backward_critic(self, part: ExperienceBatch, share: Tensor) -> dict[str, float]:
+        values = self.backend.values(part.tokens)
+        if values is None:
+            return {}
         loss = clipped_value_loss(values, part.old_values, part.returns, value_clip=self._algo.value_clip_eps)
         (loss * share).sum().backward()  # pyright: ignore[reportUnknownMemberType]
         return {"value/loss": float((loss.detach() * share).sum())}
-
-    def _clip(self, module: torch.nn.Module) -> float:
-        """Scale the gradient down to `max_grad_norm`. Returns its norm before."""
-        return float(torch.nn.utils.clip_grad_norm_(module.parameters(), self._optim.max_grad_norm))
-
-    def _logprobs(
-        self, model: PreTrainedModel, part: TokenBatch, *, entropy_gradient: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probs of the sampled tokens and entropies, [b, T], 0 off the response mask."""
-        input_ids = part.input_ids.to(self.device)
-        mask = part.response_mask.to(self.device)
-        with autocast(self._dtype, self.device):
-            hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
-            head = OutputHead(model)
-            chosen, entropy = chosen_logprobs(
-                hidden[mask],
-                head,
-                part.targets.to(self.device)[mask],
-                self._temperature,
-                entropy_gradient=entropy_gradient,
-            )
-        zeros = torch.zeros(mask.shape, device=self.device, dtype=chosen.dtype)
-        return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
-
-    def _values(self, critic: Critic, part: TokenBatch) -> Tensor:
-        with autocast(self._dtype, self.device):
-            values = critic(part.input_ids.to(self.device))[:, :-1]
-        return torch.where(part.response_mask.to(self.device), values, torch.zeros_like(values))
-
-
-@torch.no_grad()
-def _copy(saved: Mapping[str, Tensor], module: torch.nn.Module, *, prefix: str = "") -> None:
-    """Give the module the saved parameters. Raises ValueError when one is missing, or of another shape."""
-    for key, parameter in module.named_parameters():
-        found = saved.get(f"{prefix}{key}")
-        if found is None or found.shape != parameter.shape:
-            raise ValueError(f"{prefix}{key} is missing, or of another shape")
-        parameter.copy_(found)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:

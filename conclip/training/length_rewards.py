@@ -197,17 +197,6 @@ def cosine(group: GradedGroup, *, strength: float, scale_tokens: float) -> list[
     return [value(n, good, cut) for n, good, cut in zip(group.num_tokens, group.correct, group.truncated, strict=True)]
 
 
-def stage_limit(limits: Sequence[float], scale_tokens: float, progress: float) -> int:
-    """ThinkPrune's token limit when `progress` (0 to 1) of the phase is done: equal stages, each a share of `scale_tokens`.
-
-    Responses are cut there and earn what a truncated one earns (Hou et al. 2025; published: 4,096, 3,072, 2,048).
-
-    Example: limits (1, 0.5) of 200 tokens: 200 until half of the phase is done, 100 after.
-    """
-    stage = min(int(progress * len(limits)), len(limits) - 1)
-    return max(1, int(limits[stage] * scale_tokens))
-
-
 def make_shaper(config: LengthConfig) -> Shaper | None:
     """The shaper a config asks for; None where rewards stay those of the table."""
     strength, scale, target = config.strength, config.scale_tokens, config.target_tokens

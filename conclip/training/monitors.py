@@ -10,7 +10,7 @@ from conclip.algo.masking import masked_mean
 from conclip.config.groups import Dtype
 from conclip.training.batch import ExperienceBatch
 from conclip.training.learner import explained_variance
-from conclip.types import MANY_TRUNCATED, MORE_ROOM, Outcome, RolloutGroup
+from conclip.types import TRUNCATION_ADVICE, TRUNCATION_WARNING_SHARE, Outcome, RolloutGroup
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
@@ -124,9 +124,9 @@ def step_warnings(metrics: Mapping[str, float], *, max_drift: float, cuts: bool 
     elif metrics["policy/share_zero_advantage_groups"] == 1:
         found["silent"] = "no group has an advantage (each is all right or all wrong): this step taught nothing but KL"
     truncated = metrics["outcome/truncated"]
-    if truncated > MANY_TRUNCATED and not cuts:
+    if truncated > TRUNCATION_WARNING_SHARE and not cuts:
         found["truncated"] = (
-            f"{truncated:.0%} of the responses were cut at rollout.max_tokens, which prices length: {MORE_ROOM}; or "
+            f"{truncated:.0%} of the responses were cut at rollout.max_tokens, which prices length: {TRUNCATION_ADVICE}; or "
             "leave them out (algo.train_on_truncated=false)"
         )
     if metrics.get("optim/skipped_updates", 0) > 0:

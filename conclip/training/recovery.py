@@ -71,7 +71,7 @@ class Recovery:
                 "progress": self.progress.to_json(),
                 "order": self._order.state_dict(),
                 "refresher": self._refresher.state_dict() if self._refresher else None,
-                "learner": self._learner.state()[1],
+                "learner": self._learner.state(),
             }
 
     def save(self, *, due: bool = True) -> None:
@@ -83,8 +83,8 @@ class Recovery:
         keep = copied if self._copies else dict[str, Tensor]
         write_model = partial(
             save_model,
-            policy=self._learner.policy,
-            weights=keep(self._learner.policy.state_dict()),
+            policy=self._learner.backend.policy,
+            weights=keep(self._learner.backend.policy.state_dict()),
             tokenizer=self._tokenizer,
             problems=[self._known[problem_id] for problem_id in progress.asked],
             earlier=self._earlier,
@@ -93,7 +93,7 @@ class Recovery:
             number=progress.step - self._first_step,
             best=progress.best_checkpoint,
             values=self._whole,
-            tensors=keep(self._learner.state()[0]),
+            tensors=keep(self._learner.backend.state()),
         )
         self._checkpoints.save(state, write_model, due=due)
         self._saved = self._whole
@@ -126,7 +126,8 @@ class Recovery:
             now.check(first_step=self._first_step, last_step=self._last_step, known=self._known, needed=REPORTED)
             if (self.number, now.best_checkpoint) != (state.number, state.best):
                 raise ValueError(f"its step is {now.step} and its best checkpoint {now.best_checkpoint}")
-            self._learner.load_state(folder, state.tensors, values["learner"])
+            self._learner.load_state(values["learner"])
+            self._learner.backend.load_state(folder, state.tensors)
             self._order.load_state_dict(values["order"], self._known)
             if self._refresher is not None:
                 self._refresher.load_state_dict(values["refresher"], self._known)

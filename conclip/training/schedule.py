@@ -2,11 +2,13 @@
 a step in which few rows train, or none, is a step all the same."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
 from conclip.config.groups import AlgoConfig, PhaseConfig
 
@@ -21,43 +23,57 @@ def lr_scale(update: int, num_updates: int, *, warmup_fraction: float, min_lr_fr
 
 
 class Scheduled:
-    """An optimiser whose learning rate is set by a place in a schedule."""
+    """A module's optimiser, whose learning rate is set by a place in a schedule."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, scale: Callable[[int], float]) -> None:
-        """`scale`: place -> factor on each of the optimiser's learning rates."""
-        self.optimizer, self._scale = optimizer, scale
-        self._highest: list[float] = [group["lr"] for group in optimizer.param_groups]
-        self.place(0)
+    def __init__(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, scale: Callable[[int], float]) -> None:
+        """`scale`: place -> factor on the optimiser's learning rate."""
+        self.module, self.optimizer, self._scale = module, optimizer, scale
+        self._highest = float(optimizer.param_groups[0]["lr"])
+
+    @property
+    def lr(self) -> float:
+        """The present learning rate."""
+        return self.optimizer.param_groups[0]["lr"]
 
     def place(self, update: int) -> None:
         """Take the learning rate of this place [updates of the schedule]."""
-        self.last_epoch = update
-        for group, highest in zip(self.optimizer.param_groups, self._highest, strict=True):
-            group["lr"] = highest * self._scale(update)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._highest * self._scale(update)
+
+    def moments(self) -> dict[str, Tensor]:
+        """The optimiser's state as `<name of the parameter>/<key>`; empty before the first update."""
+        if not self.optimizer.state:
+            return {}  # torch would make a state by a step of its own, and count that step
+        state = cast(dict[str, dict[str, Tensor]], get_optimizer_state_dict(self.module, self.optimizer)["state"])
+        return {f"{name}/{key}": tensor for name, found in state.items() for key, tensor in found.items()}
 
     def load_moments(self, saved: Mapping[str, Tensor], *, prefix: str) -> None:
-        """Take the moments that stand under `<prefix><index of the parameter>/<key>`; none stand there before the first
-        update. Raises ValueError when they are not those of this optimiser, which is an AdamW."""
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in saved.items():
-            if name.startswith(prefix):
-                index, _, key = name.removeprefix(prefix).partition("/")
-                moments.setdefault(int(index), {})[key] = tensor
-        for index, found in moments.items():
-            if not 0 <= index < len(parameters):
-                raise ValueError(f"{prefix}{index} belongs to no parameter")
-            shape = parameters[index].shape
-            shapes = {key: (tensor.shape, tensor.is_floating_point()) for key, tensor in found.items()}
-            if shapes != {"step": ((), True), "exp_avg": (shape, True), "exp_avg_sq": (shape, True)}:
-                raise ValueError(f"{prefix}{index} is no state of AdamW, or of a parameter of another shape")
-            if not (found["step"] >= 1 and bool((found["exp_avg_sq"] >= 0).all())):
-                raise ValueError(f"{prefix}{index} is no state of AdamW: a step before 1, or a square below 0")
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        """Take what `moments` gave, from under `prefix`. Raises ValueError when it is not the state of this optimiser, which
+        is an AdamW."""
+        parameters = dict(self.module.named_parameters())
+        moments: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in saved.items():
+            if key.startswith(prefix):
+                name, _, moment = key.removeprefix(prefix).rpartition("/")
+                moments.setdefault(name, {})[moment] = tensor
+        for name, found in moments.items():
+            if name not in parameters:
+                raise ValueError(f"{prefix}{name} belongs to no parameter")
+            _check_adamw(prefix + name, found, parameters[name].shape)
+        groups = [self.optimizer.state_dict()["param_groups"][0] | {"params": list(parameters)}]
+        state = {"state": moments, "param_groups": groups}
+        set_optimizer_state_dict(self.module, self.optimizer, state, options=StateDictOptions(strict=False))
+        for name, parameter in parameters.items():
+            if name not in moments:  # never had a gradient; torch gave it the state of one step
+                self.optimizer.state.pop(parameter, None)
 
-    def get_last_lr(self) -> list[float]:
-        """The learning rate of each of the optimiser's groups; named, as `last_epoch`, as torch's schedulers have it."""
-        return [group["lr"] for group in self.optimizer.param_groups]
+
+def _check_adamw(name: str, moments: Mapping[str, Tensor], shape: torch.Size) -> None:
+    shapes = {key: (tensor.shape, tensor.is_floating_point()) for key, tensor in moments.items()}
+    if shapes != {"step": ((), True), "exp_avg": (shape, True), "exp_avg_sq": (shape, True)}:
+        raise ValueError(f"{name} is no state of AdamW, or of a parameter of another shape")
+    if not (moments["step"] >= 1 and bool((moments["exp_avg_sq"] >= 0).all())):
+        raise ValueError(f"{name} is no state of AdamW: a step before 1, or a square below 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,3 +130,16 @@ def plan_step(
 def rows_per_group(algo: AlgoConfig, group_size: int) -> int:
     """Of a group's responses, those that train at most."""
     return 1 if algo.advantage == "shortest_correct" else group_size
+
+
+def tokens_limit(stages: Sequence[float] | None, max_tokens: int, progress: float) -> int:
+    """Token limit of a response when `progress` (0 to 1) of the phase is done: equal stages, each a share of `max_tokens`.
+
+    ThinkPrune (Hou et al. 2025; published: 4,096, 3,072 and 2,048 tokens). What a limit cuts is truncated.
+
+    Example: stages (1, 0.5) of 200 tokens: 200 until half of the phase is done, 100 after.
+    """
+    if stages is None:
+        return max_tokens
+    stage = min(int(progress * len(stages)), len(stages) - 1)
+    return max(1, int(stages[stage] * max_tokens))

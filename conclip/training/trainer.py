@@ -20,16 +20,17 @@ from conclip.problems.overlap import trained_on
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import Interrupted, deferred
 from conclip.seeding import python_stream, torch_stream
+from conclip.training.backend import Backend
 from conclip.training.batch import ExperienceBatch, TokenBatch, collate
 from conclip.training.checkpoint import Checkpoints
 from conclip.training.experience import Scores, kl_reward_share, make_experience, teaches
 from conclip.training.learner import Learner, NonFiniteGradient
-from conclip.training.length_rewards import make_shaper, stage_limit
+from conclip.training.length_rewards import make_shaper
 from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings
 from conclip.training.progress import Due, Progress, Validation
 from conclip.training.recovery import Recovery
 from conclip.training.rewards import reward_group
-from conclip.training.schedule import plan_step
+from conclip.training.schedule import plan_step, tokens_limit
 from conclip.training.summary import summarise_steps
 from conclip.types import Outcome, Problem, RolloutGroup, SamplingSpec
 
@@ -72,9 +73,13 @@ class Trainer:
         """`key`: hash of everything the phase rests on; it goes on from a checkpoint that was saved with the same one."""
         self._stage, self._config, self._phase, self._runtime, self._run = stage, config, phase, runtime, runtime.run
         self._validation_problems = validation
+        self._version = runtime.engine.policy_version
+        """Of the weights the engine must sample with. The engine starts before the learner takes memory: it measures what is
+        free."""
         self._algo = config.algo
         self._shaper = make_shaper(config.length)
-        self._learner = Learner(model_path, config, num_updates=phase.num_steps * config.algo.updates_per_rollout)
+        num_updates = phase.num_steps * config.algo.updates_per_rollout
+        self._learner = Learner(Backend(model_path, config, num_updates=num_updates), config)
         self._order = ProblemOrder(selection.problems, python_stream(config.seed, stage, "order"))
         self._refresher = make_refresher(self._order, selection, phase) if phase.refresh else None
         checkpoints = runtime.run.folder / "checkpoints"
@@ -105,8 +110,6 @@ class Trainer:
             last_step=phase.num_steps,
             copies=config.trainer.save_in_background,
         )
-        self._version = runtime.engine.policy_version
-        """Of the weights the engine must sample with."""
         self._steps: list[Mapping[str, float]] = []
         """Metrics of the steps so far."""
         self._times: dict[str, float] = {}
@@ -274,18 +277,15 @@ class Trainer:
         return [reward_group(group, self._config.reward, self._shaper, self._now.monitor_tokens) for group in groups]
 
     def _sampling_spec(self, step: int) -> SamplingSpec:
-        """How the step samples: as the config says, under ThinkPrune up to the limit of its stage."""
-        spec, length = self._runtime.training_spec, self._config.length
-        if length.kind != "thinkprune":
-            return spec
-        by_tokens = self._now.num_sampled_tokens / self._phase.max_sampled_tokens if self._phase.max_sampled_tokens else 0.0
-        progress = max(0.0, (step - 1) / self._phase.num_steps, by_tokens)
-        limit = stage_limit(length.limits, length.scale_tokens, progress)
-        return dataclasses.replace(spec, max_tokens=min(spec.max_tokens, limit))
+        """How the step samples: as the config says, up to the limit of the phase's stage."""
+        spec, phase = self._runtime.training_spec, self._phase
+        by_tokens = self._now.num_sampled_tokens / phase.max_sampled_tokens if phase.max_sampled_tokens else 0.0
+        progress = max(0.0, (step - 1) / phase.num_steps, by_tokens)
+        return dataclasses.replace(spec, max_tokens=tokens_limit(phase.max_tokens_stages, spec.max_tokens, progress))
 
     def _push_weights(self) -> None:
         self._version = self._runtime.engine.policy_version + 1
-        self._runtime.engine.update_weights(self._learner.weights(), self._version)
+        self._runtime.engine.update_weights(self._learner.backend.weights(), self._version)
 
     def _validate(self, step: int) -> Validation:
         """The same responses' seeds each time, so that two looks differ by the policy alone."""
@@ -331,7 +331,7 @@ class Trainer:
         max_drift = self._config.trainer.max_sampler_drift
         if max_drift is None:
             max_drift = MAX_SAMPLER_DRIFT[self._config.model.dtype]
-        cuts = self._config.length.kind == "thinkprune"
+        cuts = self._phase.max_tokens_stages is not None
         for name, text in step_warnings(metrics, max_drift=max_drift, cuts=cuts).items():
             if name not in self._now.warned:
                 self._run.warn(f"{self._stage} step {step}: {text} (said once)")

@@ -26,6 +26,7 @@ from conclip.problems.prompts import encode_prompt
 from conclip.rollout.collect import collect, group_rollouts, tasks_for
 from conclip.rollout.vllm_engine import VllmEngine
 from conclip.seeding import torch_stream
+from conclip.training.backend import Backend
 from conclip.training.batch import TokenBatch, collate
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
@@ -95,8 +96,8 @@ def one_thread() -> Iterator[None]:
 def _replay(algo: str) -> list[dict[str, float]]:
     config = load_config("train-phase2", f"algo={algo}", "algo.updates_per_rollout=1")
     assert isinstance(config, TrainRunConfig)
-    learner = Learner(LAB_MODEL, config, num_updates=NUM_UPDATES)
-    for module in (learner.policy, learner.reference, learner.critic):
+    learner = Learner(Backend(LAB_MODEL, config, num_updates=NUM_UPDATES), config)
+    for module in (learner.backend.policy, learner.backend.reference, learner.backend.critic):
         if module is not None:
             module.double()
     tokens = recorded_batch()

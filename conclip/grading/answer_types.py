@@ -1,4 +1,4 @@
-"""The kinds of things that an answer may state."""
+"""The types of values that an answer may state."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -16,7 +16,7 @@ class Number:
     decimal: Decimal | None
     """The value as it is spelled, where it is spelled as a decimal."""
     unit: str
-    """As it stands; "%" for percent, "" for none."""
+    """The unit as the answer spells it; "%" for percent, "" for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +42,23 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Spelled:
-    """What only its parts' spelling decides: times, ratios, other bases, remainders, dots, systems, words."""
+    """An answer whose parts are compared by spelling: times, ratios, other bases, remainders, dots, systems, words."""
 
-    kind: str
+    notation: str
+    """ratio, remainder, ...; "unread" where the answer was not understood."""
     parts: tuple["Reading | str", ...]
 
 
 Reading = Number | Several | Relation | Region | Matrix | Spelled
 
-TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
+MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 """The same relation from the other side."""
 
 
 class UnitText(str):
-    """A unit as a part, which may be missing."""
+    """A unit as a part of an answer, which may be missing."""
 
 
 def number_of(part: "Reading | str") -> Expr | None:
-    """The value of a number; None for anything else."""
+    """Return the value of a number; None for anything else."""
     return part.value if isinstance(part, Number) else None

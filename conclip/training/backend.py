@@ -1,0 +1,160 @@
+"""Where the models of a phase live: policy, reference and critic, their optimisers, their device and their saved state.
+
+The learner knows losses and says when to step; it reaches the models through a `Backend` alone. What a model is made of (all
+of its weights, an adapter on a frozen base, shards on several devices) is decided here and nowhere else.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+from transformers import PreTrainedModel
+
+from conclip.algo.logprobs import chosen_logprobs
+from conclip.config.groups import Dtype
+from conclip.config.schema import LearnConfig
+from conclip.models.critic import Critic
+from conclip.models.load import OutputHead, autocast, checkpoint_weights, load_policy, recompute_activations
+from conclip.training.batch import TokenBatch
+from conclip.training.schedule import Scheduled, lr_scale
+
+
+class Backend:
+    """Every model whole, in one process on one device, with an AdamW for each that trains."""
+
+    def __init__(self, model_path: Path, config: LearnConfig, *, num_updates: int) -> None:
+        """`num_updates`: policy updates that the learning rate's schedule is spread over, `updates_per_rollout` a step."""
+        algo, self._optim = config.algo, config.optim
+        self._temperature = config.rollout.temperature
+        self._dtype: Dtype = config.model.dtype
+        self._trust_remote_code = config.model.trust_remote_code
+        self._recompute = config.trainer.recompute_activations
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.policy: PreTrainedModel = self._load(model_path)
+        wants_reference = algo.kl != "none" and algo.kl_coef > 0
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False) if wants_reference else None
+        self.critic = Critic(self.policy) if algo.advantage == "gae" else None
+        self._warmup = algo.critic_warmup_steps * algo.updates_per_rollout
+        self._trained = {"policy": self._optimizer(self.policy, self._optim.policy_lr, num_updates)}
+        if self.critic is not None:
+            self._trained["critic"] = self._optimizer(self.critic, self._optim.critic_lr, num_updates + self._warmup)
+        self.place(0)
+
+    def _load(self, folder: Path) -> PreTrainedModel:
+        policy = load_policy(folder, self.device, trust_remote_code=self._trust_remote_code)
+        if self._recompute:
+            recompute_activations(policy)
+        return policy
+
+    def _optimizer(self, module: torch.nn.Module, lr: float, num_updates: int) -> Scheduled:
+        betas = (self._optim.beta1, self._optim.beta2)
+        adamw = AdamW(module.parameters(), lr=lr, betas=betas, weight_decay=self._optim.weight_decay)
+        schedule = partial(
+            lr_scale,
+            num_updates=num_updates,
+            warmup_fraction=self._optim.warmup_fraction,
+            min_lr_fraction=self._optim.min_lr_fraction,
+        )
+        return Scheduled(module, adamw, schedule)
+
+    def logprobs(self, tokens: TokenBatch, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+        """The policy's log-probs of the sampled tokens and its entropies [nats], both [b, T], 0 off the response mask.
+        Entropies carry a gradient only with `entropy_gradient`."""
+        return self._logprobs_of(self.policy, tokens, entropy_gradient=entropy_gradient)
+
+    def ref_logprobs(self, tokens: TokenBatch) -> Tensor | None:
+        """The reference's log-probs [b, T]; None where the algorithm needs no reference."""
+        return None if self.reference is None else self._logprobs_of(self.reference, tokens)[0]
+
+    def values(self, tokens: TokenBatch) -> Tensor | None:
+        """The critic's values [b, T], 0 off the response mask; None where the algorithm has no critic."""
+        if self.critic is None:
+            return None
+        with autocast(self._dtype, self.device):
+            values = self.critic(tokens.input_ids.to(self.device))[:, :-1]
+        return torch.where(tokens.response_mask.to(self.device), values, torch.zeros_like(values))
+
+    def _logprobs_of(
+        self, model: PreTrainedModel, tokens: TokenBatch, *, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        mask = tokens.response_mask.to(self.device)
+        with autocast(self._dtype, self.device):
+            hidden = model.base_model(input_ids=tokens.input_ids.to(self.device), use_cache=False).last_hidden_state
+            chosen, entropy = chosen_logprobs(
+                hidden[:, :-1][mask],
+                OutputHead(model),
+                tokens.targets.to(self.device)[mask],
+                self._temperature,
+                entropy_gradient=entropy_gradient,
+            )
+        zeros = torch.zeros(mask.shape, device=self.device, dtype=chosen.dtype)
+        return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
+
+    def place(self, update: int) -> None:
+        """Take the learning rates of a place in the phase's schedule [updates, the critic's warm-up included]."""
+        self.update_number = update
+        for name, item in self._trained.items():
+            item.place(max(0, update - self._warmup) if name == "policy" else update)
+
+    @property
+    def policy_lr(self) -> float:
+        return self._trained["policy"].lr
+
+    def step(self, *, train_policy: bool = True) -> dict[str, float]:
+        """One optimiser step of each model that trains, on the gradients accumulated so far, which are clipped to
+        `max_grad_norm` and cleared. Returns the gradients' norms before clipping, by model. If one is not finite, no model
+        changes."""
+        trained = {name: item for name, item in self._trained.items() if train_policy or name != "policy"}
+        norms = {name: self.clip(item.module) for name, item in trained.items()}
+        finite = all(map(math.isfinite, norms.values()))
+        for item in trained.values():
+            if finite:
+                item.optimizer.step()
+            item.optimizer.zero_grad(set_to_none=True)
+        return norms
+
+    def clip(self, module: torch.nn.Module) -> float:
+        """Scale the module's gradient down to `max_grad_norm`. Returns its norm before."""
+        return float(torch.nn.utils.clip_grad_norm_(module.parameters(), self._optim.max_grad_norm))
+
+    def release_memory(self) -> None:
+        """Hand cached device memory back: the engine samples next."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's weights as its checkpoints have them, for the engine."""
+        yield from checkpoint_weights(self.policy)
+
+    def state(self) -> dict[str, Tensor]:
+        """Critic and optimiser moments: with the policy's weights, all that `load_state` needs to continue exactly."""
+        tensors: dict[str, Tensor] = {}
+        if self.critic is not None:
+            tensors |= {f"critic/{key}": parameter.detach() for key, parameter in self.critic.named_parameters()}
+        for name, item in self._trained.items():
+            tensors |= {f"{name}.optimizer/{key}": moment for key, moment in item.moments().items()}
+        return tensors
+
+    def load_state(self, policy: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Become what `state` described, with the policy of a model folder. The optimisers' settings stay the config's.
+        Raises ValueError for the state of another model or optimiser."""
+        _copy(dict(self._load(policy).named_parameters()), self.policy)
+        if self.critic is not None:
+            _copy(tensors, self.critic, prefix="critic/")
+        for name, item in self._trained.items():
+            item.load_moments(tensors, prefix=f"{name}.optimizer/")
+
+
+@torch.no_grad()
+def _copy(saved: Mapping[str, Tensor], module: torch.nn.Module, *, prefix: str = "") -> None:
+    """Give the module the saved parameters. Raises ValueError when one is missing, or of another shape."""
+    for key, parameter in module.named_parameters():
+        found = saved.get(f"{prefix}{key}")
+        if found is None or found.shape != parameter.shape:
+            raise ValueError(f"{prefix}{key} is missing, or of another shape")
+        parameter.copy_(found)
