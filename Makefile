@@ -109,14 +109,14 @@ theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on len
 test: $(VENV)/.installed-dev ## all tests, real engine included, but those with a target of their own
 	$(PYTEST) $(ARGS)
 
-test-fast: $(VENV)/.installed-dev ## unit tests only: no engine, no command in a process of its own, no browser
+test-fast: $(VENV)/.installed-dev ## unit tests only: no engine, no whole phase or command, no browser
 	$(PYTEST) -m "not engine and not whole and not browser and not thinking" $(ARGS)
 
 test-engine: $(VENV)/.installed-dev ## what samples with the real engine
 	$(PYTEST) -m "engine and not families" $(ARGS)
 
-test-whole: $(VENV)/.installed-dev ## whole commands, signals, servers, trackers, other libraries, the page in a browser
-	$(PYTEST) -m "whole or browser" $(ARGS)
+test-whole: $(VENV)/.installed-dev ## whole phases and commands, signals, servers, trackers, other libraries, the page in a browser
+	$(PYTEST) -m "(whole or browser) and not engine" $(ARGS)
 
 test-thinking: $(VENV)/.installed-dev ## models that think, behind published chat templates, in process and behind vLLM's server (minutes)
 	$(BIN)/python -m pytest -m thinking $(ARGS)

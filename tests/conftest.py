@@ -10,6 +10,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+import yaml
 from transformers import Qwen2ForCausalLM
 
 from conclip.config.compose import load_config
@@ -31,6 +32,25 @@ from tests.scripted import ScriptedEngine
 # The same examples in every run, and none fails for being slow on a busy machine
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _config_files_are_parsed_once() -> Iterator[None]:
+    """Hydra reads some twenty files for a config, the same ones for hundreds of tests; parsing them is most of its time."""
+    load, parsed = yaml.load, dict[str, Any]()
+
+    def load_once(stream: Any, Loader: Any) -> Any:
+        if Loader.__name__ != "OmegaConfLoader" or not hasattr(stream, "read"):
+            return load(stream, Loader)
+        text = stream.read()
+        if text not in parsed:
+            stream.seek(0)  # the stream's name stands in what is said of its faults
+            parsed[text] = load(stream, Loader)
+        return parsed[text]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(yaml, "load", load_once)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -75,10 +95,11 @@ def runtime_with(engine: Callable[..., Any], outputs: Path) -> Iterator[tuple[Ru
     run = Run("train-phase2", settings, "test")
     try:
         prompts = encode_prompts(settings, inputs.model_path, inputs.problems)
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(SEAM, engine)
-            with open_runtime(settings, run, inputs.model_path, prompts) as opened:
-                yield opened, inputs
+        with open_runtime(settings, run, inputs.model_path, prompts) as opened:
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(SEAM, engine)
+                assert opened.engine.policy_version == 0  # it starts when it is first used
+            yield opened, inputs
     finally:
         run.close()
 

@@ -21,6 +21,8 @@ from conclip.training.trainer import StaleEngine, TrainResult
 from conclip.types import Outcome
 from tests.conftest import by_hand, make_row, make_trainer, train_config
 
+pytestmark = pytest.mark.whole
+
 REAL = ("ppo", "grpo")
 
 

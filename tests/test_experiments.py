@@ -13,6 +13,8 @@ from conclip.config.compose import config_folder
 from conclip.report.escape import markdown
 from conclip.runs.manifest import read_stages
 
+pytestmark = pytest.mark.whole
+
 EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
 
 
@@ -25,7 +27,6 @@ def test_experiment_runs(experiment: str, tmp_path: Path, monkeypatch: pytest.Mo
     check_run(tmp_path, overrides)
 
 
-@pytest.mark.whole
 def test_the_command_runs_with_an_engine_in_a_child_process(tmp_path: Path):
     overrides = ["rollout.engine=child_process", "debug=two_phase", "name=t"]
     command = [sys.executable, "-m", "conclip", "two-phase", *overrides]

@@ -6,6 +6,8 @@ import pytest
 
 from tests.golden.replay import FOLDER, machine, replay
 
+pytestmark = pytest.mark.whole
+
 RECORDED = json.loads((FOLDER / "losses.json").read_text())
 
 

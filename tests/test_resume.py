@@ -72,6 +72,7 @@ def test_a_cut_phase_ends_as_one_that_was_left_alone(runtime: tuple[Runtime, Inp
     check_cut(runtime, algorithm, [3])
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_it_does_so_wherever_it_was_cut(scripted_runtime: tuple[Runtime, Inputs], algorithm: list[str]):
     check_cut(scripted_runtime, algorithm, [1, 4])
@@ -89,6 +90,7 @@ def check_cut(runtime: tuple[Runtime, Inputs], algorithm: list[str], steps: list
         assert all(step for step in found["steps"])
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("moment", ["sampling", "update", "validation"])
 def test_a_signal_costs_the_step_in_flight_at_most(scripted_runtime: tuple[Runtime, Inputs], moment: str):
     """SIGTERM while step 3 samples, is amid its update, or is looked at; no checkpoint was due before it."""
@@ -140,6 +142,7 @@ OTHERS: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
+@pytest.mark.whole
 def test_a_whole_checkpoint_that_says_something_else_is_refused_in_one_line(scripted_runtime: tuple[Runtime, Inputs]):
     settings, key = config(), "other states"
     with pytest.raises(Cut):

@@ -39,6 +39,7 @@ def test_a_dry_run_lists_every_stage_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.whole
 def test_a_changed_phase_2_takes_over_what_came_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], scripted: None
 ):
