@@ -58,10 +58,10 @@ def bank() -> list[PassRate]:
     return read_pass_rates(Path("outputs/probe/bank/latest/pass_rates.jsonl"))
 
 
-def sampled_by(settings: ProbeConfig, kinds: dict[str, Stratum]) -> Probe:
+def sampled_by(settings: ProbeConfig, strata: dict[str, Stratum]) -> Probe:
     def probe(truth: dict[str, float], band: Band, random: np.random.Generator) -> Counts:
         counts: Counts = dict.fromkeys(truth, (0, 0, 0))
-        while wanted := next_round(counts, kinds, band, settings):
+        while wanted := next_round(counts, strata, band, settings):
             for name, more in wanted.items():
                 correct, judged, sampled = counts[name]
                 counts[name] = (correct + int(random.binomial(more, truth[name])), judged + more, sampled + more)
@@ -70,15 +70,15 @@ def sampled_by(settings: ProbeConfig, kinds: dict[str, Stratum]) -> Probe:
     return probe
 
 
-def probes(kinds: dict[str, Stratum]) -> dict[str, Probe]:
+def probes(strata: dict[str, Stratum]) -> dict[str, Probe]:
     """The shipped ones, and fixed ones of other sizes."""
     shipped, sequential = settings_of("probe=default"), settings_of("probe=sequential")
     fixed = {number: replace(shipped, first_samples=number, max_samples=number) for number in (16, 32)}
     found = {
-        "`probe=sequential`": sampled_by(sequential, kinds),
-        f"`probe=default` (fixed {shipped.max_samples})": sampled_by(shipped, kinds),
+        "`probe=sequential`": sampled_by(sequential, strata),
+        f"`probe=default` (fixed {shipped.max_samples})": sampled_by(shipped, strata),
     }
-    return found | {f"fixed {number}": sampled_by(settings, kinds) for number, settings in fixed.items()}
+    return found | {f"fixed {number}": sampled_by(settings, strata) for number, settings in fixed.items()}
 
 
 def settings_of(override: str) -> ProbeConfig:

@@ -39,7 +39,7 @@ from conclip.runs.files import appending, break_links, check_content, link, newe
 from conclip.runs.identity import path_hash
 from conclip.runs.manifest import Pipeline, Work, read_stages
 from conclip.runs.run import Run, attempts
-from conclip.runs.terminal import quote_text
+from conclip.runs.terminal import as_text
 from conclip.types import Outcome
 from tests.conftest import make_row
 from tests.junk import JUNK, changed, places
@@ -429,7 +429,7 @@ def test_nothing_in_a_name_is_taken_for_markup():
     table = Table(title="[/x] :smile: [red]title")
     table.add_column("[/y]")
     table.add_row("[/z] [bold]cell \x1b[2J")
-    said = quote_text(table)
+    said = as_text(table)
     for part in ("[/x] :smile: [red]title", "[/y]", "[/z] [bold]cell \\x1b[2J"):
         assert part in said
     assert len({len(line) for line in said.splitlines()[1:]}) == 1  # widths are those of what is shown

@@ -188,12 +188,7 @@ def _clashes() -> Iterator[Check]:
 def _engine() -> Check:
     for name in ("torch", "transformers", "vllm"):
         if (error := import_error(name)) is not None:
-            return Check(
-                name="import of the engine",
-                state="FAILED",
-                detail=f"{name}: {error}",
-                remedy=REINSTALL,
-            )
+            return Check(name="import of the engine", state="FAILED", detail=f"{name}: {error}", remedy=REINSTALL)
     return Check(name="import of the engine", state="ok", detail="torch, transformers and vLLM load")
 
 

@@ -44,6 +44,9 @@ LengthReward = Literal[
 ]
 
 
+LAB = "lab"
+"""Value of `model.path` for the embedded model."""
+
 POINTS = replace(SHARE, why=": it is a share, 0.1 is ten points")
 
 
@@ -60,6 +63,11 @@ class ModelConfig:
     thinking_tags: list[str] | None = None
     thinking_in_prompt: bool | None = None
     stop_tokens: list[str] = field(default_factory=list[str])
+
+    @property
+    def is_lab(self) -> bool:
+        """Whether it is the embedded model."""
+        return self.path == LAB
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def check(config: BaseConfig) -> None:
     _require(plain, "checkpoints", f"must have plain names of up to {MAX_NAME_BYTES} bytes: they become file names")
     if config.evaluation is not None:
         _check_eval(config.evaluation)
-        english = config.model.path != "lab" or config.evaluation.prompts == ["plain"]
+        english = not config.model.is_lab or config.evaluation.prompts == ["plain"]
         _require(english, "eval.prompts", "must be [plain] for the lab's model, which reads no English")
         _require(bool(config.data.test), "data.test", "names no benchmark; add one")
         _check_room(config.rollout, "eval.max_tokens", config.evaluation.max_tokens)
@@ -210,11 +210,7 @@ def _check_algo(algo: AlgoConfig) -> None:
     message = f"must be 'loss' or 'none' with algo.advantage={algo.advantage}: it has no per-token reward"
     _require(per_token or algo.kl != "reward", "algo.kl", message)
     adapts = algo.kl_target is None or (algo.kl != "none" and algo.kl_coef > 0)
-    _require(
-        adapts,
-        "algo.kl_target",
-        "needs a place for the KL (algo.kl) and algo.kl_coef above 0 to start from",
-    )
+    _require(adapts, "algo.kl_target", "needs a place for the KL (algo.kl) and algo.kl_coef above 0 to start from")
     has_critic = algo.advantage == "gae"
     _require(
         has_critic or algo.critic_warmup_steps == 0,

@@ -92,7 +92,7 @@ def _read_file(path: Path) -> list[EvalRow]:
             return [from_dict(values) for values in parquet_rows(path)]
         return list(read_lines(path))
     except DamagedLine as error:
-        raise UserError(f"'{path}', line {error.number}, is no evaluation row ({error})") from error
+        raise UserError(f"'{path}' does not hold evaluation rows (line {error.number}: {error})") from error
     except ValidationError as error:
         raise UserError(f"'{path}' does not hold evaluation rows ({first_fault(error)})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

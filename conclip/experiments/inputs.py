@@ -1,7 +1,7 @@
 """What a config points at: found, read and checked before anything heavy loads and before anything is written."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -82,28 +82,58 @@ def load_inputs(config: BaseConfig) -> Inputs:
 
         served_name = find_served_model(config.model.url, config.model.served_name)
     model_path = find_model(config.model.path) if served_name is None else Path(config.model.path)
-    trust = config.model.trust_remote_code
-    check = partial(check_model, max_model_len=config.rollout.max_model_len, trust_remote_code=trust)
-    if config.probing is not None:
-        check(model_path, "rollout.max_tokens", config.rollout.max_tokens)
-    evaluation, learning = config.evaluation, config.learning
-    if evaluation is not None and served_name is None:
-        check(model_path, "eval.max_tokens", evaluation.max_tokens)
-    if learning is not None:
-        check_trainable(model_path, max_model_len=config.rollout.max_model_len, trust_remote_code=trust)
-    checkpoints: dict[str, Path] = {}
-    for name, path in config.given_models.items():
-        checkpoints[name] = find_model(path, f"checkpoints.{name}")
-        check(checkpoints[name], "eval.max_tokens", evaluation.max_tokens if evaluation else 0, f"checkpoints.{name}")
-    notes: list[str] = []
+    checkpoints = {name: find_model(path, f"checkpoints.{name}") for name, path in config.given_models.items()}
     local = ({"model.path": model_path} if served_name is None else {}) | {
         f"checkpoints.{name}": path for name, path in checkpoints.items()
     }
-    for key, path in local.items():
-        if implementation(path, key, trust_remote_code=trust) == "transformers" and config.rollout.engine == "in_process":
-            notes.append(
-                f"{key}: vLLM runs this architecture by transformers' code, so its engine gets a process of its own"
-            )
+    _check_models(config, model_path, local)
+    notes = _model_notes(config, model_path, local)
+    probing, learning, evaluation = config.probing is not None, config.learning is not None, config.evaluation
+    inputs = Inputs(
+        model_path=model_path,
+        served_name=served_name,
+        checkpoints=checkpoints,
+        pool=load_problems("data.pool", config.data.pool, config.seed, notes) if probing else [],
+        validation=load_problems("data.validation", config.data.validation, config.seed, notes) if learning else [],
+        test=load_problems("data.test", config.data.test, config.seed, notes) if evaluation else [],
+        rates=_earlier_rates(config),
+        notes=(),
+    )
+    if evaluation is not None:
+        for key, path in ({"model.path": model_path} | local).items():
+            note = check_overlap(key, path, inputs.test, allowed=evaluation.allow_overlap)
+            notes += [note] if note else []
+    inputs = replace(inputs, notes=(*notes, *_rate_notes(config, inputs)))
+    _check_disjoint(inputs)
+    return replace(inputs, selections=_selections(config, inputs))
+
+
+def _check_models(config: BaseConfig, model_path: Path, local: Mapping[str, Path]) -> None:
+    """`local`: the folders of models that run on this machine, by the key that names them."""
+    trust, max_model_len = config.model.trust_remote_code, config.rollout.max_model_len
+    if config.probing is not None:
+        check_model(
+            model_path,
+            "rollout.max_tokens",
+            config.rollout.max_tokens,
+            max_model_len=max_model_len,
+            trust_remote_code=trust,
+        )
+    if config.evaluation is not None:
+        for key, path in local.items():
+            limits = {"max_model_len": max_model_len, "trust_remote_code": trust}
+            check_model(path, "eval.max_tokens", config.evaluation.max_tokens, key, **limits)
+    if config.learning is not None:
+        check_trainable(model_path, max_model_len=max_model_len, trust_remote_code=trust)
+
+
+def _model_notes(config: BaseConfig, model_path: Path, local: Mapping[str, Path]) -> list[str]:
+    trust, learning = config.model.trust_remote_code, config.learning
+    notes = [
+        f"{key}: vLLM runs this architecture by transformers' code, so its engine gets a process of its own"
+        for key, path in local.items()
+        if implementation(path, key, trust_remote_code=trust) == "transformers" and config.rollout.engine == "in_process"
+    ]
     rate, size = (learning.optim.policy_lr, num_parameters(model_path)) if learning is not None else (0.0, 0)
     if rate > LARGE_RATE and size > SMALL_MODEL:
         notes.append(
@@ -112,40 +142,28 @@ def load_inputs(config: BaseConfig) -> Inputs:
         )
     if trust:
         notes.append("model.trust_remote_code: Python code from the model's folder runs on this machine")
-    inputs = Inputs(
-        model_path=model_path,
-        served_name=served_name,
-        checkpoints=checkpoints,
-        pool=load_problems("data.pool", config.data.pool, config.seed, notes) if config.probing is not None else [],
-        validation=load_problems("data.validation", config.data.validation, config.seed, notes)
-        if learning is not None
-        else [],
-        test=load_problems("data.test", config.data.test, config.seed, notes) if evaluation is not None else [],
-        rates=_earlier_rates(config),
-        notes=(),
-    )
-    if evaluation is not None:
-        models = {"model.path": model_path} | {f"checkpoints.{name}": path for name, path in checkpoints.items()}
-        for key, path in models.items():
-            note = check_overlap(key, path, inputs.test, allowed=evaluation.allow_overlap)
-            notes += [note] if note else []
-    if inputs.rates and inputs.rates[0].model_hash != model_hash(model_path):
+    return notes
+
+
+def _rate_notes(config: BaseConfig, inputs: Inputs) -> list[str]:
+    """What makes earlier pass rates differ from those one would measure now."""
+    if not inputs.rates:
+        return []
+    notes: list[str] = []
+    first = inputs.rates[0]
+    if first.model_hash != model_hash(inputs.model_path):
         notes.append("pass_rates: measured on another model than model.path; its pass rates may be others")
-    if inputs.rates and inputs.rates[0].sampling_hash != sampling_hash(config):
+    if first.sampling_hash != sampling_hash(config):
         notes.append(
             "pass_rates: measured with another prompt, template, dtype, temperature or max_tokens; they may be others"
         )
-    if inputs.rates and inputs.rates[0].grader_version != GRADER_VERSION:
+    if first.grader_version != GRADER_VERSION:
         notes.append("pass_rates: judged by another version of the grader; they may be others here")
-    if inputs.rates is not None:
-        unknown = {problem.problem_id for problem in inputs.pool} - {rate.problem_id for rate in inputs.rates}
-        if unknown:
-            notes.append(
-                f"pass_rates: has none of {len(unknown)} of the {len(inputs.pool)} problems of data.pool; they are left out"
-            )
-    inputs = replace(inputs, notes=tuple(notes))
-    _check_disjoint(inputs)
-    return replace(inputs, selections=_selections(config, inputs))
+    if unknown := {problem.problem_id for problem in inputs.pool} - {rate.problem_id for rate in inputs.rates}:
+        notes.append(
+            f"pass_rates: has none of {len(unknown)} of the {len(inputs.pool)} problems of data.pool; they are left out"
+        )
+    return notes
 
 
 def _selections(config: BaseConfig, inputs: Inputs) -> dict[str, Selection]:

@@ -25,7 +25,7 @@ from conclip.config.recipe import (
     result_file,
     rows_file,
 )
-from conclip.config.schema import BaseConfig
+from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.curriculum.pass_rates import SCHEMA_VERSION as PASS_RATES_VERSION
 from conclip.curriculum.pass_rates import (
     Band,
@@ -130,13 +130,12 @@ class Stages:
         """One phase of training from `model`."""
         config = self._config.learning
         assert config is not None
-        history = result_file(stage)
-        chosen, reserve = selection.problems, [choice.problem for choice in selection.reserve]
+        history, inputs = result_file(stage), self._training_inputs(config, phase, model, selection)
 
         def work() -> Work:
             runtime = self.runtime_with(model)
             self._loaded = None  # the engine follows the learner from here on
-            self._run.say(f"{stage}: {len(chosen)} problems, {phase.num_steps} steps")
+            self._run.say(f"{stage}: {len(selection.problems)} problems, {phase.num_steps} steps")
             if doubts := selection.doubts(phase):
                 self._run.say(f"{stage}: {doubts}")
             trainer = Trainer(
@@ -173,17 +172,6 @@ class Stages:
                 wall_s=trainer.wall_s,
             )
 
-        sampled = relevant(config, ("seed", "model", "rollout", "algo", "reward", "length", "optim", "trainer"))
-        del sampled["rollout"]["unit_responses"]  # a step's responses are one batch
-        inputs = {
-            "model": self._hash(model),
-            "problems": problems_hash(chosen),
-            "refresh": [problems_hash(reserve), _beliefs(selection)] if phase.refresh else "",
-            "validation": problems_hash(self._inputs.validation),
-            "config": sampled,
-            "phase": {name: value for name, value in asdict(phase).items() if name not in CHOICE_KEYS},
-            "grader": str(GRADER_VERSION),
-        }
         self._run.write_json(problems_file(stage), describe_selection(selection))
         self._pipeline.do(stage, inputs, work)
         leave_models(self._run.folder / "checkpoints" / stage)
@@ -194,6 +182,21 @@ class Stages:
         )
         self._run.show(summary_table(f"{stage}: monitors", result.monitors))
         return result
+
+    def _training_inputs(self, config: LearnConfig, phase: PhaseConfig, model: Path, selection: Selection) -> dict[str, Any]:
+        """Everything that a training stage's result rests on."""
+        sampled = relevant(config, ("seed", "model", "rollout", "algo", "reward", "length", "optim", "trainer"))
+        del sampled["rollout"]["unit_responses"]  # a step's responses are one batch
+        reserve = [choice.problem for choice in selection.reserve]
+        return {
+            "model": self._hash(model),
+            "problems": problems_hash(selection.problems),
+            "refresh": [problems_hash(reserve), _beliefs(selection)] if phase.refresh else "",
+            "validation": problems_hash(self._inputs.validation),
+            "config": sampled,
+            "phase": {name: value for name, value in asdict(phase).items() if name not in CHOICE_KEYS},
+            "grader": str(GRADER_VERSION),
+        }
 
     def evaluate(self, name: str, model: Path) -> list[EvalRow]:
         """Rows of one model on the test problems."""

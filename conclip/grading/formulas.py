@@ -91,8 +91,7 @@ class _Parser:
         return value
 
     def _product(self) -> Expr:
-        """Read factors, with or without signs between them. ``1/2x`` is x/2, ``a/bc`` is a/(bc): after a number the division
-        ends."""
+        """Read factors, signs between them or not. ``1/2x`` is x/2, ``a/bc`` is a/(bc): after a number the division ends."""
         value = self._signed()
         while True:
             token = self.here()

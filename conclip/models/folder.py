@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 
+from conclip.config.groups import LAB
 from conclip.errors import UserError, explain
 from conclip.runs.files import expanded
 
@@ -28,7 +29,7 @@ DIFFERENT_IN_VLLM = {"cohere2": "vLLM's attention windows are a token wider than
 def find_model(path: str, key: str = "model.path") -> Path:
     """Return the folder that config key `key` names: ``lab``, a folder, or a hub id that is cached or can be downloaded.
     Raises UserError."""
-    if path == "lab":
+    if path == LAB:
         return LAB_MODEL
     folder = expanded(path)
     if folder.is_dir():

@@ -31,7 +31,7 @@ def write_card(run: Run, config: LearnConfig, checkpoint: Path, stage: str, *, r
     models, where the run evaluated them."""
     base, stages = base_name(config), lineage(config.recipe, stage)
     data = ModelCardData(
-        base_model=None if config.model.path == "lab" else base,
+        base_model=None if config.model.is_lab else base,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["conclip", "reinforcement-learning", "concise-reasoning"],
@@ -52,11 +52,10 @@ def write_card(run: Run, config: LearnConfig, checkpoint: Path, stage: str, *, r
 
 def base_name(config: LearnConfig) -> str:
     """Return the base model's name, without its parent folders."""
-    path = config.model.path
-    if path == "lab":
+    if config.model.is_lab:
         return "conclip-lab"
-    is_folder = expanded(path).is_dir()
-    return Path(path).name if is_folder else path
+    path = config.model.path
+    return Path(path).name if expanded(path).is_dir() else path
 
 
 def _results(model: str, rows: Sequence[EvalRow], config: LearnConfig) -> str:

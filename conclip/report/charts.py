@@ -102,6 +102,11 @@ def _settings_of(models: Mapping[str, Sequence[EvalRow]]) -> list[str]:
     return list(dict.fromkeys(where for rows in models.values() for where in by_setting(rows)))
 
 
+def _model_colour(models: list[str]) -> alt.Color:
+    scale = alt.Scale(domain=models, range=list(MODELS))
+    return alt.Color("model:N", sort=models, scale=scale, legend=alt.Legend(orient="top", title=None))
+
+
 def curves(runs: Sequence[RunData]) -> Figure | None:
     """Draw validation accuracy and length over the steps, phase after phase."""
     points: Values = []
@@ -226,12 +231,7 @@ def scatter(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
         return None
     settings = _settings_of(models)
     base = alt.Chart(alt.Data(values=values)).encode(
-        color=alt.Color(
-            "model:N",
-            sort=list(models),
-            scale=alt.Scale(domain=list(models), range=list(MODELS)),
-            legend=alt.Legend(orient="top", title=None),
-        ),
+        color=_model_colour(list(models)),
         tooltip=["model:N", "where:N", alt.Tooltip("accuracy:Q", format=".3f"), alt.Tooltip("tokens:Q", format=".1f")],
     )
     across = base.mark_rule(strokeWidth=2).encode(
@@ -304,12 +304,7 @@ def _budget_panel(there: Mapping[str, Sequence[EvalRow]], longest: int, models: 
         .encode(
             x=alt.X("budget:Q", title="token budget"),
             y=alt.Y("accuracy:Q", title="right within the budget", scale=alt.Scale(domain=[0, 1])),
-            color=alt.Color(
-                "model:N",
-                sort=models,
-                scale=alt.Scale(domain=models, range=list(MODELS)),
-                legend=alt.Legend(orient="top", title=None),
-            ),
+            color=_model_colour(list(models)),
             tooltip=["model:N", "budget:Q", alt.Tooltip("accuracy:Q", format=".3f")],
         )
         .properties(width=WIDTH, height=260)

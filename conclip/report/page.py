@@ -27,7 +27,7 @@ from conclip.report.data import RunData
 from conclip.runs.files import finite, write_text
 from conclip.types import EvalRow, Outcome, condition_name
 
-TEMPLATES = Path(__file__).parent / "page"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

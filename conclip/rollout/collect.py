@@ -17,7 +17,6 @@ from conclip.runs.sampling_progress import SamplingProgress
 from conclip.seeding import derive_seed
 from conclip.types import (
     Completion,
-    Grade,
     Messages,
     Outcome,
     Problem,
@@ -46,6 +45,17 @@ class Task:
     @property
     def key(self) -> str:
         return f"{self.problem.problem_id}/{self.sample}"
+
+    @property
+    def request(self) -> Request:
+        """What the engine is asked."""
+        return Request(
+            request_id=self.key,
+            prompt_token_ids=self.prompt_token_ids,
+            seed=self.seed,
+            messages=self.messages,
+            template_kwargs=self.template_kwargs,
+        )
 
 
 def tasks_for(
@@ -91,83 +101,92 @@ def collect(
     One call is one unit of work: it starts from a cold prefix cache. Grading runs beside generation, and sees what stands
     behind a response's thinking part only. When the caller stops early (an exception, Ctrl-C), what is in flight is aborted.
     """
-    by_key = {task.key: task for task in tasks}
-    if len(by_key) != len(tasks):
-        raise ValueError("two tasks share a problem id and sample number")
-    graded: dict[str, tuple[Completion, str]] = {}
-    all_tags = {task.thinking.tags for task in tasks}
-    decode = {tags: decoder(tokenizer, tags) for tags in all_tags} if tokenizer is not None else {}
-    outcomes = dict.fromkeys(Outcome, 0)
-    num_done = num_finished = finished_tokens = 0
-
-    def judged(timeout_s: float) -> Iterator[Rollout]:
-        nonlocal num_done
-        for key, grade in grader.poll(timeout_s):
-            completion, text = graded.pop(key)
-            num_done += 1
-            outcomes[grade.outcome] += 1
-            yield _rollout(by_key[key], completion, text, grade)
-
-    tokens_before = engine.progress()
-    began = last_report = time.monotonic()
+    unit = _Unit(tasks, grader, tokenizer)
+    tokens_before, began = engine.progress(), time.monotonic()
+    last_report = began
     engine.reset_cache()
-    requests = [
-        Request(
-            request_id=task.key,
-            prompt_token_ids=task.prompt_token_ids,
-            seed=task.seed,
-            messages=task.messages,
-            template_kwargs=task.template_kwargs,
-        )
-        for task in tasks
-    ]
-    engine.submit(requests, spec)
+    engine.submit([task.request for task in tasks], spec)
     try:
-        while num_done < len(tasks):
-            sampling = num_finished < len(tasks)
+        while unit.num_done < len(tasks):
+            sampling = unit.num_finished < len(tasks)
             try:
                 with deferred():  # a signal must not leave the engine amid a step
                     finished = engine.poll() if sampling else []
             except (EngineDied, UserError):
-                while graded:  # what came before is handed on
-                    yield from judged(1.0)
+                while unit.at_grader:  # what came before is handed on
+                    yield from unit.judged(1.0)
                 raise
             for completion in finished:
-                task = by_key[completion.request_id]
-                text = completion.text
-                if text is None:
-                    text = decode[task.thinking.tags](completion.token_ids)
-                graded[task.key] = (completion, text)
-                grader.submit(
-                    task.key,
-                    gold=task.problem.golds,
-                    text=_answer(completion, text, task.thinking),
-                    finish_reason=completion.finish_reason,
-                    choices=task.problem.choices,
-                    tolerance=task.problem.tolerance,
-                )
-                num_finished += 1
-                finished_tokens += completion.num_tokens
-            yield from judged(0.0 if sampling else 1.0)
+                unit.take(completion)
+            yield from unit.judged(0.0 if sampling else 1.0)
             now = time.monotonic()
-            if on_progress is not None and (now - last_report > PROGRESS_EVERY_S or num_done == len(tasks)):
+            if on_progress is not None and (now - last_report > PROGRESS_EVERY_S or unit.num_done == len(tasks)):
                 last_report = now
-                num_tokens = engine.progress() - tokens_before
-                on_progress(
-                    SamplingProgress(
-                        label=label,
-                        num_finished=num_finished,
-                        num_total=len(tasks),
-                        num_tokens=num_tokens,
-                        mean_tokens=finished_tokens / max(1, num_finished),
-                        tokens_per_s=num_tokens / max(1e-9, now - began),
-                        outcomes=dict(outcomes),
-                        seconds=now - began,
-                    )
-                )
+                on_progress(unit.progress(label, engine.progress() - tokens_before, now - began))
     finally:
-        if num_finished < len(tasks):
+        if unit.num_finished < len(tasks):
             engine.abort()
+
+
+class _Unit:
+    """One unit of work: what was asked for, what the grader has, and how far it is."""
+
+    def __init__(self, tasks: Sequence[Task], grader: Grader, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self._tasks = {task.key: task for task in tasks}
+        if len(self._tasks) != len(tasks):
+            raise ValueError("two tasks share a problem id and sample number")
+        self._grader = grader
+        all_tags = {task.thinking.tags for task in tasks}
+        self._decoders = {tags: decoder(tokenizer, tags) for tags in all_tags} if tokenizer is not None else {}
+        self.at_grader: dict[str, tuple[Completion, str]] = {}
+        self._outcomes = dict.fromkeys(Outcome, 0)
+        self.num_done = self.num_finished = self._finished_tokens = 0
+
+    def take(self, completion: Completion) -> None:
+        """Hand a finished completion to the grader."""
+        task = self._tasks[completion.request_id]
+        text = completion.text
+        if text is None:
+            text = self._decoders[task.thinking.tags](completion.token_ids)
+        self.at_grader[task.key] = (completion, text)
+        self._grader.submit(
+            task.key,
+            gold=task.problem.golds,
+            text=_answer(completion, text, task.thinking),
+            finish_reason=completion.finish_reason,
+            choices=task.problem.choices,
+            tolerance=task.problem.tolerance,
+        )
+        self.num_finished += 1
+        self._finished_tokens += completion.num_tokens
+
+    def judged(self, timeout_s: float) -> Iterator[Rollout]:
+        """Yield what the grader has judged, waiting for a verdict for at most `timeout_s`."""
+        for key, grade in self._grader.poll(timeout_s):
+            completion, text = self.at_grader.pop(key)
+            self.num_done += 1
+            self._outcomes[grade.outcome] += 1
+            task = self._tasks[key]
+            yield Rollout(
+                problem=task.problem,
+                sample=task.sample,
+                prompt_token_ids=task.prompt_token_ids,
+                completion=completion,
+                text=text,
+                grade=grade,
+            )
+
+    def progress(self, label: str, num_tokens: int, seconds: float) -> SamplingProgress:
+        return SamplingProgress(
+            label=label,
+            num_finished=self.num_finished,
+            num_total=len(self._tasks),
+            num_tokens=num_tokens,
+            mean_tokens=self._finished_tokens / max(1, self.num_finished),
+            tokens_per_s=num_tokens / max(1e-9, seconds),
+            outcomes=dict(self._outcomes),
+            seconds=seconds,
+        )
 
 
 def _answer(completion: Completion, text: str, thinking: Thinking) -> str:
@@ -175,17 +194,6 @@ def _answer(completion: Completion, text: str, thinking: Thinking) -> str:
     if completion.reasoning is None:
         return answer_of(text, thinking)
     return answer_of(joined(completion.reasoning, text, thinking.tags), Thinking(thinking.tags))
-
-
-def _rollout(task: Task, completion: Completion, text: str, grade: Grade) -> Rollout:
-    return Rollout(
-        problem=task.problem,
-        sample=task.sample,
-        prompt_token_ids=task.prompt_token_ids,
-        completion=completion,
-        text=text,
-        grade=grade,
-    )
 
 
 def group_rollouts(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> list[RolloutGroup]:
