@@ -7,10 +7,12 @@ ARGS ?=
 ENGINE ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 # Extra arguments for pip, for example an index with CPU builds of torch (see README.md)
 PIP_ARGS ?=
+# Two processes or more; what needs the real engine is one group, which one of them runs
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast test-thinking test-page browser families fuzz check format lint type lab-model lab-report bench bench-grading bench-golds theory frontier selection probing kills faults soak docs pictures docs-commands claims \
+.PHONY: help install demo demo-full test test-fast test-engine test-whole test-thinking test-page browser families fuzz check format lint type lab-model lab-report bench bench-grading bench-golds theory frontier selection probing kills faults soak docs pictures docs-commands claims \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -105,7 +107,16 @@ theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on len
 	$(BIN)/python benchmarks/theory_table.py
 
 test: $(VENV)/.installed-dev ## all tests, real engine included, but those with a target of their own
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-fast: $(VENV)/.installed-dev ## unit tests only: no engine, no whole phase or command, no browser
+	$(PYTEST) -m "not engine and not whole and not browser and not thinking" $(ARGS)
+
+test-engine: $(VENV)/.installed-dev ## what samples with the real engine
+	$(PYTEST) -m "engine and not families" $(ARGS)
+
+test-whole: $(VENV)/.installed-dev ## whole phases and commands, signals, servers, trackers, other libraries, the page in a browser
+	$(PYTEST) -m "(whole or browser) and not engine" $(ARGS)
 
 test-thinking: $(VENV)/.installed-dev ## models that think, behind published chat templates, in process and behind vLLM's server (minutes)
 	$(BIN)/python -m pytest -m thinking $(ARGS)
@@ -122,9 +133,6 @@ families: $(VENV)/.installed-dev ## every model family of docs/models.md through
 fuzz: $(VENV)/.installed-dev ## 12,000 random configs, data files and files of earlier runs (about ten minutes)
 	CONCLIP_FUZZ=4000 $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
 
-test-fast: $(VENV)/.installed-dev ## unit tests only, on every core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not engine and not slow and not browser and not thinking and not families" $(ARGS)
-
 format: $(VENV)/.installed-dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -136,8 +144,7 @@ lint: $(VENV)/.installed-dev
 type: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
-check: lint type test-fast ## format, lint, types, imports, configs, unit tests
-	$(BIN)/python -m pytest -m engine tests/test_experiments.py
+check: lint type test-fast ## format, lint, types, unit tests: before each commit
 
 clean: ## remove the environment and all run folders
 	rm -rf $(VENV) outputs build dist

@@ -2,13 +2,15 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import torch
+import yaml
 from transformers import Qwen2ForCausalLM
 
 from conclip.config.compose import load_config
@@ -24,10 +26,31 @@ from conclip.training.batch import ExperienceBatch
 from conclip.training.learner import Learner
 from conclip.training.trainer import Trainer
 from conclip.types import Completion, EvalRow, FinishReason, Grade, Outcome, Problem, Rollout, RolloutGroup
+from tests.engines import SEAM, Engines
+from tests.scripted import ScriptedEngine
 
 # The same examples in every run, and none fails for being slow on a busy machine
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _config_files_are_parsed_once() -> Iterator[None]:
+    """Hydra reads some twenty files for a config, the same ones for hundreds of tests; parsing them is most of its time."""
+    load, parsed = yaml.load, dict[str, Any]()
+
+    def load_once(stream: Any, Loader: Any) -> Any:
+        if Loader.__name__ != "OmegaConfLoader" or not hasattr(stream, "read"):
+            return load(stream, Loader)
+        text = stream.read()
+        if text not in parsed:
+            stream.seek(0)  # the stream's name stands in what is said of its faults
+            parsed[text] = load(stream, Loader)
+        return parsed[text]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(yaml, "load", load_once)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +79,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@cache
 def train_config(*overrides: str) -> TrainRunConfig:
     """A phase of two small steps."""
     small = ["debug=train", "phase.num_steps=2", "trainer.validate_every=2", "data.validation.chain.num_problems=2"]
@@ -64,24 +88,66 @@ def train_config(*overrides: str) -> TrainRunConfig:
     return loaded
 
 
-@pytest.fixture(scope="module")
-def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, Inputs]]:
-    """One engine for everything a module trains."""
-    settings = train_config(f"paths.outputs={tmp_path_factory.mktemp('runs')}")
+def runtime_with(engine: Callable[..., Any], outputs: Path) -> Iterator[tuple[Runtime, Inputs]]:
+    """What a phase of two small steps is trained with, on this engine."""
+    settings = train_config(f"paths.outputs={outputs}")
     inputs = load_inputs(settings)
     run = Run("train-phase2", settings, "test")
     try:
         prompts = encode_prompts(settings, inputs.model_path, inputs.problems)
         with open_runtime(settings, run, inputs.model_path, prompts) as opened:
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(SEAM, engine)
+                assert opened.engine.policy_version == 0  # it starts when it is first used
             yield opened, inputs
     finally:
         run.close()
 
 
+@pytest.fixture(scope="session")
+def engines() -> Iterator[Engines]:
+    """The real engine of this process; only tests marked `engine` may start one."""
+    engines = Engines()
+    yield engines
+    engines.close()
+
+
+@pytest.fixture(scope="module")
+def runtime(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, Inputs]]:
+    """With the real engine."""
+    yield from runtime_with(engines.lend, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def scripted_runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, Inputs]]:
+    """With an engine that samples nothing: for what is not about sampling."""
+    yield from runtime_with(ScriptedEngine, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process get an engine that samples nothing."""
+    monkeypatch.setattr(SEAM, ScriptedEngine)
+
+
+@pytest.fixture
+def lent(monkeypatch: pytest.MonkeyPatch, engines: Engines) -> None:
+    """Runs in this process borrow the real engine."""
+    monkeypatch.setattr(SEAM, engines.lend)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses the real engine runs in one process, which starts it once."""
+    for item in items:
+        if item.get_closest_marker("engine") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("engine"))
+
+
 def make_trainer(
     opened: Runtime, inputs: Inputs, stage: str, settings: TrainRunConfig, selection: Selection, key: str = "any"
 ) -> Trainer:
-    """A phase of the lab's model on the module's engine."""
+    """A phase of the lab's model on the runtime's engine."""
     arguments: dict[str, Any] = {
         "model_path": LAB_MODEL,
         "selection": selection,

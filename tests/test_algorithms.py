@@ -1,4 +1,7 @@
-"""Every algorithm and every length reward takes real steps: one engine, the lab model, the trainer as users run it."""
+"""Every algorithm and every length reward takes its steps: the lab model and the trainer as users run it.
+
+PPO and GRPO do so on the real engine; for the rest, and for what a phase does with its validations, a scripted one will do.
+"""
 
 import json
 import math
@@ -18,7 +21,9 @@ from conclip.training.trainer import StaleEngine, TrainResult
 from conclip.types import Outcome
 from tests.conftest import by_hand, make_row, make_trainer, train_config
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.whole
+
+REAL = ("ppo", "grpo")
 
 
 def options(group: str) -> list[str]:
@@ -38,8 +43,7 @@ def train(runtime: tuple[Runtime, Inputs], stage: str, *overrides: str) -> list[
     return steps
 
 
-@pytest.mark.parametrize("algo", options("algo"))
-def test_an_algorithm_takes_its_steps(runtime: tuple[Runtime, Inputs], algo: str):
+def check_algorithm(runtime: tuple[Runtime, Inputs], algo: str) -> None:
     steps = train(runtime, algo, f"algo={algo}")
     warmup = train_config(f"algo={algo}").algo.critic_warmup_steps
     assert [row["step"] for row in steps] == list(range(1 - warmup, 3))
@@ -48,27 +52,40 @@ def test_an_algorithm_takes_its_steps(runtime: tuple[Runtime, Inputs], algo: str
     assert steps[-1]["optim/policy_grad_norm"] > 0
 
 
+@pytest.mark.engine
+@pytest.mark.parametrize("algo", REAL)
+def test_an_algorithm_takes_its_steps_on_the_real_engine(runtime: tuple[Runtime, Inputs], algo: str):
+    check_algorithm(runtime, algo)
+
+
+@pytest.mark.parametrize("algo", [name for name in options("algo") if name not in REAL])
+def test_an_algorithm_takes_its_steps(scripted_runtime: tuple[Runtime, Inputs], algo: str):
+    check_algorithm(scripted_runtime, algo)
+
+
 @pytest.mark.parametrize("length", [name for name in options("length") if name != "none"])
-def test_a_length_reward_takes_its_steps(runtime: tuple[Runtime, Inputs], length: str):
+def test_a_length_reward_takes_its_steps(scripted_runtime: tuple[Runtime, Inputs], length: str):
     bites = ["length.scale_tokens=60"] if length == "dapo_overlong" else []
-    steps = train(runtime, f"length-{length}", "algo=grpo", "reward=binary", f"length={length}", *bites)
+    steps = train(scripted_runtime, f"length-{length}", "algo=grpo", "reward=binary", f"length={length}", *bites)
     for row in steps:
         priced = length != "l_grpo" or row["rollout/share_groups_all_correct"] > 0
         assert (row["reward/mean"] != pytest.approx(row["outcome/correct"], abs=1e-9)) is priced
 
 
-def test_the_engine_sleeps_while_the_learner_works(runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch):
-    engine, told = runtime[0].engine, list[str]()
+def test_the_engine_sleeps_while_the_learner_works(
+    scripted_runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch
+):
+    engine, told = scripted_runtime[0].engine, list[str]()
     for name in ("submit", "sleep", "update_weights"):
         real = getattr(engine, name)
         monkeypatch.setattr(engine, name, lambda *a, name=name, real=real: (told.append(name), real(*a))[1])
-    train(runtime, "asleep", "algo=grpo")
+    train(scripted_runtime, "asleep", "algo=grpo")
     step = ["submit", "sleep", "update_weights"]
     assert told == ["update_weights", "submit", *step, *step, "submit"]  # validation before and after
 
 
-def test_a_token_limit_that_tightens_cuts_responses(runtime: tuple[Runtime, Inputs]):
-    steps = train(runtime, "cut", "algo=grpo", "phase.max_tokens_stages=[1.0,0.25]")
+def test_a_token_limit_that_tightens_cuts_responses(scripted_runtime: tuple[Runtime, Inputs]):
+    steps = train(scripted_runtime, "cut", "algo=grpo", "phase.max_tokens_stages=[1.0,0.25]")
     assert steps[0]["length/max_tokens"] > 48 >= steps[1]["length/max_tokens"]  # a quarter of 192
     assert steps[1]["outcome/truncated"] > steps[0]["outcome/truncated"]
 
@@ -91,41 +108,43 @@ def looked(
     [("accuracy", 3), ("shortest", 4)],  # of equals the shorter; the shortest of those that keep 0.49
 )
 def test_the_checkpoint_that_is_kept_is_the_one_the_phase_asks_for(
-    runtime: tuple[Runtime, Inputs], keep_best: str, step: int
+    scripted_runtime: tuple[Runtime, Inputs], keep_best: str, step: int
 ):
     looks = [(0.5, 100), (0.48, 60), (0.6, 90), (0.6, 85), (0.495, 80), (0.55, 88)]
-    result = looked(runtime, f"kept-{keep_best}", looks, f"phase.keep_best={keep_best}", "phase.max_accuracy_drop=0.01")
+    result = looked(
+        scripted_runtime, f"kept-{keep_best}", looks, f"phase.keep_best={keep_best}", "phase.max_accuracy_drop=0.01"
+    )
     assert result.best.step == step and len(result.history) == 6
-    saved = runtime[0].run.folder / "checkpoints" / f"kept-{keep_best}"
+    saved = scripted_runtime[0].run.folder / "checkpoints" / f"kept-{keep_best}"
     weights = {path.parent.name: path.read_bytes() for path in saved.glob("step-*/model.safetensors")}
     kept = (result.checkpoint / "model.safetensors").read_bytes()
     assert [name for name, found in weights.items() if found == kept] == [f"step-{step:06d}"] and len(weights) > 1
 
 
-def test_a_phase_whose_accuracy_falls_stops_and_keeps_what_was_best(runtime: tuple[Runtime, Inputs]):
+def test_a_phase_whose_accuracy_falls_stops_and_keeps_what_was_best(scripted_runtime: tuple[Runtime, Inputs]):
     looks = [(0.5, 100), (0.41, 90), (0.39, 50), (0.9, 10)]
-    result = looked(runtime, "fell", looks, "phase.stop_accuracy_drop=0.1", "phase.keep_best=accuracy")
+    result = looked(scripted_runtime, "fell", looks, "phase.stop_accuracy_drop=0.1", "phase.keep_best=accuracy")
     assert [look.accuracy for look in result.history] == [0.5, 0.41, 0.39] and result.best.step == 0
     assert (
         "fell stops at step 2: validation accuracy 0.390 fell more than 0.1"
-        in (runtime[0].run.folder / "run.log").read_text()
+        in (scripted_runtime[0].run.folder / "run.log").read_text()
     )
 
 
-def test_dynamic_sampling_leaves_no_group_without_a_signal(runtime: tuple[Runtime, Inputs]):
-    steps = train(runtime, "dynamic", "algo=dapo", "algo.dynamic_sampling_rounds=6")
+def test_dynamic_sampling_leaves_no_group_without_a_signal(scripted_runtime: tuple[Runtime, Inputs]):
+    steps = train(scripted_runtime, "dynamic", "algo=dapo", "algo.dynamic_sampling_rounds=6")
     assert all(row["policy/share_zero_advantage_groups"] == 0 for row in steps)
     assert all(row["rollout/share_groups_all_correct"] == row["rollout/share_groups_none_correct"] == 0 for row in steps)
 
 
-def test_the_kl_coefficient_adapts(runtime: tuple[Runtime, Inputs]):
-    steps = train(runtime, "adaptive", "algo.kl_target=1e-6", "algo.critic_warmup_steps=1")
+def test_the_kl_coefficient_adapts(scripted_runtime: tuple[Runtime, Inputs]):
+    steps = train(scripted_runtime, "adaptive", "algo.kl_target=1e-6", "algo.critic_warmup_steps=1")
     coefficients = [row["policy/kl_coef"] for row in steps]  # while the critic warms up there is no KL to adapt to
     assert coefficients[:2] == [0.01, 0.01] and coefficients[2] != 0.01
 
 
-def test_an_engine_at_another_version_does_not_train(runtime: tuple[Runtime, Inputs]):
-    opened, inputs = runtime
+def test_an_engine_at_another_version_does_not_train(scripted_runtime: tuple[Runtime, Inputs]):
+    opened, inputs = scripted_runtime
     settings = train_config()
     trainer = make_trainer(opened, inputs, "stale", settings, by_hand(inputs.pool[:4]))
     begin = trainer._begin
@@ -139,8 +158,8 @@ def test_an_engine_at_another_version_does_not_train(runtime: tuple[Runtime, Inp
         trainer.train()
 
 
-def test_a_budget_of_tokens_ends_the_phase(runtime: tuple[Runtime, Inputs]):
-    opened, inputs = runtime
+def test_a_budget_of_tokens_ends_the_phase(scripted_runtime: tuple[Runtime, Inputs]):
+    opened, inputs = scripted_runtime
     settings = train_config("phase.num_steps=50", "phase.max_sampled_tokens=3000", "phase.stop_accuracy_drop=1")
     trainer = make_trainer(opened, inputs, "budget", settings, by_hand(inputs.pool[:4]))
     assert 0 < trainer.train().history[-1].step < 10
@@ -149,8 +168,8 @@ def test_a_budget_of_tokens_ends_the_phase(runtime: tuple[Runtime, Inputs]):
     assert sampled[-1] >= 3000 and all(count < 3000 for count in sampled[:-1])
 
 
-def test_refresh_replaces_settled_problems_and_remembers_all_that_trained(runtime: tuple[Runtime, Inputs]):
-    opened, inputs = runtime
+def test_refresh_replaces_settled_problems_and_remembers_all_that_trained(scripted_runtime: tuple[Runtime, Inputs]):
+    opened, inputs = scripted_runtime
     settings = train_config("phase.refresh=true", "phase.refresh_memory=0", "phase.retire_above=0.1", "phase.num_steps=2")
     pool = [problem for problem in inputs.pool if problem.level == 3]
     band = Band(low=0, high=1)

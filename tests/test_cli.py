@@ -12,18 +12,23 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
+from conclip.cli.main import main
+from tests.answering import Answering, choice, completion, listening
+
 
 def conclip(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "conclip", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400)
 
 
+@pytest.mark.whole
 def test_usage_lists_every_subcommand(tmp_path: Path):
     outcome = conclip(cwd=tmp_path)
     assert outcome.returncode == 0
     assert all(name in outcome.stdout for name in ("probe", "train-phase1", "train-phase2", "eval", "two-phase"))
 
 
+@pytest.mark.whole
 def test_help_of_a_subcommand_names_groups_and_keys(tmp_path: Path):
     outcome = conclip("train-phase2", "--help", cwd=tmp_path)
     assert outcome.returncode == 0
@@ -31,6 +36,7 @@ def test_help_of_a_subcommand_names_groups_and_keys(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.whole
 def test_bad_input_ends_the_console_command(tmp_path: Path):
     outcome = conclip("train-phase2", "algo.gae_lamda=1", cwd=tmp_path)
     assert outcome.returncode == 2 and outcome.stdout == ""
@@ -38,6 +44,7 @@ def test_bad_input_ends_the_console_command(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("end", ["2>&-", "2> /dev/full"])
 def test_exit_codes_hold_where_nobody_reads_errors(tmp_path: Path, end: str):
     script = f"{sys.executable} -m conclip probe seed=x {end}"
@@ -56,7 +63,7 @@ complete_line "conclip report outp"
 """
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_bash_completes_subcommands_options_and_keys(tmp_path: Path):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     script = ["bash", "-c", BASH_COMPLETION]
@@ -71,22 +78,27 @@ def test_bash_completes_subcommands_options_and_keys(tmp_path: Path):
     assert outcome.stderr == "" and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.engine
-def test_a_phase_2_set_with_nothing_solvable_says_what_the_pass_rates_were(tmp_path: Path):
-    rates = conclip("probe", "debug=probe", "data.pool.chain.levels=[2]", cwd=tmp_path)
-    assert rates.returncode == 0, rates.stderr
+def test_a_phase_2_set_with_nothing_solvable_says_what_the_pass_rates_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], scripted: None
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["conclip", "probe", "debug=probe", "data.pool.chain.levels=[2]"])
+    main()
     before = sorted(tmp_path.rglob("*"))
     same_pool = ["debug=train", "data.pool.chain.levels=[2]"]
     band = ["phase.pass_rate_low=0.001", "phase.pass_rate_high=0.01"]
-    outcome = conclip("train-phase2", *same_pool, *band, "pass_rates=outputs/probe/debug", cwd=tmp_path)
-    assert outcome.returncode == 2
-    assert "0 of 24 probed problems" in outcome.stderr and "always:" in outcome.stderr
+    monkeypatch.setattr(sys, "argv", ["conclip", "train-phase2", *same_pool, *band, "pass_rates=outputs/probe/debug"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capfd.readouterr().err
+    assert "0 of 24 probed problems" in said and "always:" in said
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.engine
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_run_within_seconds_saved_and_leaves_no_process(tmp_path: Path, number: signal.Signals):
+@pytest.mark.whole
+@pytest.mark.parametrize(("number", "module"), [(signal.SIGINT, "tests.scripted"), (signal.SIGTERM, "conclip")])
+def test_a_signal_ends_a_run_within_seconds_saved_and_leaves_no_process(tmp_path: Path, number: signal.Signals, module: str):
     endless = [
         "phase.num_steps=1000",
         "phase.stop_accuracy_drop=1",
@@ -94,8 +106,9 @@ def test_a_signal_ends_a_run_within_seconds_saved_and_leaves_no_process(tmp_path
         "trainer.save_every=1000",
         "name=cut",
     ]
-    command = [sys.executable, "-m", "conclip", "train-phase2", "debug=train", *endless]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", module, "train-phase2", "debug=train", *endless]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment)
     metrics = tmp_path / "outputs/train-phase2/cut/attempt-001/metrics.jsonl"
     deadline = time.monotonic() + 240
     while not (metrics.exists() and metrics.read_text().count("\n") >= 1):
@@ -104,18 +117,28 @@ def test_a_signal_ends_a_run_within_seconds_saved_and_leaves_no_process(tmp_path
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     assert process.wait(timeout=60) == 128 + number
-    psutil.wait_procs(children, timeout=5)
+    psutil.wait_procs(children, timeout=60)
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     saved = [int(path.name[5:]) for path in metrics.parent.glob("checkpoints/phase2/step-*")]
     assert steps == list(range(1, max(saved) + 1))
 
 
-@pytest.mark.engine
+class Cutting(Answering):
+    """Every response reaches its limit."""
+
+    def do_POST(self) -> None:
+        self.body()
+        self.send_json(completion(choice("one, two", "length")))
+
+
+@pytest.mark.whole
 def test_jobs_of_a_sweep_get_the_config_they_were_checked_with(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("defaults: [eval, _self_]\nname: mine\neval: {budget_tokens: 99}\n")
     small = ["debug=eval", "name=mine", "data.test.chain.num_problems=2", "eval.max_tokens=16"]
-    outcome = conclip("eval", "-m", "--config-dir", str(tmp_path), "--config-name", "mine", *small, "seed=3,4", cwd=tmp_path)
+    mine = ["--config-dir", str(tmp_path), "--config-name", "mine"]
+    with listening(Cutting) as (_, url):
+        outcome = conclip("eval", "-m", *mine, *small, "model=endpoint", f"model.url={url}", "seed=3,4", cwd=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout.count("100% of the responses were cut at eval.max_tokens=16") == 2
     configs = [OmegaConf.load(tmp_path / f"outputs/eval/mine-{number}/latest/config.yaml") for number in (0, 1)]

@@ -29,7 +29,7 @@ from conclip.training.learner import Learner
 from tests.conftest import flat_gradient, gradient_of
 from tests.golden.replay import recorded_batch
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 CPU = torch.device("cpu")
 

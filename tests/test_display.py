@@ -205,9 +205,10 @@ def test_the_view_fits_a_terminal_though_the_standard_streams_lead_elsewhere(mon
         assert open_console(stream).width == 60
 
 
-@pytest.mark.engine
-def test_a_run_on_a_terminal_shows_itself_and_loses_nothing(tmp_path: Path):
-    written = in_terminal([sys.executable, "-m", "conclip", "train-phase2", "debug=train"], tmp_path)
+@pytest.mark.whole
+def test_a_run_on_a_terminal_shows_itself_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    written = in_terminal([sys.executable, "-m", "tests.scripted", "train-phase2", "debug=train"], tmp_path)
     assert "\x1b[?25l" in written and written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is back
     plain = ESCAPES.sub("", written)
     assert re.search(r"step 1 of \d+, about \d+:\d\d left", plain) and "tokens/s" in plain
@@ -218,7 +219,7 @@ def test_a_run_on_a_terminal_shows_itself_and_loses_nothing(tmp_path: Path):
     assert "│" in log and plain.count("phase2 step   1/") == 1  # tables are in the log, too
 
 
-@pytest.mark.engine
+@pytest.mark.whole
 def test_a_run_in_json_mode_writes_nothing_but_json(tmp_path: Path):
     command = [sys.executable, "-m", "conclip", "probe", "debug=probe", "logger.display=json"]
     outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -118,7 +118,7 @@ def test_a_command_of_the_docs_would_start(line: str, tmp_path: Path, monkeypatc
             getattr(tools, words[1])(words[2:])
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_the_site_builds_without_a_warning(tmp_path: Path):
     command = [sys.executable, "-m", "mkdocs", "build", "-q", "-d", str(tmp_path / "site")]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}

@@ -22,8 +22,6 @@ from conclip.types import Outcome
 from tests.answering import Answering, choice, completion, listening
 from tests.serving import vllm_server
 
-pytestmark = pytest.mark.engine
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -41,8 +39,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     main()
 
 
+@pytest.mark.engine
 def test_a_served_model_gives_the_rows_of_the_same_model_in_process(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], lent: None
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", "secret-of-mine")
@@ -69,6 +68,7 @@ def test_a_served_model_gives_the_rows_of_the_same_model_in_process(
     assert "eval-model: done before" in capfd.readouterr().out
 
 
+@pytest.mark.engine
 def test_a_wrong_name_or_address_is_one_line(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
@@ -200,6 +200,7 @@ def test_what_a_server_thinks_is_kept_in_the_rows_of_each_template(
     ]
 
 
+@pytest.mark.whole
 def test_a_run_folder_that_is_removed_ends_the_run(tmp_path: Path):
     Picky.strict, Picky.removed = False, tmp_path / "outputs"
     with listening(Picky) as (_, url):
@@ -212,6 +213,7 @@ def test_a_run_folder_that_is_removed_ends_the_run(tmp_path: Path):
     )
 
 
+@pytest.mark.whole
 def test_a_server_that_fails_ends_the_run_though_other_requests_wait(tmp_path: Path):
     with listening(Refusing) as (_, url):
         arguments = ["eval", "model=endpoint", f"model.url={url}", "data.test.chain.num_problems=3"]

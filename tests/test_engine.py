@@ -5,74 +5,40 @@ import json
 import math
 import os
 import shutil
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from conclip.config.compose import load_config
-from conclip.config.groups import RolloutConfig
 from conclip.config.schema import TrainRunConfig
 from conclip.errors import UserError
 from conclip.grading.grader import Grader
-from conclip.lab.arithmetic import generate
 from conclip.models.architectures import registered
 from conclip.models.folder import LAB_MODEL
-from conclip.models.load import load_policy, load_tokenizer
-from conclip.problems.prompts import encode_prompt
+from conclip.models.load import load_policy
 from conclip.rollout.child import ChildEngine
 from conclip.rollout.collect import collect, group_rollouts, tasks_for
-from conclip.rollout.engine import EngineDied, RolloutEngine
+from conclip.rollout.engine import RolloutEngine
 from conclip.training.backend import Backend
 from conclip.training.batch import collate
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
 from conclip.training.monitors import experience_metrics
-from conclip.types import Completion, Grade, Outcome, Request, Rollout, RolloutGroup, SamplingSpec
+from conclip.types import Grade, Outcome, Rollout, RolloutGroup
+from tests.asking import PROBLEMS, PROMPTS, SPEC, TOKENIZER, killed_amid, requests, run, tokens
+from tests.engines import ROLLOUT, SETTINGS, Engines
 
 pytestmark = pytest.mark.engine
 
-PROBLEMS = generate("chain", levels=(2, 4, 6), split="test", num_problems=12, seed=0, source="chain")
-CONFIG = load_config("eval")
 TRAINING = load_config("train-phase2")
 assert isinstance(TRAINING, TrainRunConfig)
-TOKENIZER = load_tokenizer(LAB_MODEL)
-PROMPTS = {p.problem_id: encode_prompt(TOKENIZER, p.question, CONFIG.model) for p in PROBLEMS}
-SPEC = SamplingSpec(temperature=1.0, max_tokens=200)
-SETTINGS = {"dtype": "float32", "seed": 0, "max_model_len": 512}
 
 
-def rollout_config() -> RolloutConfig:
-    return dataclasses.replace(CONFIG.rollout, max_num_seqs=64, kv_cache_gib=0.5)
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[RolloutEngine]:
-    from conclip.rollout.vllm_engine import VllmEngine
-
-    engine = VllmEngine(LAB_MODEL, rollout_config(), **SETTINGS)
-    yield engine
-    engine.close()
-
-
-def requests(num_samples: int = 2) -> list[Request]:
-    tasks = tasks_for(PROBLEMS, PROMPTS, num_samples=num_samples, seed_parts=("test",))
-    return [Request(request_id=t.key, prompt_token_ids=t.prompt_token_ids, seed=t.seed) for t in tasks]
-
-
-def run(engine: RolloutEngine, spec: SamplingSpec = SPEC, wanted: list[Request] | None = None) -> dict[str, Completion]:
-    engine.reset_cache()
-    wanted = wanted or requests()
-    engine.submit(wanted, spec)
-    done: dict[str, Completion] = {}
-    deadline = time.monotonic() + 240
-    while len(done) < len(wanted):
-        assert time.monotonic() < deadline, f"{len(done)} of {len(wanted)} completions"
-        done |= {completion.request_id: completion for completion in engine.poll()}
-    return done
+@pytest.fixture
+def engine(engines: Engines) -> RolloutEngine:
+    """With the lab's weights."""
+    return engines.lend(LAB_MODEL)
 
 
 def test_the_same_seeds_give_the_same_tokens_whatever_the_global_random_state(engine: RolloutEngine):
@@ -239,38 +205,31 @@ def test_collect_grades_everything_in_a_stable_order(engine: RolloutEngine):
     assert first.text.endswith("}") and "<|" not in first.text
 
 
-def tokens(completions: dict[str, Completion]) -> dict[str, tuple[int, ...]]:
-    return {key: completion.token_ids for key, completion in completions.items()}
-
-
 def test_a_child_process_gives_the_same_tokens_even_when_it_is_killed(engine: RolloutEngine, random_model: Path):
+    """What the child does when it dies is tested with an engine that starts sooner, in test_child.py."""
     here = run(engine)
+    engine.update_weights(random_model, engine.policy_version + 1)
+    updated = run(engine)
     said: list[str] = []
-    child = ChildEngine(LAB_MODEL, rollout_config(), warn=said.append, **SETTINGS)
+    child = ChildEngine(LAB_MODEL, ROLLOUT, warn=said.append, **SETTINGS)
     try:
         assert tokens(run(child)) == tokens(here)
-        num_tokens = child.progress()
         child.update_weights(load_policy(random_model, torch.device("cpu")).state_dict().items(), 5)
-        updated = run(child)
-        child._process.kill()  # between two units
-        assert tokens(run(child)) == tokens(updated)
-        assert tokens(killed_amid(child)) == tokens(updated)
-        assert {completion.policy_version for completion in updated.values()} == {5}
-        assert child.progress() == num_tokens + 3 * sum(len(ids) for ids in tokens(updated).values())
-        assert len(said) == 2 and all("started again" in text for text in said)
-        child.update_weights(LAB_MODEL, 6)
-        assert tokens(run(child)) == tokens(here)
+        again = killed_amid(child, requests())
+        assert tokens(again) == tokens(updated) and {completion.policy_version for completion in again.values()} == {5}
+        assert len(said) == 1 and "started again" in said[0]
     finally:
         child.close()
     assert not child._process.is_alive()
 
 
+@pytest.mark.xdist_group("several processes")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
 def test_an_engine_over_two_processes_gets_its_weights(random_model: Path, monkeypatch: pytest.MonkeyPatch):
     """`tensor_parallel_size`, on CPUs: a worker process on each of two, and a child process around them."""
     first, second = sorted(os.sched_getaffinity(0))[:2]
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{first}|{second}")
-    child = ChildEngine(LAB_MODEL, dataclasses.replace(rollout_config(), tensor_parallel_size=2), **SETTINGS)
+    child = ChildEngine(LAB_MODEL, dataclasses.replace(ROLLOUT, tensor_parallel_size=2), **SETTINGS)
     try:
         wanted = requests(num_samples=1)
         began = tokens(run(child, wanted=wanted))
@@ -282,56 +241,9 @@ def test_an_engine_over_two_processes_gets_its_weights(random_model: Path, monke
         child.close()
 
 
-def test_a_child_that_dies_between_units_brings_nothing_of_the_last_one(engine: RolloutEngine):
-    """The same request ids, other seeds: as in two steps of training."""
-    other = [dataclasses.replace(request, seed=request.seed + 1) for request in requests()]
-    here, elsewhere = run(engine), run(engine, wanted=other)
-    assert tokens(here) != tokens(elsewhere)
-    child = ChildEngine(LAB_MODEL, rollout_config(), **SETTINGS)
-    try:
-        assert tokens(run(child)) == tokens(here)
-        child._process.kill()
-        child.update_weights(LAB_MODEL, 2)
-        assert tokens(run(child, wanted=other)) == tokens(elsewhere)
-        child.submit(requests(), SPEC)
-        child._process.kill()
-        child.abort()  # starts nothing
-        assert not child._process.is_alive() and tokens(run(child)) == tokens(here)
-    finally:
-        child.close()
+def test_what_vllm_refuses_is_bad_input(engines: Engines):
+    from conclip.rollout.vllm_engine import VllmEngine
 
-
-def test_what_vllm_refuses_in_a_child_is_bad_input():
+    engines.close()
     with pytest.raises(UserError, match="vLLM refuses"):
-        ChildEngine(LAB_MODEL, dataclasses.replace(rollout_config(), kv_cache_gib=1e-6), **SETTINGS)
-
-
-def killed_amid(child: ChildEngine) -> dict[str, Completion]:
-    """`run`, its process killed when some responses are delivered and others are not; none may come twice."""
-    child.reset_cache()
-    wanted = requests()
-    child.submit(wanted, SPEC)
-    delivered: list[Completion] = []
-    killed = False
-    while len({completion.request_id for completion in delivered}) < len(wanted):
-        delivered += child.poll()
-        if delivered and not killed:
-            child._process.kill()
-            killed = True
-    assert len(delivered) == len(wanted)
-    return {completion.request_id: completion for completion in delivered}
-
-
-def test_a_child_that_cannot_be_started_again_is_given_up():
-    child = ChildEngine(LAB_MODEL, rollout_config(), **SETTINGS)
-    number = child._process.pid
-
-    def start() -> None:
-        raise EngineDied("the engine process failed: out of memory")
-
-    child._start = start  # type: ignore[method-assign]
-    child._process.kill()
-    with pytest.raises(EngineDied, match="restarts did not help"):
-        run(child)
-    child.close()
-    assert number is not None and not psutil.pid_exists(number)
+        VllmEngine(LAB_MODEL, dataclasses.replace(ROLLOUT, kv_cache_gib=1e-6), **SETTINGS)

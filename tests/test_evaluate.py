@@ -1,9 +1,10 @@
 """Evaluation on the real engine: conditions, rows, taking over what exists; and `compare` on what it wrote."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from conclip.runs.sampling_progress import SamplingProgress
 from conclip.types import Outcome
 from tests.conftest import make_row
 
+TOP = Path(__file__).parent.parent
 SMALL = ["debug=eval", "data.test.chain.num_problems=12", "eval.samples_per_problem=2"]
 
 
@@ -29,7 +31,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 @pytest.mark.engine
 def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], random_model: Path
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    random_model: Path,
+    lent: None,
 ):
     monkeypatch.chdir(tmp_path)
     seen: list[SamplingProgress] = []
@@ -85,24 +91,25 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     assert "accuracy fell" in said and "correct" in said and "permutation test" in said
 
 
-@pytest.mark.engine
-def test_a_killed_evaluation_goes_on_to_the_rows_of_one_that_was_left_alone(tmp_path: Path):
-    small = ["debug=eval", "data.test.chain.num_problems=40", "eval.samples_per_problem=4", "rollout.unit_responses=16"]
-    command = [sys.executable, "-m", "conclip", "eval", *small]
-    subprocess.run([*command, "name=alone"], cwd=tmp_path, check=True, capture_output=True)
-    process = subprocess.Popen([*command, "name=killed"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+def test_a_killed_evaluation_goes_on_to_the_rows_of_one_that_was_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], scripted: None
+):
+    monkeypatch.chdir(tmp_path)
+    small = ["debug=eval", "data.test.chain.num_problems=40", "eval.samples_per_problem=4", "rollout.unit_responses=20"]
+    run(monkeypatch, "eval", *small, "name=alone")
+    # a unit takes two polls, so it is killed amid the fourth
+    command = [sys.executable, "-m", "tests.scripted", "eval", *small, "name=killed"]
+    killed = subprocess.run(
+        command, env=os.environ | {"CONCLIP_DIES_AT": "8", "PYTHONPATH": str(TOP)}, capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     rows = tmp_path / "outputs/eval/killed/attempt-001/rows-model.jsonl"
-    deadline = time.monotonic() + 240
-    while not (rows.exists() and rows.read_bytes().count(b"\n") >= 24):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
     num_before = rows.read_bytes().count(b"\n")
-    assert num_before < 160 and not rows.with_suffix(".parquet").exists()
+    assert 60 <= num_before < 80 and not rows.with_suffix(".parquet").exists()
 
-    again = subprocess.run([*command, "name=killed"], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert f"{16 * (num_before // 16)} taken over from before" in again.stdout
+    capfd.readouterr()
+    run(monkeypatch, "eval", *small, "name=killed")
+    assert "60 taken over from before" in capfd.readouterr().out
     finished, alone = (tmp_path / "outputs/eval" / name / "attempt-001" for name in ("killed", "alone"))
     for name in ("rows-model.jsonl", "rows-model.parquet", "results.json"):
         assert (finished / name).read_bytes() == (alone / name).read_bytes()

@@ -30,9 +30,10 @@ from conclip.training.checkpoint import copied, save_model
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
 from conclip.types import Completion, Grade, Outcome, Request, Rollout, RolloutGroup, SamplingSpec
+from tests.engines import Engines
 from tests.families import FAMILIES, REFUSED, TOKENIZER, make_model
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("families")]
 
 WITH_ALL_TESTS = ("Qwen3-MoE", "Gemma 2")
 PROBLEMS = generate("chain", levels=(2, 4), split="test", num_problems=4, seed=0, source="chain")
@@ -102,6 +103,11 @@ def train(learner: Learner, groups: Sequence[RolloutGroup], config: TrainRunConf
 
 def as_parameters(families: Sequence[str]) -> list[Any]:
     return [pytest.param(name, marks=[] if name in WITH_ALL_TESTS else [pytest.mark.families], id=name) for name in families]
+
+
+@pytest.fixture(autouse=True)
+def _no_other_engine(engines: Engines) -> None:
+    engines.close()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import pytest
 
 from tests.golden.replay import FOLDER, machine, replay
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 RECORDED = json.loads((FOLDER / "losses.json").read_text())
 

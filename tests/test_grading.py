@@ -107,7 +107,6 @@ def test_choices_and_decimals(grader: Grader):
     assert outcomes == {"a": right, "b": wrong, "c": right, "d": wrong}
 
 
-@pytest.mark.slow
 def test_each_of_several_golds_is_right_by_itself(grader: Grader):
     asked = {
         "first": ((r"\frac12", "5"), "0.5"),

@@ -383,7 +383,7 @@ def test_learning_rates_follow_the_phase_where_few_rows_train(random_model: Path
     assert rates[0] < rates[1] > rates[-1] and rates[-1] < 0.15 * settings.optim.policy_lr
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_in_bfloat16_a_narrow_clip_sees_the_policy_move_and_no_rounding():
     """Scored in one set of micro-batches and updated in another, log-probs of bfloat16 differ by more than GSPO's clip."""
     plain = load_config("train-phase2", "algo=gspo", "model.dtype=bfloat16", "trainer.max_tokens_per_micro_batch=1024")

@@ -20,7 +20,7 @@ from conclip.types import Problem
 
 Rows = list[dict[str, Any]]
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the benchmarks' own files are not beside the checkout")

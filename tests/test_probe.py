@@ -102,7 +102,7 @@ def simulate(truth: np.ndarray, settings: ProbeConfig, seed: int) -> tuple[dict[
     return counts, sum(sampled for _, _, sampled in counts.values())
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_sequential_probing_errs_no_more_than_a_fixed_probe_of_twice_the_size():
     """Outside a zone of 0.05, on uniform pass rates, as shipped: simulated responses, 500 problems, twelve seeds."""
     config = load_config("probe", "probe=sequential")

@@ -85,9 +85,11 @@ def test_a_recipe_of_ones_own_is_planned_stage_by_stage(
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.engine
+@pytest.mark.whole
 @pytest.mark.parametrize("name", PLANS)
-def test_a_recipe_of_ones_own_runs_and_its_report_is_right(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_recipe_of_ones_own_runs_and_its_report_is_right(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted: None
+):
     monkeypatch.chdir(tmp_path)
     text, stages = PLANS[name]
     own = folder_of(tmp_path, name, text)

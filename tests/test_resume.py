@@ -63,12 +63,25 @@ def left_by(run: Run, result: TrainResult) -> dict[str, Any]:
     return {"steps": kept, "history": result.history, "best": result.best, "weights": model_hash(result.checkpoint)}
 
 
+ALGORITHMS = [["algo=ppo", "algo.critic_warmup_steps=1"], ["algo=grpo", "algo.kl_target=0.01"]]
+
+
 @pytest.mark.engine
-@pytest.mark.parametrize("algorithm", [["algo=ppo", "algo.critic_warmup_steps=1"], ["algo=grpo", "algo.kl_target=0.01"]])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_cut_phase_ends_as_one_that_was_left_alone(runtime: tuple[Runtime, Inputs], algorithm: list[str]):
+    check_cut(runtime, algorithm, [3])
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_it_does_so_wherever_it_was_cut(scripted_runtime: tuple[Runtime, Inputs], algorithm: list[str]):
+    check_cut(scripted_runtime, algorithm, [1, 4])
+
+
+def check_cut(runtime: tuple[Runtime, Inputs], algorithm: list[str], steps: list[int]) -> None:
     settings, run = config(*algorithm), runtime[0].run
     alone = left_by(run, train(runtime, "phase2", f"alone {algorithm}", settings))
-    for cut_at in (1, 3, 4):
+    for cut_at in steps:
         key = f"cut at {cut_at} {algorithm}"
         with pytest.raises(Cut):
             train(runtime, "phase2", key, settings, cut_at)
@@ -77,12 +90,12 @@ def test_a_cut_phase_ends_as_one_that_was_left_alone(runtime: tuple[Runtime, Inp
         assert all(step for step in found["steps"])
 
 
-@pytest.mark.engine
+@pytest.mark.whole
 @pytest.mark.parametrize("moment", ["sampling", "update", "validation"])
-def test_a_signal_costs_the_step_in_flight_at_most(runtime: tuple[Runtime, Inputs], moment: str):
+def test_a_signal_costs_the_step_in_flight_at_most(scripted_runtime: tuple[Runtime, Inputs], moment: str):
     """SIGTERM while step 3 samples, is amid its update, or is looked at; no checkpoint was due before it."""
-    settings, (opened, inputs) = config("trainer.save_every=100", "trainer.validate_every=3"), runtime
-    alone = left_by(opened.run, train(runtime, "phase2", f"alone {moment}", settings))
+    settings, (opened, inputs) = config("trainer.save_every=100", "trainer.validate_every=3"), scripted_runtime
+    alone = left_by(opened.run, train(scripted_runtime, "phase2", f"alone {moment}", settings))
     key = f"stopped in {moment}"
     trainer = resumable(opened, inputs, key, settings)
     name = {"sampling": "_sample", "update": "_push_weights", "validation": "_validate"}[moment]
@@ -100,7 +113,7 @@ def test_a_signal_costs_the_step_in_flight_at_most(runtime: tuple[Runtime, Input
     again = resumable(opened, inputs, key, settings)
     again._recovery.restore()
     assert again._now.step == (2 if moment == "sampling" else 3)
-    assert left_by(opened.run, train(runtime, "phase2", key, settings)) == alone
+    assert left_by(opened.run, train(scripted_runtime, "phase2", key, settings)) == alone
 
 
 @contextmanager
@@ -129,22 +142,22 @@ OTHERS: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
-@pytest.mark.engine
-def test_a_whole_checkpoint_that_says_something_else_is_refused_in_one_line(runtime: tuple[Runtime, Inputs]):
+@pytest.mark.whole
+def test_a_whole_checkpoint_that_says_something_else_is_refused_in_one_line(scripted_runtime: tuple[Runtime, Inputs]):
     settings, key = config(), "other states"
     with pytest.raises(Cut):
-        train(runtime, "phase2", key, settings, 3)
-    file = runtime[0].run.folder / "checkpoints/phase2/step-000002/training/state.json"
+        train(scripted_runtime, "phase2", key, settings, 3)
+    file = scripted_runtime[0].run.folder / "checkpoints/phase2/step-000002/training/state.json"
     written = file.read_text()
     for name, change in OTHERS.items():
         head = json.loads(written)
         change(head["values"])
         file.write_text(json.dumps(head))
         with pytest.raises(UserError, match="is whole, but no checkpoint of this phase") as refused:
-            resumable(*runtime, key, settings)._recovery.restore()
+            resumable(*scripted_runtime, key, settings)._recovery.restore()
         assert "\n" not in str(refused.value), name
     file.write_text(written)
-    again = resumable(*runtime, key, settings)
+    again = resumable(*scripted_runtime, key, settings)
     again._recovery.restore()
     assert again._now.step == 2
 

@@ -304,7 +304,7 @@ def test_a_result_goes_to_a_plain_file_only(tmp_path: Path, kind: str, monkeypat
     assert end.value.code == 2 and victim.read_text() == "mine"
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_runs_name_leads_no_figure_out_of_its_folder(tmp_path: Path):
     runs = [read_run(made_run(tmp_path / number, name=f"../../../evil{number}")) for number in "12"]
     written = write_files(runs, tmp_path / "a" / "b" / "figures")
@@ -587,7 +587,7 @@ def test_values_of_the_wrong_type_are_one_line(small: Path, name: str):
     look_at(small, draw=True)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["training-phase1.json", "metrics.jsonl", "rows-base.jsonl"])
 @pytest.mark.parametrize("junk", [-1, "[/x]\x1b"])
 def test_values_at_the_edge_of_their_type_are_drawn_or_refused(small: Path, name: str, junk: Any):

@@ -43,7 +43,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_tensorboard_serves_the_scalars(in_folder: Path):
     assert track("tensorboard", in_folder) == []
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(in_folder), "--port", "0", "--load_fast=false"]
@@ -72,7 +72,7 @@ def test_tensorboard_serves_the_scalars(in_folder: Path):
     assert [(step, value) for _, step, value in points] == [(1, 98.5), (2, 61.0)]
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_wandb_writes_an_offline_run_without_the_key(in_folder: Path, monkeypatch: pytest.MonkeyPatch):
     key = "0123456789abcdef" * 2 + "87654321"
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -127,7 +127,7 @@ def read_wandb(file: Path) -> list[dict[str, float]]:
     return rows
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_wandb_without_a_login_asks_nobody(in_folder: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -139,7 +139,7 @@ def test_wandb_without_a_login_asks_nobody(in_folder: Path, monkeypatch: pytest.
     assert "gets no more metrics" in outcome.stdout and "WANDB_MODE=offline" in outcome.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_mlflow_goes_on_with_its_run(in_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{in_folder}/mlflow.db")
     assert track("mlflow", in_folder) == track("mlflow", in_folder) == []

@@ -1,4 +1,4 @@
-"""The recipe as stages, on the real engine: what is done stays done, what changed is done again, the rest is planned."""
+"""The recipe as stages: what is done stays done, what changed is done again, the rest is planned."""
 
 import json
 import sys
@@ -39,9 +39,9 @@ def test_a_dry_run_lists_every_stage_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.engine
+@pytest.mark.whole
 def test_a_changed_phase_2_takes_over_what_came_before_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], scripted: None
 ):
     monkeypatch.chdir(tmp_path)
     run(monkeypatch, "recipe=phase2_only")

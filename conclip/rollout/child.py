@@ -16,7 +16,7 @@ import torch
 from conclip.config.groups import RolloutConfig
 from conclip.errors import UserError, explain
 from conclip.processes import protect_children
-from conclip.rollout.engine import EngineDied
+from conclip.rollout.engine import EngineDied, RolloutEngine
 from conclip.rollout.weights import WeightsFolder, as_folder, remove_orphans
 from conclip.runs.interrupts import SIGNALS
 from conclip.types import Completion, Request, SamplingSpec
@@ -28,7 +28,20 @@ MAX_RESTARTS = 3
 """Of one unit of work."""
 
 
-def _serve(pipe: Connection, model_path: Path, config: RolloutConfig, settings: dict[str, Any]) -> None:
+def vllm_engine(model_path: Path, config: RolloutConfig, **settings: Any) -> RolloutEngine:
+    """The engine of a child that is told of no other."""
+    from conclip.rollout.vllm_engine import VllmEngine  # noqa: PLC0415  vLLM belongs in the child only
+
+    return VllmEngine(model_path, config, **settings)
+
+
+def _serve(
+    pipe: Connection,
+    start: Callable[..., RolloutEngine],
+    model_path: Path,
+    config: RolloutConfig,
+    settings: dict[str, Any],
+) -> None:
     """The child's life: obey commands, generate whenever something is in flight, send completions as they finish.
 
     Every command is answered with ("done", value), or the last one with why it is the last: ("refused", text) for bad input,
@@ -37,10 +50,8 @@ def _serve(pipe: Connection, model_path: Path, config: RolloutConfig, settings: 
     for number in SIGNALS:  # the parent's to handle, which the whole process group may get
         signal.signal(number, signal.SIG_IGN)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  open for the process's whole life
-    from conclip.rollout.vllm_engine import VllmEngine  # noqa: PLC0415  vLLM belongs in the child only
-
     try:
-        engine = VllmEngine(model_path, config, **settings)
+        engine = start(model_path, config, **settings)
         pipe.send(("done", None))
         num_in_flight = 0
         while True:
@@ -76,9 +87,16 @@ class ChildEngine:
     """
 
     def __init__(
-        self, model_path: Path, config: RolloutConfig, *, warn: Callable[[str], None] = lambda text: None, **settings: Any
+        self,
+        model_path: Path,
+        config: RolloutConfig,
+        *,
+        warn: Callable[[str], None] = lambda text: None,
+        start: Callable[..., RolloutEngine] = vllm_engine,
+        **settings: Any,
     ) -> None:
-        self._arguments, self._warn = (model_path, config, settings), warn
+        """`start` makes the engine, in the child: a function of a module, called with model, config and `settings`."""
+        self._arguments, self._warn = (start, model_path, config, settings), warn
         self._weights: Path | None = None
         """Folder of the child's present weights; None for those it starts with."""
         self._shared: WeightsFolder | None = None
@@ -192,7 +210,7 @@ class ChildEngine:
         protect_children()
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        several = self._arguments[1].tensor_parallel_size > 1  # engine workers, which a daemon may not start
+        several = self._arguments[2].tensor_parallel_size > 1  # engine workers, which a daemon may not start
         self._process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=not several)
         self._process.start()
         theirs.close()

@@ -1,0 +1,106 @@
+"""An engine in a process of its own: what is said of it, and what is done when it dies.
+
+The engine inside is scripted; one test of test_engine.py has vLLM there.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from conclip.errors import UserError
+from conclip.models.folder import LAB_MODEL
+from conclip.models.load import load_policy
+from conclip.rollout.child import ChildEngine
+from conclip.rollout.engine import EngineDied, RolloutEngine
+from tests.asking import SPEC, killed_amid, requests, run, tokens
+from tests.engines import ROLLOUT, SETTINGS
+from tests.scripted import ScriptedEngine, broken, failing, refusing
+
+pytestmark = pytest.mark.whole
+
+
+@pytest.fixture
+def here() -> RolloutEngine:
+    """The same in this process."""
+    return ScriptedEngine(LAB_MODEL, ROLLOUT, **SETTINGS)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """What the child's owner is warned of."""
+    return []
+
+
+@pytest.fixture
+def child(said: list[str]) -> Iterator[ChildEngine]:
+    engine = ChildEngine(LAB_MODEL, ROLLOUT, warn=said.append, start=ScriptedEngine, **SETTINGS)
+    yield engine
+    engine.close()
+    assert not engine._process.is_alive()
+
+
+def test_a_child_that_is_killed_is_started_again_as_it_was(
+    child: ChildEngine, here: RolloutEngine, said: list[str], random_model: Path
+):
+    began = tokens(run(here))
+    assert tokens(run(child)) == began
+    num_tokens = child.progress()
+    weights = dict(load_policy(random_model, torch.device("cpu")).state_dict())
+    here.update_weights(weights.items(), 5)
+    child.update_weights(weights.items(), 5)
+    child._process.kill()  # between two units
+    updated = run(child)
+    assert updated == run(here) and tokens(updated) != began
+    assert {completion.policy_version for completion in updated.values()} == {5}
+    assert tokens(killed_amid(child, requests())) == tokens(updated)
+    assert child.progress() == num_tokens + 2 * sum(len(ids) for ids in tokens(updated).values())
+    assert len(said) == 2 and all("started again" in text for text in said)
+    child.update_weights(LAB_MODEL, 6)
+    assert tokens(run(child)) == began
+
+
+def test_a_child_that_dies_between_units_brings_nothing_of_the_last_one(child: ChildEngine, here: RolloutEngine):
+    """The same request ids, other seeds: as in two steps of training."""
+    other = [dataclasses.replace(request, seed=request.seed + 1) for request in requests()]
+    first, elsewhere = tokens(run(here)), tokens(run(here, wanted=other))
+    assert first != elsewhere
+    assert tokens(run(child)) == first
+    child._process.kill()
+    child.update_weights(LAB_MODEL, 2)
+    assert tokens(run(child, wanted=other)) == elsewhere
+    child.submit(requests(), SPEC)
+    child._process.kill()
+    child.abort()  # starts nothing
+    assert not child._process.is_alive() and tokens(run(child)) == first
+
+
+def test_a_child_that_cannot_be_started_again_is_given_up(child: ChildEngine):
+    number = child._process.pid
+
+    def start() -> None:
+        raise EngineDied("the engine process failed: out of memory")
+
+    child._start = start  # type: ignore[method-assign]
+    child._process.kill()
+    with pytest.raises(EngineDied, match="restarts did not help"):
+        run(child)
+    child.close()
+    assert number is not None and not psutil.pid_exists(number)
+
+
+@pytest.mark.parametrize(
+    ("start", "kind", "words"),
+    [
+        (refusing, UserError, "^vLLM refuses model"),
+        (failing, EngineDied, "out of memory"),
+        (broken, RuntimeError, "in the engine process: Traceback(.|\n)*KeyError"),
+    ],
+)
+def test_what_ends_a_child_as_it_starts_is_said_as_what_it_is(start: Any, kind: type[Exception], words: str):
+    with pytest.raises(kind, match=words):
+        ChildEngine(LAB_MODEL, ROLLOUT, start=start, **SETTINGS)
