@@ -115,6 +115,21 @@ def test_a_killed_evaluation_goes_on_to_the_rows_of_one_that_was_left_alone(
         assert (finished / name).read_bytes() == (alone / name).read_bytes()
 
 
+def test_no_engine_starts_where_every_response_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], scripted: None
+):
+    """The budget that only another prompt names makes the evaluation another one, of the same responses."""
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "eval", *SMALL, "name=twice")
+    started: list[str] = []
+    for name in ("conclip.rollout.session.start_engine", "conclip.rollout.session.Grader"):
+        monkeypatch.setattr(name, lambda *_, name=name, **__: started.append(name))
+    run(monkeypatch, "eval", *SMALL, "name=twice", "eval.budget_tokens=99")
+    first, second = (tmp_path / f"outputs/eval/twice/attempt-00{number}" for number in (1, 2))
+    assert started == [] and "24 taken over from before" in capfd.readouterr().out
+    assert read_rows(second / "rows-model.parquet") == read_rows(first / "rows-model.parquet")
+
+
 def test_rows_are_known_again_whatever_line_ends_a_response_holds(tmp_path: Path):
     rows = [
         make_row(str(n), Outcome.WRONG, 5, key=str(n), text=f"a{end}b") for n, end in enumerate("\n\r\x0b\x85\u2028\u2029")
