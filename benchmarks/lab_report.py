@@ -26,7 +26,7 @@ from conclip.stats import clustered_interval
 from conclip.types import Problem
 
 LEVELS = {"chain": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10), "search": (1, 2, 3, 4)}
-PLAIN = ModelConfig(path="lab", dtype="float32", prompt="{question}", system=None)
+PLAIN = ModelConfig(path="lab", dtype="float32", prompt="{question}", system=None, trust_remote_code=False)
 BINS = ((0, 0), (1, 2), (3, 5), (6, 10), (11, 99))
 
 

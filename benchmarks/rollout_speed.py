@@ -51,7 +51,7 @@ def bare(rounds: int, overrides: list[str]) -> None:
     llm = bare_llm(
         str(inputs.model_path),
         dtype=config.model.dtype,
-        max_model_len=rollout.max_model_len or context_tokens(inputs.model_path) or 1024,
+        max_model_len=rollout.max_model_len or context_tokens(inputs.model_path, trust_remote_code=False) or 1024,
         kv_cache_gib=rollout.kv_cache_gib,
     )
     for number in range(rounds + 1):

@@ -137,9 +137,9 @@ def test_doctor_knows_what_a_config_needs(tmp_path: Path, monkeypatch: pytest.Mo
     assert needed["engine"] == size * 4 / 2**30 + config.rollout.kv_cache_gib
     assert "logits" not in needed
     found = checks()
-    assert [check.state for check in found.values()] == ["ok"] * 3 and "pool" in found["config"].found
+    assert [check.state for check in found.values()] == ["ok"] * 3 and "pool" in found["config"].detail
     monkeypatch.setattr(inputs, "SMALL_MODEL", size - 1)
-    assert checks()["note"].found.startswith("optim.policy_lr=0.0001 for 1 million parameters is high")
+    assert checks()["note"].detail.startswith("optim.policy_lr=0.0001 for 1 million parameters is high")
     assert "note" not in checks("optim=paper")
     found = checks("rollout.kv_cache_gib=1000000")
     assert found["memory it needs"].state == "FAILED" and "kv_cache_gib" in found["memory it needs"].remedy
@@ -168,7 +168,7 @@ def test_the_shape_of_a_head_is_the_models_config(tmp_path: Path):
     for content in ("{}", "[", "[]", '{"vocab_size": "9", "hidden_size": 2}', '{"vocab_size": 9, "hidden_size": null}'):
         (tmp_path / "config.json").write_text(content)
         assert head_shape(tmp_path) is None
-    assert "logits 0.0" in checks()["memory it needs"].found
+    assert "logits 0.0" in checks()["memory it needs"].detail
 
 
 def test_doctor_knows_what_a_config_needs_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -179,12 +179,12 @@ def test_doctor_knows_what_a_config_needs_of_a_gpu(tmp_path: Path, monkeypatch: 
         driver.write_text(f"#!/bin/sh\necho {mib}\n")
         driver.chmod(0o755)
         found = checks()["memory it needs"]
-        assert found.state == state and f"of the GPU's {mib / 1024:.1f} GiB" in found.found
+        assert found.state == state and f"of the GPU's {mib / 1024:.1f} GiB" in found.detail
     assert "rollout.gpu_memory_utilization" in found.remedy
 
 
 def test_doctor_refuses_a_bad_config_after_its_checks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(tools, "machine_checks", lambda outputs: iter([Check(name="memory", state="ok", found="plenty")]))
+    monkeypatch.setattr(tools, "machine_checks", lambda outputs: iter([Check(name="memory", state="ok", detail="plenty")]))
     with pytest.raises(UserError, match=r"did you mean 'algo\.gae_lambda'"):
         tools.doctor(["train-phase2", "algo.gae_lamda=1"])
     assert "plenty" in capsys.readouterr().out
