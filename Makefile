@@ -57,7 +57,7 @@ two-phase: $(VENV)/.installed ## conclip two-phase ARGS="..."
 	$(BIN)/conclip two-phase $(ARGS)
 
 lab-model: $(VENV)/.installed ## remake the embedded model's weights (about 15 minutes on 2 cores)
-	$(BIN)/python -m conclip.lab.pretrain --out conclip/lab/weights
+	$(BIN)/python -m benchmarks.lab_model.pretrain --out conclip/lab/weights
 
 lab-report: $(VENV)/.installed ## measure the embedded model: accuracy and length by level, and what re-checks are worth
 	$(BIN)/python benchmarks/lab_report.py $(ARGS)

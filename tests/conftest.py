@@ -13,12 +13,12 @@ import torch
 import yaml
 from transformers import Qwen2ForCausalLM
 
+from benchmarks.lab_model.pretrain import model_config
+from benchmarks.lab_model.tokenizer import build_tokenizer
 from conclip.config.compose import load_config
 from conclip.config.schema import TrainRunConfig
 from conclip.curriculum.selection import Choice, Selection
 from conclip.experiments.inputs import Inputs, load_inputs
-from conclip.lab.pretrain import model_config
-from conclip.lab.tokenizer import build_tokenizer
 from conclip.models.folder import LAB_MODEL
 from conclip.rollout.session import Runtime, encode_prompts, open_runtime
 from conclip.runs.run import Run

@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
-from conclip.lab.tokenizer import CHAT_TEMPLATE, END, PAD, build_tokenizer
+from benchmarks.lab_model.tokenizer import CHAT_TEMPLATE, END, PAD, build_tokenizer
 
 TOKENIZER = PreTrainedTokenizerFast(
     tokenizer_object=build_tokenizer().backend_tokenizer,

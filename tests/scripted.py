@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from benchmarks.lab_model.traces import trace
 from conclip.cli import main as cli
 from conclip.config.groups import RolloutConfig
 from conclip.errors import UserError
 from conclip.lab.arithmetic import Chain
-from conclip.lab.traces import trace
 from conclip.models.folder import weight_files
 from conclip.rollout.engine import RolloutEngine
 from conclip.types import Completion, FinishReason, Request, SamplingSpec

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
+from benchmarks.lab_model.tokenizer import build_tokenizer
+from benchmarks.lab_model.traces import trace
 from conclip.grading.answers import extract_boxed
 from conclip.lab.arithmetic import generate, sample_chain
-from conclip.lab.tokenizer import build_tokenizer
-from conclip.lab.traces import trace
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_tokenizer
 

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from benchmarks.lab_model.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from conclip.config.compose import load_config
 from conclip.config.groups import ModelConfig
 from conclip.errors import UserError
@@ -26,7 +27,6 @@ from conclip.evaluation.regrade import grade_file
 from conclip.evaluation.rows import from_dict, read_rows, to_dict, write_parquet
 from conclip.evaluation.tables import by_condition
 from conclip.grading.thinking import DEFAULT_TAGS, KNOWN_TAGS, PLAIN, Thinking, ThinkingTags, answer_of, closes_only, joined
-from conclip.lab.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from conclip.models.chat_template import check_template_kwargs, decoder, end_of_turn, known_tags, named_tokens, thinking_of
 from conclip.models.load import load_tokenizer
 from conclip.problems.prompts import encode_prompt

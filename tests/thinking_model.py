@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from transformers import AddedToken, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
+from benchmarks.lab_model.pretrain import model_config
+from benchmarks.lab_model.tokenizer import build_tokenizer
 from conclip.config.groups import ModelConfig
-from conclip.lab.pretrain import model_config
-from conclip.lab.tokenizer import build_tokenizer
 from conclip.problems.prompts import encode_prompt
 from tests.chat_templates import OWN_TOKENS
 

@@ -1,7 +1,7 @@
 """Makes the lab's base model from nothing: generated traces, a small Qwen2, Muon, one cosine schedule.
 
-Run as ``make lab-model`` (``python -m conclip.lab.pretrain --out FOLDER``). Deterministic for a seed, a torch version and
-a thread count.
+Run as ``make lab-model`` (``python -m benchmarks.lab_model.pretrain --out FOLDER``). Deterministic for a seed, a torch
+version and a thread count.
 """
 
 import argparse
@@ -16,9 +16,9 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks.lab_model.tokenizer import END, PAD, build_tokenizer
+from benchmarks.lab_model.traces import trace
 from conclip.lab.arithmetic import sample_chain
-from conclip.lab.tokenizer import END, PAD, build_tokenizer
-from conclip.lab.traces import trace
 
 LOG = logging.getLogger(__name__)
 
