@@ -2,8 +2,8 @@
 
 For everything that is not about sampling. A response is a trace as the lab model learns them, so that accuracy and length
 are as in the lab. Prompt and seed decide it, not the weights, which differ from machine to machine in the last bit. Its
-log-probs are those of the weights, so that losses, drift and lost updates are as with a real engine. It keeps to the protocol
-more strictly than vLLM does: nothing is sampled while it sleeps.
+log-probs are those of the weights, so that losses, drift and lost updates are as with a real engine. It keeps to the
+protocol more strictly than vLLM does: nothing is sampled while it sleeps.
 """
 
 import hashlib
