@@ -1,9 +1,10 @@
-"""Checkpoints of a phase: each a complete HF model, with everything the phase needs to go on exactly from there.
+"""Checkpoints of a phase: each is a complete Hugging Face model with everything the phase needs to resume exactly.
 
-`checkpoints/<stage>/step-NNNNNN/`, by the number of steps done (those that warm the critic up included), has the policy as
-plain transformers and vLLM load it, and in `training/` critic and optimiser moments (`tensors.safetensors`) and all else
-(`state.json`, which has the hash of every file). A checkpoint is written aside, synced and renamed: it is whole whenever it
-has its name. `checkpoints/<stage>-best/` is the best one's model, once the phase is done.
+`checkpoints/<stage>/step-NNNNNN/` is numbered by the steps done, the critic's warm-up included. It has the policy in the
+format that transformers and vLLM load, and in `training/` the critic and optimiser moments (`tensors.safetensors`) and all
+other state (`state.json`, which has the hash of every file). A checkpoint is written under a temporary name, synced and
+renamed: one with its final name is complete. `checkpoints/<stage>-best/` is the model of the best checkpoint, once the
+phase is done.
 """
 
 import json
@@ -31,29 +32,29 @@ from conclip.types import Problem
 
 SCHEMA = 2
 TRAINING = "training"
-"""Folder of what only the phase itself needs."""
+"""The folder of the files that only resuming needs."""
 
 DAMAGE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError, AttributeError)
 DAMAGE += (RecursionError, SafetensorError)
-"""What reading a damaged checkpoint raises. Any other OSError (too many open files, a disk that failed) is no reason to give
-a checkpoint up."""
+"""The errors that reading a damaged checkpoint raises. Any other OSError (too many open files, a failed disk) is no reason
+to discard a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseState:
-    """What a checkpoint holds besides the policy."""
+    """The content of a checkpoint besides the policy."""
 
     number: int
-    """Of the checkpoint: steps done."""
+    """The number of the checkpoint: steps done."""
     best: int
-    """Number of the best checkpoint so far."""
+    """The number of the best checkpoint so far."""
     values: Mapping[str, Any]
-    """JSON-like."""
+    """JSON-like state."""
     tensors: Mapping[str, Tensor]
 
 
 class _Head(TypedDict):
-    """`state.json`."""
+    """The content of `state.json`."""
 
     schema: int
     key: str
@@ -67,11 +68,11 @@ _HEAD = TypeAdapter(_Head)
 
 
 class Checkpoints:
-    """The checkpoints of one phase in its folder: the newest ones, and the best ones these name."""
+    """The checkpoints of one phase in its folder: the newest ones, and the best ones that these name."""
 
     def __init__(self, folder: Path, *, key: str, keep_last: int, in_background: bool, warn: Callable[[str], None]) -> None:
-        """`key`: hash of all inputs of the phase; only the same phase goes on from its checkpoints. `in_background`: write
-        while the phase goes on, one checkpoint at a time."""
+        """Manage `folder`. `key`: hash of all inputs of the phase; only the same phase resumes from its checkpoints.
+        `in_background`: write one checkpoint at a time while training continues."""
         self._folder, self._key, self._keep_last, self._warn = folder, key, keep_last, warn
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if in_background else None
         self._pending: Future[None] | None = None
@@ -80,10 +81,11 @@ class Checkpoints:
         return self._folder / f"step-{number:06d}"
 
     def save(self, state: PhaseState, write_model: Callable[[Path], None], *, due: bool = True) -> None:
-        """Write one checkpoint, `write_model` the policy into a new folder, and remove those no longer kept. Neither the
-        state nor what `write_model` writes may change until `wait` returns. Raises what an earlier write failed with.
+        """Write one checkpoint, whose policy `write_model` writes into a new folder, and remove those no longer kept.
+        Neither the state nor what `write_model` writes may change until `wait` returns. Raises the error of an earlier
+        write.
 
-        `due=False`: outside the schedule, because of a signal; it goes as soon as it is not the newest.
+        `due=False`: saved outside the schedule because of a signal; removed as soon as it is not the newest.
         """
         self.wait()
         if self._writer is None:
@@ -92,21 +94,21 @@ class Checkpoints:
             self._pending = self._writer.submit(self._write, state, write_model, due)
 
     def wait(self) -> None:
-        """Until everything is on the disk. Raises what the writing failed with."""
+        """Wait until everything is on the disk. Raises the error of the write."""
         if self._pending is not None:
-            self._pending.exception()  # interrupted here, one can wait again
+            self._pending.exception()  # after an interrupt here, `wait` can be called again
             pending, self._pending = self._pending, None
             pending.result()
 
     def newest(self) -> PhaseState | None:
-        """The newest whole state of this phase; what is passed over is said, and removed: it must not count as newer than
-        what follows. Raises OSError when the machine lets nothing be read."""
-        for path in self._folder.glob("step-*.old"):  # cut between two renames
+        """Return the newest complete state of this phase; None where there is none. Damaged checkpoints are removed with a
+        warning: they must not count as newer than what follows. Raises OSError when an I/O error prevents reading."""
+        for path in self._folder.glob("step-*.old"):  # interrupted between two renames
             if not path.with_suffix("").exists():
                 path.rename(path.with_suffix(""))
         for path in _numbered(self._folder):
             if not (path / TRAINING).is_dir():
-                continue  # of a phase that is done
+                continue  # of a completed phase
             try:
                 head = self._whole(path)
                 if head["key"] != self._key or head["schema"] != SCHEMA:
@@ -125,7 +127,7 @@ class Checkpoints:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def publish(self, number: int, target: Path) -> None:
-        """The model of one checkpoint as a folder of its own. Raises MachineFailure when it is not what was saved."""
+        """Make the model of one checkpoint a folder of its own. Raises MachineFailure when it is not what was saved."""
         self.wait()
         try:
             self._whole(self.path(number))
@@ -134,7 +136,8 @@ class Checkpoints:
         link(self.path(number), target, without=TRAINING)
 
     def _whole(self, path: Path) -> _Head:
-        """What `state.json` of a checkpoint says. Raises OSError or ValueError when a file is not what was saved."""
+        """Return the content of a checkpoint's `state.json`. Raises OSError or ValueError when a file is not what was
+        saved."""
         head = _HEAD.validate_python(json.loads((path / TRAINING / "state.json").read_text(encoding="utf-8")))
         if self.path(head["number"]) != path:
             raise ValueError(f"it says that it is '{self.path(head['number']).name}'")
@@ -146,9 +149,9 @@ class Checkpoints:
     def _write(self, state: PhaseState, write_model: Callable[[Path], None], due: bool) -> None:
         target = self.path(state.number)
         aside, old = target.with_name(target.name + ".part"), target.with_name(target.name + ".old")
-        for path in self._folder.glob("step-*.part"):  # what was never finished
+        for path in self._folder.glob("step-*.part"):  # left by an interrupted write
             shutil.rmtree(path, ignore_errors=True)
-        self._folder.mkdir(exist_ok=True)  # in a run folder that must be there
+        self._folder.mkdir(exist_ok=True)  # no parents: the run folder must exist
         aside.mkdir()
         try:
             self._fill(aside, state, write_model, due)
@@ -174,7 +177,7 @@ class Checkpoints:
             sync(path)
 
     def _prune(self) -> None:
-        """Keep the newest, up to `keep_last` with those on schedule before it, and the best ones these name."""
+        """Keep up to `keep_last` checkpoints (the newest, then scheduled ones) and the best ones that these name."""
         found = _numbered(self._folder)
         heads = {path: head for path in found if (head := read_object(path / TRAINING / "state.json"))}
         kept = [path for path in found if path == found[0] or heads.get(path, {}).get("due")][: self._keep_last]
@@ -193,15 +196,15 @@ def save_model(
     problems: Sequence[Problem],
     earlier: Sequence[str],
 ) -> None:
-    """A complete HF model: `weights` in the shape of `policy`. It says what the model was trained on: `problems`, and the
-    questions of `earlier` phases."""
+    """Write a complete Hugging Face model: `weights`, with the config of `policy`. A record beside it lists what the model
+    was trained on: `problems`, and the questions of `earlier` phases."""
     policy.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     write_record(folder, earlier, problems)
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as they are now, in main memory; what was shared stays shared."""
+    """Return copies of the tensors in main memory; tensors that share storage still do."""
     copies: dict[tuple[int, torch.Size], Tensor] = {}
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -213,13 +216,13 @@ def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def leave_models(folder: Path) -> None:
-    """Of a phase that is done: what only going on would need is removed."""
+    """Remove from a completed phase's checkpoints what only resuming would need."""
     for path in folder.glob("step-*"):
         shutil.rmtree(path if path.suffix else path / TRAINING, ignore_errors=True)
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """Newest first."""
+    """Return the checkpoints of a folder, newest first."""
     return sorted((path for path in folder.glob("step-*") if not path.suffix), reverse=True)
 
 

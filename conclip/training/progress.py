@@ -1,4 +1,4 @@
-"""How far a phase is: everything that changes from step to step besides the models and the order of problems."""
+"""The progress of a phase: everything that changes from step to step besides the models and the order of problems."""
 
 from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass, field
@@ -11,53 +11,53 @@ from conclip.runs.checked import Count, Finite, NonNegative, Whole
 
 
 class Due(Enum):
-    """What a phase does next."""
+    """The next action of a phase."""
 
     FIRST_LOOK = "first look"
-    """The validation that later ones are measured against."""
+    """Run the validation that later ones are compared with."""
     STEP = "step"
-    """Sample and update."""
+    """Sample and update the models."""
     REPORT = "report"
-    """Validate where it is time, report, save: what follows an update."""
+    """Do what follows an update: validate and save where scheduled, and report."""
     NOTHING = "nothing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
-    """Result of one look at the validation problems."""
+    """The result of one validation."""
 
     step: Count
     accuracy: Annotated[Finite, Field(ge=0, le=1)]
-    """Share of correct responses; grader errors are left out."""
+    """The share of correct responses; grader errors are left out."""
     mean_tokens: NonNegative
 
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """Saved with each checkpoint, as JSON."""
+    """The progress of a phase, which each checkpoint saves as JSON."""
 
     step: Whole
     """The last step whose update is done. Steps up to 0 warm the critic up."""
     kl_coef: NonNegative
     unreported: dict[str, float] | None = None
-    """Metrics of that step while its validation and report are still to come."""
+    """The metrics of that step, until it has been validated and reported."""
     num_sampled_tokens: Count = 0
-    """In training, validation apart."""
+    """Tokens sampled in training, without validation."""
     num_warmup_tokens: Count = 0
-    """Of those, while the critic warmed up."""
+    """Those of them that were sampled in the critic's warm-up."""
     num_responses: Count = 0
-    """Sampled, validation included."""
+    """Responses sampled, validation included."""
     num_validation_tokens: Count = 0
     wall_s: NonNegative = 0.0
-    """Spent on the steps so far, interruptions apart."""
+    """The time spent on the steps so far, without interruptions."""
     monitor_tokens: list[Count] = field(default_factory=list[int])
-    """Lengths of the correct responses of the last validation."""
+    """Lengths of the correct responses in the last validation."""
     history: list[Validation] = field(default_factory=list[Validation])
     best: Validation = field(default_factory=lambda: Validation(step=0, accuracy=0.0, mean_tokens=0.0))
     best_checkpoint: Count = 0
-    """Number of the checkpoint that did best."""
+    """The number of the best checkpoint."""
     asked: list[str] = field(default_factory=list[str])
-    """Ids of all problems that trained, in the order they came."""
+    """Ids of all problems used in training, in the order of first use."""
     warned: list[str] = field(default_factory=list[str])
     ended: bool = False
 
@@ -74,12 +74,12 @@ class Progress:
 
     @staticmethod
     def from_json(values: Any) -> "Progress":
-        """Raises ValueError when it is no Progress."""
+        """Return the saved progress. Raises ValueError when `values` are not one."""
         return _ADAPTER.validate_python(values)
 
     def check(self, *, first_step: int, last_step: int, known: Container[str], needed: Iterable[str]) -> None:
-        """Raises ValueError when it is not of a phase of these steps, on problems with these ids; `needed`: metrics that
-        every step has."""
+        """Raise ValueError unless this is the progress of a phase with these steps, on problems with the `known` ids.
+        `needed`: metrics that every step has."""
         if not first_step <= self.step <= last_step:
             raise ValueError(f"step {self.step} is none of {first_step} to {last_step}")
         if not self.history:

@@ -1,5 +1,5 @@
-"""What a phase is so far, and how it survives a signal: progress, models and the order of problems change together, are
-saved together, and go on together from a checkpoint."""
+"""Recovery of a phase after a signal: its progress, models and order of problems change together, are saved together and
+resume together from a checkpoint."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from conclip.types import Problem
 
 
 class Recovery:
-    """The state of one phase. `change` brackets whatever alters it; only between two changes can it be saved."""
+    """The state of one phase. Everything that alters it runs inside `change`; it can be saved only between two changes."""
 
     def __init__(
         self,
@@ -41,27 +41,27 @@ class Recovery:
         last_step: int,
         copies: bool,
     ) -> None:
-        """`progress` is where the phase begins. `known`: the problems it may ask, by id; `earlier`: questions that the model
-        was trained on before. `copies`: save copies, so that the phase may go on meanwhile."""
+        """Start from `progress`. `known`: the problems that the phase may train on, by id; `earlier`: questions that the
+        model was trained on before. `copies`: save copies, so that training may continue meanwhile."""
         self.progress = progress
         self._stage, self._run, self._learner, self._order, self._refresher = stage, run, learner, order, refresher
         self._checkpoints, self._tokenizer, self._known, self._earlier = checkpoints, tokenizer, known, earlier
         self._first_step, self._last_step, self._copies = progress.step, last_step, copies
         self._whole: dict[str, Any] | None = None
-        """The state after the last change; None amid one, and before the first."""
+        """The state after the last change; None during a change, and before the first."""
         self._saved: dict[str, Any] | None = None
-        """What the newest checkpoint has of it."""
+        """The state in the newest checkpoint."""
         self._began = time.monotonic()
 
     @property
     def number(self) -> int:
-        """Steps done, the critic's warm-up included: the number of a checkpoint made now."""
+        """Return the steps done, the critic's warm-up included: the number of a checkpoint made now."""
         return self.progress.step - self._first_step
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """Do a change of the phase's state to its end before a signal takes effect. What a step samples until then is no
-        part of it."""
+        """Complete a change of the phase's state before a signal takes effect. What a step samples before its change is not
+        part of the state."""
         with deferred():
             self._whole = None
             yield
@@ -75,9 +75,9 @@ class Recovery:
             }
 
     def save(self, *, due: bool = True) -> None:
-        """A checkpoint of the state after the last change. `due`: on schedule."""
+        """Save a checkpoint of the state after the last change. `due`: on schedule."""
         assert self._whole is not None
-        self._checkpoints.wait()  # before copies are made: one set of them at a time
+        self._checkpoints.wait()  # first, so that only one set of copies exists at a time
         self._run.sync()
         progress = Progress.from_json(self._whole["progress"])
         keep = copied if self._copies else dict[str, Tensor]
@@ -99,7 +99,7 @@ class Recovery:
         self._saved = self._whole
 
     def save_interrupted(self) -> None:
-        """What a signal leaves for the next start."""
+        """Save the state for the next start, after a signal."""
         if self._whole is None:
             self._run.say(f"{self._stage}: stopped where there is nothing new to save")
             return
@@ -109,7 +109,7 @@ class Recovery:
         self._run.say(f"{self._stage}: stopped; step {self._whole['progress']['step']} is saved")
 
     def restore(self) -> None:
-        """Go back to the newest checkpoint, if there is one. Raises UserError on one of another phase."""
+        """Restore the newest checkpoint, if there is one. Raises UserError for one of another phase."""
         state = self._checkpoints.newest()
         if state is None:
             return
@@ -131,7 +131,7 @@ class Recovery:
             self._order.load_state_dict(values["order"], self._known)
             if self._refresher is not None:
                 self._refresher.load_state_dict(values["refresher"], self._known)
-        except Exception as error:  # of libraries, too, over a file that may say anything
+        except Exception as error:  # libraries raise anything over a file of any content
             if explain(error) is not None:
                 raise
             raise UserError(

@@ -1,4 +1,4 @@
-"""The training loop. `Trainer._step` is the algorithm, in data order."""
+"""The training loop. `Trainer._step` is the algorithm, in the order of the data flow."""
 
 import dataclasses
 import math
@@ -36,27 +36,27 @@ from conclip.types import Outcome, Problem, RolloutGroup, SamplingSpec
 
 
 class StaleEngine(RuntimeError):
-    """The engine samples with other weights than the learner's: its data must not train."""
+    """The engine sampled with other weights than the learner's; its responses must not be trained on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """What a phase hands on."""
+    """The result of a phase."""
 
     checkpoint: Path
     best: Validation
     history: tuple[Validation, ...]
     monitors: Mapping[str, Mapping[str, float]]
-    """Summary of each monitor over the steps (`summary.summarise_steps`)."""
+    """The summary of each monitor over the steps (`summary.summarise_steps`)."""
     asked: tuple[str, ...]
-    """Ids of all problems that trained."""
+    """Ids of all problems used in training."""
     num_responses: int
-    """Sampled in the whole phase, validation included."""
+    """Responses sampled in the whole phase, validation included."""
     num_tokens: int
 
 
 class Trainer:
-    """Trains one phase on a fixed set of problems."""
+    """The training of one phase on selected problems."""
 
     def __init__(
         self,
@@ -70,12 +70,12 @@ class Trainer:
         validation: Sequence[Problem],
         key: str,
     ) -> None:
-        """`key`: hash of everything the phase rests on; it goes on from a checkpoint that was saved with the same one."""
+        """Load the models. `key`: hash of all inputs of the phase; it resumes from a checkpoint that has the same one."""
         self._stage, self._config, self._phase, self._runtime, self._run = stage, config, phase, runtime, runtime.run
         self._validation_problems = validation
         self._version = runtime.engine.policy_version
-        """Of the weights the engine must sample with. The engine starts before the learner takes memory: it measures what is
-        free."""
+        """The version of the weights that the engine must sample with. Reading it here starts the engine before the learner
+        takes memory: the engine measures what is free."""
         self._algo = config.algo
         self._shaper = make_shaper(config.length)
         num_updates = phase.num_steps * config.algo.updates_per_rollout
@@ -111,9 +111,9 @@ class Trainer:
             copies=config.trainer.save_in_background,
         )
         self._steps: list[Mapping[str, float]] = []
-        """Metrics of the steps so far."""
+        """The metrics of the steps so far."""
         self._times: dict[str, float] = {}
-        """Of the present step."""
+        """The durations of the current step [s], by metric."""
 
     @property
     def _now(self) -> Progress:
@@ -121,12 +121,12 @@ class Trainer:
 
     @property
     def wall_s(self) -> float:
-        """Spent on the phase so far, interruptions apart."""
+        """Return the time spent on the phase so far, without interruptions."""
         return self._now.wall_s
 
     def train(self) -> TrainResult:
-        """Run the phase, from its newest checkpoint if it has one. The best validated checkpoint is kept; a run whose
-        accuracy degrades stops. A signal loses the step in flight at most."""
+        """Run the phase, from its newest checkpoint if it has one. The best validated checkpoint is kept; a phase whose
+        accuracy degrades stops. A signal costs at most the step in progress."""
         self._recovery.restore()
         self._steps = self._run.stage_metrics(self._stage) if self._now.history else []
         self._push_weights()
@@ -161,7 +161,7 @@ class Trainer:
         )
 
     def _step(self, step: int) -> None:
-        """One step of the algorithm. Steps up to 0 warm the critic up: the policy stays as it is."""
+        """Run one step of the algorithm. Steps up to 0 warm up the critic and leave the policy unchanged."""
         now, learner, algo = self._now, self._learner, self._algo
         if step <= 0:
             algo = dataclasses.replace(algo, critic_gae_lambda=1.0)
@@ -197,7 +197,7 @@ class Trainer:
         experience: ExperienceBatch,
         updated: dict[str, float],
     ) -> dict[str, float]:
-        """The step's transcripts and metrics; the refresher sees what became of its problems."""
+        """Write the step's transcripts, show its outcomes to the refresher and return its metrics."""
         now, algo = self._now, self._algo
         self._run.write_transcripts(self._stage, step, groups, self._config.trainer.transcripts_per_group)
         cut_go_on = algo.truncated_bootstrap == "value"
@@ -211,7 +211,7 @@ class Trainer:
         return metrics
 
     def _conclude(self, step: int, metrics: dict[str, float]) -> None:
-        """After a step: validation, report and checkpoint where it is time, and whether the phase ends."""
+        """Report a step, validate and save where scheduled, and decide whether the phase ends."""
         now, phase, trainer = self._now, self._phase, self._config.trainer
         spent = now.num_sampled_tokens >= (phase.max_sampled_tokens or math.inf)
         last = step == phase.num_steps or (step > 0 and spent)
@@ -238,7 +238,7 @@ class Trainer:
             self._recovery.save()
 
     def _begin(self) -> None:
-        """What the first step is measured against."""
+        """Run and save the validation that later ones are compared with."""
         self._checkpoints.clear()
         self._run.forget_stage(self._stage)
         first = self._validate(0)
@@ -247,8 +247,8 @@ class Trainer:
         self._recovery.save()
 
     def _sample(self, step: int) -> list[RolloutGroup]:
-        """The step's groups, rewarded. With dynamic sampling, groups that teach nothing are replaced by fresh ones, for so
-        many rounds (DAPO, Yu et al. 2025, section 3.2)."""
+        """Return the step's groups with rewards. Dynamic sampling replaces groups without a training signal by new ones, for
+        `dynamic_sampling_rounds` rounds (DAPO, Yu et al. 2025, section 3.2)."""
         wanted, spec = self._phase.problems_per_step, self._sampling_spec(step)
         groups = self._sample_problems(step, spec, wanted)
         mixed = partial(_mixed, train_on_truncated=self._algo.train_on_truncated)
@@ -277,7 +277,7 @@ class Trainer:
         return [reward_group(group, self._config.reward, self._shaper, self._now.monitor_tokens) for group in groups]
 
     def _sampling_spec(self, step: int) -> SamplingSpec:
-        """How the step samples: as the config says, up to the limit of the phase's stage."""
+        """Return the config's sampling settings with the token limit of this point in the phase."""
         spec, phase = self._runtime.training_spec, self._phase
         by_tokens = self._now.num_sampled_tokens / phase.max_sampled_tokens if phase.max_sampled_tokens else 0.0
         progress = max(0.0, (step - 1) / phase.num_steps, by_tokens)
@@ -288,7 +288,7 @@ class Trainer:
         self._runtime.engine.update_weights(self._learner.backend.weights(), self._version)
 
     def _validate(self, step: int) -> Validation:
-        """The same responses' seeds each time, so that two looks differ by the policy alone."""
+        """Validate the policy. Seeds are the same each time, so that two validations differ only by the policy."""
         runtime = self._runtime
         groups = runtime.sample_groups(
             f"{self._stage} validation",
@@ -345,5 +345,5 @@ class Trainer:
 
 
 def _mixed(groups: Sequence[RolloutGroup], *, train_on_truncated: bool = False) -> list[RolloutGroup]:
-    """The groups that teach something."""
+    """Return the groups that give a training signal."""
     return [group for group in groups if teaches(group, train_on_truncated=train_on_truncated)]
