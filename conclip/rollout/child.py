@@ -1,4 +1,4 @@
-"""An engine in a process of its own, behind the same interface: for several engines, or to keep a crash out of the run."""
+"""An engine in a child process, behind the same interface: for several engines, or to isolate the run from a crash."""
 
 import atexit
 import multiprocessing
@@ -22,14 +22,14 @@ from conclip.runs.interrupts import SIGNALS
 from conclip.types import Completion, Request, SamplingSpec
 
 POLL_S = 0.05
-"""How long one `poll` waits for news from the child."""
+"""The longest that one `poll` waits for a message from the child."""
 
 MAX_RESTARTS = 3
-"""Of one unit of work."""
+"""Restarts per unit of work."""
 
 
 def vllm_engine(model_path: Path, config: RolloutConfig, **settings: Any) -> RolloutEngine:
-    """The engine of a child that is told of no other."""
+    """Return a vLLM engine, the child's default."""
     from conclip.rollout.vllm_engine import VllmEngine  # noqa: PLC0415  vLLM belongs in the child only
 
     return VllmEngine(model_path, config, **settings)
@@ -42,12 +42,12 @@ def _serve(
     config: RolloutConfig,
     settings: dict[str, Any],
 ) -> None:
-    """The child's life: obey commands, generate whenever something is in flight, send completions as they finish.
+    """Run the child: execute commands, generate while requests are in flight, and send completions as they finish.
 
-    Every command is answered with ("done", value), or the last one with why it is the last: ("refused", text) for bad input,
-    ("failed", text) for the machine, ("bug", traceback); completions travel as ("finished", list, tokens).
+    Each command is answered by ("done", value). An error ends the child with ("refused", text) for bad input, ("failed",
+    text) for a machine failure or ("bug", traceback). Completions are sent as ("finished", list, tokens).
     """
-    for number in SIGNALS:  # the parent's to handle, which the whole process group may get
+    for number in SIGNALS:  # sent to the whole process group; the parent handles them
         signal.signal(number, signal.SIG_IGN)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  open for the process's whole life
     try:
@@ -70,7 +70,7 @@ def _serve(
             num_in_flight -= len(finished)
             pipe.send(("finished", finished, engine.progress()))
     except (EOFError, BrokenPipeError):
-        return  # the parent is gone
+        return  # the parent has died
     except UserError as error:
         pipe.send(("refused", str(error)))
     except Exception as error:
@@ -79,11 +79,11 @@ def _serve(
 
 
 class ChildEngine:
-    """`RolloutEngine` whose work happens in a child process.
+    """A `RolloutEngine` in a child process.
 
-    A child that dies is started again with the weights it had, and the unit of work it was on (everything submitted since
-    the cache was last reset) is done anew: from a cold cache the same requests give the same tokens, and what was delivered
-    already is not delivered twice. Raises EngineDied when that does not help.
+    A child that dies is restarted with the weights it had, and its unit of work (everything submitted since the last cache
+    reset) is sampled again: from a cold cache the same requests give the same tokens, and completions that were already
+    delivered are not delivered twice. Raises EngineDied when restarts do not help.
     """
 
     def __init__(
@@ -95,19 +95,20 @@ class ChildEngine:
         start: Callable[..., RolloutEngine] = vllm_engine,
         **settings: Any,
     ) -> None:
-        """`start` makes the engine, in the child: a function of a module, called with model, config and `settings`."""
+        """Start the child. `start` makes the engine there: a module-level function, called with model, config and
+        `settings`."""
         self._arguments, self._warn = (start, model_path, config, settings), warn
         self._weights: Path | None = None
-        """Folder of the child's present weights; None for those it starts with."""
+        """The folder of the child's current weights; None for those it starts with."""
         self._shared: WeightsFolder | None = None
         self._version = 0
         self._unit: list[tuple[list[Request], SamplingSpec]] = []
         self._open: set[str] = set()
-        """Requests of the unit that have not been delivered."""
+        """Requests of the unit whose completions have not been delivered."""
         self._finished: list[Completion] = []
         self._tokens_before_unit = self._tokens_before_child = self._tokens_of_child = 0
         self._num_restarts = 0
-        """Of this unit."""
+        """Restarts in this unit."""
         atexit.register(self.close)
         remove_orphans()
         try:
@@ -134,7 +135,7 @@ class ChildEngine:
                 self._revive(error)
         finished, self._finished = [c for c in self._finished if c.request_id in self._open], []
         self._open -= {completion.request_id for completion in finished}
-        if self._unit and not self._open:  # done: what comes next begins another one
+        if self._unit and not self._open:  # the unit is complete; the next request begins another one
             self._forget_unit()
         return finished
 
@@ -146,7 +147,7 @@ class ChildEngine:
         try:
             self._ask("abort")
         except EngineDied:
-            return  # there is nothing to abort; the next command starts a new child
+            return  # nothing is left to abort; the next command starts a new child
         self._finished.clear()
 
     def update_weights(self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int) -> None:
@@ -154,8 +155,8 @@ class ChildEngine:
         if isinstance(source, Path):
             self._weights, self._shared = source, None
         else:
-            # Weights never travel through the pipe. The folder stays until the next update, for a child that must be
-            # started again.
+            # Weights never go through the pipe. The folder stays until the next update, for a child that must be
+            # restarted.
             self._shared = as_folder(source)
             self._weights = Path(self._shared.name)
         self._do("update_weights", self._weights, version)
@@ -182,14 +183,14 @@ class ChildEngine:
         self._tokens_before_unit, self._num_restarts = self.progress(), 0
 
     def _do(self, name: str, *arguments: Any) -> None:
-        """Have the child do a command whose effect is noted here already, so that a new child gets it by `_revive`."""
+        """Send the child a command whose effect is already recorded here, so that `_revive` gives it to a new child."""
         try:
             self._ask(name, *arguments)
         except EngineDied as error:
             self._revive(error)
 
     def _revive(self, error: EngineDied) -> None:
-        """A new child in the state the old one should be in."""
+        """Start a new child and bring it to the state that the old one should have."""
         self._num_restarts += 1
         if self._num_restarts > MAX_RESTARTS:
             raise EngineDied(f"{error}; {MAX_RESTARTS} restarts did not help") from error
@@ -210,7 +211,7 @@ class ChildEngine:
         protect_children()
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        several = self._arguments[2].tensor_parallel_size > 1  # engine workers, which a daemon may not start
+        several = self._arguments[2].tensor_parallel_size > 1  # a daemon may not start the engine's workers
         self._process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=not several)
         self._process.start()
         theirs.close()
@@ -240,7 +241,7 @@ class ChildEngine:
             pass
 
     def _receive(self) -> bool:
-        """Take one message; True when it answers a command."""
+        """Receive one message. Returns whether it answers a command."""
         try:
             status, *content = self._pipe.recv()
         except (EOFError, OSError) as error:

@@ -103,7 +103,8 @@ def shorter_better(group: GradedGroup, *, beta: float, scale_tokens: float) -> l
     length, or its mean length when none is correct.
 
     ShorterBetter (Yi & Wang 2025, eq. 3 and 4; published: weight 2 for a correct answer, beta 0.001 per token at 6,000
-    tokens, so beta 6; rewards 1 and 0). """
+    tokens, so beta 6; rewards 1 and 0).
+    """
     lengths = group.correct_tokens
     best = min(lengths) if lengths else fmean(group.num_tokens)
     return [
@@ -143,7 +144,8 @@ def l_grpo(group: GradedGroup, *, weight: float, scale_tokens: float) -> list[fl
     """Return reward + weight * (1 - L_i / scale) if *every* response of the group is correct, else the reward alone.
 
     The gate is ConciseR's L-GRPO (Song & Zheng 2025, section 3.3); we did not find its exact length term, so this one is
-    ours. """
+    ours.
+    """
     if not all(group.correct):
         return list(group.rewards)
     return _add(group, [weight * (1.0 - length / scale_tokens) for length in group.num_tokens])
