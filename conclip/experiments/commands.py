@@ -1,4 +1,4 @@
-"""What each subcommand does, once its config is typed and its inputs are checked."""
+"""The work of each subcommand, once its config is typed and its inputs are checked."""
 
 import logging
 from collections.abc import Container, Mapping, Sequence
@@ -36,7 +36,7 @@ from conclip.types import TRUNCATION_ADVICE, TRUNCATION_WARNING_SHARE, EvalRow
 
 
 def run_recipe(config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Path, Prompts]) -> None:
-    """The stages in order, then what people look at."""
+    """Run the stages in order, then write tables, cards and the report."""
     models = inputs.models if config.learning is None else {BASE: inputs.model_path}
     rates: dict[str, list[PassRate]] = {}
     asked: dict[str, set[str]] = {}
@@ -77,7 +77,8 @@ def _selection(
     rates: Mapping[str, Sequence[PassRate]],
     asked: Mapping[str, Container[str]],
 ) -> Selection:
-    """The problems of a training stage, by the pass rates of its probing stage, without those that earlier stages asked."""
+    """Return the problems of a training stage, selected by the pass rates of its probing stage, without those that the
+    stages in `without` trained on."""
     phase = config.phase_of(stage)
     offered = [p for p in inputs.pool if not any(p.problem_id in asked[other] for other in stage.without)]
     return select(
@@ -86,7 +87,7 @@ def _selection(
 
 
 def _propose(config: BaseConfig, inputs: Inputs, run: Run, stage: StageConfig, rates: Sequence[PassRate]) -> None:
-    """The problems that a phase would train on, where pass rates are all a run is for."""
+    """Select the problems that a phase would train on, for a run that only measures pass rates."""
     phase = config.phase_of(stage)
     try:
         selection = select(config.phase_key(str(stage.phase)), inputs.pool, rates, phase, config.seed)
@@ -101,7 +102,7 @@ def _propose(config: BaseConfig, inputs: Inputs, run: Run, stage: StageConfig, r
 
 
 def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Sequence[str]) -> None:
-    """The closing tables and sentences, and the same numbers in results.json."""
+    """Show the closing tables and comparisons, and write the same numbers to results.json."""
     columns = by_condition(rows)
     withheld = sum(row.finish_reason == "content_filter" for row in rows)
     if withheld:
@@ -124,7 +125,8 @@ def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Se
 
 
 def run_identity(subcommand: str, config: BaseConfig, inputs: Inputs) -> str:
-    """Hash of everything that decides a run's results: config keys, models, problems, earlier pass rates, the grader."""
+    """Return the hash of everything that decides a run's results: config keys, models, problems, earlier pass rates and the
+    grader."""
     served = f"{config.model.url} {inputs.served_name}" if inputs.served_name else ""
     return digest(
         [
@@ -140,13 +142,13 @@ def run_identity(subcommand: str, config: BaseConfig, inputs: Inputs) -> str:
 
 
 def all_prompts(config: BaseConfig, inputs: Inputs) -> dict[Path, Prompts]:
-    """By model folder. Raises UserError on a tokenizer that cannot be used, and on a prompt that is too long for one of the
-    models."""
+    """Encode the prompts for each model folder. Raises UserError for a tokenizer that cannot be used, and for a prompt that
+    is too long for one of the models."""
     return {path: encode_prompts(config, path, inputs.problems) for path in inputs.models.values()}
 
 
 def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
-    """Run one subcommand; returns its run folder. Raises UserError, before anything is written, as `all_prompts` does."""
+    """Run one subcommand and return its run folder. Raises UserError before anything is written, as `all_prompts` does."""
     prompts = all_prompts(config, inputs)
     run, failed = Run(subcommand, config, run_identity(subcommand, config, inputs)), True
     try:
@@ -157,7 +159,7 @@ def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
         failed = False
     except Exception as error:
         logging.getLogger("conclip").exception("the run failed")
-        if not (run.folder / MANIFEST).is_file():  # a library that saves a model may have made the folder again
+        if not (run.folder / MANIFEST).is_file():  # a library that saves a model may have recreated the folder
             raise MachineFailure(f"the run folder '{run.folder}' is gone; the same command begins it anew") from error
         raise
     finally:

@@ -1,4 +1,4 @@
-"""What a config points at: found, read and checked before anything heavy loads and before anything is written."""
+"""The inputs that a config refers to, read and checked before anything heavy loads and before anything is written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,36 +22,36 @@ from conclip.runs.trackers import check_installed
 from conclip.types import Problem
 
 SMALL_MODEL, LARGE_RATE = 20_000_000, 2e-5
-"""For more parameters, a higher learning rate is more likely forgotten than meant."""
+"""Above both (parameters, policy learning rate), the rate is probably a default of the embedded model, not a choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """A run's model folder and problems; lists are empty where the subcommand needs none."""
+    """The models and problems of a run; lists are empty where the subcommand needs none."""
 
     model_path: Path
     pool: list[Problem]
     validation: list[Problem]
     test: list[Problem]
     served_name: str | None
-    """What the model behind `model.url` is called there; None for a model of one's own, in `model_path`."""
+    """The name of the model at `model.url`; None for a local model, in `model_path`."""
     checkpoints: dict[str, Path]
-    """Further models to evaluate, by name."""
+    """Folders of further models to evaluate, by name."""
     notes: tuple[str, ...]
-    """What people should know before the run."""
+    """Warnings to show before the run."""
     rates: list[PassRate] | None
     """Pass rates of an earlier probe; None to probe first."""
     selections: dict[str, Selection] = field(default_factory=dict[str, Selection])
-    """Problems of the training stages that rest on no other stage of the run, by the stage's name."""
+    """The selections of training stages that depend on no other stage of the run, by the stage's name."""
 
     @property
     def models(self) -> dict[str, Path]:
-        """Folders of the models by name; one behind a server has none."""
+        """Return the folders of the local models by name."""
         return ({"model": self.model_path} if self.served_name is None else {}) | self.checkpoints
 
     @property
     def names(self) -> list[str]:
-        """Of the models to evaluate as they are, one behind a server included."""
+        """Return the names of the models that exist before the run, one behind a server included."""
         return ["model", *self.checkpoints]
 
     @property
@@ -60,8 +60,8 @@ class Inputs:
 
 
 def checked(subcommand: str, composed: DictConfig) -> tuple[BaseConfig, Inputs]:
-    """The typed config and what it points at, found and read. Raises UserError, or OSError where the machine is at fault;
-    nothing is written."""
+    """Return the typed config and its inputs, read and checked. Raises UserError, or OSError for a machine failure; nothing
+    is written."""
     try:
         config = to_config(SCHEMAS[subcommand], composed)
         return config, load_inputs(config)
@@ -73,8 +73,8 @@ def checked(subcommand: str, composed: DictConfig) -> tuple[BaseConfig, Inputs]:
 
 
 def load_inputs(config: BaseConfig) -> Inputs:
-    """Raises UserError on a missing or damaged model folder, data file or pass-rate file, on token limits that do not fit
-    the model, and on a problem that stands in two of pool, validation and test."""
+    """Read and check the inputs of a config. Raises UserError for a missing or damaged model folder, data file or pass-rate
+    file, for token limits that do not fit the model, and for a problem that is in two of pool, validation and test."""
     check_installed(config.logger.trackers)
     served_name: str | None = None
     if config.model.url is not None:
@@ -109,7 +109,8 @@ def load_inputs(config: BaseConfig) -> Inputs:
 
 
 def _check_models(config: BaseConfig, model_path: Path, local: Mapping[str, Path]) -> None:
-    """`local`: the folders of models that run on this machine, by the key that names them."""
+    """Raise UserError for a model that the run cannot use. `local`: folders of the models that run on this machine, by the
+    config key that names them."""
     trust, max_model_len = config.model.trust_remote_code, config.rollout.max_model_len
     if config.probing is not None:
         check_model(
@@ -146,7 +147,7 @@ def _model_notes(config: BaseConfig, model_path: Path, local: Mapping[str, Path]
 
 
 def _rate_notes(config: BaseConfig, inputs: Inputs) -> list[str]:
-    """What makes earlier pass rates differ from those one would measure now."""
+    """Return notes on why earlier pass rates may differ from those that this run would measure."""
     if not inputs.rates:
         return []
     notes: list[str] = []
@@ -167,7 +168,7 @@ def _rate_notes(config: BaseConfig, inputs: Inputs) -> list[str]:
 
 
 def _selections(config: BaseConfig, inputs: Inputs) -> dict[str, Selection]:
-    """What can be selected before anything is measured. Raises UserError where too few problems qualify even if no
+    """Return the selections that need no measurement of this run. Raises UserError where too few problems qualify even if no
     earlier stage takes any."""
     found: dict[str, Selection] = {}
     for name, stage in config.recipe.items():
@@ -188,8 +189,8 @@ def _earlier_rates(config: BaseConfig) -> list[PassRate] | None:
 
 
 def _check_disjoint(inputs: Inputs) -> None:
-    """No question may be in two of the three lists: test problems never train, nor choose a checkpoint. Nor may an id: a run
-    knows problems by it."""
+    """Raise UserError for a question that is in two of the three lists: test problems must not train or choose a checkpoint.
+    Ids must be unique too, since a run identifies problems by id."""
     seen: dict[str, str] = {}
     ids: dict[str, str] = {}
     for name in ("pool", "validation", "test"):

@@ -1,4 +1,4 @@
-"""What a run would do: its stages, which of them are done, and what the others will cost, by what earlier stages cost."""
+"""The plan of a run: its stages, which of them are done, and the estimated cost of the others."""
 
 import math
 from collections import Counter
@@ -20,29 +20,29 @@ from conclip.stats import chance_differences, problems_needed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStage:
-    """One stage of a run, before it is done."""
+    """The size of one stage before it runs."""
 
     name: str
     num_responses: int
-    """At most."""
+    """An upper bound."""
     max_tokens: int
-    """Longest response."""
+    """The token limit of a response."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One thing to do: a stage of the recipe, or the evaluation of one model."""
+    """One step of a run: a stage of the recipe, or the evaluation of one model."""
 
     name: str
-    """In the manifest."""
+    """The step's name in the manifest."""
     stage: StageConfig
     model: str
-    """The name of the model it begins with, or measures."""
+    """The name of the model that it starts from or evaluates."""
 
 
 def steps_of(config: BaseConfig, inputs: Inputs) -> list[Step]:
-    """The recipe, evaluations model by model, without the probing that nothing needs: each training stage that would ask for
-    its pass rates has problems named by hand, or pass rates measured before."""
+    """Return the steps of the recipe, with evaluations model by model. Probing is left out where every training stage that
+    would use its pass rates has problems named in the config, or earlier pass rates."""
     asked_by: dict[str, list[bool]] = {}
     for stage in config.recipe.values():
         if stage.rates is not None:
@@ -62,7 +62,7 @@ def steps_of(config: BaseConfig, inputs: Inputs) -> list[Step]:
 
 
 def planned_stages(config: BaseConfig, inputs: Inputs) -> list[PlannedStage]:
-    """What each step will sample."""
+    """Return the size of each step."""
     planned: list[PlannedStage] = []
     for step in steps_of(config, inputs):
         if step.stage.kind == "probe" and config.probing is not None:
@@ -94,8 +94,8 @@ def _evaluation(name: str, settings: EvalConfig, inputs: Inputs) -> PlannedStage
 
 
 def power_lines(config: BaseConfig, inputs: Inputs) -> list[str]:
-    """For each benchmark on which models will be compared and whose problems are too few to show that accuracy was kept: how
-    many it would take, for solve rates spread evenly over [0, 1]."""
+    """Return a line for each benchmark on which models will be compared and that has too few problems to show that accuracy
+    was kept. It says how many it would take, for solve rates spread evenly over [0, 1]."""
     settings = config.evaluation
     if settings is None:
         return []
@@ -115,11 +115,11 @@ def power_lines(config: BaseConfig, inputs: Inputs) -> list[str]:
 
 
 def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, *, anew: bool) -> Table:
-    """What is done, what is to do, and what it will cost: tokens and seconds per response as the newest stage of the same
-    kind cost under this run's name or, failing that, under another name beside it.
+    """Return a table of completed and remaining stages with their cost: tokens and seconds per response as in the newest
+    stage of the same kind under this run's name or, failing that, under another name.
 
-    `anew`: nothing done before counts. What another attempt would lend is not foreseen. Without any stage like it, half of
-    the longest response is taken for the mean length, and no time is given.
+    `anew`: ignore completed stages. Stages that could be reused from other attempts count as remaining. Without an earlier
+    stage of the kind, the mean length is estimated as half of the limit, and no time is given.
     """
     current = None if anew else find_attempt(home, identity)
     done = {name: r for name, r in read_stages(current).items() if not harmed_files(current, r)} if current else {}
@@ -148,7 +148,7 @@ def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, *, an
 
 
 def _history(home: Path) -> dict[str, StageRecord]:
-    """The newest record of each stage name and kind, this run's own before those of the runs beside it."""
+    """Return the newest record of each stage name and kind, this run's own before those of other runs."""
     found: dict[str, StageRecord] = {}
     others = sorted(path for path in home.parent.glob("*") if path != home and path.is_dir())
     for folder in [attempt for run in (home, *others) for attempt in attempts(run)]:

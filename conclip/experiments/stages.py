@@ -1,7 +1,7 @@
-"""The stages runs are made of: probing, training and evaluating, each recorded in the manifest and done once.
+"""The stages of a run: probing, training and evaluation. Each is recorded in the manifest and runs once.
 
-A stage writes its results to files of the run folder and hands on what it reads back from them, so that one that was done
-before gives the same as one that is done now.
+A stage writes its results to files of the run folder and returns what it reads back from them, so that a stage that was
+done before gives the same result as one that runs now.
 """
 
 import json
@@ -59,14 +59,14 @@ from conclip.training.trainer import Trainer, TrainResult
 from conclip.types import TRUNCATION_ADVICE, TRUNCATION_WARNING_SHARE, EvalRow, Outcome, Problem
 
 CHOICE_KEYS = ("pass_rate_low", "pass_rate_high", "band_confidence", "num_problems", "problem_ids", "answers")
-"""Of a phase: what they decide is in the problems."""
+"""Keys of a phase that only select its problems; the hash of the problems covers them."""
 
 
 class Stages:
-    """The stages of one run. The engine starts with the first one that has work to do."""
+    """The stages of one run. The engine starts with the first stage that has work to do."""
 
     def __init__(self, config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Path, Prompts]) -> None:
-        """`prompts`: of every problem of the run, by the folder of the model that is asked."""
+        """Prepare the stages. `prompts`: those of every problem of the run, by model folder."""
         self._config, self._inputs, self._run, self._prompts = config, inputs, run, prompts
         self._pipeline = Pipeline(run)
         self._open = ExitStack()
@@ -81,7 +81,7 @@ class Stages:
         self._open.close()
 
     def probe(self, name: str, model: Path, problems: Sequence[Problem], phase: PhaseConfig) -> list[PassRate]:
-        """Pass rates of the problems, measured until it is clear which lie in the phase's band."""
+        """Return pass rates of the problems, measured until it is clear which lie in the phase's band."""
         config, settings = self._config, self._config.probing
         assert settings is not None
         title, file, responses = label(name), rates_file(name), probe_rows_file(name)
@@ -127,14 +127,14 @@ class Stages:
         return rates
 
     def train(self, stage: str, phase: PhaseConfig, model: Path, selection: Selection) -> TrainResult:
-        """One phase of training from `model`."""
+        """Train one phase, starting from `model`."""
         config = self._config.learning
         assert config is not None
         history, inputs = result_file(stage), self._training_inputs(config, phase, model, selection)
 
         def work() -> Work:
             runtime = self.runtime_with(model)
-            self._loaded = None  # the engine follows the learner from here on
+            self._loaded = None  # from here on the engine has the learner's weights
             self._run.say(f"{stage}: {len(selection.problems)} problems, {phase.num_steps} steps")
             if doubts := selection.doubts(phase):
                 self._run.say(f"{stage}: {doubts}")
@@ -184,7 +184,7 @@ class Stages:
         return result
 
     def _training_inputs(self, config: LearnConfig, phase: PhaseConfig, model: Path, selection: Selection) -> dict[str, Any]:
-        """Everything that a training stage's result rests on."""
+        """Return everything that decides the result of a training stage."""
         sampled = relevant(config, ("seed", "model", "rollout", "algo", "reward", "length", "optim", "trainer"))
         del sampled["rollout"]["unit_responses"]  # a step's responses are one batch
         reserve = [choice.problem for choice in selection.reserve]
@@ -199,7 +199,7 @@ class Stages:
         }
 
     def evaluate(self, name: str, model: Path) -> list[EvalRow]:
-        """Rows of one model on the test problems."""
+        """Evaluate one model on the test problems and return its rows."""
         settings = self._config.evaluation
         assert settings is not None
         identity, file = self._identity(name, model), rows_file(name)
@@ -230,11 +230,11 @@ class Stages:
         return self._inputs.served_name is not None and name not in self._inputs.checkpoints
 
     def _identity(self, name: str, model: Path) -> str:
-        """What tells a model's weights apart from all others."""
+        """Return a string that identifies a model's weights."""
         return f"{self._config.model.url} {self._inputs.served_name}" if self._is_served(name) else self._hash(model)
 
     def _opened(self, name: str, model: Path) -> AbstractContextManager[Runtime]:
-        """The engine that is open, for models of a run that trains: they are of one architecture. Else one of its own."""
+        """Return the open runtime for models of a run that trains, since they share one architecture; else a new one."""
         if self._config.learning is not None:
             return nullcontext(self.runtime_with(model))
         if self._is_served(name):
@@ -242,7 +242,7 @@ class Stages:
         return open_runtime(self._config, self._run, model, self._prompts[model])
 
     def runtime_with(self, model: Path) -> Runtime:
-        """The run's engine, holding this model's weights."""
+        """Return the run's runtime, with this model's weights in its engine."""
         if self._runtime is None:
             start = self._inputs.model_path
             self._runtime = self._open.enter_context(open_runtime(self._config, self._run, start, self._prompts[start]))
@@ -261,7 +261,7 @@ class Stages:
 def sample_in_rounds(
     label: str, runtime: Runtime, problems: Sequence[Problem], band: Band, settings: ProbeConfig, file: RowFile
 ) -> list[EvalRow]:
-    """Responses to the problems, round after round until `next_round` asks for no more; problem by problem."""
+    """Sample responses in rounds until `next_round` requests no more. Returns their rows, problem by problem."""
     by_id = {problem.problem_id: problem for problem in problems}
     found: dict[str, list[EvalRow]] = {problem_id: [] for problem_id in by_id}
     number = 0
@@ -280,25 +280,26 @@ def sample_in_rounds(
 
 
 def write_questions(problems: Sequence[Problem], path: Path) -> None:
-    """The test problems, for those who read the responses to them."""
+    """Write the test problems for readers of the responses."""
     lines = [json.dumps({"schema": 1, **asdict(problem)}, ensure_ascii=False) for problem in problems]
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _counts(group: Sequence[EvalRow]) -> tuple[int, int, int]:
-    """(correct, judged, sampled)."""
+    """Return the numbers of (correct, judged, sampled) responses."""
     judged = [row for row in group if row.outcome is not Outcome.GRADER_ERROR]
     return sum(row.outcome is Outcome.CORRECT for row in judged), len(judged), len(group)
 
 
 def _beliefs(selection: Selection) -> list[tuple[int, int]]:
-    """What refresh starts from."""
+    """Return the (correct, sampled) counts of the probe that refresh starts from."""
     rates = [choice.rate for choice in (*selection.chosen, *selection.reserve)]
     return [(rate.num_correct, rate.num_samples) for rate in rates if rate is not None]
 
 
 def describe_selection(selection: Selection) -> dict[str, Any]:
-    """What problems-<stage>.json says: the problems, why each was chosen, and how many more there would have been."""
+    """Return the content of problems-<stage>.json: the problems, the reason for each, and the number of further
+    candidates."""
     chosen = [{"problem_id": choice.problem.problem_id, "reason": choice.reason} for choice in selection.chosen]
     ids = [problem.problem_id for problem in selection.problems]
     return {
@@ -310,7 +311,8 @@ def describe_selection(selection: Selection) -> dict[str, Any]:
 
 
 def _read_result(path: Path, checkpoint: Path) -> TrainResult:
-    """Raises UserError when one of the two is not what `Stages.train` leaves: a manifest may say what it likes."""
+    """Read the result of a training stage. Raises UserError when the file or the checkpoint is not what `Stages.train`
+    writes: the manifest may be somebody else's."""
     result = read_as(_RESULT, read_object(path) | {"checkpoint": checkpoint}, f"'{path}'")
     if not checkpoint.is_dir() or not all(is_summary(name, values) for name, values in result.monitors.items()):
         raise UserError(f"'{path}' or '{checkpoint}' is damaged, or was not written by conclip; resume=never begins anew")

@@ -1,6 +1,6 @@
-"""What people see while a run works: a live view on a terminal, plain lines elsewhere, JSON lines for programs, or little.
+"""Displays of a run: a live view on a terminal, plain lines elsewhere, JSON lines for programs, or results only.
 
-No result is only here: messages, warnings and tables stand in run.log, all numbers in metrics.jsonl.
+A display never has the only copy: run.log has messages, warnings and tables, and metrics.jsonl has all numbers.
 """
 
 import json
@@ -23,40 +23,40 @@ from conclip.runs.view import WIDTH, View, render, time_left
 from conclip.types import Outcome
 
 PLAIN_PROGRESS_S = 60.0
-"""How often a run that is not looked at live says how far it is."""
+"""The interval between reports of progress without a live view."""
 
 KEPT_WARNINGS = 3
-"""So many stay in view."""
+"""The number of warnings that stay in view."""
 
 
 class Display(Protocol):
-    """Where a run's events become visible."""
+    """The receiver of a run's events."""
 
     def message(self, text: str, *, result: bool = False) -> None:
-        """A line; `result` marks what a run was made for."""
+        """Show a line; `result` marks results, which a quiet display shows too."""
 
     def warning(self, text: str) -> None: ...
 
     def table(self, table: Table, *, result: bool = False) -> None: ...
 
     def stage(self, name: str, num_steps: int | None, step: int, steps: Sequence[Mapping[str, float]]) -> None:
-        """A stage begins, or goes on after `step`; `steps` are the metrics of those it has done."""
+        """Show that a stage begins, or resumes after `step`; `steps` are the metrics of its completed steps."""
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def sampling(self, now: SamplingProgress) -> None: ...
 
     def file(self, kind: str, path: str, *, result: bool = True) -> None:
-        """Something a run makes, and where it is."""
+        """Show where an output of the run is."""
 
     def results(self, content: Mapping[str, Any]) -> None:
-        """What results.json says, for programs: people see tables."""
+        """Pass on the content of results.json, for programs; people see tables."""
 
     def close(self) -> None: ...
 
 
 def open_display(mode: DisplayMode, title: str, stream: TextIO) -> Display:
-    """`auto` is live on a terminal and plain elsewhere."""
+    """Return the display of a mode; `auto` is live on a terminal and plain elsewhere."""
     if mode == "json":
         return JsonDisplay(stream)
     console = open_console(stream)
@@ -68,7 +68,7 @@ def open_display(mode: DisplayMode, title: str, stream: TextIO) -> Display:
 
 
 class Throttle:
-    """Whether it is time again to say something."""
+    """A timer that limits how often something is reported."""
 
     def __init__(self, every_s: float) -> None:
         self._every_s, self._last = every_s, time.monotonic()
@@ -81,7 +81,7 @@ class Throttle:
 
 
 class PlainDisplay:
-    """Lines as they come, and one a minute of how far the sampling is. Quiet: warnings and results only."""
+    """A display of plain lines, with the progress of sampling once a minute. `quiet` shows warnings and results only."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console, self._quiet = console, quiet
@@ -120,7 +120,7 @@ class PlainDisplay:
 
 
 class NoDisplay:
-    """What a run goes on with when its terminal or its reader is gone: run.log and metrics.jsonl have everything."""
+    """The display of a run whose terminal or reader is gone: run.log and metrics.jsonl have everything."""
 
     def message(self, text: str, *, result: bool = False) -> None: ...
 
@@ -142,7 +142,8 @@ class NoDisplay:
 
 
 class JsonDisplay:
-    """One JSON object a line: `event` is message, warning, stage, step, sampling, table, file or results."""
+    """A display of one JSON object per line; its `event` is message, warning, stage, step, sampling, table, file or
+    results."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -193,7 +194,7 @@ class JsonDisplay:
 
 
 class LiveDisplay:
-    """Lines scroll by above a view of the present stage, which goes when the run ends."""
+    """A display of lines that scroll above a live view of the current stage, which disappears when the run ends."""
 
     def __init__(self, console: Console, title: str) -> None:
         now = time.monotonic()
@@ -210,7 +211,7 @@ class LiveDisplay:
         self._live.start()
 
     def _picture(self) -> RenderableType:
-        """For rich's thread, where an exception would end all drawing."""
+        """Render the view. It runs in rich's thread, where an exception would stop all drawing."""
         try:
             return render(self._view, time.monotonic(), min(WIDTH, self._console.width))
         except Exception:

@@ -1,8 +1,8 @@
-"""The stages of a run and their manifest: each is done once, recorded, and skipped while nothing it rests on has changed.
+"""The stages of a run and their manifest: each runs once, is recorded, and is skipped while its inputs are unchanged.
 
-`manifest.json` has for each stage the hashes of its inputs, the files it made with theirs, its main numbers, sampled tokens
-and wall time. A stage counts as done when its inputs are the same and its files are unharmed, in this attempt or, by hard
-links or copies, in another one of the same run.
+`manifest.json` has for each stage the hashes of its inputs and output files, its main numbers, sampled tokens and wall time.
+A stage counts as done when its inputs are the same and its files are intact. One of another attempt of the same run is
+reused by hard links or copies.
 """
 
 import time
@@ -24,47 +24,47 @@ from conclip.runs.run import MANIFEST, Run
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What doing a stage gave."""
+    """The outcome of running a stage."""
 
     outputs: Sequence[str]
-    """Files and folders it made, relative to the run folder."""
+    """Files and folders that it made, relative to the run folder."""
     numbers: Mapping[str, float] = field(default_factory=dict[str, float])
     num_tokens: int
-    """Sampled."""
+    """Tokens sampled."""
     wall_s: float | None = None
-    """Where the stage knows better than the time of this start."""
+    """The stage's own measure of its time; None to use the time of this start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRecord:
-    """One stage in `manifest.json`."""
+    """The record of one stage in `manifest.json`."""
 
     key: str
-    """Hash of all inputs."""
+    """The hash of all inputs."""
     inputs: dict[str, str]
     outputs: dict[str, str]
-    """Path relative to the run folder -> hash of its content."""
+    """The hash of each output file, by its path relative to the run folder."""
     numbers: dict[str, Finite]
     num_tokens: Count
     wall_s: Finite
     finished: str
     made_by: dict[str, str]
-    """Versions of the packages and of the project's code that did it."""
+    """The versions of the packages and of the project's code that ran it."""
     taken_from: str | None = None
-    """The attempt that did it, when it was another one."""
+    """The attempt that ran it, if it was another one."""
 
 
 _STAGES = TypeAdapter(dict[str, StageRecord])
 
 
 class Pipeline:
-    """Does the stages of one run, in the order they are asked for."""
+    """The runner and cache of the stages of one run."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
     def do(self, name: str, inputs: Mapping[str, Any], work: Callable[[], Work]) -> StageRecord:
-        """The record of a stage, done now unless it is done already. Its results are the files it names."""
+        """Run a stage unless it is done already, and return its record. The stage's results are the files it names."""
         hashes, key = input_hashes(inputs), stage_key(name, inputs)
         before = read_stages(self._run.folder).get(name)
         record = self._done(name, before, key) or self._adopt(name, key)
@@ -93,13 +93,14 @@ class Pipeline:
         return record
 
     def _hashes(self, outputs: Sequence[str]) -> dict[str, str]:
-        """Of every file, those below folders one by one: what people add to a folder does no harm."""
+        """Return the hash of every file, those below folders one by one, so that files which people add to a folder do not
+        matter."""
         folder = self._run.folder
         files = [file for path in outputs for file in content_files(folder / path)]
         return {str(file.relative_to(folder)): path_hash(file) for file in files}
 
     def _done(self, name: str, record: StageRecord | None, key: str) -> StageRecord | None:
-        """The record of a stage of this attempt, if it has these inputs and its files are unharmed."""
+        """Return the record of a stage of this attempt if it has these inputs and its files are intact."""
         if record is None or record.key != key:
             return None
         if harmed := harmed_files(self._run.folder, record):
@@ -108,7 +109,8 @@ class Pipeline:
         return record
 
     def _adopt(self, name: str, key: str) -> StageRecord | None:
-        """The same from another attempt of this run, newest first, its files linked here."""
+        """Reuse the stage from the newest other attempt of this run that has it: link its files here and return its
+        record."""
         for folder in self._run.other_attempts():
             record = read_stages(folder).get(name)
             if record is None or record.key != key or harmed_files(folder, record):
@@ -127,18 +129,18 @@ class Pipeline:
 
 
 def input_hashes(inputs: Mapping[str, Any]) -> dict[str, str]:
-    """Inputs that are hashes already stay, all others are hashed."""
+    """Return the hash of each input; strings are taken for hashes."""
     return {key: value if isinstance(value, str) else digest(value) for key, value in inputs.items()}
 
 
 def stage_key(name: str, inputs: Mapping[str, Any]) -> str:
-    """Hash of a stage and everything it rests on."""
+    """Return the hash of a stage's name and inputs."""
     return digest([name, input_hashes(inputs)])
 
 
 def read_stages(folder: Path) -> dict[str, StageRecord]:
-    """Stages recorded in a run folder; none when it has no manifest, or one of another version. Raises UserError when a
-    stage names files outside of the folder: they would be replaced, or removed."""
+    """Return the stages recorded in a run folder; none when it has no manifest, or one of another version. Raises UserError
+    when a stage names files outside of the folder: they would be replaced or removed."""
     try:
         stages = _STAGES.validate_python(read_object(folder / MANIFEST).get("stages", {}))
     except ValidationError:
@@ -152,5 +154,5 @@ def read_stages(folder: Path) -> dict[str, StageRecord]:
 
 
 def harmed_files(folder: Path, record: StageRecord) -> list[str]:
-    """What a stage made that is gone or not as it was."""
+    """Return the outputs of a stage that are missing or changed."""
     return [path for path, known in record.outputs.items() if path_hash(folder / path) != known]
