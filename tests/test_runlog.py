@@ -106,7 +106,7 @@ def test_a_stage_taken_over_brings_its_metrics_to_the_trackers(config: BaseConfi
     second = Run("eval", config, "identity 2")
     tracked: list[tuple[str, int, Mapping[str, float]]] = []
     monkeypatch.setattr(second._trackers, "log", lambda *row: tracked.append(row))  # pyright: ignore[reportPrivateUsage]
-    second.adopt_metrics(first.folder, "phase1")
+    second.copy_metrics(first.folder, "phase1")
     second.close()
     assert tracked == [("phase1", 1, {"reward/mean": 0.5})]
     assert len((second.folder / "metrics.jsonl").read_text().splitlines()) == 1

@@ -1,11 +1,12 @@
 """The inputs that a config refers to, read and checked before anything heavy loads and before anything is written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from conclip.config.recipe import StageConfig
 from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.config.typed import to_config
 from conclip.curriculum.pass_rates import PassRate, read_pass_rates
@@ -111,21 +112,16 @@ def load_inputs(config: BaseConfig) -> Inputs:
 def _check_models(config: BaseConfig, model_path: Path, local: Mapping[str, Path]) -> None:
     """Raise UserError for a model that the run cannot use. `local`: folders of the models that run on this machine, by the
     config key that names them."""
-    trust, max_model_len = config.model.trust_remote_code, config.rollout.max_model_len
+    limit, trust = config.rollout.max_model_len, config.model.trust_remote_code
     if config.probing is not None:
-        check_model(
-            model_path,
-            "rollout.max_tokens",
-            config.rollout.max_tokens,
-            max_model_len=max_model_len,
-            trust_remote_code=trust,
-        )
+        max_tokens = config.rollout.max_tokens
+        check_model(model_path, "rollout.max_tokens", max_tokens, max_model_len=limit, trust_remote_code=trust)
     if config.evaluation is not None:
+        max_tokens = config.evaluation.max_tokens
         for key, path in local.items():
-            limits = {"max_model_len": max_model_len, "trust_remote_code": trust}
-            check_model(path, "eval.max_tokens", config.evaluation.max_tokens, key, **limits)
+            check_model(path, "eval.max_tokens", max_tokens, key, max_model_len=limit, trust_remote_code=trust)
     if config.learning is not None:
-        check_trainable(model_path, max_model_len=max_model_len, trust_remote_code=trust)
+        check_trainable(model_path, max_model_len=limit, trust_remote_code=trust)
 
 
 def _model_notes(config: BaseConfig, model_path: Path, local: Mapping[str, Path]) -> list[str]:
@@ -170,22 +166,28 @@ def _rate_notes(config: BaseConfig, inputs: Inputs) -> list[str]:
 def _selections(config: BaseConfig, inputs: Inputs) -> dict[str, Selection]:
     """Return the selections that need no measurement of this run. Raises UserError where too few problems qualify even if no
     earlier stage takes any."""
-    found: dict[str, Selection] = {}
+    selections: dict[str, Selection] = {}
     for name, stage in config.recipe.items():
         if stage.kind == "train" and ((phase := config.phase_of(stage)).by_hand or inputs.rates is not None):
-            selection = select(config.phase_key(str(stage.phase)), inputs.pool, inputs.rates or [], phase, config.seed)
+            selection = select_for(config, stage, inputs.pool, inputs.rates or [])
             if phase.by_hand or not stage.without:
-                found[name] = selection
-    return found
+                selections[name] = selection
+    return selections
+
+
+def select_for(config: BaseConfig, stage: StageConfig, problems: Sequence[Problem], rates: Sequence[PassRate]) -> Selection:
+    """Return the selection for the phase of a stage. Raises UserError as `select` does."""
+    return select(config.phase_key(str(stage.phase)), problems, rates, config.phase_of(stage), config.seed)
 
 
 def _earlier_rates(config: BaseConfig) -> list[PassRate] | None:
-    if config.given_rates is not None:
-        path = newest_attempt(expanded(config.given_rates))
-        if path.is_dir():
-            check_content(path.resolve())
-        return read_pass_rates(path / "pass_rates.jsonl" if path.is_dir() else path)
-    return None
+    if config.given_rates is None:
+        return None
+    path = newest_attempt(expanded(config.given_rates))
+    if path.is_dir():
+        check_content(path.resolve())
+        path /= "pass_rates.jsonl"
+    return read_pass_rates(path)
 
 
 def _check_disjoint(inputs: Inputs) -> None:

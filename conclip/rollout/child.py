@@ -103,7 +103,7 @@ class ChildEngine:
         self._shared: WeightsFolder | None = None
         self._version = 0
         self._unit: list[tuple[list[Request], SamplingSpec]] = []
-        self._open: set[str] = set()
+        self._undelivered: set[str] = set()
         """Requests of the unit whose completions have not been delivered."""
         self._finished: list[Completion] = []
         self._tokens_before_unit = self._tokens_before_child = self._tokens_of_child = 0
@@ -123,19 +123,19 @@ class ChildEngine:
 
     def submit(self, requests: Sequence[Request], spec: SamplingSpec) -> None:
         self._unit.append((list(requests), spec))
-        self._open |= {request.request_id for request in requests}
-        self._do("submit", list(requests), spec)
+        self._undelivered |= {request.request_id for request in requests}
+        self._command("submit", list(requests), spec)
 
     def poll(self) -> list[Completion]:
-        if self._open and not self._finished:
+        if self._undelivered and not self._finished:
             try:
                 if self._pipe.poll(POLL_S):
                     self._receive()
             except EngineDied as error:
-                self._revive(error)
-        finished, self._finished = [c for c in self._finished if c.request_id in self._open], []
-        self._open -= {completion.request_id for completion in finished}
-        if self._unit and not self._open:  # the unit is complete; the next request begins another one
+                self._restart(error)
+        finished, self._finished = [c for c in self._finished if c.request_id in self._undelivered], []
+        self._undelivered -= {completion.request_id for completion in finished}
+        if self._unit and not self._undelivered:  # the unit is complete; the next request begins another one
             self._forget_unit()
         return finished
 
@@ -145,7 +145,7 @@ class ChildEngine:
     def abort(self) -> None:
         self._forget_unit()
         try:
-            self._ask("abort")
+            self._send("abort")
         except EngineDied:
             return  # nothing is left to abort; the next command starts a new child
         self._finished.clear()
@@ -159,16 +159,16 @@ class ChildEngine:
             # restarted.
             self._shared = as_folder(source)
             self._weights = Path(self._shared.name)
-        self._do("update_weights", self._weights, version)
+        self._command("update_weights", self._weights, version)
         if old is not None:
             old.cleanup()
 
     def reset_cache(self) -> None:
         self._forget_unit()
-        self._do("reset_cache")
+        self._command("reset_cache")
 
     def sleep(self) -> None:
-        self._do("sleep")
+        self._command("sleep")
 
     def close(self) -> None:
         atexit.unregister(self.close)
@@ -178,18 +178,18 @@ class ChildEngine:
 
     def _forget_unit(self) -> None:
         self._unit.clear()
-        self._open.clear()
+        self._undelivered.clear()
         self._finished.clear()
         self._tokens_before_unit, self._num_restarts = self.progress(), 0
 
-    def _do(self, name: str, *arguments: Any) -> None:
-        """Send the child a command whose effect is already recorded here, so that `_revive` gives it to a new child."""
+    def _command(self, name: str, *arguments: Any) -> None:
+        """Send the child a command whose effect is already recorded here, so that `_restart` gives it to a new child."""
         try:
-            self._ask(name, *arguments)
+            self._send(name, *arguments)
         except EngineDied as error:
-            self._revive(error)
+            self._restart(error)
 
-    def _revive(self, error: EngineDied) -> None:
+    def _restart(self, error: EngineDied) -> None:
         """Start a new child and bring it to the state that the old one should have."""
         self._num_restarts += 1
         if self._num_restarts > MAX_RESTARTS:
@@ -201,20 +201,20 @@ class ChildEngine:
         try:
             self._start()
             if self._weights is not None:
-                self._ask("update_weights", self._weights, self._version)
+                self._send("update_weights", self._weights, self._version)
             for requests, spec in self._unit:
-                self._ask("submit", requests, spec)
+                self._send("submit", requests, spec)
         except EngineDied as again:
-            self._revive(again)
+            self._restart(again)
 
     def _start(self) -> None:
         protect_children()
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        several = self._arguments[2].tensor_parallel_size > 1  # a daemon may not start the engine's workers
-        self._process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=not several)
+        self._pipe, child_end = context.Pipe()
+        has_workers = self._arguments[2].tensor_parallel_size > 1  # a daemon may not start the engine's workers
+        self._process = context.Process(target=_serve, args=(child_end, *self._arguments), daemon=not has_workers)
         self._process.start()
-        theirs.close()
+        child_end.close()
         self._wait_done()
 
     def _stop(self) -> None:
@@ -229,7 +229,7 @@ class ChildEngine:
             self._process.join()
         self._pipe.close()
 
-    def _ask(self, name: str, *arguments: Any) -> None:
+    def _send(self, name: str, *arguments: Any) -> None:
         try:
             self._pipe.send((name, arguments))
         except OSError as error:

@@ -115,11 +115,11 @@ def collect(
                     finished = engine.poll() if sampling else []
             except (EngineDied, UserError):
                 while unit.at_grader:  # the completions before it still count
-                    yield from unit.judged(1.0)
+                    yield from unit.graded(1.0)
                 raise
             for completion in finished:
-                unit.take(completion)
-            yield from unit.judged(0.0 if sampling else 1.0)
+                unit.submit(completion)
+            yield from unit.graded(0.0 if sampling else 1.0)
             now = time.monotonic()
             if on_progress is not None and (now - last_report > PROGRESS_EVERY_S or unit.num_done == len(tasks)):
                 last_report = now
@@ -143,7 +143,7 @@ class _Unit:
         self._outcomes = dict.fromkeys(Outcome, 0)
         self.num_done = self.num_finished = self._finished_tokens = 0
 
-    def take(self, completion: Completion) -> None:
+    def submit(self, completion: Completion) -> None:
         """Submit a finished completion to the grader."""
         task = self._tasks[completion.request_id]
         text = completion.text
@@ -161,7 +161,7 @@ class _Unit:
         self.num_finished += 1
         self._finished_tokens += completion.num_tokens
 
-    def judged(self, timeout_s: float) -> Iterator[Rollout]:
+    def graded(self, timeout_s: float) -> Iterator[Rollout]:
         """Yield the rollouts that the grader has judged, waiting for a grade for at most `timeout_s`."""
         for key, grade in self._grader.poll(timeout_s):
             completion, text = self.at_grader.pop(key)

@@ -59,13 +59,14 @@ class EndpointEngine:
 
     def submit(self, requests: Sequence[Request], spec: SamplingSpec) -> None:
         for request in requests:
-            self._in_flight[self._threads.submit(self._ask_strangers, request, spec)] = request.request_id
+            self._in_flight[self._threads.submit(self._safe_request, request, spec)] = request.request_id
 
-    def _ask_strangers(self, request: Request, spec: SamplingSpec) -> Completion:
-        """Return the completion of `_ask`. A reply that is no chat completion, whatever it contains, raises EngineDied."""
+    def _safe_request(self, request: Request, spec: SamplingSpec) -> Completion:
+        """Return the completion of `_request`. A reply that is no chat completion, whatever it contains, raises
+        EngineDied."""
         self._began[request.request_id] = time.monotonic()
         try:
-            return self._ask(request, spec)
+            return self._request(request, spec)
         except BadReply as error:
             raise EngineDied(f"'{self._url}' {error}") from error
         except (AttributeError, TypeError, KeyError, IndexError, ValueError, RecursionError) as error:
@@ -73,7 +74,7 @@ class EndpointEngine:
         finally:
             self._began.pop(request.request_id, None)
 
-    def _ask(self, request: Request, spec: SamplingSpec) -> Completion:
+    def _request(self, request: Request, spec: SamplingSpec) -> Completion:
         extra: dict[str, Any] = {"top_k": spec.top_k} if spec.top_k != -1 else {}
         if request.template_kwargs:
             extra["chat_template_kwargs"] = dict(request.template_kwargs)
@@ -137,8 +138,8 @@ class EndpointEngine:
 
     def _raise_failures(self) -> None:
         """Raise the server's failure at once, and refused requests once all others have ended."""
-        if self._failure is not None and (sent_on := refused_redirect(self._failure)) is not None:
-            raise EngineDied(f"'{self._url}' {sent_on}") from self._failure
+        if self._failure is not None and (redirect := refused_redirect(self._failure)) is not None:
+            raise EngineDied(f"'{self._url}' {redirect}") from self._failure
         if isinstance(self._failure, openai.OpenAIError):
             raise EngineDied(f"'{self._url}' failed after several tries: {one_line(str(self._failure))}") from self._failure
         if self._failure is not None:

@@ -57,10 +57,10 @@ def _parts(content: Any) -> tuple[list[str], list[str]]:
         if isinstance(part, str):
             texts.append(part)
             continue
-        said = cast(dict[str, Any], part) if isinstance(part, dict) else {}
-        kind = said.get("type")
+        fields = cast(dict[str, Any], part) if isinstance(part, dict) else {}
+        kind = fields.get("type")
         if kind in ("thinking", "reasoning"):  # holds a text, or a list of parts again
-            thoughts += [text for name in ("thinking", "reasoning", "text") for text in _parts(said.get(name))[0]]
-        elif isinstance(said.get("text"), str):
-            texts.append(said["text"])
+            thoughts += [text for name in ("thinking", "reasoning", "text") for text in _parts(fields.get(name))[0]]
+        elif isinstance(fields.get("text"), str):
+            texts.append(fields["text"])
     return texts, thoughts

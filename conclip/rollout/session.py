@@ -69,7 +69,7 @@ class Runtime:
     """The prompts of every problem the run may sample, by variant; `TRAINING` is missing only for a model behind a
     server."""
     _weights: Path | None = field(default=None, init=False)
-    """The folder of weights given to `hold` that the engine has not loaded yet."""
+    """The folder of weights given to `use_weights` that the engine has not loaded yet."""
 
     @cached_property
     def grader(self) -> Grader:
@@ -81,13 +81,13 @@ class Runtime:
 
     @property
     def engine(self) -> RolloutEngine:
-        """Return the engine, with the weights given to `hold`."""
+        """Return the engine, with the weights given to `use_weights`."""
         weights, self._weights = self._weights, None
         if weights is not None:
             self._engine.update_weights(weights, self._engine.policy_version + 1)
         return self._engine
 
-    def hold(self, model: Path) -> None:
+    def use_weights(self, model: Path) -> None:
         """Make the engine load the weights of this folder on its next use."""
         self._weights = model
 
@@ -175,13 +175,12 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
     by_variant: dict[PromptVariant, PromptSet] = {}
     with reading(model_path, "the chat template"):
         check_template_kwargs(tokenizer, config.model.chat_template_kwargs, "model.chat_template_kwargs")
-        named = settings.template_kwargs if settings else {}
-        for name, values in named.items():
+        for name, values in (settings.template_kwargs if settings else {}).items():
             check_template_kwargs(tokenizer, values, f"eval.template_kwargs.{name}")
         named_tokens(tokenizer, config.model.stop_tokens, "model.stop_tokens")
         variants = [TRAINING, *settings.prompt_variants] if settings else [TRAINING]
         for style, template in dict.fromkeys(variants):
-            more = template_kwargs_of(config, template)
+            template_kwargs = template_kwargs_of(config, template)
             token_ids = {
                 p.problem_id: encode_prompt(
                     tokenizer,
@@ -189,11 +188,11 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
                     config.model,
                     style,
                     budget_tokens=settings.budget_tokens if settings else 0,
-                    template_kwargs=more,
+                    template_kwargs=template_kwargs,
                 )
                 for p in problems
             }
-            thinking = thinking_of(tokenizer, config.model, more)
+            thinking = thinking_of(tokenizer, config.model, template_kwargs)
             by_variant[style, template] = PromptSet(token_ids=token_ids, thinking=thinking)
     length = {p.problem_id: max(len(prompts.token_ids[p.problem_id]) for prompts in by_variant.values()) for p in problems}
     longest = max(problems, key=lambda p: length[p.problem_id])
@@ -257,17 +256,17 @@ def open_endpoint(config: BaseConfig, run: Run, served_name: str, problems: Sequ
     opened: dict[str, bool] = {}
     """Whether the prompts of a template open the thinking part."""
     for style, template in settings.prompt_variants:
-        more = template_kwargs_of(config, template)
+        template_kwargs = template_kwargs_of(config, template)
         if model.thinking_in_prompt is not None:
             opened[template] = model.thinking_in_prompt
         elif template not in opened:
-            prompt = render_by_server(model.url, served_name, placeholder_chat(model), more)
+            prompt = render_by_server(model.url, served_name, placeholder_chat(model), template_kwargs)
             opened[template] = prompt is not None and opens(text_after_placeholder(prompt), tags)
         messages = {
             p.problem_id: messages_for(p.prompt_text, model, style, budget_tokens=settings.budget_tokens) for p in problems
         }
         thinking = Thinking(tags=tags, opened=opened[template])
-        by_variant[style, template] = PromptSet(messages=messages, template_kwargs=more, thinking=thinking)
+        by_variant[style, template] = PromptSet(messages=messages, template_kwargs=template_kwargs, thinking=thinking)
     start = partial(
         EndpointEngine,
         model.url,
@@ -317,5 +316,5 @@ def context_tokens(model_path: Path, *, trust_remote_code: bool) -> int | None:
     from transformers import AutoConfig  # noqa: PLC0415
 
     with reading(model_path, "config.json"):
-        found = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
-    return getattr(found, "max_position_embeddings", None)
+        config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    return getattr(config, "max_position_embeddings", None)

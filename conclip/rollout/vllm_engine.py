@@ -87,8 +87,8 @@ class VllmEngine:
             if explain(error) is not None:
                 raise
             logging.getLogger(__name__).info("vLLM's traceback", exc_info=True)
-            said = " ".join(str(error).split())[:500] or type(error).__name__
-            raise UserError(f"vLLM refuses model '{model_path}' or the rollout settings: {said}") from error
+            reason = " ".join(str(error).split())[:500] or type(error).__name__
+            raise UserError(f"vLLM refuses model '{model_path}' or the rollout settings: {reason}") from error
         torch.set_rng_state(random_state)  # starting an engine must not change the run's random stream
         gc.freeze()  # spares the collector long-lived objects: a tenth of the engine's speed
         self._on_cpu, self._asleep = on_cpu, False
@@ -262,16 +262,16 @@ def stop_token_ids(model_path: Path, named: Sequence[str] = (), *, trust_remote_
     model's); and those that the user has `named`."""
     from transformers import AutoConfig, GenerationConfig  # noqa: PLC0415
 
-    found: set[int] = set()
+    ids: set[int] = set()
     if (model_path / "generation_config.json").exists():
         end = GenerationConfig.from_pretrained(model_path).eos_token_id
-        found.update([end] if isinstance(end, int) else end or [])
-    if not found:
+        ids.update([end] if isinstance(end, int) else end or [])
+    if not ids:
         end = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).eos_token_id
-        found.update([end] if isinstance(end, int) else end or [])
+        ids.update([end] if isinstance(end, int) else end or [])
     tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
-    found.update([tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else [])
+    ids.update([tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else [])
     turn = end_of_turn(tokenizer)
-    if not found.intersection(turn):
-        found.update(turn[:1])
-    return tuple(sorted(found.union(named_tokens(tokenizer, named, "model.stop_tokens"))))
+    if not ids.intersection(turn):
+        ids.update(turn[:1])
+    return tuple(sorted(ids.union(named_tokens(tokenizer, named, "model.stop_tokens"))))

@@ -46,11 +46,11 @@ def remove_orphans() -> None:
     """Remove the folders of runs that were killed."""
     for folder in (path for place in (MEMORY, Path(tempfile.gettempdir())) for path in place.glob(f"{PREFIX}*")):
         number = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if number.isdecimal() and not Path(f"/proc/{number}").exists() and _is_left(folder):
+        if number.isdecimal() and not Path(f"/proc/{number}").exists() and _is_orphan(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_left(folder: Path) -> bool:
+def _is_orphan(folder: Path) -> bool:
     """Return whether it is a folder of this user that no living process has locked."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -23,7 +23,7 @@ def describe_environment(subcommand: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "num_cpus": os.cpu_count(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "packages": {name: number for name in PACKAGES if (number := _version(name)) is not None},
         "git": _git_state(),
     }
 
@@ -37,7 +37,7 @@ def versions_of(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 def changed_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    return sorted(name for name, found in now.items() if before.get(name) != found)
+    return sorted(name for name in now if before.get(name) != now[name])
 
 
 def _version(package: str) -> str | None:
@@ -62,8 +62,7 @@ def _git_state() -> dict[str, Any] | None:
 
 def earlier_environments(starts: Any) -> list[dict[str, Any]]:
     """Return the earlier starts of an attempt from its manifest; those without versions are left out."""
-    found = cast(list[Any], starts) if isinstance(starts, list) else []
-    return [start for start in found if _has_versions(start)]
+    return [start for start in cast(list[Any], starts) if _has_versions(start)] if isinstance(starts, list) else []
 
 
 def _has_versions(environment: Any) -> bool:

@@ -24,7 +24,7 @@ from conclip.redact import hide, hide_in, hide_known
 ATTEMPT = re.compile(r"attempt-([0-9]{1,18})", re.ASCII)
 """The name of an attempt's folder."""
 
-TRACKERS_OWN = ("tensorboard", "wandb")
+TRACKER_FOLDERS = ("tensorboard", "wandb")
 """Subfolders that belong to other tools and may contain links."""
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -51,28 +51,28 @@ def writing(path: Path) -> Iterator[TextIO]:
 @contextmanager
 def writing_bytes(path: Path) -> Iterator[BinaryIO]:
     """Open a file for bytes as `writing` does; they are written unchanged."""
-    aside = path.with_name(path.name + ".part")
+    temporary = path.with_name(path.name + ".part")
     try:
-        with os.fdopen(_new(aside), "wb") as out:
+        with os.fdopen(_create(temporary), "wb") as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
 
 
-def _new(aside: Path) -> int:
+def _create(temporary: Path) -> int:
     """Return the descriptor of a new file; a file that an earlier run, or somebody else, left under its name is removed."""
     try:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     except (IsADirectoryError, PermissionError):
-        if aside.is_dir():
-            raise UserError(f"'{aside}' is a folder, where a file is written; remove it") from None
+        if temporary.is_dir():
+            raise UserError(f"'{temporary}' is a folder, where a file is written; remove it") from None
         raise
-    return os.open(aside, _NEW, 0o666)
+    return os.open(temporary, _NEW, 0o666)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -90,11 +90,11 @@ def appending(path: Path) -> TextIO:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise UserError(f"'{path}' is no plain file (a link, say), where one is written; remove it") from error
         raise
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise UserError(f"'{path}' is no plain file, where one is written; remove it")
-    if found.st_nlink > 1:
+    if status.st_nlink > 1:
         os.close(descriptor)
         break_links(path)
         return appending(path)
@@ -111,7 +111,7 @@ def check_content(folder: Path) -> None:
         with os.scandir(pending.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    if not (entry.name in TRACKERS_OWN and Path(entry.path).parent == folder):
+                    if not (entry.name in TRACKER_FOLDERS and Path(entry.path).parent == folder):
                         pending.append(Path(entry.path))
                 elif not entry.is_file(follow_symlinks=False):
                     what = "a link" if entry.is_symlink() else "neither file nor folder"
@@ -230,15 +230,15 @@ def link(source: Path, target: Path, *, without: str | None = None) -> None:
     """Give a file or folder a second place, by hard links, or by copies across file systems. `without`: the name of a
     subfolder to leave out. `target` is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(target.name + ".part")
+    temporary = target.with_name(target.name + ".part")
     if source.is_dir():
-        for path in (aside, target):
+        for path in (temporary, target):
             shutil.rmtree(path, ignore_errors=True)
         ignore = shutil.ignore_patterns(without) if without else None
-        shutil.copytree(source, aside, copy_function=_link_file, ignore=ignore, symlinks=True)
+        shutil.copytree(source, temporary, copy_function=_link_file, ignore=ignore, symlinks=True)
     else:
-        _link_file(source, aside)
-    aside.replace(target)
+        _link_file(source, temporary)
+    temporary.replace(target)
 
 
 def break_links(path: Path) -> None:
@@ -246,9 +246,9 @@ def break_links(path: Path) -> None:
     place."""
     for file in path.rglob("*") if path.is_dir() else [path] if path.exists() else []:
         if file.is_file() and not file.is_symlink() and file.stat().st_nlink > 1:
-            aside = file.with_name(file.name + ".part")
-            copy_file(file, aside)
-            aside.replace(file)
+            temporary = file.with_name(file.name + ".part")
+            copy_file(file, temporary)
+            temporary.replace(file)
 
 
 def _link_file(source: str | Path, target: str | Path) -> None:
@@ -261,6 +261,6 @@ def _link_file(source: str | Path, target: str | Path) -> None:
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file's content and times to a new file."""
-    with source.open("rb") as content, os.fdopen(_new(target), "wb") as out:
+    with source.open("rb") as content, os.fdopen(_create(target), "wb") as out:
         shutil.copyfileobj(content, out)
     shutil.copystat(source, target, follow_symlinks=False)

@@ -42,13 +42,13 @@ def digest(value: Any) -> str:
 
 def relevant(config: BaseConfig, parts: Iterable[str] | None = None) -> dict[str, Any]:
     """Return the result-relevant keys of a config, or of some of its top-level parts."""
-    plain = _without(asdict(config), ())
+    plain = _relevant(asdict(config), ())
     return plain if parts is None else {part: plain[part] for part in parts}
 
 
-def _without(values: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, Any]:
+def _relevant(values: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, Any]:
     return {
-        name: _without(value, (*where, name)) if isinstance(value, dict) else value
+        name: _relevant(value, (*where, name)) if isinstance(value, dict) else value
         for name, value in values.items()
         if (*where, name) not in IRRELEVANT
     }
@@ -84,8 +84,8 @@ def content_files(path: Path) -> list[Path]:
     files."""
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.rglob("*") if file.is_file() and not _passed_over(file))
+    return sorted(file for file in path.rglob("*") if file.is_file() and not _is_ignored(file))
 
 
-def _passed_over(file: Path) -> bool:
+def _is_ignored(file: Path) -> bool:
     return file.name == "README.md" or file.name.startswith(".") or file.suffix == ".part"

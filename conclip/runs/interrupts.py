@@ -34,7 +34,7 @@ class Interrupted(KeyboardInterrupt):
 class _State:
     depth = 0
     """The number of open `deferred` blocks."""
-    waiting: int | None = None
+    pending: int | None = None
     """The signal that waits for the end of these blocks."""
     raised = False
     """Whether a signal has taken effect, so that the run is stopping."""
@@ -45,12 +45,12 @@ def handle_signals() -> None:
     _State.raised = False
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _arrived)
+            signal.signal(number, _handle)
 
 
-def _arrived(number: int, _: FrameType | None) -> None:
-    if _State.depth and _State.waiting is None and not _State.raised:
-        _State.waiting = number
+def _handle(number: int, _: FrameType | None) -> None:
+    if _State.depth and _State.pending is None and not _State.raised:
+        _State.pending = number
         return
     _State.raised = True
     raise Interrupted(number)
@@ -70,7 +70,7 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         _State.depth -= 1
-        number = _State.waiting
+        number = _State.pending
         if number is not None and not _State.depth:
-            _State.waiting, _State.raised = None, True
+            _State.pending, _State.raised = None, True
             raise Interrupted(number)

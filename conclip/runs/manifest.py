@@ -23,7 +23,7 @@ from conclip.runs.run import MANIFEST, Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class StageOutput:
     """The outcome of running a stage."""
 
     outputs: Sequence[str]
@@ -63,11 +63,11 @@ class Pipeline:
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def do(self, name: str, inputs: Mapping[str, Any], work: Callable[[], Work]) -> StageRecord:
+    def run_stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[], StageOutput]) -> StageRecord:
         """Run a stage unless it is done already, and return its record. The stage's results are the files it names."""
         hashes, key = input_hashes(inputs), stage_key(name, inputs)
         before = read_stages(self._run.folder).get(name)
-        record = self._done(name, before, key) or self._adopt(name, key)
+        record = self._done(name, before, key) or self._reuse(name, key)
         if record is not None:
             source = f" in {record.taken_from}" if record.taken_from else ""
             self._run.say(f"{name}: done before{source} ({record.wall_s:.0f} s), taken over")
@@ -78,14 +78,14 @@ class Pipeline:
             break_links(self._run.folder / path)
         self._run.begin(name)
         began = time.monotonic()
-        done = work()
+        output = work()
         record = StageRecord(
             key=key,
             inputs=hashes,
-            outputs=self._hashes(done.outputs),
-            numbers=dict(done.numbers),
-            num_tokens=done.num_tokens,
-            wall_s=round(time.monotonic() - began if done.wall_s is None else done.wall_s, 3),
+            outputs=self._hashes(output.outputs),
+            numbers=dict(output.numbers),
+            num_tokens=output.num_tokens,
+            wall_s=round(time.monotonic() - began if output.wall_s is None else output.wall_s, 3),
             made_by=self._run.versions,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -103,21 +103,21 @@ class Pipeline:
         """Return the record of a stage of this attempt if it has these inputs and its files are intact."""
         if record is None or record.key != key:
             return None
-        if harmed := harmed_files(self._run.folder, record):
-            self._run.warn(f"{name} was done before, but '{harmed[0]}' is not what it left; it is done again")
+        if changed := changed_files(self._run.folder, record):
+            self._run.warn(f"{name} was done before, but '{changed[0]}' is not what it left; it is done again")
             return None
         return record
 
-    def _adopt(self, name: str, key: str) -> StageRecord | None:
+    def _reuse(self, name: str, key: str) -> StageRecord | None:
         """Reuse the stage from the newest other attempt of this run that has it: link its files here and return its
         record."""
         for folder in self._run.other_attempts():
             record = read_stages(folder).get(name)
-            if record is None or record.key != key or harmed_files(folder, record):
+            if record is None or record.key != key or changed_files(folder, record):
                 continue
             for path in record.outputs:
                 link(folder / path, self._run.folder / path)
-            self._run.adopt_metrics(folder, name)
+            self._run.copy_metrics(folder, name)
             record = replace(record, taken_from=record.taken_from or folder.name)
             self._write(name, record)
             return record
@@ -153,6 +153,6 @@ def read_stages(folder: Path) -> dict[str, StageRecord]:
     return stages
 
 
-def harmed_files(folder: Path, record: StageRecord) -> list[str]:
+def changed_files(folder: Path, record: StageRecord) -> list[str]:
     """Return the outputs of a stage that are missing or changed."""
-    return [path for path, known in record.outputs.items() if path_hash(folder / path) != known]
+    return [path for path, expected in record.outputs.items() if path_hash(folder / path) != expected]

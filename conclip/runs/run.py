@@ -42,7 +42,7 @@ from conclip.runs.files import (
 )
 from conclip.runs.json_lines import json_lines, run_lines
 from conclip.runs.sampling_progress import SamplingProgress
-from conclip.runs.terminal import as_text, divert_output, leave
+from conclip.runs.terminal import as_text, discard_output, divert_output
 from conclip.runs.trackers import TrackerRun, Trackers
 from conclip.types import Rollout, RolloutGroup
 
@@ -63,7 +63,7 @@ class Run:
         self.home = run_home(subcommand, config)
         self._resume = config.resume
         try:
-            with _alone(self.home):
+            with _exclusive(self.home):
                 continued = find_attempt(self.home, identity) if config.resume == "auto" else None
                 if continued:
                     check_content(continued)
@@ -125,29 +125,29 @@ class Run:
     def say(self, text: str, *, result: bool = False) -> None:
         """Show one line, also written to run.log. `result`: the line is a result of the run."""
         logging.getLogger("conclip").info(text)
-        self._see(lambda display: display.message(text, result=result))
+        self._emit(lambda display: display.message(text, result=result))
 
     def warn(self, text: str) -> None:
         logging.getLogger("conclip").warning(text)
-        self._see(lambda display: display.warning(text))
+        self._emit(lambda display: display.warning(text))
 
     def show(self, table: Table, *, result: bool = False) -> None:
         """Show a table, also written to run.log."""
         logging.getLogger("conclip").info("\n" + as_text(table))
-        self._see(lambda display: display.table(table, result=result))
+        self._emit(lambda display: display.table(table, result=result))
 
     def point_to(self, kind: str, path: Path, *, result: bool = True) -> None:
         """Show where an output of the run is."""
         logging.getLogger("conclip").info(f"{kind}: {path}")
-        self._see(lambda display: display.file(kind, str(path), result=result))
+        self._emit(lambda display: display.file(kind, str(path), result=result))
 
     def write_results(self, content: Mapping[str, Any]) -> None:
         """Write results.json, with NaN and infinity as null, and pass it to the display."""
         strict = finite(content)
         self.write_json("results.json", strict)
-        self._see(lambda display: display.results(strict))
+        self._emit(lambda display: display.results(strict))
 
-    def _see(self, show: Callable[[Display], None]) -> None:
+    def _emit(self, show: Callable[[Display], None]) -> None:
         """Call the display; the run continues without one when its terminal or reader is gone."""
         try:
             show(self._display)
@@ -155,7 +155,7 @@ class Run:
             logging.getLogger("conclip").exception("the display failed")
             failed, self._display = self._display, NoDisplay()
             if isinstance(error, OSError):
-                leave(self._screen)
+                discard_output(self._screen)
             with suppress(Exception):
                 failed.close()
 
@@ -167,7 +167,7 @@ class Run:
         row = {"schema": SCHEMA_VERSION, "stage": stage, "step": step, **dict.fromkeys(metrics), **finite}
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
-        self._see(lambda display: display.step(stage, step, finite))
+        self._emit(lambda display: display.step(stage, step, finite))
         self._trackers.log(stage, step, finite)
 
     def update_manifest(self, **changes: Any) -> None:
@@ -182,7 +182,7 @@ class Run:
             check_content(path)
         return others
 
-    def forget_stage(self, stage: str, after_step: float = -math.inf) -> None:
+    def remove_metrics(self, stage: str, after_step: float = -math.inf) -> None:
         """Remove the metrics of a stage's steps that will run again: all, or those after a step."""
         rows = _metric_rows(self.folder)
         self._rewrite_metrics(row for row in rows if row["stage"] != stage or row["step"] <= after_step)
@@ -192,11 +192,11 @@ class Run:
         rows = [row for row in _metric_rows(self.folder) if row.pop("stage") == stage]
         return [{k: math.nan if v is None else v for k, v in row.items() if k not in ("schema", "step")} for row in rows]
 
-    def adopt_metrics(self, folder: Path, stage: str) -> None:
+    def copy_metrics(self, folder: Path, stage: str) -> None:
         """Copy the metrics and transcripts of a stage from another attempt; the trackers get the metrics too."""
-        adopted = [row for row in _metric_rows(folder) if row["stage"] == stage]
-        self._rewrite_metrics([*(row for row in _metric_rows(self.folder) if row["stage"] != stage), *adopted])
-        for row in adopted:
+        copied = [row for row in _metric_rows(folder) if row["stage"] == stage]
+        self._rewrite_metrics([*(row for row in _metric_rows(self.folder) if row["stage"] != stage), *copied])
+        for row in copied:
             numbers = {k: v for k, v in row.items() if k not in ("schema", "stage", "step") and v is not None}
             self._trackers.log(stage, row["step"], numbers)
         for path in (folder / "rollouts").glob(f"{stage}-*.jsonl"):
@@ -231,10 +231,10 @@ class Run:
     def begin(self, stage: str, num_steps: int | None = None, step: int = 0) -> None:
         """Show that a stage, or its steps after `step`, begins; it only affects the display."""
         steps = self.stage_metrics(stage) if num_steps is not None else []
-        self._see(lambda display: display.stage(stage, num_steps, step, steps))
+        self._emit(lambda display: display.stage(stage, num_steps, step, steps))
 
     def show_sampling(self, now: SamplingProgress) -> None:
-        self._see(lambda display: display.sampling(now))
+        self._emit(lambda display: display.sampling(now))
 
     def track(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Pass numbers only to the trackers; another file of the run folder has them."""
@@ -247,7 +247,7 @@ class Run:
             closing.callback(self._restore_output)
             closing.callback(self._metrics.close)
             closing.callback(self._lock.close)
-            closing.callback(self._see, lambda display: display.close())
+            closing.callback(self._emit, lambda display: display.close())
             closing.callback(self._trackers.close, failed=failed)
 
 
@@ -304,7 +304,7 @@ def attempts(home: Path) -> list[Path]:
 
 
 @contextmanager
-def _alone(home: Path) -> Iterator[None]:
+def _exclusive(home: Path) -> Iterator[None]:
     """Let one process at a time choose or make an attempt. Raises UserError where `latest` cannot be a link."""
     latest = home / "latest"
     if latest.is_dir() and not latest.is_symlink():
@@ -334,8 +334,8 @@ def _metric_rows(folder: Path) -> list[dict[str, Any]]:
 def is_metrics(row: Any) -> bool:
     """Return whether a line of metrics.jsonl has a stage, a step, and otherwise only numbers and null."""
     try:
-        numbers = [row[name] for name in row.keys() - {"stage"} if row[name] is not None]
-        plain = all(isinstance(value, (int, float)) and math.isfinite(float(value)) for value in numbers)
+        values = [row[name] for name in row.keys() - {"stage"} if row[name] is not None]
+        plain = all(isinstance(value, (int, float)) and math.isfinite(float(value)) for value in values)
         return plain and isinstance(row["stage"], str) and type(row["step"]) is int
     except (KeyError, TypeError, AttributeError, OverflowError):
         return False
@@ -343,10 +343,10 @@ def is_metrics(row: Any) -> bool:
 
 def _point_latest(home: Path, folder: Path) -> None:
     link = home / "latest"
-    aside = home / f".latest-{os.getpid()}"
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(folder.name)
-    aside.replace(link)
+    temporary = home / f".latest-{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.name)
+    temporary.replace(link)
 
 
 class _LogFile(logging.FileHandler):

@@ -41,10 +41,10 @@ class OutputConsole(Console):
     def size(self) -> ConsoleDimensions:
         """Return the size of the terminal that is written to, wherever the standard descriptors point."""
         try:
-            found = os.get_terminal_size(self.file.fileno())
+            size = os.get_terminal_size(self.file.fileno())
         except (OSError, ValueError):
             return super().size
-        return ConsoleDimensions(*found) if self._width is None and found.columns else super().size
+        return ConsoleDimensions(*size) if self._width is None and size.columns else super().size
 
     @size.setter
     def size(self, new_size: tuple[int, int]) -> None:
@@ -52,10 +52,10 @@ class OutputConsole(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        leave(self.file)
+        discard_output(self.file)
 
 
-def leave(stream: IO[str]) -> None:
+def discard_output(stream: IO[str]) -> None:
     """Discard what is still written to a stream without a reader; Python would report an error at exit otherwise."""
     with open(os.devnull, "w") as nowhere, suppress(OSError, ValueError):
         os.dup2(nowhere.fileno(), stream.fileno())
@@ -117,6 +117,6 @@ def _descriptor(stream: TextIO | None) -> int | None:
 
 def as_text(renderable: RenderableType) -> str:
     """Return a table or page as plain text, with the width for pipes."""
-    written = StringIO()
-    OutputConsole(file=written, width=PIPED_WIDTH).print(renderable)
-    return written.getvalue().rstrip("\n")
+    text = StringIO()
+    OutputConsole(file=text, width=PIPED_WIDTH).print(renderable)
+    return text.getvalue().rstrip("\n")

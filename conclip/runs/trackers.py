@@ -63,26 +63,26 @@ class Trackers:
     def __init__(self, names: Iterable[TrackerName], run: TrackerRun, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._workers = [_Worker(name, run) for name in dict.fromkeys(names)]
-        self._say_failures()
+        self._report_failures()
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         for worker in self._workers:
             worker.events.put((stage, step, dict(metrics)))
-        self._say_failures()
+        self._report_failures()
 
     def close(self, *, failed: bool) -> None:
         """Close the trackers, waiting for up to `CLOSE_S`; `failed`: the run did not complete, and waits less."""
         for worker in self._workers:
             worker.events.put(failed)
-        patience = CLOSE_S / 4 if failed else CLOSE_S
-        deadline = time.monotonic() + patience
+        timeout_s = CLOSE_S / 4 if failed else CLOSE_S
+        deadline = time.monotonic() + timeout_s
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
             if worker.is_alive():
-                self._warn(f"{worker.name} did not take all metrics within {patience:g} s; metrics.jsonl has them")
-        self._say_failures()
+                self._warn(f"{worker.name} did not take all metrics within {timeout_s:g} s; metrics.jsonl has them")
+        self._report_failures()
 
-    def _say_failures(self) -> None:
+    def _report_failures(self) -> None:
         for worker in [worker for worker in self._workers if worker.failure is not None]:
             self._warn(f"{worker.name} gets no more metrics ({worker.failure}); metrics.jsonl has them")
             self._workers.remove(worker)
@@ -97,7 +97,7 @@ class _Worker(threading.Thread):
         """Metrics, and at the end whether the run failed."""
         self.failure: str | None = None
         self._tracker_name: TrackerName = name
-        self._described = run
+        self._tracker_run = run
         try:
             import_module(MODULES[name])  # here, so that the main thread never sees a half-imported module
         except Exception as error:
@@ -108,7 +108,7 @@ class _Worker(threading.Thread):
     def run(self) -> None:
         tracker: Tracker | None = None
         try:
-            tracker = OPENERS[self._tracker_name](self._described)
+            tracker = OPENERS[self._tracker_name](self._tracker_run)
             while not isinstance(event := self.events.get(), bool):
                 tracker.log(*event)
             tracker.close(failed=event)
@@ -184,15 +184,15 @@ class MLflow:
         from mlflow.entities import Param  # noqa: PLC0415
 
         self._client = client = MlflowClient()
-        found = client.get_experiment_by_name(run.project)
-        experiment = found.experiment_id if found else _made(client, run.project)
-        earlier = client.search_runs([experiment], f"tags.conclip_run = '{run.identity}'")
+        experiment = client.get_experiment_by_name(run.project)
+        experiment_id = experiment.experiment_id if experiment else _create_experiment(client, run.project)
+        earlier = client.search_runs([experiment_id], f"tags.conclip_run = '{run.identity}'")
         if earlier:
             self._run_id = earlier[0].info.run_id
             client.update_run(self._run_id, status="RUNNING")
             return
-        made = client.create_run(experiment, run_name=run.name, tags={"conclip_run": run.identity})
-        self._run_id = made.info.run_id
+        created = client.create_run(experiment_id, run_name=run.name, tags={"conclip_run": run.identity})
+        self._run_id = created.info.run_id
         client.log_batch(self._run_id, params=[Param(key, str(value)) for key, value in _flat(run.config)])
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -206,15 +206,15 @@ class MLflow:
         self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
 
 
-def _made(client: "MlflowClient", project: str) -> str:
+def _create_experiment(client: "MlflowClient", project: str) -> str:
     """Create an experiment, or return the one that another run has created meanwhile."""
     try:
         return client.create_experiment(project)
     except Exception:
-        found = client.get_experiment_by_name(project)
-        if found is None:
+        experiment = client.get_experiment_by_name(project)
+        if experiment is None:
             raise
-        return found.experiment_id
+        return experiment.experiment_id
 
 
 OPENERS: dict[TrackerName, Callable[[TrackerRun], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}

@@ -43,7 +43,7 @@ class Backend:
         self._trained = {"policy": self._optimizer(self.policy, self._optim.policy_lr, num_updates)}
         if self.critic is not None:
             self._trained["critic"] = self._optimizer(self.critic, self._optim.critic_lr, num_updates + self._warmup)
-        self.place(0)
+        self.set_position(0)
 
     def _load(self, folder: Path) -> PreTrainedModel:
         policy = load_policy(folder, self.device, trust_remote_code=self._trust_remote_code)
@@ -95,11 +95,11 @@ class Backend:
         zeros = torch.zeros(mask.shape, device=self.device, dtype=chosen.dtype)
         return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
 
-    def place(self, update: int) -> None:
+    def set_position(self, update: int) -> None:
         """Set the learning rates for a position in the phase's schedule [updates, the critic's warm-up included]."""
         self.update_number = update
         for name, item in self._trained.items():
-            item.place(max(0, update - self._warmup) if name == "policy" else update)
+            item.set_position(max(0, update - self._warmup) if name == "policy" else update)
 
     @property
     def policy_lr(self) -> float:
@@ -154,7 +154,7 @@ class Backend:
 def _copy(saved: Mapping[str, Tensor], module: torch.nn.Module, *, prefix: str = "") -> None:
     """Copy the saved parameters into the module. Raises ValueError when one is missing or has another shape."""
     for key, parameter in module.named_parameters():
-        found = saved.get(f"{prefix}{key}")
-        if found is None or found.shape != parameter.shape:
+        tensor = saved.get(f"{prefix}{key}")
+        if tensor is None or tensor.shape != parameter.shape:
             raise ValueError(f"{prefix}{key} is missing, or of another shape")
-        parameter.copy_(found)
+        parameter.copy_(tensor)

@@ -80,18 +80,18 @@ class Checkpoints:
     def path(self, number: int) -> Path:
         return self._folder / f"step-{number:06d}"
 
-    def save(self, state: PhaseState, write_model: Callable[[Path], None], *, due: bool = True) -> None:
+    def save(self, state: PhaseState, write_model: Callable[[Path], None], *, scheduled: bool = True) -> None:
         """Write one checkpoint, whose policy `write_model` writes into a new folder, and remove those no longer kept.
         Neither the state nor what `write_model` writes may change until `wait` returns. Raises the error of an earlier
         write.
 
-        `due=False`: saved outside the schedule because of a signal; removed as soon as it is not the newest.
+        `scheduled=False`: saved because of a signal; removed as soon as it is not the newest.
         """
         self.wait()
         if self._writer is None:
-            self._write(state, write_model, due)
+            self._write(state, write_model, scheduled)
         else:
-            self._pending = self._writer.submit(self._write, state, write_model, due)
+            self._pending = self._writer.submit(self._write, state, write_model, scheduled)
 
     def wait(self) -> None:
         """Wait until everything is on the disk. Raises the error of the write."""
@@ -110,10 +110,10 @@ class Checkpoints:
             if not (path / TRAINING).is_dir():
                 continue  # of a completed phase
             try:
-                head = self._whole(path)
+                head = self._verify(path)
                 if head["key"] != self._key or head["schema"] != SCHEMA:
                     continue
-                self._whole(self.path(head["best"]))
+                self._verify(self.path(head["best"]))
                 tensors = load_file(path / TRAINING / "tensors.safetensors")
                 return PhaseState(number=head["number"], best=head["best"], values=head["values"], tensors=tensors)
             except DAMAGE as error:
@@ -130,46 +130,46 @@ class Checkpoints:
         """Make the model of one checkpoint a folder of its own. Raises MachineFailure when it is not what was saved."""
         self.wait()
         try:
-            self._whole(self.path(number))
+            self._verify(self.path(number))
         except (OSError, ValueError) as error:
             raise MachineFailure(f"{error}; the same command goes back to an earlier checkpoint") from error
         link(self.path(number), target, without=TRAINING)
 
-    def _whole(self, path: Path) -> _Head:
+    def _verify(self, path: Path) -> _Head:
         """Return the content of a checkpoint's `state.json`. Raises OSError or ValueError when a file is not what was
         saved."""
         head = _HEAD.validate_python(json.loads((path / TRAINING / "state.json").read_text(encoding="utf-8")))
         if self.path(head["number"]) != path:
             raise ValueError(f"it says that it is '{self.path(head['number']).name}'")
-        for name, known in head["files"].items():
-            if not is_inside(name) or path_hash(path / name) != known:
+        for name, expected in head["files"].items():
+            if not is_inside(name) or path_hash(path / name) != expected:
                 raise ValueError(f"'{path / name}' is not what was saved")
         return head
 
-    def _write(self, state: PhaseState, write_model: Callable[[Path], None], due: bool) -> None:
+    def _write(self, state: PhaseState, write_model: Callable[[Path], None], scheduled: bool) -> None:
         target = self.path(state.number)
-        aside, old = target.with_name(target.name + ".part"), target.with_name(target.name + ".old")
+        temporary, old = target.with_name(target.name + ".part"), target.with_name(target.name + ".old")
         for path in self._folder.glob("step-*.part"):  # left by an interrupted write
             shutil.rmtree(path, ignore_errors=True)
         self._folder.mkdir(exist_ok=True)  # no parents: the run folder must exist
-        aside.mkdir()
+        temporary.mkdir()
         try:
-            self._fill(aside, state, write_model, due)
+            self._fill(temporary, state, write_model, scheduled)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
         if target.exists():
             target.rename(old)
-        aside.rename(target)
+        temporary.rename(target)
         sync(self._folder)
         shutil.rmtree(old, ignore_errors=True)
         self._prune()
 
-    def _fill(self, folder: Path, state: PhaseState, write_model: Callable[[Path], None], due: bool) -> None:
+    def _fill(self, folder: Path, state: PhaseState, write_model: Callable[[Path], None], scheduled: bool) -> None:
         (folder / TRAINING).mkdir()
         write_model(folder)
         save_file({name: t.contiguous() for name, t in state.tensors.items()}, folder / TRAINING / "tensors.safetensors")
-        head = {"schema": SCHEMA, "key": self._key, "number": state.number, "best": state.best, "due": due}
+        head = {"schema": SCHEMA, "key": self._key, "number": state.number, "best": state.best, "due": scheduled}
         hashes = {str(file.relative_to(folder)): path_hash(file) for file in _files(folder)}
         text = json.dumps(head | {"files": hashes, "values": state.values})
         write_text(folder / TRAINING / "state.json", text)
@@ -178,11 +178,11 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Keep up to `keep_last` checkpoints (the newest, then scheduled ones) and the best ones that these name."""
-        found = _numbered(self._folder)
-        heads = {path: head for path in found if (head := read_object(path / TRAINING / "state.json"))}
-        kept = [path for path in found if path == found[0] or heads.get(path, {}).get("due")][: self._keep_last]
+        paths = _numbered(self._folder)
+        heads = {path: head for path in paths if (head := read_object(path / TRAINING / "state.json"))}
+        kept = [path for path in paths if path == paths[0] or heads.get(path, {}).get("due")][: self._keep_last]
         kept += [self.path(best) for path in kept if isinstance(best := heads.get(path, {}).get("best"), int)]
-        for path in found:
+        for path in paths:
             if path not in kept:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -206,16 +206,16 @@ def save_model(
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return copies of the tensors in main memory; tensors that share storage still do."""
     copies: dict[tuple[int, torch.Size], Tensor] = {}
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        place = (tensor.data_ptr(), tensor.shape)
-        if place not in copies or not tensor.numel():
-            copies[place] = tensor.detach().to("cpu", copy=True)
-        found[name] = copies[place]
-    return found
+        storage = (tensor.data_ptr(), tensor.shape)
+        if storage not in copies or not tensor.numel():
+            copies[storage] = tensor.detach().to("cpu", copy=True)
+        result[name] = copies[storage]
+    return result
 
 
-def leave_models(folder: Path) -> None:
+def remove_training_state(folder: Path) -> None:
     """Remove from a completed phase's checkpoints what only resuming would need."""
     for path in folder.glob("step-*"):
         shutil.rmtree(path if path.suffix else path / TRAINING, ignore_errors=True)

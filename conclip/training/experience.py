@@ -58,8 +58,8 @@ def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, *, kl_
         advantages, returns = gae(*estimate, gamma=algo.gamma, gae_lambda=policy_lambda, bootstrap=bootstrap)
         if algo.critic_gae_lambda is not None:
             _, returns = gae(*estimate, gamma=algo.gamma, gae_lambda=algo.critic_gae_lambda, bootstrap=bootstrap)
-        nothing_after = torch.zeros_like(bootstrap)
-        sampled_returns = monte_carlo(token_rewards, tokens.response_mask, gamma=algo.gamma, bootstrap=nothing_after)
+        no_bootstrap = torch.zeros_like(bootstrap)
+        sampled_returns = monte_carlo(token_rewards, tokens.response_mask, gamma=algo.gamma, bootstrap=no_bootstrap)
     elif algo.advantage == "monte_carlo":
         advantages = monte_carlo(token_rewards, tokens.response_mask, gamma=algo.gamma, bootstrap=bootstrap)
     else:
@@ -108,12 +108,12 @@ def _policy_lambda(tokens: TokenBatch, algo: AlgoConfig) -> float | Tensor:
 def _bootstrap(tokens: TokenBatch, scores: Scores, algo: AlgoConfig) -> Tensor:
     """Return the bootstrap value after each row's last decision, [B]: the critic's for truncated rows where
     `algo.truncated_bootstrap` is `value`, else 0."""
-    nothing = torch.zeros(len(tokens))
+    zeros = torch.zeros(len(tokens))
     if algo.truncated_bootstrap == "zero" or scores.old_values is None:
-        return nothing
+        return zeros
     positions = torch.arange(tokens.response_mask.shape[1])
     last = (tokens.response_mask * positions).argmax(-1, keepdim=True)
-    return torch.where(tokens.truncated, scores.old_values.gather(1, last).squeeze(1), nothing)
+    return torch.where(tokens.truncated, scores.old_values.gather(1, last).squeeze(1), zeros)
 
 
 def _row_advantages(tokens: TokenBatch, algo: AlgoConfig) -> Tensor:
@@ -130,7 +130,7 @@ def _row_advantages(tokens: TokenBatch, algo: AlgoConfig) -> Tensor:
     return per_row
 
 
-def teaches(group: RolloutGroup, *, train_on_truncated: bool) -> bool:
+def has_signal(group: RolloutGroup, *, train_on_truncated: bool) -> bool:
     """Return whether a group gives a training signal: the responses that train include correct and wrong ones, as graded
     whatever their rewards, and some reward differs from the others.
 

@@ -71,10 +71,10 @@ class Learner:
                 "ref_logprobs": self.backend.ref_logprobs(part),
                 "old_values": self.backend.values(part),
             }
-            for name, found in scored.items():
-                if found is not None:
-                    whole = parts.setdefault(name, torch.zeros(tokens.response_mask.shape, dtype=found.dtype))
-                    whole[rows, : found.shape[1]] = found.cpu()
+            for name, values in scored.items():
+                if values is not None:
+                    full = parts.setdefault(name, torch.zeros(tokens.response_mask.shape, dtype=values.dtype))
+                    full[rows, : values.shape[1]] = values.cpu()
         self._scored = parts["old_logprobs"]
         return Scores(
             old_logprobs=parts["old_logprobs"],
@@ -107,12 +107,12 @@ class Learner:
         if train_policy:
             experience = self._with_matching_logprobs(experience, batches)
         for index, rows in enumerate(batches):
-            self.backend.place(plan.place(index, len(batches)))
+            self.backend.set_position(plan.position(index, len(batches)))
             stats, finite = self._update_once(experience, rows, kl_coef=kl_coef, train_policy=train_policy)
             totals["optim/skipped_updates"] += not finite
             for name, value in stats.items():
                 totals[name] = totals.get(name, 0.0) + value / len(batches)
-        self.backend.place(plan.end)
+        self.backend.set_position(plan.end)
         self.backend.release_memory()
         return totals
 
@@ -180,9 +180,9 @@ class Learner:
     def _count_skipped(self, broken: Sequence[str]) -> None:
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if broken else 0
         if self._skipped_in_a_row > self._optim.max_skipped_updates:
-            whose = " and ".join(f"the {name}'s" for name in broken)
+            models = " and ".join(f"the {name}'s" for name in broken)
             raise NonFiniteGradient(
-                f"{self._skipped_in_a_row} updates in a row were skipped, since {whose} gradient was NaN or infinite; "
+                f"{self._skipped_in_a_row} updates in a row were skipped, since {models} gradient was NaN or infinite; "
                 "neither policy nor critic has changed since"
             )
 

@@ -26,23 +26,22 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     metrics["length/mean_tokens"] = fmean(lengths)
     metrics["length/max_tokens"] = float(max(lengths))
     for outcome in (Outcome.CORRECT, Outcome.WRONG):
-        mine = [r.completion.num_tokens for r in rollouts if r.grade.outcome is outcome]
-        if mine:
-            metrics[f"length/{outcome.value}_mean_tokens"] = fmean(mine)
+        lengths = [r.completion.num_tokens for r in rollouts if r.grade.outcome is outcome]
+        if lengths:
+            metrics[f"length/{outcome.value}_mean_tokens"] = fmean(lengths)
     rates = [rate for group in groups if (rate := group.pass_rate) is not None]
     metrics["rollout/share_groups_all_correct"] = fmean(rate == 1 for rate in rates) if rates else 0.0
     metrics["rollout/share_groups_none_correct"] = fmean(rate == 0 for rate in rates) if rates else 0.0
     return metrics
 
 
-def experience_metrics(experience: ExperienceBatch, *, cut_go_on: bool = False) -> dict[str, float]:
+def experience_metrics(experience: ExperienceBatch, *, bootstraps_truncated: bool = False) -> dict[str, float]:
     """Return metrics of a step's experience: drift between sampler and trainer, KL to the reference, the critic's explained
     variance (of returns at lambda 1, which contain none of its own values), the share of groups without a signal, and the
     mean advantages and end-token probabilities of correct and wrong responses, advantages also by length.
 
-    `cut_go_on`: truncated responses are bootstrapped (algo.truncated_bootstrap=value). Their returns are unknown, so the
-    critic is not measured on them.
-    """
+    `bootstraps_truncated`: truncated responses are bootstrapped (algo.truncated_bootstrap=value). Their returns are unknown,
+    so the critic is not measured on them."""
     tokens = experience.tokens
     mask = tokens.response_mask
     drift = (experience.old_logprobs - tokens.sampler_logprobs).abs()
@@ -56,8 +55,8 @@ def experience_metrics(experience: ExperienceBatch, *, cut_go_on: bool = False) 
         "policy/share_zero_advantage_groups": zero_advantage_share(experience),
     }
     if experience.sampled_returns is not None:
-        known = mask & ~(tokens.truncated & cut_go_on).unsqueeze(-1)
-        metrics["value/explained_variance"] = explained_variance(experience.old_values, experience.sampled_returns, known)
+        measured = mask & ~(tokens.truncated & bootstraps_truncated).unsqueeze(-1)
+        metrics["value/explained_variance"] = explained_variance(experience.old_values, experience.sampled_returns, measured)
     positions = torch.arange(mask.shape[1])
     last = (mask * positions).argmax(-1, keepdim=True)
     end_probability = experience.old_logprobs.gather(1, last).squeeze(1).exp()
@@ -111,26 +110,26 @@ MAX_SAMPLER_DRIFT: dict[Dtype, float] = {"float32": 1e-3, "bfloat16": 0.03}
 measurements."""
 
 
-def step_warnings(metrics: Mapping[str, float], *, max_drift: float, cuts: bool = False) -> dict[str, str]:
-    """Return the warnings that one step's metrics call for: a stable name for each, and its text. `cuts`: the schedule
-    truncates responses on purpose."""
-    found: dict[str, str] = {}
+def step_warnings(metrics: Mapping[str, float], *, max_drift: float, cuts_responses: bool = False) -> dict[str, str]:
+    """Return the warnings that one step's metrics call for: a stable name for each, and its text. `cuts_responses`: the
+    schedule truncates responses on purpose."""
+    warnings: dict[str, str] = {}
     drift = metrics["policy/sampler_drift_mean"]
     if drift > max_drift:
-        found["drift"] = (
+        warnings["drift"] = (
             f"engine and trainer disagree by {drift:.2g} nats a token, above trainer.max_sampler_drift={max_drift:g}: "
             "stale weights in the engine, or too coarse an arithmetic; model.dtype=float32 or algo.sampler_correction helps"
         )
     if metrics["rollout/share_groups_all_correct"] == 1:
-        found["solved"] = "every response of every problem is correct: choose harder problems, or stop here"
+        warnings["solved"] = "every response of every problem is correct: choose harder problems, or stop here"
     elif metrics["policy/share_zero_advantage_groups"] == 1:
-        found["silent"] = "no group has an advantage (each is all right or all wrong): this step taught nothing but KL"
+        warnings["silent"] = "no group has an advantage (each is all right or all wrong): this step taught nothing but KL"
     truncated = metrics["outcome/truncated"]
-    if truncated > TRUNCATION_WARNING_SHARE and not cuts:
-        found["truncated"] = (
+    if truncated > TRUNCATION_WARNING_SHARE and not cuts_responses:
+        warnings["truncated"] = (
             f"{truncated:.0%} of the responses were cut at rollout.max_tokens, which prices length: {TRUNCATION_ADVICE}; or "
             "leave them out (algo.train_on_truncated=false)"
         )
     if metrics.get("optim/skipped_updates", 0) > 0:
-        found["skipped"] = "an update was skipped: its gradient was NaN or infinite"
-    return found
+        warnings["skipped"] = "an update was skipped: its gradient was NaN or infinite"
+    return warnings

@@ -36,7 +36,7 @@ class Scheduled:
         """Return the current learning rate."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def place(self, update: int) -> None:
+    def set_position(self, update: int) -> None:
         """Set the learning rate for this position [updates of the schedule]."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._highest * self._scale(update)
@@ -46,7 +46,7 @@ class Scheduled:
         if not self.optimizer.state:
             return {}  # torch would create the state by taking a step, which would count
         state = cast(dict[str, dict[str, Tensor]], get_optimizer_state_dict(self.module, self.optimizer)["state"])
-        return {f"{name}/{key}": tensor for name, found in state.items() for key, tensor in found.items()}
+        return {f"{name}/{key}": tensor for name, moments in state.items() for key, tensor in moments.items()}
 
     def load_moments(self, saved: Mapping[str, Tensor], *, prefix: str) -> None:
         """Restore what `moments` returned from the keys under `prefix`. Raises ValueError when it is not the state of this
@@ -57,10 +57,10 @@ class Scheduled:
             if key.startswith(prefix):
                 name, _, moment = key.removeprefix(prefix).rpartition("/")
                 moments.setdefault(name, {})[moment] = tensor
-        for name, found in moments.items():
+        for name, tensors in moments.items():
             if name not in parameters:
                 raise ValueError(f"{prefix}{name} belongs to no parameter")
-            _check_adamw(prefix + name, found, parameters[name].shape)
+            _check_adamw(prefix + name, tensors, parameters[name].shape)
         groups = [self.optimizer.state_dict()["param_groups"][0] | {"params": list(parameters)}]
         state = {"state": moments, "param_groups": groups}
         set_optimizer_state_dict(self.module, self.optimizer, state, options=StateDictOptions(strict=False))
@@ -99,7 +99,7 @@ class StepPlan:
         number = min(self.num_updates, len(rows), math.ceil(self.num_updates * len(rows) / self.num_rows))
         return rows.tensor_split(number) if number else ()
 
-    def place(self, batch: int, num_batches: int) -> int:
+    def position(self, batch: int, num_batches: int) -> int:
         """Return the position in the schedule of an optimiser batch of the step; batches are spread over it evenly."""
         return self.begin + batch * (self.end - self.begin) // num_batches
 
