@@ -14,7 +14,7 @@ import pytest
 from conclip.config.compose import load_config
 from conclip.config.schema import BaseConfig
 from conclip.runs import run as runlog
-from conclip.runs.display import NoDisplay
+from conclip.runs.display import Display
 from conclip.runs.run import Run
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
@@ -133,7 +133,7 @@ def test_metrics_are_whole_lines_and_transcripts_show_best_and_worst(config: Bas
 
 
 def test_a_display_that_fails_ends_no_run(config: BaseConfig, capfd: pytest.CaptureFixture[str]):
-    class Gone(NoDisplay):
+    class Gone(Display):
         def message(self, text: str, *, result: bool = False) -> None:
             raise OSError(5, "Input/output error")
 

@@ -30,6 +30,17 @@ PROGRESS_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSet:
+    """The prompts of all problems of a run in one variant."""
+
+    token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    """Prompts by problem id; empty for a model behind a server, which gets `messages` and `template_kwargs`."""
+    messages: Mapping[str, Messages] = field(default_factory=dict[str, Messages])
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    thinking: Thinking = PLAIN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One response to collect."""
 
@@ -37,10 +48,10 @@ class Task:
     sample: int
     prompt_token_ids: tuple[int, ...]
     seed: int
-    messages: Messages = ()
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    messages: Messages
+    template_kwargs: Mapping[str, Any]
     """Further arguments of a server's chat template."""
-    thinking: Thinking = PLAIN
+    thinking: Thinking
 
     @property
     def key(self) -> str:
@@ -60,27 +71,23 @@ class Task:
 
 def tasks_for(
     problems: Sequence[Problem],
-    prompts: Mapping[str, tuple[int, ...]],
-    *,
+    prompts: PromptSet,
     num_samples: int,
     seed_parts: tuple[int | str, ...],
-    messages: Mapping[str, Messages] | None = None,
-    template_kwargs: Mapping[str, Any] | None = None,
-    thinking: Thinking = PLAIN,
+    *,
     first_sample: int = 0,
 ) -> list[Task]:
     """Return `num_samples` tasks per problem, numbered from `first_sample`, problem by problem. A task's seed depends only
-    on `seed_parts`, problem and sample number, so that the same response can be sampled again. `thinking` applies to all
-    prompts."""
+    on `seed_parts`, problem and sample number, so that the same response can be sampled again."""
     return [
         Task(
             problem=problem,
             sample=sample,
-            prompt_token_ids=prompts.get(problem.problem_id, ()),
+            prompt_token_ids=prompts.token_ids.get(problem.problem_id, ()),
             seed=derive_seed(*seed_parts, problem.problem_id, sample),
-            messages=messages[problem.problem_id] if messages else (),
-            template_kwargs=template_kwargs or {},
-            thinking=thinking,
+            messages=prompts.messages.get(problem.problem_id, ()),
+            template_kwargs=prompts.template_kwargs,
+            thinking=prompts.thinking,
         )
         for problem in problems
         for sample in range(first_sample, first_sample + num_samples)

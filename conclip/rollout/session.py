@@ -15,7 +15,7 @@ from conclip.config.groups import PromptVariant
 from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
 from conclip.grading.grader import Grader
-from conclip.grading.thinking import DEFAULT_TAGS, PLAIN, Thinking, ThinkingTags, opens
+from conclip.grading.thinking import DEFAULT_TAGS, Thinking, ThinkingTags, opens
 from conclip.models.architectures import implementation
 from conclip.models.chat_template import (
     check_template_kwargs,
@@ -27,13 +27,12 @@ from conclip.models.chat_template import (
 )
 from conclip.models.load import load_tokenizer, reading
 from conclip.problems.prompts import encode_prompt, messages_for
-from conclip.rollout.collect import Task, collect, group_rollouts, tasks_for
+from conclip.rollout.collect import PromptSet, Task, collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
 from conclip.runs.run import Run
 from conclip.runs.sampling_progress import BatchContext
 from conclip.types import (
     DEFAULT_TEMPLATE,
-    Messages,
     Problem,
     Rollout,
     RolloutGroup,
@@ -42,17 +41,6 @@ from conclip.types import (
 
 TRAINING: PromptVariant = ("plain", DEFAULT_TEMPLATE)
 """The prompt variant of training, probing and validation."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptSet:
-    """The prompts of all problems of a run in one variant."""
-
-    token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
-    """Prompts by problem id; empty for a model behind a server, which gets `messages` and `template_kwargs`."""
-    messages: Mapping[str, Messages] = field(default_factory=dict[str, Messages])
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    thinking: Thinking = PLAIN
 
 
 @dataclass(kw_only=True)
@@ -113,17 +101,8 @@ class Runtime:
         first_sample: int = 0,
     ) -> list[Task]:
         """Return tasks for `num_samples` responses per problem, with prompts of this variant."""
-        prompts = self.prompts[variant]
-        return tasks_for(
-            problems,
-            prompts.token_ids,
-            num_samples=num_samples,
-            seed_parts=(self.config.seed, *seed_parts),
-            messages=prompts.messages,
-            template_kwargs=prompts.template_kwargs,
-            thinking=prompts.thinking,
-            first_sample=first_sample,
-        )
+        seeds = (self.config.seed, *seed_parts)
+        return tasks_for(problems, self.prompts[variant], num_samples, seeds, first_sample=first_sample)
 
     def collect(
         self, label: str, tasks: Sequence[Task], spec: SamplingSpec, context: BatchContext | None = None
@@ -136,7 +115,7 @@ class Runtime:
             engine=self.engine,
             grader=self.grader,
             tokenizer=self.tokenizer,
-            on_progress=lambda now: self.run.show_sampling(replace(now, context=context or BatchContext())),
+            on_progress=lambda progress: self.run.show_sampling(replace(progress, context=context or BatchContext())),
             label=label,
         )
 

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -29,22 +29,27 @@ KEPT_WARNINGS = 3
 """The number of warnings that stay in view."""
 
 
-class Display(Protocol):
-    """The receiver of a run's events."""
+class Display:
+    """The receiver of a run's events. This one shows nothing: a run whose terminal or reader is gone continues with it,
+    since run.log and metrics.jsonl have everything."""
 
     def message(self, text: str, *, result: bool = False) -> None:
         """Show a line; `result` marks results, which a quiet display shows too."""
 
-    def warning(self, text: str) -> None: ...
+    def warning(self, text: str) -> None:
+        """Show a warning."""
 
-    def table(self, table: Table, *, result: bool = False) -> None: ...
+    def table(self, table: Table, *, result: bool = False) -> None:
+        """Show a table."""
 
     def stage(self, name: str, num_steps: int | None, step: int, steps: Sequence[Mapping[str, float]]) -> None:
         """Show that a stage begins, or resumes after `step`; `steps` are the metrics of its completed steps."""
 
-    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
+    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the metrics of a step."""
 
-    def sampling(self, now: SamplingProgress) -> None: ...
+    def sampling(self, progress: SamplingProgress) -> None:
+        """Show the progress of sampling."""
 
     def file(self, kind: str, path: str, *, result: bool = True) -> None:
         """Show where an output of the run is."""
@@ -52,7 +57,8 @@ class Display(Protocol):
     def results(self, content: Mapping[str, Any]) -> None:
         """Pass on the content of results.json, for programs; people see tables."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Stop showing anything."""
 
 
 def open_display(mode: DisplayMode, title: str, stream: TextIO) -> Display:
@@ -74,13 +80,13 @@ class Throttle:
         self._every_s, self._last = every_s, time.monotonic()
 
     def is_due(self) -> bool:
-        due = time.monotonic() - self._last > self._every_s
-        if due:
+        is_due = time.monotonic() - self._last > self._every_s
+        if is_due:
             self._last = time.monotonic()
-        return due
+        return is_due
 
 
-class PlainDisplay:
+class PlainDisplay(Display):
     """A display of plain lines, with the progress of sampling once a minute. `quiet` shows warnings and results only."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
@@ -98,50 +104,16 @@ class PlainDisplay:
         if result or not self._quiet:
             self._console.print(table)
 
-    def stage(self, name: str, num_steps: int | None, step: int, steps: Sequence[Mapping[str, float]]) -> None:
-        pass
-
-    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        pass
-
-    def sampling(self, now: SamplingProgress) -> None:
+    def sampling(self, progress: SamplingProgress) -> None:
         if not self._quiet and self._throttle.is_due():
-            done = f"{now.label}: {now.overall_finished} of {now.overall_total} responses"
-            self.message(f"{done}, {now.tokens_per_s:.0f} tokens/s{time_left(now.seconds_left)}")
+            done = f"{progress.label}: {progress.overall_finished} of {progress.overall_total} responses"
+            self.message(f"{done}, {progress.tokens_per_s:.0f} tokens/s{time_left(progress.seconds_left)}")
 
     def file(self, kind: str, path: str, *, result: bool = True) -> None:
         self.message(f"{kind}: {path}", result=result)
 
-    def results(self, content: Mapping[str, Any]) -> None:
-        pass
 
-    def close(self) -> None:
-        pass
-
-
-class NoDisplay:
-    """The display of a run whose terminal or reader is gone: run.log and metrics.jsonl have everything."""
-
-    def message(self, text: str, *, result: bool = False) -> None: ...
-
-    def warning(self, text: str) -> None: ...
-
-    def table(self, table: Table, *, result: bool = False) -> None: ...
-
-    def stage(self, name: str, num_steps: int | None, step: int, steps: Sequence[Mapping[str, float]]) -> None: ...
-
-    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def sampling(self, now: SamplingProgress) -> None: ...
-
-    def file(self, kind: str, path: str, *, result: bool = True) -> None: ...
-
-    def results(self, content: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class JsonDisplay:
+class JsonDisplay(Display):
     """A display of one JSON object per line; its `event` is message, warning, stage, step, sampling, table, file or
     results."""
 
@@ -167,14 +139,14 @@ class JsonDisplay:
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         self._write("step", stage=stage, step=step, metrics=dict(metrics))
 
-    def sampling(self, now: SamplingProgress) -> None:
+    def sampling(self, progress: SamplingProgress) -> None:
         if self._throttle.is_due():
             self._write(
                 "sampling",
-                label=now.label,
-                num_finished=now.overall_finished,
-                num_total=now.overall_total,
-                tokens_per_s=round(now.tokens_per_s, 1),
+                label=progress.label,
+                num_finished=progress.overall_finished,
+                num_total=progress.overall_total,
+                tokens_per_s=round(progress.tokens_per_s, 1),
             )
 
     def file(self, kind: str, path: str, *, result: bool = True) -> None:
@@ -183,17 +155,14 @@ class JsonDisplay:
     def results(self, content: Mapping[str, Any]) -> None:
         self._write("results", results=content)
 
-    def close(self) -> None:
-        pass
-
     def _write(self, event: str, **values: Any) -> None:
-        event_now = {"event": event, "time": round(time.time(), 3), **hide_in(values)}
-        line = json.dumps(event_now, ensure_ascii=False, allow_nan=False)
+        content = {"event": event, "time": round(time.time(), 3), **hide_in(values)}
+        line = json.dumps(content, ensure_ascii=False, allow_nan=False)
         self._stream.write(escape_control(line) + "\n")
         self._stream.flush()
 
 
-class LiveDisplay:
+class LiveDisplay(Display):
     """A display of lines that scroll above a live view of the current stage, which disappears when the run ends."""
 
     def __init__(self, console: Console, title: str) -> None:
@@ -253,17 +222,14 @@ class LiveDisplay:
             sampling=None,
         )
 
-    def sampling(self, now: SamplingProgress) -> None:
+    def sampling(self, progress: SamplingProgress) -> None:
         view = self._view
-        graded = sum(now.outcomes.values())
-        shares = {outcome: count / graded for outcome, count in now.outcomes.items()} if graded else view.shares
-        self._view = replace(view, sampling=now, shares=shares)
+        graded = sum(progress.outcomes.values())
+        shares = {outcome: count / graded for outcome, count in progress.outcomes.items()} if graded else view.shares
+        self._view = replace(view, sampling=progress, shares=shares)
 
     def file(self, kind: str, path: str, *, result: bool = True) -> None:
         self._lines.file(kind, path)
-
-    def results(self, content: Mapping[str, Any]) -> None:
-        pass
 
     def close(self) -> None:
         self._live.stop()

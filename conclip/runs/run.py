@@ -24,7 +24,7 @@ from rich.table import Table
 from conclip.config.schema import BaseConfig
 from conclip.errors import MACHINE_ERRORS, UserError, check_folder
 from conclip.redact import hide_in, learn_secrets, terminal_safe
-from conclip.runs.display import Display, NoDisplay, open_display
+from conclip.runs.display import Display, open_display
 from conclip.runs.environment import changed_versions, describe_environment, earlier_environments, versions_of
 from conclip.runs.files import (
     ATTEMPT,
@@ -85,7 +85,7 @@ class Run:
         drop_cut_line(self.folder / "metrics.jsonl")
         self._metrics = appending(self.folder / "metrics.jsonl")
         _log_to(self.folder / "run.log")
-        self._display: Display = NoDisplay()
+        self._display = Display()
         # comes last: an error before it must reach the terminal
         with appending(self.folder / "run.log") as log:
             self._screen, self._restore_output = divert_output(log)
@@ -153,7 +153,7 @@ class Run:
             show(self._display)
         except Exception as error:
             logging.getLogger("conclip").exception("the display failed")
-            failed, self._display = self._display, NoDisplay()
+            failed, self._display = self._display, Display()
             if isinstance(error, OSError):
                 discard_output(self._screen)
             with suppress(Exception):
@@ -233,8 +233,8 @@ class Run:
         steps = self.stage_metrics(stage) if num_steps is not None else []
         self._emit(lambda display: display.stage(stage, num_steps, step, steps))
 
-    def show_sampling(self, now: SamplingProgress) -> None:
-        self._emit(lambda display: display.sampling(now))
+    def show_sampling(self, progress: SamplingProgress) -> None:
+        self._emit(lambda display: display.sampling(progress))
 
     def track(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Pass numbers only to the trackers; another file of the run folder has them."""

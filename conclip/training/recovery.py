@@ -35,13 +35,8 @@ class Recovery:
         order: ProblemOrder,
         refresher: Refresher | None,
     ) -> None:
-        self._stage, self._run, self._learner, self._order, self._refresher = (
-            phase.stage,
-            runtime.run,
-            learner,
-            order,
-            refresher,
-        )
+        self._stage, self._run = phase.stage, runtime.run
+        self._learner, self._order, self._refresher = learner, order, refresher
         self._first_step, self._last_step = -config.algo.critic_warmup_steps, phase.settings.num_steps
         ids = [problem.problem_id for problem in phase.selection.problems]
         self.progress = Progress(step=self._first_step, kl_coef=config.algo.kl_coef, problem_ids=ids)

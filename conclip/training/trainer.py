@@ -80,9 +80,8 @@ class Trainer:
                 else:
                     self._conclude(self._progress.step, self._progress.pending_metrics or {})
         except NonFiniteGradient as error:
-            self._run.warn(
-                f"{self._stage} stops after step {self._progress.step}: {error}; the best checkpoint so far is kept"
-            )
+            step = self._progress.step
+            self._run.warn(f"{self._stage} stops after step {step}: {error}; the best checkpoint so far is kept")
         except Interrupted:
             with deferred():
                 self._recovery.save_interrupted()
