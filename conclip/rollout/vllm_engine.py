@@ -97,8 +97,7 @@ class VllmEngine:
         self._tied = tied_names(self._engine.model_config.hf_config)
         (self._has_head, *_) = self._engine.apply_model(_has_head)
         self._in_flight: dict[str, str] = {}
-        self._num_tokens = 0
-        self._version = 0
+        self._num_tokens = self._version = 0
 
     @property
     def policy_version(self) -> int:
