@@ -131,7 +131,7 @@ def signals_handled() -> Iterator[None]:
 OTHERS: dict[str, Callable[[dict[str, Any]], object]] = {
     "learner of another shape": lambda values: values.update(learner=[1]),
     "no learner": lambda values: values.pop("learner"),
-    "no number of skipped updates": lambda values: values["learner"].update(skipped_in_a_row=-1),
+    "a count below 0": lambda values: values["learner"].update(skipped_in_a_row=-1),
     "order of other problems": lambda values: values["order"].update(problems=["p", "q", "r", "s"]),
     "one problem four times": lambda values: values["order"].update(problems=values["order"]["problems"][:1] * 4),
     "random state cut": lambda values: values["order"]["stream"][1].pop(),

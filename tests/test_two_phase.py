@@ -58,8 +58,11 @@ def test_a_changed_phase_2_takes_over_what_came_before_it(
 
     run(monkeypatch, "recipe=phase2_only", "phase2.num_steps=1")
     said = capfd.readouterr().out
-    assert said.count("done before in attempt-001") == 2
     stages = read_stages(second)
+    kept = [(folder / "checkpoints/phase2-best/model.safetensors").read_bytes() for folder in (first, second)]
+    taken = {name for name, record in stages.items() if record.taken_from is not None}
+    assert taken == {"probe-base", "eval-base"} | ({"eval-phase2"} if kept[0] == kept[1] else set())
+    assert said.count("done before in attempt-001") == len(taken)
     assert stages["probe-base"].taken_from == stages["eval-base"].taken_from == "attempt-001"
     assert stages["phase2"].taken_from is None
     assert (second / "pass_rates.jsonl").read_text() == (first / "pass_rates.jsonl").read_text()
