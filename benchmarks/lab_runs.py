@@ -28,6 +28,7 @@ from conclip.experiments.stages import Stages
 from conclip.rollout.session import Runtime
 from conclip.runs.run import Run
 from conclip.stats import clustered_interval
+from conclip.training.phase import PhaseInputs
 from conclip.training.trainer import Trainer
 from conclip.types import EvalRow
 
@@ -90,17 +91,15 @@ def run_seed(seed: int, wanted: dict[str, tuple[str, ...]], budget: int, results
             selection = select("phases.phase2", inputs.pool, rates, settings, seed)
             phase = dataclasses.replace(settings, max_sampled_tokens=settings.max_sampled_tokens or budget)
             stage = name.replace(" ", "-")
-            trainer = Trainer(
-                stage,
-                mine,
-                phase,
-                runtime,
+            phase_inputs = PhaseInputs(
+                stage=stage,
+                settings=phase,
                 model_path=inputs.model_path,
                 selection=selection,
                 validation=inputs.validation,
                 key=stage,
             )
-            result = trainer.train()
+            result = Trainer(phase_inputs, mine, runtime).train()
             rows = measured(runtime, stage, inputs, config)
             curve = [(point.step, point.accuracy, point.mean_tokens) for point in result.history]
             append(results, {"name": name, "seed": seed, "curve": curve} | measures(base, rows) | trace(runtime, stage))

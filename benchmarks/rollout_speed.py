@@ -41,13 +41,14 @@ def bare(rounds: int, overrides: list[str]) -> None:
 
     from conclip.models.load import load_tokenizer
     from conclip.problems.prompts import encode_prompt
-    from conclip.rollout.collect import tasks_for
+    from conclip.rollout.collect import PromptSet, tasks_for
     from conclip.rollout.session import context_tokens
 
     config, inputs = load(overrides)
     settings, rollout = config.eval, config.rollout
     tokenizer = load_tokenizer(inputs.model_path)
-    prompts = {p.problem_id: encode_prompt(tokenizer, p.question, config.model) for p in inputs.test}
+    token_ids = {p.problem_id: encode_prompt(tokenizer, p.question, config.model) for p in inputs.test}
+    prompts = PromptSet(token_ids=token_ids)
     llm = bare_llm(
         str(inputs.model_path),
         dtype=config.model.dtype,
@@ -55,7 +56,7 @@ def bare(rounds: int, overrides: list[str]) -> None:
         kv_cache_gib=rollout.kv_cache_gib,
     )
     for number in range(rounds + 1):
-        tasks = tasks_for(inputs.test, prompts, num_samples=settings.samples_per_problem, seed_parts=(number, "eval"))
+        tasks = tasks_for(inputs.test, prompts, settings.samples_per_problem, (number, "eval"))
         parameters = [
             SamplingParams(
                 temperature=settings.temperatures[0],

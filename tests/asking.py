@@ -8,18 +8,20 @@ from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_tokenizer
 from conclip.problems.prompts import encode_prompt
 from conclip.rollout.child import ChildEngine
-from conclip.rollout.collect import tasks_for
+from conclip.rollout.collect import PromptSet, tasks_for
 from conclip.rollout.engine import RolloutEngine
 from conclip.types import Completion, Request, SamplingSpec
 
 PROBLEMS = generate("chain", levels=(2, 4, 6), split="test", num_problems=12, seed=0, source="chain")
 TOKENIZER = load_tokenizer(LAB_MODEL)
-PROMPTS = {p.problem_id: encode_prompt(TOKENIZER, p.question, load_config("eval").model) for p in PROBLEMS}
+PROMPTS = PromptSet(
+    token_ids={p.problem_id: encode_prompt(TOKENIZER, p.question, load_config("eval").model) for p in PROBLEMS}
+)
 SPEC = SamplingSpec(temperature=1.0, max_tokens=200)
 
 
 def requests(num_samples: int = 2) -> list[Request]:
-    tasks = tasks_for(PROBLEMS, PROMPTS, num_samples=num_samples, seed_parts=("test",))
+    tasks = tasks_for(PROBLEMS, PROMPTS, num_samples, ("test",))
     return [Request(request_id=t.key, prompt_token_ids=t.prompt_token_ids, seed=t.seed) for t in tasks]
 
 

@@ -24,6 +24,7 @@ from conclip.rollout.session import Runtime, encode_prompts, open_runtime
 from conclip.runs.run import Run
 from conclip.training.batch import ExperienceBatch
 from conclip.training.learner import Learner
+from conclip.training.phase import PhaseInputs
 from conclip.training.trainer import Trainer
 from conclip.types import Completion, EvalRow, FinishReason, Grade, Outcome, Problem, Rollout, RolloutGroup
 from tests.engines import SEAM, Engines
@@ -148,13 +149,15 @@ def make_trainer(
     opened: Runtime, inputs: Inputs, stage: str, settings: TrainRunConfig, selection: Selection, key: str = "any"
 ) -> Trainer:
     """A phase of the lab's model on the runtime's engine."""
-    arguments: dict[str, Any] = {
-        "model_path": LAB_MODEL,
-        "selection": selection,
-        "validation": inputs.validation,
-        "key": key,
-    }
-    return Trainer(stage, settings, settings.phase, opened, **arguments)
+    phase = PhaseInputs(
+        stage=stage,
+        settings=settings.phase,
+        model_path=LAB_MODEL,
+        selection=selection,
+        validation=inputs.validation,
+        key=key,
+    )
+    return Trainer(phase, settings, opened)
 
 
 def by_hand(problems: Sequence[Problem]) -> Selection:

@@ -16,8 +16,9 @@ from conclip.curriculum.selection import select
 from conclip.experiments.inputs import Inputs
 from conclip.models.folder import LAB_MODEL
 from conclip.rollout.session import Runtime
+from conclip.training.phase import TrainResult
 from conclip.training.progress import Validation
-from conclip.training.trainer import StaleEngine, TrainResult
+from conclip.training.trainer import StaleEngine
 from conclip.types import Outcome
 from tests.conftest import by_hand, make_row, make_trainer, train_config
 
@@ -178,11 +179,11 @@ def test_refresh_replaces_settled_problems_and_remembers_all_that_trained(script
     selection = select("phase", pool, rates, replace(settings.phase, pass_rate_low=0, pass_rate_high=1), seed=0)
     trainer = make_trainer(opened, inputs, "refreshed", settings, selection)
     result = trainer.train()
-    asked = set(result.asked)
-    assert len(asked) > 4 and asked <= {problem.problem_id for problem in pool}
+    trained = set(result.problem_ids)
+    assert len(trained) > 4 and trained <= {problem.problem_id for problem in pool}
     steps = [json.loads(line) for line in (opened.run.folder / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in steps if row["stage"] == "refreshed"]
-    assert steps[0]["rollout/retired_problems"] == len(asked) - 4 > 0
+    assert steps[0]["rollout/retired_problems"] == len(trained) - 4 > 0
     assert steps[-1]["rollout/working_set_problems"] == 4
     questions = json.loads((result.checkpoint / "trained_on.json").read_text())["questions"]
-    assert {problem.question for problem in pool if problem.problem_id in asked} >= set(questions) != set()
+    assert {problem.question for problem in pool if problem.problem_id in trained} >= set(questions) != set()

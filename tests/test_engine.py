@@ -54,7 +54,7 @@ def test_engine_logprobs_are_the_trainers(engine: RolloutEngine, temperature: fl
     policy = load_policy(LAB_MODEL, torch.device("cpu"))
     worst = 0.0
     for completion in list(run(engine, dataclasses.replace(SPEC, temperature=temperature)).values())[:8]:
-        prompt = PROMPTS[completion.request_id.rsplit("/", 1)[0]]
+        prompt = PROMPTS.token_ids[completion.request_id.rsplit("/", 1)[0]]
         ids = torch.tensor([*prompt, *completion.token_ids])
         with torch.no_grad():
             logprobs = torch.log_softmax(policy(input_ids=ids[None]).logits[0] / temperature, -1)
@@ -140,7 +140,7 @@ def test_a_stale_engine_shows_as_drift(engine: RolloutEngine):
             Rollout(
                 problem=problem,
                 sample=sample,
-                prompt_token_ids=PROMPTS[problem.problem_id],
+                prompt_token_ids=PROMPTS.token_ids[problem.problem_id],
                 completion=completions[f"{problem.problem_id}/{sample}"],
                 text="",
                 grade=Grade(outcome=Outcome.CORRECT, extracted=None),
@@ -183,7 +183,7 @@ def test_collect_grades_everything_in_a_stable_order(engine: RolloutEngine):
     grader = Grader()
     seen: list[int] = []
     try:
-        tasks = tasks_for(PROBLEMS, PROMPTS, num_samples=3, seed_parts=("test",))
+        tasks = tasks_for(PROBLEMS, PROMPTS, 3, ("test",))
         rollouts = list(
             collect(
                 tasks,

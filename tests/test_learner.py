@@ -16,7 +16,7 @@ from conclip.config.schema import LearnConfig
 from conclip.models.folder import LAB_MODEL
 from conclip.training.backend import Backend
 from conclip.training.batch import ExperienceBatch, TokenBatch, collate
-from conclip.training.experience import Scores, kl_reward_share, kl_rewards, make_experience, outcome_rewards, teaches
+from conclip.training.experience import Scores, has_signal, kl_reward_share, kl_rewards, make_experience, outcome_rewards
 from conclip.training.learner import Learner, NonFiniteGradient, explained_variance
 from conclip.training.monitors import (
     advantage_by_length,
@@ -378,7 +378,7 @@ def test_learning_rates_follow_the_phase_where_few_rows_train(random_model: Path
     rates.append(step(few, one)["optim/lr"])
     assert few.backend.update_number == 40
     for place, rate in zip([0, 4, 8, 12, 16, 20, 24, 28, 36], rates, strict=True):
-        full.backend.place(place)
+        full.backend.set_position(place)
         assert rate == full.backend.policy_lr
     assert rates[0] < rates[1] > rates[-1] and rates[-1] < 0.15 * settings.optim.policy_lr
 
@@ -449,7 +449,7 @@ def test_what_a_cut_response_would_have_earned_is_not_known():
     experience = make_experience(
         tokens, dataclasses.replace(scores_of(tokens, 0), old_values=values), algo(kl="none"), kl_coef=0
     )
-    assert experience_metrics(experience, cut_go_on=True)["value/explained_variance"] == pytest.approx(1)
+    assert experience_metrics(experience, bootstraps_truncated=True)["value/explained_variance"] == pytest.approx(1)
     assert experience_metrics(experience)["value/explained_variance"] < 0
 
 
@@ -486,7 +486,7 @@ def test_a_group_teaches_by_what_trains_in_it(
         )
     )
     for train_on_truncated, expected in ((True, with_truncated), (False, without)):
-        assert teaches(group, train_on_truncated=train_on_truncated) is expected
+        assert has_signal(group, train_on_truncated=train_on_truncated) is expected
         tokens = collate([group], train_on_truncated=train_on_truncated)
         settings = algo(advantage="group_relative", kl="none")
         silent = zero_advantage_share(make_experience(tokens, scores_of(tokens, 0.0), settings, kl_coef=0))
@@ -527,7 +527,7 @@ def test_warnings_name_what_needs_attention():
     assert warned(policy__share_zero_advantage_groups=1.0) == {"silent"}
     assert warned(optim__skipped_updates=1.0) == {"skipped"}
     assert warned(outcome__truncated=0.11) == {"truncated"}
-    assert not step_warnings(QUIET | {"outcome/truncated": 0.9}, max_drift=1e-3, cuts=True)
+    assert not step_warnings(QUIET | {"outcome/truncated": 0.9}, max_drift=1e-3, cuts_responses=True)
 
 
 def test_the_summary_of_a_phase_by_hand():

@@ -13,7 +13,7 @@ from conclip.config.compose import load_config
 from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
 from conclip.runs.identity import digest, path_hash, relevant
-from conclip.runs.manifest import Pipeline, Work, read_stages
+from conclip.runs.manifest import Pipeline, StageOutput, read_stages
 from conclip.runs.run import Run
 
 
@@ -29,14 +29,14 @@ def do(config: BaseConfig, identity: str, content: str, **inputs: str) -> tuple[
     run = Run("eval", config, identity)
     worked: list[bool] = []
 
-    def work() -> Work:
+    def work() -> StageOutput:
         worked.append(True)
-        run.forget_stage("stage")
+        run.remove_metrics("stage")
         (run.folder / "out.txt").write_text(content)
         run.log_metrics("stage", len(worked), {"x": float(len(content))})
-        return Work(outputs=["out.txt"], numbers={"length": len(content)}, num_tokens=7)
+        return StageOutput(outputs=["out.txt"], numbers={"length": len(content)}, num_tokens=7)
 
-    Pipeline(run).do("stage", inputs, work)
+    Pipeline(run).run_stage("stage", inputs, work)
     run.close()
     return run.folder, bool(worked)
 
@@ -68,13 +68,13 @@ def test_a_file_that_people_add_harms_no_stage_and_what_harms_one_is_said(config
         run = Run("eval", config, "same")
         worked: list[bool] = []
 
-        def work() -> Work:
+        def work() -> StageOutput:
             worked.append(True)
             (run.folder / "model").mkdir(exist_ok=True)
             (run.folder / "model" / "weights").write_text("w")
-            return Work(outputs=["model"], num_tokens=0)
+            return StageOutput(outputs=["model"], num_tokens=0)
 
-        Pipeline(run).do("phase", {}, work)
+        Pipeline(run).run_stage("phase", {}, work)
         run.close()
         return run.folder, bool(worked)
 

@@ -11,7 +11,7 @@ from conclip.errors import UserError
 from conclip.grading.grader import Grader
 from conclip.grading.thinking import PLAIN, Thinking
 from conclip.models.server import render_by_server
-from conclip.rollout.collect import collect, tasks_for
+from conclip.rollout.collect import PromptSet, collect, tasks_for
 from conclip.rollout.endpoint import EndpointEngine
 from conclip.types import Outcome, Problem, Rollout, SamplingSpec
 from tests.answering import Answering, choice, completion, listening
@@ -73,9 +73,8 @@ def asked(
     Scripted.written = {name: list(said) if isinstance(said, list) else [said] for name, said in written.items()}
     problems = [Problem(problem_id=name, question=name, answer="9", source="s") for name in written]
     messages = {name: (("user", name),) for name in written}
-    tasks = tasks_for(
-        problems, {}, num_samples=1, seed_parts=(), messages=messages, thinking=thinking, template_kwargs=template_kwargs
-    )
+    prompts = PromptSet(messages=messages, template_kwargs=template_kwargs or {}, thinking=thinking)
+    tasks = tasks_for(problems, prompts, 1, ())
     with engine_of(url, **settings) as engine:
         found = {r.problem.problem_id: r for r in collect(tasks, spec, engine=engine, grader=grader, tokenizer=None)}
     return {name: found[name] for name in written}

@@ -21,10 +21,11 @@ from conclip.models.folder import model_hash
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import SIGNALS, Interrupted, handle_signals
 from conclip.runs.run import Run
-from conclip.training.checkpoint import Checkpoints, PhaseState, leave_models
+from conclip.training.checkpoint import Checkpoints, PhaseState, remove_training_state
 from conclip.training.monitors import REPORTED
+from conclip.training.phase import TrainResult
 from conclip.training.progress import Progress
-from conclip.training.trainer import Trainer, TrainResult
+from conclip.training.trainer import Trainer
 from tests.conftest import by_hand, make_trainer, train_config
 from tests.junk import JUNK, changed, places
 
@@ -102,7 +103,7 @@ def test_a_signal_costs_the_step_in_flight_at_most(scripted_runtime: tuple[Runti
     original = getattr(trainer, name)
 
     def told_to_stop(*arguments: Any) -> Any:
-        if trainer._now.step == (3 if moment == "validation" else 2):
+        if trainer._progress.step == (3 if moment == "validation" else 2):
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
@@ -112,7 +113,7 @@ def test_a_signal_costs_the_step_in_flight_at_most(scripted_runtime: tuple[Runti
     assert stopped.value.exit_code == 143
     again = resumable(opened, inputs, key, settings)
     again._recovery.restore()
-    assert again._now.step == (2 if moment == "sampling" else 3)
+    assert again._progress.step == (2 if moment == "sampling" else 3)
     assert left_by(opened.run, train(scripted_runtime, "phase2", key, settings)) == alone
 
 
@@ -159,7 +160,7 @@ def test_a_whole_checkpoint_that_says_something_else_is_refused_in_one_line(scri
     file.write_text(written)
     again = resumable(*scripted_runtime, key, settings)
     again._recovery.restore()
-    assert again._now.step == 2
+    assert again._progress.step == 2
 
 
 def state(number: int, best: int = 5) -> PhaseState:
@@ -241,7 +242,7 @@ PROGRESS = {
 def accepted(values: Any) -> Progress | None:
     try:
         progress = Progress.from_json(values)
-        progress.check(first_step=-2, last_step=4, known={"a"}, needed=REPORTED)
+        progress.check(first_step=-2, last_step=4, problem_ids={"a"}, metrics=REPORTED)
     except ValueError:
         return None
     return progress
@@ -293,7 +294,7 @@ def test_a_damaged_best_checkpoint_is_found_out(tmp_path: Path):
 
 def test_a_checkpoint_off_schedule_stays_only_while_it_is_the_newest(tmp_path: Path):
     checkpoints = saved(tmp_path, [], 5, 10, 15)
-    checkpoints.save(state(17), write_model, due=False)
+    checkpoints.save(state(17), write_model, scheduled=False)
     checkpoints.wait()
     assert checkpoints.path(17).exists() and checkpoints.path(15).exists()
     checkpoints.save(state(20), write_model)
@@ -316,7 +317,7 @@ def test_a_phase_that_is_done_leaves_models(tmp_path: Path):
     checkpoints = saved(tmp_path / "phase", [], 5, 10)
     checkpoints.publish(5, tmp_path / "phase-best")
     assert [path.name for path in (tmp_path / "phase-best").iterdir()] == ["model.safetensors"]
-    leave_models(tmp_path / "phase")
+    remove_training_state(tmp_path / "phase")
     assert not list(tmp_path.rglob("training")) and checkpoints.newest() is None
     assert (tmp_path / "phase/step-000010/model.safetensors").exists()
 

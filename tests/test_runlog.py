@@ -14,7 +14,7 @@ import pytest
 from conclip.config.compose import load_config
 from conclip.config.schema import BaseConfig
 from conclip.runs import run as runlog
-from conclip.runs.display import NoDisplay
+from conclip.runs.display import Display
 from conclip.runs.run import Run
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
@@ -106,7 +106,7 @@ def test_a_stage_taken_over_brings_its_metrics_to_the_trackers(config: BaseConfi
     second = Run("eval", config, "identity 2")
     tracked: list[tuple[str, int, Mapping[str, float]]] = []
     monkeypatch.setattr(second._trackers, "log", lambda *row: tracked.append(row))  # pyright: ignore[reportPrivateUsage]
-    second.adopt_metrics(first.folder, "phase1")
+    second.copy_metrics(first.folder, "phase1")
     second.close()
     assert tracked == [("phase1", 1, {"reward/mean": 0.5})]
     assert len((second.folder / "metrics.jsonl").read_text().splitlines()) == 1
@@ -133,7 +133,7 @@ def test_metrics_are_whole_lines_and_transcripts_show_best_and_worst(config: Bas
 
 
 def test_a_display_that_fails_ends_no_run(config: BaseConfig, capfd: pytest.CaptureFixture[str]):
-    class Gone(NoDisplay):
+    class Gone(Display):
         def message(self, text: str, *, result: bool = False) -> None:
             raise OSError(5, "Input/output error")
 

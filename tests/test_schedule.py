@@ -53,8 +53,8 @@ def test_optimiser_batches_keep_their_size_where_few_rows_train():
     assert sizes(48) == [16] * 3 and sizes(16) == [16] and sizes(1) == [1] and sizes(0) == []
     narrow = dataclasses.replace(plan, num_rows=2)
     assert [len(batch) for batch in narrow.split(torch.arange(1))] == [1]  # never an empty batch
-    assert [plan.place(batch, 4) for batch in range(4)] == [8, 9, 10, 11]
-    assert [plan.place(batch, 2) for batch in range(2)] == [8, 10] and plan.place(0, 1) == 8
+    assert [plan.position(batch, 4) for batch in range(4)] == [8, 9, 10, 11]
+    assert [plan.position(batch, 2) for batch in range(2)] == [8, 10] and plan.position(0, 1) == 8
 
 
 def test_a_full_step_is_planned_by_what_the_estimator_trains():
@@ -77,9 +77,9 @@ def test_an_optimiser_takes_the_rate_of_its_place():
     module = torch.nn.Linear(1, 1)
     adamw = torch.optim.AdamW(module.parameters(), lr=2.0)
     scheduled = Scheduled(module, adamw, lambda update: 1 / (update + 1))
-    scheduled.place(0)
+    scheduled.set_position(0)
     assert scheduled.lr == 2.0
-    scheduled.place(3)
+    scheduled.set_position(3)
     assert scheduled.lr == adamw.param_groups[0]["lr"] == 0.5
 
 

@@ -105,9 +105,9 @@ def test_doubtful_problems_come_last_and_are_said():
     wanted = phase(num_problems=3, band_confidence=0.9)
     selection = select("phase", PROBLEMS, RATES, wanted, 0)
     assert selection.problems[2].problem_id == "more"
-    doubts = selection.doubts(wanted)
-    assert doubts is not None and doubts.startswith("1 of 3 chosen problems lie in [0.2, 0.8] with a probability below 0.9")
-    assert selection.doubts(phase(num_problems=3)) is None
+    note = selection.confidence_note(wanted)
+    assert note is not None and note.startswith("1 of 3 chosen problems lie in [0.2, 0.8] with a probability below 0.9")
+    assert selection.confidence_note(phase(num_problems=3)) is None
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -131,7 +131,7 @@ def test_a_phase_finds_problems_in_a_pool_without_levels():
     rates = [rate(str(n), int(number), of=12, level=None) for n, number in enumerate(solved)]
     problems = [problem_of(rate) for rate in rates]
     selection = select("phase", problems, rates, config.phase, 0)
-    assert len(selection.problems) == 24 and "24 of 24" in (selection.doubts(config.phase) or "")
+    assert len(selection.problems) == 24 and "24 of 24" in (selection.confidence_note(config.phase) or "")
 
 
 def test_certainty_is_that_of_the_phases_band_whatever_it_was_probed_for():

@@ -37,7 +37,7 @@ from conclip.report.page import headlines, result_tables, rows_for_browser, sent
 from conclip.rollout.weights import PREFIX, as_folder, remove_orphans
 from conclip.runs.files import appending, break_links, check_content, link, newest_attempt, read_object, write_text
 from conclip.runs.identity import path_hash
-from conclip.runs.manifest import Pipeline, Work, read_stages
+from conclip.runs.manifest import Pipeline, StageOutput, read_stages
 from conclip.runs.run import Run, attempts
 from conclip.runs.terminal import as_text
 from conclip.types import Outcome
@@ -261,7 +261,7 @@ def test_a_manifest_reaches_nothing_outside_of_its_folder(tmp_path: Path, path: 
     (victim / "file").write_text("mine")
     config = load_config("eval", f"paths.outputs={tmp_path / 'outputs'}", "name=x", "logger.display=quiet")
     run = Run("eval", config, "i")
-    Pipeline(run).do("stage", {"a": 1}, lambda: Work(outputs=[], num_tokens=0))
+    Pipeline(run).run_stage("stage", {"a": 1}, lambda: StageOutput(outputs=[], num_tokens=0))
     manifest = read_object(run.folder / "manifest.json")
     run.close()
     place = path.format(victim=victim)
@@ -272,7 +272,7 @@ def test_a_manifest_reaches_nothing_outside_of_its_folder(tmp_path: Path, path: 
     again = Run("eval", config, "i" if own else "another")
     try:
         with pytest.raises(UserError, match="outside of the run folder"):
-            Pipeline(again).do("stage", {"a": 1}, lambda: Work(outputs=[], num_tokens=0))
+            Pipeline(again).run_stage("stage", {"a": 1}, lambda: StageOutput(outputs=[], num_tokens=0))
     finally:
         again.close()
     assert (victim / "file").read_text() == "mine"
@@ -657,7 +657,7 @@ def test_a_manifest_of_the_wrong_types_does_not_stop_a_run(tmp_path: Path, junk:
     again = Run("eval", config, "i")
     assert again.folder == run.folder and again.stage_metrics("phase1") in ([], [{}])
     assert re.fullmatch("[0-9a-f]{16}", read_object(run.folder / "manifest.json")["tracker_id"])
-    again.forget_stage("phase1", after_step=1)
+    again.remove_metrics("phase1", after_step=1)
     again.close()
 
 

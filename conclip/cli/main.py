@@ -64,9 +64,9 @@ def main() -> None:
     except UserError as error:
         fail(f"conclip {subcommand}", str(error))
     except BrokenPipeError:  # the reader (`| head`) has closed the pipe
-        from conclip.runs.terminal import leave  # noqa: PLC0415
+        from conclip.runs.terminal import discard_output  # noqa: PLC0415
 
-        leave(sys.stdout)
+        discard_output(sys.stdout)
     except Interrupted as stopped:
         goes_on = "" if subcommand in PLAIN_SUBCOMMANDS else "; the same command goes on from what is whole"
         _say(f"\nstopped by {stopped}{goes_on}\n")
@@ -103,10 +103,10 @@ def _say(text: str) -> None:
         sys.stderr.write(text)
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
-        from conclip.runs.terminal import leave  # noqa: PLC0415
+        from conclip.runs.terminal import discard_output  # noqa: PLC0415
 
         if sys.stderr is not None:
-            leave(sys.stderr)
+            discard_output(sys.stderr)
 
 
 def _leave(code: int) -> NoReturn:
@@ -196,7 +196,7 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     planned = planned_stages(config, inputs)
     home, identity = run_home(subcommand, config), run_identity(subcommand, config, inputs)
     console = open_console()
-    console.print(plan_table(planned, home, identity, anew=config.resume == "never"))
+    console.print(plan_table(planned, home, identity, from_scratch=config.resume == "never"))
     for line in power_lines(config, inputs):
         console.print(line, markup=False, soft_wrap=True)
 

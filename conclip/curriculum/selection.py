@@ -34,7 +34,7 @@ class Selection:
     def problems(self) -> list[Problem]:
         return [choice.problem for choice in self.chosen]
 
-    def doubts(self, phase: PhaseConfig) -> str | None:
+    def confidence_note(self, phase: PhaseConfig) -> str | None:
         """Return a sentence when chosen problems lie in the band less probably than asked for, else None."""
         doubtful = [choice.probability for choice in self.chosen if choice.probability < phase.band_confidence]
         if not doubtful:

@@ -1,1 +1,1 @@
-"""What a subcommand does: its inputs, its stages, and the plan that --dry-run prints."""
+"""Experiments: the inputs, stages and commands of subcommands, and the plan that --dry-run prints."""

@@ -1,4 +1,4 @@
-"""What each subcommand does, once its config is typed and its inputs are checked."""
+"""The work of each subcommand, once its config is typed and its inputs are checked."""
 
 import logging
 from collections.abc import Container, Mapping, Sequence
@@ -9,7 +9,7 @@ from conclip.config.groups import EvalConfig
 from conclip.config.recipe import BASE, StageConfig, training_stages
 from conclip.config.schema import BaseConfig
 from conclip.curriculum.pass_rates import PassRate
-from conclip.curriculum.selection import Selection, select
+from conclip.curriculum.selection import Selection
 from conclip.errors import MachineFailure, UserError
 from conclip.evaluation.tables import (
     by_condition,
@@ -20,7 +20,7 @@ from conclip.evaluation.tables import (
     results_table,
     summaries,
 )
-from conclip.experiments.inputs import Inputs
+from conclip.experiments.inputs import Inputs, select_for
 from conclip.experiments.plan import steps_of
 from conclip.experiments.stages import Stages, describe_selection
 from conclip.grading.grader import GRADER_VERSION
@@ -36,10 +36,10 @@ from conclip.types import TRUNCATION_ADVICE, TRUNCATION_WARNING_SHARE, EvalRow
 
 
 def run_recipe(config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Path, Prompts]) -> None:
-    """The stages in order, then what people look at."""
+    """Run the stages in order, then write tables, cards and the report."""
     models = inputs.models if config.learning is None else {BASE: inputs.model_path}
     rates: dict[str, list[PassRate]] = {}
-    asked: dict[str, set[str]] = {}
+    trained: dict[str, set[str]] = {}
     rows: dict[str, list[EvalRow]] = {}
     with Stages(config, inputs, run, prompts) as stages:
         for step in steps_of(config, inputs):
@@ -47,27 +47,27 @@ def run_recipe(config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Pa
             if stage.kind == "probe":
                 rates[name] = stages.probe(name, model, inputs.pool, config.phase_of(stage))
             elif stage.kind == "train":
-                selection = inputs.selections.get(name) or _selection(config, inputs, stage, rates, asked)
+                selection = inputs.selections.get(name) or _selection(config, inputs, stage, rates, trained)
                 result = stages.train(name, config.phase_of(stage), model, selection)
-                models[name], asked[name] = result.checkpoint, set(result.asked)
+                models[name], trained[name] = result.checkpoint, set(result.problem_ids)
             else:
                 rows[step.model] = stages.evaluate(step.model, model)
-    everything = [row for mine in rows.values() for row in mine]
-    trained = training_stages(config.recipe)
+    all_rows = [row for model_rows in rows.values() for row in model_rows]
+    stage_names = training_stages(config.recipe)
     if config.evaluation is not None:
-        _conclude(run, everything, config.evaluation, inputs.notes)
+        _conclude(run, all_rows, config.evaluation, inputs.notes)
     if config.learning is not None:
-        for name in trained:
-            write_card(run, config.learning, models[name], name, rows=everything)
+        for name in stage_names:
+            write_card(run, config.learning, models[name], name, rows=all_rows)
         data = read_run(run.folder)
         write_curve(data, run.folder / "curve.png")
-        if everything:
+        if all_rows:
             write_page([data], run.folder / "report.html")
             run.point_to("report", run.folder / "report.html")
-        run.point_to("final model" if everything else "checkpoint", models[trained[-1]])
+        run.point_to("final model" if all_rows else "checkpoint", models[stage_names[-1]])
     else:
-        for name, found in rates.items():
-            _propose(config, inputs, run, config.recipe[name], found)
+        for name, measured in rates.items():
+            _propose(config, inputs, run, config.recipe[name], measured)
 
 
 def _selection(
@@ -75,33 +75,31 @@ def _selection(
     inputs: Inputs,
     stage: StageConfig,
     rates: Mapping[str, Sequence[PassRate]],
-    asked: Mapping[str, Container[str]],
+    trained: Mapping[str, Container[str]],
 ) -> Selection:
-    """The problems of a training stage, by the pass rates of its probing stage, without those that earlier stages asked."""
-    phase = config.phase_of(stage)
-    offered = [p for p in inputs.pool if not any(p.problem_id in asked[other] for other in stage.without)]
-    return select(
-        config.phase_key(str(stage.phase)), offered, rates.get(stage.rates or "", inputs.rates or []), phase, config.seed
-    )
+    """Return the problems of a training stage, selected by the pass rates of its probing stage, without those that earlier
+    stages trained on. `trained`: ids of the problems that each stage trained on; `stage.without` names the stages that
+    count."""
+    candidates = [p for p in inputs.pool if not any(p.problem_id in trained[other] for other in stage.without)]
+    return select_for(config, stage, candidates, rates.get(stage.rates or "", inputs.rates or []))
 
 
 def _propose(config: BaseConfig, inputs: Inputs, run: Run, stage: StageConfig, rates: Sequence[PassRate]) -> None:
-    """The problems that a phase would train on, where pass rates are all a run is for."""
-    phase = config.phase_of(stage)
+    """Select the problems that a phase would train on, for a run that only measures pass rates."""
     try:
-        selection = select(config.phase_key(str(stage.phase)), inputs.pool, rates, phase, config.seed)
+        selection = select_for(config, stage, inputs.pool, rates)
     except UserError as error:
         run.warn(str(error))
         return
     run.write_json("problems.json", describe_selection(selection))
-    if doubts := selection.doubts(phase):
-        run.say(doubts)
+    if note := selection.confidence_note(config.phase_of(stage)):
+        run.say(note)
     for choice in selection.chosen:
         run.say(f"chosen: {choice.problem.problem_id}: {choice.reason}", result=True)
 
 
 def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Sequence[str]) -> None:
-    """The closing tables and sentences, and the same numbers in results.json."""
+    """Show the closing tables and comparisons, and write the same numbers to results.json."""
     columns = by_condition(rows)
     withheld = sum(row.finish_reason == "content_filter" for row in rows)
     if withheld:
@@ -124,7 +122,8 @@ def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Se
 
 
 def run_identity(subcommand: str, config: BaseConfig, inputs: Inputs) -> str:
-    """Hash of everything that decides a run's results: config keys, models, problems, earlier pass rates, the grader."""
+    """Return the hash of everything that decides a run's results: config keys, models, problems, earlier pass rates and the
+    grader."""
     served = f"{config.model.url} {inputs.served_name}" if inputs.served_name else ""
     return digest(
         [
@@ -140,13 +139,13 @@ def run_identity(subcommand: str, config: BaseConfig, inputs: Inputs) -> str:
 
 
 def all_prompts(config: BaseConfig, inputs: Inputs) -> dict[Path, Prompts]:
-    """By model folder. Raises UserError on a tokenizer that cannot be used, and on a prompt that is too long for one of the
-    models."""
+    """Encode the prompts for each model folder. Raises UserError for a tokenizer that cannot be used, and for a prompt that
+    is too long for one of the models."""
     return {path: encode_prompts(config, path, inputs.problems) for path in inputs.models.values()}
 
 
 def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
-    """Run one subcommand; returns its run folder. Raises UserError, before anything is written, as `all_prompts` does."""
+    """Run one subcommand and return its run folder. Raises UserError before anything is written, as `all_prompts` does."""
     prompts = all_prompts(config, inputs)
     run, failed = Run(subcommand, config, run_identity(subcommand, config, inputs)), True
     try:
@@ -157,7 +156,7 @@ def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
         failed = False
     except Exception as error:
         logging.getLogger("conclip").exception("the run failed")
-        if not (run.folder / MANIFEST).is_file():  # a library that saves a model may have made the folder again
+        if not (run.folder / MANIFEST).is_file():  # a library that saves a model may have recreated the folder
             raise MachineFailure(f"the run folder '{run.folder}' is gone; the same command begins it anew") from error
         raise
     finally:

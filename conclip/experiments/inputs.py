@@ -1,11 +1,12 @@
-"""What a config points at: found, read and checked before anything heavy loads and before anything is written."""
+"""The inputs that a config refers to, read and checked before anything heavy loads and before anything is written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from conclip.config.recipe import StageConfig
 from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.config.typed import to_config
 from conclip.curriculum.pass_rates import PassRate, read_pass_rates
@@ -22,36 +23,36 @@ from conclip.runs.trackers import check_installed
 from conclip.types import Problem
 
 SMALL_MODEL, LARGE_RATE = 20_000_000, 2e-5
-"""For more parameters, a higher learning rate is more likely forgotten than meant."""
+"""Above both (parameters, policy learning rate), the rate is probably a default of the embedded model, not a choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """A run's model folder and problems; lists are empty where the subcommand needs none."""
+    """The models and problems of a run; lists are empty where the subcommand needs none."""
 
     model_path: Path
     pool: list[Problem]
     validation: list[Problem]
     test: list[Problem]
     served_name: str | None
-    """What the model behind `model.url` is called there; None for a model of one's own, in `model_path`."""
+    """The name of the model at `model.url`; None for a local model, in `model_path`."""
     checkpoints: dict[str, Path]
-    """Further models to evaluate, by name."""
+    """Folders of further models to evaluate, by name."""
     notes: tuple[str, ...]
-    """What people should know before the run."""
+    """Warnings to show before the run."""
     rates: list[PassRate] | None
     """Pass rates of an earlier probe; None to probe first."""
     selections: dict[str, Selection] = field(default_factory=dict[str, Selection])
-    """Problems of the training stages that rest on no other stage of the run, by the stage's name."""
+    """The selections of training stages that depend on no other stage of the run, by the stage's name."""
 
     @property
     def models(self) -> dict[str, Path]:
-        """Folders of the models by name; one behind a server has none."""
+        """Return the folders of the local models by name."""
         return ({"model": self.model_path} if self.served_name is None else {}) | self.checkpoints
 
     @property
     def names(self) -> list[str]:
-        """Of the models to evaluate as they are, one behind a server included."""
+        """Return the names of the models that exist before the run, one behind a server included."""
         return ["model", *self.checkpoints]
 
     @property
@@ -60,8 +61,8 @@ class Inputs:
 
 
 def checked(subcommand: str, composed: DictConfig) -> tuple[BaseConfig, Inputs]:
-    """The typed config and what it points at, found and read. Raises UserError, or OSError where the machine is at fault;
-    nothing is written."""
+    """Return the typed config and its inputs, read and checked. Raises UserError, or OSError for a machine failure; nothing
+    is written."""
     try:
         config = to_config(SCHEMAS[subcommand], composed)
         return config, load_inputs(config)
@@ -73,8 +74,8 @@ def checked(subcommand: str, composed: DictConfig) -> tuple[BaseConfig, Inputs]:
 
 
 def load_inputs(config: BaseConfig) -> Inputs:
-    """Raises UserError on a missing or damaged model folder, data file or pass-rate file, on token limits that do not fit
-    the model, and on a problem that stands in two of pool, validation and test."""
+    """Read and check the inputs of a config. Raises UserError for a missing or damaged model folder, data file or pass-rate
+    file, for token limits that do not fit the model, and for a problem that is in two of pool, validation and test."""
     check_installed(config.logger.trackers)
     served_name: str | None = None
     if config.model.url is not None:
@@ -109,22 +110,18 @@ def load_inputs(config: BaseConfig) -> Inputs:
 
 
 def _check_models(config: BaseConfig, model_path: Path, local: Mapping[str, Path]) -> None:
-    """`local`: the folders of models that run on this machine, by the key that names them."""
-    trust, max_model_len = config.model.trust_remote_code, config.rollout.max_model_len
+    """Raise UserError for a model that the run cannot use. `local`: folders of the models that run on this machine, by the
+    config key that names them."""
+    limit, trust = config.rollout.max_model_len, config.model.trust_remote_code
     if config.probing is not None:
-        check_model(
-            model_path,
-            "rollout.max_tokens",
-            config.rollout.max_tokens,
-            max_model_len=max_model_len,
-            trust_remote_code=trust,
-        )
+        max_tokens = config.rollout.max_tokens
+        check_model(model_path, "rollout.max_tokens", max_tokens, max_model_len=limit, trust_remote_code=trust)
     if config.evaluation is not None:
+        max_tokens = config.evaluation.max_tokens
         for key, path in local.items():
-            limits = {"max_model_len": max_model_len, "trust_remote_code": trust}
-            check_model(path, "eval.max_tokens", config.evaluation.max_tokens, key, **limits)
+            check_model(path, "eval.max_tokens", max_tokens, key, max_model_len=limit, trust_remote_code=trust)
     if config.learning is not None:
-        check_trainable(model_path, max_model_len=max_model_len, trust_remote_code=trust)
+        check_trainable(model_path, max_model_len=limit, trust_remote_code=trust)
 
 
 def _model_notes(config: BaseConfig, model_path: Path, local: Mapping[str, Path]) -> list[str]:
@@ -146,7 +143,7 @@ def _model_notes(config: BaseConfig, model_path: Path, local: Mapping[str, Path]
 
 
 def _rate_notes(config: BaseConfig, inputs: Inputs) -> list[str]:
-    """What makes earlier pass rates differ from those one would measure now."""
+    """Return notes on why earlier pass rates may differ from those that this run would measure."""
     if not inputs.rates:
         return []
     notes: list[str] = []
@@ -167,29 +164,35 @@ def _rate_notes(config: BaseConfig, inputs: Inputs) -> list[str]:
 
 
 def _selections(config: BaseConfig, inputs: Inputs) -> dict[str, Selection]:
-    """What can be selected before anything is measured. Raises UserError where too few problems qualify even if no
+    """Return the selections that need no measurement of this run. Raises UserError where too few problems qualify even if no
     earlier stage takes any."""
-    found: dict[str, Selection] = {}
+    selections: dict[str, Selection] = {}
     for name, stage in config.recipe.items():
         if stage.kind == "train" and ((phase := config.phase_of(stage)).by_hand or inputs.rates is not None):
-            selection = select(config.phase_key(str(stage.phase)), inputs.pool, inputs.rates or [], phase, config.seed)
+            selection = select_for(config, stage, inputs.pool, inputs.rates or [])
             if phase.by_hand or not stage.without:
-                found[name] = selection
-    return found
+                selections[name] = selection
+    return selections
+
+
+def select_for(config: BaseConfig, stage: StageConfig, problems: Sequence[Problem], rates: Sequence[PassRate]) -> Selection:
+    """Return the selection for the phase of a stage. Raises UserError as `select` does."""
+    return select(config.phase_key(str(stage.phase)), problems, rates, config.phase_of(stage), config.seed)
 
 
 def _earlier_rates(config: BaseConfig) -> list[PassRate] | None:
-    if config.given_rates is not None:
-        path = newest_attempt(expanded(config.given_rates))
-        if path.is_dir():
-            check_content(path.resolve())
-        return read_pass_rates(path / "pass_rates.jsonl" if path.is_dir() else path)
-    return None
+    if config.given_rates is None:
+        return None
+    path = newest_attempt(expanded(config.given_rates))
+    if path.is_dir():
+        check_content(path.resolve())
+        path /= "pass_rates.jsonl"
+    return read_pass_rates(path)
 
 
 def _check_disjoint(inputs: Inputs) -> None:
-    """No question may be in two of the three lists: test problems never train, nor choose a checkpoint. Nor may an id: a run
-    knows problems by it."""
+    """Raise UserError for a question that is in two of the three lists: test problems must not train or choose a checkpoint.
+    Ids must be unique too, since a run identifies problems by id."""
     seen: dict[str, str] = {}
     ids: dict[str, str] = {}
     for name in ("pool", "validation", "test"):

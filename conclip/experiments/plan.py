@@ -1,4 +1,4 @@
-"""What a run would do: its stages, which of them are done, and what the others will cost, by what earlier stages cost."""
+"""The plan of a run: its stages, which of them are done, and the estimated cost of the others."""
 
 import math
 from collections import Counter
@@ -13,48 +13,49 @@ from conclip.config.recipe import BASE, StageConfig, evaluation_of, kind_of
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.curriculum.pass_rates import max_responses
 from conclip.experiments.inputs import Inputs
-from conclip.runs.manifest import StageRecord, harmed_files, read_stages
+from conclip.runs.manifest import StageRecord, changed_files, read_stages
 from conclip.runs.run import attempts, find_attempt
 from conclip.stats import chance_differences, problems_needed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStage:
-    """One stage of a run, before it is done."""
+    """The size of one stage before it runs."""
 
     name: str
     num_responses: int
-    """At most."""
+    """An upper bound."""
     max_tokens: int
-    """Longest response."""
+    """The token limit of a response."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One thing to do: a stage of the recipe, or the evaluation of one model."""
+    """One step of a run: a stage of the recipe, or the evaluation of one model."""
 
     name: str
-    """In the manifest."""
+    """The step's name in the manifest."""
     stage: StageConfig
     model: str
-    """The name of the model it begins with, or measures."""
+    """The name of the model that it starts from or evaluates."""
 
 
 def steps_of(config: BaseConfig, inputs: Inputs) -> list[Step]:
-    """The recipe, evaluations model by model, without the probing that nothing needs: each training stage that would ask for
-    its pass rates has problems named by hand, or pass rates measured before."""
-    asked_by: dict[str, list[bool]] = {}
+    """Return the steps of the recipe, with evaluations model by model. Probing is left out where every training stage that
+    would use its pass rates has problems named in the config, or earlier pass rates."""
+    needless: dict[str, list[bool]] = {}
+    """Whether the users of a probing stage have their problems or pass rates already."""
     for stage in config.recipe.values():
         if stage.rates is not None:
             given = config.given_rates is not None or config.phase_of(stage).by_hand
-            asked_by.setdefault(stage.rates, []).append(given)
+            needless.setdefault(stage.rates, []).append(given)
     steps: list[Step] = []
     models = inputs.names if config.learning is None else [BASE]
     for name, stage in config.recipe.items():
         if stage.kind == "eval":
-            wanted = models if stage.models is None else stage.models
-            steps += [Step(name=evaluation_of(model), stage=stage, model=model) for model in wanted]
-        elif not (name in asked_by and all(asked_by[name])):
+            evaluated = models if stage.models is None else stage.models
+            steps += [Step(name=evaluation_of(model), stage=stage, model=model) for model in evaluated]
+        elif not (name in needless and all(needless[name])):
             steps.append(Step(name=name, stage=stage, model=stage.model))
         if stage.kind == "train":
             models = [*models, name]
@@ -62,7 +63,7 @@ def steps_of(config: BaseConfig, inputs: Inputs) -> list[Step]:
 
 
 def planned_stages(config: BaseConfig, inputs: Inputs) -> list[PlannedStage]:
-    """What each step will sample."""
+    """Return the size of each step."""
     planned: list[PlannedStage] = []
     for step in steps_of(config, inputs):
         if step.stage.kind == "probe" and config.probing is not None:
@@ -82,8 +83,8 @@ def _probe(name: str, config: BaseConfig, probe: ProbeConfig, inputs: Inputs) ->
 def _training(name: str, config: LearnConfig, phase: PhaseConfig, inputs: Inputs) -> PlannedStage:
     steps = phase.num_steps + config.algo.critic_warmup_steps
     sampled = steps * phase.problems_per_step * phase.group_size * (1 + config.algo.dynamic_sampling_rounds)
-    looks = 1 + math.ceil(phase.num_steps / config.trainer.validate_every)
-    validation = looks * len(inputs.validation) * config.trainer.validation_samples
+    num_validations = 1 + math.ceil(phase.num_steps / config.trainer.validate_every)
+    validation = num_validations * len(inputs.validation) * config.trainer.validation_samples
     return PlannedStage(name=name, num_responses=sampled + validation, max_tokens=config.rollout.max_tokens)
 
 
@@ -94,8 +95,8 @@ def _evaluation(name: str, settings: EvalConfig, inputs: Inputs) -> PlannedStage
 
 
 def power_lines(config: BaseConfig, inputs: Inputs) -> list[str]:
-    """For each benchmark on which models will be compared and whose problems are too few to show that accuracy was kept: how
-    many it would take, for solve rates spread evenly over [0, 1]."""
+    """Return a line for each benchmark on which models will be compared and that has too few problems to show that accuracy
+    was kept. It says how many it would take, for solve rates spread evenly over [0, 1]."""
     settings = config.evaluation
     if settings is None:
         return []
@@ -114,15 +115,14 @@ def power_lines(config: BaseConfig, inputs: Inputs) -> list[str]:
     ]
 
 
-def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, *, anew: bool) -> Table:
-    """What is done, what is to do, and what it will cost: tokens and seconds per response as the newest stage of the same
-    kind cost under this run's name or, failing that, under another name beside it.
+def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, *, from_scratch: bool) -> Table:
+    """Return a table of completed and remaining stages with their cost: tokens and seconds per response as in the newest
+    stage of the same kind under this run's name or, failing that, under another name.
 
-    `anew`: nothing done before counts. What another attempt would lend is not foreseen. Without any stage like it, half of
-    the longest response is taken for the mean length, and no time is given.
-    """
-    current = None if anew else find_attempt(home, identity)
-    done = {name: r for name, r in read_stages(current).items() if not harmed_files(current, r)} if current else {}
+    `from_scratch`: ignore completed stages. Stages that could be reused from other attempts count as remaining. Without an
+    earlier stage of the kind, the mean length is estimated as half of the limit, and no time is given."""
+    current = None if from_scratch else find_attempt(home, identity)
+    done = {name: r for name, r in read_stages(current).items() if not changed_files(current, r)} if current else {}
     history = _history(home)
     table = Table(title="what would be done", title_justify="left")
     for name in ("stage", "state", "responses", "tokens", "time", "estimated from"):
@@ -132,12 +132,12 @@ def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, *, an
         if record := done.get(stage.name):
             table.add_row(stage.name, "done", "", f"{record.num_tokens:,}", _duration(record.wall_s), "measured")
             continue
-        like = history.get(stage.name) or history.get(kind_of(stage.name))
-        responses = (like.numbers.get("num_responses") if like else None) or 0
-        if like and responses and like.num_tokens:
-            tokens = like.numbers.get("mean_tokens", like.num_tokens / responses) * stage.num_responses
-            seconds = like.wall_s / like.num_tokens * tokens
-            source = f"{responses:,.0f} responses, finished {like.finished[:10]}"
+        similar = history.get(stage.name) or history.get(kind_of(stage.name))
+        responses = (similar.numbers.get("num_responses") if similar else None) or 0
+        if similar and responses and similar.num_tokens:
+            tokens = similar.numbers.get("mean_tokens", similar.num_tokens / responses) * stage.num_responses
+            seconds = similar.wall_s / similar.num_tokens * tokens
+            source = f"{responses:,.0f} responses, finished {similar.finished[:10]}"
         else:
             tokens, seconds, source = stage.num_responses * stage.max_tokens / 2, math.nan, "half of the limit"
         totals = [totals[0] + tokens, totals[1] + seconds]
@@ -148,14 +148,14 @@ def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, *, an
 
 
 def _history(home: Path) -> dict[str, StageRecord]:
-    """The newest record of each stage name and kind, this run's own before those of the runs beside it."""
-    found: dict[str, StageRecord] = {}
+    """Return the newest record of each stage name and kind, this run's own before those of other runs."""
+    newest: dict[str, StageRecord] = {}
     others = sorted(path for path in home.parent.glob("*") if path != home and path.is_dir())
     for folder in [attempt for run in (home, *others) for attempt in attempts(run)]:
         for name, record in read_stages(folder).items():
             for key in (name, kind_of(name)):
-                found.setdefault(key, record)
-    return found
+                newest.setdefault(key, record)
+    return newest
 
 
 def _duration(seconds: float) -> str:

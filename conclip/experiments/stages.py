@@ -1,7 +1,7 @@
-"""The stages runs are made of: probing, training and evaluating, each recorded in the manifest and done once.
+"""The stages of a run: probing, training and evaluation. Each is recorded in the manifest and runs once.
 
-A stage writes its results to files of the run folder and hands on what it reads back from them, so that one that was done
-before gives the same as one that is done now.
+A stage writes its results to files of the run folder and returns what it reads back from them, so that a stage that was
+done before gives the same result as one that runs now.
 """
 
 import json
@@ -51,22 +51,23 @@ from conclip.rollout.session import TRAINING, Prompts, Runtime, open_endpoint, o
 from conclip.runs.checked import read_as
 from conclip.runs.files import read_object, write_text
 from conclip.runs.identity import problems_hash, relevant, sampling_hash
-from conclip.runs.manifest import Pipeline, Work, stage_key
+from conclip.runs.manifest import Pipeline, StageOutput, stage_key
 from conclip.runs.run import Run
-from conclip.training.checkpoint import leave_models
+from conclip.training.checkpoint import remove_training_state
+from conclip.training.phase import PhaseInputs, TrainResult
 from conclip.training.summary import is_summary, summary_table
-from conclip.training.trainer import Trainer, TrainResult
+from conclip.training.trainer import Trainer
 from conclip.types import TRUNCATION_ADVICE, TRUNCATION_WARNING_SHARE, EvalRow, Outcome, Problem
 
 CHOICE_KEYS = ("pass_rate_low", "pass_rate_high", "band_confidence", "num_problems", "problem_ids", "answers")
-"""Of a phase: what they decide is in the problems."""
+"""Keys of a phase that only select its problems; the hash of the problems covers them."""
 
 
 class Stages:
-    """The stages of one run. The engine starts with the first one that has work to do."""
+    """The stages of one run. The engine starts with the first stage that has work to do."""
 
     def __init__(self, config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Path, Prompts]) -> None:
-        """`prompts`: of every problem of the run, by the folder of the model that is asked."""
+        """Prepare the stages. `prompts`: those of every problem of the run, by model folder."""
         self._config, self._inputs, self._run, self._prompts = config, inputs, run, prompts
         self._pipeline = Pipeline(run)
         self._open = ExitStack()
@@ -81,28 +82,23 @@ class Stages:
         self._open.close()
 
     def probe(self, name: str, model: Path, problems: Sequence[Problem], phase: PhaseConfig) -> list[PassRate]:
-        """Pass rates of the problems, measured until it is clear which lie in the phase's band."""
+        """Return pass rates of the problems, measured until it is clear which lie in the phase's band."""
         config, settings = self._config, self._config.probing
         assert settings is not None
         title, file, responses = label(name), rates_file(name), probe_rows_file(name)
         band = Band(low=phase.pass_rate_low, high=phase.pass_rate_high)
         sampling = relevant(config, ("seed", "model", "rollout"))
 
-        def work() -> Work:
+        def work() -> StageOutput:
             runtime = self.runtime_with(model)
-            rows = RowFile(
-                self._run.folder / responses,
-                model=name,
-                model_hash=self._hash(model),
-                attempts=self._run.other_attempts(),
-            )
+            rows = self._row_file(responses, name, self._hash(model))
             ordered = sample_in_rounds(title, runtime, problems, band, settings, rows)
             rows.finish(ordered)
             rates = pass_rates(ordered, band, model_hash=self._hash(model), sampling_hash=sampling_hash(config))
             write_pass_rates(self._run.folder / file, rates)
-            return Work(
+            return StageOutput(
                 outputs=[file, responses, str(Path(responses).with_suffix(".parquet"))],
-                numbers={"num_responses": len(ordered), "mean_tokens": fmean(row.num_tokens for row in ordered)},
+                numbers=_lengths(ordered),
                 num_tokens=rows.num_sampled_tokens,
             )
 
@@ -113,7 +109,7 @@ class Stages:
             "probe": [asdict(settings), asdict(band), PASS_RATES_VERSION],
             "grader": str(GRADER_VERSION),
         }
-        self._pipeline.do(name, inputs, work)
+        self._pipeline.run_stage(name, inputs, work)
         rates = read_pass_rates(self._run.folder / file)
         num_responses = sum(rate.num_samples for rate in rates)
         self._run.say(f"{title}: {len(rates)} problems, {num_responses} responses; {describe(rates)}")
@@ -127,54 +123,44 @@ class Stages:
         return rates
 
     def train(self, stage: str, phase: PhaseConfig, model: Path, selection: Selection) -> TrainResult:
-        """One phase of training from `model`."""
+        """Train one phase, starting from `model`."""
         config = self._config.learning
         assert config is not None
         history, inputs = result_file(stage), self._training_inputs(config, phase, model, selection)
 
-        def work() -> Work:
+        def work() -> StageOutput:
             runtime = self.runtime_with(model)
-            self._loaded = None  # the engine follows the learner from here on
+            self._loaded = None  # from here on the engine has the learner's weights
             self._run.say(f"{stage}: {len(selection.problems)} problems, {phase.num_steps} steps")
-            if doubts := selection.doubts(phase):
-                self._run.say(f"{stage}: {doubts}")
-            trainer = Trainer(
-                stage,
-                config,
-                phase,
-                runtime,
+            if note := selection.confidence_note(phase):
+                self._run.say(f"{stage}: {note}")
+            phase_inputs = PhaseInputs(
+                stage=stage,
+                settings=phase,
                 model_path=model,
                 selection=selection,
                 validation=self._inputs.validation,
                 key=stage_key(stage, inputs),
             )
+            trainer = Trainer(phase_inputs, config, runtime)
             result = trainer.train()
-            self._run.write_json(
-                history,
-                {
-                    "best": asdict(result.best),
-                    "history": [asdict(point) for point in result.history],
-                    "monitors": result.monitors,
-                    "asked": result.asked,
-                    "num_responses": result.num_responses,
-                    "num_tokens": result.num_tokens,
-                },
-            )
-            return Work(
+            self._run.write_json(history, _RESULT.dump_python(result, by_alias=True, exclude={"checkpoint"}))
+            best = result.best
+            return StageOutput(
                 outputs=[str(result.checkpoint.relative_to(self._run.folder)), history],
                 numbers={
                     "num_responses": result.num_responses,
-                    "best_step": result.best.step,
-                    "validation_accuracy": result.best.accuracy,
-                }
-                | {"validation_mean_tokens": result.best.mean_tokens},
+                    "best_step": best.step,
+                    "validation_accuracy": best.accuracy,
+                    "validation_mean_tokens": best.mean_tokens,
+                },
                 num_tokens=result.num_tokens,
                 wall_s=trainer.wall_s,
             )
 
         self._run.write_json(problems_file(stage), describe_selection(selection))
-        self._pipeline.do(stage, inputs, work)
-        leave_models(self._run.folder / "checkpoints" / stage)
+        self._pipeline.run_stage(stage, inputs, work)
+        remove_training_state(self._run.folder / "checkpoints" / stage)
         result = _read_result(self._run.folder / history, self._run.folder / checkpoint_folder(stage))
         self._run.say(
             f"{stage}: kept step {result.best.step} (validation accuracy {result.best.accuracy:.3f}, "
@@ -184,14 +170,14 @@ class Stages:
         return result
 
     def _training_inputs(self, config: LearnConfig, phase: PhaseConfig, model: Path, selection: Selection) -> dict[str, Any]:
-        """Everything that a training stage's result rests on."""
+        """Return everything that decides the result of a training stage."""
         sampled = relevant(config, ("seed", "model", "rollout", "algo", "reward", "length", "optim", "trainer"))
         del sampled["rollout"]["unit_responses"]  # a step's responses are one batch
         reserve = [choice.problem for choice in selection.reserve]
         return {
             "model": self._hash(model),
             "problems": problems_hash(selection.problems),
-            "refresh": [problems_hash(reserve), _beliefs(selection)] if phase.refresh else "",
+            "refresh": [problems_hash(reserve), _probe_counts(selection)] if phase.refresh else "",
             "validation": problems_hash(self._inputs.validation),
             "config": sampled,
             "phase": {name: value for name, value in asdict(phase).items() if name not in CHOICE_KEYS},
@@ -199,22 +185,20 @@ class Stages:
         }
 
     def evaluate(self, name: str, model: Path) -> list[EvalRow]:
-        """Rows of one model on the test problems."""
+        """Evaluate one model on the test problems and return its rows."""
         settings = self._config.evaluation
         assert settings is not None
         identity, file = self._identity(name, model), rows_file(name)
 
-        def work() -> Work:
+        def work() -> StageOutput:
             with self._opened(name, model) as runtime:
                 write_questions(self._inputs.test, self._run.folder / QUESTIONS)
-                rows = RowFile(self._run.folder / file, model=name, model_hash=identity, attempts=self._run.other_attempts())
-                found = evaluate(name, runtime, self._inputs.test, settings, rows)
-                correct = fmean(row.outcome is Outcome.CORRECT for row in found)
-                numbers = {"num_responses": len(found), "mean_tokens": fmean(row.num_tokens for row in found)}
-                return Work(
+                row_file = self._row_file(file, name, identity)
+                rows = evaluate(name, runtime, self._inputs.test, settings, row_file)
+                return StageOutput(
                     outputs=[file, str(Path(file).with_suffix(".parquet")), QUESTIONS],
-                    numbers=numbers | {"share_correct": correct},
-                    num_tokens=rows.num_sampled_tokens,
+                    numbers=_lengths(rows) | {"share_correct": fmean(row.outcome is Outcome.CORRECT for row in rows)},
+                    num_tokens=row_file.num_sampled_tokens,
                 )
 
         inputs = {
@@ -223,18 +207,21 @@ class Stages:
             "config": relevant(self._config, ("seed", "model", "rollout", "eval")),
             "grader": str(GRADER_VERSION),
         }
-        self._pipeline.do(evaluation_of(name), inputs, work)
+        self._pipeline.run_stage(evaluation_of(name), inputs, work)
         return read_rows(self._run.folder / file)
+
+    def _row_file(self, file: str, model: str, identity: str) -> RowFile:
+        return RowFile(self._run.folder / file, model=model, model_hash=identity, attempts=self._run.other_attempts())
 
     def _is_served(self, name: str) -> bool:
         return self._inputs.served_name is not None and name not in self._inputs.checkpoints
 
     def _identity(self, name: str, model: Path) -> str:
-        """What tells a model's weights apart from all others."""
+        """Return a string that identifies a model's weights."""
         return f"{self._config.model.url} {self._inputs.served_name}" if self._is_served(name) else self._hash(model)
 
     def _opened(self, name: str, model: Path) -> AbstractContextManager[Runtime]:
-        """The engine that is open, for models of a run that trains: they are of one architecture. Else one of its own."""
+        """Return the open runtime for models of a run that trains, since they share one architecture; else a new one."""
         if self._config.learning is not None:
             return nullcontext(self.runtime_with(model))
         if self._is_served(name):
@@ -242,13 +229,13 @@ class Stages:
         return open_runtime(self._config, self._run, model, self._prompts[model])
 
     def runtime_with(self, model: Path) -> Runtime:
-        """The run's engine, holding this model's weights."""
+        """Return the run's runtime, with this model's weights in its engine."""
         if self._runtime is None:
             start = self._inputs.model_path
             self._runtime = self._open.enter_context(open_runtime(self._config, self._run, start, self._prompts[start]))
             self._loaded = start
         if self._loaded != model:
-            self._runtime.hold(model)
+            self._runtime.use_weights(model)
             self._loaded = model
         return self._runtime
 
@@ -261,48 +248,52 @@ class Stages:
 def sample_in_rounds(
     label: str, runtime: Runtime, problems: Sequence[Problem], band: Band, settings: ProbeConfig, file: RowFile
 ) -> list[EvalRow]:
-    """Responses to the problems, round after round until `next_round` asks for no more; problem by problem."""
+    """Sample responses in rounds until `next_round` requests no more. Returns their rows, problem by problem."""
     by_id = {problem.problem_id: problem for problem in problems}
-    found: dict[str, list[EvalRow]] = {problem_id: [] for problem_id in by_id}
+    rows: dict[str, list[EvalRow]] = {problem_id: [] for problem_id in by_id}
     number = 0
     strata = {problem.problem_id: problem.stratum for problem in problems}
-    while wanted := next_round({key: _counts(group) for key, group in found.items()}, strata, band, settings):
+    while requested := next_round({key: _counts(group) for key, group in rows.items()}, strata, band, settings):
         number += 1
         tasks = [
             task
-            for problem_id, more in wanted.items()
-            for task in runtime.tasks(TRAINING, [by_id[problem_id]], more, label, first_sample=len(found[problem_id]))
+            for problem_id, count in requested.items()
+            for task in runtime.tasks(TRAINING, [by_id[problem_id]], count, label, first_sample=len(rows[problem_id]))
         ]
-        left = max_responses(len(problems), settings) - len(tasks) - sum(map(len, found.values()))
+        left = max_responses(len(problems), settings) - len(tasks) - sum(map(len, rows.values()))
         for row in file.sample(runtime, f"{label}, round {number}", TRAINING, tasks, runtime.training_spec, num_after=left):
-            found[row.problem_id].append(row)
-    return [row for group in found.values() for row in group]
+            rows[row.problem_id].append(row)
+    return [row for group in rows.values() for row in group]
 
 
 def write_questions(problems: Sequence[Problem], path: Path) -> None:
-    """The test problems, for those who read the responses to them."""
+    """Write the test problems for readers of the responses."""
     lines = [json.dumps({"schema": 1, **asdict(problem)}, ensure_ascii=False) for problem in problems]
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
+def _lengths(rows: Sequence[EvalRow]) -> dict[str, float]:
+    return {"num_responses": len(rows), "mean_tokens": fmean(row.num_tokens for row in rows)}
+
+
 def _counts(group: Sequence[EvalRow]) -> tuple[int, int, int]:
-    """(correct, judged, sampled)."""
+    """Return the numbers of (correct, judged, sampled) responses."""
     judged = [row for row in group if row.outcome is not Outcome.GRADER_ERROR]
     return sum(row.outcome is Outcome.CORRECT for row in judged), len(judged), len(group)
 
 
-def _beliefs(selection: Selection) -> list[tuple[int, int]]:
-    """What refresh starts from."""
+def _probe_counts(selection: Selection) -> list[tuple[int, int]]:
+    """Return the (correct, sampled) counts of the probe that refresh starts from."""
     rates = [choice.rate for choice in (*selection.chosen, *selection.reserve)]
     return [(rate.num_correct, rate.num_samples) for rate in rates if rate is not None]
 
 
 def describe_selection(selection: Selection) -> dict[str, Any]:
-    """What problems-<stage>.json says: the problems, why each was chosen, and how many more there would have been."""
+    """Return the content of problems-<stage>.json: the problems, the reason for each, and the number of further
+    candidates."""
     chosen = [{"problem_id": choice.problem.problem_id, "reason": choice.reason} for choice in selection.chosen]
-    ids = [problem.problem_id for problem in selection.problems]
     return {
-        "problem_ids": ids,
+        "problem_ids": [problem.problem_id for problem in selection.problems],
         "hash": problems_hash(selection.problems),
         "chosen": chosen,
         "num_reserve": len(selection.reserve),
@@ -310,7 +301,8 @@ def describe_selection(selection: Selection) -> dict[str, Any]:
 
 
 def _read_result(path: Path, checkpoint: Path) -> TrainResult:
-    """Raises UserError when one of the two is not what `Stages.train` leaves: a manifest may say what it likes."""
+    """Read the result of a training stage. Raises UserError when the file or the checkpoint is not what `Stages.train`
+    writes: the manifest may be somebody else's."""
     result = read_as(_RESULT, read_object(path) | {"checkpoint": checkpoint}, f"'{path}'")
     if not checkpoint.is_dir() or not all(is_summary(name, values) for name, values in result.monitors.items()):
         raise UserError(f"'{path}' or '{checkpoint}' is damaged, or was not written by conclip; resume=never begins anew")

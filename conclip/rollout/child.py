@@ -1,4 +1,4 @@
-"""An engine in a process of its own, behind the same interface: for several engines, or to keep a crash out of the run."""
+"""An engine in a child process, behind the same interface: for several engines, or to isolate the run from a crash."""
 
 import atexit
 import multiprocessing
@@ -22,14 +22,14 @@ from conclip.runs.interrupts import SIGNALS
 from conclip.types import Completion, Request, SamplingSpec
 
 POLL_S = 0.05
-"""How long one `poll` waits for news from the child."""
+"""The longest that one `poll` waits for a message from the child."""
 
 MAX_RESTARTS = 3
-"""Of one unit of work."""
+"""Restarts per unit of work."""
 
 
 def vllm_engine(model_path: Path, config: RolloutConfig, **settings: Any) -> RolloutEngine:
-    """The engine of a child that is told of no other."""
+    """Return a vLLM engine, the child's default."""
     from conclip.rollout.vllm_engine import VllmEngine  # noqa: PLC0415  vLLM belongs in the child only
 
     return VllmEngine(model_path, config, **settings)
@@ -42,12 +42,12 @@ def _serve(
     config: RolloutConfig,
     settings: dict[str, Any],
 ) -> None:
-    """The child's life: obey commands, generate whenever something is in flight, send completions as they finish.
+    """Run the child: execute commands, generate while requests are in flight, and send completions as they finish.
 
-    Every command is answered with ("done", value), or the last one with why it is the last: ("refused", text) for bad input,
-    ("failed", text) for the machine, ("bug", traceback); completions travel as ("finished", list, tokens).
+    Each command is answered by ("done", value). An error ends the child with ("refused", text) for bad input, ("failed",
+    text) for a machine failure or ("bug", traceback). Completions are sent as ("finished", list, tokens).
     """
-    for number in SIGNALS:  # the parent's to handle, which the whole process group may get
+    for number in SIGNALS:  # sent to the whole process group; the parent handles them
         signal.signal(number, signal.SIG_IGN)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  open for the process's whole life
     try:
@@ -70,7 +70,7 @@ def _serve(
             num_in_flight -= len(finished)
             pipe.send(("finished", finished, engine.progress()))
     except (EOFError, BrokenPipeError):
-        return  # the parent is gone
+        return  # the parent has died
     except UserError as error:
         pipe.send(("refused", str(error)))
     except Exception as error:
@@ -79,11 +79,11 @@ def _serve(
 
 
 class ChildEngine:
-    """`RolloutEngine` whose work happens in a child process.
+    """A `RolloutEngine` in a child process.
 
-    A child that dies is started again with the weights it had, and the unit of work it was on (everything submitted since
-    the cache was last reset) is done anew: from a cold cache the same requests give the same tokens, and what was delivered
-    already is not delivered twice. Raises EngineDied when that does not help.
+    A child that dies is restarted with the weights it had, and its unit of work (everything submitted since the last cache
+    reset) is sampled again: from a cold cache the same requests give the same tokens, and completions that were already
+    delivered are not delivered twice. Raises EngineDied when restarts do not help.
     """
 
     def __init__(
@@ -95,19 +95,20 @@ class ChildEngine:
         start: Callable[..., RolloutEngine] = vllm_engine,
         **settings: Any,
     ) -> None:
-        """`start` makes the engine, in the child: a function of a module, called with model, config and `settings`."""
+        """Start the child. `start` makes the engine there: a module-level function, called with model, config and
+        `settings`."""
         self._arguments, self._warn = (start, model_path, config, settings), warn
         self._weights: Path | None = None
-        """Folder of the child's present weights; None for those it starts with."""
+        """The folder of the child's current weights; None for those it starts with."""
         self._shared: WeightsFolder | None = None
         self._version = 0
         self._unit: list[tuple[list[Request], SamplingSpec]] = []
-        self._open: set[str] = set()
-        """Requests of the unit that have not been delivered."""
+        self._undelivered: set[str] = set()
+        """Requests of the unit whose completions have not been delivered."""
         self._finished: list[Completion] = []
         self._tokens_before_unit = self._tokens_before_child = self._tokens_of_child = 0
         self._num_restarts = 0
-        """Of this unit."""
+        """Restarts in this unit."""
         atexit.register(self.close)
         remove_orphans()
         try:
@@ -122,19 +123,19 @@ class ChildEngine:
 
     def submit(self, requests: Sequence[Request], spec: SamplingSpec) -> None:
         self._unit.append((list(requests), spec))
-        self._open |= {request.request_id for request in requests}
-        self._do("submit", list(requests), spec)
+        self._undelivered |= {request.request_id for request in requests}
+        self._command("submit", list(requests), spec)
 
     def poll(self) -> list[Completion]:
-        if self._open and not self._finished:
+        if self._undelivered and not self._finished:
             try:
                 if self._pipe.poll(POLL_S):
                     self._receive()
             except EngineDied as error:
-                self._revive(error)
-        finished, self._finished = [c for c in self._finished if c.request_id in self._open], []
-        self._open -= {completion.request_id for completion in finished}
-        if self._unit and not self._open:  # done: what comes next begins another one
+                self._restart(error)
+        finished, self._finished = [c for c in self._finished if c.request_id in self._undelivered], []
+        self._undelivered -= {completion.request_id for completion in finished}
+        if self._unit and not self._undelivered:  # the unit is complete; the next request begins another one
             self._forget_unit()
         return finished
 
@@ -144,9 +145,9 @@ class ChildEngine:
     def abort(self) -> None:
         self._forget_unit()
         try:
-            self._ask("abort")
+            self._send("abort")
         except EngineDied:
-            return  # there is nothing to abort; the next command starts a new child
+            return  # nothing is left to abort; the next command starts a new child
         self._finished.clear()
 
     def update_weights(self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int) -> None:
@@ -154,20 +155,20 @@ class ChildEngine:
         if isinstance(source, Path):
             self._weights, self._shared = source, None
         else:
-            # Weights never travel through the pipe. The folder stays until the next update, for a child that must be
-            # started again.
+            # Weights never go through the pipe. The folder stays until the next update, for a child that must be
+            # restarted.
             self._shared = as_folder(source)
             self._weights = Path(self._shared.name)
-        self._do("update_weights", self._weights, version)
+        self._command("update_weights", self._weights, version)
         if old is not None:
             old.cleanup()
 
     def reset_cache(self) -> None:
         self._forget_unit()
-        self._do("reset_cache")
+        self._command("reset_cache")
 
     def sleep(self) -> None:
-        self._do("sleep")
+        self._command("sleep")
 
     def close(self) -> None:
         atexit.unregister(self.close)
@@ -177,19 +178,19 @@ class ChildEngine:
 
     def _forget_unit(self) -> None:
         self._unit.clear()
-        self._open.clear()
+        self._undelivered.clear()
         self._finished.clear()
         self._tokens_before_unit, self._num_restarts = self.progress(), 0
 
-    def _do(self, name: str, *arguments: Any) -> None:
-        """Have the child do a command whose effect is noted here already, so that a new child gets it by `_revive`."""
+    def _command(self, name: str, *arguments: Any) -> None:
+        """Send the child a command whose effect is already recorded here, so that `_restart` gives it to a new child."""
         try:
-            self._ask(name, *arguments)
+            self._send(name, *arguments)
         except EngineDied as error:
-            self._revive(error)
+            self._restart(error)
 
-    def _revive(self, error: EngineDied) -> None:
-        """A new child in the state the old one should be in."""
+    def _restart(self, error: EngineDied) -> None:
+        """Start a new child and bring it to the state that the old one should have."""
         self._num_restarts += 1
         if self._num_restarts > MAX_RESTARTS:
             raise EngineDied(f"{error}; {MAX_RESTARTS} restarts did not help") from error
@@ -200,20 +201,20 @@ class ChildEngine:
         try:
             self._start()
             if self._weights is not None:
-                self._ask("update_weights", self._weights, self._version)
+                self._send("update_weights", self._weights, self._version)
             for requests, spec in self._unit:
-                self._ask("submit", requests, spec)
+                self._send("submit", requests, spec)
         except EngineDied as again:
-            self._revive(again)
+            self._restart(again)
 
     def _start(self) -> None:
         protect_children()
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        several = self._arguments[2].tensor_parallel_size > 1  # engine workers, which a daemon may not start
-        self._process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=not several)
+        self._pipe, child_end = context.Pipe()
+        has_workers = self._arguments[2].tensor_parallel_size > 1  # a daemon may not start the engine's workers
+        self._process = context.Process(target=_serve, args=(child_end, *self._arguments), daemon=not has_workers)
         self._process.start()
-        theirs.close()
+        child_end.close()
         self._wait_done()
 
     def _stop(self) -> None:
@@ -228,7 +229,7 @@ class ChildEngine:
             self._process.join()
         self._pipe.close()
 
-    def _ask(self, name: str, *arguments: Any) -> None:
+    def _send(self, name: str, *arguments: Any) -> None:
         try:
             self._pipe.send((name, arguments))
         except OSError as error:
@@ -240,7 +241,7 @@ class ChildEngine:
             pass
 
     def _receive(self) -> bool:
-        """Take one message; True when it answers a command."""
+        """Receive one message. Returns whether it answers a command."""
         try:
             status, *content = self._pipe.recv()
         except (EOFError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Sampling and grading together: the one loop behind probing, training and evaluation."""
+"""Concurrent sampling and grading: the one loop behind probing, training and evaluation."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +30,17 @@ PROGRESS_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSet:
+    """The prompts of all problems of a run in one variant."""
+
+    token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    """Prompts by problem id; empty for a model behind a server, which gets `messages` and `template_kwargs`."""
+    messages: Mapping[str, Messages] = field(default_factory=dict[str, Messages])
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    thinking: Thinking = PLAIN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One response to collect."""
 
@@ -37,10 +48,10 @@ class Task:
     sample: int
     prompt_token_ids: tuple[int, ...]
     seed: int
-    messages: Messages = ()
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What a server's chat template gets besides."""
-    thinking: Thinking = PLAIN
+    messages: Messages
+    template_kwargs: Mapping[str, Any]
+    """Further arguments of a server's chat template."""
+    thinking: Thinking
 
     @property
     def key(self) -> str:
@@ -48,7 +59,7 @@ class Task:
 
     @property
     def request(self) -> Request:
-        """What the engine is asked."""
+        """Return the request to the engine."""
         return Request(
             request_id=self.key,
             prompt_token_ids=self.prompt_token_ids,
@@ -60,26 +71,23 @@ class Task:
 
 def tasks_for(
     problems: Sequence[Problem],
-    prompts: Mapping[str, tuple[int, ...]],
-    *,
+    prompts: PromptSet,
     num_samples: int,
     seed_parts: tuple[int | str, ...],
-    messages: Mapping[str, Messages] | None = None,
-    template_kwargs: Mapping[str, Any] | None = None,
-    thinking: Thinking = PLAIN,
+    *,
     first_sample: int = 0,
 ) -> list[Task]:
-    """`num_samples` tasks per problem from `first_sample` on, problem by problem. Each one's seed depends on `seed_parts`,
-    problem and sample alone, so that the same response can be asked for again. `thinking` holds for all of the prompts."""
+    """Return `num_samples` tasks per problem, numbered from `first_sample`, problem by problem. A task's seed depends only
+    on `seed_parts`, problem and sample number, so that the same response can be sampled again."""
     return [
         Task(
             problem=problem,
             sample=sample,
-            prompt_token_ids=prompts.get(problem.problem_id, ()),
+            prompt_token_ids=prompts.token_ids.get(problem.problem_id, ()),
             seed=derive_seed(*seed_parts, problem.problem_id, sample),
-            messages=messages[problem.problem_id] if messages else (),
-            template_kwargs=template_kwargs or {},
-            thinking=thinking,
+            messages=prompts.messages.get(problem.problem_id, ()),
+            template_kwargs=prompts.template_kwargs,
+            thinking=prompts.thinking,
         )
         for problem in problems
         for sample in range(first_sample, first_sample + num_samples)
@@ -96,10 +104,10 @@ def collect(
     on_progress: Callable[[SamplingProgress], None] | None = None,
     label: str = "",
 ) -> Iterator[Rollout]:
-    """Sample and grade every task, yielding rollouts as their verdicts arrive, in any order.
+    """Sample and grade every task, and yield rollouts as their grades arrive, in any order.
 
-    One call is one unit of work: it starts from a cold prefix cache. Grading runs beside generation, and sees what stands
-    behind a response's thinking part only. When the caller stops early (an exception, Ctrl-C), what is in flight is aborted.
+    One call is one unit of work: it starts from a cold prefix cache. Grading runs in parallel with generation, on the text
+    after a response's thinking part. When the caller stops early (an exception, Ctrl-C), requests in flight are aborted.
     """
     unit = _Unit(tasks, grader, tokenizer)
     tokens_before, began = engine.progress(), time.monotonic()
@@ -110,15 +118,15 @@ def collect(
         while unit.num_done < len(tasks):
             sampling = unit.num_finished < len(tasks)
             try:
-                with deferred():  # a signal must not leave the engine amid a step
+                with deferred():  # a signal must not interrupt the engine within a step
                     finished = engine.poll() if sampling else []
             except (EngineDied, UserError):
-                while unit.at_grader:  # what came before is handed on
-                    yield from unit.judged(1.0)
+                while unit.at_grader:  # the completions before it still count
+                    yield from unit.graded(1.0)
                 raise
             for completion in finished:
-                unit.take(completion)
-            yield from unit.judged(0.0 if sampling else 1.0)
+                unit.submit(completion)
+            yield from unit.graded(0.0 if sampling else 1.0)
             now = time.monotonic()
             if on_progress is not None and (now - last_report > PROGRESS_EVERY_S or unit.num_done == len(tasks)):
                 last_report = now
@@ -129,7 +137,7 @@ def collect(
 
 
 class _Unit:
-    """One unit of work: what was asked for, what the grader has, and how far it is."""
+    """One unit of work: its tasks, the completions that the grader has, and its progress."""
 
     def __init__(self, tasks: Sequence[Task], grader: Grader, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self._tasks = {task.key: task for task in tasks}
@@ -142,8 +150,8 @@ class _Unit:
         self._outcomes = dict.fromkeys(Outcome, 0)
         self.num_done = self.num_finished = self._finished_tokens = 0
 
-    def take(self, completion: Completion) -> None:
-        """Hand a finished completion to the grader."""
+    def submit(self, completion: Completion) -> None:
+        """Submit a finished completion to the grader."""
         task = self._tasks[completion.request_id]
         text = completion.text
         if text is None:
@@ -160,8 +168,8 @@ class _Unit:
         self.num_finished += 1
         self._finished_tokens += completion.num_tokens
 
-    def judged(self, timeout_s: float) -> Iterator[Rollout]:
-        """Yield what the grader has judged, waiting for a verdict for at most `timeout_s`."""
+    def graded(self, timeout_s: float) -> Iterator[Rollout]:
+        """Yield the rollouts that the grader has judged, waiting for a grade for at most `timeout_s`."""
         for key, grade in self._grader.poll(timeout_s):
             completion, text = self.at_grader.pop(key)
             self.num_done += 1
@@ -190,14 +198,15 @@ class _Unit:
 
 
 def _answer(completion: Completion, text: str, thinking: Thinking) -> str:
-    """What the grader gets to see: the same whether or not a server has handed out the thinking part by itself."""
+    """Return the text that the grader sees: the same whether or not a server returns the thinking part separately."""
     if completion.reasoning is None:
         return answer_of(text, thinking)
     return answer_of(joined(completion.reasoning, text, thinking.tags), Thinking(thinking.tags))
 
 
 def group_rollouts(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> list[RolloutGroup]:
-    """One group per problem in the order of `problems`, rollouts in sample order: independent of finishing order."""
+    """Return one group per problem in the order of `problems`, with rollouts in sample order: the order in which they
+    finished does not matter."""
     members: dict[str, list[Rollout]] = {problem.problem_id: [] for problem in problems}
     for rollout in rollouts:
         members[rollout.problem.problem_id].append(rollout)

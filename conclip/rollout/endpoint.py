@@ -1,5 +1,5 @@
-"""A model behind a server that speaks the OpenAI protocol, as a `RolloutEngine` that can only be evaluated: no weights, no
-log-probs, no token ids. Lengths are the tokens the server reports."""
+"""A `RolloutEngine` for a model behind a server that speaks the OpenAI protocol. It serves evaluation only: it has no
+weights, log-probs or token ids. Lengths are the token counts that the server reports."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -23,33 +23,33 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 
 MAX_ABORTS = 3
-"""Times in a row that a server may drop one request; then it counts as refused."""
+"""Consecutive times that a server may drop one request; then it counts as refused."""
 MAX_TOKENS = 2**31
-"""No reply has as many."""
+"""An upper bound on the tokens of a reply."""
 
 REFUSALS = (400, 404, 413, 422)
-"""HTTP status of a request that would be refused again."""
+"""HTTP status codes of requests that would be refused again."""
 
 
 class Dropped(Exception):
-    """A server gave up a request, again and again."""
+    """A server dropped a request repeatedly."""
 
 
 class EndpointEngine:
-    """Chat requests to a server, many at a time; the server applies its own chat template."""
+    """Concurrent chat requests to a server, which applies its own chat template."""
 
     def __init__(self, url: str, served_name: str, *, max_concurrent: int, keep_special_tokens: bool = False) -> None:
-        """`keep_special_tokens` asks for text with the special tokens in it, which some servers can give and others refuse:
-        for tags that are such tokens."""
+        """Connect. `keep_special_tokens` requests text that includes special tokens, for thinking tags that are such tokens;
+        some servers refuse it."""
         self._keep_special_tokens = keep_special_tokens
         self._url, self._served_name = url, served_name
         self._client = connect(url)
         self._threads = ThreadPoolExecutor(max_concurrent)
         self._in_flight: dict[Future[Completion], str] = {}
         self._began: dict[str, float] = {}
-        """When the requests were sent that have no reply yet."""
+        """The start times of requests that have no reply yet."""
         self._refused: dict[str, str] = {}
-        """What the server says, by request."""
+        """The server's message for each refused request."""
         self._failure: BaseException | None = None
         self._num_tokens = 0
 
@@ -59,13 +59,14 @@ class EndpointEngine:
 
     def submit(self, requests: Sequence[Request], spec: SamplingSpec) -> None:
         for request in requests:
-            self._in_flight[self._threads.submit(self._ask_strangers, request, spec)] = request.request_id
+            self._in_flight[self._threads.submit(self._safe_request, request, spec)] = request.request_id
 
-    def _ask_strangers(self, request: Request, spec: SamplingSpec) -> Completion:
-        """`_ask`, whatever the server sends: a reply that is none raises EngineDied."""
+    def _safe_request(self, request: Request, spec: SamplingSpec) -> Completion:
+        """Return the completion of `_request`. A reply that is no chat completion, whatever it contains, raises
+        EngineDied."""
         self._began[request.request_id] = time.monotonic()
         try:
-            return self._ask(request, spec)
+            return self._request(request, spec)
         except BadReply as error:
             raise EngineDied(f"'{self._url}' {error}") from error
         except (AttributeError, TypeError, KeyError, IndexError, ValueError, RecursionError) as error:
@@ -73,7 +74,7 @@ class EndpointEngine:
         finally:
             self._began.pop(request.request_id, None)
 
-    def _ask(self, request: Request, spec: SamplingSpec) -> Completion:
+    def _request(self, request: Request, spec: SamplingSpec) -> Completion:
         extra: dict[str, Any] = {"top_k": spec.top_k} if spec.top_k != -1 else {}
         if request.template_kwargs:
             extra["chat_template_kwargs"] = dict(request.template_kwargs)
@@ -94,7 +95,7 @@ class EndpointEngine:
             if not getattr(reply, "choices", None) or reply.usage is None:
                 raise EngineDied(f"'{self._url}' sends a reply without a choice, or without usage, which tells its length")
             choice = read_choice(reply.choices[0])
-            if choice.finish_reason != "abort":  # what the server dropped is no response
+            if choice.finish_reason != "abort":  # a dropped request gave no response
                 return Completion(
                     request_id=request.request_id,
                     token_ids=(),
@@ -123,21 +124,22 @@ class EndpointEngine:
                 self._refused[name] = str(error)
             else:
                 self._failure = error
-        if not finished:  # what came is delivered first
+        if not finished:  # completions are delivered before failures
             self._check_time()
             self._raise_failures()
         self._num_tokens += sum(completion.num_tokens for completion in finished)
         return finished
 
     def _check_time(self) -> None:
-        """No request waits for ever: a reply may drip so slowly that no timeout between two bytes strikes."""
+        """Record a failure when a request takes too long: a reply may arrive so slowly that no timeout between two bytes
+        triggers."""
         if any(time.monotonic() - began > server.REPLY_TIMEOUT_S for began in list(self._began.values())):
             self._failure = EngineDied(f"'{self._url}' has not ended a reply after {server.REPLY_TIMEOUT_S:g} s")
 
     def _raise_failures(self) -> None:
-        """A server that fails ends the run at once; one that refuses some requests, after the others."""
-        if self._failure is not None and (sent_on := refused_redirect(self._failure)) is not None:
-            raise EngineDied(f"'{self._url}' {sent_on}") from self._failure
+        """Raise the server's failure at once, and refused requests once all others have ended."""
+        if self._failure is not None and (redirect := refused_redirect(self._failure)) is not None:
+            raise EngineDied(f"'{self._url}' {redirect}") from self._failure
         if isinstance(self._failure, openai.OpenAIError):
             raise EngineDied(f"'{self._url}' failed after several tries: {one_line(str(self._failure))}") from self._failure
         if self._failure is not None:
@@ -173,12 +175,12 @@ class EndpointEngine:
 
 
 def _count(value: Any) -> int:
-    """A number of tokens. Raises ValueError for what is none."""
+    """Return a number of tokens. Raises ValueError for anything else."""
     if type(value) is not int or not 0 <= value < MAX_TOKENS:
         raise ValueError(f"{value!r} is no number of tokens")
     return value
 
 
 def _text(content: str) -> str:
-    """A reply as a row can hold it: without the key, which a server may send back, and without half characters."""
+    """Return a reply's text without the API key, which a server may send back, and without lone surrogates."""
     return hide_known(content).encode("utf-8", errors="replace").decode("utf-8")

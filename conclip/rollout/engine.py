@@ -1,4 +1,4 @@
-"""The seam between the project and whatever generates: token ids in, token ids out, completions as they finish."""
+"""The interface of rollout engines: token ids in, token ids out, completions as they finish."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ if TYPE_CHECKING:
 
 
 class EngineDied(MachineFailure):
-    """The engine's process is gone; what was in flight is lost, the weights and the run are not."""
+    """The engine's process has died. Requests in flight are lost; the weights and the run are not."""
 
 
 class RolloutEngine(Protocol):
-    """What probing, training and evaluation need of an engine. Nobody above this line knows where generation runs."""
+    """The engine as probing, training and evaluation use it. Its callers do not know where generation runs."""
 
     @property
     def policy_version(self) -> int:
-        """Version of the weights the engine samples from now."""
+        """Return the version of the weights that the engine samples from."""
         ...
 
     def submit(self, requests: Sequence[Request], spec: SamplingSpec) -> None:
-        """Queue requests; returns at once. Request ids must be unique among those in flight."""
+        """Queue requests and return at once. Request ids must be unique among those in flight."""
         ...
 
     def poll(self) -> list[Completion]:
-        """Completions finished since the last call, in any order. Blocks for one unit of the engine's work at most;
-        an empty list with requests in flight means "call again". Raises EngineDied when the engine is gone."""
+        """Return the completions that finished since the last call, in any order. Blocks for at most one step of the engine;
+        an empty list with requests in flight means "call again". Raises EngineDied when the engine has died."""
         ...
 
     def progress(self) -> int:
-        """Tokens generated since the engine started, unfinished responses included; for live display."""
+        """Return the tokens generated since the engine started, unfinished responses included; for live display."""
         ...
 
     def abort(self) -> None:
-        """Drop everything in flight; nothing of it is returned later."""
+        """Drop all requests in flight; none of them is returned later."""
         ...
 
     def update_weights(self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Replace the weights by an HF folder's or by named tensors (HF names) and drop cached prefixes.
-        Only when nothing is in flight. Ends `sleep`. Afterwards `policy_version == version`."""
+        """Replace the weights by those of a Hugging Face folder or by named tensors (Hugging Face names), and drop cached
+        prefixes. Allowed only when nothing is in flight. Ends `sleep`. Afterwards `policy_version == version`."""
         ...
 
     def reset_cache(self) -> None:
-        """Forget cached prefixes, so that the next unit of work starts cold and repeats bit for bit."""
+        """Drop cached prefixes, so that the next unit of work starts from a cold cache and is bit-reproducible."""
         ...
 
     def sleep(self) -> None:
-        """Give the device's memory back until `update_weights`, where the platform can; until then nothing is sampled."""
+        """Release the device's memory until `update_weights`, where the platform can; nothing is sampled until then."""
         ...
 
     def close(self) -> None:
-        """Stop and release everything, child processes included. May be called twice."""
+        """Stop and release everything, child processes included. It may be called twice."""
         ...

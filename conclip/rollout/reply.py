@@ -1,4 +1,4 @@
-"""What a server that speaks the OpenAI protocol answers, read with care: servers differ, and some fields are newer than the
+"""The reader of replies from servers that speak the OpenAI protocol. Servers differ, and some fields are newer than the
 protocol."""
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ ENDS: Mapping[str, FinishReason] = {
     "abort": "abort",
     "error": "abort",
 }
-"""By what a server calls it; whatever else it says, the model has ended by itself."""
+"""Finish reasons by their names in the protocol; any other name counts as `stop`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,14 +22,14 @@ class Reply:
 
     text: str
     reasoning: str | None
-    """The thinking part, where the server hands it out by itself: `reasoning_content`, `reasoning` with newer servers, or
-    parts of the content; None where it hands out none."""
+    """The thinking part, where the server returns it separately: `reasoning_content`, `reasoning` from newer servers, or
+    parts of the content; None where it does not."""
     finish_reason: FinishReason
 
 
 def read_choice(choice: Any) -> Reply:
-    """A choice as the client library gives it, with fields it does not know among the message's extra ones. Raises
-    AttributeError without a message, TypeError for content that is neither text nor a list of parts."""
+    """Read a choice as the client library returns it, with unknown fields among the message's extra ones. Raises
+    AttributeError without a message, and TypeError for content that is neither text nor a list of parts."""
     message = choice.message
     content = message.content
     if not isinstance(content, (str, list, type(None))):
@@ -48,7 +48,7 @@ def read_choice(choice: Any) -> Reply:
 
 
 def _parts(content: Any) -> tuple[list[str], list[str]]:
-    """(texts, thoughts) of a message's content: a text, or a list of parts that say their type."""
+    """Return (texts, thoughts) of a message's content, which is a text or a list of typed parts."""
     if isinstance(content, str):
         return [content], []
     texts: list[str] = []
@@ -57,10 +57,10 @@ def _parts(content: Any) -> tuple[list[str], list[str]]:
         if isinstance(part, str):
             texts.append(part)
             continue
-        said = cast(dict[str, Any], part) if isinstance(part, dict) else {}
-        kind = said.get("type")
-        if kind in ("thinking", "reasoning"):  # its text, or again a list of parts
-            thoughts += [text for name in ("thinking", "reasoning", "text") for text in _parts(said.get(name))[0]]
-        elif isinstance(said.get("text"), str):
-            texts.append(said["text"])
+        fields = cast(dict[str, Any], part) if isinstance(part, dict) else {}
+        kind = fields.get("type")
+        if kind in ("thinking", "reasoning"):  # holds a text, or a list of parts again
+            thoughts += [text for name in ("thinking", "reasoning", "text") for text in _parts(fields.get(name))[0]]
+        elif isinstance(fields.get("text"), str):
+            texts.append(fields["text"])
     return texts, thoughts

@@ -1,4 +1,4 @@
-"""What a subcommand holds while it works: engine, grader, tokenizer and run folder, opened and closed together."""
+"""The resources of a subcommand: engine, grader, tokenizer and run folder, opened and closed together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from conclip.config.groups import PromptVariant
 from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
 from conclip.grading.grader import Grader
-from conclip.grading.thinking import DEFAULT_TAGS, PLAIN, Thinking, ThinkingTags, opens
+from conclip.grading.thinking import DEFAULT_TAGS, Thinking, ThinkingTags, opens
 from conclip.models.architectures import implementation
 from conclip.models.chat_template import (
     check_template_kwargs,
@@ -27,13 +27,12 @@ from conclip.models.chat_template import (
 )
 from conclip.models.load import load_tokenizer, reading
 from conclip.problems.prompts import encode_prompt, messages_for
-from conclip.rollout.collect import Task, collect, group_rollouts, tasks_for
+from conclip.rollout.collect import PromptSet, Task, collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
 from conclip.runs.run import Run
 from conclip.runs.sampling_progress import BatchContext
 from conclip.types import (
     DEFAULT_TEMPLATE,
-    Messages,
     Problem,
     Rollout,
     RolloutGroup,
@@ -41,34 +40,24 @@ from conclip.types import (
 )
 
 TRAINING: PromptVariant = ("plain", DEFAULT_TEMPLATE)
-"""How training, probing and validation ask."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptSet:
-    """Every problem of a run, put in one way."""
-
-    token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
-    """By problem id; empty for a model behind a server, which gets `messages` and `template_kwargs`."""
-    messages: Mapping[str, Messages] = field(default_factory=dict[str, Messages])
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    thinking: Thinking = PLAIN
+"""The prompt variant of training, probing and validation."""
 
 
 @dataclass(kw_only=True)
 class Runtime:
-    """What sampling and grading need. The engine and the grader start when they are first used: a run that takes every
-    response from an earlier attempt starts neither. Make one with `open_runtime`."""
+    """The resources for sampling and grading. The engine and the grader start on first use: a run that reuses every response
+    of an earlier attempt starts neither. Make one with `open_runtime`."""
 
     config: BaseConfig
     run: Run
     start_engine: Callable[[], RolloutEngine]
     tokenizer: PreTrainedTokenizerBase | None
-    """None for a model behind a server."""
+    """The model's tokenizer; None for a model behind a server."""
     prompts: Mapping[PromptVariant, PromptSet]
-    """Of every problem the run may ask; `TRAINING` is always there, but for a model behind a server."""
+    """The prompts of every problem the run may sample, by variant; `TRAINING` is missing only for a model behind a
+    server."""
     _weights: Path | None = field(default=None, init=False)
-    """Folder of the weights that `hold` asked for and the engine has yet to take."""
+    """The folder of weights given to `use_weights` that the engine has not loaded yet."""
 
     @cached_property
     def grader(self) -> Grader:
@@ -80,18 +69,18 @@ class Runtime:
 
     @property
     def engine(self) -> RolloutEngine:
-        """The engine, with the weights of `hold`."""
+        """Return the engine, with the weights given to `use_weights`."""
         weights, self._weights = self._weights, None
         if weights is not None:
             self._engine.update_weights(weights, self._engine.policy_version + 1)
         return self._engine
 
-    def hold(self, model: Path) -> None:
-        """Have the engine sample from the weights of this folder, from its next use on."""
+    def use_weights(self, model: Path) -> None:
+        """Make the engine load the weights of this folder on its next use."""
         self._weights = model
 
     def close(self) -> None:
-        """Stop whatever was started."""
+        """Stop the engine and the grader if they were started."""
         for part in ("_engine", "grader"):
             if part in self.__dict__:
                 self.__dict__[part].close()
@@ -99,7 +88,7 @@ class Runtime:
     def sample_groups(
         self, label: str, problems: Sequence[Problem], spec: SamplingSpec, num_samples: int, *seed_parts: int | str
     ) -> list[RolloutGroup]:
-        """Sample and grade `num_samples` responses per problem; groups in the order of `problems`."""
+        """Sample and grade `num_samples` responses per problem. Returns groups in the order of `problems`."""
         tasks = self.tasks(TRAINING, problems, num_samples, *seed_parts)
         return group_rollouts(list(self.collect(label, tasks, spec)), problems)
 
@@ -111,60 +100,53 @@ class Runtime:
         *seed_parts: int | str,
         first_sample: int = 0,
     ) -> list[Task]:
-        """`num_samples` responses to ask for per problem, put in this variant."""
-        prompts = self.prompts[variant]
-        return tasks_for(
-            problems,
-            prompts.token_ids,
-            num_samples=num_samples,
-            seed_parts=(self.config.seed, *seed_parts),
-            messages=prompts.messages,
-            template_kwargs=prompts.template_kwargs,
-            thinking=prompts.thinking,
-            first_sample=first_sample,
-        )
+        """Return tasks for `num_samples` responses per problem, with prompts of this variant."""
+        seeds = (self.config.seed, *seed_parts)
+        return tasks_for(problems, self.prompts[variant], num_samples, seeds, first_sample=first_sample)
 
     def collect(
         self, label: str, tasks: Sequence[Task], spec: SamplingSpec, context: BatchContext | None = None
     ) -> Iterator[Rollout]:
-        """Sample and grade the tasks, shown to people as `label`, in its `context`; rollouts in the order they finish."""
+        """Sample and grade the tasks; yield rollouts in the order they finish. Displays show the batch as `label`, with its
+        `context`."""
         return collect(
             tasks,
             spec,
             engine=self.engine,
             grader=self.grader,
             tokenizer=self.tokenizer,
-            on_progress=lambda now: self.run.show_sampling(replace(now, context=context or BatchContext())),
+            on_progress=lambda progress: self.run.show_sampling(replace(progress, context=context or BatchContext())),
             label=label,
         )
 
     @property
     def training_spec(self) -> SamplingSpec:
-        """How training, probing and validation sample: the whole distribution at the configured temperature."""
+        """Return the sampling settings of training, probing and validation: the full distribution at the configured
+        temperature."""
         rollout = self.config.rollout
         return SamplingSpec(temperature=rollout.temperature, max_tokens=rollout.max_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
-    """Every prompt a run may ask a model, and the tokens of prompt and response together that its engine must hold."""
+    """All prompts that a run may give to a model, and the context length that its engine needs."""
 
     tokenizer: PreTrainedTokenizerBase
     by_variant: dict[PromptVariant, PromptSet]
     max_model_len: int
     budgeted: ThinkingTags | None
-    """The tags of the thinking part, where some responses have a budget for it."""
+    """The tags of the thinking part, where some responses have a thinking budget; else None."""
 
 
 def template_kwargs_of(config: BaseConfig, template: str) -> dict[str, Any]:
-    """What the chat template gets besides the chat."""
+    """Return the chat template's arguments besides the chat."""
     own = config.evaluation.template_kwargs if config.evaluation is not None else {}
     return config.model.chat_template_kwargs | own.get(template, {})
 
 
 def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Problem]) -> Prompts:
-    """Raises UserError on what the tokenizer does not know, and naming a problem whose prompt leaves no room for the longest
-    response the run samples."""
+    """Encode all prompts of a run. Raises UserError for tokens and arguments that the tokenizer does not know, and for a
+    problem whose prompt leaves no room for the longest response of the run."""
     trust, max_tokens = config.model.trust_remote_code, longest_response(config)
     with reading(model_path, "the tokenizer"):
         tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
@@ -172,13 +154,12 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
     by_variant: dict[PromptVariant, PromptSet] = {}
     with reading(model_path, "the chat template"):
         check_template_kwargs(tokenizer, config.model.chat_template_kwargs, "model.chat_template_kwargs")
-        named = settings.template_kwargs if settings else {}
-        for name, values in named.items():
+        for name, values in (settings.template_kwargs if settings else {}).items():
             check_template_kwargs(tokenizer, values, f"eval.template_kwargs.{name}")
         named_tokens(tokenizer, config.model.stop_tokens, "model.stop_tokens")
         variants = [TRAINING, *settings.prompt_variants] if settings else [TRAINING]
         for style, template in dict.fromkeys(variants):
-            more = template_kwargs_of(config, template)
+            template_kwargs = template_kwargs_of(config, template)
             token_ids = {
                 p.problem_id: encode_prompt(
                     tokenizer,
@@ -186,11 +167,11 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
                     config.model,
                     style,
                     budget_tokens=settings.budget_tokens if settings else 0,
-                    template_kwargs=more,
+                    template_kwargs=template_kwargs,
                 )
                 for p in problems
             }
-            thinking = thinking_of(tokenizer, config.model, more)
+            thinking = thinking_of(tokenizer, config.model, template_kwargs)
             by_variant[style, template] = PromptSet(token_ids=token_ids, thinking=thinking)
     length = {p.problem_id: max(len(prompts.token_ids[p.problem_id]) for prompts in by_variant.values()) for p in problems}
     longest = max(problems, key=lambda p: length[p.problem_id])
@@ -211,7 +192,7 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
 
 
 def _budgeted_tags(tokenizer: PreTrainedTokenizerBase, config: BaseConfig) -> ThinkingTags:
-    """Raises UserError where the engine could not tell when a response thinks."""
+    """Return the tags that delimit the thinking part. Raises UserError where the engine could not recognise them."""
     tags, key = known_tags(tokenizer, config.model), "eval.thinking_budgets"
     if tags is None:
         raise UserError(f"{key}: the model names no tags of a thinking part; set model.thinking_tags, or leave budgets out")
@@ -220,14 +201,14 @@ def _budgeted_tags(tokenizer: PreTrainedTokenizerBase, config: BaseConfig) -> Th
 
 
 def longest_response(config: BaseConfig) -> int:
-    """Token limit of the longest response a run samples."""
+    """Return the token limit of the longest response that a run samples."""
     limits = [config.rollout.max_tokens] if config.probing is not None else []
     return max(limits + ([config.evaluation.max_tokens] if config.evaluation is not None else []))
 
 
 @contextmanager
 def open_runtime(config: BaseConfig, run: Run, model_path: Path, prompts: Prompts) -> Iterator[Runtime]:
-    """The runtime of a model whose prompts are tokenised."""
+    """Open the runtime of a model whose prompts are encoded."""
     start = partial(
         start_engine,
         config,
@@ -243,7 +224,7 @@ def open_runtime(config: BaseConfig, run: Run, model_path: Path, prompts: Prompt
 
 @contextmanager
 def open_endpoint(config: BaseConfig, run: Run, served_name: str, problems: Sequence[Problem]) -> Iterator[Runtime]:
-    """The runtime of the model that is called `served_name` at `model.url`."""
+    """Open the runtime of the model that is called `served_name` at `model.url`."""
     from conclip.models.server import render_by_server  # noqa: PLC0415  a second to import
     from conclip.rollout.endpoint import EndpointEngine  # noqa: PLC0415
 
@@ -252,19 +233,19 @@ def open_endpoint(config: BaseConfig, run: Run, served_name: str, problems: Sequ
     tags = DEFAULT_TAGS if model.thinking_tags is None else ThinkingTags(*model.thinking_tags)
     by_variant: dict[PromptVariant, PromptSet] = {}
     opened: dict[str, bool] = {}
-    """By template: whether its prompts open the thinking part."""
+    """Whether the prompts of a template open the thinking part."""
     for style, template in settings.prompt_variants:
-        more = template_kwargs_of(config, template)
+        template_kwargs = template_kwargs_of(config, template)
         if model.thinking_in_prompt is not None:
             opened[template] = model.thinking_in_prompt
         elif template not in opened:
-            prompt = render_by_server(model.url, served_name, placeholder_chat(model), more)
+            prompt = render_by_server(model.url, served_name, placeholder_chat(model), template_kwargs)
             opened[template] = prompt is not None and opens(text_after_placeholder(prompt), tags)
         messages = {
             p.problem_id: messages_for(p.prompt_text, model, style, budget_tokens=settings.budget_tokens) for p in problems
         }
         thinking = Thinking(tags=tags, opened=opened[template])
-        by_variant[style, template] = PromptSet(messages=messages, template_kwargs=more, thinking=thinking)
+        by_variant[style, template] = PromptSet(messages=messages, template_kwargs=template_kwargs, thinking=thinking)
     start = partial(
         EndpointEngine,
         model.url,
@@ -285,11 +266,11 @@ def start_engine(
     warn: Callable[[str], None],
     thinking_tags: ThinkingTags | None = None,
 ) -> RolloutEngine:
-    """The engine the config asks for; `warn` hears of what goes wrong with it and is put right. `thinking_tags` is needed
-    where responses have a budget for their thinking part.
+    """Start the engine that the config selects. `warn` receives failures that a restart recovered from. `thinking_tags` is
+    required where responses have a thinking budget.
 
-    A model that vLLM runs by transformers' code gets a process of its own whatever the config asks for: vLLM changes that
-    code for its whole process, and a learner there could not load the model any more.
+    A model that vLLM runs by transformers' code always gets a child process: vLLM modifies that code for its whole process,
+    and a learner there could no longer load the model.
     """
     settings = {
         "dtype": config.model.dtype,
@@ -310,9 +291,9 @@ def start_engine(
 
 
 def context_tokens(model_path: Path, *, trust_remote_code: bool) -> int | None:
-    """The model's context length as its config states it."""
+    """Return the model's context length [tokens] from its config; None where the config has none."""
     from transformers import AutoConfig  # noqa: PLC0415
 
     with reading(model_path, "config.json"):
-        found = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
-    return getattr(found, "max_position_embeddings", None)
+        config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    return getattr(config, "max_position_embeddings", None)

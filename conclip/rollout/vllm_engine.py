@@ -1,8 +1,8 @@
 """The rollout engine on vLLM: the only module that imports it.
 
-Everything runs in the calling process (vLLM's own worker processes are off): on one CPU that is fastest, and another
-process, when wanted, is put around this class by `rollout.child`. GPU behaviour rests on vLLM; it is not exercised by
-the project's tests, which run on CPU.
+Everything runs in the calling process (vLLM's own worker processes are off): this is fastest on one CPU, and
+`rollout.child` puts this class into a child process where one is wanted. The project's tests run on CPU; they do not cover
+the behaviour on a GPU.
 """
 
 import gc
@@ -25,17 +25,17 @@ from conclip.types import Completion, Request, SamplingSpec
 
 
 def _configure_environment() -> None:
-    """vLLM reads these when it is imported or started."""
+    """Set the variables that vLLM reads when it is imported or started."""
     protect_children()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # our own handlers decide where its messages go
+    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # our handlers receive its messages
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
 class VllmEngine:
-    """`RolloutEngine` around vLLM's `LLMEngine`.
+    """A `RolloutEngine` around vLLM's `LLMEngine`.
 
-    Log-probs are the processed ones (temperature applied), of the sampled token only.
+    Log-probs are the processed ones (temperature applied), for sampled tokens only.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class VllmEngine:
         stop_tokens: Sequence[str] = (),
         thinking_tags: ThinkingTags | None = None,
     ) -> None:
-        """`stop_tokens` end a response besides the model's own; `thinking_tags` are needed where requests have a thinking
-        budget. Raises UserError when vLLM refuses the model or the settings."""
+        """Start vLLM. `stop_tokens` end a response, as the model's own end tokens do; `thinking_tags` are required where
+        requests have a thinking budget. Raises UserError when vLLM refuses the model or the settings."""
         _configure_environment()
         from vllm import EngineArgs, LLMEngine  # noqa: PLC0415  seconds to import, and reads the environment above
 
@@ -61,14 +61,14 @@ class VllmEngine:
             model=str(model_path),
             dtype=dtype,  # pyright: ignore[reportArgumentType]
             seed=seed,
-            skip_tokenizer_init=thinking_tags is None,  # vLLM makes token ids of the tags
+            skip_tokenizer_init=thinking_tags is None,  # vLLM converts the tags to token ids
             reasoning_config=_reasoning(thinking_tags),
             load_format="safetensors",  # never a pickle
             generation_config="vllm",
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
-            # A prompt cut in two makes vLLM rewind a per-request generator, which CPU generators cannot: there a step holds
-            # the longest prompt.
+            # With a chunked prompt vLLM rewinds a per-request random generator, which CPU generators cannot do: on a CPU
+            # one step holds the longest prompt.
             enable_chunked_prefill=not on_cpu,
             max_num_batched_tokens=max(config.max_num_batched_tokens, max_model_len if on_cpu else 0),
             gpu_memory_utilization=config.gpu_memory_utilization,
@@ -83,22 +83,21 @@ class VllmEngine:
         )
         try:
             self._engine = LLMEngine.from_engine_args(arguments)
-        except Exception as error:  # of a model's code nobody here has tried, anything
+        except Exception as error:  # code of an untested model may raise anything
             if explain(error) is not None:
                 raise
             logging.getLogger(__name__).info("vLLM's traceback", exc_info=True)
-            said = " ".join(str(error).split())[:500] or type(error).__name__
-            raise UserError(f"vLLM refuses model '{model_path}' or the rollout settings: {said}") from error
-        torch.set_rng_state(random_state)  # starting an engine must not move the run's own random stream
-        gc.freeze()  # what lives until the end need not be looked at again and again: a tenth of the engine's speed
+            reason = " ".join(str(error).split())[:500] or type(error).__name__
+            raise UserError(f"vLLM refuses model '{model_path}' or the rollout settings: {reason}") from error
+        torch.set_rng_state(random_state)  # starting an engine must not change the run's random stream
+        gc.freeze()  # spares the collector long-lived objects: a tenth of the engine's speed
         self._on_cpu, self._asleep = on_cpu, False
-        self._in_workers = config.tensor_parallel_size > 1  # vLLM's own processes
+        self._in_workers = config.tensor_parallel_size > 1  # vLLM's worker processes
         self._stop_token_ids = list(stop_token_ids(model_path, stop_tokens, trust_remote_code=trust_remote_code))
         self._tied = tied_names(self._engine.model_config.hf_config)
         (self._has_head, *_) = self._engine.apply_model(_has_head)
         self._in_flight: dict[str, str] = {}
-        self._num_tokens = 0
-        self._version = 0
+        self._num_tokens = self._version = 0
 
     @property
     def policy_version(self) -> int:
@@ -189,7 +188,7 @@ class VllmEngine:
 
     def sleep(self) -> None:
         if not self._on_cpu:
-            self._engine.sleep(level=2)  # weights are dropped: the next ones are others
+            self._engine.sleep(level=2)  # drops the weights: new ones follow
             self._asleep = True
 
     def close(self) -> None:
@@ -201,8 +200,8 @@ class VllmEngine:
 
 
 def tied_names(hf_config: Any) -> dict[str, str]:
-    """The weights that are others' under a second name, and whose: the output head's of a model that ties it to its
-    embedding. Empty for a model that ties none."""
+    """Return the tied weights, each by name with the name of its source: the output head of a model that ties it to the
+    embedding. Empty for a model without tied weights."""
     import transformers  # noqa: PLC0415
 
     if not getattr(hf_config, "tie_word_embeddings", False):
@@ -215,8 +214,8 @@ def tied_names(hf_config: Any) -> dict[str, str]:
 
 
 def _with_head(tensors: Iterable[tuple[str, torch.Tensor]], tied: dict[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Add the output head that a checkpoint with tied embeddings leaves out: a reload ties nothing by itself, and the
-    engine would go on sampling with the old head."""
+    """Add the output head that a checkpoint with tied embeddings omits: a reload does not tie it, and the engine would keep
+    sampling with the old head."""
     missing, sources = dict(tied), {source: torch.empty(0) for source in tied.values()}
     for name, tensor in tensors:
         if name in sources:
@@ -234,13 +233,13 @@ def _without(tensors: Iterable[tuple[str, torch.Tensor]], names: Container[str])
 
 
 def _has_head(model: torch.nn.Module) -> bool:
-    """Whether vLLM's model keeps an output head of its own, or takes the embedding where the two are tied (Gemma 2)."""
+    """Return whether vLLM's model has an output head of its own. Some models use the tied embedding instead (Gemma 2)."""
     return hasattr(model, "lm_head")
 
 
 def _pack_experts(model: torch.nn.Module) -> None:
-    """Lay a mixture's new weights out as vLLM's CPU kernels read them. vLLM does so when it loads a model but not when it
-    loads other weights: its kernels would then read experts that are none."""
+    """Pack the new weights of a mixture of experts for vLLM's CPU kernels. vLLM does so when it loads a model, but not when
+    it reloads weights: its kernels would then misread the experts."""
     for module in model.modules():
         kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
         if kernel is not None:
@@ -248,7 +247,7 @@ def _pack_experts(model: torch.nn.Module) -> None:
 
 
 def _reasoning(tags: ThinkingTags | None) -> Any:
-    """vLLM's settings for closing a thinking part."""
+    """Return vLLM's settings for thinking budgets; None without tags."""
     if tags is None:
         return None
     from vllm.config import ReasoningConfig  # noqa: PLC0415
@@ -257,21 +256,21 @@ def _reasoning(tags: ThinkingTags | None) -> Any:
 
 
 def stop_token_ids(model_path: Path, named: Sequence[str] = (), *, trust_remote_code: bool = False) -> tuple[int, ...]:
-    """Every token that ends a response: the generation config's end tokens, else the model config's; the tokenizer's; the
-    one with which the chat template ends a turn, though all of those may still name the base model's; and those that the
-    user has `named`."""
+    """Return every token that ends a response: the end tokens of the generation config, else of the model config; that of
+    the tokenizer; the token with which the chat template ends a turn, where none of them does (they may still be the base
+    model's); and those that the user has `named`."""
     from transformers import AutoConfig, GenerationConfig  # noqa: PLC0415
 
-    found: set[int] = set()
+    ids: set[int] = set()
     if (model_path / "generation_config.json").exists():
         end = GenerationConfig.from_pretrained(model_path).eos_token_id
-        found.update([end] if isinstance(end, int) else end or [])
-    if not found:
+        ids.update([end] if isinstance(end, int) else end or [])
+    if not ids:
         end = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).eos_token_id
-        found.update([end] if isinstance(end, int) else end or [])
+        ids.update([end] if isinstance(end, int) else end or [])
     tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
-    found.update([tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else [])
+    ids.update([tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else [])
     turn = end_of_turn(tokenizer)
-    if not found.intersection(turn):
-        found.update(turn[:1])
-    return tuple(sorted(found.union(named_tokens(tokenizer, named, "model.stop_tokens"))))
+    if not ids.intersection(turn):
+        ids.update(turn[:1])
+    return tuple(sorted(ids.union(named_tokens(tokenizer, named, "model.stop_tokens"))))

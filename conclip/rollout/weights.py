@@ -1,4 +1,4 @@
-"""Weights on their way to an engine in another process: a folder of tensors in main memory, where that has a file system."""
+"""Transfer of weights to an engine in another process: a folder of tensors, in main memory where that has a file system."""
 
 import fcntl
 import os
@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 MEMORY = Path("/dev/shm")
-"""A file system in main memory, where there is one."""
+"""The file system in main memory, on machines that have one."""
 
 PREFIX = "conclip-weights-"
 
 
 class WeightsFolder(tempfile.TemporaryDirectory[str]):
-    """For its owner's eyes only, and locked while its process lives: runs in other containers see the folder, not the
+    """A private temporary folder, locked while its process lives: runs in other containers see the folder but not the
     process."""
 
     def __init__(self, place: Path | None) -> None:
@@ -33,7 +33,7 @@ class WeightsFolder(tempfile.TemporaryDirectory[str]):
 
 
 def as_folder(tensors: Iterable[tuple[str, torch.Tensor]]) -> WeightsFolder:
-    """A temporary folder with the named tensors in `model.safetensors`; the caller cleans it up."""
+    """Write the named tensors to `model.safetensors` in a temporary folder, which the caller cleans up."""
     copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors}
     num_bytes = sum(tensor.nbytes for tensor in copies.values())
     fits = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 * num_bytes
@@ -43,15 +43,15 @@ def as_folder(tensors: Iterable[tuple[str, torch.Tensor]]) -> WeightsFolder:
 
 
 def remove_orphans() -> None:
-    """Folders that runs which were killed have left."""
+    """Remove the folders of runs that were killed."""
     for folder in (path for place in (MEMORY, Path(tempfile.gettempdir())) for path in place.glob(f"{PREFIX}*")):
         number = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if number.isdecimal() and not Path(f"/proc/{number}").exists() and _is_left(folder):
+        if number.isdecimal() and not Path(f"/proc/{number}").exists() and _is_orphan(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_left(folder: Path) -> bool:
-    """Whether it is a folder of this user's that no living process holds."""
+def _is_orphan(folder: Path) -> bool:
+    """Return whether it is a folder of this user that no living process has locked."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

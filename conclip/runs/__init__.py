@@ -1,1 +1,1 @@
-"""The run folder: everything that reads, writes or shows it while a run works."""
+"""The run folder: everything that reads, writes or shows it during a run."""

@@ -1,4 +1,4 @@
-"""Values of files that other people may have written, as the types they should have."""
+"""Type checks for values from files that other people may have written."""
 
 from typing import Annotated, Any, TypeVar
 
@@ -11,14 +11,14 @@ Value = TypeVar("Value")
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-"""What Parquet and NumPy can hold."""
+"""The integers that Parquet and NumPy can hold."""
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
-"""What a float can hold exactly."""
+"""The counts that a float holds exactly."""
 
 
 def read_as(adapter: TypeAdapter[Value], value: Any, where: str) -> Value:
-    """Raises UserError naming `where`, and the first part of the value that is not of its type."""
+    """Return the value as the adapter's type. Raises UserError that names `where` and the first part of another type."""
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
@@ -26,7 +26,7 @@ def read_as(adapter: TypeAdapter[Value], value: Any, where: str) -> Value:
 
 
 def first_fault(error: ValidationError) -> str:
-    """Where and what is wrong first, without the value itself, which may be anything."""
+    """Return where and what is wrong first, without the value itself, which may be anything."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
     place = ".".join(map(str, first["loc"]))
     return f"{place}: {first['msg']}" if place else first["msg"]

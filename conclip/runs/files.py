@@ -1,8 +1,8 @@
-"""Files that are whole whenever they have their name, and folders that share their content.
+"""Atomic writes of files, and folders that share content by hard links.
 
-Run folders may come from other people. Whatever is written goes through here: a file aside is new (`O_EXCL`) and never
-followed where it is a link (`O_NOFOLLOW`), one that is appended to is a plain file that no other place shares, and secrets
-of this process are replaced on the way (`conclip.redact`). Inside a run folder there are no links: `check_content`.
+Run folders may come from other people. Everything is written through this module: a temporary file is always new (`O_EXCL`)
+and no link is followed (`O_NOFOLLOW`), a file that is appended to is a plain file without other hard links, and secrets of
+this process are replaced (`conclip.redact`). A run folder contains no links: `check_content`.
 """
 
 import errno
@@ -22,10 +22,10 @@ from conclip.errors import UserError
 from conclip.redact import hide, hide_in, hide_known
 
 ATTEMPT = re.compile(r"attempt-([0-9]{1,18})", re.ASCII)
-"""Name of an attempt's folder."""
+"""The name of an attempt's folder."""
 
-TRACKERS_OWN = ("tensorboard", "wandb")
-"""Subfolders that other tools fill, with links of their own."""
+TRACKER_FOLDERS = ("tensorboard", "wandb")
+"""Subfolders that belong to other tools and may contain links."""
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _AT_THE_END = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -40,8 +40,8 @@ class _WithoutSecrets(TextIOWrapper):
 
 @contextmanager
 def writing(path: Path) -> Iterator[TextIO]:
-    """A text file that gets its name once the block has ended and all of it is on the disk: a reader, or a run after a
-    crash, never sees half a file. Raises UserError where there is a folder in its way."""
+    """Open a text file that gets its name once the block has ended and its content is on the disk: a reader, or a run after
+    a crash, never sees a partial file. Raises UserError where a folder has the temporary name."""
     with writing_bytes(path) as raw:
         out = _WithoutSecrets(raw, encoding="utf-8", newline="\n")
         yield out
@@ -50,51 +50,51 @@ def writing(path: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def writing_bytes(path: Path) -> Iterator[BinaryIO]:
-    """The same for bytes, which are written as they are."""
-    aside = path.with_name(path.name + ".part")
+    """Open a file for bytes as `writing` does; they are written unchanged."""
+    temporary = path.with_name(path.name + ".part")
     try:
-        with os.fdopen(_new(aside), "wb") as out:
+        with os.fdopen(_create(temporary), "wb") as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
 
 
-def _new(aside: Path) -> int:
-    """Descriptor of a file that was not there; what an earlier run, or somebody else, left under its name is removed."""
+def _create(temporary: Path) -> int:
+    """Return the descriptor of a new file; a file that an earlier run, or somebody else, left under its name is removed."""
     try:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     except (IsADirectoryError, PermissionError):
-        if aside.is_dir():
-            raise UserError(f"'{aside}' is a folder, where a file is written; remove it") from None
+        if temporary.is_dir():
+            raise UserError(f"'{temporary}' is a folder, where a file is written; remove it") from None
         raise
-    return os.open(aside, _NEW, 0o666)
+    return os.open(temporary, _NEW, 0o666)
 
 
 def write_text(path: Path, content: str) -> None:
-    """One text as a whole file; see `writing`."""
+    """Write a text file atomically; see `writing`."""
     with writing(path) as out:
         out.write(content)
 
 
 def appending(path: Path) -> TextIO:
-    """A text file to write at the end of. Raises UserError on a link and on what is no plain file; one that has other names
-    (hard links) becomes a file of its own first."""
+    """Open a text file for appending. Raises UserError for a link and for anything but a plain file. A file with other hard
+    links is copied first."""
     try:
         descriptor = os.open(path, _AT_THE_END, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise UserError(f"'{path}' is no plain file (a link, say), where one is written; remove it") from error
         raise
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise UserError(f"'{path}' is no plain file, where one is written; remove it")
-    if found.st_nlink > 1:
+    if status.st_nlink > 1:
         os.close(descriptor)
         break_links(path)
         return appending(path)
@@ -102,8 +102,8 @@ def appending(path: Path) -> TextIO:
 
 
 def check_content(folder: Path) -> None:
-    """Raise UserError when a run folder is a link, or holds one, or anything else that is neither file nor folder. conclip
-    makes none; in a folder of other people it would lead reading and writing elsewhere."""
+    """Raise UserError when a run folder is a link, or contains one, or anything else that is neither file nor folder.
+    conclip makes none; in other people's folders they would redirect reads and writes."""
     if folder.is_symlink():
         raise UserError(f"'{folder}' is a link, where a run's attempt must be a folder; give the folder it leads to")
     pending = [folder]
@@ -111,7 +111,7 @@ def check_content(folder: Path) -> None:
         with os.scandir(pending.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    if not (entry.name in TRACKERS_OWN and Path(entry.path).parent == folder):
+                    if not (entry.name in TRACKER_FOLDERS and Path(entry.path).parent == folder):
                         pending.append(Path(entry.path))
                 elif not entry.is_file(follow_symlinks=False):
                     what = "a link" if entry.is_symlink() else "neither file nor folder"
@@ -121,14 +121,14 @@ def check_content(folder: Path) -> None:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a relative path names something below the folder it is relative to."""
+    """Return whether a relative path stays below its folder."""
     parts = PurePosixPath(name).parts
     return bool(parts) and not name.startswith("/") and ".." not in parts and "\0" not in name
 
 
 def read_plain(path: Path) -> bytes | None:
-    """The content of a file in a run folder; None where there is none. Raises UserError on a link and on what is no plain
-    file (a pipe would be waited for), OSError when it cannot be read."""
+    """Return the content of a file in a run folder; None where there is none. Raises UserError for a link and for anything
+    but a plain file (reading a pipe would block), and OSError when it cannot be read."""
     try:
         descriptor = os.open(path, _TO_READ)
     except (FileNotFoundError, NotADirectoryError):
@@ -145,8 +145,8 @@ def read_plain(path: Path) -> bytes | None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where there is no file, or a damaged one. Raises as `read_plain` does: what is written in
-    its place must not lose it."""
+    """Return a JSON object; an empty one where the file is missing or damaged. Raises as `read_plain` does: a file that
+    cannot be read must not be overwritten."""
     try:
         content = json.loads((read_plain(path) or b"").decode("utf-8"))
     except (ValueError, RecursionError):
@@ -155,7 +155,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def expanded(path: str) -> Path:
-    """A path of a config, `~` and `~name` written out. Raises UserError when there is no such user."""
+    """Return a path of a config with `~` and `~name` expanded. Raises UserError when there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -163,8 +163,8 @@ def expanded(path: str) -> Path:
 
 
 def newest_attempt(path: Path) -> Path:
-    """Of `outputs/<subcommand>/<name>` the attempt that began last; any other path as it is. Raises UserError when `latest`
-    leads anywhere but to an attempt beside it."""
+    """Return the newest attempt for `outputs/<subcommand>/<name>`, and any other path unchanged. Raises UserError when
+    `latest` points anywhere but to an attempt beside it."""
     latest = path / "latest"
     if latest.is_symlink():
         name = os.readlink(latest)
@@ -184,12 +184,13 @@ def check_target(path: Path, option: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """`write_text` of a JSON object, without what stands for secrets in its URLs."""
+    """Write a JSON object atomically, without credentials in its URLs."""
     write_text(path, json.dumps(hide_in(content), indent=2, ensure_ascii=False) + "\n")
 
 
 def finite(value: Any) -> Any:
-    """JSON-like values, their infinite bounds (an interval of one problem) and NaN as None, which JSON can say."""
+    """Return JSON-like values with NaN and infinity (bounds of an interval of one problem) as None, since JSON has
+    neither."""
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in cast(Mapping[str, Any], value).items()}
     if isinstance(value, (list, tuple)):
@@ -198,7 +199,7 @@ def finite(value: Any) -> Any:
 
 
 def sync(path: Path) -> None:
-    """Have a file or folder on the disk before going on."""
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -207,7 +208,7 @@ def sync(path: Path) -> None:
 
 
 def drop_cut_line(path: Path) -> None:
-    """Cut a file of lines after its last whole one: a killed writer may have left a part of a line."""
+    """Truncate a file after its last complete line: a killed writer may have left part of a line."""
     content = read_plain(path) or b""
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
@@ -216,8 +217,8 @@ def drop_cut_line(path: Path) -> None:
 
 
 def clean_text(path: Path) -> None:
-    """Replace the secrets that others (libraries, child processes) wrote into a log while it was theirs; in place, since
-    they may hold it open."""
+    """Replace the secrets that libraries and child processes wrote to a log. The file is changed in place, since they may
+    have it open."""
     text = (read_plain(path) or b"").decode("utf-8", errors="surrogateescape")
     if (clean := hide(text)) != text:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb") as file:
@@ -226,27 +227,28 @@ def clean_text(path: Path) -> None:
 
 
 def link(source: Path, target: Path, *, without: str | None = None) -> None:
-    """The same file or folder at another place: hard links, or copies across file systems. `without`: the name of a
-    subfolder that stays behind. `target` is replaced."""
+    """Give a file or folder a second place, by hard links, or by copies across file systems. `without`: the name of a
+    subfolder to leave out. `target` is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(target.name + ".part")
+    temporary = target.with_name(target.name + ".part")
     if source.is_dir():
-        for path in (aside, target):
+        for path in (temporary, target):
             shutil.rmtree(path, ignore_errors=True)
         ignore = shutil.ignore_patterns(without) if without else None
-        shutil.copytree(source, aside, copy_function=_link_file, ignore=ignore, symlinks=True)
+        shutil.copytree(source, temporary, copy_function=_link_file, ignore=ignore, symlinks=True)
     else:
-        _link_file(source, aside)
-    aside.replace(target)
+        _link_file(source, temporary)
+    temporary.replace(target)
 
 
 def break_links(path: Path) -> None:
-    """Give a file, or all below a folder, content of its own: what is written here must not change another place."""
+    """Replace hard links by copies, of one file or of all files below a folder, so that writing to them changes no other
+    place."""
     for file in path.rglob("*") if path.is_dir() else [path] if path.exists() else []:
         if file.is_file() and not file.is_symlink() and file.stat().st_nlink > 1:
-            aside = file.with_name(file.name + ".part")
-            copy_file(file, aside)
-            aside.replace(file)
+            temporary = file.with_name(file.name + ".part")
+            copy_file(file, temporary)
+            temporary.replace(file)
 
 
 def _link_file(source: str | Path, target: str | Path) -> None:
@@ -258,7 +260,7 @@ def _link_file(source: str | Path, target: str | Path) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """The same content in a new file."""
-    with source.open("rb") as content, os.fdopen(_new(target), "wb") as out:
+    """Copy a file's content and times to a new file."""
+    with source.open("rb") as content, os.fdopen(_create(target), "wb") as out:
         shutil.copyfileobj(content, out)
     shutil.copystat(source, target, follow_symlinks=False)

@@ -1,4 +1,4 @@
-"""What decides whether two runs, or two stages, would give the same result: hashes of values and files."""
+"""Identity of runs and stages: hashes of the values and files that decide their results."""
 
 import hashlib
 import json
@@ -36,40 +36,41 @@ IRRELEVANT = {
 
 
 def digest(value: Any) -> str:
-    """24 hexadecimal digits of a JSON-like value."""
+    """Return the hash of a JSON-like value, 24 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:24]
 
 
 def relevant(config: BaseConfig, parts: Iterable[str] | None = None) -> dict[str, Any]:
-    """The result-relevant keys of a config, or of some of its top-level parts."""
-    plain = _without(asdict(config), ())
+    """Return the result-relevant keys of a config, or of some of its top-level parts."""
+    plain = _relevant(asdict(config), ())
     return plain if parts is None else {part: plain[part] for part in parts}
 
 
-def _without(values: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, Any]:
+def _relevant(values: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, Any]:
     return {
-        name: _without(value, (*where, name)) if isinstance(value, dict) else value
+        name: _relevant(value, (*where, name)) if isinstance(value, dict) else value
         for name, value in values.items()
         if (*where, name) not in IRRELEVANT
     }
 
 
 def sampling_hash(config: BaseConfig) -> str:
-    """Of what decides how a model's training and probing responses are distributed, the model itself apart."""
+    """Return the hash of what decides the distribution of training and probing responses, besides the model's weights."""
     model, rollout = config.model, config.rollout
     values = [model.prompt, model.system, model.dtype, rollout.temperature, rollout.max_tokens]
-    # Each only where it is set: earlier pass rates were measured without
+    # each only where it is set: older pass rates have hashes without them
     further = {"template": model.chat_template_kwargs, "stop": model.stop_tokens, "tags": model.thinking_tags}
     return digest([*values, *([name, value] for name, value in further.items() if value)])
 
 
 def problems_hash(problems: Sequence[Problem]) -> str:
-    """Of problems in their order, with everything a run uses of them."""
+    """Return the hash of problems in their order, with all of their fields."""
     return digest([asdict(problem) for problem in problems])
 
 
 def path_hash(path: Path) -> str:
-    """Of a file's content, or of the `content_files` below a folder. Of what does not exist, a hash that no file has."""
+    """Return the hash of a file's content, or of the `content_files` of a folder; "missing" for a path that does not
+    exist."""
     if not path.exists():
         return "missing"
     if path.is_file():
@@ -79,11 +80,12 @@ def path_hash(path: Path) -> str:
 
 
 def content_files(path: Path) -> list[Path]:
-    """A file itself, or all below a folder but README.md, which people may edit, and hidden and unfinished files."""
+    """Return a file itself, or all files below a folder except README.md, which people may edit, and hidden and unfinished
+    files."""
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.rglob("*") if file.is_file() and not _passed_over(file))
+    return sorted(file for file in path.rglob("*") if file.is_file() and not _is_ignored(file))
 
 
-def _passed_over(file: Path) -> bool:
+def _is_ignored(file: Path) -> bool:
     return file.name == "README.md" or file.name.startswith(".") or file.suffix == ".part"

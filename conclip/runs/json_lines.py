@@ -9,19 +9,19 @@ from typing import Any, Literal
 from conclip.runs.files import read_plain
 
 CutLine = Literal["read", "drop"]
-"""What becomes of a last line without its line end. `drop` is for files that conclip appends to: a killed writer may have
-left a part of a line. `read` is for files of other programs, which often write no last line end."""
+"""The policy for a last line without a line end. `drop` is for files that conclip appends to: a killed writer may have left
+part of a line. `read` is for files of other programs, which often omit the last line end."""
 
 Damaged = Literal["raise", "skip"]
 
 
 class DamagedLine(ValueError):
-    """A line that is not JSON, or nested too deeply; raised from the parser's error."""
+    """A line is not JSON, or is nested too deeply; the cause is the parser's error."""
 
     def __init__(self, number: int, reason: str) -> None:
         super().__init__(reason)
         self.number = number
-        """Its place in the file, counted from 1."""
+        """The line's number, counted from 1."""
 
 
 def json_lines(
@@ -31,9 +31,9 @@ def json_lines(
     damaged: Damaged = "raise",
     parse: Callable[[str], Any] = json.loads,
 ) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each line that is not blank; numbers count all lines from 1.
+    """Yield (number, value) of each line that is not blank; numbers count all lines from 1.
 
-    `lines` keep their line ends, as those of an open file do. Raises DamagedLine, unless `damaged` lines are skipped.
+    `lines` keep their line ends, as those of an open file do. Raises DamagedLine unless `damaged` is "skip".
     """
     for number, line in enumerate(lines, start=1):
         if not line.strip() or (cut_line == "drop" and not line.endswith("\n")):
@@ -48,6 +48,7 @@ def json_lines(
 
 
 def run_lines(path: Path, *, errors: Literal["surrogateescape", "replace"] = "surrogateescape") -> Iterable[str]:
-    """The lines of a UTF-8 file in a run folder, with their line ends; none where there is no file. `errors` says what
-    becomes of bytes that are no UTF-8. Only a newline ends a line: responses may hold other line ends (U+2028, say)."""
+    """Return the lines of a UTF-8 file in a run folder, with their line ends; none where there is no file. `errors` is the
+    decoder's policy for invalid bytes. Only a newline ends a line: responses may contain other line ends (such as
+    U+2028)."""
     return io.StringIO((read_plain(path) or b"").decode("utf-8", errors=errors), newline="\n")

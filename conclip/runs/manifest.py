@@ -1,8 +1,8 @@
-"""The stages of a run and their manifest: each is done once, recorded, and skipped while nothing it rests on has changed.
+"""The stages of a run and their manifest: each runs once, is recorded, and is skipped while its inputs are unchanged.
 
-`manifest.json` has for each stage the hashes of its inputs, the files it made with theirs, its main numbers, sampled tokens
-and wall time. A stage counts as done when its inputs are the same and its files are unharmed, in this attempt or, by hard
-links or copies, in another one of the same run.
+`manifest.json` has for each stage the hashes of its inputs and output files, its main numbers, sampled tokens and wall time.
+A stage counts as done when its inputs are the same and its files are intact. One of another attempt of the same run is
+reused by hard links or copies.
 """
 
 import time
@@ -23,51 +23,51 @@ from conclip.runs.run import MANIFEST, Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What doing a stage gave."""
+class StageOutput:
+    """The outcome of running a stage."""
 
     outputs: Sequence[str]
-    """Files and folders it made, relative to the run folder."""
+    """Files and folders that it made, relative to the run folder."""
     numbers: Mapping[str, float] = field(default_factory=dict[str, float])
     num_tokens: int
-    """Sampled."""
+    """Tokens sampled."""
     wall_s: float | None = None
-    """Where the stage knows better than the time of this start."""
+    """The stage's own measure of its time; None to use the time of this start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRecord:
-    """One stage in `manifest.json`."""
+    """The record of one stage in `manifest.json`."""
 
     key: str
-    """Hash of all inputs."""
+    """The hash of all inputs."""
     inputs: dict[str, str]
     outputs: dict[str, str]
-    """Path relative to the run folder -> hash of its content."""
+    """The hash of each output file, by its path relative to the run folder."""
     numbers: dict[str, Finite]
     num_tokens: Count
     wall_s: Finite
     finished: str
     made_by: dict[str, str]
-    """Versions of the packages and of the project's code that did it."""
+    """The versions of the packages and of the project's code that ran it."""
     taken_from: str | None = None
-    """The attempt that did it, when it was another one."""
+    """The attempt that ran it, if it was another one."""
 
 
 _STAGES = TypeAdapter(dict[str, StageRecord])
 
 
 class Pipeline:
-    """Does the stages of one run, in the order they are asked for."""
+    """The runner and cache of the stages of one run."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def do(self, name: str, inputs: Mapping[str, Any], work: Callable[[], Work]) -> StageRecord:
-        """The record of a stage, done now unless it is done already. Its results are the files it names."""
+    def run_stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[], StageOutput]) -> StageRecord:
+        """Run a stage unless it is done already, and return its record. The stage's results are the files it names."""
         hashes, key = input_hashes(inputs), stage_key(name, inputs)
         before = read_stages(self._run.folder).get(name)
-        record = self._done(name, before, key) or self._adopt(name, key)
+        record = self._done(name, before, key) or self._reuse(name, key)
         if record is not None:
             source = f" in {record.taken_from}" if record.taken_from else ""
             self._run.say(f"{name}: done before{source} ({record.wall_s:.0f} s), taken over")
@@ -78,14 +78,14 @@ class Pipeline:
             break_links(self._run.folder / path)
         self._run.begin(name)
         began = time.monotonic()
-        done = work()
+        output = work()
         record = StageRecord(
             key=key,
             inputs=hashes,
-            outputs=self._hashes(done.outputs),
-            numbers=dict(done.numbers),
-            num_tokens=done.num_tokens,
-            wall_s=round(time.monotonic() - began if done.wall_s is None else done.wall_s, 3),
+            outputs=self._hashes(output.outputs),
+            numbers=dict(output.numbers),
+            num_tokens=output.num_tokens,
+            wall_s=round(time.monotonic() - began if output.wall_s is None else output.wall_s, 3),
             made_by=self._run.versions,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -93,29 +93,31 @@ class Pipeline:
         return record
 
     def _hashes(self, outputs: Sequence[str]) -> dict[str, str]:
-        """Of every file, those below folders one by one: what people add to a folder does no harm."""
+        """Return the hash of every file, those below folders one by one, so that files which people add to a folder do not
+        matter."""
         folder = self._run.folder
         files = [file for path in outputs for file in content_files(folder / path)]
         return {str(file.relative_to(folder)): path_hash(file) for file in files}
 
     def _done(self, name: str, record: StageRecord | None, key: str) -> StageRecord | None:
-        """The record of a stage of this attempt, if it has these inputs and its files are unharmed."""
+        """Return the record of a stage of this attempt if it has these inputs and its files are intact."""
         if record is None or record.key != key:
             return None
-        if harmed := harmed_files(self._run.folder, record):
-            self._run.warn(f"{name} was done before, but '{harmed[0]}' is not what it left; it is done again")
+        if changed := changed_files(self._run.folder, record):
+            self._run.warn(f"{name} was done before, but '{changed[0]}' is not what it left; it is done again")
             return None
         return record
 
-    def _adopt(self, name: str, key: str) -> StageRecord | None:
-        """The same from another attempt of this run, newest first, its files linked here."""
+    def _reuse(self, name: str, key: str) -> StageRecord | None:
+        """Reuse the stage from the newest other attempt of this run that has it: link its files here and return its
+        record."""
         for folder in self._run.other_attempts():
             record = read_stages(folder).get(name)
-            if record is None or record.key != key or harmed_files(folder, record):
+            if record is None or record.key != key or changed_files(folder, record):
                 continue
             for path in record.outputs:
                 link(folder / path, self._run.folder / path)
-            self._run.adopt_metrics(folder, name)
+            self._run.copy_metrics(folder, name)
             record = replace(record, taken_from=record.taken_from or folder.name)
             self._write(name, record)
             return record
@@ -127,18 +129,18 @@ class Pipeline:
 
 
 def input_hashes(inputs: Mapping[str, Any]) -> dict[str, str]:
-    """Inputs that are hashes already stay, all others are hashed."""
+    """Return the hash of each input; strings are taken for hashes."""
     return {key: value if isinstance(value, str) else digest(value) for key, value in inputs.items()}
 
 
 def stage_key(name: str, inputs: Mapping[str, Any]) -> str:
-    """Hash of a stage and everything it rests on."""
+    """Return the hash of a stage's name and inputs."""
     return digest([name, input_hashes(inputs)])
 
 
 def read_stages(folder: Path) -> dict[str, StageRecord]:
-    """Stages recorded in a run folder; none when it has no manifest, or one of another version. Raises UserError when a
-    stage names files outside of the folder: they would be replaced, or removed."""
+    """Return the stages recorded in a run folder; none when it has no manifest, or one of another version. Raises UserError
+    when a stage names files outside of the folder: they would be replaced or removed."""
     try:
         stages = _STAGES.validate_python(read_object(folder / MANIFEST).get("stages", {}))
     except ValidationError:
@@ -151,6 +153,6 @@ def read_stages(folder: Path) -> dict[str, StageRecord]:
     return stages
 
 
-def harmed_files(folder: Path, record: StageRecord) -> list[str]:
-    """What a stage made that is gone or not as it was."""
-    return [path for path, known in record.outputs.items() if path_hash(folder / path) != known]
+def changed_files(folder: Path, record: StageRecord) -> list[str]:
+    """Return the outputs of a stage that are missing or changed."""
+    return [path for path, expected in record.outputs.items() if path_hash(folder / path) != expected]

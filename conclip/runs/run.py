@@ -1,8 +1,8 @@
-"""The run folder and what people see while a run works.
+"""The run folder, the log and the messages of a run.
 
-`outputs/<subcommand>/<name>/attempt-NNN/` is made only after validation has passed. Everything a reader needs to get from
-a number back to the response, the config and the code is written there. A run with the same identity (result-relevant
-config and inputs) as an earlier attempt goes on in its folder.
+`outputs/<subcommand>/<name>/attempt-NNN/` is made only after validation has passed. It contains everything that traces a
+number back to the response, the config and the code. A run with the same identity (result-relevant config and inputs) as an
+earlier attempt resumes in its folder.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ from rich.table import Table
 from conclip.config.schema import BaseConfig
 from conclip.errors import MACHINE_ERRORS, UserError, check_folder
 from conclip.redact import hide_in, learn_secrets, terminal_safe
-from conclip.runs.display import Display, NoDisplay, open_display
+from conclip.runs.display import Display, open_display
 from conclip.runs.environment import changed_versions, describe_environment, earlier_environments, versions_of
 from conclip.runs.files import (
     ATTEMPT,
@@ -42,27 +42,28 @@ from conclip.runs.files import (
 )
 from conclip.runs.json_lines import json_lines, run_lines
 from conclip.runs.sampling_progress import SamplingProgress
-from conclip.runs.terminal import as_text, divert_output, leave
+from conclip.runs.terminal import as_text, discard_output, divert_output
 from conclip.runs.trackers import TrackerRun, Trackers
 from conclip.types import Rollout, RolloutGroup
 
 SCHEMA_VERSION = 1
-"""Of every file in a run folder."""
+"""The schema version of every file in a run folder."""
 
 MANIFEST = "manifest.json"
-"""Who the run is, when it was started, and its stages (`conclip.runs.manifest`)."""
+"""The file with the run's identity, its starts and its stages (`conclip.runs.manifest`)."""
 
 
 class Run:
-    """One attempt's folder, its log and its console."""
+    """One attempt of a run: its folder, log, display and trackers."""
 
     def __init__(self, subcommand: str, config: BaseConfig, identity: str) -> None:
-        """`identity`: hash of everything that decides the run's results (`conclip.runs.identity`)."""
+        """Make or resume an attempt. `identity`: hash of everything that decides the run's results
+        (`conclip.runs.identity`). Raises UserError when the folder cannot be used."""
         learn_secrets()
         self.home = run_home(subcommand, config)
         self._resume = config.resume
         try:
-            with _alone(self.home):
+            with _exclusive(self.home):
                 continued = find_attempt(self.home, identity) if config.resume == "auto" else None
                 if continued:
                     check_content(continued)
@@ -84,8 +85,8 @@ class Run:
         drop_cut_line(self.folder / "metrics.jsonl")
         self._metrics = appending(self.folder / "metrics.jsonl")
         _log_to(self.folder / "run.log")
-        self._display: Display = NoDisplay()
-        # after all above: an error there must reach the terminal
+        self._display = Display()
+        # comes last: an error before it must reach the terminal
         with appending(self.folder / "run.log") as log:
             self._screen, self._restore_output = divert_output(log)
         try:
@@ -105,7 +106,7 @@ class Run:
         self.point_to("run folder", self.folder, result=False)
 
     def _open_views(self, subcommand: str, config: BaseConfig) -> None:
-        """The display and the trackers."""
+        """Open the display and the trackers."""
         title = f"{subcommand} {config.name}"
         self._display = open_display(config.logger.display, title, self._screen)
         tracker_id = read_object(self.folder / MANIFEST).get("tracker_id")
@@ -122,80 +123,80 @@ class Run:
         self._trackers = Trackers(config.logger.trackers, tracker_run, self.warn)
 
     def say(self, text: str, *, result: bool = False) -> None:
-        """One line for people, also kept in run.log. `result`: what the run was made for."""
+        """Show one line, also written to run.log. `result`: the line is a result of the run."""
         logging.getLogger("conclip").info(text)
-        self._see(lambda display: display.message(text, result=result))
+        self._emit(lambda display: display.message(text, result=result))
 
     def warn(self, text: str) -> None:
         logging.getLogger("conclip").warning(text)
-        self._see(lambda display: display.warning(text))
+        self._emit(lambda display: display.warning(text))
 
     def show(self, table: Table, *, result: bool = False) -> None:
-        """A table for people, also kept in run.log."""
+        """Show a table, also written to run.log."""
         logging.getLogger("conclip").info("\n" + as_text(table))
-        self._see(lambda display: display.table(table, result=result))
+        self._emit(lambda display: display.table(table, result=result))
 
     def point_to(self, kind: str, path: Path, *, result: bool = True) -> None:
-        """Say where something is that the run makes."""
+        """Show where an output of the run is."""
         logging.getLogger("conclip").info(f"{kind}: {path}")
-        self._see(lambda display: display.file(kind, str(path), result=result))
+        self._emit(lambda display: display.file(kind, str(path), result=result))
 
     def write_results(self, content: Mapping[str, Any]) -> None:
-        """results.json, also for programs that follow the run; NaN and infinity as null."""
+        """Write results.json, with NaN and infinity as null, and pass it to the display."""
         strict = finite(content)
         self.write_json("results.json", strict)
-        self._see(lambda display: display.results(strict))
+        self._emit(lambda display: display.results(strict))
 
-    def _see(self, show: Callable[[Display], None]) -> None:
-        """Show something; a terminal or a reader that is gone ends no run."""
+    def _emit(self, show: Callable[[Display], None]) -> None:
+        """Call the display; the run continues without one when its terminal or reader is gone."""
         try:
             show(self._display)
         except Exception as error:
             logging.getLogger("conclip").exception("the display failed")
-            failed, self._display = self._display, NoDisplay()
+            failed, self._display = self._display, Display()
             if isinstance(error, OSError):
-                leave(self._screen)
+                discard_output(self._screen)
             with suppress(Exception):
                 failed.close()
 
     def log_metrics(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """One JSON line, NaN and infinity as null; readable up to the last whole line whatever happens later. The trackers
-        and the display get the same numbers. Raises MachineFailure when somebody removed the folder."""
+        """Append one JSON line, with NaN and infinity as null; complete lines stay readable whatever happens later. The
+        trackers and the display get the same numbers. Raises MachineFailure when the folder was removed."""
         check_folder(self.folder)
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         row = {"schema": SCHEMA_VERSION, "stage": stage, "step": step, **dict.fromkeys(metrics), **finite}
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
-        self._see(lambda display: display.step(stage, step, finite))
+        self._emit(lambda display: display.step(stage, step, finite))
         self._trackers.log(stage, step, finite)
 
     def update_manifest(self, **changes: Any) -> None:
-        """Change some entries of `manifest.json`, atomically."""
+        """Change some entries of `manifest.json` atomically."""
         self.write_json(MANIFEST, read_object(self.folder / MANIFEST) | changes)
 
     def other_attempts(self) -> list[Path]:
-        """Folders of this run's other attempts, newest first; none when the run starts anew. Raises UserError for one with
-        links in it."""
+        """Return the folders of this run's other attempts, newest first; none unless `resume` is auto. Raises UserError for
+        a folder that contains links."""
         others = [path for path in attempts(self.home) if path != self.folder] if self._resume == "auto" else []
         for path in others:
             check_content(path)
         return others
 
-    def forget_stage(self, stage: str, after_step: float = -math.inf) -> None:
-        """Remove the metrics of a stage's steps that are done again: all, or those after a step."""
+    def remove_metrics(self, stage: str, after_step: float = -math.inf) -> None:
+        """Remove the metrics of a stage's steps that will run again: all, or those after a step."""
         rows = _metric_rows(self.folder)
         self._rewrite_metrics(row for row in rows if row["stage"] != stage or row["step"] <= after_step)
 
     def stage_metrics(self, stage: str) -> list[Mapping[str, float]]:
-        """The metrics of a stage's steps so far, null as NaN."""
+        """Return the metrics of a stage's steps so far, with null as NaN."""
         rows = [row for row in _metric_rows(self.folder) if row.pop("stage") == stage]
         return [{k: math.nan if v is None else v for k, v in row.items() if k not in ("schema", "step")} for row in rows]
 
-    def adopt_metrics(self, folder: Path, stage: str) -> None:
-        """Take over the metrics of a stage that another attempt did; the trackers get them, too."""
-        adopted = [row for row in _metric_rows(folder) if row["stage"] == stage]
-        self._rewrite_metrics([*(row for row in _metric_rows(self.folder) if row["stage"] != stage), *adopted])
-        for row in adopted:
+    def copy_metrics(self, folder: Path, stage: str) -> None:
+        """Copy the metrics and transcripts of a stage from another attempt; the trackers get the metrics too."""
+        copied = [row for row in _metric_rows(folder) if row["stage"] == stage]
+        self._rewrite_metrics([*(row for row in _metric_rows(self.folder) if row["stage"] != stage), *copied])
+        for row in copied:
             numbers = {k: v for k, v in row.items() if k not in ("schema", "stage", "step") and v is not None}
             self._trackers.log(stage, row["step"], numbers)
         for path in (folder / "rollouts").glob(f"{stage}-*.jsonl"):
@@ -213,12 +214,12 @@ class Run:
         write_json(self.folder / name, {"schema": SCHEMA_VERSION, **content})
 
     def sync(self) -> None:
-        """Have all metrics on the disk: a checkpoint rests on them."""
+        """Wait until all metrics are on the disk, since a checkpoint relies on them."""
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
 
     def write_transcripts(self, stage: str, step: int, groups: Iterable[RolloutGroup], per_group: int) -> None:
-        """Best, worst and other sampled responses of each group, as JSON lines in rollouts/."""
+        """Write the best, the worst and other responses of each group as JSON lines in rollouts/."""
         check_folder(self.folder)
         folder = self.folder / "rollouts"
         folder.mkdir(exist_ok=True)
@@ -228,30 +229,30 @@ class Run:
                     out.write(json.dumps(transcript(rollout)) + "\n")
 
     def begin(self, stage: str, num_steps: int | None = None, step: int = 0) -> None:
-        """A stage, or its steps after `step`, are at work from here on; for people only."""
+        """Show that a stage, or its steps after `step`, begins; it only affects the display."""
         steps = self.stage_metrics(stage) if num_steps is not None else []
-        self._see(lambda display: display.stage(stage, num_steps, step, steps))
+        self._emit(lambda display: display.stage(stage, num_steps, step, steps))
 
-    def show_sampling(self, now: SamplingProgress) -> None:
-        self._see(lambda display: display.sampling(now))
+    def show_sampling(self, progress: SamplingProgress) -> None:
+        self._emit(lambda display: display.sampling(progress))
 
     def track(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Give numbers to the trackers alone: those another file of the run folder has."""
+        """Pass numbers only to the trackers; another file of the run folder has them."""
         self._trackers.log(stage, step, metrics)
 
     def close(self, *, failed: bool = False) -> None:
-        """`failed`: the run did not come to its end, and its trackers are told so."""
-        with ExitStack() as closing:  # in reverse order, each whatever becomes of the others
+        """Close everything. `failed`: the run did not complete, which the trackers record."""
+        with ExitStack() as closing:  # in reverse order, each even if others fail
             closing.callback(clean_text, self.folder / "run.log")
             closing.callback(self._restore_output)
             closing.callback(self._metrics.close)
             closing.callback(self._lock.close)
-            closing.callback(self._see, lambda display: display.close())
+            closing.callback(self._emit, lambda display: display.close())
             closing.callback(self._trackers.close, failed=failed)
 
 
 def transcript(rollout: Rollout) -> dict[str, Any]:
-    """A rollout as a flat JSON object."""
+    """Return a rollout as a flat JSON object."""
     return {
         "schema": SCHEMA_VERSION,
         "problem_id": rollout.problem.problem_id,
@@ -268,7 +269,7 @@ def transcript(rollout: Rollout) -> dict[str, Any]:
 
 
 def _pick_transcripts(group: RolloutGroup, count: int) -> list[Rollout]:
-    """The best (shortest of the highest reward), the worst (longest of the lowest), then the first ones."""
+    """Return the best rollout (shortest of the highest reward), the worst (longest of the lowest), then the first ones."""
     ranked = sorted(group.rollouts, key=lambda r: (-(r.reward or 0.0), r.completion.num_tokens))
     chosen = [ranked[0], ranked[-1], *group.rollouts] if ranked else []
     unique = {rollout.sample: rollout for rollout in chosen[: count + 2]}
@@ -276,18 +277,18 @@ def _pick_transcripts(group: RolloutGroup, count: int) -> list[Rollout]:
 
 
 def run_home(subcommand: str, config: BaseConfig) -> Path:
-    """The folder of a run's attempts."""
+    """Return the folder of a run's attempts."""
     return expanded(config.paths.outputs) / subcommand / config.name
 
 
 def find_attempt(home: Path, identity: str) -> Path | None:
-    """The newest attempt with this identity."""
+    """Return the newest attempt with this identity; None where there is none."""
     return next((path for path in attempts(home) if read_object(path / MANIFEST).get("identity") == identity), None)
 
 
 def _lock(folder: Path) -> IO[str]:
-    """Keep other processes out of an attempt until the file is closed or this process ends, however it ends. Raises
-    UserError when one is at work there."""
+    """Lock an attempt until the file is closed or this process ends, however it ends. Raises UserError when another process
+    has locked it."""
     lock = appending(folder / "lock")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -298,13 +299,13 @@ def _lock(folder: Path) -> IO[str]:
 
 
 def attempts(home: Path) -> list[Path]:
-    """Newest first."""
+    """Return the folders of all attempts, newest first."""
     return sorted((p for p in home.glob("attempt-*") if ATTEMPT.fullmatch(p.name)), key=lambda p: -int(p.name[8:]))
 
 
 @contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """One process at a time chooses or makes an attempt. Raises UserError where `latest` can be no link."""
+def _exclusive(home: Path) -> Iterator[None]:
+    """Let one process at a time choose or make an attempt. Raises UserError where `latest` cannot be a link."""
     latest = home / "latest"
     if latest.is_dir() and not latest.is_symlink():
         raise UserError(f"'{latest}' is a folder, where the link to the newest attempt must be; move it away")
@@ -325,16 +326,16 @@ def _new_attempt(home: Path) -> Path:
 
 
 def _metric_rows(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of an attempt; cut and damaged lines are left out."""
+    """Return the metrics of an attempt; cut and damaged lines are left out."""
     lines = run_lines(folder / "metrics.jsonl", errors="replace")
     return [row for _, row in json_lines(lines, cut_line="drop", damaged="skip") if is_metrics(row)]
 
 
 def is_metrics(row: Any) -> bool:
-    """Whether a line of metrics.jsonl has a stage, a step, and else numbers and null only."""
+    """Return whether a line of metrics.jsonl has a stage, a step, and otherwise only numbers and null."""
     try:
-        numbers = [row[name] for name in row.keys() - {"stage"} if row[name] is not None]
-        plain = all(isinstance(value, (int, float)) and math.isfinite(float(value)) for value in numbers)
+        values = [row[name] for name in row.keys() - {"stage"} if row[name] is not None]
+        plain = all(isinstance(value, (int, float)) and math.isfinite(float(value)) for value in values)
         return plain and isinstance(row["stage"], str) and type(row["step"]) is int
     except (KeyError, TypeError, AttributeError, OverflowError):
         return False
@@ -342,28 +343,28 @@ def is_metrics(row: Any) -> bool:
 
 def _point_latest(home: Path, folder: Path) -> None:
     link = home / "latest"
-    aside = home / f".latest-{os.getpid()}"
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(folder.name)
-    aside.replace(link)
+    temporary = home / f".latest-{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.name)
+    temporary.replace(link)
 
 
 class _LogFile(logging.FileHandler):
-    """Written at the end of a plain file, never through a link."""
+    """A log handler that appends to a plain file and never follows a link."""
 
     def _open(self) -> Any:
         return appending(Path(self.baseFilename))
 
 
 class _Lines(logging.Formatter):
-    """Without secrets and control characters, whoever logs them."""
+    """A formatter that removes secrets and control characters, whoever logs them."""
 
     def format(self, record: logging.LogRecord) -> str:
         return terminal_safe(super().format(record))
 
 
 def _log_to(path: Path) -> None:
-    """All logging, libraries' chatter included, goes to the run's log file and not to the terminal."""
+    """Send all logging, that of libraries included, to the run's log file instead of the terminal."""
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)

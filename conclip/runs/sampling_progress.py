@@ -1,4 +1,4 @@
-"""How far the sampling of responses is: what displays show while a batch runs."""
+"""The progress of sampling, which displays show while a batch runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from conclip.types import Outcome
 
 MIN_SHARE_FOR_ETA = 0.1
-"""Share of a batch that must be finished before its speed predicts the time left: its first responses come late, all at
-once."""
+"""The share of a batch that must be finished before its speed predicts the time left: the first responses arrive late, all
+at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class BatchContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingProgress:
-    """How far one batch of responses is."""
+    """The progress of one batch of responses."""
 
     label: str
     num_finished: int
@@ -43,7 +43,7 @@ class SamplingProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Time until the last batch ends, at the speed of this batch and the earlier ones; None while fewer than
+        """Return the time until the last batch ends, at the speed of this batch and the earlier ones; None while fewer than
         `MIN_SHARE_FOR_ETA` of this batch's size are finished."""
         sampled, seconds = self.context.num_sampled + self.num_finished, self.context.seconds + self.seconds
         left = self.num_total - self.num_finished + self.context.num_after
@@ -51,10 +51,10 @@ class SamplingProgress:
 
     @property
     def overall_finished(self) -> int:
-        """Finished responses of all batches."""
+        """Return the finished responses of all batches."""
         return self.context.num_before + self.num_finished
 
     @property
     def overall_total(self) -> int:
-        """Responses of all batches."""
+        """Return the responses of all batches."""
         return self.context.num_before + self.num_total + self.context.num_after

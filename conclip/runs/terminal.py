@@ -1,7 +1,7 @@
-"""The console every page, table and line of progress goes through, and what else reaches a terminal.
+"""The console for all output to a terminal, and the redirection of other output.
 
-Names, questions and messages may come from other people: nothing in them is taken for rich's markup, control characters are
-written out, and secrets of this process are replaced (`conclip.redact`).
+Names, questions and messages may come from other people: they are never interpreted as rich's markup, control characters
+are escaped, and secrets of this process are replaced (`conclip.redact`).
 """
 
 import os
@@ -18,33 +18,33 @@ from rich.text import Text
 from conclip.redact import terminal_safe
 
 PIPED_WIDTH = 120
-"""Columns where the output goes to a file or a pipe; a terminal says its own width."""
+"""The number of columns for output to a file or a pipe; a terminal has its own."""
 
 
 class OutputConsole(Console):
-    """A console for text of any origin. A reader that went away (`| head`) ends no run: what is said from then on goes to
-    the log only."""
+    """A console for text of any origin. When its reader goes away (`| head`) the run continues, and further output goes only
+    to the log."""
 
     def __init__(self, *, file: IO[str] | None = None, width: int | None = None) -> None:
         super().__init__(file=file, width=width, highlight=False, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Before its width is taken."""
+        """Make plain strings safe before their width is measured."""
         return super().render_str(terminal_safe(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Whatever did not come as a plain string, `Text` say."""
+        """Make everything else safe, such as `Text`."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(terminal_safe(segment.text), segment.style)
 
     @property
     def size(self) -> ConsoleDimensions:
-        """Of the terminal that is written to, wherever the standard descriptors point."""
+        """Return the size of the terminal that is written to, wherever the standard descriptors point."""
         try:
-            found = os.get_terminal_size(self.file.fileno())
+            size = os.get_terminal_size(self.file.fileno())
         except (OSError, ValueError):
             return super().size
-        return ConsoleDimensions(*found) if self._width is None and found.columns else super().size
+        return ConsoleDimensions(*size) if self._width is None and size.columns else super().size
 
     @size.setter
     def size(self, new_size: tuple[int, int]) -> None:
@@ -52,19 +52,19 @@ class OutputConsole(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        leave(self.file)
+        discard_output(self.file)
 
 
-def leave(stream: IO[str]) -> None:
-    """Send what is still written to a stream without a reader nowhere, or Python would complain of it at its end."""
+def discard_output(stream: IO[str]) -> None:
+    """Discard what is still written to a stream without a reader; Python would report an error at exit otherwise."""
     with open(os.devnull, "w") as nowhere, suppress(OSError, ValueError):
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def open_console(stream: TextIO | None = None) -> Console:
-    """Standard output, or another stream of it, without colouring of numbers."""
+    """Return a console on standard output or on `stream`, without colouring of numbers."""
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an encoding without some sign must not end a run
+        sys.stdout.reconfigure(errors="replace")  # an encoding that lacks a character must not end a run
     console = OutputConsole(file=stream)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
@@ -72,8 +72,9 @@ def open_console(stream: TextIO | None = None) -> Console:
 
 
 def divert_output(log: IO[str]) -> tuple[TextIO, Callable[[], None]]:
-    """Send what libraries and child processes print (C++ code included) to an open log file. Returns the stream that still
-    is standard output, for people, and what puts everything back; a traceback after that reaches the terminal again."""
+    """Redirect what libraries and child processes print (C++ code included) to an open log file. Returns a stream that is
+    still standard output, for people, and a function that restores everything; a traceback after that reaches the terminal
+    again."""
     streams: dict[int, TextIO | None] = {1: sys.stdout, 2: sys.stderr}
     kept = {2: os.dup(2)} if sys.stderr is not None else {}
     screen = sys.stdout
@@ -87,7 +88,7 @@ def divert_output(log: IO[str]) -> tuple[TextIO, Callable[[], None]]:
         os.dup2(log.fileno(), number)
 
     def restore() -> None:
-        """Whatever becomes of what was not written yet."""
+        """Restore the descriptors, even if pending output cannot be written."""
         with suppress(OSError, ValueError):
             if screen is not sys.stdout:
                 screen.close()
@@ -107,7 +108,7 @@ def _flush(streams: Mapping[int, TextIO | None]) -> None:
 
 
 def _descriptor(stream: TextIO | None) -> int | None:
-    """None for what only stands in for a file, and for a stream that is closed."""
+    """Return a stream's descriptor; None for an object that has none, and for a closed stream."""
     try:
         return None if stream is None else stream.fileno()
     except (OSError, ValueError):
@@ -115,7 +116,7 @@ def _descriptor(stream: TextIO | None) -> int | None:
 
 
 def as_text(renderable: RenderableType) -> str:
-    """A table or page as plain text, as wide as in a pipe."""
-    written = StringIO()
-    OutputConsole(file=written, width=PIPED_WIDTH).print(renderable)
-    return written.getvalue().rstrip("\n")
+    """Return a table or page as plain text, with the width for pipes."""
+    text = StringIO()
+    OutputConsole(file=text, width=PIPED_WIDTH).print(renderable)
+    return text.getvalue().rstrip("\n")

@@ -1,7 +1,7 @@
-"""Metrics in TensorBoard, Weights & Biases and MLflow, by the names of metrics.jsonl: `<stage>/<metric>` at its step.
+"""Trackers: metrics in TensorBoard, Weights & Biases and MLflow, named as in metrics.jsonl: `<stage>/<metric>` at its step.
 
-Each tracker works in a thread of its own, so that a slow one delays no step; one that fails is given up with a warning.
-Steps that are done again after an interruption are logged again, with the same values, times apart.
+Each tracker runs in its own thread, so that a slow one delays no step; one that fails is dropped with a warning. Steps that
+run again after an interruption are logged again, with the same values except times.
 """
 
 import logging
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CLOSE_S = 20.0
-"""So long a run waits at its end for what its trackers have not written yet."""
+"""The longest that a run waits at its end for its trackers [s]."""
 
 MODULES: dict[TrackerName, str] = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-"""What a tracker imports."""
+"""The module that each tracker imports."""
 
 
 class Tracker(Protocol):
-    """One tool's run."""
+    """The run in one tracking tool."""
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -40,20 +40,20 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackerRun:
-    """What a tracker is told about a run."""
+    """The description of a run for its trackers."""
 
     project: str
     name: str
     identity: str
-    """Drawn when an attempt is made, the same in each start of it."""
+    """An id drawn when an attempt is made; each start of the attempt has the same one."""
     folder: Path
     config: Mapping[str, Any]
 
 
 def check_installed(names: Iterable[TrackerName]) -> None:
-    """Raises UserError for a tracker whose package is missing."""
+    """Raise UserError for a tracker whose package is missing."""
     for name in names:
-        if find_spec(name) is None:  # each is named like its package
+        if find_spec(name) is None:  # trackers have the names of their packages
             raise UserError(f"logger.trackers: {name} is not installed; pip install {name}, or leave it out")
 
 
@@ -63,33 +63,33 @@ class Trackers:
     def __init__(self, names: Iterable[TrackerName], run: TrackerRun, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._workers = [_Worker(name, run) for name in dict.fromkeys(names)]
-        self._say_failures()
+        self._report_failures()
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         for worker in self._workers:
             worker.events.put((stage, step, dict(metrics)))
-        self._say_failures()
+        self._report_failures()
 
     def close(self, *, failed: bool) -> None:
-        """`failed`: the run did not come to its end. It then waits less."""
+        """Close the trackers, waiting for up to `CLOSE_S`; `failed`: the run did not complete, and waits less."""
         for worker in self._workers:
             worker.events.put(failed)
-        patience = CLOSE_S / 4 if failed else CLOSE_S
-        deadline = time.monotonic() + patience
+        timeout_s = CLOSE_S / 4 if failed else CLOSE_S
+        deadline = time.monotonic() + timeout_s
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
             if worker.is_alive():
-                self._warn(f"{worker.name} did not take all metrics within {patience:g} s; metrics.jsonl has them")
-        self._say_failures()
+                self._warn(f"{worker.name} did not take all metrics within {timeout_s:g} s; metrics.jsonl has them")
+        self._report_failures()
 
-    def _say_failures(self) -> None:
+    def _report_failures(self) -> None:
         for worker in [worker for worker in self._workers if worker.failure is not None]:
             self._warn(f"{worker.name} gets no more metrics ({worker.failure}); metrics.jsonl has them")
             self._workers.remove(worker)
 
 
 class _Worker(threading.Thread):
-    """Writes what it is given to one tracker, until it fails."""
+    """A thread that passes metrics to one tracker until it fails."""
 
     def __init__(self, name: TrackerName, run: TrackerRun) -> None:
         super().__init__(name=name, daemon=True)
@@ -97,9 +97,9 @@ class _Worker(threading.Thread):
         """Metrics, and at the end whether the run failed."""
         self.failure: str | None = None
         self._tracker_name: TrackerName = name
-        self._described = run
+        self._tracker_run = run
         try:
-            import_module(MODULES[name])  # here: the main thread must not meet a module that is half imported
+            import_module(MODULES[name])  # here, so that the main thread never sees a half-imported module
         except Exception as error:
             self.failure = _reason(error)
         else:
@@ -108,7 +108,7 @@ class _Worker(threading.Thread):
     def run(self) -> None:
         tracker: Tracker | None = None
         try:
-            tracker = OPENERS[self._tracker_name](self._described)
+            tracker = OPENERS[self._tracker_name](self._tracker_run)
             while not isinstance(event := self.events.get(), bool):
                 tracker.log(*event)
             tracker.close(failed=event)
@@ -125,10 +125,10 @@ def _reason(error: Exception) -> str:
 
 
 class TensorBoard:
-    """Event files in the run folder's tensorboard/."""
+    """A tracker that writes event files to the run folder's tensorboard/."""
 
     def __init__(self, run: TrackerRun) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415  only where asked for
+        from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415  only where selected
 
         self._writer = SummaryWriter(str(run.folder / "tensorboard"))
 
@@ -142,12 +142,12 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases, its files in the run folder's wandb/."""
+    """A tracker that keeps its run of Weights & Biases in the run folder's wandb/."""
 
     def __init__(self, run: TrackerRun) -> None:
-        import wandb  # noqa: PLC0415  only where asked for
+        import wandb  # noqa: PLC0415  only where selected
 
-        # a prompt for the key would wait unseen
+        # a prompt for the key would block unseen
         if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False):
             raise ValueError("not logged in: wandb login, or WANDB_API_KEY, or WANDB_MODE=offline")
         self._teardown = wandb.teardown
@@ -158,7 +158,7 @@ class WandB:
             resume="allow",
             dir=run.folder,
             config=dict(run.config),
-            # Arguments, repository (remote, changes) and script go nowhere: any may hold a token. environment.json has
+            # Arguments, repository (remote, changes) and script are not sent: any may contain a token. environment.json has
             # what is needed to repeat the run.
             settings=wandb.Settings(console="off", silent=True, x_disable_meta=True, disable_git=True, disable_code=True),
         )
@@ -173,26 +173,26 @@ class WandB:
 
     def close(self, *, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
-        self._teardown()  # waits for the process that writes: finish alone does not
+        self._teardown()  # waits for the writing process, as finish does not
 
 
 class MLflow:
-    """A run of MLflow, where MLFLOW_TRACKING_URI says."""
+    """A tracker that logs to the MLflow server or folder in MLFLOW_TRACKING_URI."""
 
     def __init__(self, run: TrackerRun) -> None:
-        from mlflow import MlflowClient  # noqa: PLC0415  only where asked for
+        from mlflow import MlflowClient  # noqa: PLC0415  only where selected
         from mlflow.entities import Param  # noqa: PLC0415
 
         self._client = client = MlflowClient()
-        found = client.get_experiment_by_name(run.project)
-        experiment = found.experiment_id if found else _made(client, run.project)
-        earlier = client.search_runs([experiment], f"tags.conclip_run = '{run.identity}'")
+        experiment = client.get_experiment_by_name(run.project)
+        experiment_id = experiment.experiment_id if experiment else _create_experiment(client, run.project)
+        earlier = client.search_runs([experiment_id], f"tags.conclip_run = '{run.identity}'")
         if earlier:
             self._run_id = earlier[0].info.run_id
             client.update_run(self._run_id, status="RUNNING")
             return
-        made = client.create_run(experiment, run_name=run.name, tags={"conclip_run": run.identity})
-        self._run_id = made.info.run_id
+        created = client.create_run(experiment_id, run_name=run.name, tags={"conclip_run": run.identity})
+        self._run_id = created.info.run_id
         client.log_batch(self._run_id, params=[Param(key, str(value)) for key, value in _flat(run.config)])
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -206,15 +206,15 @@ class MLflow:
         self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
 
 
-def _made(client: "MlflowClient", project: str) -> str:
-    """A new experiment, or that which another run has made meanwhile."""
+def _create_experiment(client: "MlflowClient", project: str) -> str:
+    """Create an experiment, or return the one that another run has created meanwhile."""
     try:
         return client.create_experiment(project)
     except Exception:
-        found = client.get_experiment_by_name(project)
-        if found is None:
+        experiment = client.get_experiment_by_name(project)
+        if experiment is None:
             raise
-        return found.experiment_id
+        return experiment.experiment_id
 
 
 OPENERS: dict[TrackerName, Callable[[TrackerRun], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}

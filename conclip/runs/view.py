@@ -1,4 +1,4 @@
-"""What the live view of a run looks like: drawing as pure functions of a `View`."""
+"""The layout of the live view of a run: pure functions of a `View`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ from conclip.runs.sampling_progress import SamplingProgress
 from conclip.types import Outcome
 
 WIDTH = 100
-"""Columns of the live view, at most."""
+"""The largest number of columns of the live view."""
 
 NARROW = 80
-"""In fewer columns bars give way to words."""
+"""The number of columns below which the view has no bars."""
 
 BAR = 24
 
@@ -27,14 +27,14 @@ STYLES = {
     Outcome.TRUNCATED: ("magenta", "░"),
     Outcome.GRADER_ERROR: ("cyan", "?"),
 }
-"""Colour and fill of an outcome's part of the bar: told apart without colours, too."""
+"""The colour and fill of each outcome's part of the bar; the fills differ, too, for readers without colours."""
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What the live view shows."""
+    """The state that the live view shows."""
 
     title: str
     began: float
@@ -43,9 +43,9 @@ class View:
     num_steps: int | None = None
     step: int = 0
     steps_before: int = 0
-    """Done in an earlier start: they do not tell how long a step takes."""
+    """Steps done in an earlier start; the time per step leaves them out."""
     step_ended: float = 0.0
-    """When the last of the steps ended."""
+    """The time at which the last step ended."""
     accuracies: tuple[float, ...] = ()
     lengths: tuple[float, ...] = ()
     shares: Mapping[Outcome, float] = field(default_factory=dict[Outcome, float])
@@ -54,7 +54,7 @@ class View:
 
 
 def render(view: View, now: float, width: int) -> RenderableType:
-    """The live view at a moment, so many columns wide."""
+    """Render the live view at the time `now`, `width` columns wide."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(no_wrap=True, overflow="ellipsis", width=width - 16)
@@ -91,19 +91,19 @@ def render(view: View, now: float, width: int) -> RenderableType:
 
 
 def remaining(seconds: float, done: int, left: int) -> float | None:
-    """Seconds that the rest takes at the speed so far; None before anything is done."""
+    """Return the seconds that the rest takes at the speed so far; None before anything is done."""
     return seconds * left / done if done > 0 else None
 
 
 def clock(seconds: float) -> str:
-    """h:mm:ss, or m:ss below an hour."""
+    """Return seconds as h:mm:ss, or m:ss below an hour."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """The last `width` values as blocks between the lowest and the highest of them."""
+    """Return the last `width` values as blocks, scaled between their lowest and highest."""
     shown = values[-width:]
     low, high = min(shown), max(shown)
     steps = len(BLOCKS) - 1
@@ -111,7 +111,7 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
 
 
 def outcome_bar(shares: Mapping[Outcome, float], width: int = BAR) -> Text:
-    """A bar divided by outcome, and the shares in words."""
+    """Return a bar divided by outcome, with the shares in words."""
     bar, words = Text(), Text()
     ends, covered = 0, 0.0
     for outcome, (colour, fill) in STYLES.items():

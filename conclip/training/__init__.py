@@ -1,1 +1,1 @@
-"""The training step: batches, rewards, experience, the learner, checkpoints, monitors."""
+"""Training: batches, rewards, experience, the learner, checkpoints and monitors."""

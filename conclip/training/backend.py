@@ -1,7 +1,7 @@
-"""Where the models of a phase live: policy, reference and critic, their optimisers, their device and their saved state.
+"""The backend owns the models of a phase (policy, reference and critic), their optimisers, device and saved state.
 
-The learner knows losses and says when to step; it reaches the models through a `Backend` alone. What a model is made of (all
-of its weights, an adapter on a frozen base, shards on several devices) is decided here and nowhere else.
+The learner computes losses and decides when to step; it reaches the models only through a `Backend`. What a model consists
+of (all of its weights, an adapter on a frozen base, shards on several devices) is decided here and nowhere else.
 """
 
 import copy
@@ -25,10 +25,10 @@ from conclip.training.schedule import Scheduled, lr_scale
 
 
 class Backend:
-    """Every model whole, in one process on one device, with an AdamW for each that trains."""
+    """Full models in one process on one device, with an AdamW optimiser for each trainable one."""
 
     def __init__(self, model_path: Path, config: LearnConfig, *, num_updates: int) -> None:
-        """`num_updates`: policy updates that the learning rate's schedule is spread over, `updates_per_rollout` a step."""
+        """Load the models. `num_updates`: policy updates in the learning-rate schedule, `updates_per_rollout` per step."""
         algo, self._optim = config.algo, config.optim
         self._temperature = config.rollout.temperature
         self._dtype: Dtype = config.model.dtype
@@ -43,7 +43,7 @@ class Backend:
         self._trained = {"policy": self._optimizer(self.policy, self._optim.policy_lr, num_updates)}
         if self.critic is not None:
             self._trained["critic"] = self._optimizer(self.critic, self._optim.critic_lr, num_updates + self._warmup)
-        self.place(0)
+        self.set_position(0)
 
     def _load(self, folder: Path) -> PreTrainedModel:
         policy = load_policy(folder, self.device, trust_remote_code=self._trust_remote_code)
@@ -63,16 +63,16 @@ class Backend:
         return Scheduled(module, adamw, schedule)
 
     def logprobs(self, tokens: TokenBatch, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
-        """The policy's log-probs of the sampled tokens and its entropies [nats], both [b, T], 0 off the response mask.
-        Entropies carry a gradient only with `entropy_gradient`."""
+        """Return the policy's log-probs of the sampled tokens and its entropies [nats], both [b, T], 0 off the response
+        mask. Entropies carry a gradient only with `entropy_gradient`."""
         return self._logprobs_of(self.policy, tokens, entropy_gradient=entropy_gradient)
 
     def ref_logprobs(self, tokens: TokenBatch) -> Tensor | None:
-        """The reference's log-probs [b, T]; None where the algorithm needs no reference."""
+        """Return the reference's log-probs [b, T]; None where the algorithm needs no reference."""
         return None if self.reference is None else self._logprobs_of(self.reference, tokens)[0]
 
     def values(self, tokens: TokenBatch) -> Tensor | None:
-        """The critic's values [b, T], 0 off the response mask; None where the algorithm has no critic."""
+        """Return the critic's values [b, T], 0 off the response mask; None where the algorithm has no critic."""
         if self.critic is None:
             return None
         with autocast(self._dtype, self.device):
@@ -95,20 +95,19 @@ class Backend:
         zeros = torch.zeros(mask.shape, device=self.device, dtype=chosen.dtype)
         return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
 
-    def place(self, update: int) -> None:
-        """Take the learning rates of a place in the phase's schedule [updates, the critic's warm-up included]."""
+    def set_position(self, update: int) -> None:
+        """Set the learning rates for a position in the phase's schedule [updates, the critic's warm-up included]."""
         self.update_number = update
         for name, item in self._trained.items():
-            item.place(max(0, update - self._warmup) if name == "policy" else update)
+            item.set_position(max(0, update - self._warmup) if name == "policy" else update)
 
     @property
     def policy_lr(self) -> float:
         return self._trained["policy"].lr
 
     def step(self, *, train_policy: bool = True) -> dict[str, float]:
-        """One optimiser step of each model that trains, on the gradients accumulated so far, which are clipped to
-        `max_grad_norm` and cleared. Returns the gradients' norms before clipping, by model. If one is not finite, no model
-        changes."""
+        """Clip the accumulated gradients to `max_grad_norm`, step the optimiser of each model that trains, and clear the
+        gradients. Returns the gradient norms before clipping, by model. If one is not finite, no model changes."""
         trained = {name: item for name, item in self._trained.items() if train_policy or name != "policy"}
         norms = {name: self.clip(item.module) for name, item in trained.items()}
         finite = all(map(math.isfinite, norms.values()))
@@ -119,20 +118,21 @@ class Backend:
         return norms
 
     def clip(self, module: torch.nn.Module) -> float:
-        """Scale the module's gradient down to `max_grad_norm`. Returns its norm before."""
+        """Clip the module's gradient to `max_grad_norm`. Returns its norm before clipping."""
         return float(torch.nn.utils.clip_grad_norm_(module.parameters(), self._optim.max_grad_norm))
 
     def release_memory(self) -> None:
-        """Hand cached device memory back: the engine samples next."""
+        """Release cached device memory: the engine samples next."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's weights as its checkpoints have them, for the engine."""
+        """Yield the policy's weights, named as in its checkpoints, for the engine."""
         yield from checkpoint_weights(self.policy)
 
     def state(self) -> dict[str, Tensor]:
-        """Critic and optimiser moments: with the policy's weights, all that `load_state` needs to continue exactly."""
+        """Return the critic and the optimiser moments: with the policy's weights, `load_state` needs no more to resume
+        exactly."""
         tensors: dict[str, Tensor] = {}
         if self.critic is not None:
             tensors |= {f"critic/{key}": parameter.detach() for key, parameter in self.critic.named_parameters()}
@@ -141,8 +141,8 @@ class Backend:
         return tensors
 
     def load_state(self, policy: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Become what `state` described, with the policy of a model folder. The optimisers' settings stay the config's.
-        Raises ValueError for the state of another model or optimiser."""
+        """Restore what `state` returned, with the policy from a model folder. The optimisers keep the settings of the
+        config. Raises ValueError for the state of another model or optimiser."""
         _copy(dict(self._load(policy).named_parameters()), self.policy)
         if self.critic is not None:
             _copy(tensors, self.critic, prefix="critic/")
@@ -152,9 +152,9 @@ class Backend:
 
 @torch.no_grad()
 def _copy(saved: Mapping[str, Tensor], module: torch.nn.Module, *, prefix: str = "") -> None:
-    """Give the module the saved parameters. Raises ValueError when one is missing, or of another shape."""
+    """Copy the saved parameters into the module. Raises ValueError when one is missing or has another shape."""
     for key, parameter in module.named_parameters():
-        found = saved.get(f"{prefix}{key}")
-        if found is None or found.shape != parameter.shape:
+        tensor = saved.get(f"{prefix}{key}")
+        if tensor is None or tensor.shape != parameter.shape:
             raise ValueError(f"{prefix}{key} is missing, or of another shape")
-        parameter.copy_(found)
+        parameter.copy_(tensor)

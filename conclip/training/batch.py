@@ -1,4 +1,4 @@
-"""From lists to tensors: the only place where alignment is decided.
+"""Conversion of rollouts to tensors: the only place where alignment is decided.
 
 B sequences, L = longest prompt + response, T = L - 1 decisions. ``input_ids[:, t]`` is the last token of state t and
 ``input_ids[:, t + 1]`` the token chosen there: **column t of every [B, T] tensor is the decision taken in state t.**
@@ -24,18 +24,18 @@ from conclip.types import Outcome, Rollout, RolloutGroup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
-    """Rollouts as tensors, before any model has looked at them."""
+    """Rollouts as tensors, before any model has scored them."""
 
     input_ids: Tensor
     """[B, L] long, right-padded with 0."""
     response_mask: Tensor
-    """[B, T] bool: decisions the engine sampled."""
+    """[B, T] bool: decisions that the engine sampled."""
     loss_mask: Tensor
     """[B, T] bool: decisions that train; a subset of response_mask."""
     sampler_logprobs: Tensor
     """[B, T] float: the engine's log-probs; 0 off response_mask."""
     rewards: Tensor
-    """[B] float; 0 for a row that earned none (its loss_mask is empty)."""
+    """[B] float; 0 for a row without a reward (its loss_mask is empty)."""
     groups: Tensor
     """[B] long: index of each row's group."""
     truncated: Tensor
@@ -45,12 +45,12 @@ class TokenBatch:
 
     @property
     def targets(self) -> Tensor:
-        """[B, T]: the token chosen in each state."""
+        """Return the token chosen in each state, [B, T]."""
         return self.input_ids[:, 1:]
 
     @property
     def response_tokens(self) -> Tensor:
-        """[B] float: sampled tokens of each row."""
+        """Return the number of sampled tokens of each row, [B] float."""
         return self.response_mask.sum(-1).float()
 
     def __len__(self) -> int:
@@ -59,11 +59,11 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperienceBatch:
-    """What a policy update needs, all fixed before the first update of the step."""
+    """The inputs of a policy update, all fixed before the first update of the step."""
 
     tokens: TokenBatch
     old_logprobs: Tensor
-    """[B, T] the trainer's log-probs at rollout time."""
+    """[B, T]: the trainer's log-probs at rollout time."""
     ref_logprobs: Tensor
     """[B, T]; zeros when no KL term needs them."""
     old_values: Tensor
@@ -71,9 +71,10 @@ class ExperienceBatch:
     advantages: Tensor
     """[B, T]"""
     returns: Tensor
-    """[B, T]: what the critic learns; zeros when there is none."""
+    """[B, T]: the critic's targets; zeros when there is no critic."""
     sampled_returns: Tensor | None = None
-    """[B, T]: the discounted rewards that did follow each decision, what the critic is measured by; None without one."""
+    """[B, T]: the discounted rewards that followed each decision, which the critic is measured against; None without a
+    critic."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -83,7 +84,7 @@ Batch = TypeVar("Batch", TokenBatch, ExperienceBatch)
 
 
 def select_rows(batch: Batch, rows: Tensor) -> Batch:
-    """The given rows ([b] long), every tensor cut to the longest of them."""
+    """Return the given rows ([b] long), with every tensor cut to the longest of them."""
     tokens = batch if isinstance(batch, TokenBatch) else batch.tokens
     used = tokens.response_mask[rows].any(0).nonzero()
     num_decisions = int(used.max()) + 1 if len(used) else 1
@@ -103,7 +104,7 @@ def select_rows(batch: Batch, rows: Tensor) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with every tensor on `device`."""
+    """Return the batch with every tensor on `device`."""
     moved = {
         field.name: to_device(value, device) if isinstance(value, TokenBatch) else value.to(device)
         for field in dataclasses.fields(batch)
@@ -113,9 +114,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def collate(groups: Sequence[RolloutGroup], *, train_on_truncated: bool) -> TokenBatch:
-    """One row per rollout, in order. Rollouts without a reward (grader errors) stay in, with an empty loss mask.
+    """Return one row per rollout, in order. Rollouts without a reward (grader errors) get an empty loss mask.
 
-    Raises ValueError when a completion carries no log-probs or its lengths disagree.
+    Raises ValueError when a completion has no log-prob for each of its tokens.
     """
     rollouts = [(index, rollout) for index, group in enumerate(groups) for rollout in group.rollouts]
     length = max(len(r.prompt_token_ids) + r.completion.num_tokens for _, r in rollouts)
@@ -148,25 +149,25 @@ def collate(groups: Sequence[RolloutGroup], *, train_on_truncated: bool) -> Toke
 
 
 def trains(rollout: Rollout, *, train_on_truncated: bool) -> bool:
-    """Whether a rollout's tokens enter the loss."""
+    """Return whether a rollout's tokens enter the loss."""
     if rollout.reward is None:
         return False
     return train_on_truncated or rollout.grade.outcome is not Outcome.TRUNCATED
 
 
 MAX_PADDING = 0.1
-"""Largest share of padding in a micro-batch."""
+"""The largest share of padding in a micro-batch."""
 
 
 def row_lengths(tokens: TokenBatch) -> Tensor:
-    """[B] long: tokens of each row, prompt and response, without padding."""
+    """Return the number of tokens of each row, prompt and response without padding, [B] long."""
     positions = torch.arange(1, tokens.response_mask.shape[1] + 1)
     return (tokens.response_mask * positions).amax(-1) + 1
 
 
 def micro_batches(tokens: TokenBatch, rows: Tensor, max_tokens: int) -> Iterator[Tensor]:
-    """Split `rows` ([b] long) into pieces, rows of like length together: at most `max_tokens` tokens, padding included, and
-    at most MAX_PADDING of them padding."""
+    """Split `rows` ([b] long) into micro-batches of rows of similar length. Each has at most `max_tokens` tokens, padding
+    included, of which at most the share MAX_PADDING is padding; a single longer row makes a micro-batch of its own."""
     lengths = row_lengths(tokens)[rows]
     piece: list[int] = []
     filled = 0

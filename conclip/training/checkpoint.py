@@ -1,9 +1,10 @@
-"""Checkpoints of a phase: each a complete HF model, with everything the phase needs to go on exactly from there.
+"""Checkpoints of a phase: each is a complete Hugging Face model with everything the phase needs to resume exactly.
 
-`checkpoints/<stage>/step-NNNNNN/`, by the number of steps done (those that warm the critic up included), has the policy as
-plain transformers and vLLM load it, and in `training/` critic and optimiser moments (`tensors.safetensors`) and all else
-(`state.json`, which has the hash of every file). A checkpoint is written aside, synced and renamed: it is whole whenever it
-has its name. `checkpoints/<stage>-best/` is the best one's model, once the phase is done.
+`checkpoints/<stage>/step-NNNNNN/` is numbered by the steps done, the critic's warm-up included. It has the policy in the
+format that transformers and vLLM load, and in `training/` the critic and optimiser moments (`tensors.safetensors`) and all
+other state (`state.json`, which has the hash of every file). A checkpoint is written under a temporary name, synced and
+renamed: one with its final name is complete. `checkpoints/<stage>-best/` is the model of the best checkpoint, once the
+phase is done.
 """
 
 import json
@@ -31,29 +32,29 @@ from conclip.types import Problem
 
 SCHEMA = 2
 TRAINING = "training"
-"""Folder of what only the phase itself needs."""
+"""The folder of the files that only resuming needs."""
 
 DAMAGE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError, AttributeError)
 DAMAGE += (RecursionError, SafetensorError)
-"""What reading a damaged checkpoint raises. Any other OSError (too many open files, a disk that failed) is no reason to give
-a checkpoint up."""
+"""The errors that reading a damaged checkpoint raises. Any other OSError (too many open files, a failed disk) is no reason
+to discard a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseState:
-    """What a checkpoint holds besides the policy."""
+    """The content of a checkpoint besides the policy."""
 
     number: int
-    """Of the checkpoint: steps done."""
+    """The number of the checkpoint: steps done."""
     best: int
-    """Number of the best checkpoint so far."""
+    """The number of the best checkpoint so far."""
     values: Mapping[str, Any]
-    """JSON-like."""
+    """JSON-like state."""
     tensors: Mapping[str, Tensor]
 
 
 class _Head(TypedDict):
-    """`state.json`."""
+    """The content of `state.json`."""
 
     schema: int
     key: str
@@ -67,11 +68,11 @@ _HEAD = TypeAdapter(_Head)
 
 
 class Checkpoints:
-    """The checkpoints of one phase in its folder: the newest ones, and the best ones these name."""
+    """The checkpoints of one phase in its folder: the newest ones, and the best ones that these name."""
 
     def __init__(self, folder: Path, *, key: str, keep_last: int, in_background: bool, warn: Callable[[str], None]) -> None:
-        """`key`: hash of all inputs of the phase; only the same phase goes on from its checkpoints. `in_background`: write
-        while the phase goes on, one checkpoint at a time."""
+        """Manage `folder`. `key`: hash of all inputs of the phase; only the same phase resumes from its checkpoints.
+        `in_background`: write one checkpoint at a time while training continues."""
         self._folder, self._key, self._keep_last, self._warn = folder, key, keep_last, warn
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if in_background else None
         self._pending: Future[None] | None = None
@@ -79,39 +80,40 @@ class Checkpoints:
     def path(self, number: int) -> Path:
         return self._folder / f"step-{number:06d}"
 
-    def save(self, state: PhaseState, write_model: Callable[[Path], None], *, due: bool = True) -> None:
-        """Write one checkpoint, `write_model` the policy into a new folder, and remove those no longer kept. Neither the
-        state nor what `write_model` writes may change until `wait` returns. Raises what an earlier write failed with.
+    def save(self, state: PhaseState, write_model: Callable[[Path], None], *, scheduled: bool = True) -> None:
+        """Write one checkpoint, whose policy `write_model` writes into a new folder, and remove those no longer kept.
+        Neither the state nor what `write_model` writes may change until `wait` returns. Raises the error of an earlier
+        write.
 
-        `due=False`: outside the schedule, because of a signal; it goes as soon as it is not the newest.
+        `scheduled=False`: saved because of a signal; removed as soon as it is not the newest.
         """
         self.wait()
         if self._writer is None:
-            self._write(state, write_model, due)
+            self._write(state, write_model, scheduled)
         else:
-            self._pending = self._writer.submit(self._write, state, write_model, due)
+            self._pending = self._writer.submit(self._write, state, write_model, scheduled)
 
     def wait(self) -> None:
-        """Until everything is on the disk. Raises what the writing failed with."""
+        """Wait until everything is on the disk. Raises the error of the write."""
         if self._pending is not None:
-            self._pending.exception()  # interrupted here, one can wait again
+            self._pending.exception()  # after an interrupt here, `wait` can be called again
             pending, self._pending = self._pending, None
             pending.result()
 
     def newest(self) -> PhaseState | None:
-        """The newest whole state of this phase; what is passed over is said, and removed: it must not count as newer than
-        what follows. Raises OSError when the machine lets nothing be read."""
-        for path in self._folder.glob("step-*.old"):  # cut between two renames
+        """Return the newest complete state of this phase; None where there is none. Damaged checkpoints are removed with a
+        warning: they must not count as newer than what follows. Raises OSError when an I/O error prevents reading."""
+        for path in self._folder.glob("step-*.old"):  # interrupted between two renames
             if not path.with_suffix("").exists():
                 path.rename(path.with_suffix(""))
         for path in _numbered(self._folder):
             if not (path / TRAINING).is_dir():
-                continue  # of a phase that is done
+                continue  # of a completed phase
             try:
-                head = self._whole(path)
+                head = self._verify(path)
                 if head["key"] != self._key or head["schema"] != SCHEMA:
                     continue
-                self._whole(self.path(head["best"]))
+                self._verify(self.path(head["best"]))
                 tensors = load_file(path / TRAINING / "tensors.safetensors")
                 return PhaseState(number=head["number"], best=head["best"], values=head["values"], tensors=tensors)
             except DAMAGE as error:
@@ -125,48 +127,49 @@ class Checkpoints:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def publish(self, number: int, target: Path) -> None:
-        """The model of one checkpoint as a folder of its own. Raises MachineFailure when it is not what was saved."""
+        """Make the model of one checkpoint a folder of its own. Raises MachineFailure when it is not what was saved."""
         self.wait()
         try:
-            self._whole(self.path(number))
+            self._verify(self.path(number))
         except (OSError, ValueError) as error:
             raise MachineFailure(f"{error}; the same command goes back to an earlier checkpoint") from error
         link(self.path(number), target, without=TRAINING)
 
-    def _whole(self, path: Path) -> _Head:
-        """What `state.json` of a checkpoint says. Raises OSError or ValueError when a file is not what was saved."""
+    def _verify(self, path: Path) -> _Head:
+        """Return the content of a checkpoint's `state.json`. Raises OSError or ValueError when a file is not what was
+        saved."""
         head = _HEAD.validate_python(json.loads((path / TRAINING / "state.json").read_text(encoding="utf-8")))
         if self.path(head["number"]) != path:
             raise ValueError(f"it says that it is '{self.path(head['number']).name}'")
-        for name, known in head["files"].items():
-            if not is_inside(name) or path_hash(path / name) != known:
+        for name, expected in head["files"].items():
+            if not is_inside(name) or path_hash(path / name) != expected:
                 raise ValueError(f"'{path / name}' is not what was saved")
         return head
 
-    def _write(self, state: PhaseState, write_model: Callable[[Path], None], due: bool) -> None:
+    def _write(self, state: PhaseState, write_model: Callable[[Path], None], scheduled: bool) -> None:
         target = self.path(state.number)
-        aside, old = target.with_name(target.name + ".part"), target.with_name(target.name + ".old")
-        for path in self._folder.glob("step-*.part"):  # what was never finished
+        temporary, old = target.with_name(target.name + ".part"), target.with_name(target.name + ".old")
+        for path in self._folder.glob("step-*.part"):  # left by an interrupted write
             shutil.rmtree(path, ignore_errors=True)
-        self._folder.mkdir(exist_ok=True)  # in a run folder that must be there
-        aside.mkdir()
+        self._folder.mkdir(exist_ok=True)  # no parents: the run folder must exist
+        temporary.mkdir()
         try:
-            self._fill(aside, state, write_model, due)
+            self._fill(temporary, state, write_model, scheduled)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
         if target.exists():
             target.rename(old)
-        aside.rename(target)
+        temporary.rename(target)
         sync(self._folder)
         shutil.rmtree(old, ignore_errors=True)
         self._prune()
 
-    def _fill(self, folder: Path, state: PhaseState, write_model: Callable[[Path], None], due: bool) -> None:
+    def _fill(self, folder: Path, state: PhaseState, write_model: Callable[[Path], None], scheduled: bool) -> None:
         (folder / TRAINING).mkdir()
         write_model(folder)
         save_file({name: t.contiguous() for name, t in state.tensors.items()}, folder / TRAINING / "tensors.safetensors")
-        head = {"schema": SCHEMA, "key": self._key, "number": state.number, "best": state.best, "due": due}
+        head = {"schema": SCHEMA, "key": self._key, "number": state.number, "best": state.best, "due": scheduled}
         hashes = {str(file.relative_to(folder)): path_hash(file) for file in _files(folder)}
         text = json.dumps(head | {"files": hashes, "values": state.values})
         write_text(folder / TRAINING / "state.json", text)
@@ -174,12 +177,12 @@ class Checkpoints:
             sync(path)
 
     def _prune(self) -> None:
-        """Keep the newest, up to `keep_last` with those on schedule before it, and the best ones these name."""
-        found = _numbered(self._folder)
-        heads = {path: head for path in found if (head := read_object(path / TRAINING / "state.json"))}
-        kept = [path for path in found if path == found[0] or heads.get(path, {}).get("due")][: self._keep_last]
+        """Keep up to `keep_last` checkpoints (the newest, then scheduled ones) and the best ones that these name."""
+        paths = _numbered(self._folder)
+        heads = {path: head for path in paths if (head := read_object(path / TRAINING / "state.json"))}
+        kept = [path for path in paths if path == paths[0] or heads.get(path, {}).get("due")][: self._keep_last]
         kept += [self.path(best) for path in kept if isinstance(best := heads.get(path, {}).get("best"), int)]
-        for path in found:
+        for path in paths:
             if path not in kept:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -193,33 +196,33 @@ def save_model(
     problems: Sequence[Problem],
     earlier: Sequence[str],
 ) -> None:
-    """A complete HF model: `weights` in the shape of `policy`. It says what the model was trained on: `problems`, and the
-    questions of `earlier` phases."""
+    """Write a complete Hugging Face model: `weights`, with the config of `policy`. A record beside it lists what the model
+    was trained on: `problems`, and the questions of `earlier` phases."""
     policy.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     write_record(folder, earlier, problems)
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as they are now, in main memory; what was shared stays shared."""
+    """Return copies of the tensors in main memory; tensors that share storage still do."""
     copies: dict[tuple[int, torch.Size], Tensor] = {}
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        place = (tensor.data_ptr(), tensor.shape)
-        if place not in copies or not tensor.numel():
-            copies[place] = tensor.detach().to("cpu", copy=True)
-        found[name] = copies[place]
-    return found
+        storage = (tensor.data_ptr(), tensor.shape)
+        if storage not in copies or not tensor.numel():
+            copies[storage] = tensor.detach().to("cpu", copy=True)
+        result[name] = copies[storage]
+    return result
 
 
-def leave_models(folder: Path) -> None:
-    """Of a phase that is done: what only going on would need is removed."""
+def remove_training_state(folder: Path) -> None:
+    """Remove from a completed phase's checkpoints what only resuming would need."""
     for path in folder.glob("step-*"):
         shutil.rmtree(path if path.suffix else path / TRAINING, ignore_errors=True)
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """Newest first."""
+    """Return the checkpoints of a folder, newest first."""
     return sorted((path for path in folder.glob("step-*") if not path.suffix), reverse=True)
 
 

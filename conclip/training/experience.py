@@ -1,4 +1,4 @@
-"""From scored tokens to what an update needs: token rewards, advantages, returns."""
+"""Conversion of scored tokens to the inputs of an update: token rewards, advantages and returns."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from conclip.types import Outcome, RolloutGroup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What the models say of a batch before the update; all [B, T], 0 off the response mask."""
+    """The models' outputs for a batch before the update; all [B, T], 0 off the response mask."""
 
     old_logprobs: Tensor
     ref_logprobs: Tensor | None
@@ -33,20 +33,20 @@ class Scores:
 
 
 def outcome_rewards(tokens: TokenBatch) -> Tensor:
-    """[B, T]: each row's reward on its last sampled token."""
+    """Return each row's reward on its last sampled token, [B, T]."""
     last = tokens.response_mask & (tokens.response_mask.flip(-1).cumsum(-1).flip(-1) == 1)
     return last * tokens.rewards.unsqueeze(-1)
 
 
 def kl_rewards(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, kl_coef: float) -> Tensor:
-    """[B, T]: -kl_coef * k1 on each sampled token (KL in the reward); zeros where the KL stands elsewhere."""
+    """Return -kl_coef * k1 for each sampled token (KL in the reward), [B, T]; zeros where the reward has no KL term."""
     if algo.kl != "reward" or scores.ref_logprobs is None:
         return torch.zeros_like(scores.old_logprobs)
     return -kl_coef * kl_k1(scores.old_logprobs, scores.ref_logprobs) * tokens.response_mask
 
 
 def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, *, kl_coef: float) -> ExperienceBatch:
-    """Advantages and returns as the config says. Whitening is over all tokens of the step that train."""
+    """Return the advantages and returns of the config's estimator. Whitening is over all tokens of the step that train."""
     zeros = torch.zeros_like(scores.old_logprobs)
     token_rewards = outcome_rewards(tokens) + kl_rewards(tokens, scores, algo, kl_coef)
     bootstrap = _bootstrap(tokens, scores, algo)
@@ -58,8 +58,8 @@ def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, *, kl_
         advantages, returns = gae(*estimate, gamma=algo.gamma, gae_lambda=policy_lambda, bootstrap=bootstrap)
         if algo.critic_gae_lambda is not None:
             _, returns = gae(*estimate, gamma=algo.gamma, gae_lambda=algo.critic_gae_lambda, bootstrap=bootstrap)
-        nothing_after = torch.zeros_like(bootstrap)
-        sampled_returns = monte_carlo(token_rewards, tokens.response_mask, gamma=algo.gamma, bootstrap=nothing_after)
+        no_bootstrap = torch.zeros_like(bootstrap)
+        sampled_returns = monte_carlo(token_rewards, tokens.response_mask, gamma=algo.gamma, bootstrap=no_bootstrap)
     elif algo.advantage == "monte_carlo":
         advantages = monte_carlo(token_rewards, tokens.response_mask, gamma=algo.gamma, bootstrap=bootstrap)
     else:
@@ -81,8 +81,9 @@ def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, *, kl_
 
 
 def kl_reward_share(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, kl_coef: float) -> float:
-    """How much of the advantages the KL in the reward makes: sum |A_kl| / (sum |A_kl| + sum |A - A_kl|) over the tokens
-    that train. Advantages are linear in the rewards, so the two parts add up. 0 where the KL stands elsewhere."""
+    """Return the share of the advantages that comes from the KL in the reward: sum |A_kl| / (sum |A_kl| + sum |A - A_kl|)
+    over the tokens that train. Advantages are linear in the rewards, so the two parts add up. 0 where the reward has no KL
+    term."""
     if algo.kl != "reward" or algo.advantage not in ("gae", "monte_carlo"):
         return 0.0
     zeros = torch.zeros_like(scores.old_logprobs)
@@ -105,17 +106,18 @@ def _policy_lambda(tokens: TokenBatch, algo: AlgoConfig) -> float | Tensor:
 
 
 def _bootstrap(tokens: TokenBatch, scores: Scores, algo: AlgoConfig) -> Tensor:
-    """[B]: the value GAE takes after each row's last decision; 0 but for truncated rows that are said to go on."""
-    nothing = torch.zeros(len(tokens))
+    """Return the bootstrap value after each row's last decision, [B]: the critic's for truncated rows where
+    `algo.truncated_bootstrap` is `value`, else 0."""
+    zeros = torch.zeros(len(tokens))
     if algo.truncated_bootstrap == "zero" or scores.old_values is None:
-        return nothing
+        return zeros
     positions = torch.arange(tokens.response_mask.shape[1])
     last = (tokens.response_mask * positions).argmax(-1, keepdim=True)
-    return torch.where(tokens.truncated, scores.old_values.gather(1, last).squeeze(1), nothing)
+    return torch.where(tokens.truncated, scores.old_values.gather(1, last).squeeze(1), zeros)
 
 
 def _row_advantages(tokens: TokenBatch, algo: AlgoConfig) -> Tensor:
-    """[B]: one advantage for each response; rows that do not train neither get one nor count in the others'."""
+    """Return one advantage for each response, [B]; rows that do not train get 0 and do not count in the others'."""
     per_row = torch.zeros(len(tokens))
     rows = tokens.loss_mask.any(-1)
     rewards, groups = tokens.rewards[rows], tokens.groups[rows]
@@ -128,11 +130,11 @@ def _row_advantages(tokens: TokenBatch, algo: AlgoConfig) -> Tensor:
     return per_row
 
 
-def teaches(group: RolloutGroup, *, train_on_truncated: bool) -> bool:
-    """Whether a group's comparison is a signal: among the responses that train there are right and wrong ones, by the grader
-    whatever their rewards, and their rewards make advantages.
+def has_signal(group: RolloutGroup, *, train_on_truncated: bool) -> bool:
+    """Return whether a group gives a training signal: the responses that train include correct and wrong ones, as graded
+    whatever their rewards, and some reward differs from the others.
 
-    A length term alone is no signal here: of all-wrong responses it would teach the shorter ones.
+    A length term alone is no signal: in a group of wrong responses it would favour the shorter ones.
     """
     rollouts = [rollout for rollout in group.rollouts if trains(rollout, train_on_truncated=train_on_truncated)]
     if len({rollout.grade.outcome is Outcome.CORRECT for rollout in rollouts}) < 2:

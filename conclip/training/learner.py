@@ -1,4 +1,4 @@
-"""How one step's experience updates the models: losses, micro-batches, and when the optimisers step."""
+"""The learner updates the models with one step's experience: losses, micro-batches and optimiser steps."""
 
 import dataclasses
 import math
@@ -31,17 +31,18 @@ _COUNT = TypeAdapter[int](Count)
 
 
 class NonFiniteGradient(RuntimeError):
-    """More updates in a row than allowed had a gradient of NaN or infinity, of the policy or of the critic. None of them was
-    made: both are what they were before the first."""
+    """Too many updates in a row had a gradient of NaN or infinity, of the policy or of the critic. They were skipped: both
+    models are as before the first of them."""
 
 
 NARROW_CLIP = 0.05
-"""Clip [distance of the ratio from 1] below which bfloat16's rounding of log-probs acts on it. Of the same response on two
-micro-batches they differ by up to 0.1 at single tokens, and by 1e-3 in the mean over a response (the lab's model)."""
+"""The clip range [distance of the ratio from 1] below which bfloat16's rounding of log-probs interferes. The log-probs of
+one response in two micro-batches differ by up to 0.1 at single tokens, and by 1e-3 in the mean over the response (lab
+model)."""
 
 
 class Learner:
-    """Turns experience into updates. It knows nothing of engines, problems, files or devices."""
+    """The part that turns experience into updates. It is independent of engines, problems, files and devices."""
 
     def __init__(self, backend: Backend, config: LearnConfig) -> None:
         self.backend = backend
@@ -49,19 +50,19 @@ class Learner:
         self._dtype: Dtype = config.model.dtype
         self._skipped_in_a_row = 0
         self._scored: Tensor | None = None
-        """Log-probs that `score` gave, until the policy changes."""
+        """The log-probs from `score`, until the policy changes."""
 
     def state(self) -> dict[str, Any]:
-        """JSON-like values: with the backend's state, all that `load_state` needs to continue exactly."""
+        """Return JSON-like values: with the backend's state, `load_state` needs no more to resume exactly."""
         return {"skipped_in_a_row": self._skipped_in_a_row}
 
     def load_state(self, values: Mapping[str, Any]) -> None:
-        """Raises ValueError or KeyError for anything but what `state` gave."""
+        """Restore what `state` returned. Raises ValueError or KeyError for anything else."""
         self._skipped_in_a_row, self._scored = _COUNT.validate_python(values["skipped_in_a_row"]), None
 
     @torch.no_grad()
     def score(self, tokens: TokenBatch) -> Scores:
-        """Log-probs of policy and reference, and the critic's values, before any update."""
+        """Return the log-probs of policy and reference and the critic's values, before any update."""
         parts: dict[str, Tensor] = {}
         for rows in self._micro_batches(tokens, torch.arange(len(tokens))):
             part = select_rows(tokens, rows)
@@ -70,10 +71,10 @@ class Learner:
                 "ref_logprobs": self.backend.ref_logprobs(part),
                 "old_values": self.backend.values(part),
             }
-            for name, found in scored.items():
-                if found is not None:
-                    whole = parts.setdefault(name, torch.zeros(tokens.response_mask.shape, dtype=found.dtype))
-                    whole[rows, : found.shape[1]] = found.cpu()
+            for name, values in scored.items():
+                if values is not None:
+                    full = parts.setdefault(name, torch.zeros(tokens.response_mask.shape, dtype=values.dtype))
+                    full[rows, : values.shape[1]] = values.cpu()
         self._scored = parts["old_logprobs"]
         return Scores(
             old_logprobs=parts["old_logprobs"],
@@ -93,10 +94,10 @@ class Learner:
         train_policy: bool = True,
         plan: StepPlan | None = None,
     ) -> dict[str, float]:
-        """One pass over the rows that train, in the optimiser batches of the plan (None: of a full step that follows the one
-        before). Returns mean statistics.
+        """Make one pass over the rows that train, in the optimiser batches of the plan (None: those of a full step after the
+        previous one). Returns mean statistics.
 
-        `train_policy=False` updates the critic alone. An update whose gradient is not finite is skipped; raises
+        `train_policy=False` updates only the critic. An update whose gradient is not finite is skipped; raises
         NonFiniteGradient after more than `max_skipped_updates` of them in a row.
         """
         plan = plan or self._next_plan(experience.tokens)
@@ -106,12 +107,12 @@ class Learner:
         if train_policy:
             experience = self._with_matching_logprobs(experience, batches)
         for index, rows in enumerate(batches):
-            self.backend.place(plan.place(index, len(batches)))
+            self.backend.set_position(plan.position(index, len(batches)))
             stats, finite = self._update_once(experience, rows, kl_coef=kl_coef, train_policy=train_policy)
             totals["optim/skipped_updates"] += not finite
             for name, value in stats.items():
                 totals[name] = totals.get(name, 0.0) + value / len(batches)
-        self.backend.place(plan.end)
+        self.backend.set_position(plan.end)
         self.backend.release_memory()
         return totals
 
@@ -123,11 +124,12 @@ class Learner:
 
     @torch.no_grad()
     def _with_matching_logprobs(self, experience: ExperienceBatch, batches: Sequence[Tensor]) -> ExperienceBatch:
-        """`old_logprobs` on the very micro-batches that will train, where the clip is finer than bfloat16's rounding (GSPO).
+        """Recompute `old_logprobs` on the same micro-batches that will train, where the clip range is finer than bfloat16's
+        rounding (GSPO).
 
-        In bfloat16 a log-prob depends on the padding and on the rows beside it. Between two passes over one micro-batch the
-        policy alone differs, so the ratio is exactly 1 until it moves. Costs one forward pass of the policy. Log-probs that
-        are not those of the policy as it is (`score`) are left as they are.
+        In bfloat16 a log-prob depends on the padding and on the other rows. Between two passes over one micro-batch only the
+        policy differs, so the ratio is exactly 1 until the policy changes. This costs one forward pass of the policy.
+        Log-probs that are not those of the current policy (from `score`) stay unchanged.
         """
         algo = self._algo
         narrow = algo.policy_loss in ("ppo_clip", "gspo") and min(algo.clip_low, algo.clip_high) < NARROW_CLIP
@@ -145,7 +147,8 @@ class Learner:
     def _update_once(
         self, experience: ExperienceBatch, rows: Tensor, *, kl_coef: float, train_policy: bool
     ) -> tuple[dict[str, float], bool]:
-        """One optimiser step on the given rows; micro-batches only bound the memory, never the result."""
+        """Take one optimiser step on the given rows. Micro-batches bound the memory and do not change the result. Returns
+        the statistics, and whether all gradients were finite."""
         algo, tokens = self._algo, experience.tokens
         weights = torch.zeros(tokens.loss_mask.shape)
         weights[rows] = aggregation_weights(
@@ -177,14 +180,15 @@ class Learner:
     def _count_skipped(self, broken: Sequence[str]) -> None:
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if broken else 0
         if self._skipped_in_a_row > self._optim.max_skipped_updates:
-            whose = " and ".join(f"the {name}'s" for name in broken)
+            models = " and ".join(f"the {name}'s" for name in broken)
             raise NonFiniteGradient(
-                f"{self._skipped_in_a_row} updates in a row were skipped, since {whose} gradient was NaN or infinite; "
+                f"{self._skipped_in_a_row} updates in a row were skipped, since {models} gradient was NaN or infinite; "
                 "neither policy nor critic has changed since"
             )
 
     def _backward_policy(self, part: ExperienceBatch, share: Tensor, kl_coef: float) -> dict[str, float]:
-        """Gradients of the policy's loss on one micro-batch; sums of its statistics, weighted like the loss."""
+        """Accumulate the gradients of the policy's loss on one micro-batch. Returns sums of its statistics, weighted like
+        the loss."""
         algo = self._algo
         logprobs, entropy = self.backend.logprobs(part.tokens, entropy_gradient=algo.entropy_coef > 0)
         policy_loss, bounded = self._policy_loss(part, logprobs)
@@ -208,7 +212,7 @@ class Learner:
         return sums | {name: float((value.detach() * share).sum()) for name, value in per_token.items()}
 
     def _policy_loss(self, part: ExperienceBatch, logprobs: Tensor) -> tuple[Tensor, Tensor]:
-        """[b, T] loss of each token, and where the clip acted."""
+        """Return the loss of each token and where it was clipped, both [b, T]."""
         algo, mask = self._algo, part.tokens.loss_mask
         clip = {"clip_low": algo.clip_low, "clip_high": algo.clip_high}
         if algo.policy_loss == "ppo_clip":
@@ -236,7 +240,7 @@ class Learner:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the mask, in double precision; 0 when the returns do not vary."""
+    """Return 1 - Var(returns - values) / Var(returns) over the mask, in double precision; 0 when the returns do not vary."""
     inside, error = returns[mask].double(), (returns - values)[mask].double()
     if not len(inside) or bool(equal(*returns[mask].aminmax())):
         return 0.0

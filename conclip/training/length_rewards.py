@@ -1,11 +1,11 @@
-"""Rewards that price length: the rivals of the paper's method, each a pure function of one group of responses.
+"""Rewards that price length: the alternatives to the paper's method, each a pure function of one group of responses.
 
-The default of a run is none of them. A shaper takes a `GradedGroup` and returns one reward for each of its responses; the
-outcome's reward from the table (`conf/reward/`) is what it starts from, and what it leaves alone where its formula says
-nothing. Lengths count generated tokens. Constants that papers give per token are given here per `scale_tokens` tokens, so
-that they bite as hard on responses of 100 tokens as on those of 10,000.
+By default a run uses none of them. A shaper takes a `GradedGroup` and returns one reward for each of its responses. It
+starts from the outcome's reward in the table (`conf/reward/`) and leaves it unchanged where its formula does not apply.
+Lengths count generated tokens. Constants that papers give per token are given here per `scale_tokens` tokens, so that they
+have the same effect on responses of 100 tokens as on those of 10,000.
 
-Every formula is tested with numbers worked out by hand. "Published" names the setting of the paper or of its code.
+Every formula is tested with hand-computed numbers. "Published" names the setting of the paper or of its code.
 """
 
 import math
@@ -26,12 +26,12 @@ class GradedGroup:
     """
 
     rewards: tuple[float, ...]
-    """What each response earned by its outcome."""
+    """Each response's reward for its outcome."""
     correct: tuple[bool, ...]
     truncated: tuple[bool, ...]
     num_tokens: tuple[int, ...]
     monitor_tokens: tuple[int, ...] = ()
-    """Lengths of the correct responses at the last look at the validation problems; only LASER-D reads them."""
+    """Lengths of the correct responses in the last validation; only LASER-D reads them."""
 
     @property
     def correct_tokens(self) -> list[int]:
@@ -46,7 +46,7 @@ Shaper = Callable[[GradedGroup], list[float]]
 
 
 def kimi(group: GradedGroup, *, weight: float) -> list[float]:
-    """reward + weight * lambda_i if correct, reward + weight * min(0, lambda_i) if not, with
+    """Return reward + weight * lambda_i if correct, reward + weight * min(0, lambda_i) if not, with
     lambda_i = 0.5 - (L_i - L_min) / (L_max - L_min) over the group; 0 where all lengths are equal.
 
     Kimi k1.5 (Kimi Team 2025, section 2.3.3). The weight is not published; 0.4 in LASER's re-implementation.
@@ -62,7 +62,8 @@ def kimi(group: GradedGroup, *, weight: float) -> list[float]:
 
 
 def arora(group: GradedGroup, *, alpha: float) -> list[float]:
-    """reward * (1 - alpha * sigmoid((L_i - mean) / (std + 1e-7))) if correct, mean and std over the group's correct ones.
+    """Return reward * (1 - alpha * sigmoid((L_i - mean) / (std + 1e-7))) if correct, with mean and std over the group's
+    correct responses.
 
     Arora & Zanette 2025, eq. 3 and 4 (published: alpha 0.1, rewards 1 and 0: `reward=binary`).
     """
@@ -78,7 +79,7 @@ def arora(group: GradedGroup, *, alpha: float) -> list[float]:
 
 
 def l1_exact(group: GradedGroup, *, alpha: float, target_tokens: float, scale_tokens: float) -> list[float]:
-    """reward - alpha * |target - L_i| / scale.
+    """Return reward - alpha * |target - L_i| / scale.
 
     L1-Exact (Aggarwal & Welleck 2025, eq. 1; published: 0.0003 per token at 4,096 tokens, so alpha 1.23). The paper draws
     the target per problem and writes it into the prompt ("Think for n tokens."); here it is one number.
@@ -87,7 +88,7 @@ def l1_exact(group: GradedGroup, *, alpha: float, target_tokens: float, scale_to
 
 
 def l1_max(group: GradedGroup, *, alpha: float, target_tokens: float, scale_tokens: float) -> list[float]:
-    """reward * clip(alpha * (target - L_i) / scale + 0.5, 0, 1) if correct.
+    """Return reward * clip(alpha * (target - L_i) / scale + 0.5, 0, 1) if correct.
 
     L1-Max (Aggarwal & Welleck 2025, eq. 2; published: 0.0003 per token at 4,096 tokens and delta 0.5). Prompt as in
     `l1_exact` ("Think for maximum n tokens.").
@@ -98,11 +99,11 @@ def l1_max(group: GradedGroup, *, alpha: float, target_tokens: float, scale_toke
 
 
 def shorter_better(group: GradedGroup, *, beta: float, scale_tokens: float) -> list[float]:
-    """2 * reward if correct, else reward; minus beta * |L_i - L_sol| / scale, L_sol the group's shortest correct length,
-    or its mean length when none is correct.
+    """Return 2 * reward if correct, else reward, minus beta * |L_i - L_sol| / scale. L_sol is the group's shortest correct
+    length, or its mean length when none is correct.
 
-    ShorterBetter (Yi & Wang 2025, eq. 3 and 4; published: weight 2 of being right, beta 0.001 per token at 6,000 tokens, so
-    beta 6; rewards 1 and 0).
+    ShorterBetter (Yi & Wang 2025, eq. 3 and 4; published: weight 2 for a correct answer, beta 0.001 per token at 6,000
+    tokens, so beta 6; rewards 1 and 0).
     """
     lengths = group.correct_tokens
     best = min(lengths) if lengths else fmean(group.num_tokens)
@@ -113,7 +114,7 @@ def shorter_better(group: GradedGroup, *, beta: float, scale_tokens: float) -> l
 
 
 def laser(group: GradedGroup, *, alpha: float, target_tokens: float) -> list[float]:
-    """reward + alpha if correct and no longer than the target.
+    """Return reward + alpha if correct and no longer than the target.
 
     LASER (Liu et al. 2025, eq. 5; published: alpha 0.5, targets 2,048 to 8,192 tokens, wrong -0.5).
     """
@@ -123,11 +124,11 @@ def laser(group: GradedGroup, *, alpha: float, target_tokens: float) -> list[flo
 
 
 def laser_d(group: GradedGroup, *, alpha: float) -> list[float]:
-    """`laser` with a target for each difficulty: the shortest length that would still keep about one correct response.
+    """Return `laser` with a target per difficulty: the shortest length that would still keep about one correct response.
 
-    Tiers by the group's pass rate: above 2/3, above 1/3, the rest; a tier's groups have n_tier = 2n/3, n/3 or 1 correct of
-    n. Its target is the smallest length L with floor(coverage(L) * n_tier) >= 1, coverage being the share of
-    `monitor_tokens` within L (LASER-D, Liu et al. 2025, section 4.2; published: alpha 0.5, looked at every 20 steps).
+    Tiers follow the group's pass rate: above 2/3, above 1/3, the rest; the groups of a tier have n_tier = 2n/3, n/3 or 1
+    correct of n. Its target is the smallest length L with floor(coverage(L) * n_tier) >= 1, where coverage is the share of
+    `monitor_tokens` within L (LASER-D, Liu et al. 2025, section 4.2; published: alpha 0.5, monitored every 20 steps).
     Without monitored lengths nothing is added.
     """
     if not group.monitor_tokens:
@@ -140,9 +141,10 @@ def laser_d(group: GradedGroup, *, alpha: float) -> list[float]:
 
 
 def l_grpo(group: GradedGroup, *, weight: float, scale_tokens: float) -> list[float]:
-    """reward + weight * (1 - L_i / scale) if *every* response of the group is correct; the reward alone otherwise.
+    """Return reward + weight * (1 - L_i / scale) if *every* response of the group is correct, else the reward alone.
 
-    The gate is ConciseR's L-GRPO (Song & Zheng 2025, section 3.3); its exact length term was not found and is ours.
+    The gate is ConciseR's L-GRPO (Song & Zheng 2025, section 3.3); we did not find its exact length term, so this one is
+    ours.
     """
     if not all(group.correct):
         return list(group.rewards)
@@ -150,7 +152,7 @@ def l_grpo(group: GradedGroup, *, weight: float, scale_tokens: float) -> list[fl
 
 
 def gr3(group: GradedGroup, *, alpha: float) -> list[float]:
-    """reward / (1 + alpha * L_i / mean length of the group) if the reward is above 0.
+    """Return reward / (1 + alpha * L_i / mean length of the group) if the reward is above 0, else the reward.
 
     GR3 (2026, arXiv 2603.10535; published: alpha 0.33, rewards 1 and 0: `reward=binary`).
     """
@@ -162,7 +164,7 @@ def gr3(group: GradedGroup, *, alpha: float) -> list[float]:
 
 
 def alp(group: GradedGroup, *, beta: float, scale_tokens: float) -> list[float]:
-    """reward - beta * L_i / scale * max(pass rate, 1 / K), K the group's size.
+    """Return reward - beta * L_i / scale * max(pass rate, 1 / K), where K is the group's size.
 
     ALP (2025, arXiv 2506.05256; published: 1e-7 per token before the group's normalisation).
     """
@@ -171,7 +173,7 @@ def alp(group: GradedGroup, *, beta: float, scale_tokens: float) -> list[float]:
 
 
 def dapo_overlong(group: GradedGroup, *, weight: float, scale_tokens: float) -> list[float]:
-    """reward + weight * min(0, (limit - cache - L_i) / cache), at least -weight: a ramp over the last fifth of the limit.
+    """Return reward + weight * max(-1, min(0, (limit - cache - L_i) / cache)): a ramp over the last fifth of the limit.
 
     DAPO's soft overlong punishment (Yu et al. 2025, eq. 13; published: limit 20,480 with a cache of 4,096, weight 1);
     limit = scale_tokens, cache = limit / 5. Overlong *filtering* is `algo.train_on_truncated=false`.
@@ -182,8 +184,8 @@ def dapo_overlong(group: GradedGroup, *, weight: float, scale_tokens: float) -> 
 
 
 def cosine(group: GradedGroup, *, strength: float, scale_tokens: float) -> list[float]:
-    """A reward of its own, whatever the table says: with c = (1 + cos(pi * L_i / scale)) / 2, correct 1 + strength * c,
-    wrong -10 * strength * c, truncated or longer than the scale -10 * strength.
+    """Return a reward that ignores the table: with c = (1 + cos(pi * L_i / scale)) / 2, 1 + strength * c if correct,
+    -10 * strength * c if wrong, -10 * strength if truncated or longer than the scale.
 
     Yeo et al. 2025, section 4.1 (published, at strength 1: correct 2 -> 1, wrong -10 -> 0, exceeding -10).
     """
@@ -198,7 +200,7 @@ def cosine(group: GradedGroup, *, strength: float, scale_tokens: float) -> list[
 
 
 def make_shaper(config: LengthConfig) -> Shaper | None:
-    """The shaper a config asks for; None where rewards stay those of the table."""
+    """Return the shaper that a config selects; None where rewards stay those of the table."""
     strength, scale, target = config.strength, config.scale_tokens, config.target_tokens
     shapers: dict[str, Shaper] = {
         "kimi": lambda group: kimi(group, weight=strength),
@@ -222,7 +224,7 @@ def _add(group: GradedGroup, terms: Sequence[float]) -> list[float]:
 
 
 def _scale(group: GradedGroup, factors: Sequence[float]) -> list[float]:
-    """Each correct response's reward times its factor; the others' rewards as they are."""
+    """Return each correct response's reward times its factor, and the others' rewards unchanged."""
     return [
         reward * factor if good else reward
         for reward, factor, good in zip(group.rewards, factors, group.correct, strict=True)

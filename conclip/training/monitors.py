@@ -1,4 +1,4 @@
-"""One step's numbers, as pure functions of its rollouts and tensors."""
+"""Metrics of one step, as pure functions of its rollouts and tensors."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -14,7 +14,7 @@ from conclip.types import TRUNCATION_ADVICE, TRUNCATION_WARNING_SHARE, Outcome, 
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Outcome shares, rewards and lengths of one step's rollouts. Lengths count generated token ids."""
+    """Return outcome shares, rewards and lengths of one step's rollouts. Lengths count generated token ids."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     metrics = {"rollout/num_responses": float(len(rollouts))}
     for outcome in Outcome:
@@ -26,23 +26,22 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     metrics["length/mean_tokens"] = fmean(lengths)
     metrics["length/max_tokens"] = float(max(lengths))
     for outcome in (Outcome.CORRECT, Outcome.WRONG):
-        mine = [r.completion.num_tokens for r in rollouts if r.grade.outcome is outcome]
-        if mine:
-            metrics[f"length/{outcome.value}_mean_tokens"] = fmean(mine)
+        lengths = [r.completion.num_tokens for r in rollouts if r.grade.outcome is outcome]
+        if lengths:
+            metrics[f"length/{outcome.value}_mean_tokens"] = fmean(lengths)
     rates = [rate for group in groups if (rate := group.pass_rate) is not None]
     metrics["rollout/share_groups_all_correct"] = fmean(rate == 1 for rate in rates) if rates else 0.0
     metrics["rollout/share_groups_none_correct"] = fmean(rate == 0 for rate in rates) if rates else 0.0
     return metrics
 
 
-def experience_metrics(experience: ExperienceBatch, *, cut_go_on: bool = False) -> dict[str, float]:
-    """Sampler/trainer drift, distance to the reference, how well the critic explains what its states earned (returns at
-    lambda 1, which hold none of its own values), groups without a signal, and what the update presses correct and wrong
-    responses to, by length.
+def experience_metrics(experience: ExperienceBatch, *, bootstraps_truncated: bool = False) -> dict[str, float]:
+    """Return metrics of a step's experience: drift between sampler and trainer, KL to the reference, the critic's explained
+    variance (of returns at lambda 1, which contain none of its own values), the share of groups without a signal, and the
+    mean advantages and end-token probabilities of correct and wrong responses, advantages also by length.
 
-    `cut_go_on`: truncated responses are said to go on (algo.truncated_bootstrap=value): what they would have earned is not
-    known, so the critic is not measured on them.
-    """
+    `bootstraps_truncated`: truncated responses are bootstrapped (algo.truncated_bootstrap=value). Their returns are unknown,
+    so the critic is not measured on them."""
     tokens = experience.tokens
     mask = tokens.response_mask
     drift = (experience.old_logprobs - tokens.sampler_logprobs).abs()
@@ -56,8 +55,8 @@ def experience_metrics(experience: ExperienceBatch, *, cut_go_on: bool = False) 
         "policy/share_zero_advantage_groups": zero_advantage_share(experience),
     }
     if experience.sampled_returns is not None:
-        known = mask & ~(tokens.truncated & cut_go_on).unsqueeze(-1)
-        metrics["value/explained_variance"] = explained_variance(experience.old_values, experience.sampled_returns, known)
+        measured = mask & ~(tokens.truncated & bootstraps_truncated).unsqueeze(-1)
+        metrics["value/explained_variance"] = explained_variance(experience.old_values, experience.sampled_returns, measured)
     positions = torch.arange(mask.shape[1])
     last = (mask * positions).argmax(-1, keepdim=True)
     end_probability = experience.old_logprobs.gather(1, last).squeeze(1).exp()
@@ -73,7 +72,8 @@ def experience_metrics(experience: ExperienceBatch, *, cut_go_on: bool = False) 
 
 
 def zero_advantage_share(experience: ExperienceBatch) -> float:
-    """Share of groups none of whose training tokens has an advantage: they teach nothing (GRPO: all right or all wrong)."""
+    """Return the share of groups in which no training token has an advantage, so that they teach nothing (with GRPO: all
+    correct or all wrong)."""
     tokens = experience.tokens
     largest = torch.where(tokens.loss_mask, experience.advantages.abs(), 0.0).amax(-1)
     groups = tokens.groups.unique()
@@ -81,9 +81,9 @@ def zero_advantage_share(experience: ExperienceBatch) -> float:
 
 
 def advantage_by_length(experience: ExperienceBatch, rows: Tensor) -> dict[str, float]:
-    """Mean over the chosen rows ([B] bool) of each row's mean advantage, in thirds of their length: short, middle, long.
+    """Return the mean over the given rows ([B] bool) of each row's mean advantage, by thirds of length: short, middle, long.
 
-    Thirds with no row are left out. What a per-response mean loss presses on is just this mean over a row's tokens.
+    Thirds with no row are left out. A per-response mean loss weights each row by this same mean over its tokens.
     """
     tokens = experience.tokens
     chosen = (rows & tokens.loss_mask.any(-1)).nonzero().squeeze(-1)
@@ -103,32 +103,33 @@ REPORTED = (
     "policy/sampler_drift_mean",
     "policy/share_zero_advantage_groups",
 )
-"""What every step has, and its report and warnings read."""
+"""The metrics that every step has; its report and warnings read them."""
 
 MAX_SAMPLER_DRIFT: dict[Dtype, float] = {"float32": 1e-3, "bfloat16": 0.03}
-"""Mean |engine - trainer| log-prob per token [nats] above which something is wrong; conf/trainer has the measurements."""
+"""The mean |engine - trainer| log-prob per token [nats] above which something is wrong; conf/trainer has the
+measurements."""
 
 
-def step_warnings(metrics: Mapping[str, float], *, max_drift: float, cuts: bool = False) -> dict[str, str]:
-    """What one step's metrics call for attention to: a name that stays the same, and the sentence for people.
-    `cuts`: responses are cut on purpose."""
-    found: dict[str, str] = {}
+def step_warnings(metrics: Mapping[str, float], *, max_drift: float, cuts_responses: bool = False) -> dict[str, str]:
+    """Return the warnings that one step's metrics call for: a stable name for each, and its text. `cuts_responses`: the
+    schedule truncates responses on purpose."""
+    warnings: dict[str, str] = {}
     drift = metrics["policy/sampler_drift_mean"]
     if drift > max_drift:
-        found["drift"] = (
+        warnings["drift"] = (
             f"engine and trainer disagree by {drift:.2g} nats a token, above trainer.max_sampler_drift={max_drift:g}: "
             "stale weights in the engine, or too coarse an arithmetic; model.dtype=float32 or algo.sampler_correction helps"
         )
     if metrics["rollout/share_groups_all_correct"] == 1:
-        found["solved"] = "every response of every problem is correct: choose harder problems, or stop here"
+        warnings["solved"] = "every response of every problem is correct: choose harder problems, or stop here"
     elif metrics["policy/share_zero_advantage_groups"] == 1:
-        found["silent"] = "no group has an advantage (each is all right or all wrong): this step taught nothing but KL"
+        warnings["silent"] = "no group has an advantage (each is all right or all wrong): this step taught nothing but KL"
     truncated = metrics["outcome/truncated"]
-    if truncated > TRUNCATION_WARNING_SHARE and not cuts:
-        found["truncated"] = (
+    if truncated > TRUNCATION_WARNING_SHARE and not cuts_responses:
+        warnings["truncated"] = (
             f"{truncated:.0%} of the responses were cut at rollout.max_tokens, which prices length: {TRUNCATION_ADVICE}; or "
             "leave them out (algo.train_on_truncated=false)"
         )
     if metrics.get("optim/skipped_updates", 0) > 0:
-        found["skipped"] = "an update was skipped: its gradient was NaN or infinite"
-    return found
+        warnings["skipped"] = "an update was skipped: its gradient was NaN or infinite"
+    return warnings

@@ -1,4 +1,4 @@
-"""Outcome -> reward: a table; then, where a config asks for it, a term that prices length."""
+"""Rewards: a table from outcome to reward and, where the config selects one, a term that prices length."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from conclip.types import Outcome, RolloutGroup
 
 
 def reward_of(outcome: Outcome, table: RewardConfig) -> float | None:
-    """The reward of one response; None when the grader failed, which keeps the response out of the loss."""
+    """Return the reward of one response; None when the grader failed, which keeps the response out of the loss."""
     if outcome is Outcome.GRADER_ERROR:
         return None
     return {
@@ -23,8 +23,8 @@ def reward_of(outcome: Outcome, table: RewardConfig) -> float | None:
 def reward_group(
     group: RolloutGroup, table: RewardConfig, shaper: Shaper | None, monitor_tokens: Sequence[int] = ()
 ) -> RolloutGroup:
-    """The group with a reward on each rollout: the table's, shaped by length where there is a shaper. Rollouts the grader
-    could not judge get none and are not shown to the shaper."""
+    """Return the group with a reward for each rollout: the table's, shaped by length where there is a shaper. Rollouts that
+    the grader could not judge get None, and the shaper does not see them."""
     rewards = [reward_of(rollout.grade.outcome, table) for rollout in group.rollouts]
     judged = [index for index, reward in enumerate(rewards) if reward is not None]
     if shaper is not None and judged:

@@ -1,5 +1,5 @@
-"""Where a step lies in its phase. Learning rates and the number of optimiser batches follow the phase, not the updates done:
-a step in which few rows train, or none, is a step all the same."""
+"""The position of a step in its phase. Learning rates and the number of optimiser batches follow the phase, not the updates
+done: a step in which few rows train, or none, still counts as a step."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,8 @@ from conclip.config.groups import AlgoConfig, PhaseConfig
 
 
 def lr_scale(update: int, num_updates: int, *, warmup_fraction: float, min_lr_fraction: float) -> float:
-    """Linear warm-up, then a cosine from 1 down to `min_lr_fraction`, where it stays; `update` counts from 0."""
+    """Return the factor on the learning rate: linear warm-up, then a cosine from 1 to `min_lr_fraction`, then constant.
+    `update` counts from 0."""
     warmup = math.ceil(num_updates * warmup_fraction)
     if update < warmup:
         return (update + 1) / warmup
@@ -23,48 +24,48 @@ def lr_scale(update: int, num_updates: int, *, warmup_fraction: float, min_lr_fr
 
 
 class Scheduled:
-    """A module's optimiser, whose learning rate is set by a place in a schedule."""
+    """A module's optimiser with a learning-rate schedule."""
 
     def __init__(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, scale: Callable[[int], float]) -> None:
-        """`scale`: place -> factor on the optimiser's learning rate."""
+        """Schedule an optimiser by `scale`, which maps a position to a factor on its learning rate."""
         self.module, self.optimizer, self._scale = module, optimizer, scale
         self._highest = float(optimizer.param_groups[0]["lr"])
 
     @property
     def lr(self) -> float:
-        """The present learning rate."""
+        """Return the current learning rate."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def place(self, update: int) -> None:
-        """Take the learning rate of this place [updates of the schedule]."""
+    def set_position(self, update: int) -> None:
+        """Set the learning rate for this position [updates of the schedule]."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._highest * self._scale(update)
 
     def moments(self) -> dict[str, Tensor]:
-        """The optimiser's state as `<name of the parameter>/<key>`; empty before the first update."""
+        """Return the optimiser's state by `<name of the parameter>/<key>`; empty before the first update."""
         if not self.optimizer.state:
-            return {}  # torch would make a state by a step of its own, and count that step
+            return {}  # torch would create the state by taking a step, which would count
         state = cast(dict[str, dict[str, Tensor]], get_optimizer_state_dict(self.module, self.optimizer)["state"])
-        return {f"{name}/{key}": tensor for name, found in state.items() for key, tensor in found.items()}
+        return {f"{name}/{key}": tensor for name, moments in state.items() for key, tensor in moments.items()}
 
     def load_moments(self, saved: Mapping[str, Tensor], *, prefix: str) -> None:
-        """Take what `moments` gave, from under `prefix`. Raises ValueError when it is not the state of this optimiser, which
-        is an AdamW."""
+        """Restore what `moments` returned from the keys under `prefix`. Raises ValueError when it is not the state of this
+        AdamW optimiser."""
         parameters = dict(self.module.named_parameters())
         moments: dict[str, dict[str, Tensor]] = {}
         for key, tensor in saved.items():
             if key.startswith(prefix):
                 name, _, moment = key.removeprefix(prefix).rpartition("/")
                 moments.setdefault(name, {})[moment] = tensor
-        for name, found in moments.items():
+        for name, tensors in moments.items():
             if name not in parameters:
                 raise ValueError(f"{prefix}{name} belongs to no parameter")
-            _check_adamw(prefix + name, found, parameters[name].shape)
+            _check_adamw(prefix + name, tensors, parameters[name].shape)
         groups = [self.optimizer.state_dict()["param_groups"][0] | {"params": list(parameters)}]
         state = {"state": moments, "param_groups": groups}
         set_optimizer_state_dict(self.module, self.optimizer, state, options=StateDictOptions(strict=False))
         for name, parameter in parameters.items():
-            if name not in moments:  # never had a gradient; torch gave it the state of one step
+            if name not in moments:  # it never had a gradient; torch created the state of one step
                 self.optimizer.state.pop(parameter, None)
 
 
@@ -78,38 +79,39 @@ def _check_adamw(name: str, moments: Mapping[str, Tensor], shape: torch.Size) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """What the phase has in mind for one step, whatever its rollouts turn out to be."""
+    """The plan of one step, which does not depend on its rollouts."""
 
     begin: int
-    """Updates of the phase's schedule that lie before the step, those of the critic's warm-up included."""
+    """Updates in the phase's schedule before the step, those of the critic's warm-up included."""
     end: int
-    """The same after it."""
+    """Updates in the schedule up to the end of the step."""
     num_updates: int
-    """Optimiser batches of a full step."""
+    """The number of optimiser batches of a full step."""
     num_rows: int
-    """Responses that train in a full step."""
+    """The number of responses that train in a full step."""
 
     def split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """The rows that train ([b] long, in the order to take them) as optimiser batches, about as large as a full step's:
-        with a quarter of the responses there is a quarter of the updates, not as many updates on noise.
+        """Split the rows that train ([b] long, in training order) into optimiser batches about as large as those of a full
+        step: a quarter of the responses makes a quarter of the updates, instead of as many updates on noise.
 
         Example: four updates planned on 64 rows. 64, 62 or 49 rows make four batches, 32 make two, 1 to 16 one.
         """
         number = min(self.num_updates, len(rows), math.ceil(self.num_updates * len(rows) / self.num_rows))
         return rows.tensor_split(number) if number else ()
 
-    def place(self, batch: int, num_batches: int) -> int:
-        """Where in the schedule an optimiser batch of the step lies; batches are spread over it evenly."""
+    def position(self, batch: int, num_batches: int) -> int:
+        """Return the position in the schedule of an optimiser batch of the step; batches are spread over it evenly."""
         return self.begin + batch * (self.end - self.begin) // num_batches
 
 
 def plan_step(
     step: int, phase: PhaseConfig, algo: AlgoConfig, *, tokens: tuple[int, int], tokens_of_warmup: int
 ) -> StepPlan:
-    """The plan of a step; steps up to 0 are the critic's warm-up.
+    """Return the plan of a step; steps up to 0 are the critic's warm-up.
 
-    The place in the schedule follows the step's number or, where `phase.max_sampled_tokens` ends the phase and more of it is
-    spent, the tokens sampled: those of the phase before the step and after its sampling (`tokens`), less the warm-up's.
+    The position in the schedule is the larger of two shares: the step's number in `num_steps` and, where the phase has
+    `max_sampled_tokens`, the tokens sampled in that budget. `tokens` are those of the phase before the step and after its
+    sampling; the warm-up's are subtracted from both.
     """
     size = algo.updates_per_rollout
     begin, end = (step - 1) * size, step * size
@@ -128,16 +130,17 @@ def plan_step(
 
 
 def rows_per_group(algo: AlgoConfig, group_size: int) -> int:
-    """Of a group's responses, those that train at most."""
+    """Return the largest number of a group's responses that train."""
     return 1 if algo.advantage == "shortest_correct" else group_size
 
 
 def tokens_limit(stages: Sequence[float] | None, max_tokens: int, progress: float) -> int:
-    """Token limit of a response when `progress` (0 to 1) of the phase is done: equal stages, each a share of `max_tokens`.
+    """Return the token limit of a response when `progress` (0 to 1) of the phase is done: equal stages, each with its share
+    of `max_tokens`.
 
-    ThinkPrune (Hou et al. 2025; published: 4,096, 3,072 and 2,048 tokens). What a limit cuts is truncated.
+    ThinkPrune (Hou et al. 2025; published: 4,096, 3,072 and 2,048 tokens). A response that reaches the limit is truncated.
 
-    Example: stages (1, 0.5) of 200 tokens: 200 until half of the phase is done, 100 after.
+    Example: stages (1, 0.5) of 200 tokens give 200 until half of the phase is done, then 100.
     """
     if stages is None:
         return max_tokens

@@ -1,4 +1,4 @@
-"""The monitors of a whole phase: their names, what they began and ended with, and the table of it."""
+"""The monitors of a whole phase: their names, the summary of their values, and its table."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -23,11 +23,11 @@ MONITORS = {
     "optim/policy_grad_norm": "gradient norm",
     "optim/skipped_updates": "skipped updates",
 }
-"""Metric -> its name in the summary of a phase."""
+"""The name of each metric in the summary of a phase."""
 
 
 def summarise_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Of each monitor: its mean over the first and the last quarter of its steps, its lowest and its highest."""
+    """Return each monitor's mean over the first and the last quarter of its steps, and its lowest and highest value."""
     summary: dict[str, dict[str, float]] = {}
     for name in MONITORS:
         values = [step[name] for step in steps if name in step]
@@ -43,12 +43,12 @@ def summarise_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, dict[str,
 
 
 def is_summary(name: str, values: Mapping[str, float]) -> bool:
-    """Whether a monitor has that name, and its values are those of `summarise_steps`."""
+    """Return whether a monitor has that name and the values have the keys of `summarise_steps`."""
     return name in MONITORS and values.keys() == {"first", "last", "lowest", "highest"}
 
 
 def summary_table(title: str, summary: Mapping[str, Mapping[str, float]]) -> Table:
-    """The summary for people; monitors that stayed 0 are left out."""
+    """Return the summary as a table; monitors that stayed 0 are left out."""
     table = Table(title=title, title_justify="left")
     table.add_column("monitor")
     for column in ("first quarter", "last quarter", "lowest", "highest"):

@@ -1,192 +1,133 @@
-"""The training loop. `Trainer._step` is the algorithm, in data order."""
+"""The training loop. `Trainer._step` is the algorithm, in the order of the data flow."""
 
 import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 
 from conclip.algo.losses import next_kl_coef
-from conclip.config.groups import PhaseConfig
 from conclip.config.recipe import checkpoint_folder
 from conclip.config.schema import LearnConfig
 from conclip.curriculum.order import ProblemOrder, make_refresher
-from conclip.curriculum.selection import Selection
-from conclip.problems.overlap import trained_on
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import Interrupted, deferred
 from conclip.seeding import python_stream, torch_stream
 from conclip.training.backend import Backend
 from conclip.training.batch import ExperienceBatch, TokenBatch, collate
-from conclip.training.checkpoint import Checkpoints
-from conclip.training.experience import Scores, kl_reward_share, make_experience, teaches
+from conclip.training.experience import Scores, has_signal, kl_reward_share, make_experience
 from conclip.training.learner import Learner, NonFiniteGradient
 from conclip.training.length_rewards import make_shaper
 from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings
-from conclip.training.progress import Due, Progress, Validation
+from conclip.training.phase import PhaseInputs, TrainResult
+from conclip.training.progress import NextAction, Progress, Validation
 from conclip.training.recovery import Recovery
 from conclip.training.rewards import reward_group
 from conclip.training.schedule import plan_step, tokens_limit
 from conclip.training.summary import summarise_steps
-from conclip.types import Outcome, Problem, RolloutGroup, SamplingSpec
+from conclip.types import Outcome, RolloutGroup, SamplingSpec
 
 
 class StaleEngine(RuntimeError):
-    """The engine samples with other weights than the learner's: its data must not train."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainResult:
-    """What a phase hands on."""
-
-    checkpoint: Path
-    best: Validation
-    history: tuple[Validation, ...]
-    monitors: Mapping[str, Mapping[str, float]]
-    """Summary of each monitor over the steps (`summary.summarise_steps`)."""
-    asked: tuple[str, ...]
-    """Ids of all problems that trained."""
-    num_responses: int
-    """Sampled in the whole phase, validation included."""
-    num_tokens: int
+    """The engine sampled with other weights than the learner's; its responses must not be trained on."""
 
 
 class Trainer:
-    """Trains one phase on a fixed set of problems."""
+    """The training of one phase on selected problems."""
 
-    def __init__(
-        self,
-        stage: str,
-        config: LearnConfig,
-        phase: PhaseConfig,
-        runtime: Runtime,
-        *,
-        model_path: Path,
-        selection: Selection,
-        validation: Sequence[Problem],
-        key: str,
-    ) -> None:
-        """`key`: hash of everything the phase rests on; it goes on from a checkpoint that was saved with the same one."""
-        self._stage, self._config, self._phase, self._runtime, self._run = stage, config, phase, runtime, runtime.run
-        self._validation_problems = validation
+    def __init__(self, phase: PhaseInputs, config: LearnConfig, runtime: Runtime) -> None:
+        """Start the engine and load the models."""
+        self._stage, self._phase, self._config, self._algo = phase.stage, phase.settings, config, config.algo
+        self._runtime, self._run, self._validation_problems = runtime, runtime.run, phase.validation
         self._version = runtime.engine.policy_version
-        """Of the weights the engine must sample with. The engine starts before the learner takes memory: it measures what is
-        free."""
-        self._algo = config.algo
+        """The version of the weights that the engine must sample with. Reading it here starts the engine before the learner
+        takes memory: the engine measures what is free."""
         self._shaper = make_shaper(config.length)
-        num_updates = phase.num_steps * config.algo.updates_per_rollout
-        self._learner = Learner(Backend(model_path, config, num_updates=num_updates), config)
-        self._order = ProblemOrder(selection.problems, python_stream(config.seed, stage, "order"))
-        self._refresher = make_refresher(self._order, selection, phase) if phase.refresh else None
-        checkpoints = runtime.run.folder / "checkpoints"
-        checkpoints.mkdir(exist_ok=True)
-        assert runtime.tokenizer is not None
-        self._checkpoints = Checkpoints(
-            checkpoints / stage,
-            key=key,
-            keep_last=config.trainer.keep_last,
-            in_background=config.trainer.save_in_background,
-            warn=runtime.run.warn,
-        )
-        self._recovery = Recovery(
-            stage,
-            runtime.run,
-            progress=Progress(
-                step=-config.algo.critic_warmup_steps,
-                kl_coef=config.algo.kl_coef,
-                asked=[problem.problem_id for problem in selection.problems],
-            ),
-            learner=self._learner,
-            order=self._order,
-            refresher=self._refresher,
-            checkpoints=self._checkpoints,
-            tokenizer=runtime.tokenizer,
-            known={choice.problem.problem_id: choice.problem for choice in (*selection.chosen, *selection.reserve)},
-            earlier=trained_on(model_path),
-            last_step=phase.num_steps,
-            copies=config.trainer.save_in_background,
-        )
+        num_updates = self._phase.num_steps * config.algo.updates_per_rollout
+        self._learner = Learner(Backend(phase.model_path, config, num_updates=num_updates), config)
+        self._order = ProblemOrder(phase.selection.problems, python_stream(config.seed, phase.stage, "order"))
+        self._refresher = make_refresher(self._order, phase.selection, phase.settings) if phase.settings.refresh else None
+        self._recovery = Recovery(phase, config, runtime, self._learner, self._order, self._refresher)
         self._steps: list[Mapping[str, float]] = []
-        """Metrics of the steps so far."""
+        """The metrics of the steps so far."""
         self._times: dict[str, float] = {}
-        """Of the present step."""
+        """The durations of the current step [s], by metric."""
 
     @property
-    def _now(self) -> Progress:
+    def _progress(self) -> Progress:
         return self._recovery.progress
 
     @property
     def wall_s(self) -> float:
-        """Spent on the phase so far, interruptions apart."""
-        return self._now.wall_s
+        """Return the time spent on the phase so far, without interruptions."""
+        return self._progress.wall_s
 
     def train(self) -> TrainResult:
-        """Run the phase, from its newest checkpoint if it has one. The best validated checkpoint is kept; a run whose
-        accuracy degrades stops. A signal loses the step in flight at most."""
+        """Run the phase, from its newest checkpoint if it has one. The best validated checkpoint is kept; a phase whose
+        accuracy degrades stops. A signal costs at most the step in progress."""
         self._recovery.restore()
-        self._steps = self._run.stage_metrics(self._stage) if self._now.history else []
+        self._steps = self._run.stage_metrics(self._stage) if self._progress.history else []
         self._push_weights()
         try:
-            if self._now.due is Due.FIRST_LOOK:
+            if self._progress.next_action is NextAction.INITIAL_VALIDATION:
                 self._begin()
-            self._run.begin(self._stage, self._phase.num_steps, max(0, self._now.step))
-            while (due := self._now.due) is not Due.NOTHING:
-                if due is Due.STEP:
-                    self._step(self._now.step + 1)
+            self._run.begin(self._stage, self._phase.num_steps, max(0, self._progress.step))
+            while (action := self._progress.next_action) is not NextAction.NONE:
+                if action is NextAction.STEP:
+                    self._step(self._progress.step + 1)
                 else:
-                    self._conclude(self._now.step, self._now.unreported or {})
+                    self._conclude(self._progress.step, self._progress.pending_metrics or {})
         except NonFiniteGradient as error:
-            self._run.warn(f"{self._stage} stops after step {self._now.step}: {error}; the best checkpoint so far is kept")
+            step = self._progress.step
+            self._run.warn(f"{self._stage} stops after step {step}: {error}; the best checkpoint so far is kept")
         except Interrupted:
             with deferred():
                 self._recovery.save_interrupted()
             raise
         finally:
             with deferred():
-                self._checkpoints.wait()
+                self._recovery.checkpoints.wait()
         checkpoint = self._run.folder / checkpoint_folder(self._stage)
-        self._checkpoints.publish(self._now.best_checkpoint, checkpoint)
+        self._recovery.checkpoints.publish(self._progress.best_checkpoint, checkpoint)
         return TrainResult(
             checkpoint=checkpoint,
-            best=self._now.best,
-            history=tuple(self._now.history),
+            best=self._progress.best,
+            history=tuple(self._progress.history),
             monitors=summarise_steps(self._steps),
-            asked=tuple(self._now.asked),
-            num_responses=self._now.num_responses,
-            num_tokens=self._now.num_sampled_tokens + self._now.num_validation_tokens,
+            problem_ids=tuple(self._progress.problem_ids),
+            num_responses=self._progress.num_responses,
+            num_tokens=self._progress.num_sampled_tokens + self._progress.num_validation_tokens,
         )
 
     def _step(self, step: int) -> None:
-        """One step of the algorithm. Steps up to 0 warm the critic up: the policy stays as it is."""
-        now, learner, algo = self._now, self._learner, self._algo
+        """Run one step of the algorithm. Steps up to 0 warm up the critic and leave the policy unchanged."""
+        progress, learner, algo = self._progress, self._learner, self._algo
         if step <= 0:
             algo = dataclasses.replace(algo, critic_gae_lambda=1.0)
-        self._times, tokens_before = {}, now.num_sampled_tokens
+        self._times, tokens_before = {}, progress.num_sampled_tokens
         with self._timed("rollout"):
             groups = self._sample(step)
         self._runtime.engine.sleep()
         tokens = collate(groups, train_on_truncated=algo.train_on_truncated)
         with self._timed("score"):
             scores = learner.score(tokens)
-        experience = make_experience(tokens, scores, algo, kl_coef=now.kl_coef)
-        tokens_so_far = (tokens_before, now.num_sampled_tokens)
-        plan = plan_step(step, self._phase, algo, tokens=tokens_so_far, tokens_of_warmup=now.num_warmup_tokens)
+        experience = make_experience(tokens, scores, algo, kl_coef=progress.kl_coef)
+        tokens_so_far = (tokens_before, progress.num_sampled_tokens)
+        plan = plan_step(step, self._phase, algo, tokens=tokens_so_far, tokens_of_warmup=progress.num_warmup_tokens)
         with self._recovery.change():
             with self._timed("update"):
                 random = torch_stream(self._config.seed, self._stage, "update", step)
-                updated = learner.update(experience, random, kl_coef=now.kl_coef, train_policy=step > 0, plan=plan)
+                updated = learner.update(experience, random, kl_coef=progress.kl_coef, train_policy=step > 0, plan=plan)
             with self._timed("push_weights"):
                 self._push_weights()
             metrics = self._observe(step, groups, tokens, scores, experience, updated)
             if algo.kl_target is not None and step > 0:
-                now.kl_coef = next_kl_coef(now.kl_coef, metrics["policy/kl_to_reference"], algo.kl_target)
+                progress.kl_coef = next_kl_coef(progress.kl_coef, metrics["policy/kl_to_reference"], algo.kl_target)
             if step <= 0:
-                now.num_warmup_tokens = now.num_sampled_tokens
-            now.step, now.unreported = step, metrics
+                progress.num_warmup_tokens = progress.num_sampled_tokens
+            progress.step, progress.pending_metrics = step, metrics
 
     def _observe(
         self,
@@ -197,89 +138,90 @@ class Trainer:
         experience: ExperienceBatch,
         updated: dict[str, float],
     ) -> dict[str, float]:
-        """The step's transcripts and metrics; the refresher sees what became of its problems."""
-        now, algo = self._now, self._algo
+        """Write the step's transcripts, show its outcomes to the refresher and return its metrics."""
+        progress, algo = self._progress, self._algo
         self._run.write_transcripts(self._stage, step, groups, self._config.trainer.transcripts_per_group)
-        cut_go_on = algo.truncated_bootstrap == "value"
-        metrics = rollout_metrics(groups) | experience_metrics(experience, cut_go_on=cut_go_on) | updated | self._times
-        metrics |= {"policy/kl_coef": now.kl_coef, "rollout/num_sampled_tokens": float(now.num_sampled_tokens)}
+        of_experience = experience_metrics(experience, bootstraps_truncated=algo.truncated_bootstrap == "value")
+        metrics = rollout_metrics(groups) | of_experience | updated | self._times
+        metrics |= {"policy/kl_coef": progress.kl_coef, "rollout/num_sampled_tokens": float(progress.num_sampled_tokens)}
         if algo.kl == "reward":
-            metrics["policy/kl_gradient_share"] = kl_reward_share(tokens, scores, algo, now.kl_coef)
+            metrics["policy/kl_gradient_share"] = kl_reward_share(tokens, scores, algo, progress.kl_coef)
         if self._refresher is not None:
             self._refresher.observe(groups)
             metrics |= self._refresher.metrics()
         return metrics
 
     def _conclude(self, step: int, metrics: dict[str, float]) -> None:
-        """After a step: validation, report and checkpoint where it is time, and whether the phase ends."""
-        now, phase, trainer = self._now, self._phase, self._config.trainer
-        spent = now.num_sampled_tokens >= (phase.max_sampled_tokens or math.inf)
+        """Report a step, validate and save where scheduled, and decide whether the phase ends."""
+        progress, phase, trainer = self._progress, self._phase, self._config.trainer
+        spent = progress.num_sampled_tokens >= (phase.max_sampled_tokens or math.inf)
         last = step == phase.num_steps or (step > 0 and spent)
-        looks = step > 0 and (step % trainer.validate_every == 0 or last)
-        looked = self._validate(step) if looks else None
-        improved = looked is not None and self._better(looked)
+        scheduled = step > 0 and (step % trainer.validate_every == 0 or last)
+        validation = self._validate(step) if scheduled else None
+        improved = validation is not None and self._is_better(validation)
         with self._recovery.change():
             stopped = False
-            if looked is not None:
-                began = now.history[0].accuracy
-                stopped = looked.accuracy < began - phase.stop_accuracy_drop
-                now.history.append(looked)
-                metrics |= {"validation/accuracy": looked.accuracy, "validation/mean_tokens": looked.mean_tokens}
+            if validation is not None:
+                stopped = validation.accuracy < progress.history[0].accuracy - phase.stop_accuracy_drop
+                progress.history.append(validation)
+                metrics |= {"validation/accuracy": validation.accuracy, "validation/mean_tokens": validation.mean_tokens}
                 if improved:
-                    now.best, now.best_checkpoint = looked, self._recovery.number
+                    progress.best, progress.best_checkpoint = validation, self._recovery.number
             self._report(step, metrics)
-            if looked is not None and stopped:
+            if validation is not None and stopped:
                 self._run.warn(
-                    f"{self._stage} stops at step {step}: validation accuracy {looked.accuracy:.3f} fell more than "
-                    f"{phase.stop_accuracy_drop:g} below the {now.history[0].accuracy:.3f} it began with"
+                    f"{self._stage} stops at step {step}: validation accuracy {validation.accuracy:.3f} fell more than "
+                    f"{phase.stop_accuracy_drop:g} below the {progress.history[0].accuracy:.3f} it began with"
                 )
-            now.unreported, now.ended = None, last or stopped
-        if improved or now.ended or step % trainer.save_every == 0:
+            progress.pending_metrics, progress.ended = None, last or stopped
+        if improved or progress.ended or step % trainer.save_every == 0:
             self._recovery.save()
 
     def _begin(self) -> None:
-        """What the first step is measured against."""
-        self._checkpoints.clear()
-        self._run.forget_stage(self._stage)
+        """Run and save the validation that later ones are compared with."""
+        self._recovery.checkpoints.clear()
+        self._run.remove_metrics(self._stage)
         first = self._validate(0)
         with self._recovery.change():
-            self._now.history, self._now.best, self._now.best_checkpoint = [first], first, self._recovery.number
+            self._progress.history, self._progress.best = [first], first
+            self._progress.best_checkpoint = self._recovery.number
         self._recovery.save()
 
     def _sample(self, step: int) -> list[RolloutGroup]:
-        """The step's groups, rewarded. With dynamic sampling, groups that teach nothing are replaced by fresh ones, for so
-        many rounds (DAPO, Yu et al. 2025, section 3.2)."""
+        """Return the step's groups with rewards. Dynamic sampling replaces groups without a training signal by new ones, for
+        `dynamic_sampling_rounds` rounds (DAPO, Yu et al. 2025, section 3.2)."""
         wanted, spec = self._phase.problems_per_step, self._sampling_spec(step)
         groups = self._sample_problems(step, spec, wanted)
-        mixed = partial(_mixed, train_on_truncated=self._algo.train_on_truncated)
+        with_signal = partial(_with_signal, train_on_truncated=self._algo.train_on_truncated)
         for extra in range(self._algo.dynamic_sampling_rounds):
-            kept = mixed(groups)
+            kept = with_signal(groups)
             if len(kept) == wanted:
                 break
             groups = kept + self._sample_problems(step, spec, wanted - len(kept), "extra", extra)
         if self._algo.dynamic_sampling_rounds:
-            groups = mixed(groups) or groups
+            groups = with_signal(groups) or groups
         return groups
 
     def _sample_problems(
         self, step: int, spec: SamplingSpec, num_problems: int, *seed_parts: int | str
     ) -> list[RolloutGroup]:
         problems = self._order.draw(num_problems)
-        self._now.asked += [p.problem_id for p in problems if p.problem_id not in self._now.asked]
+        used = self._progress.problem_ids
+        used += [p.problem_id for p in problems if p.problem_id not in used]
         label = f"{self._stage} step {step}"
         groups = self._runtime.sample_groups(label, problems, spec, self._phase.group_size, self._stage, step, *seed_parts)
         completions = [rollout.completion for group in groups for rollout in group.rollouts]
         versions = {completion.policy_version for completion in completions}
         if versions != {self._version}:
             raise StaleEngine(f"engine sampled with policy versions {sorted(versions)}, the learner is at {self._version}")
-        self._now.num_sampled_tokens += sum(completion.num_tokens for completion in completions)
-        self._now.num_responses += len(completions)
-        return [reward_group(group, self._config.reward, self._shaper, self._now.monitor_tokens) for group in groups]
+        self._progress.num_sampled_tokens += sum(completion.num_tokens for completion in completions)
+        self._progress.num_responses += len(completions)
+        return [reward_group(group, self._config.reward, self._shaper, self._progress.monitor_tokens) for group in groups]
 
     def _sampling_spec(self, step: int) -> SamplingSpec:
-        """How the step samples: as the config says, up to the limit of the phase's stage."""
+        """Return the config's sampling settings with the token limit of this point in the phase."""
         spec, phase = self._runtime.training_spec, self._phase
-        by_tokens = self._now.num_sampled_tokens / phase.max_sampled_tokens if phase.max_sampled_tokens else 0.0
+        by_tokens = self._progress.num_sampled_tokens / phase.max_sampled_tokens if phase.max_sampled_tokens else 0.0
         progress = max(0.0, (step - 1) / phase.num_steps, by_tokens)
         return dataclasses.replace(spec, max_tokens=tokens_limit(phase.max_tokens_stages, spec.max_tokens, progress))
 
@@ -288,7 +230,7 @@ class Trainer:
         self._runtime.engine.update_weights(self._learner.backend.weights(), self._version)
 
     def _validate(self, step: int) -> Validation:
-        """The same responses' seeds each time, so that two looks differ by the policy alone."""
+        """Validate the policy. Seeds are the same each time, so that two validations differ only by the policy."""
         runtime = self._runtime
         groups = runtime.sample_groups(
             f"{self._stage} validation",
@@ -298,9 +240,9 @@ class Trainer:
             "validation",
         )
         rollouts = [r for group in groups for r in group.rollouts]
-        self._now.num_responses += len(rollouts)
-        self._now.num_validation_tokens += sum(r.completion.num_tokens for r in rollouts)
-        self._now.monitor_tokens = [r.completion.num_tokens for r in rollouts if r.grade.outcome is Outcome.CORRECT]
+        self._progress.num_responses += len(rollouts)
+        self._progress.num_validation_tokens += sum(r.completion.num_tokens for r in rollouts)
+        self._progress.monitor_tokens = [r.completion.num_tokens for r in rollouts if r.grade.outcome is Outcome.CORRECT]
         judged = [r for r in rollouts if r.grade.outcome is not Outcome.GRADER_ERROR]
         result = Validation(
             step=step,
@@ -312,12 +254,12 @@ class Trainer:
         )
         return result
 
-    def _better(self, now: Validation) -> bool:
-        best, first = self._now.best, self._now.history[0]
+    def _is_better(self, validation: Validation) -> bool:
+        best, first = self._progress.best, self._progress.history[0]
         if self._phase.keep_best == "accuracy":
-            return (now.accuracy, -now.mean_tokens) > (best.accuracy, -best.mean_tokens)
-        holds = now.accuracy >= first.accuracy - self._phase.max_accuracy_drop
-        return holds and now.mean_tokens < best.mean_tokens
+            return (validation.accuracy, -validation.mean_tokens) > (best.accuracy, -best.mean_tokens)
+        kept_accuracy = validation.accuracy >= first.accuracy - self._phase.max_accuracy_drop
+        return kept_accuracy and validation.mean_tokens < best.mean_tokens
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log_metrics(self._stage, step, metrics)
@@ -331,11 +273,11 @@ class Trainer:
         max_drift = self._config.trainer.max_sampler_drift
         if max_drift is None:
             max_drift = MAX_SAMPLER_DRIFT[self._config.model.dtype]
-        cuts = self._phase.max_tokens_stages is not None
-        for name, text in step_warnings(metrics, max_drift=max_drift, cuts=cuts).items():
-            if name not in self._now.warned:
+        cuts_responses = self._phase.max_tokens_stages is not None
+        for name, text in step_warnings(metrics, max_drift=max_drift, cuts_responses=cuts_responses).items():
+            if name not in self._progress.warned:
                 self._run.warn(f"{self._stage} step {step}: {text} (said once)")
-                self._now.warned.append(name)
+                self._progress.warned.append(name)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -344,6 +286,6 @@ class Trainer:
         self._times[f"time/{name}_s"] = time.monotonic() - began
 
 
-def _mixed(groups: Sequence[RolloutGroup], *, train_on_truncated: bool = False) -> list[RolloutGroup]:
-    """The groups that teach something."""
-    return [group for group in groups if teaches(group, train_on_truncated=train_on_truncated)]
+def _with_signal(groups: Sequence[RolloutGroup], *, train_on_truncated: bool) -> list[RolloutGroup]:
+    """Return the groups that give a training signal."""
+    return [group for group in groups if has_signal(group, train_on_truncated=train_on_truncated)]

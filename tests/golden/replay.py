@@ -23,7 +23,7 @@ from conclip.lab.arithmetic import generate
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_tokenizer
 from conclip.problems.prompts import encode_prompt
-from conclip.rollout.collect import collect, group_rollouts, tasks_for
+from conclip.rollout.collect import PromptSet, collect, group_rollouts, tasks_for
 from conclip.rollout.vllm_engine import VllmEngine
 from conclip.seeding import torch_stream
 from conclip.training.backend import Backend
@@ -119,7 +119,7 @@ def record_rollouts() -> None:
     prompts = {problem.problem_id: encode_prompt(tokenizer, problem.question, config.model) for problem in problems}
     engine = VllmEngine(LAB_MODEL, config.rollout, dtype="float32", seed=0, max_model_len=512)
     grader = Grader()
-    tasks = tasks_for(problems, prompts, num_samples=6, seed_parts=("golden",))
+    tasks = tasks_for(problems, PromptSet(token_ids=prompts), 6, ("golden",))
     spec = SamplingSpec(temperature=1.0, max_tokens=config.rollout.max_tokens)
     rollouts = list(collect(tasks, spec, engine=engine, grader=grader, tokenizer=tokenizer))
     grader.close()
