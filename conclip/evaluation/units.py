@@ -74,7 +74,7 @@ class RowFile:
                     is_served = runtime.tokenizer is None  # behind a server
                     requested = {task.key: task for task in (missing if is_served else unit)}
                     for rollout in runtime.collect(label, list(requested.values()), spec, context):
-                        task = requested[_task_key(rollout)]
+                        task = requested[rollout.completion.request_id]
                         row = rows[task.key] = self._row(rollout, task, variant, spec, keys[task.key])
                         self.num_sampled += 1
                         self.num_sampled_tokens += row.num_tokens
@@ -163,10 +163,6 @@ def _line(row: EvalRow) -> str:
 def _write(path: Path, rows: Iterable[EvalRow]) -> None:
     with writing(path) as out:
         out.writelines(map(_line, rows))
-
-
-def _task_key(rollout: Rollout) -> str:
-    return f"{rollout.problem.problem_id}/{rollout.sample}"
 
 
 def _units(tasks: Sequence[Task], size: int) -> Iterator[list[Task]]:
