@@ -54,6 +54,7 @@ class VllmEngine:
         requests have a thinking budget. Raises UserError when vLLM refuses the model or the settings."""
         _configure_environment()
         from vllm import EngineArgs, LLMEngine  # noqa: PLC0415  seconds to import, and reads the environment above
+        from vllm.distributed import cleanup_dist_env_and_memory  # noqa: PLC0415
 
         on_cpu = not torch.cuda.is_available()
         random_state = torch.get_rng_state()
@@ -84,6 +85,7 @@ class VllmEngine:
         try:
             self._engine = LLMEngine.from_engine_args(arguments)
         except Exception as error:  # code of an untested model may raise anything
+            cleanup_dist_env_and_memory()  # as at an engine's end: the next engine of this process needs groups of its own
             if explain(error) is not None:
                 raise
             logging.getLogger(__name__).info("vLLM's traceback", exc_info=True)
