@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from math import fsum
-from statistics import fmean, stdev
+from statistics import StatisticsError, correlation, fmean, stdev
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,14 @@ def clustered_interval(cluster_means: Sequence[float]) -> tuple[float, float, fl
         return mean, -math.inf, math.inf
     half = float(stats.t.ppf(0.975, len(cluster_means) - 1)) * spread / math.sqrt(len(cluster_means))
     return mean, mean - half, mean + half
+
+
+def correlation_if_any(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return Pearson's correlation; None for fewer than two pairs, or where either does not vary."""
+    try:
+        return correlation(first, second)
+    except StatisticsError:
+        return None
 
 
 def chance_not_positive(values: Array, weights: Array) -> Array:

@@ -5,12 +5,15 @@ problem, grade and reward, a `group` is all rollouts of one problem in one step.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "abort", "content_filter"]
 """How a response ended: by itself, at the token limit, dropped by the engine, or withheld by a server's filter."""
+
+ExtractionRule = Literal["strict", "lenient"]
+"""Which answers count: those in a box only, or also those found by the agreed fall-backs (`conclip.grading.answers`)."""
 
 
 class Outcome(StrEnum):
@@ -27,8 +30,9 @@ class Outcome(StrEnum):
     """The grader failed or ran out of time; never counted as wrong, never trained on."""
 
 
-TRUNCATION_WARNING_SHARE = 0.1
-"""Share of truncated responses above which the user is warned: the token limit then decides much of the result."""
+WARNING_SHARE = 0.1
+"""Share of responses without an answer that counts, or truncated, above which the user is warned: format or the token limit
+then decides much of the result."""
 
 TRUNCATION_ADVICE = (
     "give more room, or, where responses run on behind their answer, name the token that ends a turn (model.stop_tokens)"
@@ -103,6 +107,9 @@ class SamplingSpec:
 DEFAULT_TEMPLATE = "default"
 """Name of the template variant that gets `model.chat_template_kwargs` alone."""
 
+PromptCondition = tuple[str, str, int | None]
+"""How a problem is put to the model: the instruction and the template variant, both by name, and the thinking budget."""
+
 Messages = tuple[tuple[str, str], ...]
 """(role, content) of each turn of a chat."""
 
@@ -156,7 +163,8 @@ class Grade:
     """The grader's verdict on one response."""
 
     outcome: Outcome
-    """Strict outcome: an answer outside a box counts as none. It is used for training, and for results by default."""
+    """The outcome that counts, by `rollout.extraction`. Strict: an answer outside a box is none. Lenient: the same as
+    `lenient_outcome`."""
     extracted: str | None
     """The answer as found in the response; None when there is none."""
     lenient_outcome: Outcome | None = None
@@ -164,6 +172,22 @@ class Grade:
     lenient_extracted: str | None = None
     method: str | None = None
     """How the lenient answer was found: boxed, hashes, phrase, math, number, whole; None when there is none."""
+
+    def by(self, extraction: ExtractionRule) -> "Grade":
+        """Return the grade with the outcome that counts by `extraction`."""
+        if self.lenient_outcome is None:
+            return self
+        outcome, extracted = _counted(self.lenient_outcome, self.lenient_extracted, self.method, extraction)
+        return replace(self, outcome=outcome, extracted=extracted)
+
+
+def _counted(
+    lenient: Outcome, extracted: str | None, method: str | None, extraction: ExtractionRule
+) -> tuple[Outcome, str | None]:
+    """Return the outcome that counts and its answer, from the lenient ones and how the answer was found."""
+    if extraction == "lenient" or method in (None, "boxed", "whole") or lenient is Outcome.TRUNCATED:
+        return lenient, extracted
+    return Outcome.NO_ANSWER, None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +240,7 @@ class EvalRow:
     top_k: int
     max_tokens: int
     outcome: Outcome
-    """Strict outcome: an answer counts in a box only."""
+    """The outcome that counts, by `extraction`."""
     extracted: str | None
     lenient_outcome: Outcome
     """Outcome with the agreed fall-backs where there is no box."""
@@ -238,10 +262,22 @@ class EvalRow:
     """Tokens after which the engine closed the thinking part; None: no limit."""
     reasoning: str | None = None
     """The thinking part where a server sent it separately; None: `text` holds it, if there is one."""
+    extraction: ExtractionRule = "strict"
+    """Which answers count in `outcome`."""
+    num_thinking_tokens: int | None = None
+    """Tokens of the thinking part, its tags included; None: not known, as behind a server."""
+    num_tokens_to_answer: int | None = None
+    """Tokens up to the first place where the gold answer is written; None: nowhere, or not known
+    (`conclip.evaluation.overthinking`)."""
+
+    def by(self, extraction: ExtractionRule) -> "EvalRow":
+        """Return the row with the outcome that counts by `extraction`."""
+        outcome, extracted = _counted(self.lenient_outcome, self.lenient_extracted, self.method, extraction)
+        return replace(self, outcome=outcome, extracted=extracted, extraction=extraction)
 
     @property
-    def prompt_condition(self) -> tuple[str, str, int | None]:
-        """How the problem was put to the model: instruction, template, thinking budget."""
+    def prompt_condition(self) -> PromptCondition:
+        """How the problem was put to the model."""
         return self.prompt, self.template, self.thinking_budget
 
 

@@ -38,6 +38,7 @@ GROUPS = {
     "length": "two-phase",
     "optim": "two-phase",
     "trainer": "two-phase",
+    "warm_up": "two-phase",
     "eval": "two-phase",
     "logger": "two-phase",
     "paths": "two-phase",

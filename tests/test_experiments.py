@@ -10,12 +10,15 @@ from transformers import AutoModelForCausalLM
 
 from conclip.cli.main import main
 from conclip.config.compose import config_folder
+from conclip.lab.arithmetic import generate
+from conclip.models.folder import LAB_MODEL
 from conclip.report.escape import markdown
 from conclip.runs.manifest import read_stages
 
 pytestmark = pytest.mark.whole
 
-EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
+OF_OWN_MODELS = ["real", "smoke"]
+EXPERIMENTS = sorted({path.stem for path in (config_folder() / "experiment").glob("*.yaml")} - set(OF_OWN_MODELS))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -25,6 +28,32 @@ def test_experiment_runs(experiment: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "argv", ["conclip", "two-phase", *overrides])
     main()
     check_run(tmp_path, overrides)
+
+
+@pytest.mark.parametrize("experiment", OF_OWN_MODELS)
+def test_an_experiment_with_a_model_of_ones_own_begins_with_evidence(
+    experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted: None, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    pool = generate("chain", levels=(3, 4), split="train", num_problems=40, seed=0, source="chain")
+    rows = [{"question": problem.question, "answer": problem.answer} for problem in pool]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = [f"experiment={experiment}", f"model.path={LAB_MODEL}", "data=one_file", "paths.problems=problems.jsonl"]
+    small = ["rollout.max_tokens=192", "phase2={num_problems: 2, problems_per_step: 2, group_size: 4, num_steps: 2}"]
+    small += ["phase2={pass_rate_low: 0.05, pass_rate_high: 0.95}", "eval.samples_per_problem=1", "trainer.validate_every=1"]
+    monkeypatch.setattr(sys, "argv", ["conclip", "two-phase", *own, *small, "model.dtype=float32", "name=own"])
+    main()
+    folder = tmp_path / "outputs/two-phase/own/attempt-001"
+    assert list(read_stages(folder)) == ["eval-base", "probe-base", "phase2", "eval-phase2"]
+    ways = [f"base, {way}" for way in ("plain", "concise", "draft", "budget")]
+    assert list(json.loads((folder / "results.json").read_text())["benchmarks"]["mine"]["models"]) == [
+        *ways,
+        "phase2, plain",
+    ]
+    said = capfd.readouterr().out
+    assert said.index("what may be had without training") < said.index("picture: ") < said.index("phase2 step   1")
+    assert (folder / "evidence.png").stat().st_size > 10_000
+    assert "<summary>mine: where the tokens go</summary>" in (folder / "report.html").read_text()
 
 
 def test_the_command_runs_with_an_engine_in_a_child_process(tmp_path: Path):

@@ -513,6 +513,7 @@ QUIET = {
     "rollout/share_groups_all_correct": 0.5,
     "policy/share_zero_advantage_groups": 0.5,
     "optim/skipped_updates": 0.0,
+    "outcome/no_answer": 0.1,
     "outcome/truncated": 0.1,
 }
 
@@ -527,6 +528,7 @@ def test_warnings_name_what_needs_attention():
     assert warned(policy__share_zero_advantage_groups=1.0) == {"silent"}
     assert warned(optim__skipped_updates=1.0) == {"skipped"}
     assert warned(outcome__truncated=0.11) == {"truncated"}
+    assert warned(outcome__no_answer=0.11) == {"no answer"}
     assert not step_warnings(QUIET | {"outcome/truncated": 0.9}, max_drift=1e-3, cuts_responses=True)
 
 

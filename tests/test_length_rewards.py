@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from conclip.config.groups import LengthConfig, LengthReward, RewardConfig
 from conclip.training import length_rewards as shape
 from conclip.training.length_rewards import GradedGroup, make_shaper
-from conclip.training.rewards import reward_group
+from conclip.training.rewards import describe_rewards, reward_group
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
 
@@ -168,3 +168,11 @@ def test_every_length_reward_is_finite_whatever_the_group(kind: str, responses: 
         )
     )
     assert len(rewards) == len(responses) and all(math.isfinite(reward) for reward in rewards)
+
+
+def test_rewards_say_what_the_form_alone_is_worth():
+    paper = RewardConfig(correct=1.0, wrong=-0.5, no_answer=-1.0, truncated=-1.0)
+    assert describe_rewards(paper, "strict").endswith("-1 truncated; a box alone is worth 25% of a correct answer")
+    assert describe_rewards(paper, "lenient").endswith("-1 truncated")
+    binary = RewardConfig(correct=1.0, wrong=0.0, no_answer=0.0, truncated=0.0)
+    assert describe_rewards(binary, "strict").endswith("worth 0% of a correct answer")

@@ -5,7 +5,14 @@ import random
 import pytest
 
 from conclip.evaluation.metrics import compare, summarise
-from conclip.evaluation.tables import by_condition, describe_comparison, headline_comparisons, results_json
+from conclip.evaluation.tables import (
+    by_condition,
+    describe_comparison,
+    form_line,
+    headline_comparisons,
+    results_cells,
+    results_json,
+)
 from conclip.stats import clustered_interval
 from conclip.types import EvalRow, Outcome
 from tests.conftest import make_row as row
@@ -116,3 +123,31 @@ def test_training_is_compared_with_asking_for_brevity_at_each_temperature():
         ("base, plain, T 0.6", "base, concise, T 0.6"),
         ("base, concise, T 0.6", "after, plain, T 0.6"),
     ]
+
+
+def test_a_change_of_form_is_named():
+    def model(name: str, boxed: int, other: int) -> list[EvalRow]:
+        form = {"lenient_outcome": Outcome.CORRECT, "lenient_extracted": "1", "method": "number"}
+        rows = [row(f"p{i}", Outcome.CORRECT, 10, model=name) for i in range(boxed)]
+        rows += [row(f"q{i}", Outcome.NO_ANSWER, 10, model=name, **form) for i in range(other)]
+        return rows + [row(f"r{i}", Outcome.WRONG, 10, model=name) for i in range(100 - boxed - other)]
+
+    models = {"base": summarise(model("base", 50, 30)), "after": summarise(model("after", 75, 5))}
+    said = str(form_line(("base", "after"), models))
+    assert said.startswith("after puts more of its right answers into a box than base")
+    assert "+30.0 and +5.0 points" in said
+    assert str(form_line(("after", "base"), models)).startswith("base puts fewer")
+    assert form_line(("base", "base"), models) is None
+
+
+def test_the_table_shows_the_accuracy_that_does_not_count_and_what_has_no_box():
+    form = {"lenient_outcome": Outcome.CORRECT, "lenient_extracted": "1", "method": "number"}
+    rows = [row("p", Outcome.CORRECT, 10), row("p", Outcome.NO_ANSWER, 10, 1, **form), row("q", Outcome.WRONG, 30)]
+    rows += [row("q", Outcome.TRUNCATED, 40, 1, text="and again " * 40)]
+    (strict,) = results_cells({"m": summarise(rows)}).values()
+    assert list(strict) == [*("accuracy", "lenient", "tokens", "if correct", "if wrong", "no box", "truncated", "looping")]
+    assert (strict["lenient"], strict["no box"], strict["looping"]) == ("0.500", "25.00 %", "25.00 %")
+    assert strict["if wrong"] == "30.0 (1 problem)"
+    (lenient,) = results_cells({"m": summarise([r.by("lenient") for r in rows])}).values()
+    assert (lenient["strict"], lenient["no answer"]) == ("0.250", "0.00 %")
+    assert lenient["accuracy"].startswith("0.500")

@@ -220,7 +220,7 @@ def test_every_benchmark_loads_as_the_hub_has_it_and_as_a_file(tmp_path: Path, n
 
 def test_every_preset_of_a_data_set_is_tried_here():
     presets = {path.stem for path in (config_folder() / "data").glob("*.yaml")}
-    assert presets == {*BENCHMARKS, "math", "mmlu_stem_5shot", "aime24_train", "arithmetic", "search", "mine"}
+    assert presets == {*BENCHMARKS, "math", "mmlu_stem_5shot", "aime24_train", "arithmetic", "search", "mine", "one_file"}
 
 
 def test_olympiadbenchs_lists_mean_any_of_them(tmp_path: Path):

@@ -114,7 +114,7 @@ def test_the_headline_is_the_last_model_against_the_first(tmp_path: Path):
     assert (headline.first, headline.last) == ("base", "phase2")
     # mean tokens 105.5 and 45.5; right in a quarter and in three quarters of the responses
     assert headline.tokens == f"{100 * (45.5 / 105.5 - 1):+.1f} %" and headline.accuracy == "+50.0 points"
-    assert headline.kept and headline.verdict == "accuracy rose"
+    assert headline.tone == "good" and headline.verdict == "accuracy rose"
 
 
 def test_models_stand_in_the_order_they_were_evaluated_and_unfinished_ones_are_left_out(tmp_path: Path):

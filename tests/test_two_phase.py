@@ -9,6 +9,7 @@ import pytest
 from conclip.cli.main import main
 from conclip.config.compose import load_config
 from conclip.experiments.inputs import load_inputs
+from conclip.experiments.plan import PlannedStage, plan_table
 from conclip.runs.manifest import read_stages
 
 
@@ -24,18 +25,18 @@ def test_a_dry_run_lists_every_stage_and_writes_nothing(
     run(monkeypatch, "--dry-run")
     said = capfd.readouterr().out
     assert [line.split("│")[1].strip() for line in said.splitlines() if "to do │" in line] == [
-        *("probe-base", "phase1", "probe-phase1", "phase2"),
-        *("eval-base", "eval-phase1", "eval-phase2"),
+        *("eval-base", "probe-base", "phase1", "probe-phase1", "phase2"),
+        *("eval-phase1", "eval-phase2"),
     ]
     # 24 problems x 8; 2 steps x 4 x 4 and 3 looks x 4 x 2; 10 problems x 2
     assert [line.split("│")[3].strip() for line in said.splitlines() if "to do │" in line] == [
-        *("192", "56", "192", "56", "20", "20", "20")
+        *("20", "192", "56", "192", "56", "20", "20")
     ]
     ids = [problem.problem_id for problem in load_inputs(load_config("two-phase", "debug=two_phase")).pool[:4]]
     run(monkeypatch, "--dry-run", f"phase2.problem_ids=[{','.join(ids)}]")
     said = capfd.readouterr().out
     named = [line.split("│")[1].strip() for line in said.splitlines() if "to do │" in line]
-    assert named[:4] == ["probe-base", "phase1", "phase2", "eval-base"]  # nothing is probed for problems named by hand
+    assert named[:4] == ["eval-base", "probe-base", "phase1", "phase2"]  # nothing is probed for problems named by hand
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,7 +47,7 @@ def test_a_changed_phase_2_takes_over_what_came_before_it(
     monkeypatch.chdir(tmp_path)
     run(monkeypatch, "recipe=phase2_only")
     first, second = (tmp_path / "outputs/two-phase/debug" / f"attempt-00{number}" for number in (1, 2))
-    assert list(read_stages(first)) == ["probe-base", "phase2", "eval-base", "eval-phase2"]
+    assert list(read_stages(first)) == ["eval-base", "probe-base", "phase2", "eval-phase2"]
     capfd.readouterr()
 
     run(monkeypatch, "recipe=phase2_only", "phase2.num_steps=3", "--dry-run")
@@ -76,3 +77,19 @@ def test_a_changed_phase_2_takes_over_what_came_before_it(
 
     run(monkeypatch, "recipe=phase2_only", "phase2.num_steps=1", "rollout.unit_responses=96", "phase2.pass_rate_high=0.96")
     assert read_stages(second.parent / "attempt-003")["phase2"].taken_from == "attempt-002"  # neither changed what trains
+
+
+def test_only_runs_of_the_same_model_tell_what_a_run_will_cost(tmp_path: Path):
+    folder = tmp_path / "other" / "attempt-001"
+    folder.mkdir(parents=True)
+    record = {"key": "k", "outputs": {}, "numbers": {"num_responses": 10.0, "mean_tokens": 20.0}, "num_tokens": 200}
+    record |= {"wall_s": 2.0, "made_by": {}, "finished": "2026-01-01T00:00:00", "inputs": {"model": "mine"}}
+    (folder / "manifest.json").write_text(json.dumps({"identity": "i", "stages": {"probe-base": record}}))
+    planned = [PlannedStage(name="probe-base", num_responses=100, max_tokens=512)]
+
+    def cells(model: str) -> list[str]:
+        table = plan_table(planned, tmp_path / "own", "identity", model, from_scratch=False)
+        return [str(next(iter(column.cells))) for column in table.columns]
+
+    assert cells("mine")[2:5] == ["100", "2,000", "0 min 20 s"]
+    assert cells("another")[2:] == ["100", "25,600", "?", "half of the limit"]

@@ -187,16 +187,16 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     from conclip.experiments.inputs import checked  # noqa: PLC0415
 
     config, inputs = checked(subcommand, composed)
-    from conclip.experiments.commands import all_prompts, run_identity  # noqa: PLC0415
+    from conclip.experiments.commands import all_prompts, model_identity, run_identity  # noqa: PLC0415
     from conclip.experiments.plan import plan_table, planned_stages, power_lines  # noqa: PLC0415
     from conclip.runs.run import run_home  # noqa: PLC0415
     from conclip.runs.terminal import open_console  # noqa: PLC0415
 
-    all_prompts(config, inputs)
-    planned = planned_stages(config, inputs)
+    planned = planned_stages(config, inputs, all_prompts(config, inputs))
     home, identity = run_home(subcommand, config), run_identity(subcommand, config, inputs)
     console = open_console()
-    console.print(plan_table(planned, home, identity, from_scratch=config.resume == "never"))
+    model = model_identity(config, inputs)
+    console.print(plan_table(planned, home, identity, model, from_scratch=config.resume == "never"))
     for line in power_lines(config, inputs):
         console.print(line, markup=False, soft_wrap=True)
 

@@ -3,11 +3,11 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.text import Text
 
@@ -15,18 +15,21 @@ from conclip.cli.completion import SCRIPTS, script
 from conclip.cli.doctor import config_checks, machine_checks
 from conclip.cli.subcommands import PLAIN_SUBCOMMANDS, SUBCOMMANDS
 from conclip.config.compose import compose_config
-from conclip.config.schema import SCHEMAS
+from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.errors import EXIT_FAILED_RUN, UserError
 from conclip.evaluation import compare as paired_results
 from conclip.evaluation.regrade import grade_file
 from conclip.evaluation.rows import read_rows, select_rows
-from conclip.experiments.inputs import checked
+from conclip.experiments.inputs import Inputs, checked
 from conclip.redact import terminal_safe
 from conclip.report.data import RunData, read_run
 from conclip.report.export import write_files
 from conclip.report.page import write_page
 from conclip.runs.files import check_target, expanded, finite, write_text
 from conclip.runs.terminal import open_console
+
+if TYPE_CHECKING:
+    from conclip.rollout.session import Prompts
 
 
 def _budget(text: str) -> int | None:
@@ -53,9 +56,9 @@ class Parser(argparse.ArgumentParser):
 def grade(arguments: list[str]) -> None:
     parser = Parser(
         prog="conclip grade",
-        description="Grade JSON lines with columns gold and response (optional: choices, precision). What stands inside a "
-        "thinking part is no answer; a response without \\boxed{} is taken whole, from behind that part. Adds outcome, "
-        "extracted, method and grader_version to each row.",
+        description="Grade JSON lines with columns gold and response (optional: choices, precision), or conclip's own "
+        "rows-*.jsonl. What stands inside a thinking part is no answer; another tool's response without \\boxed{} is taken "
+        "whole, from behind that part. Adds outcome, extracted, method and grader_version to each row.",
     )
     parser.add_argument("source", metavar="IN", type=Path, help="JSON lines")
     parser.add_argument("target", metavar="OUT", type=Path, help="the graded JSON lines")
@@ -174,14 +177,22 @@ def doctor(arguments: list[str]) -> None:
     names = list(SCHEMAS)
     parser.add_argument("subcommand", metavar="SUBCOMMAND", nargs="?", choices=names, help=", ".join(names))
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="as the subcommand takes them")
-    options = parser.parse_args(arguments)
-    outputs, refused, checks = Path("outputs"), None, iter(())
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="sample a few responses, update once, and say what the run will take",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    if options.measure and options.subcommand is None:
+        parser.error("--measure needs a subcommand and its overrides")
+    outputs, refused, checks, measurable = Path("outputs"), None, iter(()), None
     if options.subcommand is not None:
         try:
             config, inputs = checked(options.subcommand, compose_config(options.subcommand, options.overrides)[0])
             from conclip.experiments.commands import all_prompts  # noqa: PLC0415  imports torch
 
-            all_prompts(config, inputs)
+            prompts = all_prompts(config, inputs)
+            measurable = (config, inputs, prompts) if inputs.served_name is None else None
             outputs, checks = expanded(config.paths.outputs), config_checks(config, inputs)
         except UserError as error:
             refused = error
@@ -195,6 +206,18 @@ def doctor(arguments: list[str]) -> None:
         raise refused
     if failed:
         sys.exit(EXIT_FAILED_RUN)
+    if options.measure:
+        if measurable is None:
+            raise UserError("--measure is for models of one's own; a server's speed is its own affair")
+        for line in _measure(*measurable):
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def _measure(config: BaseConfig, inputs: Inputs, prompts: "Mapping[Path, Prompts]") -> list[str]:
+    from conclip.experiments.measure import describe, measure  # noqa: PLC0415  imports torch
+    from conclip.experiments.plan import planned_stages  # noqa: PLC0415
+
+    return describe(measure(config, inputs, prompts), planned_stages(config, inputs, prompts))
 
 
 def completion(arguments: list[str]) -> None:

@@ -16,12 +16,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conclip.config.foreign import check_hydra, limit_yaml_size
 from conclip.config.groups import ProblemSetConfig
+from conclip.config.machine import native_dtype
 from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.config.typed import REMOVED_KEYS, schema_keys, text_keys, to_config, unknown_key
 from conclip.errors import UserError
 
 # Hydra reads files as UTF-8, where a byte order mark would hide the header (`# @package`).
 file_config_source.open = lambda path, encoding: open(path, encoding=f"{encoding}-sig")  # pyright: ignore  # noqa: SIM115
+
+
+OmegaConf.register_new_resolver("settings_of", lambda model: "lab" if model == "lab" else "hf")  # for defaults lists
 
 
 def config_folder() -> Path:
@@ -79,6 +83,8 @@ def compose_config(
                 raise UserError(unknown_key(entry.key, known))
             entry.put(composed)
         hydra = composed.pop("hydra")
+        if OmegaConf.select(composed, "model.dtype") == "auto":
+            composed.model.dtype = native_dtype()
     check_hydra(hydra)
     return composed, hydra.runtime.choices
 

@@ -6,7 +6,7 @@ from itertools import product
 from typing import Annotated, Any, Literal
 
 from conclip.config.ranges import NON_NEGATIVE, POSITIVE_SHARE, SHARE, SHARE_BELOW_ONE, Range, above, at_least
-from conclip.types import DEFAULT_TEMPLATE
+from conclip.types import DEFAULT_TEMPLATE, ExtractionRule, PromptCondition
 
 Dtype = Literal["float32", "bfloat16"]
 ProblemSource = Literal["arithmetic", "dataset"]
@@ -24,8 +24,8 @@ KeepBest = Literal["accuracy", "shortest"]
 Resume = Literal["auto", "never"]
 DisplayMode = Literal["auto", "live", "plain", "quiet", "json"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
-PromptVariant = tuple[PromptStyle, str]
-"""How a problem is put to the model: the instruction and the template variant (`eval.template_kwargs`), both by name."""
+PromptVariant = tuple[str, str]
+"""What makes a prompt of a problem: the instruction and the template variant (`eval.template_kwargs`), both by name."""
 
 LengthReward = Literal[
     "none",
@@ -96,6 +96,7 @@ class ProblemSetConfig:
     answer_boxed: bool = False
     subjects: list[str] | None = None
     expected_problems: int | None = None
+    share: list[float] | None = None
     offset: Annotated[int, NON_NEGATIVE] = 0
     shots: Annotated[int, NON_NEGATIVE] = 0
     shots_split: str | None = None
@@ -135,6 +136,8 @@ class PhaseConfig:
     keep_best: KeepBest
     max_accuracy_drop: Annotated[float, POINTS]
     stop_accuracy_drop: Annotated[float, POINTS]
+    stop_length_correlation: Annotated[float | None, Range(low=-1, high=1)]
+    stop_flat_validations: Annotated[int | None, at_least(1)]
     refresh: bool
     refresh_memory: Annotated[float, SHARE]
     retire_below: Annotated[float, SHARE]
@@ -195,6 +198,7 @@ class RolloutConfig:
     engine: EngineKind
     temperature: Annotated[float, above(0, ": training and probing sample")]
     max_tokens: Annotated[int, at_least(1)]
+    extraction: ExtractionRule
     max_model_len: int | None
     max_num_seqs: Annotated[int, at_least(1)]
     max_num_batched_tokens: Annotated[int, at_least(1)]
@@ -207,8 +211,8 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    policy_lr: Annotated[float, above(0)]
-    critic_lr: Annotated[float, above(0)]
+    policy_lr: Annotated[float | None, above(0)]
+    critic_lr: Annotated[float | None, above(0)]
     beta1: Annotated[float, SHARE_BELOW_ONE]
     beta2: Annotated[float, SHARE_BELOW_ONE]
     weight_decay: Annotated[float, NON_NEGATIVE]
@@ -232,6 +236,15 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True)
+class WarmUpConfig:
+    num_examples: Annotated[int, at_least(1)]
+    samples_per_problem: Annotated[int, at_least(1)]
+    num_epochs: Annotated[int, at_least(1)]
+    batch_size: Annotated[int, at_least(1)]
+    policy_lr: Annotated[float, above(0)]
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     samples_per_problem: Annotated[int, at_least(1)]
     temperatures: list[float]
@@ -248,9 +261,9 @@ class EvalConfig:
     allow_overlap: bool
 
     @property
-    def prompt_variants(self) -> list[PromptVariant]:
+    def conditions(self) -> list[PromptCondition]:
         """The ways in which test problems are put, in the order of the results."""
-        return list(product(self.prompts, self.template_kwargs or (DEFAULT_TEMPLATE,)))
+        return list(product(self.prompts, self.template_kwargs or (DEFAULT_TEMPLATE,), self.thinking_budgets))
 
 
 @dataclass(frozen=True)
@@ -263,3 +276,4 @@ class LoggerConfig:
 @dataclass(frozen=True)
 class PathsConfig:
     outputs: str
+    problems: str | None

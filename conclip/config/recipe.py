@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-StageKind = Literal["probe", "train", "eval"]
+StageKind = Literal["probe", "train", "eval", "warm_up"]
 BASE = "base"
 """The name of the model a run begins with."""
 
@@ -20,17 +20,19 @@ class StageConfig:
     kind: StageKind
     """what it does; which of the other keys it reads depends on that"""
     model: str = BASE
-    """probe, train: the model it begins with, `base` or an earlier training stage"""
+    """probe, train, warm_up: the model it begins with, `base` or an earlier training stage or warm-up"""
     phase: str | None = None
     """probe: the phase whose band of pass rates it looks for; train: the phase whose settings it trains by"""
     rates: str | None = None
-    """train: the probing stage whose pass rates choose the problems"""
+    """train: the probing stage whose pass rates choose the problems; warm_up: the one whose responses it trains on"""
     without: list[str] = field(default_factory=list[str])
-    """train: earlier training stages, none of whose problems is chosen again"""
+    """train: earlier training stages and warm-ups, none of whose problems is chosen again"""
     models: list[str] | None = None
     """eval: the models it measures; null: all there are by then"""
+    evidence: bool = False
+    """eval: measure the models also as they are asked for brevity, and without or with less thinking, where they think"""
     about: str = ""
-    """train: what it is for, in words; the model card says it"""
+    """train, warm_up: what it is for, in words; the model card says it"""
 
 
 Recipe = Mapping[str, StageConfig]
@@ -38,6 +40,8 @@ Recipe = Mapping[str, StageConfig]
 
 def kind_of(stage: str) -> StageKind:
     """Return what a stage does, by its name in a recipe or a manifest."""
+    if stage == "warm-up" or stage.startswith("warm-up-"):
+        return "warm_up"
     first = stage.split("-")[0]
     return first if first == "probe" or first == "eval" else "train"
 

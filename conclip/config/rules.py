@@ -55,7 +55,8 @@ ARITHMETIC_KEYS = {"source", "num_problems", "seed", "family", "levels", "split"
 KEYS_BY_STAGE = {
     "probe": {"model", "phase"},
     "train": {"model", "phase", "rates", "without", "about"},
-    "eval": {"models"},
+    "eval": {"models", "evidence"},
+    "warm_up": {"model", "rates", "about"},
 }
 """The keys that a stage of each kind reads."""
 
@@ -173,6 +174,9 @@ def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
     if problems.source == "dataset":
         _require(not (problems.answer_boxed and problems.answer_pattern), f"{key}.answer_boxed", "excludes answer_pattern")
         _require(problems.family is None, f"{key}.family", "is for source: arithmetic")
+        share = problems.share
+        good = share is None or (len(share) == 2 and 0 <= share[0] < share[1] <= 1)
+        _require(good, f"{key}.share", "must be null or two shares, from and to, such as [0, 0.5]")
         from_hub = problems.path is None and problems.dataset is not None
         _require(not from_hub or problems.split is not None, f"{key}.split", "is needed with a data set of the hub")
         examples = problems.shots == 0 or problems.shots_split is not None or problems.shots_path is not None
@@ -284,15 +288,22 @@ def _check_recipe(config: BaseConfig) -> None:
     measured = [BASE] if config.learning is not None else ["model", *config.given_models]
     for name, stage in config.recipe.items():
         _check_stage_name(name, stage)
+        own = not stage.evidence or config.model.url is None
+        _require(own, f"recipe.{name}.evidence", "is for models of one's own; a server takes eval.prompts")
         blank = StageConfig(kind=stage.kind)
         for item in dataclasses.fields(stage):
             unread = item.name not in KEYS_BY_STAGE[stage.kind] and getattr(stage, item.name) != getattr(blank, item.name)
             _require(not unread, f"recipe.{name}.{item.name}", f"is unread: the stage's kind is {stage.kind}")
         if stage.kind != "eval":
             _check_known(f"recipe.{name}.model", [stage.model], [BASE, *trained], "the base or an earlier training stage")
+        if stage.kind in ("probe", "train"):
             known = list(config.phase_settings)
             _check_known(f"recipe.{name}.phase", [stage.phase], known, "one of the phases")
-        if stage.kind == "train":
+        if stage.kind == "warm_up":
+            _require(config.warming_up is not None, f"recipe.{name}", "needs the settings of a warm-up; see recipe=warm_up")
+            _check_known(f"recipe.{name}.rates", [stage.rates], probes, "an earlier probing stage")
+            trained.append(name)
+        elif stage.kind == "train":
             _check_training_stage(name, stage, config, probes, trained)
             trained.append(name)
         elif stage.kind == "probe":
@@ -327,7 +338,7 @@ def _check_stage_name(name: str, stage: StageConfig) -> None:
     if kind_of(name) != stage.kind:
         raise UserError(
             f"config key 'recipe' has a stage '{name}' of kind {stage.kind}; probing stages are called probe or probe-..., "
-            "evaluations eval or eval-..., and no training stage is"
+            "evaluations eval or eval-..., warm-ups warm-up or warm-up-..., and no training stage is"
         )
 
 

@@ -19,6 +19,7 @@ from conclip.config.groups import (
     RewardConfig,
     RolloutConfig,
     TrainerConfig,
+    WarmUpConfig,
 )
 from conclip.config.ranges import Range
 from conclip.config.recipe import StageConfig, StageKind
@@ -48,6 +49,10 @@ class BaseConfig:
 
     @property
     def evaluation(self) -> EvalConfig | None:
+        return None
+
+    @property
+    def warming_up(self) -> WarmUpConfig | None:
         return None
 
     @property
@@ -143,6 +148,7 @@ class RecipeRunConfig(LearnConfig):
 
     phases: dict[str, PhaseConfig]
     eval: EvalConfig
+    warm_up: WarmUpConfig
 
     @property
     def probing(self) -> ProbeConfig | None:
@@ -150,11 +156,15 @@ class RecipeRunConfig(LearnConfig):
 
     @property
     def learning(self) -> LearnConfig | None:
-        return self if self._has("train") else None
+        return self if self._has("train") or self._has("warm_up") else None
 
     @property
     def evaluation(self) -> EvalConfig | None:
         return self.eval if self._has("eval") else None
+
+    @property
+    def warming_up(self) -> WarmUpConfig:
+        return self.warm_up
 
     @property
     def phase_settings(self) -> Mapping[str, PhaseConfig]:

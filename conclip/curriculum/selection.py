@@ -71,6 +71,12 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
         for rate, probability in zip(known, pooled_probabilities(known, band)[1].tolist(), strict=True)
         if rate.num_samples and band.contains(rate.pass_rate)
     ]
+    if not any(rate.num_correct for rate in known):
+        raise UserError(
+            f"{key}: none of the {len(known)} probed problems was ever solved; where responses end without an answer that "
+            "counts, or are cut, mend that first (the probe says so); else give data.pool easier problems, or take a "
+            "stronger model"
+        )
     if len(candidates) < phase.num_problems:
         raise UserError(
             f"{key}: {len(candidates)} of {len(known)} probed problems have a measured pass rate in "

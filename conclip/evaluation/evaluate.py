@@ -8,20 +8,27 @@ from conclip.config.groups import EvalConfig
 from conclip.evaluation.units import RowFile
 from conclip.grading.thinking import closes_only
 from conclip.rollout.session import Runtime
-from conclip.types import EvalRow, Problem, SamplingSpec, condition_name
+from conclip.types import EvalRow, Problem, PromptCondition, SamplingSpec, condition_name
 
 
 def evaluate(
-    label: str, runtime: Runtime, problems: Sequence[Problem], settings: EvalConfig, file: RowFile
+    label: str,
+    runtime: Runtime,
+    problems: Sequence[Problem],
+    settings: EvalConfig,
+    file: RowFile,
+    conditions: Sequence[PromptCondition] | None = None,
 ) -> list[EvalRow]:
-    """Evaluate one model and return its rows. They go to `file` unit by unit, and are written in order once all exist.
+    """Evaluate one model under the given conditions (default: those of the settings) and return its rows. They go to `file`
+    unit by unit, and are written in order once all exist.
 
     Seeds depend on problem and sample only: all models, temperatures and ways of asking get the same random streams. Greedy
     responses are sampled once.
     """
-    conditions = list(product(settings.temperatures, settings.prompt_variants, settings.thinking_budgets))
-    num_after = sum(len(problems) * _num_samples(temperature, settings) for temperature, *_ in conditions)
-    for temperature, variant, budget in conditions:
+    crossed = list(product(settings.temperatures, settings.conditions if conditions is None else conditions))
+    num_after = sum(len(problems) * _num_samples(temperature, settings) for temperature, _ in crossed)
+    for temperature, (style, template, budget) in crossed:
+        variant = style, template
         spec = SamplingSpec(
             temperature=temperature,
             top_p=settings.top_p,

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
+from conclip.evaluation.advice import is_loop
 from conclip.stats import clustered_difference, clustered_ratio
-from conclip.types import EvalRow, Outcome
+from conclip.types import EvalRow, ExtractionRule, Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +26,21 @@ class Summary:
     num_responses: int
     accuracy: Estimate
     """Share of correct responses; truncated and unanswered ones are not correct, grader errors are left out."""
+    strict_accuracy: Estimate
+    """Accuracy when only an answer in a box counts."""
     lenient_accuracy: Estimate
     """Accuracy when an answer outside a box counts, too: it shows how much of a difference is format."""
+    extraction: ExtractionRule
+    """Which of the two is `accuracy`."""
     mean_tokens: Estimate
     correct_mean_tokens: Estimate | None
     """None when no response is correct."""
     wrong_mean_tokens: Estimate | None
+    no_answer_rate: Estimate
+    """Share of responses that ended without an answer that counts: by strict extraction, without one in a box."""
     truncation_rate: Estimate
+    looping_rate: float
+    """Share of responses that were cut while they repeated themselves."""
     grader_errors: int
 
 
@@ -62,15 +71,15 @@ def summarise(rows: Sequence[EvalRow]) -> Summary:
     return Summary(
         num_problems=len({row.problem_id for row in rows}),
         num_responses=len(rows),
-        accuracy=_share((r.problem_id, float(r.outcome is Outcome.CORRECT)) for r in judged),
-        lenient_accuracy=_share(
-            (r.problem_id, float(r.lenient_outcome is Outcome.CORRECT))
-            for r in rows
-            if r.lenient_outcome is not Outcome.GRADER_ERROR
-        ),
+        accuracy=_share(_accuracy_pairs(rows)),
+        strict_accuracy=_share(_accuracy_pairs(row.by("strict") for row in rows)),
+        lenient_accuracy=_share(_accuracy_pairs(row.by("lenient") for row in rows)),
+        extraction=rows[0].extraction,
         mean_tokens=_estimate((r.problem_id, float(r.num_tokens)) for r in rows),
         correct_mean_tokens=_tokens_of(rows, Outcome.CORRECT),
         wrong_mean_tokens=_tokens_of(rows, Outcome.WRONG),
+        no_answer_rate=_share((r.problem_id, float(r.outcome is Outcome.NO_ANSWER)) for r in rows),
+        looping_rate=fmean(map(is_loop, rows)),
         truncation_rate=_share((r.problem_id, float(r.outcome is Outcome.TRUNCATED)) for r in rows),
         grader_errors=len(rows) - len(judged),
     )
@@ -87,8 +96,8 @@ def compare(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> Comparison:
     before = [fmean(values) for values in tokens[0].values()]
     after = [fmean(tokens[1][key]) for key in tokens[0]]
     return Comparison(
-        accuracy_difference=_interval(clustered_difference(differences)) if differences else UNKNOWN_DIFFERENCE,
-        tokens_ratio=_interval(clustered_ratio(after, before)),
+        accuracy_difference=to_estimate(clustered_difference(differences)) if differences else UNKNOWN_DIFFERENCE,
+        tokens_ratio=to_estimate(clustered_ratio(after, before)),
         num_problems=len(differences),
         accuracy_spread=pstdev(differences) if differences else 1.0,
     )
@@ -105,13 +114,13 @@ def _tokens_of(rows: Sequence[EvalRow], outcome: Outcome) -> Estimate | None:
 
 def _estimate(pairs: Iterable[tuple[str, float]]) -> Estimate:
     """Return the mean over responses with an interval clustered by problem."""
-    return _interval(clustered_ratio(*_sums(pairs)))
+    return to_estimate(clustered_ratio(*_sums(pairs)))
 
 
 def _share(pairs: Iterable[tuple[str, float]]) -> Estimate:
     """Return the share of responses with an interval clustered by problem; [0, 1] without responses."""
     sums, numbers = _sums(pairs)
-    return _interval(clustered_ratio(sums, numbers, ends=(0.0, 1.0)) if sums else (0.0, 0.0, 1.0))
+    return to_estimate(clustered_ratio(sums, numbers, ends=(0.0, 1.0)) if sums else (0.0, 0.0, 1.0))
 
 
 def _sums(pairs: Iterable[tuple[str, float]]) -> tuple[list[float], list[float]]:
@@ -127,5 +136,6 @@ def _by_problem(pairs: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
     return clusters
 
 
-def _interval(interval: tuple[float, float, float]) -> Estimate:
+def to_estimate(interval: tuple[float, float, float]) -> Estimate:
+    """Return (mean, low, high) as an estimate."""
     return Estimate(mean=interval[0], low=interval[1], high=interval[2])

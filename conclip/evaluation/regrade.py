@@ -1,4 +1,5 @@
-"""`conclip grade IN OUT`: any JSON lines with `gold` and `response` columns get an outcome and an extracted answer a row.
+"""`conclip grade IN OUT`: JSON lines with `gold` and `response` columns, or conclip's own rows, get an outcome and an
+extracted answer a row.
 
 No model is needed: for old runs, other tools' outputs, and audits of the grader itself.
 """
@@ -6,21 +7,42 @@ No model is needed: for old runs, other tools' outputs, and audits of the grader
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from conclip.errors import UserError
 from conclip.grading.answers import extract_boxed
 from conclip.grading.grader import GRADER_VERSION, Grader
-from conclip.grading.thinking import Thinking, answer_of, tags_in
+from conclip.grading.thinking import DEFAULT_TAGS, Thinking, answer_of, joined, tags_in
 from conclip.problems.files import is_missing_value
 from conclip.problems.tables import object_lines
 from conclip.runs.files import check_target, writing
-from conclip.types import Grade, Outcome
+from conclip.types import FinishReason, Grade, Outcome
 
 MAX_PENDING = 1000
 """Rows held in memory at a time."""
+
+OWN_COLUMNS = {"problem_id", "answer", "text", "finish_reason"}
+"""Columns by which a row of conclip's own is known."""
+
+Questions = Mapping[str, Mapping[str, Any]]
+"""The test problems of a run, by id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Item:
+    """A row and what the grader gets of it."""
+
+    row: dict[str, Any]
+    golds: list[str]
+    response: str
+    choices: list[str] | None
+    decimals: int | None = None
+    tolerance: float = 0.0
+    finish_reason: FinishReason | None = None
+    """How the response ended, in a row of conclip's own; None: the response is taken whole where it has no box."""
 
 
 def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
@@ -30,15 +52,16 @@ def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
     A row's columns stay; `outcome`, `extracted`, `method` and `grader_version` are added, `audit` when asked for. What
     stands inside a thinking part (`<think>` or other known tags) is no answer. A response without a box is taken whole, from
     behind that part, as the answer. Of a list of golds each is right by itself. Optional columns: `choices` (texts of
-    options A, B, ...), `precision` (decimals to which numbers must agree). Raises UserError with the line number on unusable
-    rows, before `target` is made.
+    options A, B, ...), `precision` (decimals to which numbers must agree). Rows of conclip's own are graded as in their run:
+    golds, choices and tolerance are those of questions.jsonl beside the file, else the row's `answer`. Raises UserError with
+    the line number on unusable rows, before `target` is made.
     """
     if not source.is_file():
         raise UserError(f"no file '{source}'; give JSON lines with columns 'gold' and 'response'")
     if source.resolve() == target.resolve():
         raise UserError(f"'{target}' is the input; give another file for the output")
     check_target(target, "OUT")
-    num_rows = sum(1 for _ in _rows(source))
+    num_rows = sum(1 for _ in _items(source))
     if num_rows == 0:
         raise UserError(f"'{source}' holds no rows; give JSON lines with columns 'gold' and 'response'")
     counts: Counter[str] = Counter()
@@ -56,7 +79,7 @@ def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
 def _graded(source: Path, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grade, str | None]]:
     """Yield rows with their verdicts, in the order of the file; workers keep busy on the rows ahead."""
     grader = Grader()
-    pending: dict[str, dict[str, Any]] = {}
+    pending: dict[str, _Item] = {}
     verdicts: dict[str, Grade] = {}
     next_out = 0
 
@@ -65,16 +88,16 @@ def _graded(source: Path, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grad
         while (key := str(next_out)) in verdicts and (not audit or f"{key} audit" in verdicts):
             grade = verdicts.pop(key)
             second = _agreement(grade, verdicts.pop(f"{key} audit")) if audit else None
-            yield pending.pop(key), grade, second
+            yield pending.pop(key).row, grade, second
             next_out += 1
 
     try:
-        for number, row in enumerate(_rows(source)):
+        for number, item in enumerate(_items(source)):
             key = str(number)
-            pending[key] = row
-            _submit(grader, key, row)
+            pending[key] = item
+            _submit(grader, key, item)
             if audit:
-                _submit(grader, f"{key} audit", row, second=True)
+                _submit(grader, f"{key} audit", item, second=True)
             verdicts |= dict(grader.poll())
             while len(pending) >= MAX_PENDING and str(next_out) not in verdicts:
                 verdicts |= dict(grader.poll(1.0))
@@ -86,19 +109,21 @@ def _graded(source: Path, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grad
         grader.close()
 
 
-def _submit(grader: Grader, key: str, row: dict[str, Any], *, second: bool = False) -> None:
-    response = str(row["response"])
-    response = answer_of(response, Thinking(tags_in(response)))
+def _submit(grader: Grader, key: str, item: _Item, *, second: bool = False) -> None:
+    response = answer_of(item.response, Thinking(tags_in(item.response)))
+    golds = [extract_boxed(gold) or gold for gold in item.golds]
+    settings: dict[str, Any] = {"choices": item.choices, "decimals": item.decimals, "tolerance": item.tolerance}
+    if item.finish_reason is not None and not second:
+        grader.submit(key, gold=golds, text=response, finish_reason=item.finish_reason, **settings)
+        return
     answer = extract_boxed(response)
-    golds = [str(gold) for gold in _listed(row["gold"])]
     grader.submit_answer(
         key,
-        gold=[extract_boxed(gold) or gold for gold in golds],
+        gold=golds,
         answer=response.strip() if answer is None else answer,
         method="whole" if answer is None else "boxed",
-        choices=row.get("choices"),
-        decimals=row.get("precision"),
         second_method=second,
+        **settings,
     )
 
 
@@ -119,11 +144,32 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
-def _rows(source: Path) -> Iterator[dict[str, Any]]:
-    return (_checked(where, row) for where, row in object_lines(source))
+def _items(source: Path) -> Iterator[_Item]:
+    file = source.parent / "questions.jsonl"
+    questions = {str(row.get("problem_id")): row for _, row in object_lines(file)} if file.is_file() else {}
+    for where, row in object_lines(source):
+        yield _own(where, row, questions) if "gold" not in row and row.keys() >= OWN_COLUMNS else _checked(where, row)
 
 
-def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
+def _own(where: str, row: dict[str, Any], questions: Questions) -> _Item:
+    """Return a row of conclip's own. Its problem says what the row does not: several golds, choices and a tolerance."""
+    problem = questions.get(str(row["problem_id"]), {"answer": row["answer"]})
+    golds = [problem.get("answer"), *_listed(problem.get("alternatives") or [])]
+    texts = [row["text"], row.get("reasoning") or "", *golds]
+    if not all(isinstance(text, str) for text in texts) or row["finish_reason"] not in get_args(FinishReason):
+        raise UserError(f"{where}: the columns {', '.join(sorted(OWN_COLUMNS))} are not those of conclip's rows")
+    reasoning = row.get("reasoning")
+    return _Item(
+        row={name: value for name, value in row.items() if name != "check"},
+        golds=[str(gold) for gold in golds],
+        response=row["text"] if reasoning is None else joined(reasoning, row["text"], DEFAULT_TAGS),
+        choices=_choices(where, problem),
+        tolerance=float(problem.get("tolerance") or 0.0),
+        finish_reason=row["finish_reason"],
+    )
+
+
+def _checked(where: str, row: dict[str, Any]) -> _Item:
     for column in ("gold", "response"):
         if column not in row:
             raise UserError(f"{where}: no column '{column}'; columns here: {', '.join(sorted(row)) or 'none'}")
@@ -132,12 +178,17 @@ def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
             raise UserError(
                 f"{where}: column '{column}' must be text or a number{', or a list' if column == 'gold' else ''}"
             )
-    if nothing := [gold for gold in _listed(row["gold"]) if is_missing_value(str(gold))]:
+    golds = [str(gold) for gold in _listed(row["gold"])]
+    if nothing := [gold for gold in golds if is_missing_value(gold)]:
         raise UserError(f"{where}: column 'gold' holds no answer but '{nothing[0]}'")
-    choices = row.get("choices")
-    if choices is not None and not (isinstance(choices, list) and all(isinstance(c, str) for c in cast(list[Any], choices))):
-        raise UserError(f"{where}: column 'choices' must be a list of texts, or null")
     precision = row.get("precision")
     if precision is not None and (isinstance(precision, bool) or not isinstance(precision, int) or precision < 0):
         raise UserError(f"{where}: column 'precision' must be a number of decimals, or null")
-    return row
+    return _Item(row=row, golds=golds, response=str(row["response"]), choices=_choices(where, row), decimals=precision)
+
+
+def _choices(where: str, row: Mapping[str, Any]) -> list[str] | None:
+    choices = row.get("choices")
+    if choices is not None and not (isinstance(choices, list) and all(isinstance(c, str) for c in cast(list[Any], choices))):
+        raise UserError(f"{where}: column 'choices' must be a list of texts, or null")
+    return cast(list[str] | None, choices)

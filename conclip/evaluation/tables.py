@@ -1,5 +1,6 @@
 """Shows evaluation results: tables and closing sentences for people, results.json for programs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from conclip.evaluation.measures import details
 from conclip.evaluation.metrics import Comparison, Estimate, Summary, compare, summarise
+from conclip.evaluation.overthinking import Effort, effort
 from conclip.stats import problems_needed
 from conclip.types import EvalRow
 
@@ -26,6 +28,12 @@ def summaries(rows: Rows) -> dict[str, dict[str, Summary]]:
         for benchmark, mine in by_benchmark.items():
             by_benchmark_and_model.setdefault(benchmark, {})[name] = summarise(mine)
     return by_benchmark_and_model
+
+
+def efforts(rows: Rows, benchmark: str) -> dict[str, Effort]:
+    """Return where the tokens of each model go, for the models that have rows of the benchmark."""
+    mine = {name: [row for row in model if row.benchmark == benchmark] for name, model in rows.items()}
+    return {name: effort(model) for name, model in mine.items() if model}
 
 
 def results_table(benchmark: str, models: Mapping[str, Summary]) -> Table:
@@ -47,15 +55,18 @@ def results_cells(models: Mapping[str, Summary]) -> dict[str, dict[str, str]]:
     """Return model -> column -> number, the main ones ± half a 95 % interval. Responses that could not be graded count in no
     accuracy; a column shows them where there are some."""
     ungraded = any(summary.grader_errors for summary in models.values())
+    looping = any(summary.looping_rate for summary in models.values())
     return {
         name: {
             "accuracy": _cell(summary.accuracy, ".3f"),
-            "lenient": f"{summary.lenient_accuracy.mean:.3f}",
+            **_other_accuracy(summary),
             "tokens": _cell(summary.mean_tokens, ".1f"),
             "if correct": _cell(summary.correct_mean_tokens, ".1f"),
             "if wrong": _cell(summary.wrong_mean_tokens, ".1f"),
-            "truncated": _percent(summary.truncation_rate),
+            "no box" if summary.extraction == "strict" else "no answer": _percent(summary.no_answer_rate.mean),
+            "truncated": _percent(summary.truncation_rate.mean),
         }
+        | ({"looping": _percent(summary.looping_rate)} if looping else {})
         | ({"not graded": str(summary.grader_errors)} if ungraded else {})
         for name, summary in models.items()
     }
@@ -64,11 +75,51 @@ def results_cells(models: Mapping[str, Summary]) -> dict[str, dict[str, str]]:
 def _cell(estimate: Estimate | None, form: str) -> str:
     if estimate is None:
         return "-"
+    if not math.isfinite(estimate.high - estimate.low):
+        return f"{estimate.mean:{form}} (1 problem)"
     return f"{estimate.mean:{form}} ±{(estimate.high - estimate.low) / 2:{form}}"
 
 
-def _percent(estimate: Estimate) -> str:
-    return f"{100 * estimate.mean:.2f} %"
+def effort_table(benchmark: str, models: Mapping[str, Effort]) -> Table:
+    """Return a table of where the tokens go, with one row per model."""
+    table = Table(title=f"{benchmark}: where the tokens go (docs/evaluation.md has the rules)", title_justify="left")
+    table.add_column("model")
+    cells = effort_cells(models)
+    for column in next(iter(cells.values())):
+        table.add_column(column, justify="right")
+    for name, row in cells.items():
+        table.add_row(name, *row.values())
+    return table
+
+
+def effort_cells(models: Mapping[str, Effort]) -> dict[str, dict[str, str]]:
+    """Return model -> column -> number. Tokens of thinking and answer are shown apart where some response thinks."""
+    thinks = any(effort.thinking_tokens for effort in models.values())
+    return {
+        name: ({"thinking": _number(e.thinking_tokens), "answer": _number(e.answer_tokens)} if thinks else {})
+        | {
+            "to the right answer": _number(e.tokens_to_answer),
+            "after it": _number(e.tokens_after_answer),
+            "re-thoughts": f"{e.rethoughts:.2f}",
+            "length x correct": "-" if e.length_correlation is None else _cell(e.length_correlation, ".2f"),
+        }
+        for name, e in models.items()
+    }
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _other_accuracy(summary: Summary) -> dict[str, str]:
+    """Return the accuracy by the extraction that does not count."""
+    if summary.extraction == "strict":
+        return {"lenient": f"{summary.lenient_accuracy.mean:.3f}"}
+    return {"strict": f"{summary.strict_accuracy.mean:.3f}"}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
 
 
 def describe_comparison(first: str, second: str, comparison: Comparison, margin: float) -> str:
@@ -104,6 +155,23 @@ def power_line(comparison: Comparison, margin: float) -> str | None:
     return (
         f"power: were nothing lost, it would take about {needed:,} problems like these to show it in four evaluations of "
         f"five; here are {comparison.num_problems:,}"
+    )
+
+
+FORM_SHIFT = 0.05
+"""A change in lenient minus strict accuracy above which form, not reasoning, may explain a difference."""
+
+
+def form_line(names: tuple[str, str], models: Mapping[str, Summary]) -> str | None:
+    """Return a warning where the second model puts its right answers into boxes clearly more, or less, often than the first;
+    None otherwise."""
+    first, second = (models[name].lenient_accuracy.mean - models[name].strict_accuracy.mean for name in names)
+    if abs(second - first) <= FORM_SHIFT:
+        return None
+    more = "more" if second < first else "fewer"
+    return (
+        f"{names[1]} puts {more} of its right answers into a box than {names[0]} (lenient less strict accuracy "
+        f"{100 * first:+.1f} and {100 * second:+.1f} points): part of a difference between them is form"
     )
 
 
@@ -164,7 +232,10 @@ def results_json(rows: Rows) -> dict[str, Any]:
         ]
         mine = {name: [row for row in rows[name] if row.benchmark == benchmark] for name in models}
         results[benchmark] = {
-            "models": {name: asdict(summary) | {"details": details(mine[name])} for name, summary in models.items()},
+            "models": {
+                name: asdict(summary) | {"details": details(mine[name]), "effort": asdict(effort(mine[name]))}
+                for name, summary in models.items()
+            },
             "comparisons": comparisons,
         }
     return results

@@ -8,7 +8,7 @@ other tokens. A server forms its own batches: there every row is kept as it come
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -17,8 +17,11 @@ from typing import Any, TextIO
 from conclip.config.groups import PromptVariant
 from conclip.config.schema import BaseConfig
 from conclip.errors import UserError, check_folder
+from conclip.evaluation.overthinking import first_mention, tokens_up_to
 from conclip.evaluation.rows import from_dict, to_dict, write_parquet
 from conclip.grading.grader import GRADER_VERSION
+from conclip.grading.thinking import thinking_end
+from conclip.models.chat_template import decoder
 from conclip.rollout.collect import Task
 from conclip.rollout.session import Runtime
 from conclip.runs.files import appending, writing
@@ -57,11 +60,13 @@ class RowFile:
         """Return the rows of the tasks, in their order, and append them to the file unit by unit. `num_after`: responses of
         later calls, for the display's time left."""
         sampled: list[EvalRow] = []
+        extraction, tags = runtime.config.rollout.extraction, runtime.prompts[variant].thinking.tags
+        decode = None if runtime.tokenizer is None else decoder(runtime.tokenizer, tags)
         with appending(self.path) as out:
             for unit in _units(tasks, runtime.config.rollout.unit_responses):
                 keys = {task.key: response_key(self._model_hash, task, spec, runtime.config) for task in unit}
                 known = [(t, self._earlier[keys[t.key]]) for t in unit if keys[t.key] in self._earlier]
-                rows = {task.key: replace(row, **self._names(task, variant)) for task, row in known}
+                rows = {task.key: replace(row.by(extraction), **self._names(task, variant)) for task, row in known}
                 missing = [task for task in unit if task.key not in rows]
                 if missing:
                     began = time.monotonic()
@@ -75,7 +80,10 @@ class RowFile:
                     requested = {task.key: task for task in (missing if is_served else unit)}
                     for rollout in runtime.collect(label, list(requested.values()), spec, context):
                         task = requested[rollout.completion.request_id]
-                        row = rows[task.key] = self._row(rollout, task, variant, spec, keys[task.key])
+                        row = self._row(rollout, task, variant, spec, keys[task.key]).by(extraction)
+                        if decode is not None:
+                            row = replace(row, **_places(rollout, task, decode))
+                        rows[task.key] = row
                         self.num_sampled += 1
                         self.num_sampled_tokens += row.num_tokens
                         if is_served:
@@ -139,6 +147,16 @@ class RowFile:
             text=rollout.text,
             reasoning=rollout.completion.reasoning,
         )
+
+
+def _places(rollout: Rollout, task: Task, decode: Callable[[Sequence[int]], str]) -> dict[str, int | None]:
+    """Return the columns that say where in the tokens the thinking part ends and the answer is first written."""
+    ids = rollout.completion.token_ids
+    end, mention = thinking_end(rollout.text, task.thinking), first_mention(rollout.text, task.problem)
+    return {
+        "num_thinking_tokens": tokens_up_to(end, ids, decode),
+        "num_tokens_to_answer": None if mention is None else tokens_up_to(mention, ids, decode),
+    }
 
 
 def response_key(model_hash: str, task: Task, spec: SamplingSpec, config: BaseConfig) -> str:

@@ -11,9 +11,13 @@ from conclip.config.schema import BaseConfig
 from conclip.curriculum.pass_rates import PassRate
 from conclip.curriculum.selection import Selection
 from conclip.errors import MachineFailure, UserError
+from conclip.evaluation.advice import advice
 from conclip.evaluation.tables import (
     by_condition,
     describe_comparison,
+    effort_table,
+    efforts,
+    form_line,
     headline_comparisons,
     power_line,
     results_json,
@@ -27,12 +31,12 @@ from conclip.grading.grader import GRADER_VERSION
 from conclip.models.folder import model_hash
 from conclip.report.card import write_card
 from conclip.report.data import read_run
-from conclip.report.export import write_curve
+from conclip.report.export import write_curve, write_tradeoff
 from conclip.report.page import write_page
 from conclip.rollout.session import Prompts, encode_prompts
 from conclip.runs.identity import digest, problems_hash, relevant
 from conclip.runs.run import MANIFEST, Run
-from conclip.types import TRUNCATION_ADVICE, TRUNCATION_WARNING_SHARE, EvalRow
+from conclip.types import EvalRow
 
 
 def run_recipe(config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Path, Prompts]) -> None:
@@ -50,8 +54,12 @@ def run_recipe(config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Pa
                 selection = inputs.selections.get(name) or _selection(config, inputs, stage, rates, trained)
                 result = stages.train(name, config.phase_of(stage), model, selection)
                 models[name], trained[name] = result.checkpoint, set(result.problem_ids)
+            elif stage.kind == "warm_up":
+                models[name], trained[name] = stages.warm_up(name, model, str(stage.rates))
             else:
-                rows[step.model] = stages.evaluate(step.model, model)
+                rows[step.model] = stages.evaluate(step.model, model, evidence=stage.evidence)
+                if stage.evidence and config.evaluation is not None:
+                    _show_evidence(run, rows[step.model], config.evaluation)
     all_rows = [row for model_rows in rows.values() for row in model_rows]
     stage_names = training_stages(config.recipe)
     if config.evaluation is not None:
@@ -98,6 +106,17 @@ def _propose(config: BaseConfig, inputs: Inputs, run: Run, stage: StageConfig, r
         run.say(f"chosen: {choice.problem.problem_id}: {choice.reason}", result=True)
 
 
+def _show_evidence(run: Run, rows: Sequence[EvalRow], settings: EvalConfig) -> None:
+    """Show what may be had without training, as a table, sentences and a picture, before any training begins."""
+    columns = by_condition(rows)
+    if len({row.prompt_condition for row in rows}) < 2:
+        return
+    run.say("what may be had without training:", result=True)
+    _show_results(run, columns, settings)
+    write_tradeoff(rows, run.folder / "evidence.png")
+    run.point_to("picture", run.folder / "evidence.png")
+
+
 def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Sequence[str]) -> None:
     """Show the closing tables and comparisons, and write the same numbers to results.json."""
     columns = by_condition(rows)
@@ -105,20 +124,33 @@ def _conclude(run: Run, rows: Sequence[EvalRow], settings: EvalConfig, notes: Se
     if withheld:
         run.warn(f"{withheld} responses were withheld by the server's content filter; they count as truncated")
     run.write_results({"margin": settings.margin, "notes": notes, "benchmarks": results_json(columns)})
+    _show_results(run, columns, settings)
     for benchmark, models in summaries(columns).items():
-        run.show(results_table(benchmark, models), result=True)
         for name, summary in models.items():
             numbers = {"accuracy": summary.accuracy.mean, "mean_tokens": summary.mean_tokens.mean}
-            if summary.truncation_rate.mean > TRUNCATION_WARNING_SHARE:
-                run.warn(
-                    f"{benchmark}, {name}: {summary.truncation_rate.mean:.0%} of the responses were cut at "
-                    f"eval.max_tokens={settings.max_tokens}, which counts as not correct; {TRUNCATION_ADVICE}"
-                )
             run.track("eval", 0, {f"{benchmark}/{name}/{key}": value for key, value in numbers.items()})
+
+
+def _show_results(run: Run, columns: Mapping[str, Sequence[EvalRow]], settings: EvalConfig) -> None:
+    """Show a table of each benchmark, with advice on its responses, and the comparisons in words."""
+    for benchmark, models in summaries(columns).items():
+        run.show(results_table(benchmark, models), result=True)
+        run.show(effort_table(benchmark, efforts(columns, benchmark)))
+        said: set[str] = set()
+        for name in models:
+            mine = [row for row in columns[name] if row.benchmark == benchmark]
+            for cause, sentence in advice(mine, f"eval.max_tokens={settings.max_tokens}").items():
+                if cause not in said:  # the table has every model's share
+                    run.warn(f"{benchmark}, {name}: {sentence}")
+                said.add(cause)
         for (first, second), comparison in headline_comparisons(columns, benchmark).items():
             run.say(describe_comparison(first, second, comparison, settings.margin), result=True)
-            if line := power_line(comparison, settings.margin):
+            if (shift := form_line((first, second), models)) is not None:
+                run.warn(shift)
+            line = power_line(comparison, settings.margin)
+            if line is not None and line not in said:
                 run.say(f"  {line}", result=True)
+                said.add(line)
 
 
 def run_identity(subcommand: str, config: BaseConfig, inputs: Inputs) -> str:
@@ -136,6 +168,11 @@ def run_identity(subcommand: str, config: BaseConfig, inputs: Inputs) -> str:
             GRADER_VERSION,
         ]
     )
+
+
+def model_identity(config: BaseConfig, inputs: Inputs) -> str:
+    """Return what identifies the model that a run begins with: the hash of its weights, or where it is served."""
+    return f"{config.model.url} {inputs.served_name}" if inputs.served_name else model_hash(inputs.model_path)
 
 
 def all_prompts(config: BaseConfig, inputs: Inputs) -> dict[Path, Prompts]:

@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -17,6 +18,9 @@ from conclip.runs.manifest import StageRecord, changed_files, read_stages
 from conclip.runs.run import attempts, find_attempt
 from conclip.stats import chance_differences, problems_needed
 
+if TYPE_CHECKING:
+    from conclip.rollout.session import Prompts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStage:
@@ -27,6 +31,8 @@ class PlannedStage:
     """An upper bound."""
     max_tokens: int
     """The token limit of a response."""
+    num_trained: int = 0
+    """How many of the responses train."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +53,7 @@ def steps_of(config: BaseConfig, inputs: Inputs) -> list[Step]:
     """Whether the users of a probing stage have their problems or pass rates already."""
     for stage in config.recipe.values():
         if stage.rates is not None:
-            given = config.given_rates is not None or config.phase_of(stage).by_hand
+            given = stage.kind == "train" and (config.given_rates is not None or config.phase_of(stage).by_hand)
             needless.setdefault(stage.rates, []).append(given)
     steps: list[Step] = []
     models = inputs.names if config.learning is None else [BASE]
@@ -57,12 +63,12 @@ def steps_of(config: BaseConfig, inputs: Inputs) -> list[Step]:
             steps += [Step(name=evaluation_of(model), stage=stage, model=model) for model in evaluated]
         elif not (name in needless and all(needless[name])):
             steps.append(Step(name=name, stage=stage, model=stage.model))
-        if stage.kind == "train":
+        if stage.kind in ("train", "warm_up"):
             models = [*models, name]
     return steps
 
 
-def planned_stages(config: BaseConfig, inputs: Inputs) -> list[PlannedStage]:
+def planned_stages(config: BaseConfig, inputs: Inputs, prompts: "Mapping[Path, Prompts]") -> list[PlannedStage]:
     """Return the size of each step."""
     planned: list[PlannedStage] = []
     for step in steps_of(config, inputs):
@@ -70,8 +76,12 @@ def planned_stages(config: BaseConfig, inputs: Inputs) -> list[PlannedStage]:
             planned.append(_probe(step.name, config, config.probing, inputs))
         elif step.stage.kind == "train" and config.learning is not None:
             planned.append(_training(step.name, config.learning, config.phase_of(step.stage), inputs))
+        elif step.stage.kind == "warm_up":
+            planned.append(PlannedStage(name=step.name, num_responses=0, max_tokens=0))
         elif config.evaluation is not None:
-            planned.append(_evaluation(step.name, config.evaluation, inputs))
+            own = len(config.evaluation.conditions)
+            num_conditions = max((len(p.evidence) for p in prompts.values()), default=own) if step.stage.evidence else own
+            planned.append(_evaluation(step.name, config.evaluation, inputs, num_conditions))
     return planned
 
 
@@ -85,12 +95,14 @@ def _training(name: str, config: LearnConfig, phase: PhaseConfig, inputs: Inputs
     sampled = steps * phase.problems_per_step * phase.group_size * (1 + config.algo.dynamic_sampling_rounds)
     num_validations = 1 + math.ceil(phase.num_steps / config.trainer.validate_every)
     validation = num_validations * len(inputs.validation) * config.trainer.validation_samples
-    return PlannedStage(name=name, num_responses=sampled + validation, max_tokens=config.rollout.max_tokens)
+    return PlannedStage(
+        name=name, num_responses=sampled + validation, max_tokens=config.rollout.max_tokens, num_trained=sampled
+    )
 
 
-def _evaluation(name: str, settings: EvalConfig, inputs: Inputs) -> PlannedStage:
+def _evaluation(name: str, settings: EvalConfig, inputs: Inputs, num_conditions: int) -> PlannedStage:
     samples = sum(settings.samples_per_problem if temperature > 0 else 1 for temperature in settings.temperatures)
-    number = samples * len(settings.prompt_variants) * len(settings.thinking_budgets) * len(inputs.test)
+    number = samples * num_conditions * len(inputs.test)
     return PlannedStage(name=name, num_responses=number, max_tokens=settings.max_tokens)
 
 
@@ -115,15 +127,17 @@ def power_lines(config: BaseConfig, inputs: Inputs) -> list[str]:
     ]
 
 
-def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, *, from_scratch: bool) -> Table:
+def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, model: str, *, from_scratch: bool) -> Table:
     """Return a table of completed and remaining stages with their cost: tokens and seconds per response as in the newest
     stage of the same kind under this run's name or, failing that, under another name.
 
-    `from_scratch`: ignore completed stages. Stages that could be reused from other attempts count as remaining. Without an
-    earlier stage of the kind, the mean length is estimated as half of the limit, and no time is given."""
+    `model`: the identity of the model that the run begins with; only runs of the same one tell its cost. `from_scratch`:
+    ignore completed stages. Stages that could be reused from other attempts count as remaining. Without an earlier stage of
+    the kind, the mean length is estimated as half of the limit, and no time is given.
+    """
     current = None if from_scratch else find_attempt(home, identity)
     done = {name: r for name, r in read_stages(current).items() if not changed_files(current, r)} if current else {}
-    history = _history(home)
+    history = _history(home, model)
     table = Table(title="what would be done", title_justify="left")
     for name in ("stage", "state", "responses", "tokens", "time", "estimated from"):
         table.add_column(name, justify="left" if name in ("stage", "state", "estimated from") else "right")
@@ -147,12 +161,16 @@ def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, *, fr
     return table
 
 
-def _history(home: Path) -> dict[str, StageRecord]:
-    """Return the newest record of each stage name and kind, this run's own before those of other runs."""
+def _history(home: Path, model: str) -> dict[str, StageRecord]:
+    """Return the newest record of each stage name and kind in runs that began with this model, this run's own before those
+    of other runs."""
     newest: dict[str, StageRecord] = {}
     others = sorted(path for path in home.parent.glob("*") if path != home and path.is_dir())
     for folder in [attempt for run in (home, *others) for attempt in attempts(run)]:
-        for name, record in read_stages(folder).items():
+        records = read_stages(folder)
+        if all(record.inputs.get("model") != model for record in records.values()):
+            continue
+        for name, record in records.items():
             for key in (name, kind_of(name)):
                 newest.setdefault(key, record)
     return newest

@@ -37,27 +37,31 @@ from conclip.curriculum.pass_rates import (
     read_pass_rates,
     write_pass_rates,
 )
-from conclip.curriculum.selection import Selection
+from conclip.curriculum.selection import Choice, Selection
 from conclip.errors import UserError
+from conclip.evaluation.advice import advice
 from conclip.evaluation.evaluate import evaluate
 from conclip.evaluation.rows import read_rows
 from conclip.evaluation.units import RowFile
 from conclip.experiments.inputs import Inputs
 from conclip.grading.grader import GRADER_VERSION
 from conclip.models.folder import model_hash
+from conclip.problems.overlap import trained_on
 from conclip.report.data import QUESTIONS
 from conclip.report.probing import pass_rate_table
 from conclip.rollout.session import TRAINING, Prompts, Runtime, open_endpoint, open_runtime
 from conclip.runs.checked import read_as
 from conclip.runs.files import read_object, write_text
-from conclip.runs.identity import problems_hash, relevant, sampling_hash
+from conclip.runs.identity import digest, problems_hash, relevant, sampling_hash
 from conclip.runs.manifest import Pipeline, StageOutput, stage_key
 from conclip.runs.run import Run
-from conclip.training.checkpoint import remove_training_state
+from conclip.training.checkpoint import remove_training_state, save_model
 from conclip.training.phase import PhaseInputs, TrainResult
+from conclip.training.rewards import describe_rewards
 from conclip.training.summary import is_summary, summary_table
 from conclip.training.trainer import Trainer
-from conclip.types import TRUNCATION_ADVICE, TRUNCATION_WARNING_SHARE, EvalRow, Outcome, Problem
+from conclip.training.warm_up import Example, boxed, choose_rows, fine_tune
+from conclip.types import EvalRow, Outcome, Problem
 
 CHOICE_KEYS = ("pass_rate_low", "pass_rate_high", "band_confidence", "num_problems", "problem_ids", "answers")
 """Keys of a phase that only select its problems; the hash of the problems covers them."""
@@ -111,14 +115,10 @@ class Stages:
         }
         self._pipeline.run_stage(name, inputs, work)
         rates = read_pass_rates(self._run.folder / file)
-        num_responses = sum(rate.num_samples for rate in rates)
-        self._run.say(f"{title}: {len(rates)} problems, {num_responses} responses; {describe(rates)}")
-        truncated = sum(rate.num_truncated for rate in rates) / max(1, num_responses)
-        if truncated > TRUNCATION_WARNING_SHARE:
-            self._run.warn(
-                f"{title}: {truncated:.0%} of the responses were cut at rollout.max_tokens={config.rollout.max_tokens}, "
-                f"which counts as not solved; {TRUNCATION_ADVICE}"
-            )
+        rows = read_rows(self._run.folder / responses)
+        self._run.say(f"{title}: {len(rates)} problems, {len(rows)} responses; {describe(rates)}")
+        for sentence in advice(rows, f"rollout.max_tokens={config.rollout.max_tokens}").values():
+            self._run.warn(f"{title}: {sentence}")
         self._run.show(pass_rate_table(title, rates, band))
         return rates
 
@@ -134,6 +134,7 @@ class Stages:
             self._run.say(f"{stage}: {len(selection.problems)} problems, {phase.num_steps} steps")
             if note := selection.confidence_note(phase):
                 self._run.say(f"{stage}: {note}")
+            self._run.say(f"{stage}: {describe_rewards(config.reward, config.rollout.extraction)}")
             phase_inputs = PhaseInputs(
                 stage=stage,
                 settings=phase,
@@ -184,17 +185,64 @@ class Stages:
             "grader": str(GRADER_VERSION),
         }
 
-    def evaluate(self, name: str, model: Path) -> list[EvalRow]:
-        """Evaluate one model on the test problems and return its rows."""
+    def warm_up(self, name: str, model: Path, probe: str) -> tuple[Path, set[str]]:
+        """Fine-tune a model on its own responses to a probing stage that are right in any form, ended in a box. Returns the
+        checkpoint and the ids of its problems. Raises UserError when no response is right."""
+        config, settings = self._config.learning, self._config.warming_up
+        assert config is not None and settings is not None
+        rows = read_rows(self._run.folder / probe_rows_file(probe))
+        chosen = choose_rows(rows, settings, config.seed)
+        if not chosen:
+            raise UserError(
+                f"recipe.{name}: none of the {len(rows)} responses of {probe} is right in any form, so there is nothing to "
+                "learn from; give data.pool easier problems, or take a stronger model"
+            )
+        target, prompts = self._run.folder / checkpoint_folder(name), self._prompts[self._inputs.model_path]
+        problems = {p.problem_id: p for p in self._inputs.pool if p.problem_id in {row.problem_id for row in chosen}}
+
+        def work() -> StageOutput:
+            token_ids = prompts.by_variant[TRAINING].token_ids
+            examples = [
+                Example(problem=problems[row.problem_id], prompt_token_ids=token_ids[row.problem_id], response=boxed(row))
+                for row in chosen
+            ]
+            policy, losses = fine_tune(model, config, settings, examples, prompts.tokenizer)
+            weights, shown = policy.state_dict(), list(problems.values())
+            save_model(target, policy, weights, prompts.tokenizer, problems=shown, earlier=trained_on(model))
+            return StageOutput(
+                outputs=[str(target.relative_to(self._run.folder))],
+                numbers={"first_loss": losses[0], "last_loss": losses[-1]},
+                num_tokens=0,
+            )
+
+        inputs = {
+            "model": self._hash(model),
+            "examples": digest([(row.key, row.text) for row in chosen]),
+            "config": [asdict(settings), relevant(config, ("seed", "model", "optim"))],
+        }
+        reason = "has a response that is right in some form"
+        choices = tuple(Choice(problem=problem, reason=reason, rate=None) for problem in problems.values())
+        self._run.write_json(problems_file(name), describe_selection(Selection(chosen=choices, reserve=())))
+        numbers = self._pipeline.run_stage(name, inputs, work).numbers
+        self._run.say(
+            f"{name}: {settings.num_epochs} passes over {len(chosen)} responses to {len(problems)} problems; loss "
+            f"{numbers['first_loss']:.3f} to {numbers['last_loss']:.3f} nats a token"
+        )
+        return target, set(problems)
+
+    def evaluate(self, name: str, model: Path, *, evidence: bool = False) -> list[EvalRow]:
+        """Evaluate one model on the test problems and return its rows. `evidence`: also as it is asked for brevity, and for
+        less thinking or none."""
         settings = self._config.evaluation
         assert settings is not None
+        conditions = self._prompts[model].evidence if evidence else settings.conditions
         identity, file = self._identity(name, model), rows_file(name)
 
         def work() -> StageOutput:
             with self._opened(name, model) as runtime:
                 write_questions(self._inputs.test, self._run.folder / QUESTIONS)
                 row_file = self._row_file(file, name, identity)
-                rows = evaluate(name, runtime, self._inputs.test, settings, row_file)
+                rows = evaluate(name, runtime, self._inputs.test, settings, row_file, conditions)
                 return StageOutput(
                     outputs=[file, str(Path(file).with_suffix(".parquet")), QUESTIONS],
                     numbers=_lengths(rows) | {"share_correct": fmean(row.outcome is Outcome.CORRECT for row in rows)},
@@ -205,6 +253,7 @@ class Stages:
             "model": identity,
             "problems": problems_hash(self._inputs.test),
             "config": relevant(self._config, ("seed", "model", "rollout", "eval")),
+            "conditions": "" if conditions == settings.conditions else conditions,
             "grader": str(GRADER_VERSION),
         }
         self._pipeline.run_stage(evaluation_of(name), inputs, work)

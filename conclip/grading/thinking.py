@@ -51,11 +51,18 @@ def answer_of(text: str, thinking: Thinking = PLAIN) -> str:
     """Return what follows the thinking part of a response: all of it where there is no such part, and nothing while a part
     is open.
 
-    Parts may follow one another, and may hold the opening tag as text. A closing tag that nothing opened ends a part that
-    began before the response did; once a part has ended, it is text.
-
     Example: ``<think>Is it 7? No.</think> It is 9.`` gives `` It is 9.``; ``Is it 7?`` gives nothing when the prompt opened
     the part.
+    """
+    return text[thinking_end(text, thinking) :]
+
+
+def thinking_end(text: str, thinking: Thinking = PLAIN) -> int:
+    """Return where the thinking part of a response ends [characters]: 0 where there is no such part, the end of the text
+    while a part is open.
+
+    Parts may follow one another, and may hold the opening tag as text. A closing tag that nothing opened ends a part that
+    began before the response did; once a part has ended, it is text.
     """
     tags = thinking.tags
     depth, end, is_open = int(thinking.opened), None, thinking.opened
@@ -64,7 +71,7 @@ def answer_of(text: str, thinking: Thinking = PLAIN) -> str:
             depth, is_open = depth + 1, True
         elif depth > 0 or end is None:
             depth, end, is_open = max(0, depth - 1), match.end(), False
-    return "" if is_open else text[end or 0 :]
+    return len(text) if is_open else end or 0
 
 
 def closes_only(text: str, thinking: Thinking) -> bool:

@@ -63,7 +63,7 @@ def thinking_of(tokenizer: PreTrainedTokenizerBase, model: ModelConfig, template
 def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any], key: str) -> None:
     """Raise UserError for an argument that the chat template never reads: it would have no effect."""
     template = _template(tokenizer)
-    read = _names_read(template) if template_kwargs else set[str]()
+    read = names_read(tokenizer) if template_kwargs else set[str]()
     for name in template_kwargs:
         if template and name not in read:
             near = difflib.get_close_matches(name, read, n=1)
@@ -71,11 +71,10 @@ def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, template_kwargs: M
             raise UserError(f"{key}: the model's chat template reads no '{name}'; {hint}")
 
 
-def _names_read(template: str) -> set[str]:
-    """Return names that a template looks up outside itself."""
-    plain = re.sub(
-        r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template
-    )  # a tag that only transformers knows: it masks tokens
+def names_read(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Return the names that the chat template looks up outside itself."""
+    only_transformers = r"\{%-?\s*(?:end)?generation\s*-?%\}"  # a tag that masks tokens
+    plain = re.sub(only_transformers, "", _template(tokenizer))
     return meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain))
 
 

@@ -29,7 +29,8 @@ class _NoAnswer(UserError):
 def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[Problem], list[str]]:
     """Return the problems of a set, whose columns `settings` names, and notes for people.
 
-    Level and subject filters come first, then a shuffle when `settings.seed` is not 0, then `num_problems` from `offset` on.
+    Level and subject filters come first, then a shuffle when `settings.seed` is not 0, then the
+    `share`, then `num_problems` from `offset` on.
     Ids come from the column `problem_id`, or else from name, place and content, so that they are stable. Rows without a
     usable answer are skipped with a note, up to MAX_SKIPPED_SHARE of all rows. Raises UserError with file and line when more
     rows have none, when anything else is unusable, and when `expected_problems` does not match what is left.
@@ -58,6 +59,11 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
         notes.append(f"{key}: {num_repeated} of {len(problems)} problems repeat the text of another one (kept)")
     if settings.seed:
         problems = python_stream("file", settings.seed).sample(problems, len(problems))
+    if settings.share is not None:
+        begin, end = (round(share * len(problems)) for share in settings.share)
+        problems = problems[begin:end]
+        if not problems:
+            raise UserError(f"{key}.share: {settings.share} of the problems there are is none; give more problems")
     if settings.offset >= len(problems):
         raise UserError(f"{key}.offset: there are {len(problems)} problems, none from {settings.offset} on")
     problems = problems[settings.offset :]

@@ -5,11 +5,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from conclip.config.groups import ModelConfig, PromptStyle
+from conclip.config.groups import ModelConfig
 from conclip.models.chat_template import render
 from conclip.types import Messages
 
-INSTRUCTIONS: dict[PromptStyle, str] = {
+INSTRUCTIONS: dict[str, str] = {
     "plain": "",
     "concise": "Be concise.",
     "draft": "Think step by step, but keep only a minimum draft of each step, five words at most.",
@@ -19,7 +19,7 @@ INSTRUCTIONS: dict[PromptStyle, str] = {
 token budget (Han et al. 2024)."""
 
 
-def messages_for(question: str, model: ModelConfig, style: PromptStyle = "plain", *, budget_tokens: int = 0) -> Messages:
+def messages_for(question: str, model: ModelConfig, style: str = "plain", *, budget_tokens: int = 0) -> Messages:
     """Return the chat that asks `question` in the given style."""
     content = model.prompt.replace("{question}", question)
     if instruction := INSTRUCTIONS[style]:
@@ -32,7 +32,7 @@ def encode_prompt(
     tokenizer: PreTrainedTokenizerBase,
     question: str,
     model: ModelConfig,
-    style: PromptStyle = "plain",
+    style: str = "plain",
     *,
     budget_tokens: int = 0,
     template_kwargs: Mapping[str, Any] | None = None,

@@ -12,7 +12,7 @@ from conclip.evaluation.measures import accuracy_at_budgets
 from conclip.evaluation.metrics import Summary, summarise
 from conclip.report.data import RunData
 from conclip.training.summary import MONITORS
-from conclip.types import EvalRow, Outcome
+from conclip.types import EvalRow, Outcome, condition_name
 
 OUTCOMES = {
     Outcome.CORRECT: "#439b66",
@@ -66,10 +66,11 @@ def figures(runs: Sequence[RunData]) -> list[Figure]:
     """Return every figure for which the runs have data."""
     several = len(runs) > 1
     models = {label(run, name, several): rows for run in runs for name, rows in models_of(run).items()}
+    asked = {label(run, name, several): rows for run in runs for name, rows in by_asking(run.rows).items()}
     made = [
         curves(runs),
         lengths(models, columns=max(len(models_of(run)) for run in runs) if several else 1),
-        scatter(models),
+        scatter(asked),
         budgets(models),
         *(pass_rates(run, phase, several) for run in runs for phase in run.rates),
         *(monitors(run, several) for run in runs),
@@ -87,6 +88,16 @@ def models_of(run: RunData) -> dict[str, list[EvalRow]]:
     for row in run.rows:
         if row.prompt_condition == run.rows[0].prompt_condition:
             groups.setdefault(row.model, []).append(row)
+    return groups
+
+
+def by_asking(rows: Sequence[EvalRow]) -> dict[str, list[EvalRow]]:
+    """Group rows by model and prompt condition; names leave out a condition that all share."""
+    several = len({row.prompt_condition for row in rows}) > 1
+    groups: dict[str, list[EvalRow]] = {}
+    for row in rows:
+        name = f"{row.model}, {condition_name(*row.prompt_condition)}" if several else row.model
+        groups.setdefault(name, []).append(row)
     return groups
 
 
@@ -221,7 +232,7 @@ def lengths(models: Mapping[str, Sequence[EvalRow]], *, columns: int) -> Figure 
 
 
 def scatter(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
-    """Draw accuracy against length, with 95 % intervals, by benchmark and temperature."""
+    """Draw accuracy against length, with 95 % intervals, by model and way of asking, benchmark and temperature."""
     values: Values = [
         {"model": name, "where": where} | _point(summarise(mine))
         for name, rows in models.items()

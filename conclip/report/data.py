@@ -207,7 +207,7 @@ def _rows(folder: Path, stages: Mapping[str, StageRecord]) -> tuple[list[EvalRow
     there = {path.stem.removeprefix("rows-"): path for path in files}
     ended = [name for stage in stages if (name := stage.removeprefix("eval-")) != stage and name in there]
     rows = {name: read_rows(there[name]) for name in ended}
-    covered = {name: {(r.benchmark, r.temperature, r.prompt, r.problem_id) for r in mine} for name, mine in rows.items()}
+    covered = {name: {(r.benchmark, r.temperature, r.problem_id) for r in mine} for name, mine in rows.items()}
     for name, problems in covered.items():
         if problems != covered[ended[0]] or len({row.model for row in rows[name]}) > 1:
             raise UserError(

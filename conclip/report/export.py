@@ -7,10 +7,11 @@ from typing import Any
 import vl_convert
 
 from conclip.report import escape
-from conclip.report.charts import Figure, curves, figures
+from conclip.report.charts import Figure, by_asking, curves, figures, scatter
 from conclip.report.data import RunData
 from conclip.report.page import result_tables
 from conclip.runs.files import write_text, writing_bytes
+from conclip.types import EvalRow
 
 WIDTH_PX = 760
 PNG_SCALE = 2.0
@@ -37,6 +38,13 @@ def write_figure(figure: Figure, path: Path) -> None:
 def write_curve(run: RunData, path: Path) -> None:
     """Write the figure of accuracy and length over the steps of a run's phases; nothing where there are none."""
     figure = curves([run])
+    if figure is not None:
+        write_figure(figure, path)
+
+
+def write_tradeoff(rows: Sequence[EvalRow], path: Path) -> None:
+    """Write the figure of accuracy against length, by model and way of asking."""
+    figure = scatter(by_asking(rows))
     if figure is not None:
         write_figure(figure, path)
 

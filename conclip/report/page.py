@@ -16,7 +16,10 @@ from conclip.evaluation.metrics import Comparison, compare
 from conclip.evaluation.tables import (
     by_condition,
     describe_comparison,
+    effort_cells,
+    efforts,
     headline_comparisons,
+    power_line,
     results_cells,
     summaries,
     verdict,
@@ -43,7 +46,10 @@ class Headline:
     accuracy: str
     accuracy_interval: str
     verdict: str
-    kept: bool
+    tone: str
+    """`good` where accuracy rose or was kept, `bad` where it fell, else empty: nothing is shown."""
+    power: str
+    """How many problems would show that accuracy was kept; empty where nothing is to be said."""
 
 
 def write_page(runs: Sequence[RunData], path: Path) -> None:
@@ -64,6 +70,7 @@ def write_page(runs: Sequence[RunData], path: Path) -> None:
         notes=[note for run in runs for note in run.notes],
         headlines=[headline for run in runs for headline in headlines(run, several)],
         tables=result_tables(runs),
+        effort=effort_tables(runs),
         sentences=[sentence for run in runs for sentence in sentences(run)] if not several else [],
         figures=[
             {
@@ -134,17 +141,14 @@ def _headline(where: str, first: str, last: str, comparison: Comparison, margin:
         accuracy=f"{100 * accuracy.mean:+.1f} points",
         accuracy_interval=f"{100 * accuracy.low:+.1f} to {100 * accuracy.high:+.1f} points",
         verdict=verdict(accuracy, margin),
-        kept=accuracy.low > -margin,
+        tone="good" if accuracy.low > -margin else "bad" if accuracy.high < 0 else "",
+        power=power_line(comparison, margin) or "",
     )
 
 
 def result_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """Return one table per benchmark, with rows of all runs."""
-    several = len(runs) > 1
-    everything = [row for run in runs for row in run.rows]
-    rows: dict[str, list[EvalRow]] = {
-        label(run, name, several): mine for run in runs for name, mine in by_condition(run.rows, everything).items()
-    }
+    rows = _rows_by_label(runs)
     made: list[dict[str, Any]] = []
     for benchmark, models in summaries(rows).items():
         cells = results_cells(models)
@@ -153,6 +157,26 @@ def result_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
         problems = max(summary.num_problems for summary in models.values())
         made.append({"benchmark": benchmark, "num_problems": problems, "columns": columns, "rows": body})
     return made
+
+
+def effort_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """Return one table per benchmark of where the tokens go, with rows of all runs."""
+    rows = _rows_by_label(runs)
+    made: list[dict[str, Any]] = []
+    for benchmark in summaries(rows):
+        cells = effort_cells(efforts(rows, benchmark))
+        columns = list(next(iter(cells.values())))
+        made.append(
+            {"benchmark": benchmark, "columns": columns, "rows": [(n, list(row.values())) for n, row in cells.items()]}
+        )
+    return made
+
+
+def _rows_by_label(runs: Sequence[RunData]) -> dict[str, list[EvalRow]]:
+    """Return the rows of each run, model and condition."""
+    several = len(runs) > 1
+    everything = [row for run in runs for row in run.rows]
+    return {label(run, name, several): mine for run in runs for name, mine in by_condition(run.rows, everything).items()}
 
 
 def sentences(run: RunData) -> list[str]:

@@ -21,19 +21,20 @@ def pass_rate_table(title: str, rates: Sequence[PassRate], band: Band) -> Table:
     for name in BINS:
         mine = [rate for rate in rates if histogram([rate])[name]]
         bar = "█" * round(BAR * counts[name] / longest)
-        table.add_row(name, str(counts[name]), bar, str(_inside(mine)), _tokens(mine))
+        table.add_row(name, str(counts[name]), bar, str(_eligible(mine, band)), _tokens(mine))
     levels = sorted({rate.level for rate in rates if rate.level is not None})
     if len(levels) > 1:
         table.add_section()
         for level in levels:
             mine = [rate for rate in rates if rate.level == level]
             mean = fmean(rate.pass_rate for rate in mine)
-            table.add_row(f"level {level}", str(len(mine)), f"mean {mean:.2f}", str(_inside(mine)), _tokens(mine))
+            table.add_row(f"level {level}", str(len(mine)), f"mean {mean:.2f}", str(_eligible(mine, band)), _tokens(mine))
     return table
 
 
-def _inside(rates: Sequence[PassRate]) -> int:
-    return sum(rate.verdict == "inside" for rate in rates)
+def _eligible(rates: Sequence[PassRate], band: Band) -> int:
+    """Return how many problems most probably lie in the band and can be selected: their measured rate lies there, too."""
+    return sum(rate.verdict == "inside" and band.contains(rate.pass_rate) for rate in rates)
 
 
 def _tokens(rates: Sequence[PassRate]) -> str:

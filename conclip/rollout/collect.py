@@ -17,6 +17,7 @@ from conclip.runs.sampling_progress import SamplingProgress
 from conclip.seeding import derive_seed
 from conclip.types import (
     Completion,
+    ExtractionRule,
     Messages,
     Outcome,
     Problem,
@@ -103,13 +104,15 @@ def collect(
     tokenizer: PreTrainedTokenizerBase | None,
     on_progress: Callable[[SamplingProgress], None] | None = None,
     label: str = "",
+    extraction: ExtractionRule = "strict",
 ) -> Iterator[Rollout]:
     """Sample and grade every task, and yield rollouts as their grades arrive, in any order.
 
     One call is one unit of work: it starts from a cold prefix cache. Grading runs in parallel with generation, on the text
-    after a response's thinking part. When the caller stops early (an exception, Ctrl-C), requests in flight are aborted.
+    after a response's thinking part; outcomes are those that count by `extraction`. When the caller stops early (an
+    exception, Ctrl-C), requests in flight are aborted.
     """
-    unit = _Unit(tasks, grader, tokenizer)
+    unit = _Unit(tasks, grader, tokenizer, extraction)
     tokens_before, began = engine.progress(), time.monotonic()
     last_report = began
     engine.reset_cache()
@@ -139,11 +142,18 @@ def collect(
 class _Unit:
     """One unit of work: its tasks, the completions that the grader has, and its progress."""
 
-    def __init__(self, tasks: Sequence[Task], grader: Grader, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        grader: Grader,
+        tokenizer: PreTrainedTokenizerBase | None,
+        extraction: ExtractionRule,
+    ) -> None:
         self._tasks = {task.key: task for task in tasks}
         if len(self._tasks) != len(tasks):
             raise ValueError("two tasks share a problem id and sample number")
         self._grader = grader
+        self._extraction: ExtractionRule = extraction
         all_tags = {task.thinking.tags for task in tasks}
         self._decoders = {tags: decoder(tokenizer, tags) for tags in all_tags} if tokenizer is not None else {}
         self.at_grader: dict[str, tuple[Completion, str]] = {}
@@ -170,7 +180,8 @@ class _Unit:
 
     def graded(self, timeout_s: float) -> Iterator[Rollout]:
         """Yield the rollouts that the grader has judged, waiting for a grade for at most `timeout_s`."""
-        for key, grade in self._grader.poll(timeout_s):
+        for key, verdict in self._grader.poll(timeout_s):
+            grade = verdict.by(self._extraction)
             completion, text = self.at_grader.pop(key)
             self.num_done += 1
             self._outcomes[grade.outcome] += 1

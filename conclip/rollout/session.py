@@ -21,12 +21,13 @@ from conclip.models.chat_template import (
     check_template_kwargs,
     known_tags,
     named_tokens,
+    names_read,
     placeholder_chat,
     text_after_placeholder,
     thinking_of,
 )
 from conclip.models.load import load_tokenizer, reading
-from conclip.problems.prompts import encode_prompt, messages_for
+from conclip.problems.prompts import INSTRUCTIONS, encode_prompt, messages_for
 from conclip.rollout.collect import PromptSet, Task, collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
 from conclip.runs.run import Run
@@ -34,6 +35,7 @@ from conclip.runs.sampling_progress import BatchContext
 from conclip.types import (
     DEFAULT_TEMPLATE,
     Problem,
+    PromptCondition,
     Rollout,
     RolloutGroup,
     SamplingSpec,
@@ -41,6 +43,9 @@ from conclip.types import (
 
 TRAINING: PromptVariant = ("plain", DEFAULT_TEMPLATE)
 """The prompt variant of training, probing and validation."""
+
+THINKING_OFF, OFF = "thinking off", {"enable_thinking": False}
+"""The template variant without thinking, and the argument by which published templates switch it off."""
 
 
 @dataclass(kw_only=True)
@@ -117,6 +122,7 @@ class Runtime:
             tokenizer=self.tokenizer,
             on_progress=lambda progress: self.run.show_sampling(replace(progress, context=context or BatchContext())),
             label=label,
+            extraction=self.config.rollout.extraction,
         )
 
     @property
@@ -136,12 +142,34 @@ class Prompts:
     max_model_len: int
     budgeted: ThinkingTags | None
     """The tags of the thinking part, where some responses have a thinking budget; else None."""
+    evidence: list[PromptCondition]
+    """The conditions of an evaluation that also asks for brevity, and for less thinking or none."""
 
 
 def template_kwargs_of(config: BaseConfig, template: str) -> dict[str, Any]:
     """Return the chat template's arguments besides the chat."""
-    own = config.evaluation.template_kwargs if config.evaluation is not None else {}
+    own = {THINKING_OFF: OFF} | (config.evaluation.template_kwargs if config.evaluation is not None else {})
     return config.model.chat_template_kwargs | own.get(template, {})
+
+
+def evidence_conditions(config: BaseConfig, tokenizer: PreTrainedTokenizerBase) -> list[PromptCondition]:
+    """Return the conditions of an evaluation that shows what may be had without training: those of `eval`, then asking for
+    brevity in three ways (not the lab's model, which reads no English), then, where the model thinks, no thinking (where
+    its chat template has a switch) and a budget for it of a quarter of the token limit."""
+    settings = config.evaluation
+    assert settings is not None
+    style, template, budget = settings.conditions[0]
+    further: list[PromptCondition] = []
+    if not config.model.is_lab:
+        further += [(style, template, budget) for style in INSTRUCTIONS]
+    kwargs = template_kwargs_of(config, template)
+    if OFF.keys() <= names_read(tokenizer) and kwargs | OFF != kwargs:
+        further.append((style, THINKING_OFF, budget))
+    tags = known_tags(tokenizer, config.model)
+    spelt = [] if tags is None else [tokenizer.encode(tag, add_special_tokens=False) for tag in (tags.open, tags.close)]
+    if spelt and all(len(ids) == 1 for ids in spelt):  # the engine compares token by token
+        further.append((style, template, settings.max_tokens // 4))
+    return list(dict.fromkeys([*settings.conditions, *further]))
 
 
 def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Problem]) -> Prompts:
@@ -151,14 +179,17 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
     with reading(model_path, "the tokenizer"):
         tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
     settings = config.evaluation
+    evidence: list[PromptCondition] = []
     by_variant: dict[PromptVariant, PromptSet] = {}
     with reading(model_path, "the chat template"):
         check_template_kwargs(tokenizer, config.model.chat_template_kwargs, "model.chat_template_kwargs")
         for name, values in (settings.template_kwargs if settings else {}).items():
             check_template_kwargs(tokenizer, values, f"eval.template_kwargs.{name}")
         named_tokens(tokenizer, config.model.stop_tokens, "model.stop_tokens")
-        variants = [TRAINING, *settings.prompt_variants] if settings else [TRAINING]
-        for style, template in dict.fromkeys(variants):
+        if any(stage.evidence for stage in config.recipe.values()):
+            evidence = evidence_conditions(config, tokenizer)
+        conditions = [*settings.conditions, *evidence] if settings else []
+        for style, template in dict.fromkeys([TRAINING, *((style, template) for style, template, _ in conditions)]):
             template_kwargs = template_kwargs_of(config, template)
             token_ids = {
                 p.problem_id: encode_prompt(
@@ -182,12 +213,13 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
             f"problem '{longest.problem_id}' needs {needed} tokens (prompt {needed - max_tokens} + max_tokens "
             f"{max_tokens}), rollout.max_model_len or the model's context hold {limit}; lower max_tokens or drop the problem"
         )
-    budgets = settings is not None and any(budget is not None for budget in settings.thinking_budgets)
+    budgets = any(budget is not None for _, _, budget in conditions)
     return Prompts(
         tokenizer=tokenizer,
         by_variant=by_variant,
-        max_model_len=limit or needed,
+        max_model_len=config.rollout.max_model_len or needed,
         budgeted=_budgeted_tags(tokenizer, config) if budgets else None,
+        evidence=evidence,
     )
 
 
@@ -234,7 +266,7 @@ def open_endpoint(config: BaseConfig, run: Run, served_name: str, problems: Sequ
     by_variant: dict[PromptVariant, PromptSet] = {}
     opened: dict[str, bool] = {}
     """Whether the prompts of a template open the thinking part."""
-    for style, template in settings.prompt_variants:
+    for style, template in dict.fromkeys((style, template) for style, template, _ in settings.conditions):
         template_kwargs = template_kwargs_of(config, template)
         if model.thinking_in_prompt is not None:
             opened[template] = model.thinking_in_prompt

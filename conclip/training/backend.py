@@ -21,7 +21,7 @@ from conclip.config.schema import LearnConfig
 from conclip.models.critic import Critic
 from conclip.models.load import OutputHead, autocast, checkpoint_weights, load_policy, recompute_activations
 from conclip.training.batch import TokenBatch
-from conclip.training.schedule import Scheduled, lr_scale
+from conclip.training.schedule import Scheduled, learning_rates, lr_scale
 
 
 class Backend:
@@ -40,9 +40,10 @@ class Backend:
         self.reference = copy.deepcopy(self.policy).requires_grad_(False) if wants_reference else None
         self.critic = Critic(self.policy) if algo.advantage == "gae" else None
         self._warmup = algo.critic_warmup_steps * algo.updates_per_rollout
-        self._trained = {"policy": self._optimizer(self.policy, self._optim.policy_lr, num_updates)}
+        policy_lr, critic_lr = learning_rates(self._optim, self.policy.num_parameters())
+        self._trained = {"policy": self._optimizer(self.policy, policy_lr, num_updates)}
         if self.critic is not None:
-            self._trained["critic"] = self._optimizer(self.critic, self._optim.critic_lr, num_updates + self._warmup)
+            self._trained["critic"] = self._optimizer(self.critic, critic_lr, num_updates + self._warmup)
         self.set_position(0)
 
     def _load(self, folder: Path) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from conclip.algo.masking import masked_mean
 from conclip.config.groups import Dtype
 from conclip.training.batch import ExperienceBatch
 from conclip.training.learner import explained_variance
-from conclip.types import TRUNCATION_ADVICE, TRUNCATION_WARNING_SHARE, Outcome, RolloutGroup
+from conclip.types import TRUNCATION_ADVICE, WARNING_SHARE, Outcome, RolloutGroup
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
@@ -95,6 +95,7 @@ def advantage_by_length(experience: ExperienceBatch, rows: Tensor) -> dict[str, 
 
 REPORTED = (
     "outcome/correct",
+    "outcome/no_answer",
     "outcome/truncated",
     "length/mean_tokens",
     "reward/mean",
@@ -124,8 +125,15 @@ def step_warnings(metrics: Mapping[str, float], *, max_drift: float, cuts_respon
         warnings["solved"] = "every response of every problem is correct: choose harder problems, or stop here"
     elif metrics["policy/share_zero_advantage_groups"] == 1:
         warnings["silent"] = "no group has an advantage (each is all right or all wrong): this step taught nothing but KL"
+    without = metrics["outcome/no_answer"]
+    if without > WARNING_SHARE:
+        warnings["no answer"] = (
+            f"{without:.0%} of the responses ended without an answer that counts and earn reward.no_answer, so the phase "
+            "trains the form of answers, too; rollout.extraction=lenient counts other forms, recipe=warm_up teaches the "
+            "form first"
+        )
     truncated = metrics["outcome/truncated"]
-    if truncated > TRUNCATION_WARNING_SHARE and not cuts_responses:
+    if truncated > WARNING_SHARE and not cuts_responses:
         warnings["truncated"] = (
             f"{truncated:.0%} of the responses were cut at rollout.max_tokens, which prices length: {TRUNCATION_ADVICE}; or "
             "leave them out (algo.train_on_truncated=false)"

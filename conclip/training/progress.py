@@ -30,6 +30,11 @@ class Validation:
     accuracy: Annotated[Finite, Field(ge=0, le=1)]
     """The share of correct responses; grader errors are left out."""
     mean_tokens: NonNegative
+    length_correlation: Annotated[Finite, Field(ge=-1, le=1)] | None = None
+    """The mean over problems of the correlation of length and correctness among the responses to one problem; None where too
+    few problems have correct and other responses."""
+    length_correlation_low: Finite | None = None
+    """The lower end of its 95 % interval."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from conclip.config.groups import RewardConfig
 from conclip.training.length_rewards import GradedGroup, Shaper
-from conclip.types import Outcome, RolloutGroup
+from conclip.types import ExtractionRule, Outcome, RolloutGroup
 
 
 def reward_of(outcome: Outcome, table: RewardConfig) -> float | None:
@@ -18,6 +18,22 @@ def reward_of(outcome: Outcome, table: RewardConfig) -> float | None:
         Outcome.NO_ANSWER: table.no_answer,
         Outcome.TRUNCATED: table.truncated,
     }[outcome]
+
+
+def describe_rewards(table: RewardConfig, extraction: ExtractionRule) -> str:
+    """Return the rewards in words, with how much of the way from no answer to a correct one the form alone is worth: by
+    strict extraction, a wrong answer in a box has the form and nothing else.
+
+    Example: with 1, -0.5 and -1 for correct, wrong and no answer it is worth 25 %.
+    """
+    text = (
+        f"rewards {table.correct:+g} correct, {table.wrong:+g} wrong, {table.no_answer:+g} no answer, {table.truncated:+g} "
+        "truncated"
+    )
+    whole = table.correct - table.no_answer
+    if extraction == "lenient" or whole <= 0:
+        return text
+    return f"{text}; a box alone is worth {(table.wrong - table.no_answer) / whole:.0%} of a correct answer"
 
 
 def reward_group(

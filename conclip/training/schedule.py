@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
-from conclip.config.groups import AlgoConfig, PhaseConfig
+from conclip.config.groups import AlgoConfig, OptimConfig, PhaseConfig
+
+LEARNING_RATES = ((1_000_000_000, 5e-7, 9e-6), (200_000_000, 1e-6, 1e-5), (0, 5e-6, 5e-5))
+"""Parameters from which on they hold, and the peak learning rates of policy and critic: the paper's scripts for 1.5 and 7
+billion; those of verl's PPO examples from 0.5 billion on; and what trained SmolLM2-135M here (docs/real-models.md)."""
+
+
+def learning_rates(optim: OptimConfig, num_parameters: int) -> tuple[float, float]:
+    """Return the peak learning rates of policy and critic: the config's, else those of the model's size."""
+    policy, critic = next(rates for size, *rates in LEARNING_RATES if num_parameters >= size)
+    return optim.policy_lr or policy, optim.critic_lr or critic
 
 
 def lr_scale(update: int, num_updates: int, *, warmup_fraction: float, min_lr_fraction: float) -> float:

@@ -15,6 +15,7 @@ from conclip.curriculum.order import ProblemOrder, make_refresher
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import Interrupted, deferred
 from conclip.seeding import python_stream, torch_stream
+from conclip.stats import clustered_interval, correlation_if_any
 from conclip.training.backend import Backend
 from conclip.training.batch import ExperienceBatch, TokenBatch, collate
 from conclip.training.experience import Scores, has_signal, kl_reward_share, make_experience
@@ -26,6 +27,7 @@ from conclip.training.progress import NextAction, Progress, Validation
 from conclip.training.recovery import Recovery
 from conclip.training.rewards import reward_group
 from conclip.training.schedule import plan_step, tokens_limit
+from conclip.training.stopping import MIN_MIXED_PROBLEMS, stop_reason
 from conclip.training.summary import summarise_steps
 from conclip.types import Outcome, RolloutGroup, SamplingSpec
 
@@ -160,20 +162,17 @@ class Trainer:
         validation = self._validate(step) if scheduled else None
         improved = validation is not None and self._is_better(validation)
         with self._recovery.change():
-            stopped = False
+            stop = None
             if validation is not None:
-                stopped = validation.accuracy < progress.history[0].accuracy - phase.stop_accuracy_drop
                 progress.history.append(validation)
                 metrics |= {"validation/accuracy": validation.accuracy, "validation/mean_tokens": validation.mean_tokens}
                 if improved:
                     progress.best, progress.best_checkpoint = validation, self._recovery.number
+                stop = stop_reason(progress.history, phase)
             self._report(step, metrics)
-            if validation is not None and stopped:
-                self._run.warn(
-                    f"{self._stage} stops at step {step}: validation accuracy {validation.accuracy:.3f} fell more than "
-                    f"{phase.stop_accuracy_drop:g} below the {progress.history[0].accuracy:.3f} it began with"
-                )
-            progress.pending_metrics, progress.ended = None, last or stopped
+            if stop is not None:
+                (self._run.warn if stop.is_failure else self._run.say)(f"{self._stage} stops at step {step}: {stop.text}")
+            progress.pending_metrics, progress.ended = None, last or stop is not None
         if improved or progress.ended or step % trainer.save_every == 0:
             self._recovery.save()
 
@@ -248,6 +247,7 @@ class Trainer:
             step=step,
             accuracy=fmean(r.grade.outcome is Outcome.CORRECT for r in judged) if judged else 0.0,
             mean_tokens=fmean(r.completion.num_tokens for r in rollouts),
+            **_length_correlation(groups),
         )
         runtime.run.say(
             f"{self._stage} step {step:>3}  validation accuracy {result.accuracy:.3f}  length {result.mean_tokens:.1f}"
@@ -263,16 +263,15 @@ class Trainer:
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log_metrics(self._stage, step, metrics)
+        max_drift = self._config.trainer.max_sampler_drift or MAX_SAMPLER_DRIFT[self._config.model.dtype]
+        seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
         self._run.say(
             f"{self._stage} step {step:>3}/{self._phase.num_steps}  accuracy {metrics['outcome/correct']:.3f}  "
             f"length {metrics['length/mean_tokens']:6.1f}  reward {metrics['reward/mean']:+.3f}  "
-            f"kl {metrics.get('policy/approx_kl', 0.0):.4f}  drift {metrics['policy/sampler_drift_max']:.1e}  "
-            f"{sum(self._times.values()):.1f} s"
+            f"kl {metrics.get('policy/approx_kl', 0.0):.4f}  drift {metrics['policy/sampler_drift_mean']:.1e} "
+            f"(limit {max_drift:g})  {seconds:.1f} s"
         )
         self._steps.append(metrics)
-        max_drift = self._config.trainer.max_sampler_drift
-        if max_drift is None:
-            max_drift = MAX_SAMPLER_DRIFT[self._config.model.dtype]
         cuts_responses = self._phase.max_tokens_stages is not None
         for name, text in step_warnings(metrics, max_drift=max_drift, cuts_responses=cuts_responses).items():
             if name not in self._progress.warned:
@@ -284,6 +283,21 @@ class Trainer:
         began = time.monotonic()
         yield
         self._times[f"time/{name}_s"] = time.monotonic() - began
+
+
+def _length_correlation(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Return the correlation of length and correctness within groups, and its lower bound; nothing where too few groups have
+    correct and other responses."""
+    correlations: list[float] = []
+    for group in groups:
+        judged = [r for r in group.rollouts if r.grade.outcome is not Outcome.GRADER_ERROR]
+        lengths = [r.completion.num_tokens for r in judged]
+        value = correlation_if_any(lengths, [r.grade.outcome is Outcome.CORRECT for r in judged])
+        correlations += [] if value is None else [value]
+    if len(correlations) < MIN_MIXED_PROBLEMS:
+        return {}
+    mean, low, _ = clustered_interval(correlations)
+    return {"length_correlation": mean} | ({"length_correlation_low": low} if math.isfinite(low) else {})
 
 
 def _with_signal(groups: Sequence[RolloutGroup], *, train_on_truncated: bool) -> list[RolloutGroup]:

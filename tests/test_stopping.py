@@ -1,0 +1,42 @@
+"""When a phase stops: by its validations alone."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from conclip.training.progress import Validation
+from conclip.training.stopping import stop_reason
+from tests.conftest import train_config
+
+PHASE = train_config().phase
+
+
+def at(step: int, accuracy: float, tokens: float, **more: Any) -> Validation:
+    return Validation(step=step, accuracy=accuracy, mean_tokens=tokens, **more)
+
+
+def reason(history: list[Validation], **changes: Any) -> str | None:
+    stop = stop_reason(history, dataclasses.replace(PHASE, **changes))
+    return None if stop is None else f"{'failure' if stop.is_failure else 'done'}: {stop.text}"
+
+
+def test_nothing_stops_a_phase_by_default_but_lost_accuracy():
+    history = [at(0, 0.5, 100), at(5, 0.41, 100, length_correlation=0.9, length_correlation_low=0.8), at(10, 0.41, 100)]
+    assert reason(history) is None
+    assert str(reason([*history, at(15, 0.39, 50)])).startswith("failure: validation accuracy 0.390 fell more than 0.1")
+
+
+@pytest.mark.parametrize(("low", "stops"), [(0.01, True), (0.0, False), (-0.2, False), (None, False)])
+def test_it_stops_where_longer_responses_are_surely_the_correct_ones(low: float | None, stops: bool):
+    history = [at(0, 0.5, 100), at(5, 0.5, 50, length_correlation=0.2, length_correlation_low=low)]
+    assert (reason(history, stop_length_correlation=0.0) is not None) is stops
+    assert reason(history[1:], stop_length_correlation=0.0) is None  # as the model came
+
+
+def test_it_stops_where_length_has_not_fallen_for_a_while():
+    falling = [at(5 * i, 0.5, tokens) for i, tokens in enumerate((100, 80, 70, 69.5, 69))]
+    assert reason(falling, stop_flat_validations=2) == "done: validation length has not fallen by 2 % in 2 validations"
+    assert reason(falling[:4], stop_flat_validations=2) is None  # 70 is well below 80
+    assert reason([*falling, at(25, 0.5, 60)], stop_flat_validations=2) is None
+    assert reason(falling[:2], stop_flat_validations=2) is None
