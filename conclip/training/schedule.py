@@ -13,8 +13,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 from conclip.config.groups import AlgoConfig, OptimConfig, PhaseConfig
 
 LEARNING_RATES = ((1_000_000_000, 5e-7, 9e-6), (200_000_000, 1e-6, 1e-5), (0, 5e-6, 5e-5))
-"""Parameters from which on they hold, and the peak learning rates of policy and critic: the paper's scripts for 1.5 and 7
-billion; those of verl's PPO examples from 0.5 billion on; and what trained SmolLM2-135M here (docs/real-models.md)."""
+"""Parameters from which on they hold, and the peak learning rates of policy and critic: those of the paper's scripts for 1.5
+and 7 billion, of verl's PPO examples for 0.5 billion and more, and a guess below."""
 
 
 def learning_rates(optim: OptimConfig, num_parameters: int) -> tuple[float, float]:
