@@ -1,6 +1,6 @@
 """A newcomer's first hour with a model of their own, timed: the table of docs/real-models.md.
 
-    python benchmarks/first_hour.py MODEL               # three commands, one after another, each in a process of its own
+    python benchmarks/first_hour.py MODEL               # three commands, each with the rows of those before it
     python benchmarks/first_hour.py MODEL --write FILE  # only the sixty word problems
 
 The word problems are made here: one step, small numbers, no published text.
@@ -87,10 +87,10 @@ def main() -> None:
     problems = options.out / "problems.jsonl"
     write_problems(problems)
     begun, lines = time.monotonic(), ["| command | " + " | ".join(MARKS) + " |", "|---" * (len(MARKS) + 1) + "|"]
-    for number, (name, command) in enumerate(COMMANDS.items()):
+    for name, command in COMMANDS.items():
         before = time.monotonic() - begun
         own = [f"model.path={options.model}", "data=one_file", f"paths.problems={problems}"]
-        seen = timed([*command, *own, f"name=first-hour-{number}", f"paths.outputs={options.out}"])
+        seen = timed([*command, *own, f"paths.outputs={options.out}"])
         cells = [
             f"{divmod(round(before + seen[mark]), 60)[0]}:{round(before + seen[mark]) % 60:02d}" if mark in seen else "-"
             for mark in MARKS
