@@ -89,7 +89,7 @@ def main() -> None:
     begun, lines = time.monotonic(), ["| command | " + " | ".join(MARKS) + " |", "|---" * (len(MARKS) + 1) + "|"]
     for name, command in COMMANDS.items():
         before = time.monotonic() - begun
-        own = [f"model.path={options.model}", "data=one_file", f"paths.problems={problems}"]
+        own = [f"model.path={options.model}", f"paths.problems={problems}"]
         seen = timed([*command, *own, f"paths.outputs={options.out}"])
         cells = [
             f"{divmod(round(before + seen[mark]), 60)[0]}:{round(before + seen[mark]) % 60:02d}" if mark in seen else "-"

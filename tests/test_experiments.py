@@ -38,7 +38,7 @@ def test_an_experiment_with_a_model_of_ones_own_begins_with_evidence(
     pool = generate("chain", levels=(3, 4), split="train", num_problems=40, seed=0, source="chain")
     rows = [{"question": problem.question, "answer": problem.answer} for problem in pool]
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    own = [f"experiment={experiment}", f"model.path={LAB_MODEL}", "data=one_file", "paths.problems=problems.jsonl"]
+    own = [f"experiment={experiment}", f"model.path={LAB_MODEL}", "paths.problems=problems.jsonl"]
     small = ["rollout.max_tokens=192", "phase2={num_problems: 2, problems_per_step: 2, group_size: 4, num_steps: 2}"]
     small += ["phase2={pass_rate_low: 0.05, pass_rate_high: 0.95}", "eval.samples_per_problem=1", "trainer.validate_every=1"]
     monkeypatch.setattr(sys, "argv", ["conclip", "two-phase", *own, *small, "model.dtype=float32", "name=own"])
