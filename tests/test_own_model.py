@@ -172,7 +172,7 @@ def test_a_first_look_measures_a_few_responses_and_one_update_and_leaves_nothing
     # 100 x 60 tokens at 100 a second, then 50 x 60 tokens at 10 s per 1,000
     assert said[-2:] == [
         "phase2: 100 responses, about 6,000 tokens, 1.5 min",
-        "in all about 2 min, if responses keep their length (they shrink, in phase 2)",
+        "in all about 2 min at this rate; larger batches sample faster, and responses shrink in phase 2",
     ]
     assert "at most 80 tokens" in said[1] and "10.0 s per 1,000" in said[2]
 
