@@ -122,4 +122,5 @@ def describe(measured: Measured, planned: Sequence[PlannedStage]) -> list[str]:
         seconds += measured.mean_tokens * stage.num_trained / 1000 * (measured.update_s_per_1000_tokens or 0.0)
         total += seconds
         lines.append(f"{stage.name}: {stage.num_responses:,} responses, about {tokens:,.0f} tokens, {seconds / 60:.1f} min")
-    return [*lines, f"in all about {total / 60:.0f} min at this rate; larger batches sample faster, and responses shrink in phase 2"]
+    whole = f"in all about {total / 60:.0f} min at this rate"
+    return [*lines, f"{whole}; larger batches sample faster, and responses shrink in phase 2"]
