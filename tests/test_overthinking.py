@@ -3,6 +3,7 @@
 import pytest
 
 from conclip.evaluation.overthinking import effort, first_mention, length_correlation, rethoughts, tokens_up_to
+from conclip.evaluation.tables import effort_cells
 from conclip.types import Outcome, Problem
 from tests.conftest import make_row as row
 
@@ -77,3 +78,8 @@ def test_effort_by_hand():
     assert found.rethoughts == 0.25 and found.num_mixed == 1
     assert found.length_correlation is not None and found.length_correlation.mean == pytest.approx(-1)
     assert effort([row("p", Outcome.CORRECT, 10)]).thinking_tokens is None
+
+
+def test_equal_correlations_of_several_problems_show_how_many_there_are():
+    rows = [row(p, o, t, i) for p in "pq" for i, (o, t) in enumerate([(Outcome.CORRECT, 10), (Outcome.WRONG, 30)])]
+    assert effort_cells({"m": effort(rows)})["m"]["length x correct"] == "-1.00 (2 problems)"

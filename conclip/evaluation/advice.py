@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from conclip.types import TRUNCATION_ADVICE, WARNING_SHARE, EvalRow, Outcome
 
@@ -10,6 +11,7 @@ MAX_LOOP_CHARS = 10_000
 """How much of a response's end is searched for a loop."""
 
 
+@lru_cache(maxsize=100_000)  # tables, cards and figures ask of the same responses
 def loops(text: str) -> bool:
     """Return whether a text ends in a loop: its last 200 characters or more are one passage, at least three times in a row.
     Numbers may differ from one time to the next ("Step 7: ... Step 8: ...").

@@ -7,9 +7,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import groupby
 from statistics import fmean
 
+from conclip.evaluation.measures import by_problem
 from conclip.evaluation.metrics import Estimate, to_estimate
 from conclip.grading.answers import normalise
 from conclip.stats import clustered_interval, correlation_if_any
@@ -95,8 +95,7 @@ def effort(rows: Sequence[EvalRow]) -> Effort:
         for row in rows
         if row.outcome is Outcome.CORRECT and row.num_tokens_to_answer is not None
     ]
-    by_problem = groupby(sorted(rows, key=lambda row: row.problem_id), key=lambda row: row.problem_id)
-    correlations = [value for _, group in by_problem if (value := length_correlation(list(group))) is not None]
+    correlations = [value for group in by_problem(rows).values() if (value := length_correlation(group)) is not None]
     return Effort(
         thinking_tokens=fmean(known) if all_known else None,
         answer_tokens=fmean(row.num_tokens for row in rows) - fmean(known) if all_known else None,

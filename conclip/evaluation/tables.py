@@ -38,11 +38,13 @@ def efforts(rows: Rows, benchmark: str) -> dict[str, Effort]:
 
 def results_table(benchmark: str, models: Mapping[str, Summary]) -> Table:
     """Return a table with one row per model: accuracy, lengths and truncation, means with 95 % intervals."""
-    some, cells = next(iter(models.values())), results_cells(models)
-    table = Table(
-        title=f"{benchmark}: {some.num_problems} problems; ± half a 95 % interval",
-        title_justify="left",
-    )
+    some = next(iter(models.values()))
+    return _table(f"{benchmark}: {some.num_problems} problems; ± half a 95 % interval", results_cells(models))
+
+
+def _table(title: str, cells: Mapping[str, Mapping[str, str]]) -> Table:
+    """Return a table of cells by model and column."""
+    table = Table(title=title, title_justify="left")
     table.add_column("model")
     for column in next(iter(cells.values())):
         table.add_column(column, justify="right")
@@ -72,24 +74,18 @@ def results_cells(models: Mapping[str, Summary]) -> dict[str, dict[str, str]]:
     }
 
 
-def _cell(estimate: Estimate | None, form: str) -> str:
+def _cell(estimate: Estimate | None, form: str, num_problems: int = 1) -> str:
+    """Return a mean ± half its interval; with the number of its problems where they show no spread: `num_problems`."""
     if estimate is None:
         return "-"
     if not math.isfinite(estimate.high - estimate.low):
-        return f"{estimate.mean:{form}} (1 problem)"
+        return f"{estimate.mean:{form}} ({num_problems} problem{'s' if num_problems > 1 else ''})"
     return f"{estimate.mean:{form}} ±{(estimate.high - estimate.low) / 2:{form}}"
 
 
 def effort_table(benchmark: str, models: Mapping[str, Effort]) -> Table:
     """Return a table of where the tokens go, with one row per model."""
-    table = Table(title=f"{benchmark}: where the tokens go (docs/evaluation.md has the rules)", title_justify="left")
-    table.add_column("model")
-    cells = effort_cells(models)
-    for column in next(iter(cells.values())):
-        table.add_column(column, justify="right")
-    for name, row in cells.items():
-        table.add_row(name, *row.values())
-    return table
+    return _table(f"{benchmark}: where the tokens go (docs/evaluation.md has the rules)", effort_cells(models))
 
 
 def effort_cells(models: Mapping[str, Effort]) -> dict[str, dict[str, str]]:
@@ -101,7 +97,7 @@ def effort_cells(models: Mapping[str, Effort]) -> dict[str, dict[str, str]]:
             "to the right answer": _number(e.tokens_to_answer),
             "after it": _number(e.tokens_after_answer),
             "re-thoughts": f"{e.rethoughts:.2f}",
-            "length x correct": "-" if e.length_correlation is None else _cell(e.length_correlation, ".2f"),
+            "length x correct": _cell(e.length_correlation, ".2f", e.num_mixed),
         }
         for name, e in models.items()
     }
