@@ -95,7 +95,9 @@ def test_no_serious_barrier_in_either_theme(browser: Browser, file: Path):
 
 
 def test_responses_by_click_and_by_keyboard(browser: Browser, file: Path):
-    page = Opened(browser, file).page
+    opened = Opened(browser, file)
+    opened.scroll()  # a chart that is drawn late moves what is clicked
+    page = opened.page
     shown = "[...document.querySelectorAll('.response h4')].map((h) => h.textContent)"
     assert page.evaluate(shown) == ["base", "phase1", "phase2"]
     page.select_option("#problems", index=3)
