@@ -106,17 +106,17 @@ claims: demo-full lab-report bench bench-grading bench-golds theory frontier sel
 theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on length
 	$(BIN)/python benchmarks/theory_table.py
 
-test: $(VENV)/.installed-dev ## all tests, real engine included, but those with a target of their own
-	$(PYTEST) $(ARGS)
+test: $(VENV)/.installed-dev ## unit tests, and what samples with the real engine (minutes)
+	$(PYTEST) -m "not whole and not browser and not thinking and not families" $(ARGS)
 
 test-fast: $(VENV)/.installed-dev ## unit tests only: no engine, no whole phase or command, no browser
-	$(PYTEST) -m "not engine and not whole and not browser and not thinking" $(ARGS)
+	$(PYTEST) -m "not engine and not whole and not browser and not thinking and not families" $(ARGS)
 
 test-engine: $(VENV)/.installed-dev ## what samples with the real engine
-	$(PYTEST) -m "engine and not families" $(ARGS)
+	$(PYTEST) -m "engine and not whole and not families" $(ARGS)
 
 test-whole: $(VENV)/.installed-dev ## whole phases and commands, signals, servers, trackers, other libraries, the page in a browser
-	$(PYTEST) -m "(whole or browser) and not engine" $(ARGS)
+	$(PYTEST) -m "whole or browser" $(ARGS)
 
 test-thinking: $(VENV)/.installed-dev ## models that think, behind published chat templates, in process and behind vLLM's server (minutes)
 	$(BIN)/python -m pytest -m thinking $(ARGS)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from math import fsum
 from statistics import StatisticsError, correlation, fmean, stdev
 
@@ -170,6 +170,13 @@ def clustered_ratio(
     interval. Without `ends` the worst is 1.5 times the largest deviation seen, and at least the ratio itself: a problem that
     takes nothing, or twice as much; and one problem tells nothing: an infinite interval.
     """
+    return _ratio_interval(tuple(numerators), tuple(denominators), ends)
+
+
+@lru_cache(maxsize=4096)  # a report's tables, verdicts and pictures ask for the same figures
+def _ratio_interval(
+    numerators: tuple[float, ...], denominators: tuple[float, ...], ends: tuple[float, float] | None
+) -> tuple[float, float, float]:
     number, ratio, size = len(numerators), fsum(numerators) / fsum(denominators), fmean(denominators)
     if ends is None and number < 2:
         return ratio, -math.inf, math.inf

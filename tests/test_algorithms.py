@@ -1,10 +1,10 @@
 """Every algorithm and every length reward takes its steps: the lab model and the trainer as users run it.
 
-PPO and GRPO do so on the real engine; for the rest, and for what a phase does with its validations, a scripted one will do.
+PPO and GRPO do so on the real engine (test_engine_phases.py); for the rest, and for what a phase does with its validations,
+a scripted one will do.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,45 +21,16 @@ from conclip.training.progress import Validation
 from conclip.training.trainer import StaleEngine
 from conclip.types import Outcome
 from tests.conftest import by_hand, make_row, make_trainer, train_config
+from tests.phases import check_algorithm, steps_of
 
 pytestmark = pytest.mark.whole
-
-REAL = ("ppo", "grpo")
 
 
 def options(group: str) -> list[str]:
     return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
 
 
-def train(runtime: tuple[Runtime, Inputs], stage: str, *overrides: str) -> list[dict[str, float]]:
-    opened, inputs = runtime
-    settings = train_config(*overrides)
-    chosen = by_hand([problem for problem in inputs.pool if problem.level == 4][:4])
-    trainer = make_trainer(opened, inputs, stage, settings, chosen)
-    result = trainer.train()
-    assert result.history[0].step == 0 and result.history[-1].step == 2
-    rows = [json.loads(line) for line in (opened.run.folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [row for row in rows if row["stage"] == stage]
-    assert all(value is not None and math.isfinite(value) for row in steps for k, value in row.items() if k != "stage")
-    return steps
-
-
-def check_algorithm(runtime: tuple[Runtime, Inputs], algo: str) -> None:
-    steps = train(runtime, algo, f"algo={algo}")
-    warmup = train_config(f"algo={algo}").algo.critic_warmup_steps
-    assert [row["step"] for row in steps] == list(range(1 - warmup, 3))
-    assert all(("policy/loss" in row) == (row["step"] > 0) for row in steps)
-    assert all(row["policy/sampler_drift_max"] < 1e-4 for row in steps)
-    assert steps[-1]["optim/policy_grad_norm"] > 0
-
-
-@pytest.mark.engine
-@pytest.mark.parametrize("algo", REAL)
-def test_an_algorithm_takes_its_steps_on_the_real_engine(runtime: tuple[Runtime, Inputs], algo: str):
-    check_algorithm(runtime, algo)
-
-
-@pytest.mark.parametrize("algo", [name for name in options("algo") if name not in REAL])
+@pytest.mark.parametrize("algo", [name for name in options("algo") if name not in ("ppo", "grpo")])
 def test_an_algorithm_takes_its_steps(scripted_runtime: tuple[Runtime, Inputs], algo: str):
     check_algorithm(scripted_runtime, algo)
 
@@ -67,7 +38,7 @@ def test_an_algorithm_takes_its_steps(scripted_runtime: tuple[Runtime, Inputs], 
 @pytest.mark.parametrize("length", [name for name in options("length") if name != "none"])
 def test_a_length_reward_takes_its_steps(scripted_runtime: tuple[Runtime, Inputs], length: str):
     bites = ["length.scale_tokens=60"] if length == "dapo_overlong" else []
-    steps = train(scripted_runtime, f"length-{length}", "algo=grpo", "reward=binary", f"length={length}", *bites)
+    steps = steps_of(scripted_runtime, f"length-{length}", "algo=grpo", "reward=binary", f"length={length}", *bites)
     for row in steps:
         priced = length != "l_grpo" or row["rollout/share_groups_all_correct"] > 0
         assert (row["reward/mean"] != pytest.approx(row["outcome/correct"], abs=1e-9)) is priced
@@ -80,13 +51,13 @@ def test_the_engine_sleeps_while_the_learner_works(
     for name in ("submit", "sleep", "update_weights"):
         real = getattr(engine, name)
         monkeypatch.setattr(engine, name, lambda *a, name=name, real=real: (told.append(name), real(*a))[1])
-    train(scripted_runtime, "asleep", "algo=grpo")
+    steps_of(scripted_runtime, "asleep", "algo=grpo")
     step = ["submit", "sleep", "update_weights"]
     assert told == ["update_weights", "submit", *step, *step, "submit"]  # validation before and after
 
 
 def test_a_token_limit_that_tightens_cuts_responses(scripted_runtime: tuple[Runtime, Inputs]):
-    steps = train(scripted_runtime, "cut", "algo=grpo", "phase.max_tokens_stages=[1.0,0.25]")
+    steps = steps_of(scripted_runtime, "cut", "algo=grpo", "phase.max_tokens_stages=[1.0,0.25]")
     assert steps[0]["length/max_tokens"] > 48 >= steps[1]["length/max_tokens"]  # a quarter of 192
     assert steps[1]["outcome/truncated"] > steps[0]["outcome/truncated"]
 
@@ -133,13 +104,13 @@ def test_a_phase_whose_accuracy_falls_stops_and_keeps_what_was_best(scripted_run
 
 
 def test_dynamic_sampling_leaves_no_group_without_a_signal(scripted_runtime: tuple[Runtime, Inputs]):
-    steps = train(scripted_runtime, "dynamic", "algo=dapo", "algo.dynamic_sampling_rounds=6")
+    steps = steps_of(scripted_runtime, "dynamic", "algo=dapo", "algo.dynamic_sampling_rounds=6")
     assert all(row["policy/share_zero_advantage_groups"] == 0 for row in steps)
     assert all(row["rollout/share_groups_all_correct"] == row["rollout/share_groups_none_correct"] == 0 for row in steps)
 
 
 def test_the_kl_coefficient_adapts(scripted_runtime: tuple[Runtime, Inputs]):
-    steps = train(scripted_runtime, "adaptive", "algo.kl_target=1e-6", "algo.critic_warmup_steps=1")
+    steps = steps_of(scripted_runtime, "adaptive", "algo.kl_target=1e-6", "algo.critic_warmup_steps=1")
     coefficients = [row["policy/kl_coef"] for row in steps]  # while the critic warms up there is no KL to adapt to
     assert coefficients[:2] == [0.01, 0.01] and coefficients[2] != 0.01
 

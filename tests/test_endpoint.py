@@ -39,6 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     main()
 
 
+@pytest.mark.whole
 @pytest.mark.engine
 def test_a_served_model_gives_the_rows_of_the_same_model_in_process(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], lent: None
@@ -68,6 +69,7 @@ def test_a_served_model_gives_the_rows_of_the_same_model_in_process(
     assert "eval-model: done before" in capfd.readouterr().out
 
 
+@pytest.mark.whole
 @pytest.mark.engine
 def test_a_wrong_name_or_address_is_one_line(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -251,3 +251,8 @@ def test_what_vllm_refuses_is_bad_input_and_leaves_nothing_behind(engines: Engin
         VllmEngine(LAB_MODEL, dataclasses.replace(ROLLOUT, kv_cache_gib=1e-6), **SETTINGS)
     # Groups of a dense model that was refused would be those of a mixture of experts that is started next, which needs more.
     assert not model_parallel_is_initialized() and not torch.distributed.is_initialized()
+
+
+def test_engine_tests_share_one_process(request: pytest.FixtureRequest):
+    grouped = os.environ.get("PYTEST_XDIST_WORKER") is None or request.node.nodeid.endswith("@engine")
+    assert grouped, "pytest-xdist does not see its groups: each process would start an engine of its own"

@@ -91,6 +91,7 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     assert "accuracy fell" in said and "correct" in said and "permutation test" in said
 
 
+@pytest.mark.whole
 def test_a_killed_evaluation_goes_on_to_the_rows_of_one_that_was_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], scripted: None
 ):

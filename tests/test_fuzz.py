@@ -59,7 +59,7 @@ def overrides(draw: st.DrawFn) -> tuple[str, list[str]]:
     return subcommand, draw(st.lists(override, min_size=1, max_size=3))
 
 
-@cases(100)
+@cases(40)
 @given(overrides())
 def test_overrides(case: tuple[str, list[str]]):
     subcommand, given_overrides = case
@@ -117,7 +117,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-@cases(500)
+@cases(200)
 @given(content=files, changes=set_settings, suffix=st.sampled_from([".jsonl", ".jsonl", ".json", ".csv", ".parquet"]))
 def test_problem_files(place: Path, content: bytes, changes: dict[str, Any], suffix: str):
     path = place / f"data{suffix}"
@@ -131,7 +131,7 @@ def test_problem_files(place: Path, content: bytes, changes: dict[str, Any], suf
     assert all(problem.question.encode() and problem.answer.encode() for problem in problems)
 
 
-@cases(300)
+@cases(150)
 @given(content=files, kind=st.sampled_from(["pass rates", "rows", "record", "grade"]))
 def test_files_of_earlier_runs(place: Path, content: bytes, kind: str):
     path = place / ("trained_on.json" if kind == "record" else "earlier.jsonl")

@@ -81,7 +81,7 @@ def double_learner(random_model: Path) -> Learner:
     return learner
 
 
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=10)
 @hypothesis.given(
     aggregation=st.sampled_from(["sequence_mean", "token_mean", "constant"]),
     max_tokens=st.integers(1, 120),

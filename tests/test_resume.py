@@ -14,88 +14,30 @@ from typing import Any
 import pytest
 import torch
 
-from conclip.config.schema import TrainRunConfig
 from conclip.errors import MachineFailure, UserError, explain
 from conclip.experiments.inputs import Inputs
-from conclip.models.folder import model_hash
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import SIGNALS, Interrupted, handle_signals
-from conclip.runs.run import Run
 from conclip.training.checkpoint import Checkpoints, PhaseState, remove_training_state
 from conclip.training.monitors import REPORTED
-from conclip.training.phase import TrainResult
 from conclip.training.progress import Progress
-from conclip.training.trainer import Trainer
-from tests.conftest import by_hand, make_trainer, train_config
 from tests.junk import JUNK, changed, places
-
-
-class Cut(Exception):
-    pass
-
-
-def config(*overrides: str) -> TrainRunConfig:
-    return train_config("phase.num_steps=4", "trainer.save_every=1", *overrides)
-
-
-def resumable(opened: Runtime, inputs: Inputs, key: str, settings: TrainRunConfig, stage: str = "phase2") -> Trainer:
-    return make_trainer(opened, inputs, stage, settings, by_hand(inputs.pool[:4]), key)
-
-
-def train(
-    runtime: tuple[Runtime, Inputs], stage: str, key: str, settings: TrainRunConfig, cut_at: int | None = None
-) -> TrainResult:
-    """Train a stage, or go on with the one of this key; it breaks off as step `cut_at` begins."""
-    trainer = resumable(*runtime, key, settings, stage)
-    step = trainer._step
-
-    def until_cut(number: int) -> None:
-        if number == cut_at:
-            raise Cut
-        step(number)
-
-    trainer._step = until_cut  # type: ignore[method-assign]
-    return trainer.train()
-
-
-def left_by(run: Run, result: TrainResult) -> dict[str, Any]:
-    steps = run.stage_metrics("phase2")
-    kept = [{k: v for k, v in step.items() if not k.startswith(("time/", "perf/"))} for step in steps]
-    return {"steps": kept, "history": result.history, "best": result.best, "weights": model_hash(result.checkpoint)}
-
-
-ALGORITHMS = [["algo=ppo", "algo.critic_warmup_steps=1"], ["algo=grpo", "algo.kl_target=0.01"]]
-
-
-@pytest.mark.engine
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_cut_phase_ends_as_one_that_was_left_alone(runtime: tuple[Runtime, Inputs], algorithm: list[str]):
-    check_cut(runtime, algorithm, [3])
+from tests.phases import ALGORITHMS, Cut, check_cut, left_by, resumable, saving, train
 
 
 @pytest.mark.whole
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_it_does_so_wherever_it_was_cut(scripted_runtime: tuple[Runtime, Inputs], algorithm: list[str]):
+def test_a_cut_phase_ends_as_one_that_was_left_alone_wherever_it_was_cut(
+    scripted_runtime: tuple[Runtime, Inputs], algorithm: list[str]
+):
     check_cut(scripted_runtime, algorithm, [1, 4])
-
-
-def check_cut(runtime: tuple[Runtime, Inputs], algorithm: list[str], steps: list[int]) -> None:
-    settings, run = config(*algorithm), runtime[0].run
-    alone = left_by(run, train(runtime, "phase2", f"alone {algorithm}", settings))
-    for cut_at in steps:
-        key = f"cut at {cut_at} {algorithm}"
-        with pytest.raises(Cut):
-            train(runtime, "phase2", key, settings, cut_at)
-        found = left_by(run, train(runtime, "phase2", key, settings))
-        assert found == alone, cut_at
-        assert all(step for step in found["steps"])
 
 
 @pytest.mark.whole
 @pytest.mark.parametrize("moment", ["sampling", "update", "validation"])
 def test_a_signal_costs_the_step_in_flight_at_most(scripted_runtime: tuple[Runtime, Inputs], moment: str):
     """SIGTERM while step 3 samples, is amid its update, or is looked at; no checkpoint was due before it."""
-    settings, (opened, inputs) = config("trainer.save_every=100", "trainer.validate_every=3"), scripted_runtime
+    settings, (opened, inputs) = saving("trainer.save_every=100", "trainer.validate_every=3"), scripted_runtime
     alone = left_by(opened.run, train(scripted_runtime, "phase2", f"alone {moment}", settings))
     key = f"stopped in {moment}"
     trainer = resumable(opened, inputs, key, settings)
@@ -145,7 +87,7 @@ OTHERS: dict[str, Callable[[dict[str, Any]], object]] = {
 
 @pytest.mark.whole
 def test_a_whole_checkpoint_that_says_something_else_is_refused_in_one_line(scripted_runtime: tuple[Runtime, Inputs]):
-    settings, key = config(), "other states"
+    settings, key = saving(), "other states"
     with pytest.raises(Cut):
         train(scripted_runtime, "phase2", key, settings, 3)
     file = scripted_runtime[0].run.folder / "checkpoints/phase2/step-000002/training/state.json"
