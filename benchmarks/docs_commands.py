@@ -47,7 +47,7 @@ LEFT_OUT = {
     r"aime24_train": "data sets of the hub",
     r"data=math": "data sets of the hub",
     r"model=endpoint": "a server",
-    r"experiment=(smoke|real)": "a model of one's own (benchmarks/first_hour.py)",
+    r"experiment=(smoke|real|smollm2_cpu)": "a model of one's own (benchmarks/first_hour.py)",
     r"model.path=MODEL data=gsm8k$": "data sets of the hub",
     r"mmlu_stem": "another file's columns",
 }

@@ -17,7 +17,7 @@ from conclip.runs.manifest import read_stages
 
 pytestmark = pytest.mark.whole
 
-OF_OWN_MODELS = ["real", "smoke"]
+OF_OWN_MODELS = ["real", "smoke", "smollm2_cpu"]
 EXPERIMENTS = sorted({path.stem for path in (config_folder() / "experiment").glob("*.yaml")} - set(OF_OWN_MODELS))
 
 
@@ -38,7 +38,8 @@ def test_an_experiment_with_a_model_of_ones_own_begins_with_evidence(
     pool = generate("chain", levels=(3, 4), split="train", num_problems=40, seed=0, source="chain")
     rows = [{"question": problem.question, "answer": problem.answer} for problem in pool]
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    own = [f"experiment={experiment}", f"model.path={LAB_MODEL}", "paths.problems=problems.jsonl"]
+    own = [f"experiment={experiment}", f"model.path={LAB_MODEL}"]
+    own += ["data.test.chain.num_problems=9"] if experiment == "smollm2_cpu" else ["paths.problems=problems.jsonl"]
     small = ["rollout.max_tokens=192", "phase2={num_problems: 2, problems_per_step: 2, group_size: 4, num_steps: 2}"]
     small += ["phase2={pass_rate_low: 0.05, pass_rate_high: 0.95}", "eval.samples_per_problem=1", "trainer.validate_every=1"]
     monkeypatch.setattr(sys, "argv", ["conclip", "two-phase", *own, *small, "model.dtype=float32", "name=own"])
@@ -46,14 +47,15 @@ def test_an_experiment_with_a_model_of_ones_own_begins_with_evidence(
     folder = tmp_path / "outputs/two-phase/own/attempt-001"
     assert list(read_stages(folder)) == ["eval-base", "probe-base", "phase2", "eval-phase2"]
     ways = [f"base, {way}" for way in ("plain", "concise", "draft", "budget")]
-    assert list(json.loads((folder / "results.json").read_text())["benchmarks"]["mine"]["models"]) == [
+    (benchmark,) = json.loads((folder / "results.json").read_text())["benchmarks"].items()
+    assert list(benchmark[1]["models"]) == [
         *ways,
         "phase2, plain",
     ]
     said = capfd.readouterr().out
     assert said.index("what may be had without training") < said.index("picture: ") < said.index("phase2 step   1")
     assert (folder / "evidence.png").stat().st_size > 10_000
-    assert "<summary>mine: where the tokens go</summary>" in (folder / "report.html").read_text()
+    assert f"<summary>{benchmark[0]}: where the tokens go</summary>" in (folder / "report.html").read_text()
 
 
 def test_the_command_runs_with_an_engine_in_a_child_process(tmp_path: Path):

@@ -141,6 +141,7 @@ def test_a_display_that_fails_ends_no_run(config: BaseConfig, capfd: pytest.Capt
 
     run = Run("eval", config, "identity")
     run._display = Gone()  # pyright: ignore[reportPrivateUsage]
+    run._screen = (run.folder / "screen").open("w")  # the run writes into nothing from then on, pytest's output not
     run.say("one")
     run.say("two")
     run.close()

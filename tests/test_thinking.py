@@ -26,7 +26,7 @@ from conclip.errors import UserError
 from conclip.evaluation.regrade import grade_file
 from conclip.evaluation.rows import from_dict, read_rows, to_dict, write_parquet
 from conclip.evaluation.tables import by_condition
-from conclip.grading.thinking import DEFAULT_TAGS, KNOWN_TAGS, PLAIN, Thinking, ThinkingTags, answer_of, closes_only, joined
+from conclip.grading.thinking import DEFAULT_TAGS, KNOWN_TAGS, PLAIN, Thinking, ThinkingTags, answer_of, joined, num_unopened
 from conclip.models.chat_template import check_template_kwargs, decoder, end_of_turn, known_tags, named_tokens, thinking_of
 from conclip.models.load import load_tokenizer
 from conclip.problems.prompts import encode_prompt
@@ -104,8 +104,10 @@ def test_a_part_that_a_server_takes_out_changes_no_answer(reasoning: str, conten
 
 
 def test_a_closing_tag_alone_is_noticed():
-    assert closes_only("7?</think>9", PLAIN) and not closes_only("7?</think>9", OPENED)
-    assert not closes_only("<think>7?</think>9", PLAIN) and not closes_only("9", PLAIN)
+    closing, opening = "7?</think>9", "<think>7?</think>9"
+    assert num_unopened([closing, closing, opening, "9"], PLAIN) == 2 and num_unopened([closing], OPENED) == 0
+    assert num_unopened([opening, "9"], PLAIN) == 0
+    assert num_unopened([closing, opening], PLAIN) == 0  # a slip: the prompt would open it for both
 
 
 def test_a_million_tags_take_no_time():

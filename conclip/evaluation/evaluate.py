@@ -6,7 +6,7 @@ from itertools import product
 
 from conclip.config.groups import EvalConfig
 from conclip.evaluation.units import RowFile
-from conclip.grading.thinking import closes_only
+from conclip.grading.thinking import num_unopened
 from conclip.rollout.session import Runtime
 from conclip.types import EvalRow, Problem, PromptCondition, SamplingSpec, condition_name
 
@@ -50,11 +50,11 @@ def evaluate(
         if num_new < len(tasks):
             parts.append(f"{len(tasks) - num_new} taken over from before")
         runtime.run.say(f"{condition}: {', '.join(parts)}")
-        num_odd = sum(row.reasoning is None and closes_only(row.text, runtime.prompts[variant].thinking) for row in rows)
-        if num_odd:
+        texts = [row.text for row in rows if row.reasoning is None]
+        if unopened := num_unopened(texts, runtime.prompts[variant].thinking):
             runtime.run.warn(
-                f"{condition}: {num_odd} responses close a thinking part that they do not open; where the prompt opens it, "
-                "set model.thinking_in_prompt=true, so that those that never close it are no answers"
+                f"{condition}: {unopened} of {len(rows)} responses close a thinking part that they do not open; where the "
+                "prompt opens it, set model.thinking_in_prompt=true, so that those that never close it are no answers"
             )
     file.finish()
     return file.rows

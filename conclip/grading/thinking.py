@@ -5,6 +5,7 @@ thinking part (`answer_of`).
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -74,10 +75,12 @@ def thinking_end(text: str, thinking: Thinking = PLAIN) -> int:
     return len(text) if is_open else end or 0
 
 
-def closes_only(text: str, thinking: Thinking) -> bool:
-    """Return whether a response closes a part that neither it nor, as far as we know, its prompt has opened."""
-    tags = thinking.tags
-    return not thinking.opened and tags.close in text and tags.open not in text
+def num_unopened(texts: Sequence[str], thinking: Thinking) -> int:
+    """Return how many responses close a part that neither they nor, as far as we know, their prompts have opened. 0 where
+    most that close it also open it: then the prompt does not, and the others are slips."""
+    closing = [text for text in texts if thinking.tags.close in text]
+    unopened = sum(thinking.tags.open not in text for text in closing)
+    return 0 if thinking.opened or 2 * unopened <= len(closing) else unopened
 
 
 def joined(reasoning: str, content: str, tags: ThinkingTags) -> str:
