@@ -59,7 +59,7 @@ def overrides(draw: st.DrawFn) -> tuple[str, list[str]]:
     return subcommand, draw(st.lists(override, min_size=1, max_size=3))
 
 
-@cases(40)
+@cases(25)
 @given(overrides())
 def test_overrides(case: tuple[str, list[str]]):
     subcommand, given_overrides = case
@@ -117,7 +117,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-@cases(200)
+@cases(100)
 @given(content=files, changes=set_settings, suffix=st.sampled_from([".jsonl", ".jsonl", ".json", ".csv", ".parquet"]))
 def test_problem_files(place: Path, content: bytes, changes: dict[str, Any], suffix: str):
     path = place / f"data{suffix}"

@@ -41,6 +41,7 @@ def test_right_responses_are_chosen_whatever_their_form_and_few_of_each_problem(
     assert choose_rows(rows, SETTINGS, seed=0) == chosen != choose_rows(rows, SETTINGS, seed=1)
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("scripted")
 def test_the_recipe_warms_up_then_trains_on_other_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
