@@ -45,6 +45,12 @@ def file(place: Path) -> Path:
     return made(place / "plain", texts=("First a. Then b. So c.", "First a. So c."))
 
 
+IN_VIEW = """async (chart) => {
+    chart.scrollIntoView();
+    await new Promise((seen) => requestAnimationFrame(() => requestAnimationFrame(seen)));
+}"""
+
+
 class Opened:
     """A page, and everything it complained of."""
 
@@ -64,7 +70,7 @@ class Opened:
     def scroll(self) -> None:
         """Bring every chart into view."""
         for chart in self.page.query_selector_all(".chart"):
-            chart.scroll_into_view_if_needed()
+            chart.evaluate(IN_VIEW)  # playwright's own way waits until nothing above is drawn any more
         # not wait_for_function: its polling evaluates text, which the page's own policy forbids
         self.page.wait_for_selector(".chart:not([data-state])", state="detached")
 
