@@ -20,6 +20,7 @@ JUNK: tuple[Any, ...] = (
     float("nan"),
     float("inf"),
     "[/x]\x1b",
+    "\ud800",
 )
 
 

@@ -1,5 +1,6 @@
 """Evaluation on the real engine: conditions, rows, taking over what exists; and `compare` on what it wrote."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,13 +13,15 @@ import pytest
 
 from conclip.cli.main import main
 from conclip.errors import UserError
-from conclip.evaluation.rows import read_lines, read_rows, select_rows
+from conclip.evaluation.rows import read_lines, read_rows, select_rows, to_dict
 from conclip.evaluation.units import RowFile
 from conclip.models.folder import LAB_MODEL, model_hash
+from conclip.runs.identity import digest
 from conclip.runs.run import Run
 from conclip.runs.sampling_progress import SamplingProgress
 from conclip.types import Outcome
 from tests.conftest import make_row
+from tests.junk import JUNK, changed, places
 
 TOP = Path(__file__).parent.parent
 SMALL = ["debug=eval", "data.test.chain.num_problems=12", "eval.samples_per_problem=2"]
@@ -142,6 +145,27 @@ def test_rows_are_known_again_whatever_line_ends_a_response_holds(tmp_path: Path
     before = path.read_bytes()
     RowFile(path, model="model", model_hash="m")  # keeps the rows it knows, and no others
     assert path.read_bytes() == before
+
+
+def test_junk_in_the_rows_of_an_earlier_attempt_is_left_out_or_reused(tmp_path: Path):
+    """Also when its check is right, as in a file that somebody else wrote with care."""
+    path = tmp_path / "rows-model.jsonl"
+    plain = to_dict(make_row("0", Outcome.WRONG, 5, key="k"))
+    lines: list[str] = []
+    for place in places(plain):
+        for junk in JUNK[:-1]:  # the last, half a character, has no check
+            row = changed(plain, place, junk)
+            lines.append(json.dumps(row | {"check": digest(row)} if isinstance(row, dict) else row))
+    for line in lines:
+        path.write_text(line + "\n")
+        kept = RowFile(path, model="model", model_hash="m")._earlier
+        for row in kept.values():
+            row.by("strict"), row.by("lenient")
+    path.write_text("\n".join([*lines, ""]))
+    file = RowFile(path, model="model", model_hash="m")
+    file.finish(file._earlier.values())
+    assert len(lines) > 20 and read_rows(path) == list(file._earlier.values())
+    assert read_rows(path.with_suffix(".parquet")) == read_rows(path)
 
 
 def test_a_model_hash_covers_weights_and_template(tmp_path: Path):

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from conclip.cli.main import main
-from conclip.evaluation.regrade import grade_file
+from conclip.errors import UserError
+from conclip.evaluation.regrade import _items, grade_file
+from conclip.evaluation.rows import to_dict
+from conclip.types import Outcome
+from tests.conftest import make_row
+from tests.junk import JUNK, changed, places
 
 ROWS = [
     {"gold": "1/2", "response": r"so \boxed{0.5}", "id": 7},
@@ -114,3 +119,35 @@ def test_the_command_says_how_many_rows_have_each_outcome(
     monkeypatch.setattr(sys, "argv", arguments)
     main()
     assert "5  correct" in capfd.readouterr().out
+
+
+PROBLEM = {"problem_id": "0", "question": "?", "answer": "2", "alternatives": ["4/2"], "choices": None, "tolerance": 0.0}
+
+
+@pytest.mark.parametrize("kind", ["rows", "their problems", "rows of other tools"])
+def test_junk_in_any_place_is_graded_or_refused_in_one_line(tmp_path: Path, kind: str):
+    """What can be read is then graded in one go, and nothing of it ends in a traceback."""
+    own = to_dict(make_row("0", Outcome.CORRECT, 5, text=r"\boxed{2}"))
+    content = {"rows": own, "their problems": PROBLEM, "rows of other tools": ROWS[2] | {"precision": 1}}[kind]
+    source, questions = tmp_path / "in.jsonl", tmp_path / "questions.jsonl"
+    accepted: list[dict[str, object]] = []
+    refused = 0
+    for place in places(content):
+        for junk in JUNK:
+            row = changed(content, place, junk)
+            if kind == "their problems":
+                write(questions, [row])
+            write(source, [own if kind == "their problems" else row])
+            try:
+                list(_items(source))
+            except UserError as error:
+                assert "\n" not in str(error) and len(str(error)) < 1000
+                refused += 1
+            else:
+                accepted.append(row)
+    if kind == "their problems":
+        accepted = [row for row in accepted if isinstance(row, dict) and "problem_id" in row]
+        write(questions, [row | {"problem_id": str(number)} for number, row in enumerate(accepted)])
+        accepted = [own | {"problem_id": str(number)} for number in range(len(accepted))]
+    counts = grade_file(write(source, accepted), tmp_path / "out.jsonl", audit=False)
+    assert refused > 20 and sum(counts.values()) == len(accepted) > 20

@@ -22,7 +22,8 @@ from conclip.config.schema import SCHEMAS
 from conclip.config.typed import to_config
 from conclip.curriculum.pass_rates import read_pass_rates
 from conclip.errors import UserError
-from conclip.evaluation.compare import paired
+from conclip.evaluation import compare as outcomes
+from conclip.evaluation.compare import differences, paired
 from conclip.evaluation.rows import from_dict, read_rows, to_dict, write_parquet
 from conclip.grading.grader import Grader
 from conclip.models.folder import LAB_MODEL, check_model, weight_files
@@ -35,12 +36,12 @@ from conclip.report.data import read_run
 from conclip.report.export import latex, markdown, write_files
 from conclip.report.page import headlines, result_tables, rows_for_browser, sentences, write_page
 from conclip.rollout.weights import PREFIX, as_folder, remove_orphans
-from conclip.runs.files import appending, break_links, check_content, link, newest_attempt, read_object, write_text
+from conclip.runs.files import appending, break_links, check_content, finite, link, newest_attempt, read_object, write_text
 from conclip.runs.identity import path_hash
 from conclip.runs.manifest import Pipeline, StageOutput, read_stages
 from conclip.runs.run import Run, attempts
 from conclip.runs.terminal import as_text
-from conclip.types import Outcome
+from conclip.types import EvalRow, Outcome
 from tests.conftest import make_row
 from tests.junk import JUNK, changed, places
 from tests.made_runs import made_run
@@ -539,14 +540,24 @@ def test_a_config_makes_hydra_run_nothing(environment: None, tmp_path: Path, con
 # What other people's run folders say
 
 
-def look_at(folder: Path, *, draw: bool = False) -> None:
-    """Everything `report` computes of a run; its figures take a moment."""
-    run = read_run(folder)
-    for figure in figures([run]) if draw else []:
+def look_at(*folders: Path, draw: bool = False) -> None:
+    """Everything `report` computes of runs; its figures take a moment."""
+    runs = [read_run(folder) for folder in folders]
+    for figure in figures(runs) if draw else ():
         figure.specs  # noqa: B018
-    tables = result_tables([run])
+    tables = result_tables(runs)
     json.dumps([markdown(table) + latex(table) for table in tables])
-    headlines(run, False), sentences(run), rows_for_browser([run])
+    rows_for_browser(runs)
+    for run in runs:
+        headlines(run, len(runs) > 1), sentences(run)
+
+
+def look_at_pair(first: list[EvalRow], second: list[EvalRow]) -> None:
+    """Everything `compare` computes of two evaluations."""
+    differences(first, second)
+    for result in paired(first, second):
+        outcomes.sentences(result, 0.03), outcomes.transition_table(result)
+        json.dumps(finite(outcomes.to_json(result)), allow_nan=False)
 
 
 @pytest.fixture(scope="module")
@@ -565,6 +576,7 @@ def test_values_of_the_wrong_type_are_one_line(small: Path, name: str):
     before = path.read_bytes()
     first, *others = before.decode().splitlines() if name in LINES else [before.decode()]
     content = json.loads(first)
+    rows = read_rows(small / "rows-phase1.jsonl")
     refused = 0
     try:
         for place in places(content):
@@ -574,8 +586,7 @@ def test_values_of_the_wrong_type_are_one_line(small: Path, name: str):
                     if name == "pass_rates.jsonl":
                         read_pass_rates(path)
                     elif name.startswith("rows"):
-                        rows = read_rows(path)
-                        paired(rows, rows)
+                        look_at_pair(rows, read_rows(path))
                     else:
                         read_run(small)
                 except UserError as error:
@@ -585,6 +596,22 @@ def test_values_of_the_wrong_type_are_one_line(small: Path, name: str):
         path.write_bytes(before)
     assert refused > 10
     look_at(small, draw=True)
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("name", FILES + LINES)
+@pytest.mark.parametrize("junk", [None, -1, 1e308, "[/x]\x1b", [1], {"a": 1}])
+def test_a_run_beside_one_with_junk_in_it_is_reported_or_refused(small: Path, tmp_path: Path, name: str, junk: Any):
+    other = made_run(tmp_path / "other", name="other", num_problems=2, num_samples=1)
+    path = other / name
+    first, *others = path.read_text().splitlines() if name in LINES else [path.read_text()]
+    content = json.loads(first)
+    for place in places(content):
+        path.write_text("\n".join([json.dumps(changed(content, place, junk)), *others, ""]))
+        try:
+            look_at(small, other)
+        except UserError as error:
+            assert len(str(error)) < 1000 and "\n" not in str(error)
 
 
 @pytest.mark.whole

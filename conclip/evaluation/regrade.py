@@ -153,18 +153,23 @@ def _items(source: Path) -> Iterator[_Item]:
 
 def _own(where: str, row: dict[str, Any], questions: Questions) -> _Item:
     """Return a row of conclip's own. Its problem says what the row does not: several golds, choices and a tolerance."""
-    problem = questions.get(str(row["problem_id"]), {"answer": row["answer"]})
+    known = questions.get(str(row["problem_id"]))
+    problem = {"answer": row["answer"]} if known is None else known
     golds = [problem.get("answer"), *_listed(problem.get("alternatives") or [])]
     texts = [row["text"], row.get("reasoning") or "", *golds]
     if not all(isinstance(text, str) for text in texts) or row["finish_reason"] not in get_args(FinishReason):
         raise UserError(f"{where}: the columns {', '.join(sorted(OWN_COLUMNS))} are not those of conclip's rows")
-    reasoning = row.get("reasoning")
+    if known is not None:
+        where = f"{where}: its problem in questions.jsonl"
+    reasoning, tolerance = row.get("reasoning"), problem.get("tolerance") or 0.0
+    if not _is_text(tolerance) or isinstance(tolerance, str) or not 0 <= tolerance < 1:
+        raise UserError(f"{where}: column 'tolerance' must be a number in [0, 1), or null")
     return _Item(
         row={name: value for name, value in row.items() if name != "check"},
         golds=[str(gold) for gold in golds],
         response=row["text"] if reasoning is None else joined(reasoning, row["text"], DEFAULT_TAGS),
         choices=_choices(where, problem),
-        tolerance=float(problem.get("tolerance") or 0.0),
+        tolerance=float(tolerance),
         finish_reason=row["finish_reason"],
     )
 

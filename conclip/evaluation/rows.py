@@ -36,6 +36,9 @@ def to_dict(row: EvalRow) -> dict[str, Any]:
 
 
 _ROW = TypeAdapter(EvalRow)
+_FIELDS = tuple(field.name for field in fields(EvalRow))
+_DEFAULTS = {field.name: field.default for field in fields(EvalRow) if field.default is not MISSING}
+_COUNTS = {"num_tokens", "num_prompt_tokens", "num_thinking_tokens", "num_tokens_to_answer", "sample"}
 
 
 def from_dict(values: dict[str, Any]) -> EvalRow:
@@ -43,15 +46,15 @@ def from_dict(values: dict[str, Any]) -> EvalRow:
     with wrong values."""
     if values.get("schema") not in READABLE:
         raise UserError(f"rows have schema {str(values.get('schema'))[:20]}, this version reads {SCHEMA}; evaluate again")
-    lacking = {field.name: field.default for field in fields(EvalRow) if field.default is not MISSING}
-    row = _ROW.validate_python({field.name: {**lacking, **values}[field.name] for field in fields(EvalRow)})
-    for name in ("num_tokens", "num_prompt_tokens", "sample"):
-        if not 0 <= getattr(row, name) < 2**53:
-            raise ValueError(f"{name} is no count")
-    if not all(math.isfinite(value) for value in (row.temperature, row.top_p)):
-        raise ValueError("temperature or top_p is no number")
-    if not all(-(2**63) <= value < 2**64 for value in (row.level or 0, row.seed, row.top_k, row.max_tokens)):
-        raise ValueError("level, seed, top_k or max_tokens is too large")
+    row = _ROW.validate_python({name: {**_DEFAULTS, **values}[name] for name in _FIELDS})
+    for name in _FIELDS:
+        value = getattr(row, name)
+        if isinstance(value, str):
+            value.encode()  # half a surrogate pair is no text
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is no finite number")
+        elif isinstance(value, int) and not (0 if name in _COUNTS else -(2**63)) <= value < 2**63:
+            raise ValueError(f"{name} is {'no count' if value < 0 else 'too large'}")
     return row
 
 
