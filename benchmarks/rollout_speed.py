@@ -43,6 +43,7 @@ def bare(rounds: int, overrides: list[str]) -> None:
     from conclip.problems.prompts import encode_prompt
     from conclip.rollout.collect import PromptSet, tasks_for
     from conclip.rollout.session import context_tokens
+    from conclip.types import SamplingSpec
 
     config, inputs = load(overrides)
     settings, rollout = config.eval, config.rollout
@@ -55,8 +56,9 @@ def bare(rounds: int, overrides: list[str]) -> None:
         max_model_len=rollout.max_model_len or context_tokens(inputs.model_path, trust_remote_code=False) or 1024,
         kv_cache_gib=rollout.kv_cache_gib,
     )
+    spec = SamplingSpec(temperature=settings.temperatures[0], max_tokens=settings.max_tokens)
     for number in range(rounds + 1):
-        tasks = tasks_for(inputs.test, prompts, settings.samples_per_problem, (number, "eval"))
+        tasks = tasks_for(inputs.test, prompts, settings.samples_per_problem, (number, "eval"), spec)
         parameters = [
             SamplingParams(
                 temperature=settings.temperatures[0],

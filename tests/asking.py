@@ -21,7 +21,7 @@ SPEC = SamplingSpec(temperature=1.0, max_tokens=200)
 
 
 def requests(num_samples: int = 2) -> list[Request]:
-    tasks = tasks_for(PROBLEMS, PROMPTS, num_samples, ("test",))
+    tasks = tasks_for(PROBLEMS, PROMPTS, num_samples, ("test",), SPEC)
     return [Request(request_id=t.key, prompt_token_ids=t.prompt_token_ids, seed=t.seed) for t in tasks]
 
 

@@ -183,11 +183,10 @@ def test_collect_grades_everything_in_a_stable_order(engine: RolloutEngine):
     grader = Grader()
     seen: list[int] = []
     try:
-        tasks = tasks_for(PROBLEMS, PROMPTS, 3, ("test",))
+        tasks = tasks_for(PROBLEMS, PROMPTS, 3, ("test",), SPEC)
         rollouts = list(
             collect(
                 tasks,
-                SPEC,
                 engine=engine,
                 grader=grader,
                 tokenizer=TOKENIZER,

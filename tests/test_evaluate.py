@@ -47,7 +47,8 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     monkeypatch.setattr(
         Run, "track", lambda _, stage, step, metrics: tracked.update({f"{stage}/{k}": v for k, v in metrics.items()})
     )
-    command = ["eval", *SMALL, "eval.temperatures=[0,1.0]", f"checkpoints={{after: {random_model}}}", "name=crossed"]
+    command = ["eval", *SMALL, "eval.temperatures=[0,1.0]", f"checkpoints={{after: {random_model}}}"]
+    command += ["rollout.unit_responses=12", "name=crossed"]
     run(monkeypatch, *command)
     said = capfd.readouterr().out
     first = tmp_path / "outputs/eval/crossed/attempt-001"
@@ -79,12 +80,12 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     (first / "rows-after.jsonl").write_text("garbage\n" + altered[: len(whole) // 2])
     run(monkeypatch, *command)
     said = capfd.readouterr().out
-    assert "eval-model: done before" in said and said.count("taken over") >= 2
+    assert "eval-model: done before" in said and "12 taken over from before" in said
     assert (first / "rows-after.jsonl").read_text() == whole
     assert len(read_rows(first)) == 72 and not (first.parent / "attempt-002").exists()
 
     # another temperature is another run; it takes over what the first one has of the same responses
-    run(monkeypatch, *command[:-2], "eval.temperatures=[1.0]", command[-2], command[-1])
+    run(monkeypatch, *command, "eval.temperatures=[1.0]")
     assert capfd.readouterr().out.count("24 taken over from before") == 2
     second = first.parent / "attempt-002"
     assert {row.key for row in read_rows(second)} == {row.key for row in read_rows(first) if row.temperature == 1}

@@ -74,9 +74,9 @@ def asked(
     problems = [Problem(problem_id=name, question=name, answer="9", source="s") for name in written]
     messages = {name: (("user", name),) for name in written}
     prompts = PromptSet(messages=messages, template_kwargs=template_kwargs or {}, thinking=thinking)
-    tasks = tasks_for(problems, prompts, 1, ())
+    tasks = tasks_for(problems, prompts, 1, (), spec)
     with engine_of(url, **settings) as engine:
-        found = {r.problem.problem_id: r for r in collect(tasks, spec, engine=engine, grader=grader, tokenizer=None)}
+        found = {r.problem.problem_id: r for r in collect(tasks, engine=engine, grader=grader, tokenizer=None)}
     return {name: found[name] for name in written}
 
 

@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from conclip.config.groups import PromptVariant
 from conclip.config.schema import BaseConfig
 from conclip.errors import UserError, check_folder
 from conclip.evaluation.overthinking import first_mention, tokens_up_to
@@ -28,7 +27,7 @@ from conclip.runs.files import appending, writing
 from conclip.runs.identity import digest
 from conclip.runs.json_lines import json_lines, run_lines
 from conclip.runs.sampling_progress import BatchContext
-from conclip.types import EvalRow, Rollout, SamplingSpec
+from conclip.types import EvalRow, Rollout
 
 
 class RowFile:
@@ -51,22 +50,21 @@ class RowFile:
         self,
         runtime: Runtime,
         label: str,
-        variant: PromptVariant,
         tasks: Sequence[Task],
-        spec: SamplingSpec,
         *,
         num_after: int = 0,
     ) -> list[EvalRow]:
         """Return the rows of the tasks, in their order, and append them to the file unit by unit. `num_after`: responses of
         later calls, for the display's time left."""
         sampled: list[EvalRow] = []
-        extraction, tags = runtime.config.rollout.extraction, runtime.prompts[variant].thinking.tags
-        decode = None if runtime.tokenizer is None else decoder(runtime.tokenizer, tags)
+        extraction = runtime.config.rollout.extraction
+        tags = {task.thinking.tags for task in tasks}
+        decoders = {} if runtime.tokenizer is None else {each: decoder(runtime.tokenizer, each) for each in tags}
         with appending(self.path) as out:
             for unit in _units(tasks, runtime.config.rollout.unit_responses):
-                keys = {task.key: response_key(self._model_hash, task, spec, runtime.config) for task in unit}
+                keys = {task.key: response_key(self._model_hash, task, runtime.config) for task in unit}
                 known = [(t, self._earlier[keys[t.key]]) for t in unit if keys[t.key] in self._earlier]
-                rows = {task.key: replace(row.by(extraction), **self._names(task, variant)) for task, row in known}
+                rows = {task.key: replace(row.by(extraction), **self._names(task)) for task, row in known}
                 missing = [task for task in unit if task.key not in rows]
                 if missing:
                     began = time.monotonic()
@@ -78,11 +76,11 @@ class RowFile:
                     )
                     is_served = runtime.tokenizer is None  # behind a server
                     requested = {task.key: task for task in (missing if is_served else unit)}
-                    for rollout in runtime.collect(label, list(requested.values()), spec, context):
+                    for rollout in runtime.collect(label, list(requested.values()), context):
                         task = requested[rollout.completion.request_id]
-                        row = self._row(rollout, task, variant, spec, keys[task.key]).by(extraction)
-                        if decode is not None:
-                            row = replace(row, **_places(rollout, task, decode))
+                        row = self._row(rollout, task, keys[task.key]).by(extraction)
+                        if decoders:
+                            row = replace(row, **_places(rollout, task, decoders[task.thinking.tags]))
                         rows[task.key] = row
                         self.num_sampled += 1
                         self.num_sampled_tokens += row.num_tokens
@@ -109,13 +107,13 @@ class RowFile:
         out.flush()
         self._written |= dict.fromkeys(row.key for row in new)
 
-    def _names(self, task: Task, variant: PromptVariant) -> dict[str, Any]:
+    def _names(self, task: Task) -> dict[str, Any]:
         """Return the columns that name a row, whichever attempt sampled it."""
-        problem = task.problem
+        problem, (prompt, template) = task.problem, task.variant
         return {
             "model": self._model,
-            "prompt": variant[0],
-            "template": variant[1],
+            "prompt": prompt,
+            "template": template,
             "benchmark": problem.source,
             "problem_id": problem.problem_id,
             "level": problem.level,
@@ -123,10 +121,10 @@ class RowFile:
             "sample": task.sample,
         }
 
-    def _row(self, rollout: Rollout, task: Task, variant: PromptVariant, spec: SamplingSpec, key: str) -> EvalRow:
-        grade = rollout.grade
+    def _row(self, rollout: Rollout, task: Task, key: str) -> EvalRow:
+        grade, spec = rollout.grade, task.spec
         return EvalRow(
-            **self._names(task, variant),
+            **self._names(task),
             seed=task.seed,
             temperature=spec.temperature,
             top_p=spec.top_p,
@@ -159,7 +157,7 @@ def _places(rollout: Rollout, task: Task, decode: Callable[[Sequence[int]], str]
     }
 
 
-def response_key(model_hash: str, task: Task, spec: SamplingSpec, config: BaseConfig) -> str:
+def response_key(model_hash: str, task: Task, config: BaseConfig) -> str:
     """Return the hash of everything that changes a response, and of how it is judged. It covers the engine's limits, not
     what else a unit held; a server has an engine of its own."""
     rollout, problem = config.rollout, task.problem
@@ -169,7 +167,7 @@ def response_key(model_hash: str, task: Task, spec: SamplingSpec, config: BaseCo
     if task.messages:
         engine = []
     judged = [problem.golds, problem.choices, problem.tolerance, GRADER_VERSION, asdict(task.thinking)]
-    return digest([model_hash, prompt, asdict(spec), task.seed, engine, judged])
+    return digest([model_hash, prompt, asdict(task.spec), task.seed, engine, judged])
 
 
 def _line(row: EvalRow) -> str:

@@ -307,10 +307,12 @@ def sample_in_rounds(
         tasks = [
             task
             for problem_id, count in requested.items()
-            for task in runtime.tasks(TRAINING, [by_id[problem_id]], count, label, first_sample=len(rows[problem_id]))
+            for task in runtime.tasks(
+                TRAINING, [by_id[problem_id]], count, runtime.training_spec, label, first_sample=len(rows[problem_id])
+            )
         ]
         left = max_responses(len(problems), settings) - len(tasks) - sum(map(len, rows.values()))
-        for row in file.sample(runtime, f"{label}, round {number}", TRAINING, tasks, runtime.training_spec, num_after=left):
+        for row in file.sample(runtime, f"{label}, round {number}", tasks, num_after=left):
             rows[row.problem_id].append(row)
     return [row for group in rows.values() for row in group]
 

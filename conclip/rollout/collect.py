@@ -3,10 +3,13 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from conclip.config.groups import PromptVariant
 from conclip.errors import UserError
 from conclip.grading.grader import Grader
 from conclip.grading.thinking import PLAIN, Thinking, answer_of, joined
@@ -16,6 +19,7 @@ from conclip.runs.interrupts import deferred
 from conclip.runs.sampling_progress import SamplingProgress
 from conclip.seeding import derive_seed
 from conclip.types import (
+    DEFAULT_TEMPLATE,
     Completion,
     ExtractionRule,
     Messages,
@@ -26,6 +30,9 @@ from conclip.types import (
     RolloutGroup,
     SamplingSpec,
 )
+
+TRAINING: PromptVariant = ("plain", DEFAULT_TEMPLATE)
+"""The prompt variant of training, probing and validation."""
 
 PROGRESS_EVERY_S = 0.5
 
@@ -46,6 +53,9 @@ class Task:
     """One response to collect."""
 
     problem: Problem
+    variant: PromptVariant
+    """The variant of its prompt."""
+    spec: SamplingSpec
     sample: int
     prompt_token_ids: tuple[int, ...]
     seed: int
@@ -53,10 +63,12 @@ class Task:
     template_kwargs: Mapping[str, Any]
     """Further arguments of a server's chat template."""
     thinking: Thinking
+    condition: str = ""
+    """Tells apart the tasks of one unit that share problem and sample number."""
 
     @property
     def key(self) -> str:
-        return f"{self.problem.problem_id}/{self.sample}"
+        return f"{self.problem.problem_id}/{self.sample}" + (f"/{self.condition}" if self.condition else "")
 
     @property
     def request(self) -> Request:
@@ -75,20 +87,26 @@ def tasks_for(
     prompts: PromptSet,
     num_samples: int,
     seed_parts: tuple[int | str, ...],
+    spec: SamplingSpec,
     *,
+    variant: PromptVariant = TRAINING,
     first_sample: int = 0,
+    condition: str = "",
 ) -> list[Task]:
     """Return `num_samples` tasks per problem, numbered from `first_sample`, problem by problem. A task's seed depends only
     on `seed_parts`, problem and sample number, so that the same response can be sampled again."""
     return [
         Task(
             problem=problem,
+            variant=variant,
+            spec=spec,
             sample=sample,
             prompt_token_ids=prompts.token_ids.get(problem.problem_id, ()),
             seed=derive_seed(*seed_parts, problem.problem_id, sample),
             messages=prompts.messages.get(problem.problem_id, ()),
             template_kwargs=prompts.template_kwargs,
             thinking=prompts.thinking,
+            condition=condition,
         )
         for problem in problems
         for sample in range(first_sample, first_sample + num_samples)
@@ -97,7 +115,6 @@ def tasks_for(
 
 def collect(
     tasks: Sequence[Task],
-    spec: SamplingSpec,
     *,
     engine: RolloutEngine,
     grader: Grader,
@@ -116,7 +133,8 @@ def collect(
     tokens_before, began = engine.progress(), time.monotonic()
     last_report = began
     engine.reset_cache()
-    engine.submit([task.request for task in tasks], spec)
+    for spec, alike in groupby(tasks, key=attrgetter("spec")):
+        engine.submit([task.request for task in alike], spec)
     try:
         while unit.num_done < len(tasks):
             sampling = unit.num_finished < len(tasks)
@@ -151,7 +169,7 @@ class _Unit:
     ) -> None:
         self._tasks = {task.key: task for task in tasks}
         if len(self._tasks) != len(tasks):
-            raise ValueError("two tasks share a problem id and sample number")
+            raise ValueError("two tasks share a problem id, sample number and condition")
         self._grader = grader
         self._extraction: ExtractionRule = extraction
         all_tags = {task.thinking.tags for task in tasks}

@@ -28,21 +28,17 @@ from conclip.models.chat_template import (
 )
 from conclip.models.load import load_tokenizer, reading
 from conclip.problems.prompts import INSTRUCTIONS, encode_prompt, messages_for
-from conclip.rollout.collect import PromptSet, Task, collect, group_rollouts, tasks_for
+from conclip.rollout.collect import TRAINING, PromptSet, Task, collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
 from conclip.runs.run import Run
 from conclip.runs.sampling_progress import BatchContext
 from conclip.types import (
-    DEFAULT_TEMPLATE,
     Problem,
     PromptCondition,
     Rollout,
     RolloutGroup,
     SamplingSpec,
 )
-
-TRAINING: PromptVariant = ("plain", DEFAULT_TEMPLATE)
-"""The prompt variant of training, probing and validation."""
 
 THINKING_OFF, OFF = "thinking off", {"enable_thinking": False}
 """The template variant without thinking, and the argument by which published templates switch it off."""
@@ -94,29 +90,36 @@ class Runtime:
         self, label: str, problems: Sequence[Problem], spec: SamplingSpec, num_samples: int, *seed_parts: int | str
     ) -> list[RolloutGroup]:
         """Sample and grade `num_samples` responses per problem. Returns groups in the order of `problems`."""
-        tasks = self.tasks(TRAINING, problems, num_samples, *seed_parts)
-        return group_rollouts(list(self.collect(label, tasks, spec)), problems)
+        tasks = self.tasks(TRAINING, problems, num_samples, spec, *seed_parts)
+        return group_rollouts(list(self.collect(label, tasks)), problems)
 
     def tasks(
         self,
         variant: PromptVariant,
         problems: Sequence[Problem],
         num_samples: int,
+        spec: SamplingSpec,
         *seed_parts: int | str,
         first_sample: int = 0,
+        condition: str = "",
     ) -> list[Task]:
         """Return tasks for `num_samples` responses per problem, with prompts of this variant."""
-        seeds = (self.config.seed, *seed_parts)
-        return tasks_for(problems, self.prompts[variant], num_samples, seeds, first_sample=first_sample)
+        return tasks_for(
+            problems,
+            self.prompts[variant],
+            num_samples,
+            (self.config.seed, *seed_parts),
+            spec,
+            variant=variant,
+            first_sample=first_sample,
+            condition=condition,
+        )
 
-    def collect(
-        self, label: str, tasks: Sequence[Task], spec: SamplingSpec, context: BatchContext | None = None
-    ) -> Iterator[Rollout]:
+    def collect(self, label: str, tasks: Sequence[Task], context: BatchContext | None = None) -> Iterator[Rollout]:
         """Sample and grade the tasks; yield rollouts in the order they finish. Displays show the batch as `label`, with its
         `context`."""
         return collect(
             tasks,
-            spec,
             engine=self.engine,
             grader=self.grader,
             tokenizer=self.tokenizer,

@@ -77,6 +77,9 @@ class VllmEngine:
             enforce_eager=on_cpu or config.enforce_eager,
             tensor_parallel_size=config.tensor_parallel_size,
             enable_prefix_caching=True,
+            # Only whole blocks of a prompt are shared. vLLM's own 128 on a CPU exceed most prompts, each of which it would
+            # then compute again for every response.
+            block_size=32 if on_cpu else None,
             enable_sleep_mode=not on_cpu,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,

@@ -119,9 +119,9 @@ def record_rollouts() -> None:
     prompts = {problem.problem_id: encode_prompt(tokenizer, problem.question, config.model) for problem in problems}
     engine = VllmEngine(LAB_MODEL, config.rollout, dtype="float32", seed=0, max_model_len=512)
     grader = Grader()
-    tasks = tasks_for(problems, PromptSet(token_ids=prompts), 6, ("golden",))
     spec = SamplingSpec(temperature=1.0, max_tokens=config.rollout.max_tokens)
-    rollouts = list(collect(tasks, spec, engine=engine, grader=grader, tokenizer=tokenizer))
+    tasks = tasks_for(problems, PromptSet(token_ids=prompts), 6, ("golden",), spec)
+    rollouts = list(collect(tasks, engine=engine, grader=grader, tokenizer=tokenizer))
     grader.close()
     engine.close()
     groups = [reward_group(group, config.reward, None) for group in group_rollouts(rollouts, problems)]
