@@ -1,7 +1,7 @@
 """A newcomer's first hour with a model of their own, timed: the table of docs/real-models.md.
 
     python benchmarks/first_hour.py MODEL               # three commands, each with the rows of those before it
-    python benchmarks/first_hour.py MODEL --write FILE  # only the sixty word problems
+    python benchmarks/first_hour.py --write FILE        # only the sixty word problems, or --number of them
 
 The word problems are made here: one step, small numbers, no published text.
 """
@@ -78,14 +78,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="a folder with a Hugging Face model")
     parser.add_argument("--write", type=Path)
+    parser.add_argument("--number", type=int, default=60, help="of word problems")
     parser.add_argument("--out", type=Path, default=Path("outputs/first-hour"))
     options = parser.parse_args()
     if options.write:
-        write_problems(options.write)
+        write_problems(options.write, options.number)
         return
     options.out.mkdir(parents=True, exist_ok=True)
     problems = options.out / "problems.jsonl"
-    write_problems(problems)
+    write_problems(problems, options.number)
     begun, lines = time.monotonic(), ["| command | " + " | ".join(MARKS) + " |", "|---" * (len(MARKS) + 1) + "|"]
     for name, command in COMMANDS.items():
         before = time.monotonic() - begun

@@ -20,6 +20,7 @@ from conclip.models.load import load_policy
 from conclip.rollout.child import ChildEngine
 from conclip.rollout.collect import collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
+from conclip.rollout.vllm_engine import engine_settings
 from conclip.training.backend import Backend
 from conclip.training.batch import collate
 from conclip.training.experience import make_experience
@@ -255,3 +256,15 @@ def test_what_vllm_refuses_is_bad_input_and_leaves_nothing_behind(engines: Engin
 def test_engine_tests_share_one_process(request: pytest.FixtureRequest):
     grouped = os.environ.get("PYTEST_XDIST_WORKER") is None or request.node.nodeid.endswith("@engine")
     assert grouped, "pytest-xdist does not see its groups: each process would start an engine of its own"
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_vllm_knows_the_settings_of_either_platform(on_cpu: bool):
+    from vllm import EngineArgs
+
+    settings = engine_settings(load_config("eval").rollout, max_model_len=9_000, on_cpu=on_cpu)
+    assert settings.keys() <= {field.name for field in dataclasses.fields(EngineArgs)}
+    assert settings["load_format"] == "safetensors" and settings["enable_prefix_caching"]
+    assert settings.get("block_size", 0) <= 32  # prompts are shared in whole blocks only
+    sleeps, one_step = "enable_sleep_mode" in settings, settings["max_num_batched_tokens"] >= 9_000
+    assert (sleeps, one_step) == (not on_cpu, on_cpu)  # a CPU has nothing to give back, and holds a prompt in one step

@@ -64,26 +64,9 @@ class VllmEngine:
             seed=seed,
             skip_tokenizer_init=thinking_tags is None,  # vLLM converts the tags to token ids
             reasoning_config=_reasoning(thinking_tags),
-            load_format="safetensors",  # never a pickle
-            generation_config="vllm",
             max_model_len=max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            # With a chunked prompt vLLM rewinds a per-request random generator, which CPU generators cannot do: on a CPU
-            # one step holds the longest prompt.
-            enable_chunked_prefill=not on_cpu,
-            max_num_batched_tokens=max(config.max_num_batched_tokens, max_model_len if on_cpu else 0),
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30) if on_cpu else None,
-            enforce_eager=on_cpu or config.enforce_eager,
-            tensor_parallel_size=config.tensor_parallel_size,
-            enable_prefix_caching=True,
-            # Only whole blocks of a prompt are shared. vLLM's own 128 on a CPU exceed most prompts, each of which it would
-            # then compute again for every response.
-            block_size=32 if on_cpu else None,
-            enable_sleep_mode=not on_cpu,
-            logprobs_mode="processed_logprobs",
-            disable_log_stats=True,
             trust_remote_code=trust_remote_code,
+            **engine_settings(config, max_model_len=max_model_len, on_cpu=on_cpu),
         )
         try:
             self._engine = LLMEngine.from_engine_args(arguments)
@@ -202,6 +185,38 @@ class VllmEngine:
         self._engine.engine_core.shutdown()
         del self._engine
         gc.collect()
+
+
+def engine_settings(config: RolloutConfig, *, max_model_len: int, on_cpu: bool) -> dict[str, Any]:
+    """Return the arguments of vLLM's engine that follow from the rollout settings and the platform."""
+    shared: dict[str, Any] = {
+        "load_format": "safetensors",  # never a pickle
+        "generation_config": "vllm",
+        "max_num_seqs": config.max_num_seqs,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+    }
+    if not on_cpu:
+        return shared | {
+            "enable_chunked_prefill": True,
+            "max_num_batched_tokens": config.max_num_batched_tokens,
+            "enforce_eager": config.enforce_eager,
+            "enable_sleep_mode": True,
+        }
+    return shared | {
+        # With a chunked prompt vLLM rewinds a per-request random generator, which CPU generators cannot do: on a CPU one
+        # step holds the longest prompt.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(config.max_num_batched_tokens, max_model_len),
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+        # Only whole blocks of a prompt are shared. vLLM's own 128 on a CPU exceed most prompts, each of which it would then
+        # compute again for every response.
+        "block_size": 32,
+    }
 
 
 def tied_names(hf_config: Any) -> dict[str, str]:
