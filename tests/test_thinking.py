@@ -295,12 +295,15 @@ def test_columns_of_a_table_say_how_the_model_was_asked():
         for budget in (None, 64)
     ]
     assert list(by_condition(rows)) == [
-        "model, thinking, thinking free",
+        "model, thinking",
         "model, thinking, thinking <= 64",
-        "model, answering, thinking free",
+        "model, answering",
         "model, answering, thinking <= 64",
     ]
     assert list(by_condition(rows[:1])) == ["model"]
+    ways = [("default", None), ("thinking off", None), ("default", 64)]
+    rows = [make_row("p", Outcome.CORRECT, 5, template=template, thinking_budget=budget) for template, budget in ways]
+    assert list(by_condition(rows)) == ["model", "model, thinking off", "model, thinking <= 64"]
 
 
 # Servers

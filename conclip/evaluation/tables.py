@@ -12,7 +12,7 @@ from conclip.evaluation.measures import details
 from conclip.evaluation.metrics import Comparison, Estimate, Summary, compare, summarise
 from conclip.evaluation.overthinking import Effort, effort
 from conclip.stats import problems_needed
-from conclip.types import EvalRow
+from conclip.types import DEFAULT_TEMPLATE, EvalRow
 
 Rows = Mapping[str, Sequence[EvalRow]]
 """Rows of each model, by the model's name, in the order of the table."""
@@ -173,7 +173,7 @@ def form_line(names: tuple[str, str], models: Mapping[str, Summary]) -> str | No
 
 def by_condition(rows: Sequence[EvalRow], among: Sequence[EvalRow] | None = None) -> dict[str, list[EvalRow]]:
     """Group rows by model, prompt condition and temperature. Names leave out what never varies among the rows, or among the
-    rows `among` which they are shown."""
+    rows `among` which they are shown; and the default template, and that thinking has no budget."""
     beside = rows if among is None else among
     several_prompts, several_templates = len({row.prompt for row in beside}) > 1, len({row.template for row in beside}) > 1
     several_budgets = len({row.thinking_budget for row in beside}) > 1
@@ -182,9 +182,8 @@ def by_condition(rows: Sequence[EvalRow], among: Sequence[EvalRow] | None = None
     for row in rows:
         name = row.model
         name += f", {row.prompt}" if several_prompts else ""
-        name += f", {row.template}" if several_templates else ""
-        if several_budgets:
-            name += ", thinking free" if row.thinking_budget is None else f", thinking <= {row.thinking_budget}"
+        name += f", {row.template}" if several_templates and row.template != DEFAULT_TEMPLATE else ""
+        name += f", thinking <= {row.thinking_budget}" if several_budgets and row.thinking_budget is not None else ""
         name += f", T {row.temperature:g}" if several_temperatures else ""
         groups.setdefault(name, []).append(row)
     return groups
