@@ -29,6 +29,7 @@ README = DOCS.parent / "README.md"
 
 GROUPS = {
     "model": "two-phase",
+    "model/adapter": "two-phase",
     "data": "two-phase",
     "rollout": "two-phase",
     "probe": "two-phase",
@@ -115,16 +116,20 @@ def _group(group: str) -> Iterator[str]:
         for item in dataclasses.fields(ProblemSetConfig):
             yield _row(f"data.*.*.{item.name}", item.type, item.default, meanings[f"*.{item.name}"])
     else:
-        schema = next(f.type for f in dataclasses.fields(SCHEMAS[subcommand]) if f.name == group)
-        assert isinstance(schema, type)
+        schema: type = SCHEMAS[subcommand]
+        for part in group.split("/"):
+            (schema,) = (f.type for f in dataclasses.fields(schema) if f.name == part and isinstance(f.type, type))
+        package = group.replace("/", ".")
+        chosen = OmegaConf.select(composed, package)
         yield HEAD
-        written = OmegaConf.to_container(composed[group], resolve=False)
+        written = OmegaConf.to_container(chosen, resolve=False)
         assert isinstance(written, dict)
-        values = dict(leaves(composed[group])) | {
+        values = dict(leaves(chosen)) | {
             name: value for name, value in written.items() if isinstance(value, str) and value.startswith("${")
         }
         for item in dataclasses.fields(schema):
-            yield _row(f"{group}.{item.name}", item.type, _plain(values.get(item.name)), meanings[item.name])
+            if not dataclasses.is_dataclass(item.type):  # a group of its own
+                yield _row(f"{package}.{item.name}", item.type, _plain(values.get(item.name)), meanings[item.name])
     yield ""
     options = sorted(folder.glob("*.yaml"), key=lambda path: (path.stem != option, path.stem))
     if len(options) > 1:

@@ -30,8 +30,8 @@ def steps_of(runtime: tuple[Runtime, Inputs], stage: str, *overrides: str) -> li
     return steps
 
 
-def check_algorithm(runtime: tuple[Runtime, Inputs], algo: str) -> None:
-    steps = steps_of(runtime, algo, f"algo={algo}")
+def check_algorithm(runtime: tuple[Runtime, Inputs], algo: str, *overrides: str) -> None:
+    steps = steps_of(runtime, "-".join([algo, *overrides]).replace("/", "-").replace("=", "-"), f"algo={algo}", *overrides)
     warmup = train_config(f"algo={algo}").algo.critic_warmup_steps
     assert [row["step"] for row in steps] == list(range(1 - warmup, 3))
     assert all(("policy/loss" in row) == (row["step"] > 0) for row in steps)
@@ -75,6 +75,7 @@ def left_by(run: Run, result: TrainResult) -> dict[str, Any]:
 
 
 ALGORITHMS = [["algo=ppo", "algo.critic_warmup_steps=1"], ["algo=grpo", "algo.kl_target=0.01"]]
+ADAPTED = ["model/adapter=lora", "optim.moments=8bit", "algo.critic_warmup_steps=1"]
 
 
 def check_cut(runtime: tuple[Runtime, Inputs], algorithm: list[str], steps: list[int], num_steps: int = 4) -> None:

@@ -83,7 +83,7 @@ def settings(*overrides: str, **algo: object) -> LearnConfig:
 
 def double_learner(config: LearnConfig, num_updates: int = 1) -> Learner:
     learner = Learner(Backend(LAB_MODEL, config, num_updates=num_updates), config)
-    for module in (learner.backend.policy, learner.backend.reference, learner.backend.critic):
+    for module in (learner.backend.models.policy, learner.backend.models.reference, learner.backend.models.critic):
         if module is not None:
             module.double()
     return learner
@@ -227,7 +227,7 @@ def test_ppo_updates_are_a_plain_adamw_loop():
     learner = double_learner(config, num_updates=3)
     batch = experience(learner, per_row=False)
     policy = load_policy(LAB_MODEL, CPU).double()
-    critic = Critic(load_policy(LAB_MODEL, CPU)).double()
+    critic = Critic(load_policy(LAB_MODEL, CPU).base_model).double()
     learner.update(batch, torch.Generator().manual_seed(3), kl_coef=0.3)
 
     options = {"betas": (config.optim.beta1, config.optim.beta2), "weight_decay": 0.1}
@@ -256,7 +256,7 @@ def test_ppo_updates_are_a_plain_adamw_loop():
             loss.backward()
             assert torch.nn.utils.clip_grad_norm_(module.parameters(), 0.05) > 0.05
             adamw.step()
-    for mine, plain in ((learner.backend.policy, policy), (learner.backend.critic, critic)):
+    for mine, plain in ((learner.backend.models.policy, policy), (learner.backend.models.critic, critic)):
         assert mine is not None
         for (name, ours), (_, theirs) in zip(mine.named_parameters(), plain.named_parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")

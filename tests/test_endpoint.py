@@ -28,7 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """vLLM's own server with a checkpoint as training saves it (the lab model's weights), on a free port of this machine."""
     checkpoint = tmp_path_factory.mktemp("served") / "phase2-best"
     policy, tokenizer = load_policy(LAB_MODEL, torch.device("cpu")), load_tokenizer(LAB_MODEL)
-    save_model(checkpoint, policy, policy.state_dict(), tokenizer, problems=[], earlier=[])
+    save_model(checkpoint, policy.save_pretrained, tokenizer, problems=[], earlier=[])
     (checkpoint / "README.md").write_text("# a model card\n")
     with vllm_server(checkpoint) as url:
         yield url

@@ -1,13 +1,16 @@
 """What the machine does to a run is told apart from bugs; signals strike where nothing is half-changed."""
 
 import errno
+import json
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from conclip.cli import tools
 from conclip.cli.doctor import Check, config_checks, machine_checks, memory_needed_gib
@@ -16,7 +19,7 @@ from conclip.config.schema import LearnConfig
 from conclip.errors import MachineFailure, UserError, check_folder, explain
 from conclip.experiments import inputs
 from conclip.experiments.inputs import load_inputs
-from conclip.models.folder import LAB_MODEL, head_shape, num_parameters
+from conclip.models.folder import LAB_MODEL, head_shape, linear_shapes, num_parameters
 from conclip.runs.interrupts import SIGNALS, Interrupted, deferred, handle_signals
 
 
@@ -143,6 +146,38 @@ def test_doctor_knows_what_a_config_needs(tmp_path: Path, monkeypatch: pytest.Mo
     assert "note" not in checks("optim=paper")
     found = checks("rollout.kv_cache_gib=1000000")
     assert found["memory it needs"].state == "FAILED" and "kv_cache_gib" in found["memory it needs"].remedy
+
+
+@pytest.mark.parametrize(
+    ("overrides", "of_learner", "of_checkpoint"),
+    [
+        # one base of 2 * 3 + 4 parameters, 6 of them in a matrix; adapters of rank 2 on it: 2 * (2 + 3) each, twice for PPO
+        ((), 10 * 4 + 20 * 16, 20 * 12),
+        (("algo=grpo",), 10 * 4 + 10 * 16, 10 * 12),
+        (("optim.moments=8bit",), 10 * 4 + 20 * 10, 20 * 6),
+        (("model.dtype=bfloat16", "model.adapter.base=bfloat16"), 10 * 2 + 20 * 16, 20 * 12),
+        (("model.adapter.base=4bit",), 6 * 0.5625 + 4 * 4 + 20 * 16, 20 * 12),
+        (("model.adapter.targets=[k_proj]",), 10 * 4, 0),
+    ],
+)
+def test_doctor_counts_adapters(overrides: tuple[str, ...], of_learner: float, of_checkpoint: float):
+    config = load_config("train-phase2", "model/adapter=lora", "model.adapter.rank=2", *overrides)
+    needed = memory_needed_gib(config, 10, linear={"layers.0.q_proj.weight": (2, 3)})
+    assert needed["learner"] == of_learner / 2**30 and needed["checkpoint"] == of_checkpoint / 2**30
+    assert needed["merged weights"] == 40 / 2**30
+
+
+def test_a_head_that_is_tied_and_stored_counts_once(tmp_path: Path):
+    tensors = {"model.embed_tokens.weight": torch.zeros(8, 4), "lm_head.weight": torch.zeros(8, 4)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    for tied, number in ((True, 32), (False, 64)):
+        (tmp_path / "config.json").write_text(json.dumps({"tie_word_embeddings": tied}))
+        assert num_parameters(tmp_path) == number
+
+
+def test_the_matrices_of_a_model_leave_out_embedding_and_head():
+    shapes = linear_shapes(LAB_MODEL)
+    assert len(shapes) == 28 and shapes["model.layers.0.mlp.up_proj.weight"] == (384, 128)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from conclip.rollout.engine import RolloutEngine
 from conclip.rollout.session import start_engine
 from conclip.training.backend import Backend
 from conclip.training.batch import collate
-from conclip.training.checkpoint import copied, save_model
+from conclip.training.checkpoint import save_model
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
+from conclip.training.models import export
 from conclip.types import Completion, Grade, Outcome, Request, Rollout, RolloutGroup, SamplingSpec
 from tests.engines import Engines
 from tests.families import FAMILIES, REFUSED, TOKENIZER, make_model
@@ -132,12 +134,11 @@ def test_a_family_is_sampled_trained_saved_and_read_again(family: str, tmp_path:
         before = gap(learner, groups)
         train(learner, groups, config)
         stale = gap(learner, groups)
-        engine.update_weights(learner.backend.weights(), 1)
+        engine.update_weights(learner.backend.models.weights(), 1)
         after = gap(learner, sample(engine, prompts))
 
         saved = tmp_path / "saved"
-        weights = copied(learner.backend.policy.state_dict())
-        save_model(saved, learner.backend.policy, weights, TOKENIZER, problems=[], earlier=[])
+        save_model(saved, partial(export, learner.backend.models), TOKENIZER, problems=[], earlier=[])
         engine.update_weights(folder, 2)
         back = gap(Learner(Backend(folder, config, num_updates=1), config), sample(engine, prompts))
         engine.update_weights(saved, 3)

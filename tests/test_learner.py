@@ -68,14 +68,17 @@ def parameters_after(model: Path, settings: LearnConfig) -> tuple[torch.Tensor, 
     kl_coef = settings.algo.kl_coef
     experience = make_experience(tokens, learner.score(tokens), settings.algo, kl_coef=kl_coef)
     stats = learner.update(experience, torch.Generator().manual_seed(0), kl_coef=kl_coef)
-    modules = [learner.backend.policy, *([learner.backend.critic] if learner.backend.critic is not None else [])]
+    modules = [
+        learner.backend.models.policy,
+        *([learner.backend.models.critic] if learner.backend.models.critic is not None else []),
+    ]
     return torch.cat([p.detach().flatten() for module in modules for p in module.parameters()]), stats
 
 
 @pytest.fixture(scope="module")
 def double_learner(random_model: Path) -> Learner:
     learner = make_learner(random_model, config(kl="loss", entropy_coef=0.01))
-    for module in (learner.backend.policy, learner.backend.reference, learner.backend.critic):
+    for module in (learner.backend.models.policy, learner.backend.models.reference, learner.backend.models.critic):
         assert module is not None
         module.double()
     return learner
@@ -173,7 +176,7 @@ def test_recomputed_activations_change_nothing(random_model: Path):
 def test_grpo_needs_no_critic(random_model: Path):
     settings = config(advantage="group_relative", kl="loss")
     learner = make_learner(random_model, settings)
-    assert learner.backend.critic is None
+    assert learner.backend.models.critic is None
     _, stats = parameters_after(random_model, settings)
     assert stats["optim/policy_grad_norm"] > 0 and "value/loss" not in stats
 
@@ -185,7 +188,7 @@ def test_logprobs_match_a_plain_forward_pass(random_model: Path):
     for i in range(len(tokens)):
         length = int(tokens.response_mask[i].nonzero().max()) + 2
         ids = tokens.input_ids[i, :length]
-        logits = learner.backend.policy(input_ids=ids[None]).logits[0, :-1]
+        logits = learner.backend.models.policy(input_ids=ids[None]).logits[0, :-1]
         expected = torch.log_softmax(logits, -1).gather(-1, ids[1:, None])[:, 0]
         mask = tokens.response_mask[i]
         torch.testing.assert_close(scores.old_logprobs[i][mask], expected[mask[: length - 1]], atol=1e-5, rtol=0)
@@ -323,9 +326,10 @@ def test_the_entropy_bonus_raises_the_entropy(random_model: Path):
 
 def test_a_critic_warm_up_leaves_the_policy_alone(random_model: Path):
     learner, experience = learner_and_experience(random_model, config())
-    policy, critic = flat(learner.backend.policy), flat(learner.backend.critic)
+    models = learner.backend.models
+    policy, critic = flat(models.policy), flat(models.critic)
     stats = step(learner, experience, train_policy=False)
-    assert torch.equal(flat(learner.backend.policy), policy) and not torch.equal(flat(learner.backend.critic), critic)
+    assert torch.equal(flat(models.policy), policy) and not torch.equal(flat(models.critic), critic)
     assert "policy/loss" not in stats and stats["value/loss"] > 0
     assert step(learner, experience)["optim/lr"] > 0  # the policy's schedule begins only now
 
@@ -333,17 +337,17 @@ def test_a_critic_warm_up_leaves_the_policy_alone(random_model: Path):
 def test_updates_with_a_broken_gradient_are_skipped_counted_and_at_last_refused(random_model: Path):
     learner, experience = learner_and_experience(random_model, config())
     broken = dataclasses.replace(experience, advantages=experience.advantages * math.nan)
-    policy = flat(learner.backend.policy)
+    policy = flat(learner.backend.models.policy)
     for _ in range(3):
         assert step(learner, broken)["optim/skipped_updates"] == 1
     assert step(learner, experience)["optim/skipped_updates"] == 0  # a good one: the count begins anew
-    moved = flat(learner.backend.policy)
+    moved = flat(learner.backend.models.policy)
     assert not torch.equal(moved, policy)
     for _ in range(3):
         step(learner, broken)
     with pytest.raises(NonFiniteGradient, match="4 updates in a row were skipped, since the policy's gradient"):
         step(learner, broken)
-    assert torch.equal(flat(learner.backend.policy), moved)
+    assert torch.equal(flat(learner.backend.models.policy), moved)
 
 
 @pytest.mark.parametrize(("what", "whose"), [("returns", "the critic's"), ("both", "the policy's and the critic's")])
@@ -352,14 +356,13 @@ def test_an_update_that_is_skipped_leaves_policy_and_critic_alone(random_model: 
     broken = dataclasses.replace(experience, returns=experience.returns * math.nan)
     if what == "both":
         broken = dataclasses.replace(broken, advantages=experience.advantages * math.inf)
-    before = [flat(learner.backend.policy), flat(learner.backend.critic)]
+    models = learner.backend.models
+    before = [flat(models.policy), flat(models.critic)]
     for _ in range(3):
         assert step(learner, broken)["optim/skipped_updates"] == 1
     with pytest.raises(NonFiniteGradient, match=f"since {whose} gradient was NaN.*neither policy nor critic has changed"):
         step(learner, broken)
-    assert all(
-        torch.equal(*pair) for pair in zip(before, [flat(learner.backend.policy), flat(learner.backend.critic)], strict=True)
-    )
+    assert all(torch.equal(*pair) for pair in zip(before, [flat(models.policy), flat(models.critic)], strict=True))
 
 
 def test_learning_rates_follow_the_phase_where_few_rows_train(random_model: Path):

@@ -57,8 +57,11 @@ def test_a_named_group_goes_before_the_models(tmp_path: Path):
 def test_learning_rates_are_those_of_the_models_size_unless_set(size: int, rates: tuple[float, float]):
     own = load_config("train-phase2", *OWN)
     assert isinstance(own, LearnConfig)
-    assert learning_rates(own.optim, size) == rates
-    assert learning_rates(dataclasses.replace(own.optim, policy_lr=1e-3), size) == (1e-3, rates[1])
+    policy, critic = rates
+    assert learning_rates(own.optim, size) == {"policy": policy, "critic": critic}
+    assert learning_rates(dataclasses.replace(own.optim, policy_lr=1e-3), size) == {"policy": 1e-3, "critic": critic}
+    adapted = learning_rates(dataclasses.replace(own.optim, policy_lr=1e-3), size, adapted=True)
+    assert adapted == {"policy": 1e-3, "critic": 10 * critic}
 
 
 @pytest.mark.parametrize(

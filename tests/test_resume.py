@@ -22,11 +22,11 @@ from conclip.training.checkpoint import Checkpoints, PhaseState, remove_training
 from conclip.training.monitors import REPORTED
 from conclip.training.progress import Progress
 from tests.junk import JUNK, changed, places
-from tests.phases import ALGORITHMS, Cut, check_cut, left_by, resumable, saving, train
+from tests.phases import ADAPTED, ALGORITHMS, Cut, check_cut, left_by, resumable, saving, train
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, ADAPTED])
 def test_a_cut_phase_ends_as_one_that_was_left_alone_wherever_it_was_cut(
     scripted_runtime: tuple[Runtime, Inputs], algorithm: list[str]
 ):

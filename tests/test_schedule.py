@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from conclip.config.groups import AlgoConfig, PhaseConfig
-from conclip.training.schedule import Scheduled, StepPlan, lr_scale, plan_step, tokens_limit
+from conclip.training.optimizer import Scheduled
+from conclip.training.schedule import StepPlan, lr_scale, plan_step, tokens_limit
 from tests.conftest import train_config
 
 

@@ -5,7 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -18,7 +18,7 @@ from conclip.config.machine import available_memory_gib, cpu_flags, cpu_quota, g
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.experiments.inputs import Inputs
 from conclip.grading.grader import Grader, GraderBroken
-from conclip.models.folder import head_shape, num_parameters
+from conclip.models.folder import head_shape, linear_shapes, num_parameters
 from conclip.processes import PYTHON
 from conclip.runs.files import expanded
 
@@ -231,14 +231,16 @@ def config_checks(config: BaseConfig, inputs: Inputs) -> Iterator[Check]:
         yield Check(name="note", state="note", detail=note)
     if inputs.served_name is not None:
         return
-    size = num_parameters(inputs.model_path)
-    yield _memory_needed(config, size, head_shape(inputs.model_path))
+    size, linear = num_parameters(inputs.model_path), linear_shapes(inputs.model_path)
+    yield _memory_needed(config, size, head_shape(inputs.model_path), linear)
     if config.learning is not None:
-        yield _disk_needed(config.learning, size)
+        yield _disk_needed(config.learning, size, linear)
 
 
-def _memory_needed(config: BaseConfig, size: int, head: tuple[int, int] | None) -> Check:
-    needed = memory_needed_gib(config, size, head)
+def _memory_needed(
+    config: BaseConfig, size: int, head: tuple[int, int] | None, linear: Mapping[str, tuple[int, int]]
+) -> Check:
+    needed = memory_needed_gib(config, size, head, linear)
     on_gpu = gpu_memory_gib()
     if on_gpu is not None:
         return _gpu_memory_needed(config, size, needed, on_gpu)
@@ -249,7 +251,7 @@ def _memory_needed(config: BaseConfig, size: int, head: tuple[int, int] | None) 
     if total > available:
         remedy = (
             f"{available:.1f} GiB are available; lower rollout.kv_cache_gib, take a smaller model, or, where it trains, set "
-            "trainer.save_in_background=false or algo=grpo (no critic)"
+            "trainer.save_in_background=false, model/adapter=lora, optim.moments=8bit or algo=grpo (no critic)"
         )
         return Check(name="memory it needs", state="FAILED", detail=detail, remedy=remedy)
     return Check(name="memory it needs", state="ok", detail=detail)
@@ -267,7 +269,10 @@ def _gpu_memory_needed(config: BaseConfig, size: int, needed: dict[str, float], 
     )
     remedy = ""
     if learner + share > total:
-        remedy = "lower rollout.gpu_memory_utilization, or take algo=grpo (no critic) or algo.kl=none (no reference)"
+        remedy = (
+            "lower rollout.gpu_memory_utilization, or take model/adapter=lora, optim.moments=8bit, algo=grpo (no critic) or "
+            "algo.kl=none (no reference)"
+        )
     elif learner + logits > total:
         remedy = "lower trainer.max_tokens_per_micro_batch, or take algo=grpo (no critic) or algo.kl=none (no reference)"
     elif weights / config.rollout.tensor_parallel_size > share:
@@ -275,33 +280,60 @@ def _gpu_memory_needed(config: BaseConfig, size: int, needed: dict[str, float], 
     return Check(name="memory it needs", state="FAILED" if remedy else "ok", detail=detail, remedy=remedy)
 
 
-def memory_needed_gib(config: BaseConfig, size: int, head: tuple[int, int] | None = None) -> dict[str, float]:
+def memory_needed_gib(
+    config: BaseConfig,
+    size: int,
+    head: tuple[int, int] | None = None,
+    linear: Mapping[str, tuple[int, int]] | None = None,
+) -> dict[str, float]:
     """Return the least memory [GiB] that a model of `size` parameters takes, by use; activations and libraries are not
     counted.
 
-    Trained weights are fp32 with a gradient and two moments: 16 bytes a parameter, twice with a critic; 4 for the reference;
-    a checkpoint written in the background copies weights and moments. `head`: vocabulary and width of the output head, of
-    which logits are held in chunks (`algo.logprobs.logits_at_a_time`), none longer than a micro-batch.
+    Trained weights are fp32 with a gradient and two moments: 16 bytes a parameter (10 with moments in 8 bits), twice with a
+    critic; 4 for the reference; a checkpoint written in the background copies weights and moments. Where adapters train, it
+    is their weights that count so; the base is there once, and again in fp32 while merged weights go to the engine. `head`:
+    vocabulary and width of the output head, of which logits are held in chunks (`algo.logprobs.logits_at_a_time`), none
+    longer than a micro-batch. `linear`: shapes of the matrices that adapters are added to.
     """
     bytes_of_engine = size * (2 if config.model.dtype == "bfloat16" else 4)
     needed = {"engine": bytes_of_engine / 2**30 + config.rollout.kv_cache_gib}
     if (learning := config.learning) is not None:
-        models = 2 if learning.algo.advantage == "gae" else 1
-        learner = size * (16 * models + (4 if learning.algo.kl != "none" and learning.algo.kl_coef > 0 else 0))
-        needed["learner"] = learner / 2**30
+        trained, frozen = trained_and_frozen(learning, size, linear or {})
+        needed["learner"] = (trained * (8 + BYTES_OF_MOMENTS[learning.optim.moments]) + frozen) / 2**30
+        if learning.model.adapter.kind == "lora":
+            needed["merged weights"] = 4 * size / 2**30
         if head is not None:
             from conclip.algo.logprobs import PEAK_BLOCKS, logits_at_a_time  # noqa: PLC0415  imports torch
 
             logits = min(logits_at_a_time(*head), learning.trainer.max_tokens_per_micro_batch * head[0])
             needed["logits"] = PEAK_BLOCKS * 4 * logits / 2**30
         if learning.trainer.save_in_background:
-            needed["checkpoint"] = size * 12 * models / 2**30
+            needed["checkpoint"] = trained * (4 + BYTES_OF_MOMENTS[learning.optim.moments]) / 2**30
     return needed
 
 
-def _disk_needed(config: LearnConfig, size: int) -> Check:
-    models = 2 if config.algo.advantage == "gae" else 1
-    each = size * 12 * models / 2**30
+BYTES_OF_MOMENTS = {"float32": 8.0, "8bit": 2.0, "paged_8bit": 2.0}
+"""Bytes that AdamW's two moments take per parameter."""
+
+
+def trained_and_frozen(config: LearnConfig, size: int, linear: Mapping[str, tuple[int, int]]) -> tuple[int, float]:
+    """Return how many parameters train, those of the critic included, and the bytes of weights that do not."""
+    adapter, models = config.model.adapter, 2 if config.algo.advantage == "gae" else 1
+    if adapter.kind == "none":
+        has_reference = config.algo.kl != "none" and config.algo.kl_coef > 0
+        return size * models, 4.0 * size if has_reference else 0.0
+    chosen = [shape for name, shape in linear.items() if not adapter.targets or name.split(".")[-2] in adapter.targets]
+    trained = models * adapter.rank * sum(rows + columns for rows, columns in chosen)
+    if adapter.base != "4bit":
+        return trained, size * (4.0 if adapter.base == "float32" else 2.0)
+    # NF4: half a byte, and the largest value of each 64 in fp32; the rest of the model is not quantised
+    quantised = sum(rows * columns for rows, columns in linear.values())
+    return trained, quantised * (0.5 + 4 / 64) + (size - quantised) * (2.0 if config.model.dtype == "bfloat16" else 4.0)
+
+
+def _disk_needed(config: LearnConfig, size: int, linear: Mapping[str, tuple[int, int]]) -> Check:
+    trained, _ = trained_and_frozen(config, size, linear)
+    each = trained * (4 + BYTES_OF_MOMENTS[config.optim.moments]) / 2**30
     needed = each * (config.trainer.keep_last + 2)
     free = free_disk_gib(expanded(config.paths.outputs))
     detail = (

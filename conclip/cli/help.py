@@ -78,14 +78,14 @@ def help_page(conf: Path, primary: str, composed: DictConfig, choices: Mapping[s
     groups = {
         name: option for name, option in reversed(list(choices.items())) if not name.startswith("hydra/") and name != "hydra"
     }
-    packages = [name.rpartition("@")[2] for name in groups]
+    packages = {name: name.rpartition("@")[2].replace("/", ".") for name in groups}
     parts: list[Text | Table | Padding] = [Text(description + "\n")]
-    grouped = tuple(f"{package}." for package in packages)
+    grouped = tuple(f"{package}." for package in packages.values())
     parts.append(_table({k: v for k, v in leaves(composed) if not k.startswith((*grouped, "recipe."))}, own, ""))
     parts += [Text("\nrecipe: its stages, in order", style="bold"), _stages(composed.recipe)]
     for name, option in groups.items():
         folder = conf / name.partition("@")[0]
-        package = name.rpartition("@")[2]
+        package = packages[name]
         others = [path.stem for path in sorted(folder.glob("*.yaml")) if path.stem != option]
         title = Text(f"\n{name}={option or 'null'}", style="bold")
         parts.append(title)
@@ -95,7 +95,9 @@ def help_page(conf: Path, primary: str, composed: DictConfig, choices: Mapping[s
             parts.append(Padding(Text(read_meanings(folder / f"{option}.yaml")[0], style="italic"), INDENT))
         values = OmegaConf.select(composed, package)
         if option is not None and package != "recipe" and isinstance(values, DictConfig):
-            parts.append(_table(dict(leaves(values)), group_meanings(folder, option), f"{package}."))
+            inner = tuple(other for other in grouped if other.startswith(f"{package}.") and other != f"{package}.")
+            own = {key: value for key, value in leaves(values) if not f"{package}.{key}".startswith(inner)}
+            parts.append(_table(own, group_meanings(folder, option), f"{package}."))
     parts.append(Text(FOOTER))
     return Group(*parts)
 

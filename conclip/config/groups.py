@@ -9,6 +9,7 @@ from conclip.config.ranges import NON_NEGATIVE, POSITIVE_SHARE, SHARE, SHARE_BEL
 from conclip.types import DEFAULT_TEMPLATE, ExtractionRule, PromptCondition
 
 Dtype = Literal["float32", "bfloat16"]
+AdapterBase = Literal["float32", "bfloat16", "4bit"]
 ProblemSource = Literal["arithmetic", "dataset"]
 Answers = Literal["any", "all"]
 EngineKind = Literal["in_process", "child_process"]
@@ -51,6 +52,17 @@ POINTS = replace(SHARE, why=": it is a share, 0.1 is ten points")
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """What of a model trains. `none`: all of its weights."""
+
+    kind: Literal["none", "lora"] = "none"
+    rank: Annotated[int, at_least(1)] = 32
+    alpha: Annotated[float, above(0)] = 32.0
+    targets: list[str] | None = None
+    base: AdapterBase = "float32"
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     path: str
     dtype: Dtype
@@ -63,6 +75,7 @@ class ModelConfig:
     thinking_tags: list[str] | None = None
     thinking_in_prompt: bool | None = None
     stop_tokens: list[str] = field(default_factory=list[str])
+    adapter: AdapterConfig = AdapterConfig()
 
     @property
     def is_lab(self) -> bool:
@@ -220,6 +233,7 @@ class OptimConfig:
     max_skipped_updates: Annotated[int, NON_NEGATIVE]
     warmup_fraction: Annotated[float, SHARE]
     min_lr_fraction: Annotated[float, SHARE]
+    moments: Literal["float32", "8bit", "paged_8bit"] = "float32"
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,13 @@ def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
 
 
 def _check_learning(config: LearnConfig) -> None:
-    trainer = config.trainer
+    trainer, adapter = config.trainer, config.model.adapter
+    fits = adapter.base != "bfloat16" or config.model.dtype == "bfloat16"
+    _require(fits, "model.adapter.base", f"is {adapter.base}, which needs model.dtype=bfloat16")
+    targets = adapter.targets
+    _require(targets != [], "model.adapter.targets", "must name at least one layer, or be null for all")
+    head = "lm_head" in (targets or ()) or "embed_tokens" in (targets or ())
+    _require(not head, "model.adapter.targets", "may name neither the embedding nor the output head")
     _check_algo(config.algo)
     _check_length(config.length)
     priced = config.length.kind != "none"

@@ -136,15 +136,16 @@ def text_keys(schema: type) -> set[str]:
 REMOVED_KEYS = {
     "skip_phase1": "conclip two-phase recipe=phase2_only begins with phase 2",
     "length.limits": "ThinkPrune's limits are phase.max_tokens_stages",
+    "model.adapter.dropout": "dropout would make the learner's log-probs differ from the engine's",
     "length=thinkprune": "it is no reward but a limit on sampling, phase.max_tokens_stages=[1.0,0.75,0.5]",
 }
-"""Keys and options of earlier versions, and what does their work now."""
+"""Keys and options of earlier versions or of other tools, and what does their work now, or why nothing does."""
 
 
 def unknown_key(key: str, known: set[str]) -> str:
     """Return the error line for an unknown key, with the nearest name: first among its neighbours, then among all keys."""
     if key in REMOVED_KEYS:
-        return f"config key '{key}' is gone: {REMOVED_KEYS[key]}"
+        return f"config key '{key}' does not exist: {REMOVED_KEYS[key]}"
     own = re.match(r"(?:data\.\w+|recipe|phases)\.(.+)\.", key)
     names = sorted({name.replace("*", own[1]) if own else name for name in known} - {key})
     names = [name for name in names if "*" not in name]

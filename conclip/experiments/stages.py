@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -56,6 +57,7 @@ from conclip.runs.identity import digest, problems_hash, relevant, sampling_hash
 from conclip.runs.manifest import Pipeline, StageOutput, stage_key
 from conclip.runs.run import Run
 from conclip.training.checkpoint import remove_training_state, save_model
+from conclip.training.models import export
 from conclip.training.phase import PhaseInputs, TrainResult
 from conclip.training.rewards import describe_rewards
 from conclip.training.summary import is_summary, summary_table
@@ -206,9 +208,9 @@ class Stages:
                 Example(problem=problems[row.problem_id], prompt_token_ids=token_ids[row.problem_id], response=boxed(row))
                 for row in chosen
             ]
-            policy, losses = fine_tune(model, config, settings, examples, prompts.tokenizer)
-            weights, shown = policy.state_dict(), list(problems.values())
-            save_model(target, policy, weights, prompts.tokenizer, problems=shown, earlier=trained_on(model))
+            models, losses = fine_tune(model, config, settings, examples, prompts.tokenizer)
+            shown = list(problems.values())
+            save_model(target, partial(export, models), prompts.tokenizer, problems=shown, earlier=trained_on(model))
             return StageOutput(
                 outputs=[str(target.relative_to(self._run.folder))],
                 numbers={"first_loss": losses[0], "last_loss": losses[-1]},

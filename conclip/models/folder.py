@@ -181,22 +181,43 @@ def has_chat_template(folder: Path) -> bool:
 
 def num_parameters(folder: Path) -> int:
     """Return the number of parameters of a model folder, from the headers of its weight files; a tensor that is in two files
-    counts once."""
+    counts once, and so does an output head that is tied to the embedding but stored beside it."""
     sizes: dict[str, int] = {}
     for file in weight_files(folder):
         with safe_open(file, framework="numpy") as tensors:
             sizes |= {name: math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    if _plain_config(folder).get("tie_word_embeddings") is True:
+        sizes.pop("lm_head.weight", None)
     return sum(sizes.values())
+
+
+def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return the shape of every matrix of a model folder but its embedding and output head, from the headers of its weight
+    files: those that an adapter can be added to, and that are quantised."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for file in weight_files(folder):
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  not a dict
+                shape = tensors.get_slice(name).get_shape()
+                if len(shape) == 2 and "embed" not in name and "lm_head" not in name:
+                    shapes[name] = (shape[0], shape[1])
+    return shapes
 
 
 def head_shape(folder: Path) -> tuple[int, int] | None:
     """Return the vocabulary size and width of a model's output head from its config; None where the config names none."""
+    config = _plain_config(folder)
+    shape = (config.get("vocab_size"), config.get("hidden_size"))
+    return cast(tuple[int, int], shape) if all(type(size) is int and size > 0 for size in shape) else None
+
+
+def _plain_config(folder: Path) -> dict[str, Any]:
+    """Return config.json; empty where it is missing or no object."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        shape = (config["vocab_size"], config["hidden_size"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return shape if all(type(size) is int and size > 0 for size in shape) else None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return cast(dict[str, Any], config) if isinstance(config, dict) else {}
 
 
 _HASHES: dict[tuple[tuple[str, int, int], ...], str] = {}

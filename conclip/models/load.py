@@ -2,16 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from conclip.config.groups import Dtype
+from conclip.config.groups import AdapterBase, Dtype
 from conclip.errors import UserError, explain
 from conclip.models.folder import weight_files
 
@@ -41,15 +49,27 @@ def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, tensors.get_tensor(name)
 
 
-def load_policy(folder: Path, device: torch.device, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Return the causal language model with fp32 weights (small learning rates vanish in bf16 ones), in eval mode: dropout
-    would make the trainer's log-probs differ from the engine's. Raises UserError for a model whose logits are not those of
-    `OutputHead`."""
+def load_policy(
+    folder: Path,
+    device: torch.device,
+    *,
+    trust_remote_code: bool = False,
+    weights: AdapterBase = "float32",
+    dtype: Dtype = "float32",
+) -> PreTrainedModel:
+    """Return the causal language model in eval mode: dropout would make the trainer's log-probs differ from the engine's.
+
+    Its weights are fp32, since small learning rates vanish in bf16 ones; frozen `weights` may also be bf16, or 4-bit (NF4,
+    Dettmers et al. 2023, section 3), which are computed with in `dtype`. Raises UserError for a model whose logits are not
+    those of `OutputHead`, and where bitsandbytes is missing.
+    """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    computed = torch.float32 if weights == "float32" or (weights == "4bit" and dtype == "float32") else torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,
-        dtype=torch.float32,
+        dtype=computed,
+        quantization_config=_nf4(computed) if weights == "4bit" else None,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
         # The engine caps attention scores where the model says so (Gemma 2). None of torch's own attention kernels does,
@@ -60,6 +80,12 @@ def load_policy(folder: Path, device: torch.device, *, trust_remote_code: bool =
     _check_logits(policy)
     _mend_generation_config(policy)
     return policy
+
+
+def _nf4(computed: torch.dtype) -> BitsAndBytesConfig:
+    if find_spec("bitsandbytes") is None:
+        raise UserError("model.adapter.base=4bit needs bitsandbytes: pip install bitsandbytes")
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed)
 
 
 def checkpoint_weights(policy: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:

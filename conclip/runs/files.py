@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path, PurePosixPath
@@ -226,9 +226,9 @@ def clean_text(path: Path) -> None:
             file.truncate()
 
 
-def link(source: Path, target: Path, *, without: str | None = None) -> None:
+def link(source: Path, target: Path, *, without: str | None = None, complete: Callable[[Path], None] | None = None) -> None:
     """Give a file or folder a second place, by hard links, or by copies across file systems. `without`: the name of a
-    subfolder to leave out. `target` is replaced."""
+    subfolder to leave out; `complete` adds to the new folder before it gets its name. `target` is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".part")
     if source.is_dir():
@@ -238,6 +238,8 @@ def link(source: Path, target: Path, *, without: str | None = None) -> None:
         shutil.copytree(source, temporary, copy_function=_link_file, ignore=ignore, symlinks=True)
     else:
         _link_file(source, temporary)
+    if complete is not None:
+        complete(temporary)
     temporary.replace(target)
 
 

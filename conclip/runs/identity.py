@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from conclip.config.groups import AdapterConfig
 from conclip.config.schema import BaseConfig
 from conclip.types import Problem
 
@@ -40,9 +41,16 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:24]
 
 
+NEWER = {("model", "adapter"): asdict(AdapterConfig()), ("optim", "moments"): "float32"}
+"""Keys that earlier versions lacked, with the values at which a run is what it was then: its hash leaves them out."""
+
+
 def relevant(config: BaseConfig, parts: Iterable[str] | None = None) -> dict[str, Any]:
     """Return the result-relevant keys of a config, or of some of its top-level parts."""
     plain = _relevant(asdict(config), ())
+    for (group, name), value in NEWER.items():
+        if plain.get(group, {}).get(name) == value:
+            del plain[group][name]
     return plain if parts is None else {part: plain[part] for part in parts}
 
 

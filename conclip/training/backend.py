@@ -4,80 +4,73 @@ The learner computes losses and decides when to step; it reaches the models only
 of (all of its weights, an adapter on a frozen base, shards on several devices) is decided here and nowhere else.
 """
 
-import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from conclip.algo.logprobs import chosen_logprobs
 from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
-from conclip.models.critic import Critic
-from conclip.models.load import OutputHead, autocast, checkpoint_weights, load_policy, recompute_activations
+from conclip.models.load import OutputHead, autocast
 from conclip.training.batch import TokenBatch
-from conclip.training.schedule import Scheduled, learning_rates, lr_scale
+from conclip.training.models import copy_parameters, load_models
+from conclip.training.optimizer import Scheduled, make_optimizer
+from conclip.training.schedule import learning_rates, lr_scale
 
 
 class Backend:
-    """Full models in one process on one device, with an AdamW optimiser for each trainable one."""
+    """The models of a phase in one process on one device, with an AdamW optimiser for each trained one."""
 
     def __init__(self, model_path: Path, config: LearnConfig, *, num_updates: int) -> None:
         """Load the models. `num_updates`: policy updates in the learning-rate schedule, `updates_per_rollout` per step."""
         algo, self._optim = config.algo, config.optim
         self._temperature = config.rollout.temperature
         self._dtype: Dtype = config.model.dtype
-        self._trust_remote_code = config.model.trust_remote_code
-        self._recompute = config.trainer.recompute_activations
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.policy: PreTrainedModel = self._load(model_path)
-        wants_reference = algo.kl != "none" and algo.kl_coef > 0
-        self.reference = copy.deepcopy(self.policy).requires_grad_(False) if wants_reference else None
-        self.critic = Critic(self.policy) if algo.advantage == "gae" else None
+        self.models = load_models(model_path, config, self.device)
         self._warmup = algo.critic_warmup_steps * algo.updates_per_rollout
-        policy_lr, critic_lr = learning_rates(self._optim, self.policy.num_parameters())
-        self._trained = {"policy": self._optimizer(self.policy, policy_lr, num_updates)}
-        if self.critic is not None:
-            self._trained["critic"] = self._optimizer(self.critic, critic_lr, num_updates + self._warmup)
+        adapted = config.model.adapter.kind == "lora"
+        rates = learning_rates(self._optim, self.models.policy.num_parameters(), adapted=adapted)
+        lengths = {"policy": num_updates, "critic": num_updates + self._warmup}
+        self._trained = {
+            name: self._optimizer(module, rates[name], lengths[name]) for name, module in self.models.trained.items()
+        }
         self.set_position(0)
 
-    def _load(self, folder: Path) -> PreTrainedModel:
-        policy = load_policy(folder, self.device, trust_remote_code=self._trust_remote_code)
-        if self._recompute:
-            recompute_activations(policy)
-        return policy
-
     def _optimizer(self, module: torch.nn.Module, lr: float, num_updates: int) -> Scheduled:
-        betas = (self._optim.beta1, self._optim.beta2)
-        adamw = AdamW(module.parameters(), lr=lr, betas=betas, weight_decay=self._optim.weight_decay)
         schedule = partial(
             lr_scale,
             num_updates=num_updates,
             warmup_fraction=self._optim.warmup_fraction,
             min_lr_fraction=self._optim.min_lr_fraction,
         )
-        return Scheduled(module, adamw, schedule)
+        return Scheduled(module, make_optimizer(module.parameters(), lr, self._optim), schedule)
 
     def logprobs(self, tokens: TokenBatch, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """Return the policy's log-probs of the sampled tokens and its entropies [nats], both [b, T], 0 off the response
         mask. Entropies carry a gradient only with `entropy_gradient`."""
-        return self._logprobs_of(self.policy, tokens, entropy_gradient=entropy_gradient)
+        self.models.select("policy")
+        return self._logprobs_of(self.models.policy, tokens, entropy_gradient=entropy_gradient)
 
     def ref_logprobs(self, tokens: TokenBatch) -> Tensor | None:
         """Return the reference's log-probs [b, T]; None where the algorithm needs no reference."""
-        return None if self.reference is None else self._logprobs_of(self.reference, tokens)[0]
+        if self.models.reference is None:
+            return None
+        self.models.select("reference")
+        return self._logprobs_of(self.models.reference, tokens)[0]
 
     def values(self, tokens: TokenBatch) -> Tensor | None:
         """Return the critic's values [b, T], 0 off the response mask; None where the algorithm has no critic."""
-        if self.critic is None:
+        if self.models.critic is None:
             return None
+        self.models.select("critic")
         with autocast(self._dtype, self.device):
-            values = self.critic(tokens.input_ids.to(self.device))[:, :-1]
+            values = self.models.critic(tokens.input_ids.to(self.device))[:, :-1]
         return torch.where(tokens.response_mask.to(self.device), values, torch.zeros_like(values))
 
     def _logprobs_of(
@@ -127,35 +120,20 @@ class Backend:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the policy's weights, named as in its checkpoints, for the engine."""
-        yield from checkpoint_weights(self.policy)
-
     def state(self) -> dict[str, Tensor]:
-        """Return the critic and the optimiser moments: with the policy's weights, `load_state` needs no more to resume
-        exactly."""
+        """Return the critic and the optimiser moments: with the policy, `load_state` needs no more to resume exactly."""
         tensors: dict[str, Tensor] = {}
-        if self.critic is not None:
-            tensors |= {f"critic/{key}": parameter.detach() for key, parameter in self.critic.named_parameters()}
+        if (critic := self.models.trained.get("critic")) is not None:
+            tensors |= {f"critic/{key}": parameter.detach() for key, parameter in critic.named_parameters()}
         for name, item in self._trained.items():
             tensors |= {f"{name}.optimizer/{key}": moment for key, moment in item.moments().items()}
         return tensors
 
     def load_state(self, policy: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned, with the policy from a model folder. The optimisers keep the settings of the
-        config. Raises ValueError for the state of another model or optimiser."""
-        _copy(dict(self._load(policy).named_parameters()), self.policy)
-        if self.critic is not None:
-            _copy(tensors, self.critic, prefix="critic/")
+        """Restore what `state` returned, with the policy from a checkpoint. The optimisers keep the settings of the config.
+        Raises ValueError for the state of another model or optimiser."""
+        self.models.load(policy)
+        if (critic := self.models.trained.get("critic")) is not None:
+            copy_parameters(tensors, critic, prefix="critic/")
         for name, item in self._trained.items():
             item.load_moments(tensors, prefix=f"{name}.optimizer/")
-
-
-@torch.no_grad()
-def _copy(saved: Mapping[str, Tensor], module: torch.nn.Module, *, prefix: str = "") -> None:
-    """Copy the saved parameters into the module. Raises ValueError when one is missing or has another shape."""
-    for key, parameter in module.named_parameters():
-        tensor = saved.get(f"{prefix}{key}")
-        if tensor is None or tensor.shape != parameter.shape:
-            raise ValueError(f"{prefix}{key} is missing, or of another shape")
-        parameter.copy_(tensor)

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict  # pydantic's own dependency: it needs this one below Python 3.12
 
 from conclip.errors import MachineFailure
@@ -126,14 +126,15 @@ class Checkpoints:
         self.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def publish(self, number: int, target: Path) -> None:
-        """Make the model of one checkpoint a folder of its own. Raises MachineFailure when it is not what was saved."""
+    def publish(self, number: int, target: Path, complete: Callable[[Path], None] | None = None) -> None:
+        """Make the model of one checkpoint a folder of its own; `complete` adds what a checkpoint leaves out. Raises
+        MachineFailure when it is not what was saved."""
         self.wait()
         try:
             self._verify(self.path(number))
         except (OSError, ValueError) as error:
             raise MachineFailure(f"{error}; the same command goes back to an earlier checkpoint") from error
-        link(self.path(number), target, without=TRAINING)
+        link(self.path(number), target, without=TRAINING, complete=complete)
 
     def _verify(self, path: Path) -> _Head:
         """Return the content of a checkpoint's `state.json`. Raises OSError or ValueError when a file is not what was
@@ -189,16 +190,15 @@ class Checkpoints:
 
 def save_model(
     folder: Path,
-    policy: PreTrainedModel,
-    weights: dict[str, Tensor],
+    write: Callable[[Path], None],
     tokenizer: PreTrainedTokenizerBase,
     *,
     problems: Sequence[Problem],
     earlier: Sequence[str],
 ) -> None:
-    """Write a complete Hugging Face model: `weights`, with the config of `policy`. A record beside it lists what the model
-    was trained on: `problems`, and the questions of `earlier` phases."""
-    policy.save_pretrained(folder, state_dict=weights)
+    """Write the model, by `write`, and its tokenizer. A record beside them lists what the model was trained on: `problems`,
+    and the questions of `earlier` phases."""
+    write(folder)
     tokenizer.save_pretrained(folder)
     write_record(folder, earlier, problems)
 

@@ -90,10 +90,10 @@ class Recovery:
         progress = Progress.from_json(self._state["progress"])
         # training changes the tensors while a checkpoint is written in the background
         keep = copied if self._in_background else dict[str, Tensor]
+        models = self._learner.backend.models
         write_model = partial(
             save_model,
-            policy=self._learner.backend.policy,
-            weights=keep(self._learner.backend.policy.state_dict()),
+            write=partial(models.write, saved=keep(models.saved())),
             tokenizer=self._tokenizer,
             problems=[self._problems[problem_id] for problem_id in progress.problem_ids],
             earlier=self._earlier_questions,

@@ -2,13 +2,10 @@
 done: a step in which few rows train, or none, still counts as a step."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
-import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
 from conclip.config.groups import AlgoConfig, OptimConfig, PhaseConfig
 
@@ -17,10 +14,17 @@ LEARNING_RATES = ((1_000_000_000, 5e-7, 9e-6), (200_000_000, 1e-6, 1e-5), (0, 5e
 and 7 billion, of verl's PPO examples for 0.5 billion and more, and a guess below."""
 
 
-def learning_rates(optim: OptimConfig, num_parameters: int) -> tuple[float, float]:
-    """Return the peak learning rates of policy and critic: the config's, else those of the model's size."""
+ADAPTER_FACTOR = 10.0
+"""How much higher the learning rate of a LoRA adapter is than that of all weights: about ten times at any size and rank, in
+reinforcement learning too (Schulman et al. 2025, "LoRA Without Regret")."""
+
+
+def learning_rates(optim: OptimConfig, num_parameters: int, *, adapted: bool = False) -> dict[str, float]:
+    """Return the peak learning rates of policy and critic: the config's, else those of the model's size. `adapted`: only
+    adapters train."""
     policy, critic = next(rates for size, *rates in LEARNING_RATES if num_parameters >= size)
-    return optim.policy_lr or policy, optim.critic_lr or critic
+    factor = ADAPTER_FACTOR if adapted else 1.0
+    return {"policy": optim.policy_lr or factor * policy, "critic": optim.critic_lr or factor * critic}
 
 
 def lr_scale(update: int, num_updates: int, *, warmup_fraction: float, min_lr_fraction: float) -> float:
@@ -31,60 +35,6 @@ def lr_scale(update: int, num_updates: int, *, warmup_fraction: float, min_lr_fr
         return (update + 1) / warmup
     progress = min(1.0, (update - warmup) / max(1, num_updates - warmup))
     return min_lr_fraction + (1 - min_lr_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-class Scheduled:
-    """A module's optimiser with a learning-rate schedule."""
-
-    def __init__(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, scale: Callable[[int], float]) -> None:
-        """Schedule an optimiser by `scale`, which maps a position to a factor on its learning rate."""
-        self.module, self.optimizer, self._scale = module, optimizer, scale
-        self._highest = float(optimizer.param_groups[0]["lr"])
-
-    @property
-    def lr(self) -> float:
-        """Return the current learning rate."""
-        return self.optimizer.param_groups[0]["lr"]
-
-    def set_position(self, update: int) -> None:
-        """Set the learning rate for this position [updates of the schedule]."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._highest * self._scale(update)
-
-    def moments(self) -> dict[str, Tensor]:
-        """Return the optimiser's state by `<name of the parameter>/<key>`; empty before the first update."""
-        if not self.optimizer.state:
-            return {}  # torch would create the state by taking a step, which would count
-        state = cast(dict[str, dict[str, Tensor]], get_optimizer_state_dict(self.module, self.optimizer)["state"])
-        return {f"{name}/{key}": tensor for name, moments in state.items() for key, tensor in moments.items()}
-
-    def load_moments(self, saved: Mapping[str, Tensor], *, prefix: str) -> None:
-        """Restore what `moments` returned from the keys under `prefix`. Raises ValueError when it is not the state of this
-        AdamW optimiser."""
-        parameters = dict(self.module.named_parameters())
-        moments: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in saved.items():
-            if key.startswith(prefix):
-                name, _, moment = key.removeprefix(prefix).rpartition("/")
-                moments.setdefault(name, {})[moment] = tensor
-        for name, tensors in moments.items():
-            if name not in parameters:
-                raise ValueError(f"{prefix}{name} belongs to no parameter")
-            _check_adamw(prefix + name, tensors, parameters[name].shape)
-        groups = [self.optimizer.state_dict()["param_groups"][0] | {"params": list(parameters)}]
-        state = {"state": moments, "param_groups": groups}
-        set_optimizer_state_dict(self.module, self.optimizer, state, options=StateDictOptions(strict=False))
-        for name, parameter in parameters.items():
-            if name not in moments:  # it never had a gradient; torch created the state of one step
-                self.optimizer.state.pop(parameter, None)
-
-
-def _check_adamw(name: str, moments: Mapping[str, Tensor], shape: torch.Size) -> None:
-    shapes = {key: (tensor.shape, tensor.is_floating_point()) for key, tensor in moments.items()}
-    if shapes != {"step": ((), True), "exp_avg": (shape, True), "exp_avg_sq": (shape, True)}:
-        raise ValueError(f"{name} is no state of AdamW, or of a parameter of another shape")
-    if not (moments["step"] >= 1 and bool((moments["exp_avg_sq"] >= 0).all())):
-        raise ValueError(f"{name} is no state of AdamW: a step before 1, or a square below 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

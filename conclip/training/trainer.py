@@ -92,7 +92,8 @@ class Trainer:
             with deferred():
                 self._recovery.checkpoints.wait()
         checkpoint = self._run.folder / checkpoint_folder(self._stage)
-        self._recovery.checkpoints.publish(self._progress.best_checkpoint, checkpoint)
+        models = self._learner.backend.models
+        self._recovery.checkpoints.publish(self._progress.best_checkpoint, checkpoint, models.complete)
         return TrainResult(
             checkpoint=checkpoint,
             best=self._progress.best,
@@ -226,7 +227,7 @@ class Trainer:
 
     def _push_weights(self) -> None:
         self._version = self._runtime.engine.policy_version + 1
-        self._runtime.engine.update_weights(self._learner.backend.weights(), self._version)
+        self._runtime.engine.update_weights(self._learner.backend.models.weights(), self._version)
 
     def _validate(self, step: int) -> Validation:
         """Validate the policy. Seeds are the same each time, so that two validations differ only by the policy."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from conclip.config.groups import WarmUpConfig
 from conclip.config.schema import LearnConfig
@@ -20,6 +20,7 @@ from conclip.seeding import python_stream, torch_stream
 from conclip.training.backend import Backend
 from conclip.training.batch import ExperienceBatch, collate
 from conclip.training.learner import Learner
+from conclip.training.models import PhaseModels
 from conclip.training.schedule import StepPlan
 from conclip.types import Completion, EvalRow, Grade, Outcome, Problem, Rollout, RolloutGroup
 
@@ -62,7 +63,7 @@ def fine_tune(
     settings: WarmUpConfig,
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
-) -> tuple[PreTrainedModel, list[float]]:
+) -> tuple[PhaseModels, list[float]]:
     """Fine-tune the model on the examples: cross-entropy, the mean over each response, then over responses. Returns it and
     the mean loss [nats per token] of each pass."""
     algo = dataclasses.replace(
@@ -87,7 +88,7 @@ def fine_tune(
         plan = StepPlan(begin=begin, end=begin + num_updates, num_updates=num_updates, num_rows=len(examples))
         random = torch_stream(config.seed, "warm-up", "update", epoch)
         losses.append(learner.update(experience, random, kl_coef=0.0, plan=plan)["policy/loss"])
-    return learner.backend.policy, losses
+    return learner.backend.models, losses
 
 
 def _experience(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> ExperienceBatch:

@@ -97,7 +97,7 @@ def _replay(algo: str) -> list[dict[str, float]]:
     config = load_config("train-phase2", f"algo={algo}", "algo.updates_per_rollout=1")
     assert isinstance(config, TrainRunConfig)
     learner = Learner(Backend(LAB_MODEL, config, num_updates=NUM_UPDATES), config)
-    for module in (learner.backend.policy, learner.backend.reference, learner.backend.critic):
+    for module in (learner.backend.models.policy, learner.backend.models.reference, learner.backend.models.critic):
         if module is not None:
             module.double()
     tokens = recorded_batch()

@@ -1,0 +1,135 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021) on a frozen model, by peft.
+
+An adapter adds `alpha / rank * B A x` to the output of each linear layer it targets. B starts at 0, so that a new adapter
+changes nothing. Several adapters may share a base, one of them active at a time.
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from conclip.config.groups import AdapterConfig
+from conclip.errors import UserError
+from conclip.seeding import torch_stream
+
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."
+"""What the names of weights begin with in peft's files."""
+
+# peft's and transformers' annotations are incomplete here.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+
+class Adapter:
+    """One adapter of a model. Its weights are kept in fp32, whatever the base's precision."""
+
+    def __init__(self, base: PreTrainedModel, name: str, config: AdapterConfig, seed: int) -> None:
+        """Add a new adapter to the model, which it leaves unchanged otherwise. Raises UserError for targets that the model
+        does not have."""
+        self._base, self._name = base, name
+        present = [module for module in base.modules() if isinstance(module, LoraLayer)]
+        targets = config.targets or "all-linear"
+        if present:  # "all-linear" would find the linear maps inside the first adapter, too
+            targets = sorted({path.rpartition(".")[2] for path, m in base.named_modules() if isinstance(m, LoraLayer)})
+        self.peft_config = LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]  peft takes fractions, too
+            target_modules=targets,
+            lora_dropout=0.0,
+            bias="none",
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=base.name_or_path,
+        )
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of the other adapter
+                inject_adapter_in_model(self.peft_config, base, name)
+        except ValueError as error:
+            raise UserError(f"model.adapter.targets: {' '.join(str(error).split())[:300]}") from error
+        mark = f".{name}."
+        found = {path: p for path, p in base.named_parameters() if ".lora_" in path and mark in path}
+        for number, (path, parameter) in enumerate(found.items()):
+            parameter.data = parameter.data.float()
+            if ".lora_A." in path:
+                generator = torch_stream(seed, "adapter", name, number)
+                start = nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=math.sqrt(5), generator=generator)
+                parameter.data.copy_(start)
+        self._paths = {path.replace(".", "/"): path for path in found}
+        self.parameters = nn.ParameterDict({key: found[path] for key, path in self._paths.items()})
+        """The weights of the adapter, which share the model's storage."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights under the names of peft's files."""
+        return {self._file_name(path): self.parameters[key].detach() for key, path in self._paths.items()}
+
+    @torch.no_grad()
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """Take over the weights that `tensors` returned. Raises ValueError where one is missing or has another shape."""
+        for key, path in self._paths.items():
+            tensor, parameter = saved.get(self._file_name(path)), self.parameters[key]
+            if tensor is None or tensor.shape != parameter.shape:
+                raise ValueError(f"the adapter's '{path}' is missing, or of another shape")
+            parameter.copy_(tensor)
+
+    def _file_name(self, path: str) -> str:
+        return PREFIX + path.replace(f".{self._name}.", ".")
+
+
+def activate(model: PreTrainedModel, name: str) -> None:
+    """Make one adapter of the model the active one; a name that no adapter has leaves the base alone. All stay trainable."""
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_adapter(name)
+            for part in (layer.lora_A, layer.lora_B):
+                part.requires_grad_(True)  # peft freezes the others
+
+
+def write_adapter(folder: Path, tensors: Mapping[str, Tensor], config: LoraConfig) -> None:
+    """Write an adapter as peft and `vllm serve --enable-lora` load it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
+    config.save_pretrained(str(folder))
+
+
+@torch.no_grad()
+def merged_weights(model: PreTrainedModel, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the model's weights with an adapter merged into them, in fp32 where it adds something, by the names of the
+    model's checkpoints."""
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
+    state: dict[str, Tensor] = {}
+    for path, tensor in model.state_dict().items():
+        owner, is_base, leaf = path.rpartition(".base_layer.")
+        if leaf == "weight" and is_base:
+            layer = layers[owner]
+            weight = cast(Tensor, dequantize_module_weight(layer.get_base_layer()))
+            state[f"{owner}.weight"] = weight.float() + cast(Any, layer).get_delta_weight(name)
+        elif leaf == "bias" and is_base:
+            state[f"{owner}.bias"] = tensor
+        elif not is_base and ".lora_" not in path:  # what else a base layer has describes its quantised weights
+            state[path] = tensor
+    yield from cast(dict[str, Tensor], revert_weight_conversion(model, state)).items()
+
+
+def write_merged(folder: Path, model: PreTrainedModel, name: str) -> None:
+    """Write the model with an adapter merged into it, in fp32, as one without adapters or quantisation."""
+    config = copy.deepcopy(model.config)
+    config.dtype = torch.float32
+    if hasattr(config, "quantization_config"):
+        delattr(config, "quantization_config")
+    with torch.device("meta"):
+        plain = type(model)(config)
+    plain.generation_config = model.generation_config
+    weights = {path: tensor.float() for path, tensor in merged_weights(model, name)}
+    plain.save_pretrained(folder, state_dict=weights)

@@ -1,0 +1,162 @@
+"""The models of a phase: the policy, the reference and the critic, and which of their weights train.
+
+`FullModels` are three models, of which policy and critic train whole. `AdapterModels` are one frozen base with a low-rank
+adapter for the policy and one for the critic (LoRA, Hu et al. 2021); the base without adapters is the reference.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from conclip.config.groups import AdapterConfig
+from conclip.config.schema import LearnConfig
+from conclip.models.adapters import WEIGHTS_FILE, Adapter, activate, merged_weights, write_adapter, write_merged
+from conclip.models.critic import Critic, body_of
+from conclip.models.load import checkpoint_weights, load_policy, recompute_activations
+
+Role = Literal["policy", "reference", "critic"]
+
+ADAPTER = "adapter"
+"""The folder of the adapter by itself, in that of a model."""
+
+
+class PhaseModels(Protocol):
+    """What a backend needs of the models of a phase."""
+
+    policy: PreTrainedModel
+    reference: PreTrainedModel | None
+    critic: Critic | None
+    trained: dict[str, nn.Module]
+    """The parameters that train, of `policy` and, where there is one, of `critic`."""
+
+    def select(self, role: Role) -> None:
+        """Make the weights of a role the ones that compute. They stay selected until the next call, so a backward pass that
+        recomputes activations uses them too."""
+        ...
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the policy's weights, named as in a model folder, for the engine."""
+        ...
+
+    def saved(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds of the policy."""
+        ...
+
+    def write(self, folder: Path, saved: dict[str, Tensor]) -> None:
+        """Write what `saved` returned, with its config, into a folder."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Load the policy that `write` wrote. Raises ValueError for one of another shape."""
+        ...
+
+    def complete(self, folder: Path) -> None:
+        """Make a whole model of a folder with what `write` wrote: one that transformers and engines load."""
+        ...
+
+
+class FullModels:
+    """Models of their own for policy, reference and critic. All weights of policy and critic train."""
+
+    def __init__(self, policy: PreTrainedModel, *, reference: bool, critic: bool, trust_remote_code: bool = False) -> None:
+        self.policy, self._trust_remote_code = policy, trust_remote_code
+        self.reference = copy.deepcopy(policy).requires_grad_(False) if reference else None
+        self.critic = Critic(copy.deepcopy(body_of(policy))) if critic else None
+        self.trained: dict[str, nn.Module] = {"policy": policy}
+        if self.critic is not None:
+            self.trained["critic"] = self.critic
+
+    def select(self, role: Role) -> None:
+        """Do nothing: each role has a model of its own."""
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        yield from checkpoint_weights(self.policy)
+
+    def saved(self) -> dict[str, Tensor]:
+        return self.policy.state_dict()
+
+    def write(self, folder: Path, saved: dict[str, Tensor]) -> None:
+        self.policy.save_pretrained(folder, state_dict=saved)
+
+    def load(self, folder: Path) -> None:
+        saved = load_policy(folder, self.policy.device, trust_remote_code=self._trust_remote_code)
+        copy_parameters(dict(saved.named_parameters()), self.policy)
+
+    def complete(self, folder: Path) -> None:
+        """Do nothing: it is whole."""
+
+
+class AdapterModels:
+    """One frozen base for all three roles. The policy's and the critic's adapters and the critic's head train."""
+
+    def __init__(self, base: PreTrainedModel, config: AdapterConfig, seed: int, *, reference: bool, critic: bool) -> None:
+        self.policy = base.requires_grad_(False)
+        self.reference = base if reference else None
+        self._adapters = {"policy": Adapter(base, "policy", config, seed)}
+        self.critic = None
+        if critic:
+            self._adapters["critic"] = Adapter(base, "critic", config, seed)
+            self.critic = Critic(body_of(base))
+        self.trained: dict[str, nn.Module] = {name: adapter.parameters for name, adapter in self._adapters.items()}
+        if self.critic is not None:
+            self.trained["critic"] = nn.ModuleDict({"adapter": self.trained["critic"], "head": self.critic.head})
+
+    def select(self, role: Role) -> None:
+        activate(self.policy, role)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        yield from merged_weights(self.policy, "policy")
+
+    def saved(self) -> dict[str, Tensor]:
+        return self._adapters["policy"].tensors()
+
+    def write(self, folder: Path, saved: dict[str, Tensor]) -> None:
+        write_adapter(folder / ADAPTER, saved, self._adapters["policy"].peft_config)
+
+    def load(self, folder: Path) -> None:
+        self._adapters["policy"].load(load_file(folder / ADAPTER / WEIGHTS_FILE))
+
+    def complete(self, folder: Path) -> None:
+        """Add the base with the adapter merged into it. The policy is the folder's from then on."""
+        self.load(folder)
+        write_merged(folder, self.policy, "policy")
+
+
+@torch.no_grad()
+def copy_parameters(saved: Mapping[str, Tensor], module: nn.Module, *, prefix: str = "") -> None:
+    """Copy the saved parameters into the module. Raises ValueError when one is missing or has another shape."""
+    for key, parameter in module.named_parameters():
+        tensor = saved.get(f"{prefix}{key}")
+        if tensor is None or tensor.shape != parameter.shape:
+            raise ValueError(f"{prefix}{key} is missing, or of another shape")
+        parameter.copy_(tensor)
+
+
+def load_models(folder: Path, config: LearnConfig, device: torch.device) -> PhaseModels:
+    """Load the models that a phase needs, all from one folder."""
+    algo, adapter = config.algo, config.model.adapter
+    policy = load_policy(
+        folder,
+        device,
+        trust_remote_code=config.model.trust_remote_code,
+        weights=adapter.base,
+        dtype=config.model.dtype,
+    )
+    if config.trainer.recompute_activations:
+        recompute_activations(policy)
+    wanted = {"reference": algo.kl != "none" and algo.kl_coef > 0, "critic": algo.advantage == "gae"}
+    if adapter.kind == "lora":
+        return AdapterModels(policy, adapter, config.seed, **wanted)
+    return FullModels(policy, trust_remote_code=config.model.trust_remote_code, **wanted)
+
+
+def export(models: PhaseModels, folder: Path) -> None:
+    """Write the policy as a whole model."""
+    models.write(folder, models.saved())
+    models.complete(folder)

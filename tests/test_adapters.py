@@ -1,0 +1,230 @@
+"""LoRA adapters: the mathematics, what a checkpoint holds, and what comes out."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.functional import quantize_4bit
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from conclip.config.compose import load_config
+from conclip.config.schema import TrainRunConfig
+from conclip.errors import UserError
+from conclip.models.folder import LAB_MODEL
+from conclip.models.load import load_policy
+from conclip.training.backend import Backend
+from conclip.training.models import AdapterModels, export
+
+CPU = torch.device("cpu")
+IDS = torch.arange(40).reshape(2, 20) % 100 + 5
+
+
+def config(*overrides: str) -> TrainRunConfig:
+    made = load_config("train-phase2", "model/adapter=lora", "model.adapter.rank=4", "model.adapter.alpha=8", *overrides)
+    assert isinstance(made, TrainRunConfig)
+    return made
+
+
+def backend(*overrides: str, seed: int = 0) -> Backend:
+    return Backend(LAB_MODEL, dataclasses.replace(config(*overrides), seed=seed), num_updates=10)
+
+
+def adapters(made: Backend) -> AdapterModels:
+    assert isinstance(made.models, AdapterModels)
+    return made.models
+
+
+def logits(made: Backend, role: str) -> Tensor:
+    made.models.select(role)  # pyright: ignore[reportArgumentType]
+    return made.models.policy(input_ids=IDS, use_cache=False).logits
+
+
+def weight_of(model: torch.nn.Module, layer: str) -> Tensor:
+    return model.get_parameter(f"{layer}.weight")
+
+
+def train_critic(made: Backend) -> None:
+    made.models.select("critic")
+    assert made.models.critic is not None
+    made.models.critic(IDS).sub(1).square().mean().backward()
+
+
+def moved(*overrides: str, seed: int = 0) -> Backend:
+    """A backend after some updates of both models, so that neither adapter is 0."""
+    made = backend(*overrides, seed=seed)
+    for _ in range(3):
+        logits(made, "policy").square().mean().backward()
+        train_critic(made)
+        made.step()
+    return made
+
+
+def test_a_new_adapter_changes_nothing_and_without_it_the_base_computes_bit_for_bit():
+    base = load_policy(LAB_MODEL, CPU)(input_ids=IDS, use_cache=False).logits
+    new = backend()
+    assert torch.equal(logits(new, "policy"), base) and torch.equal(logits(new, "reference"), base)
+    trained = moved()
+    assert torch.equal(logits(trained, "reference"), base)
+    assert not torch.allclose(logits(trained, "policy"), base, atol=1e-2)
+
+
+def test_the_policy_is_the_base_plus_the_scaled_product_and_so_are_its_gradients():
+    """By hand: W x + alpha / rank B A x, and its gradients by autograd on a model whose weights are W + alpha / rank B A."""
+    made = moved()
+    plain = load_policy(LAB_MODEL, CPU)
+    weights = dict(made.models.trained["policy"].named_parameters())
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, parameter in weights.items():
+        if "/lora_A/" in name:
+            layer = name.partition("/lora_A/")[0].replace("/", ".")
+            factors[layer] = (parameter, weights[name.replace("/lora_A/", "/lora_B/")])
+    assert len(factors) == 28  # four layers of seven linear maps, the head left out
+    with torch.no_grad():
+        for layer, (a, b) in factors.items():
+            weight_of(plain, layer).add_(8 / 4 * b @ a)
+    torch.testing.assert_close(logits(made, "policy"), plain(input_ids=IDS, use_cache=False).logits, rtol=0, atol=2e-4)
+    logits(made, "policy").square().mean().backward()
+    plain(input_ids=IDS, use_cache=False).logits.square().mean().backward()
+    for layer, (a, b) in factors.items():
+        gradient = weight_of(plain, layer).grad
+        assert gradient is not None
+        torch.testing.assert_close(a.grad, 8 / 4 * b.T @ gradient, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(b.grad, 8 / 4 * gradient @ a.T, rtol=1e-3, atol=1e-4)
+
+
+def test_policy_and_critic_train_apart_on_one_base():
+    made = backend()
+    before = {name: parameter.clone() for name, parameter in made.models.policy.named_parameters()}
+    logits(made, "policy").square().mean().backward()
+    made.step()
+    after_policy = {name: parameter.clone() for name, parameter in made.models.policy.named_parameters()}
+    changed = {name for name in before if not torch.equal(before[name], after_policy[name])}
+    assert changed and all(".policy." in name for name in changed)
+    train_critic(made)
+    made.step(train_policy=False)
+    now = dict(made.models.policy.named_parameters())
+    changed = {name for name in now if not torch.equal(after_policy[name], now[name])}
+    assert all(".critic." in name for name in changed)
+    assert made.models.critic is not None and made.models.critic.head.weight.abs().sum() > 0
+
+
+def test_only_adapters_and_the_head_have_optimiser_state_and_are_saved():
+    made = moved()
+    base = load_policy(LAB_MODEL, CPU)
+    maps = [m for name, m in base.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
+    total = sum(p.numel() for module in made.models.trained.values() for p in module.parameters())
+    assert total == 2 * 4 * sum(m.in_features + m.out_features for m in maps) + 129  # rank 4, twice; the critic's head
+    assert all("lora_" in key or "head" in key for key in made.state())
+    assert all(".lora_" in key and key.startswith("base_model.model.") for key in made.models.saved())
+
+
+def test_a_resumed_phase_goes_on_bit_for_bit(tmp_path: Path):
+    made = moved()
+    made.models.write(tmp_path, made.models.saved())
+    state = {key: tensor.clone() for key, tensor in made.state().items()}
+    again = backend()
+    again.load_state(tmp_path, state)
+    for one in (made, again):
+        one.set_position(4)
+        logits(one, "policy").square().mean().backward()
+        train_critic(one)
+        one.step()
+    assert torch.equal(logits(made, "policy"), logits(again, "policy"))
+    assert all(torch.equal(tensor, again.state()[key]) for key, tensor in made.state().items())
+
+
+def test_the_adapter_of_another_rank_is_refused(tmp_path: Path):
+    made = moved()
+    made.models.write(tmp_path, made.models.saved())
+    with pytest.raises(ValueError, match="of another shape"):
+        backend("model.adapter.rank=2").models.load(tmp_path)
+
+
+def test_what_is_exported_loads_merged_in_transformers_and_unmerged_in_peft(tmp_path: Path):
+    made = moved()
+    expected = logits(made, "policy").detach()
+    export(made.models, tmp_path)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(merged(input_ids=IDS).logits, expected, rtol=0, atol=2e-4)
+    unmerged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(LAB_MODEL), str(tmp_path / "adapter"))
+    torch.testing.assert_close(unmerged(input_ids=IDS).logits, expected, rtol=0, atol=2e-5)
+    assert not any("lora" in name for name in merged.state_dict())
+
+
+def test_the_engine_gets_the_merged_weights_under_the_models_own_names():
+    made = moved()
+    plain = load_policy(LAB_MODEL, CPU)
+    assert set(dict(made.models.weights())) == set(plain.state_dict())
+    plain.load_state_dict(dict(made.models.weights()))
+    torch.testing.assert_close(plain(input_ids=IDS).logits, logits(made, "policy"), rtol=0, atol=2e-4)
+
+
+def test_a_new_adapter_follows_the_seed_and_nothing_else():
+    def start(made: Backend) -> list[Tensor]:
+        return [tensor for name, tensor in made.models.saved().items() if "lora_A" in name]
+
+    torch.manual_seed(1)
+    one = start(backend())
+    torch.manual_seed(2)
+    assert all(torch.equal(*pair) for pair in zip(one, start(backend()), strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(one, start(backend(seed=1)), strict=True))
+
+
+def test_targets_choose_layers_and_others_are_refused():
+    named = adapters(backend("model.adapter.targets=[q_proj,v_proj]"))
+    assert {name.split(".")[-3] for name in named.saved()} == {"q_proj", "v_proj"}
+    with pytest.raises(UserError, match=r"model\.adapter\.targets"):
+        backend("model.adapter.targets=[nowhere]")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.adapter.targets=[]", "at least one layer"),
+        ("model.adapter.targets=[lm_head]", "output head"),
+        ("model.adapter.base=bfloat16", "model.dtype=bfloat16"),
+        ("model.adapter.rank=0", "at least 1"),
+        ("model.adapter.alpha=0", "above 0"),
+        ("model.adapter.dropout=0.1", "engine"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(override: str, said: str):
+    with pytest.raises(UserError, match=said):
+        config("model.dtype=float32", override)
+
+
+def test_a_4_bit_base_is_what_the_engine_gets_and_what_is_exported(tmp_path: Path):
+    """NF4 by hand: the weights the engine gets are the base's quantised ones plus the adapter, never the originals."""
+    made = moved("model.adapter.base=4bit")
+    expected = logits(made, "policy").detach()
+    sent = dict(made.models.weights())
+    original = load_policy(LAB_MODEL, CPU).state_dict()
+    assert sent.keys() == original.keys()
+    name = "model.layers.0.mlp.up_proj.weight"
+    quantised, _ = quantize_4bit(original[name], quant_type="nf4", blocksize=64)
+    assert quantised.numel() * 2 == original[name].numel()
+    assert 0.01 < (sent[name] - original[name]).abs().max() / original[name].abs().max() < 0.5
+    export(made.models, tmp_path)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert "quantization_config" not in merged.config.to_dict()
+    torch.testing.assert_close(merged(input_ids=IDS).logits, expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("moments", ["8bit", "paged_8bit"])
+def test_moments_in_8_bits_train_and_resume_bit_for_bit(tmp_path: Path, moments: str):
+    made = moved(f"optim.moments={moments}", "model.adapter.rank=32")
+    made.models.write(tmp_path, made.models.saved())
+    state = {key: tensor.clone() for key, tensor in made.state().items()}
+    sizes = [tensor.element_size() for key, tensor in state.items() if key.endswith("/state1")]
+    assert 1 in sizes  # large matrices; small ones keep 32 bits
+    again = backend(f"optim.moments={moments}", "model.adapter.rank=32")
+    again.load_state(tmp_path, state)
+    for one in (made, again):
+        logits(one, "policy").square().mean().backward()
+        one.step(train_policy=True)
+    assert torch.equal(logits(made, "policy"), logits(again, "policy"))
+    with pytest.raises(ValueError, match="no state"):
+        backend("model.adapter.rank=32").load_state(tmp_path, state)
