@@ -196,6 +196,13 @@ def test_what_cannot_be_is_refused_in_one_line(override: str, said: str):
         config("model.dtype=float32", override)
 
 
+def test_a_misspelt_option_and_a_subcommand_without_adapters_are_one_line():
+    with pytest.raises(UserError, match=r"^model/adapter=lara: no such option; did you mean 'lora'\?"):
+        load_config("train-phase2", "model/adapter=lara")
+    with pytest.raises(UserError, match="only subcommands that train have adapters"):
+        load_config("eval", "model/adapter=lora")
+
+
 def test_a_4_bit_base_is_what_the_engine_gets_and_what_is_exported(tmp_path: Path):
     """NF4 by hand: the weights the engine gets are the base's quantised ones plus the adapter, never the originals."""
     made = moved("model.adapter.base=4bit")

@@ -268,7 +268,7 @@ def _gpu_memory_needed(config: BaseConfig, size: int, needed: dict[str, float], 
         f"{total:.1f} GiB; activations on top"
     )
     remedy = ""
-    if learner + share > total:
+    if learner + needed.get("merged weights", 0.0) + share > total:
         remedy = (
             "lower rollout.gpu_memory_utilization, or take model/adapter=lora, optim.moments=8bit, algo=grpo (no critic) or "
             "algo.kl=none (no reference)"
@@ -318,10 +318,9 @@ BYTES_OF_MOMENTS = {"float32": 8.0, "8bit": 2.0, "paged_8bit": 2.0}
 
 def trained_and_frozen(config: LearnConfig, size: int, linear: Mapping[str, tuple[int, int]]) -> tuple[int, float]:
     """Return how many parameters train, those of the critic included, and the bytes of weights that do not."""
-    adapter, models = config.model.adapter, 2 if config.algo.advantage == "gae" else 1
+    adapter, models = config.model.adapter, 2 if config.algo.has_critic else 1
     if adapter.kind == "none":
-        has_reference = config.algo.kl != "none" and config.algo.kl_coef > 0
-        return size * models, 4.0 * size if has_reference else 0.0
+        return size * models, 4.0 * size if config.algo.has_reference else 0.0
     chosen = [shape for name, shape in linear.items() if not adapter.targets or name.split(".")[-2] in adapter.targets]
     trained = models * adapter.rank * sum(rows + columns for rows, columns in chosen)
     if adapter.base != "4bit":

@@ -91,7 +91,9 @@ def compose_config(
 
 def _missing_option(error: MissingConfigException) -> str:
     """Return the error for an unknown option, without the list of searched folders that Hydra's own message has."""
-    group, _, option = (error.missing_cfg_file or "").partition("/")
+    file = error.missing_cfg_file or ""
+    group = file.rstrip("/").rpartition("/")[0]
+    option = file[len(group) + 1 :]
     if not error.options or not option:
         return str(error).partition("\nConfig search path")[0].replace("\n", " ")
     if (retired := REMOVED_KEYS.get(f"{group}={option}")) is not None:

@@ -189,6 +189,14 @@ class AlgoConfig:
     critic_warmup_steps: Annotated[int, NON_NEGATIVE]
     dynamic_sampling_rounds: Annotated[int, NON_NEGATIVE]
 
+    @property
+    def has_critic(self) -> bool:
+        return self.advantage == "gae"
+
+    @property
+    def has_reference(self) -> bool:
+        return self.kl != "none" and self.kl_coef > 0
+
 
 @dataclass(frozen=True)
 class RewardConfig:

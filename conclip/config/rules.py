@@ -219,11 +219,10 @@ def _check_algo(algo: AlgoConfig) -> None:
     per_token = algo.advantage in ("gae", "monte_carlo")
     message = f"must be 'loss' or 'none' with algo.advantage={algo.advantage}: it has no per-token reward"
     _require(per_token or algo.kl != "reward", "algo.kl", message)
-    adapts = algo.kl_target is None or (algo.kl != "none" and algo.kl_coef > 0)
+    adapts = algo.kl_target is None or algo.has_reference
     _require(adapts, "algo.kl_target", "needs a place for the KL (algo.kl) and algo.kl_coef above 0 to start from")
-    has_critic = algo.advantage == "gae"
     _require(
-        has_critic or algo.critic_warmup_steps == 0,
+        algo.has_critic or algo.critic_warmup_steps == 0,
         "algo.critic_warmup_steps",
         "must be 0 without a critic (algo.advantage=gae)",
     )

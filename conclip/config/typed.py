@@ -136,6 +136,7 @@ def text_keys(schema: type) -> set[str]:
 REMOVED_KEYS = {
     "skip_phase1": "conclip two-phase recipe=phase2_only begins with phase 2",
     "length.limits": "ThinkPrune's limits are phase.max_tokens_stages",
+    "model/adapter": "only subcommands that train have adapters; what they leave is a whole model, which others read",
     "model.adapter.dropout": "dropout would make the learner's log-probs differ from the engine's",
     "length=thinkprune": "it is no reward but a limit on sampling, phase.max_tokens_stages=[1.0,0.75,0.5]",
 }

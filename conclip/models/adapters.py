@@ -22,9 +22,10 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from conclip.config.groups import AdapterConfig
 from conclip.errors import UserError
+from conclip.models.load import copy_parameters
 from conclip.seeding import torch_stream
 
-WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """What the names of weights begin with in peft's files."""
 
@@ -38,7 +39,7 @@ class Adapter:
     def __init__(self, base: PreTrainedModel, name: str, config: AdapterConfig, seed: int) -> None:
         """Add a new adapter to the model, which it leaves unchanged otherwise. Raises UserError for targets that the model
         does not have."""
-        self._base, self._name = base, name
+        self._name = name
         present = [module for module in base.modules() if isinstance(module, LoraLayer)]
         targets = config.targets or "all-linear"
         if present:  # "all-linear" would find the linear maps inside the first adapter, too
@@ -74,14 +75,10 @@ class Adapter:
         """Return the weights under the names of peft's files."""
         return {self._file_name(path): self.parameters[key].detach() for key, path in self._paths.items()}
 
-    @torch.no_grad()
     def load(self, saved: Mapping[str, Tensor]) -> None:
         """Take over the weights that `tensors` returned. Raises ValueError where one is missing or has another shape."""
-        for key, path in self._paths.items():
-            tensor, parameter = saved.get(self._file_name(path)), self.parameters[key]
-            if tensor is None or tensor.shape != parameter.shape:
-                raise ValueError(f"the adapter's '{path}' is missing, or of another shape")
-            parameter.copy_(tensor)
+        names = {key: self._file_name(path) for key, path in self._paths.items()}
+        copy_parameters({key: saved[name] for key, name in names.items() if name in saved}, self.parameters)
 
     def _file_name(self, path: str) -> str:
         return PREFIX + path.replace(f".{self._name}.", ".")

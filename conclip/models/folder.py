@@ -182,25 +182,24 @@ def has_chat_template(folder: Path) -> bool:
 def num_parameters(folder: Path) -> int:
     """Return the number of parameters of a model folder, from the headers of its weight files; a tensor that is in two files
     counts once, and so does an output head that is tied to the embedding but stored beside it."""
-    sizes: dict[str, int] = {}
-    for file in weight_files(folder):
-        with safe_open(file, framework="numpy") as tensors:
-            sizes |= {name: math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    shapes = _shapes(folder)
     if _plain_config(folder).get("tie_word_embeddings") is True:
-        sizes.pop("lm_head.weight", None)
-    return sum(sizes.values())
+        shapes.pop("lm_head.weight", None)
+    return sum(map(math.prod, shapes.values()))
 
 
 def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     """Return the shape of every matrix of a model folder but its embedding and output head, from the headers of its weight
     files: those that an adapter can be added to, and that are quantised."""
-    shapes: dict[str, tuple[int, int]] = {}
+    matrices = {name: shape for name, shape in _shapes(folder).items() if len(shape) == 2}
+    return {name: (shape[0], shape[1]) for name, shape in matrices.items() if "embed" not in name and "lm_head" not in name}
+
+
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    shapes: dict[str, list[int]] = {}
     for file in weight_files(folder):
         with safe_open(file, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  not a dict
-                shape = tensors.get_slice(name).get_shape()
-                if len(shape) == 2 and "embed" not in name and "lm_head" not in name:
-                    shapes[name] = (shape[0], shape[1])
+            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118  not a dict
     return shapes
 
 

@@ -1,8 +1,7 @@
 """Loads models and tokenizers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -61,15 +60,16 @@ def load_policy(
 
     Its weights are fp32, since small learning rates vanish in bf16 ones; frozen `weights` may also be bf16, or 4-bit (NF4,
     Dettmers et al. 2023, section 3), which are computed with in `dtype`. Raises UserError for a model whose logits are not
-    those of `OutputHead`, and where bitsandbytes is missing.
+    those of `OutputHead`.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     computed = torch.float32 if weights == "float32" or (weights == "4bit" and dtype == "float32") else torch.bfloat16
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,
         dtype=computed,
-        quantization_config=_nf4(computed) if weights == "4bit" else None,
+        quantization_config=nf4 if weights == "4bit" else None,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
         # The engine caps attention scores where the model says so (Gemma 2). None of torch's own attention kernels does,
@@ -82,17 +82,21 @@ def load_policy(
     return policy
 
 
-def _nf4(computed: torch.dtype) -> BitsAndBytesConfig:
-    if find_spec("bitsandbytes") is None:
-        raise UserError("model.adapter.base=4bit needs bitsandbytes: pip install bitsandbytes")
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed)
-
-
 def checkpoint_weights(policy: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the weights by the names and shapes of the model's checkpoints, which engines read: transformers may hold them
     in another form, the experts of a mixture as one tensor for example. Tied weights come under both names."""
     state = {name: tensor.detach() for name, tensor in policy.state_dict().items()}
     yield from revert_weight_conversion(policy, state).items()
+
+
+@torch.no_grad()
+def copy_parameters(saved: Mapping[str, torch.Tensor], module: torch.nn.Module, *, prefix: str = "") -> None:
+    """Copy the saved parameters into the module. Raises ValueError when one is missing or has another shape."""
+    for key, parameter in module.named_parameters():
+        tensor = saved.get(f"{prefix}{key}")
+        if tensor is None or tensor.shape != parameter.shape:
+            raise ValueError(f"{prefix}{key} is missing, or of another shape")
+        parameter.copy_(tensor)
 
 
 class OutputHead(torch.nn.Module):

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from conclip.algo.logprobs import chosen_logprobs
 from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
-from conclip.models.load import OutputHead, autocast
+from conclip.models.load import OutputHead, autocast, copy_parameters
 from conclip.training.batch import TokenBatch
-from conclip.training.models import copy_parameters, load_models
+from conclip.training.models import load_models
 from conclip.training.optimizer import Scheduled, make_optimizer
 from conclip.training.schedule import learning_rates, lr_scale
 

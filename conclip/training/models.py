@@ -5,7 +5,7 @@ adapter for the policy and one for the critic (LoRA, Hu et al. 2021); the base w
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -18,7 +18,7 @@ from conclip.config.groups import AdapterConfig
 from conclip.config.schema import LearnConfig
 from conclip.models.adapters import WEIGHTS_FILE, Adapter, activate, merged_weights, write_adapter, write_merged
 from conclip.models.critic import Critic, body_of
-from conclip.models.load import checkpoint_weights, load_policy, recompute_activations
+from conclip.models.load import checkpoint_weights, copy_parameters, load_policy, recompute_activations
 
 Role = Literal["policy", "reference", "critic"]
 
@@ -128,16 +128,6 @@ class AdapterModels:
         write_merged(folder, self.policy, "policy")
 
 
-@torch.no_grad()
-def copy_parameters(saved: Mapping[str, Tensor], module: nn.Module, *, prefix: str = "") -> None:
-    """Copy the saved parameters into the module. Raises ValueError when one is missing or has another shape."""
-    for key, parameter in module.named_parameters():
-        tensor = saved.get(f"{prefix}{key}")
-        if tensor is None or tensor.shape != parameter.shape:
-            raise ValueError(f"{prefix}{key} is missing, or of another shape")
-        parameter.copy_(tensor)
-
-
 def load_models(folder: Path, config: LearnConfig, device: torch.device) -> PhaseModels:
     """Load the models that a phase needs, all from one folder."""
     algo, adapter = config.algo, config.model.adapter
@@ -150,7 +140,7 @@ def load_models(folder: Path, config: LearnConfig, device: torch.device) -> Phas
     )
     if config.trainer.recompute_activations:
         recompute_activations(policy)
-    wanted = {"reference": algo.kl != "none" and algo.kl_coef > 0, "critic": algo.advantage == "gae"}
+    wanted = {"reference": algo.has_reference, "critic": algo.has_critic}
     if adapter.kind == "lora":
         return AdapterModels(policy, adapter, config.seed, **wanted)
     return FullModels(policy, trust_remote_code=config.model.trust_remote_code, **wanted)

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -11,12 +10,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 from torch.optim import AdamW, Optimizer
 
 from conclip.config.groups import OptimConfig
-from conclip.errors import UserError
 
 
 def make_optimizer(parameters: Iterable[torch.nn.Parameter], lr: float, config: OptimConfig) -> Optimizer:
-    """Return AdamW over the parameters, with moments as the config keeps them. Raises UserError where bitsandbytes is
-    needed and missing."""
+    """Return AdamW over the parameters, with moments as the config keeps them."""
     settings: dict[str, Any] = {
         "lr": lr,
         "betas": (config.beta1, config.beta2),
@@ -24,8 +21,6 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], lr: float, config: 
     }
     if config.moments == "float32":
         return AdamW(parameters, **settings)
-    if find_spec("bitsandbytes") is None:
-        raise UserError(f"optim.moments={config.moments} needs bitsandbytes: pip install bitsandbytes")
     from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit  # noqa: PLC0415  only what is used gets imported
 
     warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # where they are plain 8-bit ones
