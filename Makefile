@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 -
 PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast test-engine test-whole test-thinking test-page browser families fuzz check format lint type lab-model lab-report bench bench-grading bench-golds theory frontier selection probing kills faults soak docs pictures docs-commands claims \
+.PHONY: help install demo demo-full test test-fast test-engine test-whole test-all test-thinking test-page browser families fuzz check format lint type lab-model lab-report bench bench-grading bench-golds theory frontier selection probing kills faults soak docs pictures docs-commands claims \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -118,6 +118,9 @@ test-engine: $(VENV)/.installed-dev ## what samples with the real engine
 
 test-whole: $(VENV)/.installed-dev ## whole phases and commands, signals, servers, trackers, other libraries, the page in a browser
 	$(PYTEST) -m "whole or browser" $(ARGS)
+
+test-all: $(VENV)/.installed-dev ## what CI runs: test and test-whole in one go
+	$(PYTEST) -m "not thinking and not families" $(ARGS)
 
 test-thinking: $(VENV)/.installed-dev ## models that think, behind published chat templates, in process and behind vLLM's server (minutes)
 	$(BIN)/python -m pytest -m thinking $(ARGS)

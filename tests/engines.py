@@ -17,7 +17,7 @@ from conclip.rollout.vllm_engine import VllmEngine
 SEAM = "conclip.rollout.vllm_engine.VllmEngine"
 """What is replaced where a run is to have another engine than one of its own."""
 
-ROLLOUT = dataclasses.replace(load_config("eval").rollout, max_num_seqs=64, kv_cache_gib=0.5)
+ROLLOUT = dataclasses.replace(load_config("eval").rollout, max_num_seqs=64, kv_cache_gib=0.25)
 SETTINGS: dict[str, Any] = {"dtype": "float32", "seed": 0, "max_model_len": 1024}
 """Of the engine that is lent, and of those which are compared with it."""
 

@@ -15,8 +15,9 @@ from conclip.config.schema import TrainRunConfig
 from conclip.errors import UserError
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy
+from conclip.training.adapter_models import AdapterModels
 from conclip.training.backend import Backend
-from conclip.training.models import AdapterModels, export
+from conclip.training.models import export
 
 CPU = torch.device("cpu")
 IDS = torch.arange(40).reshape(2, 20) % 100 + 5

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from conclip.cli.subcommands import PLAIN_SUBCOMMANDS, SUBCOMMANDS, USAGE
 from conclip.errors import EXIT_FAILED_RUN, MachineFailure, UserError, explain
-from conclip.processes import PYTHON, protect_children
+from conclip.processes import PYTHON, lasting, protect_children
 from conclip.redact import learn_secrets, terminal_safe
 from conclip.runs.interrupts import Interrupted, end_with_parent, handle_signals
 
@@ -177,7 +177,8 @@ def _execute(subcommand: str, composed: "DictConfig") -> None:
     from conclip.experiments.inputs import checked  # noqa: PLC0415
 
     config, inputs = checked(subcommand, composed)
-    from conclip.experiments.commands import execute  # noqa: PLC0415  imports torch and vLLM: only now
+    with lasting():
+        from conclip.experiments.commands import execute  # noqa: PLC0415  imports torch: only now
 
     execute(subcommand, config, inputs)
 
@@ -187,7 +188,8 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     from conclip.experiments.inputs import checked  # noqa: PLC0415
 
     config, inputs = checked(subcommand, composed)
-    from conclip.experiments.commands import all_prompts, model_identity, run_identity  # noqa: PLC0415
+    with lasting():
+        from conclip.experiments.commands import all_prompts, model_identity, run_identity  # noqa: PLC0415
     from conclip.experiments.plan import plan_table, planned_stages, power_lines  # noqa: PLC0415
     from conclip.runs.run import run_home  # noqa: PLC0415
     from conclip.runs.terminal import open_console  # noqa: PLC0415

@@ -19,7 +19,7 @@ from conclip.errors import UserError, explain
 from conclip.grading.thinking import ThinkingTags
 from conclip.models.chat_template import end_of_turn, named_tokens
 from conclip.models.load import load_tokenizer, read_weights
-from conclip.processes import protect_children
+from conclip.processes import lasting, protect_children
 from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
 
@@ -53,8 +53,9 @@ class VllmEngine:
         """Start vLLM. `stop_tokens` end a response, as the model's own end tokens do; `thinking_tags` are required where
         requests have a thinking budget. Raises UserError when vLLM refuses the model or the settings."""
         _configure_environment()
-        from vllm import EngineArgs, LLMEngine  # noqa: PLC0415  seconds to import, and reads the environment above
-        from vllm.distributed import cleanup_dist_env_and_memory  # noqa: PLC0415
+        with lasting():
+            from vllm import EngineArgs, LLMEngine  # noqa: PLC0415  seconds to import, and reads the environment above
+            from vllm.distributed import cleanup_dist_env_and_memory  # noqa: PLC0415
 
         on_cpu = not torch.cuda.is_available()
         random_state = torch.get_rng_state()
@@ -69,7 +70,8 @@ class VllmEngine:
             **engine_settings(config, max_model_len=max_model_len, on_cpu=on_cpu),
         )
         try:
-            self._engine = LLMEngine.from_engine_args(arguments)
+            with lasting():
+                self._engine = LLMEngine.from_engine_args(arguments)
         except Exception as error:  # code of an untested model may raise anything
             cleanup_dist_env_and_memory()  # as at an engine's end: the next engine of this process needs groups of its own
             if explain(error) is not None:
@@ -78,7 +80,6 @@ class VllmEngine:
             reason = " ".join(str(error).split())[:500] or type(error).__name__
             raise UserError(f"vLLM refuses model '{model_path}' or the rollout settings: {reason}") from error
         torch.set_rng_state(random_state)  # starting an engine must not change the run's random stream
-        gc.freeze()  # spares the collector long-lived objects: a tenth of the engine's speed
         self._on_cpu, self._asleep = on_cpu, False
         self._in_workers = config.tensor_parallel_size > 1  # vLLM's worker processes
         self._stop_token_ids = list(stop_token_ids(model_path, stop_tokens, trust_remote_code=trust_remote_code))

@@ -16,11 +16,31 @@ from transformers import PreTrainedModel
 from conclip.algo.logprobs import chosen_logprobs
 from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
-from conclip.models.load import OutputHead, autocast, copy_parameters
+from conclip.models.load import OutputHead, autocast, copy_parameters, load_policy, recompute_activations
 from conclip.training.batch import TokenBatch
-from conclip.training.models import load_models
+from conclip.training.models import FullModels, PhaseModels
 from conclip.training.optimizer import Scheduled, make_optimizer
 from conclip.training.schedule import learning_rates, lr_scale
+
+
+def load_models(folder: Path, config: LearnConfig, device: torch.device) -> PhaseModels:
+    """Load the models that a phase needs, all from one folder."""
+    algo, adapter = config.algo, config.model.adapter
+    policy = load_policy(
+        folder,
+        device,
+        trust_remote_code=config.model.trust_remote_code,
+        weights=adapter.base,
+        dtype=config.model.dtype,
+    )
+    if config.trainer.recompute_activations:
+        recompute_activations(policy)
+    wanted = {"reference": algo.has_reference, "critic": algo.has_critic}
+    if adapter.kind == "lora":
+        from conclip.training.adapter_models import AdapterModels  # noqa: PLC0415  peft takes seconds to import
+
+        return AdapterModels(policy, adapter, config.seed, **wanted)
+    return FullModels(policy, trust_remote_code=config.model.trust_remote_code, **wanted)
 
 
 class Backend:

@@ -1,7 +1,6 @@
 """The models of a phase: the policy, the reference and the critic, and which of their weights train.
 
-`FullModels` are three models, of which policy and critic train whole. `AdapterModels` are one frozen base with a low-rank
-adapter for the policy and one for the critic (LoRA, Hu et al. 2021); the base without adapters is the reference.
+`FullModels` are three models, of which policy and critic train whole. `AdapterModels` are one frozen base with adapters.
 """
 
 import copy
@@ -9,21 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Protocol
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from conclip.config.groups import AdapterConfig
-from conclip.config.schema import LearnConfig
-from conclip.models.adapters import WEIGHTS_FILE, Adapter, activate, merged_weights, write_adapter, write_merged
 from conclip.models.critic import Critic, body_of
-from conclip.models.load import checkpoint_weights, copy_parameters, load_policy, recompute_activations
+from conclip.models.load import checkpoint_weights, copy_parameters, load_policy
 
 Role = Literal["policy", "reference", "critic"]
-
-ADAPTER = "adapter"
-"""The folder of the adapter by itself, in that of a model."""
 
 
 class PhaseModels(Protocol):
@@ -90,60 +81,6 @@ class FullModels:
 
     def complete(self, folder: Path) -> None:
         """Do nothing: it is whole."""
-
-
-class AdapterModels:
-    """One frozen base for all three roles. The policy's and the critic's adapters and the critic's head train."""
-
-    def __init__(self, base: PreTrainedModel, config: AdapterConfig, seed: int, *, reference: bool, critic: bool) -> None:
-        self.policy = base.requires_grad_(False)
-        self.reference = base if reference else None
-        self._adapters = {"policy": Adapter(base, "policy", config, seed)}
-        self.critic = None
-        if critic:
-            self._adapters["critic"] = Adapter(base, "critic", config, seed)
-            self.critic = Critic(body_of(base))
-        self.trained: dict[str, nn.Module] = {name: adapter.parameters for name, adapter in self._adapters.items()}
-        if self.critic is not None:
-            self.trained["critic"] = nn.ModuleDict({"adapter": self.trained["critic"], "head": self.critic.head})
-
-    def select(self, role: Role) -> None:
-        activate(self.policy, role)
-
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        yield from merged_weights(self.policy, "policy")
-
-    def saved(self) -> dict[str, Tensor]:
-        return self._adapters["policy"].tensors()
-
-    def write(self, folder: Path, saved: dict[str, Tensor]) -> None:
-        write_adapter(folder / ADAPTER, saved, self._adapters["policy"].peft_config)
-
-    def load(self, folder: Path) -> None:
-        self._adapters["policy"].load(load_file(folder / ADAPTER / WEIGHTS_FILE))
-
-    def complete(self, folder: Path) -> None:
-        """Add the base with the adapter merged into it. The policy is the folder's from then on."""
-        self.load(folder)
-        write_merged(folder, self.policy, "policy")
-
-
-def load_models(folder: Path, config: LearnConfig, device: torch.device) -> PhaseModels:
-    """Load the models that a phase needs, all from one folder."""
-    algo, adapter = config.algo, config.model.adapter
-    policy = load_policy(
-        folder,
-        device,
-        trust_remote_code=config.model.trust_remote_code,
-        weights=adapter.base,
-        dtype=config.model.dtype,
-    )
-    if config.trainer.recompute_activations:
-        recompute_activations(policy)
-    wanted = {"reference": algo.has_reference, "critic": algo.has_critic}
-    if adapter.kind == "lora":
-        return AdapterModels(policy, adapter, config.seed, **wanted)
-    return FullModels(policy, trust_remote_code=config.model.trust_remote_code, **wanted)
 
 
 def export(models: PhaseModels, folder: Path) -> None:

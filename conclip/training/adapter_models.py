@@ -1,0 +1,54 @@
+"""The models of a phase that trains adapters: one frozen base for all three roles, with a low-rank adapter for the policy
+and one for the critic (LoRA, Hu et al. 2021). The base without adapters is the reference.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from conclip.config.groups import AdapterConfig
+from conclip.models.adapters import WEIGHTS_FILE, Adapter, activate, merged_weights, write_adapter, write_merged
+from conclip.models.critic import Critic, body_of
+from conclip.training.models import Role
+
+ADAPTER = "adapter"
+"""The folder of the adapter by itself, in that of a model."""
+
+
+class AdapterModels:
+    """One frozen base for all three roles. The policy's and the critic's adapters and the critic's head train."""
+
+    def __init__(self, base: PreTrainedModel, config: AdapterConfig, seed: int, *, reference: bool, critic: bool) -> None:
+        self.policy = base.requires_grad_(False)
+        self.reference = base if reference else None
+        self._adapters = {"policy": Adapter(base, "policy", config, seed)}
+        self.critic = None
+        if critic:
+            self._adapters["critic"] = Adapter(base, "critic", config, seed)
+            self.critic = Critic(body_of(base))
+        self.trained: dict[str, nn.Module] = {name: adapter.parameters for name, adapter in self._adapters.items()}
+        if self.critic is not None:
+            self.trained["critic"] = nn.ModuleDict({"adapter": self.trained["critic"], "head": self.critic.head})
+
+    def select(self, role: Role) -> None:
+        activate(self.policy, role)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        yield from merged_weights(self.policy, "policy")
+
+    def saved(self) -> dict[str, Tensor]:
+        return self._adapters["policy"].tensors()
+
+    def write(self, folder: Path, saved: dict[str, Tensor]) -> None:
+        write_adapter(folder / ADAPTER, saved, self._adapters["policy"].peft_config)
+
+    def load(self, folder: Path) -> None:
+        self._adapters["policy"].load(load_file(folder / ADAPTER / WEIGHTS_FILE))
+
+    def complete(self, folder: Path) -> None:
+        """Add the base with the adapter merged into it. The policy is the folder's from then on."""
+        self.load(folder)
+        write_merged(folder, self.policy, "policy")
