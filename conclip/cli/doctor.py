@@ -5,7 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Literal
 import psutil
 from packaging.requirements import Requirement
 
-from conclip.config.machine import available_memory_gib, cpu_flags, cpu_quota, gpu_memory_gib
+from conclip.config.machine import available_memory_gib, cpu_flags, cpu_quota
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.experiments.inputs import Inputs
+from conclip.experiments.memory import BYTES_OF_MOMENTS, MemoryPlan, ModelSize, trained_parameters
 from conclip.grading.grader import Grader, GraderBroken
-from conclip.models.folder import head_shape, linear_shapes, num_parameters
 from conclip.processes import PYTHON
 from conclip.runs.files import expanded
 
@@ -220,8 +220,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def config_checks(config: BaseConfig, inputs: Inputs) -> Iterator[Check]:
-    """Yield the checks of what a valid config needs of this machine."""
+def config_checks(config: BaseConfig, inputs: Inputs, memory: MemoryPlan | None) -> Iterator[Check]:
+    """Yield the checks of what a valid config needs of this machine; `memory` is None where a server has the model."""
     counts = {"pool": inputs.pool, "validation": inputs.validation, "test": inputs.test}
     summary = ", ".join(f"{name} {len(problems)}" for name, problems in counts.items() if problems)
     yield Check(
@@ -229,110 +229,14 @@ def config_checks(config: BaseConfig, inputs: Inputs) -> Iterator[Check]:
     )
     for note in inputs.notes:
         yield Check(name="note", state="note", detail=note)
-    if inputs.served_name is not None:
-        return
-    size, linear = num_parameters(inputs.model_path), linear_shapes(inputs.model_path)
-    yield _memory_needed(config, size, head_shape(inputs.model_path), linear)
-    if config.learning is not None:
-        yield _disk_needed(config.learning, size, linear)
+    if memory is not None:
+        yield Check(name="memory it needs", state="ok" if memory.fits else "FAILED", detail=memory.verdict())
+        if config.learning is not None:
+            yield _disk_needed(config.learning, memory.model)
 
 
-def _memory_needed(
-    config: BaseConfig, size: int, head: tuple[int, int] | None, linear: Mapping[str, tuple[int, int]]
-) -> Check:
-    needed = memory_needed_gib(config, size, head, linear)
-    on_gpu = gpu_memory_gib()
-    if on_gpu is not None:
-        return _gpu_memory_needed(config, size, needed, on_gpu)
-    total = sum(needed.values())
-    parts = ", ".join(f"{name} {gib:.1f}" for name, gib in needed.items())
-    detail = f"at least {total:.1f} GiB ({parts}) for {size / 1e6:,.1f} million parameters"
-    available = available_memory_gib()
-    if total > available:
-        remedy = (
-            f"{available:.1f} GiB are available; lower rollout.kv_cache_gib, take a smaller model, or, where it trains, set "
-            "trainer.save_in_background=false, model/adapter=lora, optim.moments=8bit or algo=grpo (no critic)"
-        )
-        return Check(name="memory it needs", state="FAILED", detail=detail, remedy=remedy)
-    return Check(name="memory it needs", state="ok", detail=detail)
-
-
-def _gpu_memory_needed(config: BaseConfig, size: int, needed: dict[str, float], total: float) -> Check:
-    """Check the GPU's memory. Between updates the engine's share and the learner's models are on it together; during them
-    the engine sleeps and the learner holds logits."""
-    share = config.rollout.gpu_memory_utilization * total
-    learner, weights = needed.get("learner", 0.0), needed["engine"] - config.rollout.kv_cache_gib
-    logits = needed.get("logits", 0.0)
-    detail = (
-        f"learner {learner:.1f}, its logits {logits:.1f}, engine {share:.1f} (weights {weights:.1f}) of the GPU's "
-        f"{total:.1f} GiB; activations on top"
-    )
-    remedy = ""
-    if learner + needed.get("merged weights", 0.0) + share > total:
-        remedy = (
-            "lower rollout.gpu_memory_utilization, or take model/adapter=lora, optim.moments=8bit, algo=grpo (no critic) or "
-            "algo.kl=none (no reference)"
-        )
-    elif learner + logits > total:
-        remedy = "lower trainer.max_tokens_per_micro_batch, or take algo=grpo (no critic) or algo.kl=none (no reference)"
-    elif weights / config.rollout.tensor_parallel_size > share:
-        remedy = "raise rollout.gpu_memory_utilization, or take a smaller model"
-    return Check(name="memory it needs", state="FAILED" if remedy else "ok", detail=detail, remedy=remedy)
-
-
-def memory_needed_gib(
-    config: BaseConfig,
-    size: int,
-    head: tuple[int, int] | None = None,
-    linear: Mapping[str, tuple[int, int]] | None = None,
-) -> dict[str, float]:
-    """Return the least memory [GiB] that a model of `size` parameters takes, by use; activations and libraries are not
-    counted.
-
-    Trained weights are fp32 with a gradient and two moments: 16 bytes a parameter (10 with moments in 8 bits), twice with a
-    critic; 4 for the reference; a checkpoint written in the background copies weights and moments. Where adapters train, it
-    is their weights that count so; the base is there once, and again in fp32 while merged weights go to the engine. `head`:
-    vocabulary and width of the output head, of which logits are held in chunks (`algo.logprobs.logits_at_a_time`), none
-    longer than a micro-batch. `linear`: shapes of the matrices that adapters are added to.
-    """
-    bytes_of_engine = size * (2 if config.model.dtype == "bfloat16" else 4)
-    needed = {"engine": bytes_of_engine / 2**30 + config.rollout.kv_cache_gib}
-    if (learning := config.learning) is not None:
-        trained, frozen = trained_and_frozen(learning, size, linear or {})
-        needed["learner"] = (trained * (8 + BYTES_OF_MOMENTS[learning.optim.moments]) + frozen) / 2**30
-        if learning.model.adapter.kind == "lora":
-            needed["merged weights"] = 4 * size / 2**30
-        if head is not None:
-            from conclip.algo.logprobs import PEAK_BLOCKS, logits_at_a_time  # noqa: PLC0415  imports torch
-
-            logits = min(logits_at_a_time(*head), learning.trainer.max_tokens_per_micro_batch * head[0])
-            needed["logits"] = PEAK_BLOCKS * 4 * logits / 2**30
-        if learning.trainer.save_in_background:
-            needed["checkpoint"] = trained * (4 + BYTES_OF_MOMENTS[learning.optim.moments]) / 2**30
-    return needed
-
-
-BYTES_OF_MOMENTS = {"float32": 8.0, "8bit": 2.0, "paged_8bit": 2.0}
-"""Bytes that AdamW's two moments take per parameter."""
-
-
-def trained_and_frozen(config: LearnConfig, size: int, linear: Mapping[str, tuple[int, int]]) -> tuple[int, float]:
-    """Return how many parameters train, those of the critic included, and the bytes of weights that do not."""
-    adapter, models = config.model.adapter, 2 if config.algo.has_critic else 1
-    if adapter.kind == "none":
-        return size * models, 4.0 * size if config.algo.has_reference else 0.0
-    chosen = [shape for name, shape in linear.items() if not adapter.targets or name.split(".")[-2] in adapter.targets]
-    trained = models * adapter.rank * sum(rows + columns for rows, columns in chosen)
-    if adapter.base != "4bit":
-        return trained, size * (4.0 if adapter.base == "float32" else 2.0)
-    # NF4: half a byte, and the largest value of each 64 in fp32; the rest of the model is not quantised
-    quantised = sum(rows * columns for rows, columns in linear.values())
-    return trained, quantised * (0.5 + 4 / 64) + (size - quantised) * (2.0 if config.model.dtype == "bfloat16" else 4.0)
-
-
-def _disk_needed(config: LearnConfig, size: int, linear: Mapping[str, tuple[int, int]]) -> Check:
-    trained, _ = trained_and_frozen(config, size, linear)
-    each = trained * (4 + BYTES_OF_MOMENTS[config.optim.moments]) / 2**30
+def _disk_needed(config: LearnConfig, model: ModelSize) -> Check:
+    each = sum(trained_parameters(config, model)) * (4 + BYTES_OF_MOMENTS[config.optim.moments]) / 2**30
     needed = each * (config.trainer.keep_last + 2)
     free = free_disk_gib(expanded(config.paths.outputs))
     detail = (

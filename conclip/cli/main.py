@@ -190,16 +190,22 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     config, inputs = checked(subcommand, composed)
     with lasting():
         from conclip.experiments.commands import all_prompts, model_identity, run_identity  # noqa: PLC0415
+    from conclip.experiments.memory import memory_of_run, memory_table  # noqa: PLC0415
     from conclip.experiments.plan import plan_table, planned_stages, power_lines  # noqa: PLC0415
     from conclip.runs.run import run_home  # noqa: PLC0415
     from conclip.runs.terminal import open_console  # noqa: PLC0415
 
-    planned = planned_stages(config, inputs, all_prompts(config, inputs))
+    prompts = all_prompts(config, inputs)
+    planned, memory = planned_stages(config, inputs, prompts), memory_of_run(config, inputs, prompts)
     home, identity = run_home(subcommand, config), run_identity(subcommand, config, inputs)
     console = open_console()
     model = model_identity(config, inputs)
     console.print(plan_table(planned, home, identity, model, from_scratch=config.resume == "never"))
-    for line in power_lines(config, inputs):
+    lines = power_lines(config, inputs)
+    if memory is not None:
+        console.print(memory_table(memory.parts))
+        lines.append(f"memory: {memory.verdict()}")
+    for line in lines:
         console.print(line, markup=False, soft_wrap=True)
 
 

@@ -21,6 +21,7 @@ from conclip.evaluation import compare as paired_results
 from conclip.evaluation.regrade import grade_file
 from conclip.evaluation.rows import read_rows, select_rows
 from conclip.experiments.inputs import Inputs, checked
+from conclip.experiments.memory import memory_of_run, memory_table
 from conclip.redact import terminal_safe
 from conclip.report.data import RunData, read_run
 from conclip.report.export import write_files
@@ -185,7 +186,7 @@ def doctor(arguments: list[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
     if options.measure and options.subcommand is None:
         parser.error("--measure needs a subcommand and its overrides")
-    outputs, refused, checks, measurable = Path("outputs"), None, iter(()), None
+    outputs, refused, checks, measurable, memory = Path("outputs"), None, iter(()), None, None
     if options.subcommand is not None:
         try:
             config, inputs = checked(options.subcommand, compose_config(options.subcommand, options.overrides)[0])
@@ -193,7 +194,8 @@ def doctor(arguments: list[str]) -> None:
 
             prompts = all_prompts(config, inputs)
             measurable = (config, inputs, prompts) if inputs.served_name is None else None
-            outputs, checks = expanded(config.paths.outputs), config_checks(config, inputs)
+            memory = memory_of_run(config, inputs, prompts)
+            outputs, checks = expanded(config.paths.outputs), config_checks(config, inputs, memory)
         except UserError as error:
             refused = error
     console, failed = open_console(), False
@@ -204,6 +206,8 @@ def doctor(arguments: list[str]) -> None:
         failed |= check.state == "FAILED"
     if refused is not None:
         raise refused
+    if memory is not None:
+        console.print(memory_table(memory.parts))
     if failed:
         sys.exit(EXIT_FAILED_RUN)
     if options.measure:

@@ -25,6 +25,7 @@ from conclip.evaluation.tables import (
     summaries,
 )
 from conclip.experiments.inputs import Inputs, select_for
+from conclip.experiments.memory import memory_of_run
 from conclip.experiments.plan import steps_of
 from conclip.experiments.stages import Stages, describe_selection
 from conclip.grading.grader import GRADER_VERSION
@@ -184,10 +185,15 @@ def all_prompts(config: BaseConfig, inputs: Inputs) -> dict[Path, Prompts]:
 def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
     """Run one subcommand and return its run folder. Raises UserError before anything is written, as `all_prompts` does."""
     prompts = all_prompts(config, inputs)
+    memory = memory_of_run(config, inputs, prompts)
+    if memory is not None and memory.impossible:
+        raise UserError(f"this run does not fit into memory: {memory.verdict()}")
     run, failed = Run(subcommand, config, run_identity(subcommand, config, inputs)), True
     try:
         for note in inputs.notes:
             run.warn(note)
+        if memory is not None and not memory.fits:
+            run.warn(f"this run may not fit into memory: {memory.verdict()}")
         run_recipe(config, inputs, run, prompts)
         run.point_to("run folder", run.folder)
         failed = False

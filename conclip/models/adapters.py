@@ -6,8 +6,10 @@ changes nothing. Several adapters may share a base, one of them active at a time
 
 import copy
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,20 +105,27 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], config: LoraConfi
 @torch.no_grad()
 def merged_weights(model: PreTrainedModel, name: str) -> Iterator[tuple[str, Tensor]]:
     """Yield the model's weights with an adapter merged into them, in fp32 where it adds something, by the names of the
-    model's checkpoints."""
+    model's checkpoints. The merged weights of one layer are there at a time."""
     layers = {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
-    state: dict[str, Tensor] = {}
-    for path, tensor in model.state_dict().items():
-        owner, is_base, leaf = path.rpartition(".base_layer.")
-        if leaf == "weight" and is_base:
-            layer = layers[owner]
-            weight = cast(Tensor, dequantize_module_weight(layer.get_base_layer()))
-            state[f"{owner}.weight"] = weight.float() + cast(Any, layer).get_delta_weight(name)
-        elif leaf == "bias" and is_base:
-            state[f"{owner}.bias"] = tensor
-        elif not is_base and ".lora_" not in path:  # what else a base layer has describes its quantised weights
-            state[path] = tensor
-    yield from cast(dict[str, Tensor], revert_weight_conversion(model, state)).items()
+    for _, of_layer in groupby(model.state_dict().items(), lambda item: _layer_number(item[0])):
+        state: dict[str, Tensor] = {}
+        for path, tensor in of_layer:
+            owner, is_base, leaf = path.rpartition(".base_layer.")
+            if leaf == "weight" and is_base:
+                layer = layers[owner]
+                weight = cast(Tensor, dequantize_module_weight(layer.get_base_layer()))
+                state[f"{owner}.weight"] = weight.float() + cast(Any, layer).get_delta_weight(name)
+            elif leaf == "bias" and is_base:
+                state[f"{owner}.bias"] = tensor
+            elif not is_base and ".lora_" not in path:  # what else a base layer has describes its quantised weights
+                state[path] = tensor
+        yield from cast(dict[str, Tensor], revert_weight_conversion(model, state)).items()
+
+
+def _layer_number(path: str) -> str:
+    """Return the number of the layer that a weight belongs to; empty where it belongs to none."""
+    found = re.search(r"\.(\d+)\.", path)
+    return found[1] if found else ""
 
 
 def write_merged(folder: Path, model: PreTrainedModel, name: str) -> None:
@@ -128,5 +137,5 @@ def write_merged(folder: Path, model: PreTrainedModel, name: str) -> None:
     with torch.device("meta"):
         plain = type(model)(config)
     plain.generation_config = model.generation_config
-    weights = {path: tensor.float() for path, tensor in merged_weights(model, name)}
+    weights = {path: tensor.cpu().float() for path, tensor in merged_weights(model, name)}
     plain.save_pretrained(folder, state_dict=weights)

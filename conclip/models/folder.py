@@ -183,9 +183,14 @@ def num_parameters(folder: Path) -> int:
     """Return the number of parameters of a model folder, from the headers of its weight files; a tensor that is in two files
     counts once, and so does an output head that is tied to the embedding but stored beside it."""
     shapes = _shapes(folder)
-    if _plain_config(folder).get("tie_word_embeddings") is True:
+    if ties_its_head(folder):
         shapes.pop("lm_head.weight", None)
     return sum(map(math.prod, shapes.values()))
+
+
+def ties_its_head(folder: Path) -> bool:
+    """Return whether the config says that the output head is the embedding."""
+    return _plain_config(folder).get("tie_word_embeddings") is True
 
 
 def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:

@@ -241,6 +241,11 @@ def longest_response(config: BaseConfig) -> int:
     return max(limits + ([config.evaluation.max_tokens] if config.evaluation is not None else []))
 
 
+def longest_training_sequence(config: BaseConfig, prompts: Prompts) -> int:
+    """Return the tokens of the longest prompt with the longest response that may train."""
+    return max(map(len, prompts.by_variant[TRAINING].token_ids.values())) + config.rollout.max_tokens
+
+
 @contextmanager
 def open_runtime(config: BaseConfig, run: Run, model_path: Path, prompts: Prompts) -> Iterator[Runtime]:
     """Open the runtime of a model whose prompts are encoded."""

@@ -1,0 +1,273 @@
+"""The memory plan: arithmetic by hand, activations against those of real tensors, and what is proposed where a run does not
+fit."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.autograd.graph import saved_tensors_hooks
+
+from conclip.cli.main import main
+from conclip.config.compose import load_config
+from conclip.config.groups import AdapterConfig, Dtype
+from conclip.config.schema import BaseConfig, LearnConfig
+from conclip.experiments.memory import ModelSize, Part, Place, memory_parts, peak_gib, plan_memory
+from conclip.models.activations import activations
+from conclip.models.adapters import Adapter
+from conclip.models.folder import LAB_MODEL
+from conclip.models.load import autocast, load_policy, recompute_activations
+
+GIB = 2**30
+CPU, GPU = Place(kind="cpu", memory_gib=16.0), Place(kind="gpu", memory_gib=80.0)
+LORA = AdapterConfig(kind="lora")
+SMALL = ModelSize(folder=LAB_MODEL, num_parameters=10, linear={"layers.0.q_proj.weight": (2, 3)})
+
+
+def learning(*overrides: str) -> LearnConfig:
+    config = load_config("train-phase2", *overrides)
+    assert isinstance(config, LearnConfig)
+    return config
+
+
+def parts_of(config: BaseConfig, model: ModelSize = SMALL, place: Place = CPU) -> dict[str, Part]:
+    return {part.name: part for part in memory_parts(config, model, 600, place)}
+
+
+def test_ppo_in_fp32_takes_36_bytes_a_parameter_and_a_gradient_twice():
+    """4 each for policy, critic and reference, 8 for the moments of two, and 24 for a checkpoint in the background."""
+    parts = parts_of(learning())
+    gib = {name: part.update * GIB for name, part in parts.items()}
+    assert (gib["policy"], gib["critic"], gib["reference"]) == (40, 40, 40)
+    assert (gib["moments of AdamW"], gib["gradients"], gib["copy for a checkpoint"]) == (160, 80, 240)
+    assert (gib["engine: weights"], parts["engine: KV cache"].update) == (40, learning().rollout.kv_cache_gib)
+    assert parts["gradients"].sampling == parts["activations"].sampling == 0.0
+    assert "copy for a checkpoint" not in parts_of(learning("trainer.save_in_background=false"))
+    assert {"critic", "reference"}.isdisjoint(parts_of(learning("algo=grpo", "algo.kl=none", "algo.kl_coef=0")))
+    assert set(parts_of(load_config("eval"))) == {"engine: weights", "engine: KV cache", "libraries"}
+
+
+def test_a_critic_has_no_output_head():
+    untied = ModelSize(folder=LAB_MODEL, num_parameters=10, linear={}, head=(2, 3), tied=False)
+    parts = parts_of(learning(), untied)
+    assert (parts["policy"].update * GIB, parts["critic"].update * GIB) == (40, 16)
+    assert parts["gradients"].update * GIB == 4 * (10 + 4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "base", "trained", "moments"),
+    [
+        # one base of 2 * 3 + 4 parameters, 6 of them in a matrix; adapters of rank 2 on it: 2 * (2 + 3) each, twice for PPO
+        ((), 40, 20, 160),
+        (("algo=grpo",), 40, 10, 80),
+        (("optim.moments=8bit",), 40, 20, 40),
+        (("model.dtype=bfloat16", "model.adapter.base=bfloat16"), 20, 20, 160),
+        (("model.adapter.base=4bit",), 6 * 0.5625 + 4 * 4, 20, 160),
+        (("model.adapter.targets=[k_proj]",), 40, 0, 0),
+    ],
+)
+def test_adapters_share_a_base(overrides: tuple[str, ...], base: float, trained: int, moments: float):
+    parts = parts_of(learning("model/adapter=lora", "model.adapter.rank=2", *overrides))
+    none = Part(name="none")
+    gib = {name: parts.get(name, none).update * GIB for name in ("frozen base", "adapters", "gradients", "moments of AdamW")}
+    assert list(gib.values()) == [base, 4 * trained, 4 * trained, moments]
+    merged = parts["merged weights of a layer"]
+    assert (merged.transfer * GIB, merged.update) == (4 * 6, 0)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "width", "tokens", "num_logits"),
+    [
+        (151_936, 1536, 32_768, 151_936 * 1536),  # a chunk of as many rows as the head is wide: 233 million logits
+        (151_936, 1536, 1024, 151_936 * 600),  # no chunk is longer than a micro-batch: one response of 600 here
+        (151_936, 8192, 32_768, 2**28),  # 1 GiB of logits at most
+        (32_000, 64, 32_768, 2**24),  # 64 MiB always
+        (128, 128, 2048, 128 * 1800),  # the lab: one micro-batch, here of three responses, is never split
+    ],
+)
+def test_logits_are_those_of_a_chunk(vocabulary: int, width: int, tokens: int, num_logits: int):
+    """Five blocks of fp32: the first row's are 4.3 GiB, as much as the embedding and all its training state."""
+    model = ModelSize(folder=LAB_MODEL, num_parameters=10**6, linear={}, head=(vocabulary, width))
+    config = learning(f"trainer.max_tokens_per_micro_batch={tokens}")
+    assert parts_of(config, model)["logits"].update == num_logits * 20 / GIB
+
+
+def test_on_a_gpu_the_engine_has_its_share_but_for_the_update():
+    parts = parts_of(learning("rollout.gpu_memory_utilization=0.3"), place=GPU)
+    share = parts["engine: its share"]
+    assert (share.sampling, share.transfer, share.update) == (24.0, 24.0, 0.0)
+    assert "engine: KV cache" not in parts and "copy for a checkpoint" not in parts
+
+
+def test_an_engine_whose_share_does_not_hold_its_weights_is_told_the_share_it_needs():
+    """A billion parameters in fp32 are 3.7 GiB; with 1.5 to work in, 0.1 of 80 GiB."""
+    model = ModelSize(folder=LAB_MODEL, num_parameters=10**9, linear={})
+    plan = plan_memory(load_config("eval", "rollout.gpu_memory_utilization=0.05"), model, 600, GPU)
+    assert plan.verdict() == (
+        "the engine's share of the GPU, 4.0 of 80.0 GiB, does not hold its weights of 3.7 GiB and 1.5 to work in; any of "
+        "these makes it fit: rollout.gpu_memory_utilization=0.1 (what the engine needs at least)"
+    )
+
+
+def test_the_peak_is_that_of_a_moment():
+    parts = [Part(name="a", sampling=3, update=1), Part(name="b", transfer=2, update=3, exact=False)]
+    assert peak_gib(parts) == 4 and peak_gib(parts, exact_only=True) == 3
+
+
+def kept_by(model: torch.nn.Module, rows: int, tokens: int, dtype: Dtype) -> int:
+    """The bytes of real tensors that the body of a model saves for its backward pass, without its weights."""
+    saved: dict[int, int] = {}
+    held: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        held.append(tensor)  # so that no address is used twice
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    ids = torch.arange(rows * tokens).remainder(100).view(rows, tokens)
+    with saved_tensors_hooks(keep, lambda tensor: tensor), autocast(dtype, torch.device("cpu")):
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[operator]
+    for parameter in model.parameters():
+        saved.pop(parameter.untyped_storage().data_ptr(), None)
+    del hidden
+    return sum(saved.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "adapter", [AdapterConfig(), AdapterConfig(kind="lora"), AdapterConfig(kind="lora", base="bfloat16")]
+)
+def test_activations_of_fake_tensors_are_those_of_real_ones(adapter: AdapterConfig, dtype: Dtype):
+    policy = load_policy(LAB_MODEL, torch.device("cpu"), weights=adapter.base, dtype=dtype)
+    if adapter.kind == "lora":
+        Adapter(policy.requires_grad_(False), "policy", adapter, 0)
+    planned = activations(LAB_MODEL, 3, 200, adapter, dtype)
+    assert planned is not None
+    assert planned.peak(recompute=False) == pytest.approx(kept_by(policy, 3, 200, dtype), rel=0.02)
+
+
+def test_recomputation_keeps_the_inputs_of_layers_and_one_layer_at_a_time():
+    policy = load_policy(LAB_MODEL, torch.device("cpu"))
+    planned = activations(LAB_MODEL, 3, 200, AdapterConfig(), "float32")
+    assert planned is not None
+    recompute_activations(policy)
+    kept = kept_by(policy, 3, 200, "float32")
+    assert planned.peak(recompute=True) - planned.per_layer == pytest.approx(kept, rel=0.05)
+    assert planned.peak(recompute=True) < planned.peak(recompute=False) / 2
+
+
+def test_code_that_does_not_run_on_fake_tensors_is_left_out(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2", "num_hidden_layers": "many"}')
+    assert activations(tmp_path, 1, 10, AdapterConfig(), "float32") is None
+
+
+def big_model(folder: Path) -> ModelSize:
+    """A folder with the config and the shapes of a model of four billion parameters (Qwen3-4B), and no weights: the file is
+    one hole behind its header."""
+    width, inner, layers, heads, groups, size, vocabulary = 2560, 9728, 36, 32, 8, 128, 151_936
+    config = {
+        "model_type": "qwen3",
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "head_dim": size,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": True,
+    }
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width), "model.norm.weight": (width,)}
+    for layer in range(layers):
+        of_layer = {
+            "self_attn.q_proj": (heads * size, width),
+            "self_attn.k_proj": (groups * size, width),
+            "self_attn.v_proj": (groups * size, width),
+            "self_attn.o_proj": (width, heads * size),
+            "mlp.gate_proj": (inner, width),
+            "mlp.up_proj": (inner, width),
+            "mlp.down_proj": (width, inner),
+        }
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in of_layer.items()}
+    header: dict[str, object] = {}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * torch.Size(shape).numel()
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    (folder / "config.json").write_text(json.dumps(config))
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return ModelSize.of(folder)
+
+
+def test_four_billion_parameters_on_a_card_of_24_gib(tmp_path: Path):
+    """Nothing of full training fits; adapters on a base in 4 bits do, which is what users do."""
+    model = big_model(tmp_path)
+    assert model.num_parameters == pytest.approx(4.02e9, rel=0.01)
+    card = Place(kind="gpu", memory_gib=24.0)
+    hf = ["model=hf", "model.path=x", "data=gsm8k", "model.dtype=bfloat16", "rollout.gpu_memory_utilization=0.45"]
+    full = plan_memory(learning(*hf), model, 4096, card)
+    assert full.impossible and full.peak > 140
+    lean = plan_memory(
+        learning(*hf, "model/adapter=lora", "model.adapter.base=4bit", "optim.moments=8bit"), model, 4096, card
+    )
+    assert lean.peak < full.peak / 4
+    assert "model/adapter=lora" in full.verdict()
+
+
+def test_what_is_proposed_makes_it_fit_and_the_cheapest_comes_first():
+    config = learning("rollout.kv_cache_gib=2", "trainer.max_tokens_per_micro_batch=600")
+    model = ModelSize(folder=LAB_MODEL, num_parameters=10**8, linear={"layers.0.q_proj.weight": (10, 10)})
+
+    def said(memory: float) -> str:
+        return plan_memory(config, model, 600, Place(kind="cpu", memory_gib=memory)).verdict()
+
+    peak = plan_memory(config, model, 600, CPU).peak
+    assert said(peak + 0.01) == f"about {peak:.1f} GiB at its peak, of {peak + 0.01:.1f} that the machine has free"
+    first = said(peak - 0.1)
+    assert (
+        "any of these makes it fit: trainer.save_in_background=false (training waits for checkpoints); rollout.kv" in first
+    )
+    assert first.count("(") == 3
+    together = said(2.9)  # libraries 1.6 and little else: no single change is enough
+    assert "these together make it fit: " in together and "model/adapter=lora" in together
+    assert "optim.moments" not in together  # what is not needed is not asked for
+    assert said(1.0).endswith("no setting makes it fit: take a smaller model, or a device with more memory")
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["conclip", "eval", "debug=eval", "rollout.kv_cache_gib=1000000"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capfd.readouterr().err
+    assert ended.value.code == 2 and "does not fit into memory" in said and "rollout.kv_cache_gib=0.5" in said
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_what_may_not_fit_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted: None):
+    monkeypatch.setattr("conclip.experiments.memory.this_place", lambda: Place(kind="cpu", memory_gib=1.0))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["conclip", "eval", "debug=eval", "name=tight"])
+    main()
+    assert "this run may not fit into memory: about" in (tmp_path / "outputs/eval/tight/latest/run.log").read_text()
+
+
+def test_the_dry_run_shows_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["conclip", "train-phase2", "--dry-run"])
+    main()
+    said = capfd.readouterr().out
+    assert "moments of AdamW" in said and "activations (estimate)" in said and "memory: about " in said
+
+
+def test_a_tied_head_is_counted_once(tmp_path: Path):
+    save_file({"model.embed_tokens.weight": torch.zeros(8, 4)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"tie_word_embeddings": true, "vocab_size": 8, "hidden_size": 4}')
+    tied = ModelSize.of(tmp_path)
+    assert (tied.num_parameters, tied.body) == (32, 32)
