@@ -1,6 +1,6 @@
-"""The memory plan against what runs take: peak resident memory of ten runs of two steps each.
+"""The memory plan against what runs take: peak resident memory of ten runs of a step.
 
-    python benchmarks/memory_plan.py --smollm2 FOLDER --qwen FOLDER            # all ten (about 40 minutes on 2 cores)
+    python benchmarks/memory_plan.py --smollm2 FOLDER --qwen FOLDER            # all ten (about 30 minutes on 2 cores)
     python benchmarks/memory_plan.py --smollm2 FOLDER --qwen FOLDER --only lab # those with this word in their name
 
 Responses are sampled at temperature 2, where hardly one ends before its limit: the plan is made for those. Measured is the
@@ -23,8 +23,9 @@ from conclip.experiments.inputs import load_inputs
 from conclip.experiments.memory import ModelSize, Place, memory_parts, peak_gib
 from conclip.rollout.session import encode_prompts, longest_training_sequence
 
-SHORT = ("phase.group_size=4", "rollout.max_tokens=128")
-LONG = ("phase.group_size=2", "rollout.max_tokens=1024")
+SHORT = ("phase.num_problems=4", "phase.problems_per_step=4", "rollout.max_tokens=128")
+MIDDLE = ("phase.num_problems=2", "phase.problems_per_step=2", "rollout.max_tokens=512")
+LONG = ("phase.num_problems=2", "phase.problems_per_step=2", "rollout.max_tokens=1024")
 LEAN = ("rollout.kv_cache_gib=0.5", "trainer.save_in_background=false")
 
 RUNS = {
@@ -33,23 +34,18 @@ RUNS = {
     "135M PPO short": SHORT,
     "135M PPO long": LONG,
     "135M PPO long, nothing recomputed": (*LONG, "trainer.recompute_activations=false"),
-    "135M PPO 64 x 512, 8-bit moments, lean": (
-        *LEAN,
-        "optim.moments=8bit",
-        "phase.group_size=16",
-        "rollout.max_tokens=512",
-    ),
+    "135M PPO 512 tokens, 8-bit moments, lean": (*LEAN, *MIDDLE, "optim.moments=8bit"),
     "135M GRPO LoRA long": (*LONG, "algo=grpo", "model/adapter=lora"),
     "0.5B PPO LoRA short, lean": (*LEAN, *SHORT, "model/adapter=lora"),
     "0.5B PPO short, 8-bit moments, lean": (*LEAN, *SHORT, "optim.moments=8bit"),
-    "0.5B GRPO LoRA long, bfloat16 base": (*LONG, "algo=grpo", "model/adapter=lora", "model.adapter.base=bfloat16"),
+    "0.5B GRPO LoRA long, lean": (*LEAN, *LONG, "algo=grpo", "model/adapter=lora"),
 }
 
 
 def overrides(name: str, models: dict[str, Path], folder: Path) -> list[str]:
     """Return the overrides of a run of two steps on four problems, which all train in each step."""
     chosen = [
-        "phase.num_steps=2",
+        "phase.num_steps=1",
         "phase.num_problems=4",
         "phase.problems_per_step=4",
         f"paths.outputs={folder}",
@@ -59,10 +55,11 @@ def overrides(name: str, models: dict[str, Path], folder: Path) -> list[str]:
         problems = folder / "problems.jsonl"
         write_problems(problems, number=30)
         model = ["model=hf", f"model.path={models[name.split()[0]]}", "rollout.temperature=2"]
-        few = ["trainer.validation_samples=1", "trainer.validate_every=1000"]
+        few = ["trainer.validation_samples=1", "data.validation.mine.num_problems=1", "phase.group_size=2"]
         chosen = [*model, "data=one_file", f"paths.problems={problems}", *few, *chosen]
+    number = 2 if "phase.num_problems=2" in RUNS[name] else 4
     pool = load_inputs(load_config("train-phase2", *chosen)).pool
-    return [*chosen, f"phase.problem_ids=[{','.join(problem.problem_id for problem in pool[:4])}]"]
+    return [*chosen, f"phase.problem_ids=[{','.join(problem.problem_id for problem in pool[:number])}]"]
 
 
 def planned(arguments: list[str], place: Place) -> float:

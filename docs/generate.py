@@ -43,6 +43,7 @@ GROUPS = {
     "eval": "two-phase",
     "logger": "two-phase",
     "paths": "two-phase",
+    "device": "two-phase",
 }
 """Each config group, and a subcommand that has it."""
 
@@ -174,8 +175,9 @@ def _presets() -> Iterator[str]:
 
 def _options(group: str) -> Iterator[str]:
     yield "| option | |\n|---|---|"
-    for path in sorted((config_folder() / group).glob("*.yaml")):
-        yield f"| `{group}={path.stem}` | {_prose(read_meanings(path)[0])} |"
+    folder = config_folder() / group
+    for path in sorted(folder.rglob("*.yaml")):
+        yield f"| `{group}={path.relative_to(folder).with_suffix('')}` | {_prose(read_meanings(path)[0])} |"
     yield ""
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from conclip.config.compose import load_config
+from conclip.config.rules import check
 from conclip.config.schema import TrainRunConfig
 from conclip.errors import UserError
 from conclip.models.folder import LAB_MODEL
@@ -236,3 +237,10 @@ def test_moments_in_8_bits_train_and_resume_bit_for_bit(tmp_path: Path, moments:
     assert torch.equal(logits(made, "policy"), logits(again, "policy"))
     with pytest.raises(ValueError, match="no state"):
         backend("model.adapter.rank=32").load_state(tmp_path, state)
+
+
+def test_a_base_without_adapters_is_refused():
+    """All weights would train in that precision, where small updates vanish."""
+    for base in ("bfloat16", "4bit"):
+        with pytest.raises(UserError, match=r"model\.adapter\.base.* is for adapters \(model/adapter=lora\)"):
+            check(load_config("train-phase2", "model.dtype=bfloat16", f"model.adapter.base={base}"))

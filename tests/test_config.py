@@ -50,10 +50,10 @@ def test_every_phase_fits_the_two_phases(option: str):
     assert config.phase_settings["phase1"] == config.phase_settings["phase2"]
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_experiment_composes(path: Path):
     own_model = ["model.path=somewhere"] if "override /model: hf" in path.read_text() else []
-    load_config("two-phase", f"experiment={path.stem}", *own_model)
+    load_config("two-phase", f"experiment={path.relative_to(CONF / 'experiment').with_suffix('')}", *own_model)
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "debug").glob("*.yaml")), ids=lambda p: p.stem)

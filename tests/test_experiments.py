@@ -14,12 +14,15 @@ from conclip.lab.arithmetic import generate
 from conclip.models.folder import LAB_MODEL
 from conclip.report.escape import markdown
 from conclip.runs.manifest import read_stages
+from tests.families import make_model
 
 pytestmark = pytest.mark.whole
 
-FILES = sorted((config_folder() / "experiment").glob("*.yaml"))
-OF_OWN_MODELS = [path.stem for path in FILES if "override /model: hf" in path.read_text()]
-EXPERIMENTS = [path.stem for path in FILES if path.stem not in OF_OWN_MODELS]
+FOLDER = config_folder() / "experiment"
+NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
+FOR_CARDS = [name for name in NAMES if name.startswith("paper/") or name.endswith("gb")]
+OF_OWN_MODELS = ["real", "smoke", "smollm2_cpu"]
+EXPERIMENTS = [name for name in NAMES if name not in FOR_CARDS and name not in OF_OWN_MODELS]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -54,6 +57,29 @@ def test_an_experiment_with_a_model_of_ones_own_begins_with_evidence(
     assert said.index("what may be had without training") < said.index("picture: ") < said.index("phase2 step   1")
     assert (folder / "evidence.png").stat().st_size > 10_000
     assert f"<summary>{benchmark}: where the tokens go</summary>" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("experiment", FOR_CARDS)
+def test_an_experiment_for_a_card_takes_two_steps_with_a_small_model_of_its_kind(
+    experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted: None
+):
+    monkeypatch.chdir(tmp_path)
+    model = make_model("Qwen3", tmp_path / "model") if experiment.startswith("qwen3") else LAB_MODEL
+    pool = generate("chain", levels=(3, 4), split="train", num_problems=12, seed=0, source="chain")
+    rows = [{"question": problem.question, "answer": problem.answer} for problem in pool]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = [f"experiment={experiment}", f"model.path={model}", "data=one_file", "paths.problems=problems.jsonl"]
+    small = ["model.prompt='{question}'", "model.system=null", "rollout.max_tokens=128", "eval.max_tokens=128"]
+    small += ["probe.first_samples=4", "probe.max_samples=4"]
+    small += ["phase2={num_problems: 2, problems_per_step: 2, group_size: 4, num_steps: 2}", "eval.samples_per_problem=1"]
+    small += ["phase2={pass_rate_low: 0.05, pass_rate_high: 0.95}", "rollout.max_num_batched_tokens=2048"]
+    monkeypatch.setattr(sys, "argv", ["conclip", "two-phase", *own, *small, "name=own"])
+    main()
+    folder = tmp_path / "outputs/two-phase/own/attempt-001"
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps] == [1, 2]
+    assert (folder / "checkpoints/phase2-best/adapter").is_dir() == ("1.5b" not in experiment or "24gb" in experiment)
+    AutoModelForCausalLM.from_pretrained(folder / "checkpoints/phase2-best")
 
 
 def test_the_command_runs_with_an_engine_in_a_child_process(tmp_path: Path):

@@ -19,7 +19,7 @@ from conclip.errors import MachineFailure, UserError, check_folder, explain
 from conclip.experiments import inputs
 from conclip.experiments.commands import all_prompts
 from conclip.experiments.inputs import load_inputs
-from conclip.experiments.memory import memory_of_run
+from conclip.experiments.memory import memory_of_run, place_of
 from conclip.models.folder import LAB_MODEL, head_shape, linear_shapes, num_parameters
 from conclip.runs.interrupts import SIGNALS, Interrupted, deferred, handle_signals
 
@@ -127,7 +127,7 @@ def test_a_signal_outside_strikes_at_once(signals: None):
 def checks(*overrides: str) -> dict[str, Check]:
     config = load_config("train-phase2", *overrides)
     loaded = load_inputs(config)
-    memory = memory_of_run(config, loaded, all_prompts(config, loaded))
+    memory = memory_of_run(config, loaded, all_prompts(config, loaded), place_of(config.device))
     return {check.name: check for check in config_checks(config, loaded, memory)}
 
 

@@ -1,9 +1,9 @@
 """The memory plan: arithmetic by hand, activations against those of real tensors, and what is proposed where a run does not
 fit."""
 
-import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +14,12 @@ from conclip.cli.main import main
 from conclip.config.compose import load_config
 from conclip.config.groups import AdapterConfig, Dtype
 from conclip.config.schema import BaseConfig, LearnConfig
-from conclip.experiments.memory import ModelSize, Part, Place, memory_parts, peak_gib, plan_memory
+from conclip.experiments.memory import ModelSize, Part, Place, memory_parts, peak_gib, place_of, plan_memory
 from conclip.models.activations import activations
 from conclip.models.adapters import Adapter
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import autocast, load_policy, recompute_activations
+from tests.sparse import QWEN3_0_6B, QWEN3_4B, QWEN_7B, QWEN_MATH_1_5B, R1_1_5B, sparse_model
 
 GIB = 2**30
 CPU, GPU = Place(kind="cpu", memory_gib=16.0), Place(kind="gpu", memory_gib=80.0)
@@ -41,7 +42,8 @@ def test_ppo_in_fp32_takes_36_bytes_a_parameter_and_a_gradient_twice():
     parts = parts_of(learning())
     gib = {name: part.update * GIB for name, part in parts.items()}
     assert (gib["policy"], gib["critic"], gib["reference"]) == (40, 40, 40)
-    assert (gib["moments of AdamW"], gib["gradients"], gib["copy for a checkpoint"]) == (160, 80, 240)
+    assert (gib["moments of AdamW"], gib["gradients"]) == (160, 80)
+    assert (parts["copy for a checkpoint"].sampling * GIB, parts["copy for a checkpoint"].update) == (240, 0)
     assert (gib["engine: weights"], parts["engine: KV cache"].update) == (40, learning().rollout.kv_cache_gib)
     assert parts["gradients"].sampling == parts["activations"].sampling == 0.0
     assert "copy for a checkpoint" not in parts_of(learning("trainer.save_in_background=false"))
@@ -163,49 +165,9 @@ def test_code_that_does_not_run_on_fake_tensors_is_left_out(tmp_path: Path):
     assert activations(tmp_path, 1, 10, AdapterConfig(), "float32") is None
 
 
-def big_model(folder: Path) -> ModelSize:
-    """A folder with the config and the shapes of a model of four billion parameters (Qwen3-4B), and no weights: the file is
-    one hole behind its header."""
-    width, inner, layers, heads, groups, size, vocabulary = 2560, 9728, 36, 32, 8, 128, 151_936
-    config = {
-        "model_type": "qwen3",
-        "hidden_size": width,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": groups,
-        "head_dim": size,
-        "vocab_size": vocabulary,
-        "tie_word_embeddings": True,
-    }
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width), "model.norm.weight": (width,)}
-    for layer in range(layers):
-        of_layer = {
-            "self_attn.q_proj": (heads * size, width),
-            "self_attn.k_proj": (groups * size, width),
-            "self_attn.v_proj": (groups * size, width),
-            "self_attn.o_proj": (width, heads * size),
-            "mlp.gate_proj": (inner, width),
-            "mlp.up_proj": (inner, width),
-            "mlp.down_proj": (width, inner),
-        }
-        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in of_layer.items()}
-    header: dict[str, object] = {}
-    end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + 2 * torch.Size(shape).numel()
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    (folder / "config.json").write_text(json.dumps(config))
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-    return ModelSize.of(folder)
-
-
 def test_four_billion_parameters_on_a_card_of_24_gib(tmp_path: Path):
     """Nothing of full training fits; adapters on a base in 4 bits do, which is what users do."""
-    model = big_model(tmp_path)
+    model = ModelSize.of(sparse_model(tmp_path, QWEN3_4B))
     assert model.num_parameters == pytest.approx(4.02e9, rel=0.01)
     card = Place(kind="gpu", memory_gib=24.0)
     hf = ["model=hf", "model.path=x", "data=gsm8k", "model.dtype=bfloat16", "rollout.gpu_memory_utilization=0.45"]
@@ -226,7 +188,7 @@ def test_what_is_proposed_makes_it_fit_and_the_cheapest_comes_first():
         return plan_memory(config, model, 600, Place(kind="cpu", memory_gib=memory)).verdict()
 
     peak = plan_memory(config, model, 600, CPU).peak
-    assert said(peak + 0.01) == f"about {peak:.1f} GiB at its peak, of {peak + 0.01:.1f} that the machine has free"
+    assert said(peak + 0.01) == f"about {peak:.1f} GiB at its peak, of {peak + 0.01:.1f} free on this machine"
     first = said(peak - 0.1)
     assert (
         "any of these makes it fit: trainer.save_in_background=false (training waits for checkpoints); rollout.kv" in first
@@ -251,7 +213,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(
 
 
 def test_what_may_not_fit_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted: None):
-    monkeypatch.setattr("conclip.experiments.memory.this_place", lambda: Place(kind="cpu", memory_gib=1.0))
+    monkeypatch.setattr("conclip.experiments.commands.place_of", lambda _: Place(kind="cpu", memory_gib=1.0))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["conclip", "eval", "debug=eval", "name=tight"])
     main()
@@ -271,3 +233,26 @@ def test_a_tied_head_is_counted_once(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"tie_word_embeddings": true, "vocab_size": 8, "hidden_size": 4}')
     tied = ModelSize.of(tmp_path)
     assert (tied.num_parameters, tied.body) == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "shape", "parameters", "device"),
+    [
+        ("qwen3_4b_24gb", QWEN3_4B, 4.02e9, "rtx4090"),
+        ("r1_1.5b_24gb", R1_1_5B, 1.78e9, "rtx4090"),
+        ("qwen3_0.6b_12gb", QWEN3_0_6B, 0.596e9, "rtx3060"),
+        ("paper/r1_1.5b", R1_1_5B, 1.78e9, "h100"),
+        ("paper/qwen_math_1.5b", QWEN_MATH_1_5B, 1.54e9, "h100"),
+        ("paper/r1_7b", QWEN_7B, 7.62e9, "h100"),
+        ("paper/qwen_math_7b", QWEN_7B, 7.62e9, "h100"),
+    ],
+)
+def test_an_experiment_fits_the_card_it_is_for(
+    experiment: str, shape: dict[str, Any], parameters: float, device: str, tmp_path: Path
+):
+    """By its plan, with the published shape of its model and prompts of 512 tokens."""
+    model = ModelSize.of(sparse_model(tmp_path / "model", shape))
+    assert model.num_parameters == pytest.approx(parameters, rel=0.01)
+    config = load_config("two-phase", f"experiment={experiment}", f"device={device}")
+    plan = plan_memory(config, model, 512 + config.rollout.max_tokens, place_of(config.device))
+    assert plan.fits, plan.verdict()

@@ -86,7 +86,9 @@ def help_page(conf: Path, primary: str, composed: DictConfig, choices: Mapping[s
     for name, option in groups.items():
         folder = conf / name.partition("@")[0]
         package = packages[name]
-        others = [path.stem for path in sorted(folder.glob("*.yaml")) if path.stem != option]
+        inner_groups = {other.removeprefix(f"{name}/") for other in groups if other.startswith(f"{name}/")}
+        found = [path.relative_to(folder).with_suffix("") for path in sorted(folder.rglob("*.yaml"))]
+        others = [str(path) for path in found if str(path.parent) not in inner_groups and str(path) != option]
         title = Text(f"\n{name}={option or 'null'}", style="bold")
         parts.append(title)
         if others:

@@ -21,7 +21,7 @@ from conclip.evaluation import compare as paired_results
 from conclip.evaluation.regrade import grade_file
 from conclip.evaluation.rows import read_rows, select_rows
 from conclip.experiments.inputs import Inputs, checked
-from conclip.experiments.memory import memory_of_run, memory_table
+from conclip.experiments.memory import memory_of_run, memory_table, place_of
 from conclip.redact import terminal_safe
 from conclip.report.data import RunData, read_run
 from conclip.report.export import write_files
@@ -194,7 +194,7 @@ def doctor(arguments: list[str]) -> None:
 
             prompts = all_prompts(config, inputs)
             measurable = (config, inputs, prompts) if inputs.served_name is None else None
-            memory = memory_of_run(config, inputs, prompts)
+            memory = memory_of_run(config, inputs, prompts, place_of(config.device))
             outputs, checks = expanded(config.paths.outputs), config_checks(config, inputs, memory)
         except UserError as error:
             refused = error

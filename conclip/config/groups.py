@@ -299,3 +299,14 @@ class LoggerConfig:
 class PathsConfig:
     outputs: str
     problems: str | None
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """Where a run is planned to happen."""
+
+    name: str = "this machine"
+    kind: Literal["cpu", "gpu"] | None = None
+    memory_gib: Annotated[float | None, above(0)] = None
+    tflops: Annotated[float | None, above(0)] = None
+    bandwidth_gb_per_s: Annotated[float | None, above(0)] = None

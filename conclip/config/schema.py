@@ -7,6 +7,7 @@ from typing import Annotated
 from conclip.config.groups import (
     AlgoConfig,
     DataConfig,
+    DeviceConfig,
     EvalConfig,
     LengthConfig,
     LoggerConfig,
@@ -38,6 +39,7 @@ class BaseConfig:
     rollout: RolloutConfig
     logger: LoggerConfig
     paths: PathsConfig
+    device: DeviceConfig
 
     @property
     def probing(self) -> ProbeConfig | None:

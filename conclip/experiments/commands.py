@@ -5,7 +5,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from conclip.config.groups import EvalConfig
+from conclip.config.groups import DeviceConfig, EvalConfig
 from conclip.config.recipe import BASE, StageConfig, training_stages
 from conclip.config.schema import BaseConfig
 from conclip.curriculum.pass_rates import PassRate
@@ -25,7 +25,7 @@ from conclip.evaluation.tables import (
     summaries,
 )
 from conclip.experiments.inputs import Inputs, select_for
-from conclip.experiments.memory import memory_of_run
+from conclip.experiments.memory import memory_of_run, place_of
 from conclip.experiments.plan import steps_of
 from conclip.experiments.stages import Stages, describe_selection
 from conclip.grading.grader import GRADER_VERSION
@@ -185,7 +185,7 @@ def all_prompts(config: BaseConfig, inputs: Inputs) -> dict[Path, Prompts]:
 def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
     """Run one subcommand and return its run folder. Raises UserError before anything is written, as `all_prompts` does."""
     prompts = all_prompts(config, inputs)
-    memory = memory_of_run(config, inputs, prompts)
+    memory = memory_of_run(config, inputs, prompts, place_of(DeviceConfig()))
     if memory is not None and memory.impossible:
         raise UserError(f"this run does not fit into memory: {memory.verdict()}")
     run, failed = Run(subcommand, config, run_identity(subcommand, config, inputs)), True

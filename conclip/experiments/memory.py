@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from conclip.config.groups import DeviceConfig
 from conclip.config.machine import available_memory_gib, gpu_memory_gib
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.experiments.inputs import Inputs
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 
-LIBRARIES = {"cpu": 1.6, "gpu": 1.5}
+LIBRARIES = {"cpu": 1.2, "gpu": 1.5}
 """What processes take before a model is loaded [GiB]: on a CPU, torch, vLLM and the grader's two workers (measured); on a
 GPU, the contexts and kernels of torch and vLLM (assumed)."""
 
@@ -93,12 +94,15 @@ class Place:
     kind: str
     """"cpu" or "gpu"."""
     memory_gib: float
+    name: str = "this machine"
 
 
-def this_place() -> Place:
-    """Return the GPU of this machine, or its main memory, as far as it is free."""
-    on_gpu = gpu_memory_gib()
-    return Place(kind="cpu", memory_gib=available_memory_gib()) if on_gpu is None else Place(kind="gpu", memory_gib=on_gpu)
+def place_of(device: DeviceConfig) -> Place:
+    """Return the memory of the device that the config names: by default the GPU of this machine or, without one, what is
+    free of its main memory."""
+    on_gpu = None if device.kind == "cpu" or device.memory_gib is not None else gpu_memory_gib()
+    kind = device.kind or ("cpu" if on_gpu is None else "gpu")
+    return Place(kind=kind, memory_gib=device.memory_gib or on_gpu or available_memory_gib(), name=device.name)
 
 
 def memory_parts(config: BaseConfig, model: ModelSize, longest: int, place: Place) -> list[Part]:
@@ -147,10 +151,11 @@ def _weights(config: LearnConfig, model: ModelSize, place: Place) -> Iterator[Pa
         always["reference"] = 4.0 * policy if config.algo.has_reference else 0.0
     moments = BYTES_OF_MOMENTS[config.optim.moments]
     always["moments of AdamW"] = moments * trained
-    if config.trainer.save_in_background and place.kind == "cpu":
-        always["copy for a checkpoint"] = (4 + moments) * trained
     for name, size in always.items():
         yield Part(name=name, sampling=size / GIB, transfer=size / GIB, update=size / GIB)
+    if config.trainer.save_in_background and place.kind == "cpu":  # written while the next responses are sampled
+        copy = (4 + moments) * trained / GIB
+        yield Part(name="copy for a checkpoint", sampling=copy, transfer=copy)
     if config.model.adapter.kind == "lora":
         yield Part(name="merged weights of a layer", transfer=4.0 * model.largest_layer / GIB)
     yield Part(name="gradients", update=4.0 * trained / GIB)
@@ -315,8 +320,8 @@ class MemoryPlan:
     def verdict(self) -> str:
         """Return in words whether the run fits and, where it does not, what would make it fit."""
         total, weights = self.place.memory_gib, engine_weights_gib(self.config, self.model)
-        where = "GPU" if self.place.kind == "gpu" else "machine"
-        said = f"about {self.peak:.1f} GiB at its peak, of {total:.1f} that the {where} has free"
+        free = "free " if self.place.kind == "cpu" else ""
+        said = f"about {self.peak:.1f} GiB at its peak, of {total:.1f} {free}on {self.place.name}"
         if math.isinf(self.peak):
             share = self.config.rollout.gpu_memory_utilization * total
             said = (
@@ -338,12 +343,12 @@ def plan_memory(config: BaseConfig, model: ModelSize, longest: int, place: Place
     return MemoryPlan(config=config, model=model, longest=longest, place=place, parts=parts)
 
 
-def memory_of_run(config: BaseConfig, inputs: Inputs, prompts: "Mapping[Path, Prompts]") -> MemoryPlan | None:
-    """Return the plan of a run on this machine, for the largest of its models; None where a server has the model."""
+def memory_of_run(config: BaseConfig, inputs: Inputs, prompts: "Mapping[Path, Prompts]", place: Place) -> MemoryPlan | None:
+    """Return the plan of a run for the largest of its models; None where a server has the model."""
     if inputs.served_name is not None:
         return None
     from conclip.rollout.session import longest_training_sequence  # noqa: PLC0415  imports torch
 
     largest = max((ModelSize.of(path) for path in inputs.models.values()), key=lambda model: model.num_parameters)
     longest = longest_training_sequence(config, prompts[largest.folder])
-    return plan_memory(config, largest, longest, this_place())
+    return plan_memory(config, largest, longest, place)

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,8 @@ class PlannedStage:
     """An upper bound."""
     max_tokens: int
     """The token limit of a response."""
+    batch: int = 1
+    """How many responses are sampled at once."""
     num_trained: int = 0
     """How many of the responses train."""
 
@@ -81,13 +83,14 @@ def planned_stages(config: BaseConfig, inputs: Inputs, prompts: "Mapping[Path, P
         elif config.evaluation is not None:
             own = len(config.evaluation.conditions)
             num_conditions = max((len(p.evidence) for p in prompts.values()), default=own) if step.stage.evidence else own
-            planned.append(_evaluation(step.name, config.evaluation, inputs, num_conditions))
+            planned.append(_evaluation(step.name, config, config.evaluation, inputs, num_conditions))
     return planned
 
 
 def _probe(name: str, config: BaseConfig, probe: ProbeConfig, inputs: Inputs) -> PlannedStage:
     number = max_responses(len(inputs.pool), probe)
-    return PlannedStage(name=name, num_responses=number, max_tokens=config.rollout.max_tokens)
+    batch = min(number, config.rollout.unit_responses)
+    return PlannedStage(name=name, num_responses=number, max_tokens=config.rollout.max_tokens, batch=batch)
 
 
 def _training(name: str, config: LearnConfig, phase: PhaseConfig, inputs: Inputs) -> PlannedStage:
@@ -96,14 +99,19 @@ def _training(name: str, config: LearnConfig, phase: PhaseConfig, inputs: Inputs
     num_validations = 1 + math.ceil(phase.num_steps / config.trainer.validate_every)
     validation = num_validations * len(inputs.validation) * config.trainer.validation_samples
     return PlannedStage(
-        name=name, num_responses=sampled + validation, max_tokens=config.rollout.max_tokens, num_trained=sampled
+        name=name,
+        num_responses=sampled + validation,
+        max_tokens=config.rollout.max_tokens,
+        batch=phase.problems_per_step * phase.group_size,
+        num_trained=sampled,
     )
 
 
-def _evaluation(name: str, settings: EvalConfig, inputs: Inputs, num_conditions: int) -> PlannedStage:
+def _evaluation(name: str, config: BaseConfig, settings: EvalConfig, inputs: Inputs, num_conditions: int) -> PlannedStage:
     samples = sum(settings.samples_per_problem if temperature > 0 else 1 for temperature in settings.temperatures)
     number = samples * num_conditions * len(inputs.test)
-    return PlannedStage(name=name, num_responses=number, max_tokens=settings.max_tokens)
+    batch = min(number, config.rollout.unit_responses)
+    return PlannedStage(name=name, num_responses=number, max_tokens=settings.max_tokens, batch=batch)
 
 
 def power_lines(config: BaseConfig, inputs: Inputs) -> list[str]:
@@ -127,17 +135,26 @@ def power_lines(config: BaseConfig, inputs: Inputs) -> list[str]:
     ]
 
 
-def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, model: str, *, from_scratch: bool) -> Table:
+def plan_table(
+    planned: Sequence[PlannedStage],
+    home: Path,
+    identity: str,
+    model: str,
+    *,
+    from_scratch: bool,
+    by_data_sheet: Callable[[PlannedStage], float] | None = None,
+) -> Table:
     """Return a table of completed and remaining stages with their cost: tokens and seconds per response as in the newest
     stage of the same kind under this run's name or, failing that, under another name.
 
     `model`: the identity of the model that the run begins with; only runs of the same one tell its cost. `from_scratch`:
     ignore completed stages. Stages that could be reused from other attempts count as remaining. Without an earlier stage of
-    the kind, the mean length is estimated as half of the limit, and no time is given.
+    the kind, the mean length is estimated as half of the limit, and no time is given. `by_data_sheet` gives the seconds of a
+    stage on another device than this machine, where nothing was measured.
     """
     current = None if from_scratch else find_attempt(home, identity)
     done = {name: r for name, r in read_stages(current).items() if not changed_files(current, r)} if current else {}
-    history = _history(home, model)
+    history = _history(home, model) if by_data_sheet is None else {}
     table = Table(title="what would be done", title_justify="left")
     for name in ("stage", "state", "responses", "tokens", "time", "estimated from"):
         table.add_column(name, justify="left" if name in ("stage", "state", "estimated from") else "right")
@@ -154,6 +171,8 @@ def plan_table(planned: Sequence[PlannedStage], home: Path, identity: str, model
             source = f"{responses:,.0f} responses, finished {similar.finished[:10]}"
         else:
             tokens, seconds, source = stage.num_responses * stage.max_tokens / 2, math.nan, "half of the limit"
+            if by_data_sheet is not None:
+                seconds, source = by_data_sheet(stage), f"{source}, data sheet"
         totals = [totals[0] + tokens, totals[1] + seconds]
         table.add_row(stage.name, "to do", f"{stage.num_responses:,}", f"{tokens:,.0f}", _duration(seconds), source)
     table.add_section()

@@ -16,6 +16,7 @@ IRRELEVANT = {
     ("resume",),
     ("paths",),
     ("logger",),
+    ("device",),
     ("data",),  # the problems themselves are hashed
     ("checkpoints",),  # and so are the models
     ("pass_rates",),
