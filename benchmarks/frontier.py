@@ -21,11 +21,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 ALGORITHMS = ("ppo", "vapo", "grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "gspo", "cispo", "shortest_sft")
+LORA = ("model/adapter=lora", "optim.policy_lr=1.0e-3", "optim.critic_lr=5.0e-3")
+"""Ten times the learning rates of all weights, as for models whose config leaves them open."""
 VARIANTS = {
     "ppo lambda 1": ("algo.gae_lambda=1.0",),
     "ppo token_mean": ("algo.loss_aggregation=token_mean",),
     "ppo whitened": ("algo.whiten_advantages=true",),
     "ppo no KL": ("algo.kl=none", "algo.kl_coef=0"),
+    "ppo LoRA": LORA,
+    "grpo LoRA": ("algo=grpo", *LORA),
 }
 STRENGTHS = {
     "kimi": (0.1, 0.4, 1.6),
@@ -123,7 +127,8 @@ def _point(axes: Any, mine: Sequence[Line], label: str) -> None:
 
 PAIRS = (
     ("ppo", "grpo"),
-    *((name, "ppo") for name in (*VARIANTS, "shortest_sft", "thinkprune published")),
+    ("grpo LoRA", "grpo"),
+    *((name, "ppo") for name in (*VARIANTS, "shortest_sft", "thinkprune published") if name != "grpo LoRA"),
     ("thinkprune published", "shortest_sft"),
     *((f"{kind} {strength:g}", "grpo binary") for kind, strengths in STRENGTHS.items() for strength in strengths),
 )
