@@ -8,6 +8,7 @@ EXIT_FAILED_RUN = 3
 """Exit code of a run that the machine failed."""
 
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")
+MEMORY += ("less than desired gpu memory utilization",)  # vLLM's, where others hold memory that its share counts on
 NO_MEMORY_FOR_CODE = "could not create a primitive"
 """The only message of oneDNN when it gets no memory for the code of a matrix product."""
 

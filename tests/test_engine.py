@@ -20,7 +20,7 @@ from conclip.models.load import load_policy
 from conclip.rollout.child import ChildEngine
 from conclip.rollout.collect import collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
-from conclip.rollout.vllm_engine import engine_settings
+from conclip.rollout.vllm_engine import check_platform, engine_settings
 from conclip.training.backend import Backend
 from conclip.training.batch import collate
 from conclip.training.experience import make_experience
@@ -256,6 +256,15 @@ def test_what_vllm_refuses_is_bad_input_and_leaves_nothing_behind(engines: Engin
 def test_engine_tests_share_one_process(request: pytest.FixtureRequest):
     grouped = os.environ.get("PYTEST_XDIST_WORKER") is None or request.node.nodeid.endswith("@engine")
     assert grouped, "pytest-xdist does not see its groups: each process would start an engine of its own"
+
+
+def test_engine_and_learner_have_the_same_kind_of_device():
+    for together in (True, False):
+        check_platform(engine_on_cpu=together, learner_on_gpu=not together)
+    with pytest.raises(UserError, match="make install ENGINE=cuda"):
+        check_platform(engine_on_cpu=True, learner_on_gpu=True)
+    with pytest.raises(UserError, match=r"torch sees no GPU.*ENGINE=cpu"):
+        check_platform(engine_on_cpu=False, learner_on_gpu=False)
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])

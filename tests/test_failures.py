@@ -39,6 +39,7 @@ def from_cause(error: Exception, cause: Exception) -> Exception:
         (MemoryError(), "out of memory (MemoryError)"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "out of memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
+        (ValueError("Free memory on device (3/80 GiB) is less than desired GPU memory utilization (0.9)"), "out of memory"),
         (MachineFailure("the engine process is gone"), "the engine process is gone"),
         (from_cause(ValueError("cannot write"), OSError(errno.ENOSPC, "No space left on device")), "no space left"),
     ],

@@ -113,6 +113,16 @@ def test_an_engine_whose_share_does_not_hold_its_weights_is_told_the_share_it_ne
     )
 
 
+def test_the_engine_gets_what_the_learner_leaves():
+    """80 GiB less 1.5 for libraries and 36 - 8 bytes of a billion parameters: 52.4 GiB, in steps of a twentieth."""
+    model = ModelSize(folder=LAB_MODEL, num_parameters=10**9, linear={})
+    assert plan_memory(learning(), model, 600, GPU).settled.rollout.gpu_memory_utilization == 0.65
+    assert plan_memory(load_config("eval"), model, 600, GPU).settled.rollout.gpu_memory_utilization == 0.9
+    given = learning("rollout.gpu_memory_utilization=0.3")
+    assert plan_memory(given, model, 600, GPU).settled.rollout.gpu_memory_utilization == 0.3
+    assert plan_memory(learning(), model, 600, CPU).settled.rollout.gpu_memory_utilization is None
+
+
 def test_the_peak_is_that_of_a_moment():
     parts = [Part(name="a", sampling=3, update=1), Part(name="b", transfer=2, update=3, exact=False)]
     assert peak_gib(parts) == 4 and peak_gib(parts, exact_only=True) == 3

@@ -829,7 +829,7 @@ def test_weights_in_shared_memory_are_readable_by_their_owner_alone_and_removed_
     import torch
 
     monkeypatch.setattr("conclip.rollout.weights.MEMORY", tmp_path)
-    alive = as_folder([("a", torch.zeros(2))])
+    alive = as_folder([("a", torch.zeros(2))], torch.float32)
     assert stat.S_IMODE(Path(alive.name).stat().st_mode) == 0o700
     hidden = tmp_path / f"{PREFIX}999999999-{Path(alive.name).name.rpartition('-')[2]}"
     Path(alive.name).rename(hidden)  # as another container's run looks, whose processes are not seen here

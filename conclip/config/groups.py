@@ -225,9 +225,10 @@ class RolloutConfig:
     max_num_batched_tokens: Annotated[int, at_least(1)]
     unit_responses: Annotated[int, at_least(1)]
     kv_cache_gib: Annotated[float, above(0)]
-    gpu_memory_utilization: Annotated[float, POSITIVE_SHARE]
+    gpu_memory_utilization: Annotated[float | None, POSITIVE_SHARE]
     tensor_parallel_size: Annotated[int, at_least(1)]
     enforce_eager: bool
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)

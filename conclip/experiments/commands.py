@@ -188,6 +188,7 @@ def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
     memory = memory_of_run(config, inputs, prompts, place_of(DeviceConfig()))
     if memory is not None and memory.impossible:
         raise UserError(f"this run does not fit into memory: {memory.verdict()}")
+    config = config if memory is None else memory.settled
     run, failed = Run(subcommand, config, run_identity(subcommand, config, inputs)), True
     try:
         for note in inputs.notes:

@@ -122,7 +122,7 @@ def memory_parts(config: BaseConfig, model: ModelSize, longest: int, place: Plac
 def _engine(config: BaseConfig, model: ModelSize, place: Place) -> Iterator[Part]:
     weights = engine_weights_gib(config, model)
     if place.kind == "gpu":  # it takes its share when it starts, and sleeps during updates
-        share = config.rollout.gpu_memory_utilization * place.memory_gib
+        share = engine_share(config, model, place) * place.memory_gib
         if share < weights + ENGINE_ROOM_GIB:
             share = math.inf  # it would not start
         yield Part(name="engine: its share", sampling=share, transfer=share)
@@ -130,6 +130,17 @@ def _engine(config: BaseConfig, model: ModelSize, place: Place) -> Iterator[Part
     cache = config.rollout.kv_cache_gib
     yield Part(name="engine: weights", sampling=weights, transfer=weights, update=weights)
     yield Part(name="engine: KV cache", sampling=cache, transfer=cache, update=cache)
+
+
+def engine_share(config: BaseConfig, model: ModelSize, place: Place) -> float:
+    """Return the share of a GPU's memory that the engine gets: that of the config or, without one, what the learner leaves
+    while responses are sampled, in steps of 0.05, at most 0.9."""
+    if config.rollout.gpu_memory_utilization is not None:
+        return config.rollout.gpu_memory_utilization
+    held = LIBRARIES[place.kind]
+    if (learning := config.learning) is not None:
+        held += sum(max(part.sampling, part.transfer) for part in _weights(learning, model, place))
+    return min(0.9, max(1, math.floor(20 * (1 - held / place.memory_gib))) / 20)
 
 
 def engine_weights_gib(config: BaseConfig, model: ModelSize) -> float:
@@ -238,7 +249,7 @@ def changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) ->
     if place.kind == "gpu":
         key = "rollout.gpu_memory_utilization"
         value = math.ceil(20 * (engine_weights_gib(config, model) + ENGINE_ROOM_GIB) / place.memory_gib) / 20
-    if value < 1:
+    if place.kind == "cpu" or (value < 1 and config.rollout.gpu_memory_utilization is not None):
         yield Change(overrides=f"{key}={value}", price="what the engine needs at least", values={key: value})
     if (learning := config.learning) is None:
         return
@@ -317,13 +328,21 @@ class MemoryPlan:
         """Whether what is known exactly exceeds the memory already."""
         return peak_gib(self.parts, exact_only=True) > self.place.memory_gib
 
+    @property
+    def settled(self) -> BaseConfig:
+        """The config with the engine's share of a GPU as a number."""
+        if self.place.kind == "cpu":
+            return self.config
+        share = engine_share(self.config, self.model, self.place)
+        return with_values(self.config, {"rollout.gpu_memory_utilization": share})
+
     def verdict(self) -> str:
         """Return in words whether the run fits and, where it does not, what would make it fit."""
         total, weights = self.place.memory_gib, engine_weights_gib(self.config, self.model)
         free = "free " if self.place.kind == "cpu" else ""
         said = f"about {self.peak:.1f} GiB at its peak, of {total:.1f} {free}on {self.place.name}"
         if math.isinf(self.peak):
-            share = self.config.rollout.gpu_memory_utilization * total
+            share = engine_share(self.config, self.model, self.place) * total
             said = (
                 f"the engine's share of the GPU, {share:.1f} of {total:.1f} GiB, does not hold its weights of {weights:.1f} "
                 f"GiB and {ENGINE_ROOM_GIB} to work in"

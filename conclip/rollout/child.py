@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -98,6 +98,7 @@ class ChildEngine:
         """Start the child. `start` makes the engine there: a module-level function, called with model, config and
         `settings`."""
         self._arguments, self._warn = (start, model_path, config, settings), warn
+        self._dtype = cast(torch.dtype, getattr(torch, settings["dtype"]))
         self._weights: Path | None = None
         """The folder of the child's current weights; None for those it starts with."""
         self._shared: WeightsFolder | None = None
@@ -157,7 +158,7 @@ class ChildEngine:
         else:
             # Weights never go through the pipe. The folder stays until the next update, for a child that must be
             # restarted.
-            self._shared = as_folder(source)
+            self._shared = as_folder(source, self._dtype)
             self._weights = Path(self._shared.name)
         self._command("update_weights", self._weights, version)
         if old is not None:

@@ -24,9 +24,10 @@ from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
 
 
-def _configure_environment() -> None:
+def _configure_environment(*, deterministic: bool) -> None:
     """Set the variables that vLLM reads when it is imported or started."""
     protect_children()
+    os.environ["VLLM_BATCH_INVARIANT"] = str(int(deterministic))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # our handlers receive its messages
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -52,12 +53,14 @@ class VllmEngine:
     ) -> None:
         """Start vLLM. `stop_tokens` end a response, as the model's own end tokens do; `thinking_tags` are required where
         requests have a thinking budget. Raises UserError when vLLM refuses the model or the settings."""
-        _configure_environment()
+        _configure_environment(deterministic=config.deterministic)
         with lasting():
             from vllm import EngineArgs, LLMEngine  # noqa: PLC0415  seconds to import, and reads the environment above
             from vllm.distributed import cleanup_dist_env_and_memory  # noqa: PLC0415
+            from vllm.platforms import current_platform  # noqa: PLC0415
 
-        on_cpu = not torch.cuda.is_available()
+        on_cpu = current_platform.is_cpu()
+        check_platform(engine_on_cpu=on_cpu, learner_on_gpu=torch.cuda.is_available())
         random_state = torch.get_rng_state()
         arguments = EngineArgs(
             model=str(model_path),
@@ -162,7 +165,7 @@ class VllmEngine:
         if self._tied:
             tensors = _with_head(tensors, self._tied) if self._has_head else _without(tensors, self._tied)
         if self._in_workers:
-            with as_folder(tensors) as folder:
+            with as_folder(tensors, self._engine.model_config.dtype) as folder:
                 self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         else:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
@@ -188,6 +191,20 @@ class VllmEngine:
         gc.collect()
 
 
+def check_platform(*, engine_on_cpu: bool, learner_on_gpu: bool) -> None:
+    """Raise UserError unless vLLM's build is one for the device that torch computes on."""
+    if engine_on_cpu and learner_on_gpu:
+        raise UserError(
+            "vLLM is the CPU build, but torch sees a GPU: make clean, then make install ENGINE=cuda; or hide the GPU with "
+            "CUDA_VISIBLE_DEVICES=''"
+        )
+    if not engine_on_cpu and not learner_on_gpu:
+        raise UserError(
+            "vLLM is the CUDA build, but torch sees no GPU (see nvidia-smi; the driver may be too old for this torch): make "
+            "clean, then make install ENGINE=cpu"
+        )
+
+
 def engine_settings(config: RolloutConfig, *, max_model_len: int, on_cpu: bool) -> dict[str, Any]:
     """Return the arguments of vLLM's engine that follow from the rollout settings and the platform."""
     shared: dict[str, Any] = {
@@ -198,7 +215,7 @@ def engine_settings(config: RolloutConfig, *, max_model_len: int, on_cpu: bool) 
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
-        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "gpu_memory_utilization": config.gpu_memory_utilization or 0.9,  # settled before a run that trains
     }
     if not on_cpu:
         return shared | {

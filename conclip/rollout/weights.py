@@ -32,9 +32,12 @@ class WeightsFolder(tempfile.TemporaryDirectory[str]):
             self._lock = -1
 
 
-def as_folder(tensors: Iterable[tuple[str, torch.Tensor]]) -> WeightsFolder:
-    """Write the named tensors to `model.safetensors` in a temporary folder, which the caller cleans up."""
-    copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors}
+def as_folder(tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> WeightsFolder:
+    """Write the named tensors, in the engine's precision, to `model.safetensors` in a temporary folder, which the caller
+    cleans up."""
+    copies = {
+        name: (tensor.detach().to(dtype) if tensor.is_floating_point() else tensor).cpu().clone() for name, tensor in tensors
+    }
     num_bytes = sum(tensor.nbytes for tensor in copies.values())
     fits = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 * num_bytes
     folder = WeightsFolder(MEMORY if fits else None)

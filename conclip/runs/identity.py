@@ -42,7 +42,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:24]
 
 
-NEWER = {("model", "adapter"): asdict(AdapterConfig()), ("optim", "moments"): "float32"}
+NEWER = {
+    ("model", "adapter"): asdict(AdapterConfig()),
+    ("optim", "moments"): "float32",
+    ("rollout", "deterministic"): False,
+}
 """Keys that earlier versions lacked, with the values at which a run is what it was then: its hash leaves them out."""
 
 

@@ -5,6 +5,7 @@ of (all of its weights, an adapter on a frozen base, shards on several devices) 
 """
 
 import math
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -46,12 +47,18 @@ def load_models(folder: Path, config: LearnConfig, device: torch.device) -> Phas
 class Backend:
     """The models of a phase in one process on one device, with an AdamW optimiser for each trained one."""
 
-    def __init__(self, model_path: Path, config: LearnConfig, *, num_updates: int) -> None:
-        """Load the models. `num_updates`: policy updates in the learning-rate schedule, `updates_per_rollout` per step."""
+    def __init__(
+        self, model_path: Path, config: LearnConfig, *, num_updates: int, device: torch.device | None = None
+    ) -> None:
+        """Load the models. `num_updates`: policy updates in the learning-rate schedule, `updates_per_rollout` per step.
+        `device`: by default the GPU, where there is one."""
         algo, self._optim = config.algo, config.optim
         self._temperature = config.rollout.temperature
         self._dtype: Dtype = config.model.dtype
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if config.rollout.deterministic and self.device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS has no other workspace that repeats
+            torch.use_deterministic_algorithms(True)
         self.models = load_models(model_path, config, self.device)
         self._warmup = algo.critic_warmup_steps * algo.updates_per_rollout
         adapted = config.model.adapter.kind == "lora"

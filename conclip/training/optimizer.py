@@ -20,7 +20,8 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], lr: float, config: 
         "weight_decay": config.weight_decay,
     }
     if config.moments == "float32":
-        return AdamW(parameters, **settings)
+        trained = list(parameters)  # on a GPU, one kernel without copies of all weights; on a CPU, torch's own choice
+        return AdamW(trained, fused=True if trained and trained[0].is_cuda else None, **settings)
     from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit  # noqa: PLC0415  only what is used gets imported
 
     warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # where they are plain 8-bit ones
