@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 -
 PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast test-engine test-whole test-all test-thinking test-page browser families fuzz check format lint type lab-model lab-report bench bench-grading bench-golds theory frontier selection probing kills faults soak docs pictures docs-commands claims \
+.PHONY: help install demo demo-full test test-fast test-engine test-whole test-all test-thinking test-page browser families fuzz check format lint type lab-model lab-report bench bench-grading bench-golds theory frontier selection probing gpu-check kills faults soak docs pictures docs-commands claims \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -83,6 +83,9 @@ probing: $(VENV)/.installed ## sequential against fixed probing, and how many ch
 
 kills: $(VENV)/.installed ## kill runs at 40 random moments and compare what their second start leaves (about an hour)
 	$(BIN)/python benchmarks/kills.py $(ARGS)
+
+gpu-check: $(VENV)/.installed ## on a machine with a CUDA GPU: what holds there, as a table (eight minutes; without a GPU a rehearsal)
+	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 faults: $(VENV)/.installed-dev ## full disks, lost processes, lack of memory and more: the table of docs/reliability.md (half an hour)
 	$(BIN)/python benchmarks/faults.py $(ARGS)
