@@ -137,7 +137,7 @@ def test_doctor_knows_what_a_config_needs(monkeypatch: pytest.MonkeyPatch):
     assert [check.state for check in found.values()] == ["ok"] * 3 and "pool" in found["config"].detail
     monkeypatch.setattr(inputs, "SMALL_MODEL", num_parameters(LAB_MODEL) - 1)
     assert checks()["note"].detail.startswith("optim.policy_lr=0.0001 for 1 million parameters is high")
-    assert "note" not in checks("optim=paper")
+    assert "note" not in checks("optim=paper") and "note" not in checks("model/adapter=lora")
     found = checks("rollout.kv_cache_gib=1000000")
     assert found["memory it needs"].state == "FAILED" and "rollout.kv_cache_gib=0.5" in found["memory it needs"].detail
 

@@ -151,6 +151,11 @@ def test_selection_by_hand():
         ids(answers=["77"])
 
 
+def test_a_pool_that_earlier_stages_used_up_is_said():
+    with pytest.raises(UserError, match=r"^phase: no problem is left to choose from: an earlier stage trained on every one"):
+        select("phase", [], [], load_config("probe").phase_settings["phase"], 0)
+
+
 def test_too_few_candidates_says_what_the_pass_rates_were_and_what_to_change():
     with pytest.raises(UserError) as caught:
         select("phase2", PROBLEMS, RATES[:1] + RATES[-1:], phase(), 0)

@@ -71,6 +71,11 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
         for rate, probability in zip(known, pooled_probabilities(known, band)[1].tolist(), strict=True)
         if rate.num_samples and band.contains(rate.pass_rate)
     ]
+    if not known:
+        raise UserError(
+            f"{key}: no problem is left to choose from: an earlier stage trained on every one that was probed; give "
+            "data.pool more problems"
+        )
     if not any(rate.num_correct for rate in known):
         raise UserError(
             f"{key}: none of the {len(known)} probed problems was ever solved; where responses end without an answer that "

@@ -132,7 +132,8 @@ def _model_notes(config: BaseConfig, model_path: Path, local: Mapping[str, Path]
         if implementation(path, key, trust_remote_code=trust) == "transformers" and config.rollout.engine == "in_process"
     ]
     rate, size = (learning.optim.policy_lr, num_parameters(model_path)) if learning is not None else (None, 0)
-    if rate is not None and rate > LARGE_RATE and size > SMALL_MODEL:
+    whole = config.model.adapter.kind == "none"
+    if whole and rate is not None and rate > LARGE_RATE and size > SMALL_MODEL:
         notes.append(
             f"optim.policy_lr={rate:g} for {size / 1e6:,.0f} million parameters is high: optim=lab is for the embedded "
             "model, the paper used 5e-7 for 1.5 and 7 billion (optim=hf chooses by size)"

@@ -21,7 +21,7 @@ from conclip.training.backend import Backend
 from conclip.training.batch import ExperienceBatch, collate
 from conclip.training.learner import Learner
 from conclip.training.models import PhaseModels
-from conclip.training.schedule import StepPlan
+from conclip.training.schedule import ADAPTER_FACTOR, StepPlan
 from conclip.types import Completion, EvalRow, Grade, Outcome, Problem, Rollout, RolloutGroup
 
 
@@ -77,7 +77,8 @@ def fine_tune(
         loss_aggregation="sequence_mean",
         critic_warmup_steps=0,
     )
-    optim = dataclasses.replace(config.optim, policy_lr=settings.policy_lr)
+    factor = ADAPTER_FACTOR if config.model.adapter.kind == "lora" else 1.0
+    optim = dataclasses.replace(config.optim, policy_lr=factor * settings.policy_lr)
     num_updates = -(-len(examples) // settings.batch_size)
     learning = dataclasses.replace(config, algo=algo, optim=optim)
     learner = Learner(Backend(model_path, learning, num_updates=num_updates * settings.num_epochs), learning)
