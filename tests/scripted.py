@@ -11,6 +11,8 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,12 @@ def written(question: str, generator: random.Random) -> str:
     chains = [Chain(family="search", start=digit, operations=steps) for digit in range(10)]
     (chain,) = [chain for chain in chains if chain.values[-1] == int(target[1])]
     return trace(chain, generator)
+
+
+def with_worker(model: Path, config: RolloutConfig, **settings: Any) -> RolloutEngine:
+    """An engine with a process of its own, as one over several devices has."""
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    return ScriptedEngine(model, config, **settings)
 
 
 def refusing(model: Path, *_: Any, **__: Any) -> RolloutEngine:

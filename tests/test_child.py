@@ -20,7 +20,7 @@ from conclip.rollout.engine import EngineDied, RolloutEngine
 from conclip.types import Completion
 from tests.asking import SPEC, killed_amid, requests, run, tokens
 from tests.engines import ROLLOUT, SETTINGS
-from tests.scripted import ScriptedEngine, broken, failing, refusing
+from tests.scripted import ScriptedEngine, broken, failing, refusing, with_worker
 
 pytestmark = pytest.mark.whole
 
@@ -83,6 +83,19 @@ def test_a_child_that_dies_between_units_brings_nothing_of_the_last_one(child: C
     child._process.kill()
     child.abort()  # starts nothing
     assert not child._process.is_alive() and tokens(run(child)) == first
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_processes_of_a_childs_engine_end_with_it(killed: bool):
+    child = ChildEngine(LAB_MODEL, dataclasses.replace(ROLLOUT, tensor_parallel_size=2), start=with_worker, **SETTINGS)
+    (worker,) = psutil.Process(child._process.pid).children(recursive=True)
+    if killed:
+        child._process.kill()
+        child._process.join()
+    assert worker.is_running()
+    child.close()
+    psutil.wait_procs([worker], timeout=10)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_child_that_cannot_be_started_again_is_given_up(child: ChildEngine):

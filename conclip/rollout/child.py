@@ -7,10 +7,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import torch
 
 from conclip.config.groups import RolloutConfig
@@ -108,6 +110,8 @@ class ChildEngine:
         """Requests of the unit whose completions have not been delivered."""
         self._finished: list[Completion] = []
         self._tokens_before_unit = self._tokens_before_child = self._tokens_of_child = 0
+        self._workers: list[psutil.Process] = []
+        """Processes that the child's engine has started."""
         self._num_restarts = 0
         """Restarts in this unit."""
         atexit.register(self.close)
@@ -217,17 +221,23 @@ class ChildEngine:
         self._process.start()
         child_end.close()
         self._wait_done()
+        if has_workers:
+            self._workers = psutil.Process(self._process.pid).children(recursive=True)
 
     def _stop(self) -> None:
         if self._process.is_alive():
             try:
                 self._pipe.send(("close", ()))
-                self._process.join(timeout=5)
+                self._process.join(timeout=30 if self._workers else 5)
             except OSError:
                 pass
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        for worker in self._workers:  # a child that was killed, or had no time to, has not ended them
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+        self._workers = []
         self._pipe.close()
 
     def _send(self, name: str, *arguments: Any) -> None:
