@@ -1,6 +1,7 @@
 """The memory plan: arithmetic by hand, activations against those of real tensors, and what is proposed where a run does not
 fit."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,14 @@ def test_the_dry_run_shows_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     main()
     said = capfd.readouterr().out
     assert "moments of AdamW" in said and "activations (estimate)" in said and "memory: about " in said
+
+
+def test_nobody_is_asked_about_code_of_the_models_own(tmp_path: Path):
+    """Transformers would wait for an answer."""
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text("raise RuntimeError('it ran')")
+    assert activations(tmp_path, 1, 10, AdapterConfig(), "float32") is None
 
 
 def test_a_tied_head_is_counted_once(tmp_path: Path):

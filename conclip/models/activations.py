@@ -75,7 +75,7 @@ def activations(folder: Path, rows: int, tokens: int, adapter: AdapterConfig, dt
 
 def _activations(folder: Path, rows: int, tokens: int, adapter: AdapterConfig, dtype: Dtype) -> Activations:
     one, two = (_kept(folder, depth, rows, tokens, adapter, dtype) for depth in (1, 2))
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     bytes_of_input = 4 if adapter.base == "float32" else 2
     return Activations(
         outside=2 * one - two,
@@ -113,7 +113,7 @@ def _kept(folder: Path, depth: int, rows: int, tokens: int, adapter: AdapterConf
 
 def _shallow(folder: Path, depth: int, dtype: torch.dtype) -> PreTrainedModel:
     """Return a model of the folder's architecture and widths with `depth` layers."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     full = config.num_hidden_layers
     for name, value in vars(config).items():
         if isinstance(value, list) and len(cast(list[Any], value)) == full:  # something said for each layer
@@ -121,7 +121,10 @@ def _shallow(folder: Path, depth: int, dtype: torch.dtype) -> PreTrainedModel:
                 setattr(config, name, cast(list[Any], value)[:depth])
     config.num_hidden_layers = depth
     attention = "eager" if getattr(config, "attn_logit_softcapping", None) else CAUSAL
-    return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)).eval()
+    return cast(
+        PreTrainedModel,
+        AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention, trust_remote_code=False),
+    ).eval()
 
 
 def _add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> None:
