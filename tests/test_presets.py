@@ -220,7 +220,17 @@ def test_every_benchmark_loads_as_the_hub_has_it_and_as_a_file(tmp_path: Path, n
 
 def test_every_preset_of_a_data_set_is_tried_here():
     presets = {path.stem for path in (config_folder() / "data").glob("*.yaml")}
-    assert presets == {*BENCHMARKS, "math", "mmlu_stem_5shot", "aime24_train", "arithmetic", "search", "mine", "one_file"}
+    more = {"math", "math_few", "paper", "mmlu_stem_5shot", "aime24_train", "arithmetic", "search", "mine", "one_file"}
+    assert presets == {*BENCHMARKS, *more}
+
+
+def test_the_papers_benchmarks_are_the_presets_of_each():
+    paper = load_config("eval", "data=paper").data
+    assert list(paper.test) == ["math500", "aime24", "amc23", "mmlu_stem"]
+    for name, problem_set in paper.test.items():
+        assert problem_set == load_config("eval", f"data={name}").data.test[name]
+    few = load_config("train-phase2", "data=math_few").data
+    assert (few.pool, few.validation) == (paper.pool, paper.validation)
 
 
 def test_olympiadbenchs_lists_mean_any_of_them(tmp_path: Path):
@@ -244,6 +254,12 @@ def test_math_trains_without_the_two_rows_whose_box_is_empty(tmp_path: Path):
         "train-phase2", "data=math", *(f"data.{part}.math.dataset={tmp_path}" for part in ("pool", "validation"))
     )
     assert [len(problems) for problems in sets.values()] == [400, 100]
+    few, _ = loaded(
+        "train-phase2", "data=math_few", *(f"data.{part}.math.dataset={tmp_path}" for part in ("pool", "validation"))
+    )
+    assert [len(problems) for problems in few.values()] == [64, 32]
+    # a larger pool moves the validation set's rows, but neither shares a problem with the other
+    assert not {p.question for p in few["pool"]} & {p.question for p in few["validation"]}
     assert not {p.question for p in sets["pool"]} & {p.question for p in sets["validation"]}
     assert {p.level for problems in sets.values() for p in problems} == {5}
     assert len(notes) == 2 and all("2 of 2304 rows have no usable answer and are left out" in note for note in notes)
