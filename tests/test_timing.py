@@ -55,6 +55,12 @@ def test_training_counts_every_pass():
     assert both[1] - both[0] == pytest.approx(8 * 100 * 18e9 / 0.4e12)
 
 
+def test_a_gpu_that_is_planned_for_multiplies_in_bfloat16():
+    assert load_config("eval", "model=hf", "model.path=x", "device=h100").model.dtype == "bfloat16"
+    given = load_config("eval", "model=hf", "model.path=x", "device=h100", "model.dtype=float32")
+    assert given.model.dtype == "float32"
+
+
 def test_nothing_is_said_of_a_device_without_a_data_sheet():
     assert speed_of(DeviceConfig()) is None
 

@@ -84,7 +84,8 @@ def compose_config(
             entry.put(composed)
         hydra = composed.pop("hydra")
         if OmegaConf.select(composed, "model.dtype") == "auto":
-            composed.model.dtype = native_dtype()
+            planned_for_gpu = OmegaConf.select(composed, "device.kind") == "gpu"
+            composed.model.dtype = "bfloat16" if planned_for_gpu else native_dtype()
     check_hydra(hydra)
     return composed, hydra.runtime.choices
 
