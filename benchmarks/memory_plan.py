@@ -20,7 +20,7 @@ from first_hour import write_problems
 
 from conclip.config.compose import load_config
 from conclip.experiments.inputs import load_inputs
-from conclip.experiments.memory import ModelSize, Place, memory_parts, peak_gib
+from conclip.experiments.memory import ModelSize, Place, plan_memory
 from conclip.rollout.session import encode_prompts, longest_training_sequence
 
 SHORT = ("phase.num_problems=4", "phase.problems_per_step=4", "rollout.max_tokens=128")
@@ -43,7 +43,8 @@ RUNS = {
 
 
 def overrides(name: str, models: dict[str, Path], folder: Path) -> list[str]:
-    """Return the overrides of a run of two steps on four problems, which all train in each step."""
+    """Return the overrides of a run of one step on named problems; its later updates find gradients, moments and activations
+    together."""
     chosen = [
         "phase.num_steps=1",
         "phase.num_problems=4",
@@ -68,7 +69,7 @@ def planned(arguments: list[str], place: Place) -> float:
     inputs = load_inputs(config)
     prompts = encode_prompts(config, inputs.model_path, inputs.problems)
     model = ModelSize.of(inputs.model_path)
-    return peak_gib(memory_parts(config, model, longest_training_sequence(config, prompts), place))
+    return plan_memory(config, model, longest_training_sequence(config, prompts), place).peak
 
 
 def measured(arguments: list[str]) -> tuple[float, int]:

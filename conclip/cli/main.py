@@ -192,25 +192,18 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
         from conclip.experiments.commands import all_prompts, model_identity, run_identity  # noqa: PLC0415
     from conclip.experiments.memory import memory_of_run, memory_table, place_of  # noqa: PLC0415
     from conclip.experiments.plan import plan_table, planned_stages, power_lines  # noqa: PLC0415
-    from conclip.experiments.timing import speed_of, stage_seconds  # noqa: PLC0415
+    from conclip.experiments.timing import by_data_sheet  # noqa: PLC0415
     from conclip.runs.run import run_home  # noqa: PLC0415
     from conclip.runs.terminal import open_console  # noqa: PLC0415
 
     prompts = all_prompts(config, inputs)
-    planned, memory = (
-        planned_stages(config, inputs, prompts),
-        memory_of_run(config, inputs, prompts, place_of(config.device)),
-    )
+    planned = planned_stages(config, inputs, prompts)
+    memory = memory_of_run(config, inputs, prompts, place_of(config.device))
     home, identity = run_home(subcommand, config), run_identity(subcommand, config, inputs)
     console = open_console()
     model = model_identity(config, inputs)
-    speed = speed_of(config.device)
-    by_data_sheet = None
-    if speed is not None and memory is not None:
-        prompt_tokens = memory.longest - config.rollout.max_tokens
-        by_data_sheet = partial(stage_seconds, config=config, model=memory.model, prompt_tokens=prompt_tokens, speed=speed)
-    from_scratch = config.resume == "never"
-    console.print(plan_table(planned, home, identity, model, from_scratch=from_scratch, by_data_sheet=by_data_sheet))
+    seconds, from_scratch = by_data_sheet(config, memory), config.resume == "never"
+    console.print(plan_table(planned, home, identity, model, from_scratch=from_scratch, by_data_sheet=seconds))
     lines = power_lines(config, inputs)
     if memory is not None:
         console.print(memory_table(memory.parts))

@@ -15,6 +15,7 @@ from conclip.cli.completion import SCRIPTS, script
 from conclip.cli.doctor import config_checks, machine_checks
 from conclip.cli.subcommands import PLAIN_SUBCOMMANDS, SUBCOMMANDS
 from conclip.config.compose import compose_config
+from conclip.config.groups import DeviceConfig
 from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.errors import EXIT_FAILED_RUN, UserError
 from conclip.evaluation import compare as paired_results
@@ -221,7 +222,9 @@ def _measure(config: BaseConfig, inputs: Inputs, prompts: "Mapping[Path, Prompts
     from conclip.experiments.measure import describe, measure  # noqa: PLC0415  imports torch
     from conclip.experiments.plan import planned_stages  # noqa: PLC0415
 
-    return describe(measure(config, inputs, prompts), planned_stages(config, inputs, prompts))
+    here = memory_of_run(config, inputs, prompts, place_of(DeviceConfig()))
+    settled = config if here is None else here.settled
+    return describe(measure(settled, inputs, prompts), planned_stages(config, inputs, prompts))
 
 
 def completion(arguments: list[str]) -> None:

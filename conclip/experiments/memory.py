@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from conclip.config.groups import DeviceConfig
 from conclip.config.machine import available_memory_gib, gpu_memory_gib
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.experiments.inputs import Inputs
-from conclip.models.folder import head_shape, linear_shapes, num_parameters, ties_its_head
+from conclip.models.folder import head_shape, layer_number, linear_shapes, num_parameters, ties_its_head
 
 if TYPE_CHECKING:
     from conclip.rollout.session import Prompts
@@ -75,8 +74,7 @@ class ModelSize:
         """The number of parameters in the matrices of the largest layer."""
         sizes = Counter[str]()
         for name, (rows, columns) in self.linear.items():
-            number = re.search(r"\.(\d+)\.", name)
-            sizes[number[1] if number else ""] += rows * columns
+            sizes[layer_number(name)] += rows * columns
         return max(sizes.values(), default=0)
 
     @property
@@ -249,7 +247,8 @@ def changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) ->
     if place.kind == "gpu":
         key = "rollout.gpu_memory_utilization"
         value = math.ceil(20 * (engine_weights_gib(config, model) + ENGINE_ROOM_GIB) / place.memory_gib) / 20
-    if place.kind == "cpu" or (value < 1 and config.rollout.gpu_memory_utilization is not None):
+    lower = place.kind == "cpu" and config.rollout.kv_cache_gib > value
+    if lower or (place.kind == "gpu" and value < 1 and config.rollout.gpu_memory_utilization is not None):
         yield Change(overrides=f"{key}={value}", price="what the engine needs at least", values={key: value})
     if (learning := config.learning) is None:
         return

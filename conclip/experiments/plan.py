@@ -172,7 +172,7 @@ def plan_table(
         else:
             tokens, seconds, source = stage.num_responses * stage.max_tokens / 2, math.nan, "half of the limit"
             if by_data_sheet is not None:
-                seconds, source = by_data_sheet(stage), f"{source}, data sheet"
+                seconds, source = by_data_sheet(stage), f"{source}, data sheet: at least"
         totals = [totals[0] + tokens, totals[1] + seconds]
         table.add_row(stage.name, "to do", f"{stage.num_responses:,}", f"{tokens:,.0f}", _duration(seconds), source)
     table.add_section()

@@ -2,11 +2,13 @@
 them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from conclip.config.groups import DeviceConfig
 from conclip.config.schema import BaseConfig, LearnConfig
-from conclip.experiments.memory import ModelSize
+from conclip.experiments.memory import MemoryPlan, ModelSize
 from conclip.experiments.plan import PlannedStage
 
 REACHED = 0.4
@@ -28,6 +30,15 @@ def speed_of(device: DeviceConfig) -> Speed | None:
     if device.tflops is None or device.bandwidth_gb_per_s is None:
         return None
     return Speed(operations=REACHED * 1e12 * device.tflops, bytes_read=READ * 1e9 * device.bandwidth_gb_per_s)
+
+
+def by_data_sheet(config: BaseConfig, memory: MemoryPlan | None) -> Callable[[PlannedStage], float] | None:
+    """Return what gives the time of a stage on the device of the config; None where its data sheet is not known."""
+    speed = speed_of(config.device)
+    if speed is None or memory is None:
+        return None
+    prompt_tokens = memory.longest - config.rollout.max_tokens
+    return partial(stage_seconds, config=config, model=memory.model, prompt_tokens=prompt_tokens, speed=speed)
 
 
 def stage_seconds(stage: PlannedStage, config: BaseConfig, model: ModelSize, prompt_tokens: int, speed: Speed) -> float:

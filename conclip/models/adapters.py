@@ -6,7 +6,6 @@ changes nothing. Several adapters may share a base, one of them active at a time
 
 import copy
 import math
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -24,6 +23,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from conclip.config.groups import AdapterConfig
 from conclip.errors import UserError
+from conclip.models.folder import layer_number
 from conclip.models.load import copy_parameters
 from conclip.seeding import torch_stream
 
@@ -107,7 +107,7 @@ def merged_weights(model: PreTrainedModel, name: str) -> Iterator[tuple[str, Ten
     """Yield the model's weights with an adapter merged into them, in fp32 where it adds something, by the names of the
     model's checkpoints. The merged weights of one layer are there at a time."""
     layers = {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
-    for _, of_layer in groupby(model.state_dict().items(), lambda item: _layer_number(item[0])):
+    for _, of_layer in groupby(model.state_dict().items(), lambda item: layer_number(item[0])):
         state: dict[str, Tensor] = {}
         for path, tensor in of_layer:
             owner, is_base, leaf = path.rpartition(".base_layer.")
@@ -120,12 +120,6 @@ def merged_weights(model: PreTrainedModel, name: str) -> Iterator[tuple[str, Ten
             elif not is_base and ".lora_" not in path:  # what else a base layer has describes its quantised weights
                 state[path] = tensor
         yield from cast(dict[str, Tensor], revert_weight_conversion(model, state)).items()
-
-
-def _layer_number(path: str) -> str:
-    """Return the number of the layer that a weight belongs to; empty where it belongs to none."""
-    found = re.search(r"\.(\d+)\.", path)
-    return found[1] if found else ""
 
 
 def write_merged(folder: Path, model: PreTrainedModel, name: str) -> None:

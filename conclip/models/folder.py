@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -198,6 +199,12 @@ def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     files: those that an adapter can be added to, and that are quantised."""
     matrices = {name: shape for name, shape in _shapes(folder).items() if len(shape) == 2}
     return {name: (shape[0], shape[1]) for name, shape in matrices.items() if "embed" not in name and "lm_head" not in name}
+
+
+def layer_number(name: str) -> str:
+    """Return the number of the layer that a weight belongs to; empty where it belongs to none."""
+    found = re.search(r"\.(\d+)\.", name)
+    return found[1] if found else ""
 
 
 def _shapes(folder: Path) -> dict[str, list[int]]:
