@@ -222,6 +222,25 @@ def test_a_4_bit_base_is_what_the_engine_gets_and_what_is_exported(tmp_path: Pat
     torch.testing.assert_close(merged(input_ids=IDS).logits, expected, rtol=0, atol=2e-3)
 
 
+def test_scoring_leaves_the_gradients_of_a_4_bit_base_as_they_were():
+    """bitsandbytes rearranges weights that it computes with in eval mode, on processors that multiply in bfloat16."""
+    made = moved("model.adapter.base=4bit")
+
+    def gradients() -> dict[str, Tensor]:
+        logits(made, "policy").square().mean().backward()
+        found = {name: p.grad.clone() for name, p in made.models.trained["policy"].named_parameters() if p.grad is not None}
+        made.models.trained["policy"].zero_grad(set_to_none=True)
+        return found
+
+    before = gradients()
+    with torch.no_grad():
+        scored = logits(made, "policy")
+    assert torch.equal(scored, logits(made, "policy"))
+    after = gradients()
+    assert before.keys() == after.keys() == set(dict(made.models.trained["policy"].named_parameters()))
+    assert all(gradient.abs().max() > 0 and torch.equal(gradient, after[name]) for name, gradient in before.items())
+
+
 @pytest.mark.parametrize("moments", ["8bit", "paged_8bit"])
 def test_moments_in_8_bits_train_and_resume_bit_for_bit(tmp_path: Path, moments: str):
     made = moved(f"optim.moments={moments}", "model.adapter.rank=32")

@@ -77,9 +77,21 @@ def load_policy(
         attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else None,
     )
     policy = cast(PreTrainedModel, cast(torch.nn.Module, model).to(device).eval())
+    if weights == "4bit":
+        _keep_differentiable(policy)
     _check_logits(policy)
     _mend_generation_config(policy)
     return policy
+
+
+def _keep_differentiable(policy: PreTrainedModel) -> None:
+    """Keep 4-bit layers in training mode, which changes nothing else in them. In eval mode bitsandbytes rearranges their
+    weights for good where a processor multiplies in bfloat16, and no gradient passes them any more."""
+    from bitsandbytes.nn import Linear4bit  # noqa: PLC0415  seconds to import
+
+    for module in policy.modules():
+        if isinstance(module, Linear4bit):
+            module.train()
 
 
 def checkpoint_weights(policy: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
