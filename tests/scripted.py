@@ -91,7 +91,13 @@ class ScriptedEngine:
     def abort(self) -> None:
         self._in_flight.clear()
 
-    def update_weights(self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+    def takes_adapters(self) -> bool:
+        return False
+
+    def update_weights(
+        self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int, adapter: Path | None = None
+    ) -> None:
+        assert adapter is None
         if self._in_flight:
             raise RuntimeError("weights may not change while responses are being sampled")
         self._take(source, version)
@@ -173,6 +179,21 @@ def written(question: str, generator: random.Random) -> str:
     chains = [Chain(family="search", start=digit, operations=steps) for digit in range(10)]
     (chain,) = [chain for chain in chains if chain.values[-1] == int(target[1])]
     return trace(chain, generator)
+
+
+class WithAdapters(ScriptedEngine):
+    """Takes an adapter whose only tensor, `shift`, is added to the last norm: enough to see that it is there."""
+
+    def takes_adapters(self) -> bool:
+        return True
+
+    def update_weights(
+        self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int, adapter: Path | None = None
+    ) -> None:
+        super().update_weights(source, version)
+        if adapter is not None:
+            shift = load_file(adapter / "adapter_model.safetensors")["shift"]
+            self._weights["model.norm.weight"] = self._weights["model.norm.weight"] + shift
 
 
 def with_worker(model: Path, config: RolloutConfig, **settings: Any) -> RolloutEngine:

@@ -1,16 +1,19 @@
 """LoRA adapters: the mathematics, what a checkpoint holds, and what comes out."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 from bitsandbytes.functional import quantize_4bit
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from conclip.config.compose import load_config
+from conclip.config.groups import AdapterConfig
 from conclip.config.rules import check
 from conclip.config.schema import TrainRunConfig
 from conclip.errors import UserError
@@ -189,6 +192,7 @@ def test_targets_choose_layers_and_others_are_refused():
         ("model.adapter.targets=[lm_head]", "output head"),
         ("model.adapter.base=bfloat16", "model.dtype=bfloat16"),
         ("model.adapter.rank=0", "at least 1"),
+        ("model.adapter.serving=beside", "merged"),
         ("model.adapter.alpha=0", "above 0"),
         ("model.adapter.dropout=0.1", "engine"),
     ],
@@ -239,6 +243,44 @@ def test_scoring_leaves_the_gradients_of_a_4_bit_base_as_they_were():
     after = gradients()
     assert before.keys() == after.keys() == set(dict(made.models.trained["policy"].named_parameters()))
     assert all(gradient.abs().max() > 0 and torch.equal(gradient, after[name]) for name, gradient in before.items())
+
+
+@pytest.mark.parametrize(
+    ("serving", "dtype", "on_cpu", "apart"),
+    [
+        ("auto", "float32", False, False),
+        ("auto", "bfloat16", False, True),
+        ("auto", "bfloat16", True, False),
+        ("merged", "bfloat16", False, False),
+        ("apart", "float32", True, True),
+    ],
+)
+def test_the_engine_gets_an_adapter_merged_or_apart(serving: str, dtype: str, on_cpu: bool, apart: bool):
+    settings = config(f"model.adapter.serving={serving}", f"model.dtype={dtype}").model
+    assert settings.adapter.wanted_apart(settings.dtype, on_cpu=on_cpu) is apart
+    assert not AdapterConfig().wanted_apart(settings.dtype, on_cpu=on_cpu)
+
+
+def test_what_is_pushed_apart_is_the_base_and_peft_reads_the_adapter():
+    made = moved("model.adapter.base=4bit")
+    seen: dict[str, dict[str, Tensor]] = {}
+
+    class Engine:
+        def takes_adapters(self) -> bool:
+            return True
+
+        def update_weights(self, source: Iterable[tuple[str, Tensor]], version: int, adapter: Path) -> None:
+            seen["base"], seen["adapter"] = dict(source), load_file(adapter / "adapter_model.safetensors")
+            self.version, self.config = version, PeftConfig.from_pretrained(str(adapter))
+
+    engine = Engine()
+    made.models.push(engine, 7)  # pyright: ignore[reportArgumentType]
+    assert engine.version == 7 and (engine.config.r, engine.config.lora_alpha) == (4, 8)  # pyright: ignore[reportAttributeAccessIssue]
+    assert seen["adapter"].keys() == made.models.saved().keys()
+    layer, merged = "model.layers.0.mlp.up_proj", dict(made.models.weights())
+    assert seen["base"].keys() == merged.keys()
+    down, up = (seen["adapter"][f"base_model.model.{layer}.lora_{part}.weight"] for part in "AB")
+    torch.testing.assert_close(seen["base"][f"{layer}.weight"] + 8 / 4 * up @ down, merged[f"{layer}.weight"])
 
 
 @pytest.mark.parametrize("moments", ["8bit", "paged_8bit"])

@@ -4,6 +4,7 @@ The engine inside is scripted; one test of test_engine.py has vLLM there.
 """
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from conclip.errors import UserError
 from conclip.models.folder import LAB_MODEL
@@ -20,7 +22,7 @@ from conclip.rollout.engine import EngineDied, RolloutEngine
 from conclip.types import Completion
 from tests.asking import SPEC, killed_amid, requests, run, tokens
 from tests.engines import ROLLOUT, SETTINGS
-from tests.scripted import ScriptedEngine, broken, failing, refusing, with_worker
+from tests.scripted import ScriptedEngine, WithAdapters, broken, failing, refusing, with_worker
 
 pytestmark = pytest.mark.whole
 
@@ -83,6 +85,26 @@ def test_a_child_that_dies_between_units_brings_nothing_of_the_last_one(child: C
     child._process.kill()
     child.abort()  # starts nothing
     assert not child._process.is_alive() and tokens(run(child)) == first
+
+
+def test_a_child_that_is_started_again_has_its_adapter(said: list[str], tmp_path: Path):
+    child = ChildEngine(LAB_MODEL, ROLLOUT, warn=said.append, start=WithAdapters, **SETTINGS)
+    weights = load_policy(LAB_MODEL, torch.device("cpu")).state_dict()
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    save_file({"shift": torch.full((128,), 0.5)}, adapter / "adapter_model.safetensors")
+    try:
+        assert child.takes_adapters()
+        plain = logprobs(run(child))
+        child.update_weights(weights.items(), 1, adapter)
+        shutil.rmtree(adapter)
+        adapted = run(child)
+        assert logprobs(adapted) != plain
+        assert killed_amid(child, requests()) == adapted and len(said) == 1
+        child.update_weights(weights.items(), 2)
+        assert logprobs(run(child)) == plain
+    finally:
+        child.close()
 
 
 @pytest.mark.parametrize("killed", [False, True])

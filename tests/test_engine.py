@@ -20,7 +20,7 @@ from conclip.models.load import load_policy
 from conclip.rollout.child import ChildEngine
 from conclip.rollout.collect import collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
-from conclip.rollout.vllm_engine import check_platform, engine_settings
+from conclip.rollout.vllm_engine import VllmEngine, check_platform, engine_settings
 from conclip.training.backend import Backend
 from conclip.training.batch import collate
 from conclip.training.experience import make_experience
@@ -221,6 +221,54 @@ def test_a_child_process_gives_the_same_tokens_even_when_it_is_killed(engine: Ro
     finally:
         child.close()
     assert not child._process.is_alive()
+
+
+def test_an_adapter_is_served_beside_its_base(engines: Engines):
+    """In fp32 here, where the engine's and the learner's log-probs can be compared closely."""
+    engines.close()
+    config = load_config("train-phase2", "model/adapter=lora", "model.adapter.rank=3", "model.adapter.serving=apart")
+    assert isinstance(config, TrainRunConfig)
+    backend = Backend(LAB_MODEL, config, num_updates=10)
+    wanted = requests(num_samples=1)
+
+    def worst(engine: RolloutEngine) -> float:
+        groups = group_rollouts(
+            [
+                Rollout(
+                    problem=problem,
+                    sample=0,
+                    prompt_token_ids=PROMPTS.token_ids[problem.problem_id],
+                    completion=completions[f"{problem.problem_id}/0"],
+                    text="",
+                    grade=Grade(outcome=Outcome.WRONG, extracted=None),
+                    reward=0.0,
+                )
+                for completions in [run(engine, wanted=wanted)]
+                for problem in PROBLEMS
+            ],
+            PROBLEMS,
+        )
+        tokens = collate(groups, train_on_truncated=True)
+        with torch.no_grad():
+            logprobs, _ = backend.logprobs(tokens)
+        return float(((logprobs - tokens.sampler_logprobs) * tokens.response_mask).abs().max())
+
+    engine = VllmEngine(LAB_MODEL, ROLLOUT, **SETTINGS, adapter=config.model.adapter)
+    try:
+        plain = run(engine, wanted=wanted)
+        assert worst(engine) < 1e-4  # a new adapter changes nothing
+        for version in (1, 2):
+            for name, parameter in backend.models.trained["policy"].named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(version))
+            assert worst(engine) > 0.05  # the engine has the old one
+            backend.models.push(engine, version)
+            assert engine.policy_version == version
+            assert worst(engine) < 1e-4
+        engine.update_weights(LAB_MODEL, 3)
+        assert tokens(run(engine, wanted=wanted)) == tokens(plain)
+    finally:
+        engine.close()
 
 
 @pytest.mark.xdist_group("several processes")

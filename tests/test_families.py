@@ -43,7 +43,7 @@ SPEC = SamplingSpec(temperature=0.8, max_tokens=40)
 CLOSE = 1e-4
 
 
-def settings_for(folder: Path) -> TrainRunConfig:
+def settings_for(folder: Path, *overrides: str) -> TrainRunConfig:
     small = [
         "debug=train",
         "rollout.kv_cache_gib=0.25",
@@ -51,7 +51,7 @@ def settings_for(folder: Path) -> TrainRunConfig:
         "rollout.max_num_seqs=32",
         "optim.policy_lr=0.01",
     ]
-    loaded = load_config("train-phase2", "model=hf", f"model.path={folder}", "model.dtype=float32", *small)
+    loaded = load_config("train-phase2", "model=hf", f"model.path={folder}", "model.dtype=float32", *small, *overrides)
     assert isinstance(loaded, TrainRunConfig)
     return dataclasses.replace(loaded, rollout=dataclasses.replace(loaded.rollout, temperature=SPEC.temperature))
 
@@ -147,6 +147,41 @@ def test_a_family_is_sampled_trained_saved_and_read_again(family: str, tmp_path:
     print(f"\n| {family} | {own} | {max(before, after, back, again):.1e} |")  # noqa: T201  the table of docs/models.md
     assert stale > 100 * CLOSE  # the update is large enough to be seen
     assert max(before, after, back, again) < CLOSE, (before, after, back, again)
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in REFUSED])
+def test_an_adapter_is_trained_served_saved_and_read_again(family: str, tmp_path: Path):
+    """Apart where vLLM serves adapters of the family, else merged."""
+    folder = make_model(family, tmp_path / "model")
+    lora = ("model/adapter=lora", "model.adapter.rank=4")
+    config = settings_for(folder, *lora, "model.adapter.serving=apart")
+    prompts = {p.problem_id: encode_prompt(TOKENIZER, p.question, config.model) for p in PROBLEMS}
+    try:
+        engine = start_engine(config, folder, max_model_len=256, warn=pytest.fail)
+        assert engine.takes_adapters()
+    except UserError as error:
+        assert "vLLM serves no adapters of" in str(error)
+        config = settings_for(folder, *lora)
+        engine = start_engine(config, folder, max_model_len=256, warn=pytest.fail)
+    try:
+        learner = Learner(Backend(folder, config, num_updates=1), config)
+        groups = sample(engine, prompts)
+        before = gap(learner, groups)
+        train(learner, groups, config)
+        stale = gap(learner, groups)
+        learner.backend.models.push(engine, 1)
+        after = gap(learner, sample(engine, prompts))
+        saved = tmp_path / "saved"
+        save_model(saved, partial(export, learner.backend.models), TOKENIZER, problems=[], earlier=[])
+        engine.update_weights(saved, 2)
+        again = gap(Learner(Backend(saved, config, num_updates=1), config), sample(engine, prompts))
+    finally:
+        engine.close()
+    how = "apart" if engine.takes_adapters() else "merged"
+    print(f"\n| {family} | adapter, {how} | {max(before, after, again):.1e} |")  # noqa: T201
+    assert stale > 100 * CLOSE
+    assert max(before, after, again) < CLOSE, (before, after, again)
 
 
 @pytest.mark.parametrize("family", as_parameters(list(REFUSED)))

@@ -60,6 +60,13 @@ class AdapterConfig:
     alpha: Annotated[float, above(0)] = 32.0
     targets: list[str] | None = None
     base: AdapterBase = "float32"
+    serving: Literal["auto", "merged", "apart"] = "auto"
+
+    def wanted_apart(self, dtype: str, *, on_cpu: bool) -> bool:
+        """Whether an engine of this precision should get the adapter beside its weights, not merged into them. On a CPU vLLM
+        copies an adapter for every token, so that it is only done where the config says so."""
+        by_itself = self.serving == "auto" and dtype != "float32" and not on_cpu
+        return self.kind == "lora" and (self.serving == "apart" or by_itself)
 
 
 @dataclass(frozen=True)

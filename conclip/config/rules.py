@@ -201,6 +201,8 @@ def _check_learning(config: LearnConfig) -> None:
     _require(fits, "model.adapter.base", f"is {adapter.base}, which needs model.dtype=bfloat16")
     whole = adapter.kind != "none" or adapter.base == "float32"
     _require(whole, "model.adapter.base", "is for adapters (model/adapter=lora); all weights train in float32 only")
+    served = adapter.kind != "none" or adapter.serving == "auto"
+    _require(served, "model.adapter.serving", "is for adapters (model/adapter=lora)")
     targets = adapter.targets
     _require(targets != [], "model.adapter.targets", "must name at least one layer, or be null for all")
     head = "lm_head" in (targets or ()) or "embed_tokens" in (targets or ())

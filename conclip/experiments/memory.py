@@ -118,7 +118,7 @@ def memory_parts(config: BaseConfig, model: ModelSize, longest: int, place: Plac
 
 
 def _engine(config: BaseConfig, model: ModelSize, place: Place) -> Iterator[Part]:
-    weights = engine_weights_gib(config, model)
+    weights = engine_weights_gib(config, model, place)
     if place.kind == "gpu":  # it takes its share when it starts, and sleeps during updates
         share = engine_share(config, model, place) * place.memory_gib
         if share < weights + ENGINE_ROOM_GIB:
@@ -141,10 +141,12 @@ def engine_share(config: BaseConfig, model: ModelSize, place: Place) -> float:
     return min(0.9, max(1, math.floor(20 * (1 - held / place.memory_gib))) / 20)
 
 
-def engine_weights_gib(config: BaseConfig, model: ModelSize) -> float:
+def engine_weights_gib(config: BaseConfig, model: ModelSize, place: Place) -> float:
     """Return the weights that the engine holds on each of its devices."""
-    each = 2 if config.model.dtype == "bfloat16" else 4
-    return model.num_parameters * each / config.rollout.tensor_parallel_size / GIB
+    each, learning = 2 if config.model.dtype == "bfloat16" else 4, config.learning
+    apart = learning is not None and config.model.adapter.wanted_apart(config.model.dtype, on_cpu=place.kind == "cpu")
+    beside = trained_parameters(learning, model)[0] if learning is not None and apart else 0
+    return (model.num_parameters + beside) * each / config.rollout.tensor_parallel_size / GIB
 
 
 def _weights(config: LearnConfig, model: ModelSize, place: Place) -> Iterator[Part]:
@@ -246,7 +248,7 @@ def changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) ->
     key, value = "rollout.kv_cache_gib", 0.5
     if place.kind == "gpu":
         key = "rollout.gpu_memory_utilization"
-        value = math.ceil(20 * (engine_weights_gib(config, model) + ENGINE_ROOM_GIB) / place.memory_gib) / 20
+        value = math.ceil(20 * (engine_weights_gib(config, model, place) + ENGINE_ROOM_GIB) / place.memory_gib) / 20
     lower = place.kind == "cpu" and config.rollout.kv_cache_gib > value
     if lower or (place.kind == "gpu" and value < 1 and config.rollout.gpu_memory_utilization is not None):
         yield Change(overrides=f"{key}={value}", price="what the engine needs at least", values={key: value})
@@ -337,7 +339,7 @@ class MemoryPlan:
 
     def verdict(self) -> str:
         """Return in words whether the run fits and, where it does not, what would make it fit."""
-        total, weights = self.place.memory_gib, engine_weights_gib(self.config, self.model)
+        total, weights = self.place.memory_gib, engine_weights_gib(self.config, self.model, self.place)
         free = "free " if self.place.kind == "cpu" else ""
         said = f"about {self.peak:.1f} GiB at its peak, of {total:.1f} {free}on {self.place.name}"
         if math.isinf(self.peak):

@@ -103,9 +103,9 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], config: LoraConfi
 
 
 @torch.no_grad()
-def merged_weights(model: PreTrainedModel, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield the model's weights with an adapter merged into them, in fp32 where it adds something, by the names of the
-    model's checkpoints. The merged weights of one layer are there at a time."""
+def served_weights(model: PreTrainedModel, merged: str | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of the base by the names of the model's checkpoints, with the adapter named `merged` added, in fp32
+    where it adds something. Quantised weights come as what they stand for. New tensors of one layer are there at a time."""
     layers = {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
     for _, of_layer in groupby(model.state_dict().items(), lambda item: layer_number(item[0])):
         state: dict[str, Tensor] = {}
@@ -114,7 +114,8 @@ def merged_weights(model: PreTrainedModel, name: str) -> Iterator[tuple[str, Ten
             if leaf == "weight" and is_base:
                 layer = layers[owner]
                 weight = cast(Tensor, dequantize_module_weight(layer.get_base_layer()))
-                state[f"{owner}.weight"] = weight.float() + cast(Any, layer).get_delta_weight(name)
+                delta = cast(Any, layer).get_delta_weight(merged) if merged is not None else None
+                state[f"{owner}.weight"] = weight if delta is None else weight.float() + delta
             elif leaf == "bias" and is_base:
                 state[f"{owner}.bias"] = tensor
             elif not is_base and ".lora_" not in path:  # what else a base layer has describes its quantised weights
@@ -131,5 +132,5 @@ def write_merged(folder: Path, model: PreTrainedModel, name: str) -> None:
     with torch.device("meta"):
         plain = type(model)(config)
     plain.generation_config = model.generation_config
-    weights = {path: tensor.cpu().float() for path, tensor in merged_weights(model, name)}
+    weights = {path: tensor.cpu().float() for path, tensor in served_weights(model, name)}
     plain.save_pretrained(folder, state_dict=weights)

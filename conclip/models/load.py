@@ -87,7 +87,7 @@ def load_policy(
 def _keep_differentiable(policy: PreTrainedModel) -> None:
     """Keep 4-bit layers in training mode, which changes nothing else in them. In eval mode bitsandbytes rearranges their
     weights for good where a processor multiplies in bfloat16, and no gradient passes them any more."""
-    from bitsandbytes.nn import Linear4bit  # noqa: PLC0415  seconds to import
+    from bitsandbytes.nn.modules import Linear4bit  # noqa: PLC0415  seconds to import
 
     for module in policy.modules():
         if isinstance(module, Linear4bit):

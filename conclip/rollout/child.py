@@ -3,6 +3,7 @@
 import atexit
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -54,7 +55,7 @@ def _serve(
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  open for the process's whole life
     try:
         engine = start(model_path, config, **settings)
-        pipe.send(("done", None))
+        pipe.send(("done", engine.takes_adapters()))
         num_in_flight = 0
         while True:
             while pipe.poll(0 if num_in_flight else None):
@@ -103,6 +104,8 @@ class ChildEngine:
         self._dtype = cast(torch.dtype, getattr(torch, settings["dtype"]))
         self._weights: Path | None = None
         """The folder of the child's current weights; None for those it starts with."""
+        self._adapter: Path | None = None
+        """The folder of the adapter beside them."""
         self._shared: WeightsFolder | None = None
         self._version = 0
         self._unit: list[tuple[list[Request], SamplingSpec]] = []
@@ -155,7 +158,12 @@ class ChildEngine:
             return  # nothing is left to abort; the next command starts a new child
         self._finished.clear()
 
-    def update_weights(self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+    def takes_adapters(self) -> bool:
+        return self._takes_adapters
+
+    def update_weights(
+        self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int, adapter: Path | None = None
+    ) -> None:
         old, self._version = self._shared, version
         if isinstance(source, Path):
             self._weights, self._shared = source, None
@@ -164,7 +172,11 @@ class ChildEngine:
             # restarted.
             self._shared = as_folder(source, self._dtype)
             self._weights = Path(self._shared.name)
-        self._command("update_weights", self._weights, version)
+        self._adapter = adapter
+        if adapter is not None:
+            assert self._shared is not None, "an adapter comes with the tensors of its base"
+            self._adapter = Path(shutil.copytree(adapter, Path(self._shared.name) / "adapter"))
+        self._command("update_weights", self._weights, version, self._adapter)
         if old is not None:
             old.cleanup()
 
@@ -206,7 +218,7 @@ class ChildEngine:
         try:
             self._start()
             if self._weights is not None:
-                self._send("update_weights", self._weights, self._version)
+                self._send("update_weights", self._weights, self._version, self._adapter)
             for requests, spec in self._unit:
                 self._send("submit", requests, spec)
         except EngineDied as again:
@@ -220,7 +232,7 @@ class ChildEngine:
         self._process = context.Process(target=_serve, args=(child_end, *self._arguments), daemon=not has_workers)
         self._process.start()
         child_end.close()
-        self._wait_done()
+        self._takes_adapters = bool(self._wait_done())
         if has_workers:
             self._workers = psutil.Process(self._process.pid).children(recursive=True)
 
@@ -247,12 +259,14 @@ class ChildEngine:
             raise EngineDied("the engine process is gone") from error
         self._wait_done()
 
-    def _wait_done(self) -> None:
-        while not self._receive():
+    def _wait_done(self) -> Any:
+        """Wait for the answer to a command. Returns its value."""
+        while (answer := self._receive()) is None:
             pass
+        return answer[0]
 
-    def _receive(self) -> bool:
-        """Receive one message. Returns whether it answers a command."""
+    def _receive(self) -> tuple[Any, ...] | None:
+        """Receive one message. Returns the value that answers a command; None for completions."""
         try:
             status, *content = self._pipe.recv()
         except (EOFError, OSError) as error:
@@ -267,5 +281,5 @@ class ChildEngine:
         if status == "finished":
             self._finished += content[0]
             self._tokens_of_child = content[1]
-            return False
-        return True
+            return None
+        return tuple(content)

@@ -161,7 +161,12 @@ class EndpointEngine:
         self._refused.clear()
         self._failure = None
 
-    def update_weights(self, source: "Path | Iterable[tuple[str, torch.Tensor]]", version: int) -> None:
+    def takes_adapters(self) -> bool:
+        return False
+
+    def update_weights(
+        self, source: "Path | Iterable[tuple[str, torch.Tensor]]", version: int, adapter: "Path | None" = None
+    ) -> None:
         raise RuntimeError("the weights behind a server are not ours to change")
 
     def reset_cache(self) -> None: ...

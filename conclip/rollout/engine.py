@@ -42,9 +42,18 @@ class RolloutEngine(Protocol):
         """Drop all requests in flight; none of them is returned later."""
         ...
 
-    def update_weights(self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+    def takes_adapters(self) -> bool:
+        """Return whether `update_weights` takes an adapter beside the weights."""
+        ...
+
+    def update_weights(
+        self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int, adapter: Path | None = None
+    ) -> None:
         """Replace the weights by those of a Hugging Face folder or by named tensors (Hugging Face names), and drop cached
-        prefixes. Allowed only when nothing is in flight. Ends `sleep`. Afterwards `policy_version == version`."""
+        prefixes. Allowed only when nothing is in flight. Ends `sleep`. Afterwards `policy_version == version`.
+
+        `adapter`: a folder with peft's files of a LoRA adapter that is applied beside these weights. It may go once this
+        returns."""
         ...
 
     def reset_cache(self) -> None:

@@ -319,6 +319,7 @@ def start_engine(
         "trust_remote_code": config.model.trust_remote_code,
         "stop_tokens": config.model.stop_tokens,
         "thinking_tags": thinking_tags,
+        "adapter": config.model.adapter,
     }
     by_transformers = implementation(model_path, trust_remote_code=config.model.trust_remote_code) == "transformers"
     if config.rollout.engine == "child_process" or by_transformers:

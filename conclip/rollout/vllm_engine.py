@@ -10,11 +10,11 @@ import logging
 import os
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 
-from conclip.config.groups import RolloutConfig
+from conclip.config.groups import AdapterConfig, RolloutConfig
 from conclip.errors import UserError, explain
 from conclip.grading.thinking import ThinkingTags
 from conclip.models.chat_template import end_of_turn, named_tokens
@@ -50,9 +50,11 @@ class VllmEngine:
         trust_remote_code: bool = False,
         stop_tokens: Sequence[str] = (),
         thinking_tags: ThinkingTags | None = None,
+        adapter: AdapterConfig | None = None,
     ) -> None:
         """Start vLLM. `stop_tokens` end a response, as the model's own end tokens do; `thinking_tags` are required where
-        requests have a thinking budget. Raises UserError when vLLM refuses the model or the settings."""
+        requests have a thinking budget; `adapter` is one that `update_weights` may bring. Raises UserError when vLLM refuses
+        the model or the settings."""
         _configure_environment(deterministic=config.deterministic)
         with lasting():
             from vllm import EngineArgs, LLMEngine  # noqa: PLC0415  seconds to import, and reads the environment above
@@ -73,6 +75,7 @@ class VllmEngine:
             **engine_settings(config, max_model_len=max_model_len, on_cpu=on_cpu),
         )
         try:
+            self._takes_adapters = adapter is not None and _prepare_adapters(arguments, adapter, on_cpu=on_cpu)
             with lasting():
                 self._engine = LLMEngine.from_engine_args(arguments)
         except Exception as error:  # code of an untested model may raise anything
@@ -88,6 +91,7 @@ class VllmEngine:
         self._stop_token_ids = list(stop_token_ids(model_path, stop_tokens, trust_remote_code=trust_remote_code))
         self._tied = tied_names(self._engine.model_config.hf_config)
         (self._has_head, *_) = self._engine.apply_model(_has_head)
+        self._adapter: Any = None  # a LoRARequest
         self._in_flight: dict[str, str] = {}
         self._num_tokens = self._version = 0
 
@@ -116,7 +120,7 @@ class VllmEngine:
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             prompt = TokensPrompt(prompt_token_ids=list(request.prompt_token_ids))
-            internal_id = self._engine.add_request(request.request_id, prompt, parameters)
+            internal_id = self._engine.add_request(request.request_id, prompt, parameters, lora_request=self._adapter)
             self._in_flight[request.request_id] = internal_id
 
     def poll(self) -> list[Completion]:
@@ -155,7 +159,12 @@ class VllmEngine:
         self._in_flight.clear()
         self._engine.step()
 
-    def update_weights(self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+    def takes_adapters(self) -> bool:
+        return self._takes_adapters
+
+    def update_weights(
+        self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int, adapter: Path | None = None
+    ) -> None:
         if self._in_flight:
             raise RuntimeError("weights may not change while responses are being sampled")
         if self._asleep:
@@ -171,8 +180,16 @@ class VllmEngine:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
         if self._on_cpu:
             self._engine.apply_model(_pack_experts)
+        self._adapter = None if adapter is None else self._added(adapter)
         self.reset_cache()
         self._version = version
+
+    def _added(self, adapter: Path) -> Any:
+        """Make the engine read an adapter, in place of the one it has. Returns what requests name it by."""
+        from vllm.lora.request import LoRARequest  # noqa: PLC0415
+
+        self._engine.add_lora(LoRARequest("policy", 1, str(adapter), load_inplace=True))
+        return LoRARequest("policy", 1, str(adapter))
 
     def reset_cache(self) -> None:
         if not self._engine.reset_prefix_cache():
@@ -189,6 +206,27 @@ class VllmEngine:
         self._engine.engine_core.shutdown()
         del self._engine
         gc.collect()
+
+
+def _prepare_adapters(arguments: Any, adapter: AdapterConfig, *, on_cpu: bool) -> bool:
+    """Have vLLM's `arguments` reserve room for the adapter. Returns False, and reserves none, where the adapter is to be
+    merged, and where vLLM serves no adapters of this architecture or rank; if the config insists on it, that is a
+    UserError."""
+    if not adapter.wanted_apart(arguments.dtype, on_cpu=on_cpu):
+        return False
+    from vllm.config.lora import MaxLoRARanks  # noqa: PLC0415
+    from vllm.model_executor.models import supports_lora  # noqa: PLC0415
+
+    model_config = arguments.create_model_config()
+    model_class, _ = model_config.registry.resolve_model_cls(model_config.architectures, model_config)
+    ranks = [rank for rank in get_args(MaxLoRARanks) if rank >= adapter.rank]
+    if not supports_lora(model_class) or not ranks:
+        if adapter.serving == "apart":
+            what = f"rank {adapter.rank}" if not ranks else model_config.architectures[0]
+            raise UserError(f"model.adapter.serving=apart: vLLM serves no adapters of {what}; use merged")
+        return False
+    arguments.enable_lora, arguments.max_loras, arguments.max_lora_rank = True, 1, ranks[0]
+    return True
 
 
 def check_platform(*, engine_on_cpu: bool, learner_on_gpu: bool) -> None:

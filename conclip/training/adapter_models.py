@@ -4,14 +4,16 @@ and one for the critic (LoRA, Hu et al. 2021). The base without adapters is the 
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from conclip.config.groups import AdapterConfig
-from conclip.models.adapters import WEIGHTS_FILE, Adapter, activate, merged_weights, write_adapter, write_merged
+from conclip.models.adapters import WEIGHTS_FILE, Adapter, activate, served_weights, write_adapter, write_merged
 from conclip.models.critic import Critic, body_of
+from conclip.rollout.engine import RolloutEngine
 from conclip.training.models import Role
 
 ADAPTER = "adapter"
@@ -37,7 +39,16 @@ class AdapterModels:
         activate(self.policy, role)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        yield from merged_weights(self.policy, "policy")
+        yield from served_weights(self.policy, "policy")
+
+    def push(self, engine: RolloutEngine, version: int) -> None:
+        """Give the engine the base and the adapter apart where it takes adapters, else merged."""
+        if not engine.takes_adapters():
+            engine.update_weights(self.weights(), version)
+            return
+        with TemporaryDirectory(prefix="conclip-adapter-") as folder:
+            write_adapter(Path(folder), self.saved(), self._adapters["policy"].peft_config)
+            engine.update_weights(served_weights(self.policy), version, Path(folder))
 
     def saved(self) -> dict[str, Tensor]:
         return self._adapters["policy"].tensors()

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from conclip.models.critic import Critic, body_of
 from conclip.models.load import checkpoint_weights, copy_parameters, load_policy
+from conclip.rollout.engine import RolloutEngine
 
 Role = Literal["policy", "reference", "critic"]
 
@@ -32,7 +33,11 @@ class PhaseModels(Protocol):
         ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the policy's weights, named as in a model folder, for the engine."""
+        """Yield the policy's weights, named as in a model folder."""
+        ...
+
+    def push(self, engine: RolloutEngine, version: int) -> None:
+        """Make the engine sample from the policy, as version `version`."""
         ...
 
     def saved(self) -> dict[str, Tensor]:
@@ -68,6 +73,9 @@ class FullModels:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from checkpoint_weights(self.policy)
+
+    def push(self, engine: RolloutEngine, version: int) -> None:
+        engine.update_weights(self.weights(), version)
 
     def saved(self) -> dict[str, Tensor]:
         return self.policy.state_dict()

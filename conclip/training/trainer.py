@@ -227,7 +227,7 @@ class Trainer:
 
     def _push_weights(self) -> None:
         self._version = self._runtime.engine.policy_version + 1
-        self._runtime.engine.update_weights(self._learner.backend.models.weights(), self._version)
+        self._learner.backend.models.push(self._runtime.engine, self._version)
 
     def _validate(self, step: int) -> Validation:
         """Validate the policy. Seeds are the same each time, so that two validations differ only by the policy."""
