@@ -99,6 +99,13 @@ def learner_checks() -> Iterator[Row]:
         again = Learner(Backend(LAB_MODEL, config, num_updates=10, device=GPU), config)
         again.backend.load_state(Path(folder), copy.deepcopy(learner.backend.state()))
     yield "learner: saved and restored, 8-bit moments", same_bits(learner, again), "weights bit for bit"
+    plain = updated(config_of(), LAB_MODEL, tokens, GPU, updates=2)
+    del learner, again
+    _free()
+    before = torch.cuda.memory_allocated() if ON_GPU else 0
+    rested = updated(config_of("trainer.offload=true"), LAB_MODEL, tokens, GPU, updates=2)
+    held = f"; {(torch.cuda.memory_allocated() - before) / 2**20:.1f} MiB stay on the GPU" if ON_GPU else ""
+    yield "learner: offload between two updates", same_bits(plain, rested), f"weights bit for bit{held}"
     for base in ("float32", "bfloat16", "4bit"):
         config = config_of("model/adapter=lora", "model.dtype=bfloat16", f"model.adapter.base={base}")
         scores = Learner(Backend(LAB_MODEL, config, num_updates=10, device=GPU), config).score(tokens)

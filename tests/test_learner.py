@@ -173,6 +173,41 @@ def test_recomputed_activations_change_nothing(random_model: Path):
     assert torch.equal(first[0], second[0]) and first[1] == second[1]
 
 
+def test_a_rehearsal_and_a_rest_change_nothing(random_model: Path):
+    """On a CPU a rest moves nothing, but it goes the same way."""
+    plain, resting = (make_learner(random_model, config(offload=offload)) for offload in (False, True))
+    resting.rehearse(40)
+    for learner in (plain, resting):
+        for number in range(2):
+            experience = make_experience(batch(), learner.score(batch()), learner._algo, kl_coef=0.01)
+            learner.update(experience, torch.Generator().manual_seed(number), kl_coef=0.01)
+    first, second = plain.backend.state(), resting.backend.state()
+    assert first.keys() == second.keys() and all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+    assert torch.equal(flat(plain.backend.models.policy), flat(resting.backend.models.policy))
+
+
+def test_what_rests_is_what_a_push_does_not_read(random_model: Path):
+    models = make_learner(random_model, config()).backend.models
+    moved = {id(p) for model in models.for_updates() for p in model.parameters()}
+    assert models.critic is not None and models.reference is not None
+    assert moved.isdisjoint(map(id, models.policy.parameters()))
+    assert moved == {id(p) for model in (models.critic, models.reference) for p in model.parameters()}
+
+
+def test_a_reference_in_bfloat16_is_the_policy_rounded(random_model: Path):
+    settings = config(reference_dtype="bfloat16")
+    learner = make_learner(
+        random_model, dataclasses.replace(settings, model=dataclasses.replace(settings.model, dtype="bfloat16"))
+    )
+    assert learner.backend.models.reference is not None
+    for name, parameter in learner.backend.models.reference.named_parameters():
+        assert torch.equal(parameter, learner.backend.models.policy.get_parameter(name).bfloat16())
+    scores = learner.score(batch())
+    assert scores.ref_logprobs is not None
+    difference = (scores.ref_logprobs - scores.old_logprobs).abs().max()
+    assert 0 < difference < 0.05
+
+
 def test_grpo_needs_no_critic(random_model: Path):
     settings = config(advantage="group_relative", kl="loss")
     learner = make_learner(random_model, settings)

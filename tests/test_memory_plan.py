@@ -52,6 +52,17 @@ def test_ppo_in_fp32_takes_36_bytes_a_parameter_and_a_gradient_twice():
     assert set(parts_of(load_config("eval"))) == {"engine: weights", "engine: KV cache", "libraries"}
 
 
+def test_on_a_gpu_what_only_updates_need_may_rest_in_main_memory():
+    for place, rests in ((GPU, True), (CPU, False)):
+        parts = parts_of(learning("trainer.offload=true"), place=place)
+        for name in ("critic", "reference", "moments of AdamW"):
+            assert (parts[name].sampling == parts[name].transfer == 0.0) is rests
+            assert parts[name].update == parts_of(learning(), place=place)[name].update
+        assert parts["policy"].sampling > 0
+    reference = parts_of(learning("model.dtype=bfloat16", "algo.reference_dtype=bfloat16"))["reference"]
+    assert reference.update * GIB == 20
+
+
 def test_a_critic_has_no_output_head():
     untied = ModelSize(folder=LAB_MODEL, num_parameters=10, linear={}, head=(2, 3), tied=False)
     parts = parts_of(learning(), untied)

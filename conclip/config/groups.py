@@ -195,6 +195,7 @@ class AlgoConfig:
     updates_per_rollout: Annotated[int, at_least(1)]
     critic_warmup_steps: Annotated[int, NON_NEGATIVE]
     dynamic_sampling_rounds: Annotated[int, NON_NEGATIVE]
+    reference_dtype: Dtype = "float32"
 
     @property
     def has_critic(self) -> bool:
@@ -261,6 +262,7 @@ class TrainerConfig:
     validation_samples: Annotated[int, at_least(1)]
     max_tokens_per_micro_batch: int
     recompute_activations: bool
+    offload: bool
     max_sampler_drift: Annotated[float | None, above(0)]
     transcripts_per_group: Annotated[int, NON_NEGATIVE]
 

@@ -154,16 +154,21 @@ def _weights(config: LearnConfig, model: ModelSize, place: Place) -> Iterator[Pa
     policy, critic = trained_parameters(config, model)
     trained = policy + critic
     always: dict[str, float] = {}
+    for_updates = (
+        {"critic", "reference", "moments of AdamW"} if config.trainer.offload and place.kind == "gpu" else set[str]()
+    )
     if config.model.adapter.kind == "lora":
         always["frozen base"] = base_bytes(config, model)
         always["adapters"] = 4.0 * trained
     else:
         always["policy"], always["critic"] = 4.0 * policy, 4.0 * critic
-        always["reference"] = 4.0 * policy if config.algo.has_reference else 0.0
+        each = 2.0 if config.algo.reference_dtype == "bfloat16" else 4.0
+        always["reference"] = each * policy if config.algo.has_reference else 0.0
     moments = BYTES_OF_MOMENTS[config.optim.moments]
     always["moments of AdamW"] = moments * trained
     for name, size in always.items():
-        yield Part(name=name, sampling=size / GIB, transfer=size / GIB, update=size / GIB)
+        resting = 0.0 if name in for_updates else size / GIB
+        yield Part(name=name, sampling=resting, transfer=resting, update=size / GIB)
     if config.trainer.save_in_background and place.kind == "cpu":  # written while the next responses are sampled
         copy = (4 + moments) * trained / GIB
         yield Part(name="copy for a checkpoint", sampling=copy, transfer=copy)
@@ -254,6 +259,12 @@ def changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) ->
         yield Change(overrides=f"{key}={value}", price="what the engine needs at least", values={key: value})
     if (learning := config.learning) is None:
         return
+    if place.kind == "gpu":
+        key = "trainer.offload"
+        yield Change(overrides=f"{key}=true", price="each step waits for the transfer", values={key: True})
+    if config.model.dtype == "bfloat16":
+        key = "algo.reference_dtype"
+        yield Change(overrides=f"{key}=bfloat16", price="a rounded reference", values={key: "bfloat16"})
     key = "trainer.max_tokens_per_micro_batch"
     if learning.trainer.max_tokens_per_micro_batch > longest:
         yield Change(overrides=f"{key}={longest}", price="more, smaller passes", values={key: longest})

@@ -30,6 +30,7 @@ IRRELEVANT = {
     ("trainer", "keep_last"),
     ("trainer", "save_in_background"),
     ("trainer", "recompute_activations"),
+    ("trainer", "offload"),
     ("trainer", "max_sampler_drift"),
     ("eval", "allow_overlap"),
     ("eval", "margin"),
@@ -44,6 +45,7 @@ def digest(value: Any) -> str:
 
 NEWER = {
     ("model", "adapter"): asdict(AdapterConfig()),
+    ("algo", "reference_dtype"): "float32",
     ("optim", "moments"): "float32",
     ("rollout", "deterministic"): False,
 }

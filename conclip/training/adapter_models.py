@@ -35,6 +35,9 @@ class AdapterModels:
         if self.critic is not None:
             self.trained["critic"] = nn.ModuleDict({"adapter": self.trained["critic"], "head": self.critic.head})
 
+    def for_updates(self) -> list[nn.Module]:
+        return []
+
     def select(self, role: Role) -> None:
         activate(self.policy, role)
 

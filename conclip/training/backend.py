@@ -41,7 +41,12 @@ def load_models(folder: Path, config: LearnConfig, device: torch.device) -> Phas
         from conclip.training.adapter_models import AdapterModels  # noqa: PLC0415  peft takes seconds to import
 
         return AdapterModels(policy, adapter, config.seed, **wanted)
-    return FullModels(policy, trust_remote_code=config.model.trust_remote_code, **wanted)
+    return FullModels(
+        policy,
+        reference_dtype=algo.reference_dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        **wanted,
+    )
 
 
 class Backend:
@@ -68,6 +73,8 @@ class Backend:
             name: self._optimizer(module, rates[name], lengths[name]) for name, module in self.models.trained.items()
         }
         self.set_position(0)
+        self._offloads = config.trainer.offload
+        self.rest()
 
     def _optimizer(self, module: torch.nn.Module, lr: float, num_updates: int) -> Scheduled:
         schedule = partial(
@@ -142,10 +149,28 @@ class Backend:
         """Clip the module's gradient to `max_grad_norm`. Returns its norm before clipping."""
         return float(torch.nn.utils.clip_grad_norm_(module.parameters(), self._optim.max_grad_norm))
 
-    def release_memory(self) -> None:
-        """Release cached device memory: the engine samples next."""
+    def rest(self) -> None:
+        """Release what device memory the engine can have until `wake`: it samples next. Where the config offloads the rest,
+        only the policy's weights stay."""
+        if self._offloads:
+            self._move(torch.device("cpu"))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        """Bring back what `rest` has moved."""
+        if self._offloads:
+            self._move(self.device)
+
+    def _move(self, device: torch.device) -> None:
+        for model in self.models.for_updates():
+            model.to(device)
+        for item in self._trained.values():
+            item.move_moments(device)
+
+    def drop_gradients(self) -> None:
+        for item in self._trained.values():
+            item.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
         """Return the critic and the optimiser moments: with the policy, `load_state` needs no more to resume exactly."""

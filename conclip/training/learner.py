@@ -63,6 +63,7 @@ class Learner:
     @torch.no_grad()
     def score(self, tokens: TokenBatch) -> Scores:
         """Return the log-probs of policy and reference and the critic's values, before any update."""
+        self.backend.wake()
         parts: dict[str, Tensor] = {}
         for rows in self._micro_batches(tokens, torch.arange(len(tokens))):
             part = select_rows(tokens, rows)
@@ -113,8 +114,34 @@ class Learner:
             for name, value in stats.items():
                 totals[name] = totals.get(name, 0.0) + value / len(batches)
         self.backend.set_position(plan.end)
-        self.backend.release_memory()
+        self.backend.rest()
         return totals
+
+    def rehearse(self, longest: int) -> None:
+        """Compute the gradients of the largest micro-batch that can occur, of responses of `longest` tokens, and drop them.
+        Nothing changes; but what does not fit on the device fails before anything is sampled."""
+        num_rows = max(1, self._trainer.max_tokens_per_micro_batch // longest)
+        ids, zeros = torch.zeros(num_rows, longest, dtype=torch.long), torch.zeros(num_rows, longest - 1)
+        of_rows, everywhere = torch.zeros(num_rows), torch.ones_like(zeros, dtype=torch.bool)
+        tokens = TokenBatch(
+            input_ids=ids,
+            response_mask=everywhere,
+            loss_mask=everywhere,
+            sampler_logprobs=zeros,
+            rewards=of_rows,
+            groups=of_rows.long(),
+            truncated=of_rows.bool(),
+            correct=of_rows.bool(),
+        )
+        experience = ExperienceBatch(
+            tokens=tokens, old_logprobs=zeros, ref_logprobs=zeros, old_values=zeros, advantages=zeros, returns=zeros
+        )
+        part = to_device(experience, self.backend.device)
+        self.backend.wake()
+        self._backward_policy(part, part.advantages, 0.0)
+        self._backward_critic(part, part.advantages)
+        self.backend.drop_gradients()
+        self.backend.rest()
 
     def _next_plan(self, tokens: TokenBatch) -> StepPlan:
         begin, size = self.backend.update_number, self._algo.updates_per_rollout

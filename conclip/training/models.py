@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from conclip.config.groups import Dtype
 from conclip.models.critic import Critic, body_of
 from conclip.models.load import checkpoint_weights, copy_parameters, load_policy
 from conclip.rollout.engine import RolloutEngine
@@ -26,6 +27,10 @@ class PhaseModels(Protocol):
     critic: Critic | None
     trained: dict[str, nn.Module]
     """The parameters that train, of `policy` and, where there is one, of `critic`."""
+
+    def for_updates(self) -> list[nn.Module]:
+        """Return the models that only updates need: nothing that `push` reads."""
+        ...
 
     def select(self, role: Role) -> None:
         """Make the weights of a role the ones that compute. They stay selected until the next call, so a backward pass that
@@ -60,13 +65,28 @@ class PhaseModels(Protocol):
 class FullModels:
     """Models of their own for policy, reference and critic. All weights of policy and critic train."""
 
-    def __init__(self, policy: PreTrainedModel, *, reference: bool, critic: bool, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        *,
+        reference: bool,
+        critic: bool,
+        reference_dtype: Dtype = "float32",
+        trust_remote_code: bool = False,
+    ) -> None:
         self.policy, self._trust_remote_code = policy, trust_remote_code
-        self.reference = copy.deepcopy(policy).requires_grad_(False) if reference else None
+        self.reference = None
+        if reference:
+            self.reference = copy.deepcopy(policy).requires_grad_(False)
+            if reference_dtype == "bfloat16":
+                self.reference.bfloat16()
         self.critic = Critic(copy.deepcopy(body_of(policy))) if critic else None
         self.trained: dict[str, nn.Module] = {"policy": policy}
         if self.critic is not None:
             self.trained["critic"] = self.critic
+
+    def for_updates(self) -> list[nn.Module]:
+        return [model for model in (self.reference, self.critic) if model is not None]
 
     def select(self, role: Role) -> None:
         """Do nothing: each role has a model of its own."""

@@ -47,6 +47,13 @@ class Scheduled:
         for group in self.optimizer.param_groups:
             group["lr"] = self._highest * self._scale(update)
 
+    def move_moments(self, device: torch.device) -> None:
+        """Move the optimiser's state to a device. An update needs it where the parameters are."""
+        for state in self.optimizer.state.values():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    state[name] = value.to(device)
+
     def moments(self) -> dict[str, Tensor]:
         """Return the optimiser's state by `<name of the parameter>/<key>`; empty before the first update."""
         if not self.optimizer.state:

@@ -12,6 +12,7 @@ from conclip.algo.losses import next_kl_coef
 from conclip.config.recipe import checkpoint_folder
 from conclip.config.schema import LearnConfig
 from conclip.curriculum.order import ProblemOrder, make_refresher
+from conclip.rollout.collect import TRAINING
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import Interrupted, deferred
 from conclip.seeding import python_stream, torch_stream
@@ -70,6 +71,7 @@ class Trainer:
         """Run the phase, from its newest checkpoint if it has one. The best validated checkpoint is kept; a phase whose
         accuracy degrades stops. A signal costs at most the step in progress."""
         self._recovery.restore()
+        self._rehearse()
         self._steps = self._run.stage_metrics(self._stage) if self._progress.history else []
         self._push_weights()
         try:
@@ -224,6 +226,14 @@ class Trainer:
         by_tokens = self._progress.num_sampled_tokens / phase.max_sampled_tokens if phase.max_sampled_tokens else 0.0
         progress = max(0.0, (step - 1) / phase.num_steps, by_tokens)
         return dataclasses.replace(spec, max_tokens=tokens_limit(phase.max_tokens_stages, spec.max_tokens, progress))
+
+    def _rehearse(self) -> None:
+        """Find out on a GPU, before anything is sampled, whether the largest update fits."""
+        learner, prompts = self._learner, self._runtime.prompts[TRAINING].token_ids.values()
+        learner.backend.rest()
+        if learner.backend.device.type == "cuda":
+            self._runtime.engine.sleep()
+            learner.rehearse(max(map(len, prompts)) + self._config.rollout.max_tokens)
 
     def _push_weights(self) -> None:
         self._version = self._runtime.engine.policy_version + 1
