@@ -9,7 +9,9 @@ ENGINE ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 PIP_ARGS ?=
 # Two processes or more; what needs the real engine is one group, which one of them runs
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
-# Compiling every module takes nearly half of an install's time; Python compiles those that it imports, when it does
+# Compiling every module takes nearly half of an install's time; Python compiles those that it imports, when it does, and
+# keeps them: without, each process would compile vLLM and torch again (12 of 23 seconds)
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help

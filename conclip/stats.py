@@ -1,14 +1,17 @@
 """Intervals and tests: pure functions of numbers."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import cache, lru_cache
+from itertools import product
 from math import fsum
 from statistics import StatisticsError, correlation, fmean, stdev
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special, stats
+from scipy import special
 
 Array = NDArray[np.float64]
 
@@ -32,7 +35,7 @@ def clustered_interval(cluster_means: Sequence[float]) -> tuple[float, float, fl
     spread = stdev(cluster_means) if len(cluster_means) > 1 else 0.0
     if spread <= DUST * max(map(abs, cluster_means)):
         return mean, -math.inf, math.inf
-    half = float(stats.t.ppf(0.975, len(cluster_means) - 1)) * spread / math.sqrt(len(cluster_means))
+    half = float(special.stdtrit(len(cluster_means) - 1, 0.975)) * spread / math.sqrt(len(cluster_means))
     return mean, mean - half, mean + half
 
 
@@ -231,7 +234,9 @@ def _crossing(chance: Callable[[float], float], end: float, centre: float, likel
         far, near = near, towards(near, 1 / 1.05)
         if near < 1e-9 * abs(end - centre):
             return point(near)
-    return optimize.root_scalar(excess, bracket=(point(far), point(near)), method="brentq", xtol=1e-7 * likely).root
+    from scipy.optimize import root_scalar  # noqa: PLC0415  a fifth of a second, which most commands need not wait for
+
+    return root_scalar(excess, bracket=(point(far), point(near)), method="brentq", xtol=1e-7 * likely).root
 
 
 def bootstrap_interval(num_clusters: int, statistic: Callable[[list[int]], float], *, seed: int) -> tuple[float, float]:
@@ -285,7 +290,7 @@ def problems_needed(values: Sequence[float], shares: Sequence[float], margin: fl
     spread = math.sqrt(float(chance @ table**2))
 
     def shown(number: int) -> bool:
-        unlucky = table - float(stats.norm.ppf(0.8)) * spread / math.sqrt(number)
+        unlucky = table - float(special.ndtri(0.8)) * spread / math.sqrt(number)
         return float(drop_p_values(unlucky, number * chance[None], -margin)[0]) < ALPHA
 
     enough = 1
@@ -304,12 +309,13 @@ def chance_differences(num_samples: int) -> tuple[list[float], list[float]]:
 
     Example: one response each: -1, 0 and 1 with probabilities 1/6, 2/3 and 1/6.
     """
-    # Rates on a fine grid: their binomials are polynomials of low degree.
-    rates, right = (np.arange(1000) + 0.5) / 1000, np.arange(num_samples + 1)
-    counts: Array = stats.binom.pmf(right[:, None], num_samples, rates)
-    both, changes = counts @ counts.T / len(rates), right[:, None] - right
+    ways, shares = [math.comb(num_samples, right) for right in range(num_samples + 1)], defaultdict[int, Fraction](Fraction)
+    for first, second in product(range(num_samples + 1), repeat=2):
+        # the integral over p of C(n, i) p^i (1 - p)^(n - i) C(n, j) p^j (1 - p)^(n - j)
+        all_ways = (2 * num_samples + 1) * math.comb(2 * num_samples, first + second)
+        shares[second - first] += Fraction(ways[first] * ways[second], all_ways)
     steps = range(-num_samples, num_samples + 1)
-    return [step / num_samples for step in steps], [float(both[changes == step].sum()) for step in steps]
+    return [step / num_samples for step in steps], [float(shares[step]) for step in steps]
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:

@@ -31,10 +31,10 @@ LIGHT = [
 ]
 
 
-def test_light_modules_import_neither_torch_nor_vllm_nor_transformers():
+def test_light_modules_import_nothing_heavy():
     script = (
         f"import sys, importlib\nfor name in {LIGHT!r}: importlib.import_module(name)\n"
-        "heavy = {'torch', 'vllm', 'transformers'} & set(sys.modules)\nassert not heavy, heavy"
+        "heavy = {'torch', 'vllm', 'transformers', 'scipy.stats'} & set(sys.modules)\nassert not heavy, heavy"
     )
     outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr

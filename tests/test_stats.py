@@ -181,10 +181,10 @@ def test_sign_flips_of_few_pairs_are_exact_whatever_the_rounding(whole: list[int
 
 def test_what_chance_does_to_a_comparison():
     steps, shares = chance_differences(1)
-    assert steps == [-1, 0, 1] and shares == pytest.approx([1 / 6, 2 / 3, 1 / 6], abs=1e-5)
+    assert steps == [-1, 0, 1] and shares == pytest.approx([1 / 6, 2 / 3, 1 / 6], abs=1e-15)
     steps, shares = chance_differences(4)
     variance = sum(share * step**2 for step, share in zip(steps, shares, strict=True))
-    assert sum(shares) == pytest.approx(1) and variance == pytest.approx(2 / 6 / 4, rel=1e-4)  # E[2 p (1 - p)] / 4
+    assert sum(shares) == pytest.approx(1) and variance == pytest.approx(2 / 6 / 4, rel=1e-12)  # E[2 p (1 - p)] / 4
 
 
 def test_problems_needed():

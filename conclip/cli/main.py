@@ -122,7 +122,6 @@ def _run(subcommand: str, arguments: list[str]) -> None:
 
     from conclip.cli.help import show_help  # noqa: PLC0415
     from conclip.config.compose import compose_config, config_folder, sweep_jobs  # noqa: PLC0415
-    from conclip.experiments.inputs import checked  # noqa: PLC0415
 
     dry_run = "--dry-run" in arguments
     parser = get_args_parser()
@@ -140,6 +139,8 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     if not flags.multirun:
         (overrides,) = sweep_jobs(flags.overrides, sweeping=False)
         return (_plan if dry_run else _execute)(subcommand, compose(overrides)[0])
+    from conclip.experiments.inputs import checked  # noqa: PLC0415
+
     jobs = [(overrides, compose(overrides)[0]) for overrides in sweep_jobs(flags.overrides, sweeping=True)]
     for number, (_, composed) in enumerate(jobs):  # check all jobs before the first one runs
         composed.name = f"{composed.name}-{number}"
