@@ -32,19 +32,21 @@ VARIANTS = {
     "grpo LoRA": ("algo=grpo", *LORA),
 }
 STRENGTHS = {
-    "kimi": (0.1, 0.4, 1.6),
-    "arora": (0.1, 0.2, 0.4),
-    "l1_exact": (0.4, 1.23, 4.0),
-    "l1_max": (0.4, 1.23, 4.0),
-    "shorter_better": (0.6, 2.0, 6.0),
-    "laser": (0.25, 0.5, 1.0),
-    "laser_d": (0.25, 0.5, 1.0),
-    "l_grpo": (0.25, 0.5, 1.0),
-    "gr3": (0.1, 0.33, 1.0),
-    "alp": (0.1, 0.5, 2.0),
-    "dapo_overlong": (0.5, 1.0, 2.0),
-    "cosine": (0.1, 0.3, 1.0),
+    "kimi": (0.4, 1.6),
+    "arora": (0.1, 0.4),
+    "l1_exact": (1.23, 4.0),
+    "l1_max": (1.23, 4.0),
+    "shorter_better": (2.0, 6.0),
+    "laser": (0.5, 1.0),
+    "laser_d": (0.5, 1.0),
+    "l_grpo": (0.5, 1.0),
+    "gr3": (0.33, 1.0),
+    "alp": (0.5, 2.0),
+    "dapo_overlong": (1.0, 2.0),
+    "cosine": (0.3, 1.0),
 }
+"""The published strength, where there is one, and a stronger or weaker one."""
+
 LIMITS = {"gentle": "[1.0,0.75]", "published": "[1.0,0.75,0.5]", "hard": "[0.6,0.4,0.25]"}
 """ThinkPrune's strengths are its limits."""
 

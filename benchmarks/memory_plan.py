@@ -1,6 +1,6 @@
-"""The memory plan against what runs take: peak resident memory of ten runs of a step.
+"""The memory plan against what runs take: peak resident memory of thirteen runs of a step.
 
-    python benchmarks/memory_plan.py --smollm2 FOLDER --qwen FOLDER            # all ten (about 30 minutes on 2 cores)
+    python benchmarks/memory_plan.py --smollm2 FOLDER --qwen FOLDER            # all (about 40 minutes on 2 cores)
     python benchmarks/memory_plan.py --smollm2 FOLDER --qwen FOLDER --only lab # those with this word in their name
 
 Responses are sampled at temperature 2, where hardly one ends before its limit: the plan is made for those. Measured is the
@@ -27,6 +27,8 @@ SHORT = ("phase.num_problems=4", "phase.problems_per_step=4", "rollout.max_token
 MIDDLE = ("phase.num_problems=2", "phase.problems_per_step=2", "rollout.max_tokens=512")
 LONG = ("phase.num_problems=2", "phase.problems_per_step=2", "rollout.max_tokens=1024")
 LEAN = ("rollout.kv_cache_gib=0.5", "trainer.save_in_background=false")
+BFLOAT16 = ("model.dtype=bfloat16",)
+ROUNDED = (*BFLOAT16, "algo.reference_dtype=bfloat16")
 
 RUNS = {
     "lab PPO": ("debug=train", "phase.group_size=32", "rollout.max_tokens=512"),
@@ -39,6 +41,15 @@ RUNS = {
     "0.5B PPO LoRA short, lean": (*LEAN, *SHORT, "model/adapter=lora"),
     "0.5B PPO short, 8-bit moments, lean": (*LEAN, *SHORT, "optim.moments=8bit"),
     "0.5B GRPO LoRA long, lean": (*LEAN, *LONG, "algo=grpo", "model/adapter=lora"),
+    "135M PPO 512 tokens, 8-bit moments, lean, in bfloat16": (*LEAN, *MIDDLE, "optim.moments=8bit", *ROUNDED),
+    "0.5B PPO LoRA short, lean, in bfloat16": (
+        *LEAN,
+        *SHORT,
+        *BFLOAT16,
+        "model/adapter=lora",
+        "model.adapter.base=bfloat16",
+    ),
+    "0.5B PPO short, 8-bit moments, lean, in bfloat16": (*LEAN, *SHORT, "optim.moments=8bit", *ROUNDED),
 }
 
 
@@ -55,7 +66,7 @@ def overrides(name: str, models: dict[str, Path], folder: Path) -> list[str]:
     if not name.startswith("lab"):
         problems = folder / "problems.jsonl"
         write_problems(problems, number=30)
-        model = ["model=hf", f"model.path={models[name.split()[0]]}", "rollout.temperature=2"]
+        model = ["model=hf", "model.dtype=float32", f"model.path={models[name.split()[0]]}", "rollout.temperature=2"]
         few = ["trainer.validation_samples=1", "data.validation.mine.num_problems=1", "phase.group_size=2"]
         chosen = [*model, "data=one_file", f"paths.problems={problems}", *few, *chosen]
     number = 2 if "phase.num_problems=2" in RUNS[name] else 4
