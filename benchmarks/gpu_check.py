@@ -209,14 +209,19 @@ def engine_checks() -> Iterator[Row]:
     asked = [
         Request(request_id=str(number), prompt_token_ids=tuple(range(5, 25 + number)), seed=number) for number in range(16)
     ]
-    config = config_of()
-    for opened in (1, 2):
-        engine = VllmEngine(LAB_MODEL, rollout, dtype="float32", seed=0, max_model_len=1024)
+    apart = ("model/adapter=lora", "model.adapter.serving=apart", f"model.dtype={'bfloat16' if ON_GPU else 'float32'}")
+    for opened, what, overrides in (("first", "weights", ()), ("again", "weights", ()), ("again", "adapter", apart)):
+        config = config_of(*overrides)
+        engine = VllmEngine(
+            LAB_MODEL, rollout, dtype=config.model.dtype, seed=0, max_model_len=1024, adapter=config.model.adapter
+        )
         learner = Learner(Backend(LAB_MODEL, config, num_updates=10), config)
+        learner.backend.models.select("policy")
+        bound = 1e-3 if config.model.dtype == "float32" else 0.1
         try:
             for version in (1, 2, 3):
                 engine.sleep()
-                engine.update_weights(learner.backend.models.weights(), version)
+                learner.backend.models.push(engine, version)
                 engine.submit(asked, spec)
                 done = []
                 while len(done) < len(asked):
@@ -229,10 +234,10 @@ def engine_checks() -> Iterator[Row]:
                         logits = learner.backend.models.policy(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
                     mine = torch.log_softmax(logits, -1).gather(-1, ids[0, len(prompt) :, None])[:, 0].cpu()
                     most = max(most, float((mine - torch.tensor(completion.logprobs)).abs().max()))
-                what = f"engine: opened {opened}, asleep and updated {version}"
-                yield f"{what}, log-probs against the learner", most < 1e-3, f"{most:.1e} nats"
+                where = f"engine: opened {opened}, {what} after sleep {version}"
+                yield f"{where}, log-probs against the learner", most < bound, f"{most:.1e} nats"
                 with torch.no_grad():
-                    for parameter in learner.backend.models.policy.parameters():
+                    for parameter in learner.backend.models.trained["policy"].parameters():
                         parameter.add_(0.01 * torch.randn_like(parameter))
         finally:
             engine.close()

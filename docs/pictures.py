@@ -32,7 +32,7 @@ def terminal(run: RunData, path: Path) -> None:
     done = steps[: len(steps) // 2]
     seconds = sum(value for row in done for name, value in row.items() if name.startswith("time/"))
     last = done[-1]
-    num_responses = int(last["rollout/num_responses"])
+    num_responses, sampling_s = int(last["rollout/num_responses"]), last["time/generate_s"] + last["time/grade_s"]
     view = View(
         title="two-phase default",
         began=-sum(stage.wall_s for name, stage in run.stages.items() if not name.startswith(("phase2", "eval"))),
@@ -49,10 +49,10 @@ def terminal(run: RunData, path: Path) -> None:
             num_finished=num_responses // 2,
             num_total=num_responses,
             num_tokens=0,
-            tokens_per_s=last["rollout/num_tokens"] / last["time/rollout_s"],
+            tokens_per_s=last["rollout/num_tokens"] / sampling_s,
             mean_tokens=last["length/mean_tokens"],
             outcomes={},
-            seconds=last["time/rollout_s"] / 2,
+            seconds=sampling_s / 2,
         ),
     )
     console = Console(record=True, width=96, file=StringIO(), force_terminal=True)

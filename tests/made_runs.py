@@ -67,7 +67,15 @@ def made_run(
         write[f"training-{phase}.json"] = {"history": history, "best": history[-1], "monitors": {}, "asked": ["p0"]}
         write[f"problems-{phase}.json"] = {"chosen": [{"problem_id": "p0", "reason": texts[0]}]}
         metrics += [
-            {"stage": phase, "step": step, "outcome/correct": step / 10, "length/mean_tokens": 9.0} for step in range(1, 11)
+            {
+                "stage": phase,
+                "step": step,
+                "outcome/correct": step / 10,
+                "length/mean_tokens": 9.0,
+                "time/generate_s": 3.0,
+                "time/update_s": 1.0,
+            }
+            for step in range(1, 11)
         ]
     lines(folder / "metrics.jsonl", metrics)
     probed = [

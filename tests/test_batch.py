@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conclip.training.batch import collate, micro_batches, row_lengths, select_rows
+from conclip.training.batch import collate, largest_micro_batch, micro_batches, row_lengths, select_rows
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
 
@@ -79,6 +79,14 @@ def test_micro_batches_cover_each_row_once_within_budget_and_padding(lengths: li
         size = select_rows(tokens, piece).input_ids.numel()
         assert size <= max_tokens or len(piece) == 1
         assert int(row_lengths(tokens)[piece].sum()) >= 0.9 * size
+        num_rows, length = largest_micro_batch(int(row_lengths(tokens).max()), max_tokens)
+        assert size <= num_rows * length
+
+
+def test_the_largest_micro_batch():
+    assert largest_micro_batch(1174, 2048) == (2, 1024)
+    assert largest_micro_batch(2048, 2048) == (1, 2048)
+    assert largest_micro_batch(4096, 2048) == (1, 4096)
 
 
 def test_a_completion_without_logprobs_is_refused():

@@ -87,6 +87,13 @@ def test_a_child_that_dies_between_units_brings_nothing_of_the_last_one(child: C
     assert not child._process.is_alive() and tokens(run(child)) == first
 
 
+def test_a_child_that_dies_as_it_is_put_to_sleep_sleeps(child: ChildEngine):
+    child._process.kill()
+    child.sleep()
+    with pytest.raises(RuntimeError, match="samples nothing"):
+        run(child)
+
+
 def test_a_child_that_is_started_again_has_its_adapter(said: list[str], tmp_path: Path):
     child = ChildEngine(LAB_MODEL, ROLLOUT, warn=said.append, start=WithAdapters, **SETTINGS)
     weights = load_policy(LAB_MODEL, torch.device("cpu")).state_dict()

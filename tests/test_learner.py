@@ -186,6 +186,26 @@ def test_a_rehearsal_and_a_rest_change_nothing(random_model: Path):
     assert torch.equal(flat(plain.backend.models.policy), flat(resting.backend.models.policy))
 
 
+def test_an_update_wakes_what_rests(random_model: Path, monkeypatch: pytest.MonkeyPatch):
+    """A warm-up updates without scoring."""
+    learner = make_learner(random_model, config(offload=True))
+    at: list[str] = []
+    monkeypatch.setattr(learner.backend, "_move", lambda device: at.append(str(device)))  # pyright: ignore[reportUnknownLambdaType]
+    learner.backend.device = torch.device("cpu", 0)
+    experience = make_experience(batch(), scores_of(batch(), 0.0), config().algo, kl_coef=0.0)
+    for _ in range(2):
+        learner.update(experience, torch.Generator().manual_seed(0), kl_coef=0.0)
+    assert at == ["cpu:0", "cpu"] * 2
+
+
+def test_a_rehearsal_has_room_for_the_moments(random_model: Path):
+    learner = make_learner(random_model, config())
+    sizes = [len(moments) for moments in learner.backend.missing_moments()]
+    assert sizes == [8 * sum(p.numel() for p in module.parameters()) for module in learner.backend.models.trained.values()]
+    step(learner, make_experience(batch(), learner.score(batch()), config().algo, kl_coef=0.0))
+    assert learner.backend.missing_moments() == []
+
+
 def test_what_rests_is_what_a_push_does_not_read(random_model: Path):
     models = make_learner(random_model, config()).backend.models
     moved = {id(p) for model in models.for_updates() for p in model.parameters()}
@@ -200,6 +220,9 @@ def test_a_reference_in_bfloat16_is_the_policy_rounded(random_model: Path):
         random_model, dataclasses.replace(settings, model=dataclasses.replace(settings.model, dtype="bfloat16"))
     )
     assert learner.backend.models.reference is not None
+    for name, buffer in learner.backend.models.policy.named_buffers():  # positions, in all their digits
+        assert torch.equal(learner.backend.models.reference.get_buffer(name), buffer)
+        assert learner.backend.models.reference.get_buffer(name).dtype is buffer.dtype is torch.float32
     for name, parameter in learner.backend.models.reference.named_parameters():
         assert torch.equal(parameter, learner.backend.models.policy.get_parameter(name).bfloat16())
     scores = learner.score(batch())

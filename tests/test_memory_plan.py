@@ -95,10 +95,10 @@ def test_adapters_share_a_base(overrides: tuple[str, ...], base: float, trained:
     ("vocabulary", "width", "tokens", "num_logits"),
     [
         (151_936, 1536, 32_768, 151_936 * 1536),  # a chunk of as many rows as the head is wide: 233 million logits
-        (151_936, 1536, 1024, 151_936 * 600),  # no chunk is longer than a micro-batch: one response of 600 here
+        (151_936, 1536, 1024, 151_936 * 1024),  # no chunk is longer than a micro-batch: two rows of 512 here
         (151_936, 8192, 32_768, 2**28),  # 1 GiB of logits at most
         (32_000, 64, 32_768, 2**24),  # 64 MiB always
-        (128, 128, 2048, 128 * 1800),  # the lab: one micro-batch, here of three responses, is never split
+        (128, 128, 2048, 128 * 2048),  # the lab: one micro-batch is never split
     ],
 )
 def test_logits_are_those_of_a_chunk(vocabulary: int, width: int, tokens: int, num_logits: int):

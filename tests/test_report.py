@@ -70,6 +70,16 @@ def test_the_page_of_a_run_has_its_story(tmp_path: Path, monkeypatch: pytest.Mon
     assert json.loads(page.scripts["charts-data"]).keys() == {name for name in page.ids if name.startswith("chart-")}
 
 
+def test_where_the_time_of_a_phase_went(tmp_path: Path):
+    (figure,) = [figure for figure in figures([read_run(made_run(tmp_path / "attempt-001"))]) if figure.name == "times"]
+    assert figure.caption.startswith("phase1: 10 steps of 4.0 s (sampling 75%, update 25%, ")
+    (spec,) = figure.specs.values()
+    (values,) = [data["values"] for data in [spec["data"]]]
+    assert {(v["phase"], v["part"]): v["seconds"] for v in values if v["seconds"]} == {
+        (phase, part): seconds for phase in ("phase1", "phase2") for part, seconds in (("sampling", 30), ("update", 10))
+    }
+
+
 def test_hostile_text_stays_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tame, wild = (made_run(tmp_path / name / "attempt-001", texts=texts) for name, texts in (("a", ("x",)), ("b", HOSTILE)))
     report(monkeypatch, tame)

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from conclip.config.machine import available_memory_gib, cpu_flags, cpu_quota
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.experiments.inputs import Inputs
-from conclip.experiments.memory import BYTES_OF_MOMENTS, MemoryPlan, ModelSize, trained_parameters
+from conclip.experiments.memory import MemoryPlan, ModelSize, trained_parameters
 from conclip.grading.grader import Grader, GraderBroken
 from conclip.processes import PYTHON
 from conclip.runs.files import expanded
@@ -236,7 +236,7 @@ def config_checks(config: BaseConfig, inputs: Inputs, memory: MemoryPlan | None)
 
 
 def _disk_needed(config: LearnConfig, model: ModelSize) -> Check:
-    each = sum(trained_parameters(config, model)) * (4 + BYTES_OF_MOMENTS[config.optim.moments]) / 2**30
+    each = sum(trained_parameters(config, model)) * (4 + config.optim.bytes_of_moments) / 2**30
     needed = each * (config.trainer.keep_last + 2)
     free = free_disk_gib(expanded(config.paths.outputs))
     detail = (

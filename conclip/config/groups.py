@@ -252,6 +252,11 @@ class OptimConfig:
     min_lr_fraction: Annotated[float, SHARE]
     moments: Literal["float32", "8bit", "paged_8bit"] = "float32"
 
+    @property
+    def bytes_of_moments(self) -> float:
+        """The bytes that AdamW's two moments take per parameter."""
+        return 8.0 if self.moments == "float32" else 2.0
+
 
 @dataclass(frozen=True)
 class TrainerConfig:

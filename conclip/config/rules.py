@@ -209,9 +209,11 @@ def _check_learning(config: LearnConfig) -> None:
     _require(not head, "model.adapter.targets", "may name neither the embedding nor the output head")
     _check_algo(config.algo)
     smaller = config.algo.reference_dtype != "float32"
-    fits = not smaller or (config.model.dtype == "bfloat16" and adapter.kind == "none")
-    why = "is bfloat16, which needs model.dtype=bfloat16 and no adapters (their reference is model.adapter.base)"
-    _require(fits, "algo.reference_dtype", why)
+    fits = config.algo.has_reference and config.model.dtype == "bfloat16" and adapter.kind == "none"
+    why = (
+        "is bfloat16, which needs a reference (algo.kl), model.dtype=bfloat16 and no adapters (theirs is model.adapter.base)"
+    )
+    _require(fits or not smaller, "algo.reference_dtype", why)
     pages = config.optim.moments == "paged_8bit"
     _require(not (trainer.offload and pages), "trainer.offload", "must be false with optim.moments=paged_8bit")
     _check_length(config.length)

@@ -30,9 +30,6 @@ ENGINE_ROOM_GIB = 1.5
 
 MOMENTS = ("sampling", "transfer", "update")
 
-BYTES_OF_MOMENTS = {"float32": 8.0, "8bit": 2.0, "paged_8bit": 2.0}
-"""Bytes that AdamW's two moments take per parameter."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
@@ -107,7 +104,7 @@ def memory_parts(config: BaseConfig, model: ModelSize, longest: int, place: Plac
     """Return the parts of the memory that a run takes at its peak. `longest`: tokens of the longest prompt and response.
 
     Trained weights are fp32 with a gradient and two moments. Where adapters train, that is said of their weights; the base
-    is there once, and again in fp32 while merged weights go to the engine.
+    is there once, and a layer of it again, in fp32, while merged weights go to the engine.
     """
     parts = list(_engine(config, model, place))
     if (learning := config.learning) is not None:
@@ -164,7 +161,7 @@ def _weights(config: LearnConfig, model: ModelSize, place: Place) -> Iterator[Pa
         always["policy"], always["critic"] = 4.0 * policy, 4.0 * critic
         each = 2.0 if config.algo.reference_dtype == "bfloat16" else 4.0
         always["reference"] = each * policy if config.algo.has_reference else 0.0
-    moments = BYTES_OF_MOMENTS[config.optim.moments]
+    moments = config.optim.bytes_of_moments
     always["moments of AdamW"] = moments * trained
     for name, size in always.items():
         resting = 0.0 if name in for_updates else size / GIB
@@ -172,7 +169,9 @@ def _weights(config: LearnConfig, model: ModelSize, place: Place) -> Iterator[Pa
     if config.trainer.save_in_background and place.kind == "cpu":  # written while the next responses are sampled
         copy = (4 + moments) * trained / GIB
         yield Part(name="copy for a checkpoint", sampling=copy, transfer=copy)
-    if config.model.adapter.kind == "lora":
+    adapter = config.model.adapter
+    apart = adapter.wanted_apart(config.model.dtype, on_cpu=place.kind == "cpu")
+    if adapter.kind == "lora" and (adapter.base == "4bit" or not apart):
         yield Part(name="merged weights of a layer", transfer=4.0 * model.largest_layer / GIB)
     yield Part(name="gradients", update=4.0 * trained / GIB)
 
@@ -181,9 +180,9 @@ def _update(config: LearnConfig, model: ModelSize, longest: int) -> Iterator[Par
     """Yield what a micro-batch needs for its gradient."""
     from conclip.algo.logprobs import PEAK_BLOCKS, logits_at_a_time  # noqa: PLC0415  imports torch
     from conclip.models.activations import activations  # noqa: PLC0415
+    from conclip.training.batch import largest_micro_batch  # noqa: PLC0415
 
-    limit = config.trainer.max_tokens_per_micro_batch
-    rows = max(1, limit // longest)
+    rows, longest = largest_micro_batch(longest, config.trainer.max_tokens_per_micro_batch)
     if model.head is not None:
         logits = min(logits_at_a_time(*model.head), rows * longest * model.head[0])
         yield Part(name="logits", update=PEAK_BLOCKS * 4 * logits / GIB, exact=False)
@@ -259,10 +258,10 @@ def changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) ->
         yield Change(overrides=f"{key}={value}", price="what the engine needs at least", values={key: value})
     if (learning := config.learning) is None:
         return
-    if place.kind == "gpu":
+    if place.kind == "gpu" and learning.optim.moments != "paged_8bit":
         key = "trainer.offload"
         yield Change(overrides=f"{key}=true", price="each step waits for the transfer", values={key: True})
-    if config.model.dtype == "bfloat16":
+    if config.model.dtype == "bfloat16" and learning.algo.has_reference and learning.model.adapter.kind == "none":
         key = "algo.reference_dtype"
         yield Change(overrides=f"{key}=bfloat16", price="a rounded reference", values={key: "bfloat16"})
     key = "trainer.max_tokens_per_micro_batch"
@@ -271,11 +270,13 @@ def changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) ->
     key = "trainer.recompute_activations"
     yield Change(overrides=f"{key}=true", price="a third more compute", values={key: True})
     yield Change(overrides="optim.moments=8bit", price="rounded moments", values={"optim.moments": "8bit"})
-    lora = {"model.adapter.kind": "lora"}
-    yield Change(overrides="model/adapter=lora", price="adapters train, not all weights", values=lora)
+    lora, override = {"model.adapter.kind": "lora"}, "model/adapter=lora"
+    if learning.algo.reference_dtype != "float32":  # the base is the reference then
+        lora, override = lora | {"algo.reference_dtype": "float32"}, f"{override} algo.reference_dtype=float32"
+    yield Change(overrides=override, price="adapters train, not all weights", values=lora)
     for base in ("bfloat16", "4bit"):
         yield Change(
-            overrides=f"model/adapter=lora model.adapter.base={base}",
+            overrides=f"{override} model.adapter.base={base}",
             price=f"adapters on a base in {base}",
             values=lora | {"model.adapter.base": base},
         )

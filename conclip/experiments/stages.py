@@ -208,6 +208,9 @@ class Stages:
                 Example(problem=problems[row.problem_id], prompt_token_ids=token_ids[row.problem_id], response=boxed(row))
                 for row in chosen
             ]
+            if self._runtime is not None:
+                self._runtime.rest()
+                self._loaded = None
             models, losses = fine_tune(model, config, settings, examples, prompts.tokenizer)
             shown = list(problems.values())
             save_model(target, partial(export, models), prompts.tokenizer, problems=shown, earlier=trained_on(model))

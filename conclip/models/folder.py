@@ -201,6 +201,11 @@ def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (shape[0], shape[1]) for name, shape in matrices.items() if "embed" not in name and "lm_head" not in name}
 
 
+def linear_layers(folder: Path) -> list[str]:
+    """Return the names of these layers within a layer of the model, such as `q_proj`."""
+    return sorted({name.split(".")[-2] for name in linear_shapes(folder)})
+
+
 def layer_number(name: str) -> str:
     """Return the number of the layer that a weight belongs to; empty where it belongs to none."""
     found = re.search(r"\.(\d+)\.", name)

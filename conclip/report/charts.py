@@ -1,65 +1,19 @@
 """The figures of a report, as Vega-Lite charts: pure functions of run data. Pages embed them, files are made of them."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import altair as alt
 
 from conclip.evaluation.measures import accuracy_at_budgets
 from conclip.evaluation.metrics import Summary, summarise
 from conclip.report.data import RunData
-from conclip.training.summary import MONITORS
-from conclip.types import EvalRow, Outcome, condition_name
-
-OUTCOMES = {
-    Outcome.CORRECT: "#439b66",
-    Outcome.WRONG: "#d0634a",
-    Outcome.NO_ANSWER: "#9478bd",
-    Outcome.TRUNCATED: "#d9a03f",
-    Outcome.GRADER_ERROR: "#8c8c8c",
-}
-MODELS = ("#8b919a", "#3b87c8", "#d0634a", "#439b66", "#9478bd", "#d9a03f", "#2a9d9d", "#b0567f", "#6b7f3a", "#4a5ba8")
-"""Colours of models and runs, in order: grey is for the model that training began with."""
+from conclip.report.figure import MODELS, OUTCOMES, WIDTH, Chart, Figure, Values
+from conclip.report.training_charts import monitors, pass_rates, step_times
+from conclip.types import EvalRow, condition_name
 
 NUM_BINS = 40
 NUM_BUDGETS = 48
-WIDTH = "container"
-MAX_NAME_CHARS = 60
-
-Values = list[dict[str, Any]]
-Chart = alt.Chart | alt.LayerChart | alt.FacetChart
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """One or several charts, and a description for people who cannot see them."""
-
-    name: str
-    title: str
-    caption: str
-    panels: Mapping[str, Chart]
-    """Panels by title ("" for a single one); each fills the width it gets."""
-    columns: int = 1
-    """Number of panels side by side, where there is room."""
-
-    @property
-    def file_name(self) -> str:
-        """The name for a file or an HTML element: letters, digits, `-` and `_` of the name, up to a length."""
-        return re.sub(r"[^\w-]", "-", self.name)[:MAX_NAME_CHARS]
-
-    @property
-    def specs(self) -> dict[str, dict[str, Any]]:
-        """Vega-Lite specification of each panel."""
-        return {title: panel.to_dict() for title, panel in self.panels.items()}
-
-    def whole(self, width: int) -> alt.TopLevelMixin:
-        """Return all panels as one chart of about `width` pixels, for files."""
-        each = width // self.columns - 60 * (self.columns > 1)
-        parts = [panel.properties(width=each, title=title) for title, panel in self.panels.items()]
-        return alt.concat(*parts, columns=self.columns) if len(parts) > 1 else parts[0]
 
 
 def figures(runs: Sequence[RunData]) -> list[Figure]:
@@ -74,6 +28,7 @@ def figures(runs: Sequence[RunData]) -> list[Figure]:
         budgets(models),
         *(pass_rates(run, phase, several) for run in runs for phase in run.rates),
         *(monitors(run, several) for run in runs),
+        *(step_times(run, several) for run in runs),
     ]
     return [figure for figure in made if figure is not None]
 
@@ -319,76 +274,4 @@ def _budget_panel(there: Mapping[str, Sequence[EvalRow]], longest: int, models: 
             tooltip=["model:N", "budget:Q", alt.Tooltip("accuracy:Q", format=".3f")],
         )
         .properties(width=WIDTH, height=260)
-    )
-
-
-def pass_rates(run: RunData, phase: str, several: bool) -> Figure | None:
-    """Draw measured pass rates, with the chosen problems marked."""
-    chosen = {choice.problem_id for choice in run.chosen.get(phase, ())}
-    counts = Counter((min(9, int(10 * rate.pass_rate)), rate.problem_id in chosen) for rate in run.rates[phase])
-    values: Values = [
-        {"from": tenth / 10, "to": (tenth + 1) / 10, "problems": count, "kind": "chosen" if is_chosen else "not chosen"}
-        for (tenth, is_chosen), count in sorted(counts.items())
-    ]
-    chart = (
-        alt.Chart(alt.Data(values=values))
-        .mark_bar()
-        .encode(
-            x=alt.X("from:Q", bin=alt.Bin(binned=True, step=0.1), title="measured pass rate"),
-            x2="to:Q",
-            y=alt.Y("problems:Q", stack="zero", title="problems"),
-            color=alt.Color(
-                "kind:N",
-                scale=alt.Scale(domain=["chosen", "not chosen"], range=[MODELS[1], "#a9afb8"]),
-                legend=alt.Legend(orient="top", title=None),
-            ),
-            tooltip=["kind:N", "from:Q", "to:Q", "problems:Q"],
-        )
-        .properties(width=WIDTH, height=200)
-    )
-    title = f"Pass rates before {phase.replace('phase', 'phase ')}" if phase else "Pass rates"
-    return Figure(
-        name=f"pass-rates-{phase or 'probe'}" + (f"-{run.name}" if several else ""),
-        title=title + (f": {run.name}" if several else ""),
-        caption=f"{len(run.rates[phase])} problems were probed, {len(chosen)} chosen to train on.",
-        panels={"": chart},
-    )
-
-
-def monitors(run: RunData, several: bool) -> Figure | None:
-    """Draw the monitors of every step, a panel each, phase after phase; those that stayed 0 are left out."""
-    values: Values = []
-    offset = 0
-    for phase, steps in run.steps.items():
-        for row in steps:
-            values += [
-                {"monitor": title, "phase": phase, "step": offset + row["step"], "value": row[name]}
-                for name, title in MONITORS.items()
-                if row.get(name) is not None
-            ]
-        offset += steps[-1]["step"] if steps else 0
-    panels: dict[str, Chart] = {}
-    for title in MONITORS.values():
-        mine = [value for value in values if value["monitor"] == title]
-        if any(value["value"] for value in mine):
-            panels[title] = (
-                alt.Chart(alt.Data(values=mine))
-                .mark_line(point=alt.OverlayMarkDef(size=14), color=MODELS[1])
-                .encode(
-                    x=alt.X("step:Q", title="step"),
-                    y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
-                    detail="phase:N",
-                    tooltip=["phase:N", "step:Q", alt.Tooltip("value:Q", format=".4g")],
-                )
-                .properties(width=WIDTH, height=110)
-            )
-    if not panels:
-        return None
-    return Figure(
-        name="monitors" + (f"-{run.name}" if several else ""),
-        title="Monitors of every step" + (f": {run.name}" if several else ""),
-        caption=f"Panels over {offset} steps: {', '.join(panels)}. The means of their first and last quarter, their lowest "
-        "and their highest stand in training-<phase>.json.",
-        panels=panels,
-        columns=3,
     )

@@ -108,6 +108,7 @@ class ChildEngine:
         """The folder of the adapter beside them."""
         self._shared: WeightsFolder | None = None
         self._version = 0
+        self._asleep = False
         self._unit: list[tuple[list[Request], SamplingSpec]] = []
         self._undelivered: set[str] = set()
         """Requests of the unit whose completions have not been delivered."""
@@ -164,7 +165,8 @@ class ChildEngine:
     def update_weights(
         self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int, adapter: Path | None = None
     ) -> None:
-        old, self._version = self._shared, version
+        assert adapter is None or not isinstance(source, Path)
+        old, self._version, self._asleep = self._shared, version, False
         if isinstance(source, Path):
             self._weights, self._shared = source, None
         else:
@@ -174,8 +176,7 @@ class ChildEngine:
             self._weights = Path(self._shared.name)
         self._adapter = adapter
         if adapter is not None:
-            assert self._shared is not None, "an adapter comes with the tensors of its base"
-            self._adapter = Path(shutil.copytree(adapter, Path(self._shared.name) / "adapter"))
+            self._adapter = Path(shutil.copytree(adapter, self._weights / "adapter"))
         self._command("update_weights", self._weights, version, self._adapter)
         if old is not None:
             old.cleanup()
@@ -185,6 +186,7 @@ class ChildEngine:
         self._command("reset_cache")
 
     def sleep(self) -> None:
+        self._asleep = True
         self._command("sleep")
 
     def close(self) -> None:
@@ -219,6 +221,8 @@ class ChildEngine:
             self._start()
             if self._weights is not None:
                 self._send("update_weights", self._weights, self._version, self._adapter)
+            if self._asleep:
+                self._send("sleep")
             for requests, spec in self._unit:
                 self._send("submit", requests, spec)
         except EngineDied as again:

@@ -17,6 +17,7 @@ from conclip.models.chat_template import decoder
 from conclip.rollout.engine import EngineDied, RolloutEngine
 from conclip.runs.interrupts import deferred
 from conclip.runs.sampling_progress import SamplingProgress
+from conclip.runs.stopwatch import Stopwatch
 from conclip.seeding import derive_seed
 from conclip.types import (
     DEFAULT_TEMPLATE,
@@ -122,32 +123,38 @@ def collect(
     on_progress: Callable[[SamplingProgress], None] | None = None,
     label: str = "",
     extraction: ExtractionRule = "strict",
+    stopwatch: Stopwatch | None = None,
 ) -> Iterator[Rollout]:
     """Sample and grade every task, and yield rollouts as their grades arrive, in any order.
 
     One call is one unit of work: it starts from a cold prefix cache. Grading runs in parallel with generation, on the text
     after a response's thinking part; outcomes are those that count by `extraction`. When the caller stops early (an
-    exception, Ctrl-C), requests in flight are aborted.
+    exception, Ctrl-C), requests in flight are aborted. The stopwatch counts what the engine takes as `generate`, and as
+    `grade` what grading adds to it: handing over responses, and waiting for the last grades.
     """
+    stopwatch = stopwatch or Stopwatch()
     unit = _Unit(tasks, grader, tokenizer, extraction)
     tokens_before, began = engine.progress(), time.monotonic()
     last_report = began
-    engine.reset_cache()
-    for spec, alike in groupby(tasks, key=attrgetter("spec")):
-        engine.submit([task.request for task in alike], spec)
+    with stopwatch.part("generate"):
+        engine.reset_cache()
+        for spec, alike in groupby(tasks, key=attrgetter("spec")):
+            engine.submit([task.request for task in alike], spec)
     try:
         while unit.num_done < len(tasks):
             sampling = unit.num_finished < len(tasks)
             try:
-                with deferred():  # a signal must not interrupt the engine within a step
+                with deferred(), stopwatch.part("generate"):  # a signal must not interrupt the engine within a step
                     finished = engine.poll() if sampling else []
             except (EngineDied, UserError):
                 while unit.at_grader:  # the completions before it still count
                     yield from unit.graded(1.0)
                 raise
-            for completion in finished:
-                unit.submit(completion)
-            yield from unit.graded(0.0 if sampling else 1.0)
+            with stopwatch.part("grade"):
+                for completion in finished:
+                    unit.submit(completion)
+                graded = list(unit.graded(0.0 if sampling else 1.0))
+            yield from graded
             now = time.monotonic()
             if on_progress is not None and (now - last_report > PROGRESS_EVERY_S or unit.num_done == len(tasks)):
                 last_report = now

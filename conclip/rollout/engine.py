@@ -52,8 +52,8 @@ class RolloutEngine(Protocol):
         """Replace the weights by those of a Hugging Face folder or by named tensors (Hugging Face names), and drop cached
         prefixes. Allowed only when nothing is in flight. Ends `sleep`. Afterwards `policy_version == version`.
 
-        `adapter`: a folder with peft's files of a LoRA adapter that is applied beside these weights. It may go once this
-        returns."""
+        `adapter`: a folder with peft's files of a LoRA adapter that is applied beside these weights, which are named tensors
+        then. It may go once this returns."""
         ...
 
     def reset_cache(self) -> None:

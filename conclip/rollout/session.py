@@ -32,6 +32,7 @@ from conclip.rollout.collect import TRAINING, PromptSet, Task, collect, group_ro
 from conclip.rollout.engine import RolloutEngine
 from conclip.runs.run import Run
 from conclip.runs.sampling_progress import BatchContext
+from conclip.runs.stopwatch import Stopwatch
 from conclip.types import (
     Problem,
     PromptCondition,
@@ -57,6 +58,7 @@ class Runtime:
     prompts: Mapping[PromptVariant, PromptSet]
     """The prompts of every problem the run may sample, by variant; `TRAINING` is missing only for a model behind a
     server."""
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     _weights: Path | None = field(default=None, init=False)
     """The folder of weights given to `use_weights` that the engine has not loaded yet."""
 
@@ -79,6 +81,11 @@ class Runtime:
     def use_weights(self, model: Path) -> None:
         """Make the engine load the weights of this folder on its next use."""
         self._weights = model
+
+    def rest(self) -> None:
+        """Have the engine, if it was started, release the device's memory. It needs new weights before its next use."""
+        if "_engine" in self.__dict__:
+            self._engine.sleep()
 
     def close(self) -> None:
         """Stop the engine and the grader if they were started."""
@@ -126,6 +133,7 @@ class Runtime:
             on_progress=lambda progress: self.run.show_sampling(replace(progress, context=context or BatchContext())),
             label=label,
             extraction=self.config.rollout.extraction,
+            stopwatch=self.stopwatch,
         )
 
     @property

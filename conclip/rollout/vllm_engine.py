@@ -18,6 +18,7 @@ from conclip.config.groups import AdapterConfig, RolloutConfig
 from conclip.errors import UserError, explain
 from conclip.grading.thinking import ThinkingTags
 from conclip.models.chat_template import end_of_turn, named_tokens
+from conclip.models.folder import linear_layers
 from conclip.models.load import load_tokenizer, read_weights
 from conclip.processes import lasting, protect_children
 from conclip.rollout.weights import as_folder
@@ -210,10 +211,12 @@ class VllmEngine:
 
 def _prepare_adapters(arguments: Any, adapter: AdapterConfig, *, on_cpu: bool) -> bool:
     """Have vLLM's `arguments` reserve room for the adapter. Returns False, and reserves none, where the adapter is to be
-    merged, and where vLLM serves no adapters of this architecture or rank; if the config insists on it, that is a
-    UserError."""
+    merged, and where vLLM serves no adapters of this architecture or rank, which is logged; if the config insists on it,
+    that is a UserError."""
     if not adapter.wanted_apart(arguments.dtype, on_cpu=on_cpu):
         return False
+    if arguments.dtype == "float32" and not on_cpu:  # its kernels compute in 16 bits
+        raise UserError("model.adapter.serving=apart: on a GPU it needs model.dtype=bfloat16; or use merged")
     from vllm.config.lora import MaxLoRARanks  # noqa: PLC0415
     from vllm.model_executor.models import supports_lora  # noqa: PLC0415
 
@@ -221,11 +224,14 @@ def _prepare_adapters(arguments: Any, adapter: AdapterConfig, *, on_cpu: bool) -
     model_class, _ = model_config.registry.resolve_model_cls(model_config.architectures, model_config)
     ranks = [rank for rank in get_args(MaxLoRARanks) if rank >= adapter.rank]
     if not supports_lora(model_class) or not ranks:
+        what = f"rank {adapter.rank}" if not ranks else model_config.architectures[0]
         if adapter.serving == "apart":
-            what = f"rank {adapter.rank}" if not ranks else model_config.architectures[0]
             raise UserError(f"model.adapter.serving=apart: vLLM serves no adapters of {what}; use merged")
+        logging.getLogger("conclip").warning("vLLM serves no adapters of %s: the engine gets merged weights", what)
         return False
     arguments.enable_lora, arguments.max_loras, arguments.max_lora_rank = True, 1, ranks[0]
+    # Without them, vLLM also makes room for adapters of the embedding, the output head and every expert.
+    arguments.lora_target_modules = adapter.targets or linear_layers(Path(arguments.model))
     return True
 
 

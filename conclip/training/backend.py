@@ -150,8 +150,8 @@ class Backend:
         return float(torch.nn.utils.clip_grad_norm_(module.parameters(), self._optim.max_grad_norm))
 
     def rest(self) -> None:
-        """Release what device memory the engine can have until `wake`: it samples next. Where the config offloads the rest,
-        only the policy's weights stay."""
+        """Release what device memory the engine can have until `wake`: it samples next. With `trainer.offload`, moments and
+        the models that only updates need go to main memory."""
         if self._offloads:
             self._move(torch.device("cpu"))
         if self.device.type == "cuda":
@@ -167,6 +167,15 @@ class Backend:
             model.to(device)
         for item in self._trained.values():
             item.move_moments(device)
+
+    def missing_moments(self) -> list[Tensor]:
+        """Return room for the moments that the optimisers do not have before their first update."""
+        of_trained = [item for item in self._trained.values() if not item.optimizer.state]
+        numbers = (sum(p.numel() for p in item.module.parameters()) for item in of_trained)
+        return [
+            torch.empty(int(self._optim.bytes_of_moments * number), dtype=torch.uint8, device=self.device)
+            for number in numbers
+        ]
 
     def drop_gradients(self) -> None:
         for item in self._trained.values():

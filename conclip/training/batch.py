@@ -165,6 +165,15 @@ def row_lengths(tokens: TokenBatch) -> Tensor:
     return (tokens.response_mask * positions).amax(-1) + 1
 
 
+def largest_micro_batch(longest: int, max_tokens: int) -> tuple[int, int]:
+    """Return the rows and the tokens of each in the largest micro-batch of sequences of up to `longest` tokens.
+
+    Example: up to 1,174 tokens, at most 2,048 in all: two rows of 1,024.
+    """
+    num_rows = max(1, -(-max_tokens // longest))
+    return (1, longest) if num_rows == 1 else (num_rows, max_tokens // num_rows)
+
+
 def micro_batches(tokens: TokenBatch, rows: Tensor, max_tokens: int) -> Iterator[Tensor]:
     """Split `rows` ([b] long) into micro-batches of rows of similar length. Each has at most `max_tokens` tokens, padding
     included, of which at most the share MAX_PADDING is padding; a single longer row makes a micro-batch of its own."""

@@ -23,7 +23,15 @@ from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
 from conclip.runs.checked import Count
 from conclip.training.backend import Backend
-from conclip.training.batch import ExperienceBatch, TokenBatch, micro_batches, row_lengths, select_rows, to_device
+from conclip.training.batch import (
+    ExperienceBatch,
+    TokenBatch,
+    largest_micro_batch,
+    micro_batches,
+    row_lengths,
+    select_rows,
+    to_device,
+)
 from conclip.training.experience import Scores
 from conclip.training.schedule import StepPlan, rows_per_group
 
@@ -101,6 +109,7 @@ class Learner:
         `train_policy=False` updates only the critic. An update whose gradient is not finite is skipped; raises
         NonFiniteGradient after more than `max_skipped_updates` of them in a row.
         """
+        self.backend.wake()
         plan = plan or self._next_plan(experience.tokens)
         trained = experience.tokens.loss_mask.any(-1).nonzero().squeeze(-1)
         batches = plan.split(trained[torch.randperm(len(trained), generator=generator)])
@@ -118,10 +127,10 @@ class Learner:
         return totals
 
     def rehearse(self, longest: int) -> None:
-        """Compute the gradients of the largest micro-batch that can occur, of responses of `longest` tokens, and drop them.
-        Nothing changes; but what does not fit on the device fails before anything is sampled."""
-        num_rows = max(1, self._trainer.max_tokens_per_micro_batch // longest)
-        ids, zeros = torch.zeros(num_rows, longest, dtype=torch.long), torch.zeros(num_rows, longest - 1)
+        """Compute the gradients of the largest micro-batch of sequences of up to `longest` tokens, and drop them. Nothing
+        changes; but what does not fit on the device fails before anything is sampled."""
+        num_rows, length = largest_micro_batch(longest, self._trainer.max_tokens_per_micro_batch)
+        ids, zeros = torch.zeros(num_rows, length, dtype=torch.long), torch.zeros(num_rows, length - 1)
         of_rows, everywhere = torch.zeros(num_rows), torch.ones_like(zeros, dtype=torch.bool)
         tokens = TokenBatch(
             input_ids=ids,
@@ -138,8 +147,11 @@ class Learner:
         )
         part = to_device(experience, self.backend.device)
         self.backend.wake()
-        self._backward_policy(part, part.advantages, 0.0)
-        self._backward_critic(part, part.advantages)
+        moments = self.backend.missing_moments()
+        for _ in range(2):  # the second micro-batch finds the gradients of the first
+            self._backward_policy(part, part.advantages, 0.0)
+            self._backward_critic(part, part.advantages)
+        del moments
         self.backend.drop_gradients()
         self.backend.rest()
 

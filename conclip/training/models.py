@@ -79,7 +79,8 @@ class FullModels:
         if reference:
             self.reference = copy.deepcopy(policy).requires_grad_(False)
             if reference_dtype == "bfloat16":
-                self.reference.bfloat16()
+                for parameter in self.reference.parameters():  # not the buffers: positions need all their digits
+                    parameter.data = parameter.data.bfloat16()
         self.critic = Critic(copy.deepcopy(body_of(policy))) if critic else None
         self.trained: dict[str, nn.Module] = {"policy": policy}
         if self.critic is not None:

@@ -2,9 +2,7 @@
 
 import dataclasses
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import fmean
 
@@ -47,16 +45,17 @@ class Trainer:
         self._version = runtime.engine.policy_version
         """The version of the weights that the engine must sample with. Reading it here starts the engine before the learner
         takes memory: the engine measures what is free."""
+        runtime.engine.sleep()  # until the learner's weights are pushed
         self._shaper = make_shaper(config.length)
         num_updates = self._phase.num_steps * config.algo.updates_per_rollout
         self._learner = Learner(Backend(phase.model_path, config, num_updates=num_updates), config)
+        self._candidates = [choice.problem for choice in (*phase.selection.chosen, *phase.selection.reserve)]
         self._order = ProblemOrder(phase.selection.problems, python_stream(config.seed, phase.stage, "order"))
         self._refresher = make_refresher(self._order, phase.selection, phase.settings) if phase.settings.refresh else None
         self._recovery = Recovery(phase, config, runtime, self._learner, self._order, self._refresher)
         self._steps: list[Mapping[str, float]] = []
         """The metrics of the steps so far."""
-        self._times: dict[str, float] = {}
-        """The durations of the current step [s], by metric."""
+        self._timed = runtime.stopwatch.part
 
     @property
     def _progress(self) -> Progress:
@@ -78,6 +77,7 @@ class Trainer:
             if self._progress.next_action is NextAction.INITIAL_VALIDATION:
                 self._begin()
             self._run.begin(self._stage, self._phase.num_steps, max(0, self._progress.step))
+            self._runtime.stopwatch.take()
             while (action := self._progress.next_action) is not NextAction.NONE:
                 if action is NextAction.STEP:
                     self._step(self._progress.step + 1)
@@ -111,14 +111,14 @@ class Trainer:
         progress, learner, algo = self._progress, self._learner, self._algo
         if step <= 0:
             algo = dataclasses.replace(algo, critic_gae_lambda=1.0)
-        self._times, tokens_before = {}, progress.num_sampled_tokens
-        with self._timed("rollout"):
-            groups = self._sample(step)
+        tokens_before = progress.num_sampled_tokens
+        groups = self._sample(step)
         self._runtime.engine.sleep()
         tokens = collate(groups, train_on_truncated=algo.train_on_truncated)
         with self._timed("score"):
             scores = learner.score(tokens)
-        experience = make_experience(tokens, scores, algo, kl_coef=progress.kl_coef)
+        with self._timed("advantages"):
+            experience = make_experience(tokens, scores, algo, kl_coef=progress.kl_coef)
         tokens_so_far = (tokens_before, progress.num_sampled_tokens)
         plan = plan_step(step, self._phase, algo, tokens=tokens_so_far, tokens_of_warmup=progress.num_warmup_tokens)
         with self._recovery.change():
@@ -132,7 +132,7 @@ class Trainer:
                 progress.kl_coef = next_kl_coef(progress.kl_coef, metrics["policy/kl_to_reference"], algo.kl_target)
             if step <= 0:
                 progress.num_warmup_tokens = progress.num_sampled_tokens
-            progress.step, progress.pending_metrics = step, metrics
+            progress.step, progress.pending_metrics = step, metrics | self._times()
 
     def _observe(
         self,
@@ -147,7 +147,7 @@ class Trainer:
         progress, algo = self._progress, self._algo
         self._run.write_transcripts(self._stage, step, groups, self._config.trainer.transcripts_per_group)
         of_experience = experience_metrics(experience, bootstraps_truncated=algo.truncated_bootstrap == "value")
-        metrics = rollout_metrics(groups) | of_experience | updated | self._times
+        metrics = rollout_metrics(groups) | of_experience | updated
         metrics |= {"policy/kl_coef": progress.kl_coef, "rollout/num_sampled_tokens": float(progress.num_sampled_tokens)}
         if algo.kl == "reward":
             metrics["policy/kl_gradient_share"] = kl_reward_share(tokens, scores, algo, progress.kl_coef)
@@ -162,7 +162,10 @@ class Trainer:
         spent = progress.num_sampled_tokens >= (phase.max_sampled_tokens or math.inf)
         last = step == phase.num_steps or (step > 0 and spent)
         scheduled = step > 0 and (step % trainer.validate_every == 0 or last)
-        validation = self._validate(step) if scheduled else None
+        validation = None
+        if scheduled:
+            with self._timed("validate", whole=True):
+                validation = self._validate(step)
         improved = validation is not None and self._is_better(validation)
         with self._recovery.change():
             stop = None
@@ -177,7 +180,8 @@ class Trainer:
                 (self._run.warn if stop.is_failure else self._run.say)(f"{self._stage} stops at step {step}: {stop.text}")
             progress.pending_metrics, progress.ended = None, last or stop is not None
         if improved or progress.ended or step % trainer.save_every == 0:
-            self._recovery.save()
+            with self._timed("save"):
+                self._recovery.save()
 
     def _begin(self) -> None:
         """Run and save the validation that later ones are compared with."""
@@ -229,11 +233,11 @@ class Trainer:
 
     def _rehearse(self) -> None:
         """Find out on a GPU, before anything is sampled, whether the largest update fits."""
-        learner, prompts = self._learner, self._runtime.prompts[TRAINING].token_ids.values()
+        learner, token_ids = self._learner, self._runtime.prompts[TRAINING].token_ids
         learner.backend.rest()
         if learner.backend.device.type == "cuda":
-            self._runtime.engine.sleep()
-            learner.rehearse(max(map(len, prompts)) + self._config.rollout.max_tokens)
+            longest_prompt = max(len(token_ids[problem.problem_id]) for problem in self._candidates)
+            learner.rehearse(longest_prompt + self._config.rollout.max_tokens)
 
     def _push_weights(self) -> None:
         self._version = self._runtime.engine.policy_version + 1
@@ -272,7 +276,13 @@ class Trainer:
         kept_accuracy = validation.accuracy >= first.accuracy - self._phase.max_accuracy_drop
         return kept_accuracy and validation.mean_tokens < best.mean_tokens
 
+    def _times(self) -> dict[str, float]:
+        """Return the seconds of each part since the last call, as metrics."""
+        return {f"time/{name}_s": seconds for name, seconds in self._runtime.stopwatch.take().items()}
+
     def _report(self, step: int, metrics: dict[str, float]) -> None:
+        for name, seconds in self._times().items():  # of the validation and, after an interruption, of the new beginning
+            metrics[name] = metrics.get(name, 0.0) + seconds
         self._run.log_metrics(self._stage, step, metrics)
         max_drift = self._config.trainer.max_sampler_drift or MAX_SAMPLER_DRIFT[self._config.model.dtype]
         seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
@@ -288,12 +298,6 @@ class Trainer:
             if name not in self._progress.warned:
                 self._run.warn(f"{self._stage} step {step}: {text} (said once)")
                 self._progress.warned.append(name)
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self._times[f"time/{name}_s"] = time.monotonic() - began
 
 
 def _length_correlation(groups: Sequence[RolloutGroup]) -> dict[str, float]:
