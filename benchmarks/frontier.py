@@ -32,62 +32,51 @@ VARIANTS = {
     "grpo LoRA": ("algo=grpo", *LORA),
 }
 STRENGTHS = {
-    "kimi": (0.4, 1.6),
-    "arora": (0.1, 0.4),
-    "l1_exact": (1.23, 4.0),
-    "l1_max": (1.23, 4.0),
-    "shorter_better": (2.0, 6.0),
-    "laser": (0.5, 1.0),
-    "laser_d": (0.5, 1.0),
-    "l_grpo": (0.5, 1.0),
-    "gr3": (0.33, 1.0),
-    "alp": (0.5, 2.0),
-    "dapo_overlong": (1.0, 2.0),
-    "cosine": (0.3, 1.0),
+    "kimi": 0.4,
+    "arora": 0.1,
+    "l1_exact": 1.23,
+    "l1_max": 1.23,
+    "shorter_better": 6.0,
+    "laser": 0.5,
+    "laser_d": 0.5,
+    "l_grpo": 0.5,
+    "gr3": 0.33,
+    "alp": 0.5,
+    "dapo_overlong": 1.0,
+    "cosine": 1.0,
 }
-"""The published strength, where there is one, and a stronger or weaker one."""
-
-LIMITS = {"gentle": "[1.0,0.75]", "published": "[1.0,0.75,0.5]", "hard": "[0.6,0.4,0.25]"}
-"""ThinkPrune's strengths are its limits."""
+"""The published strength; where there is none, or one per token (ALP), ours."""
 
 
 def runs() -> dict[str, tuple[str, ...]]:
     """name -> overrides."""
     everything: dict[str, tuple[str, ...]] = {name: (f"algo={name}",) for name in ALGORITHMS}
     everything |= VARIANTS
-    for kind, strengths in STRENGTHS.items():
-        for strength in strengths:
-            everything[f"{kind} {strength:g}"] = (
-                "algo=grpo",
-                "reward=binary",
-                f"length={kind}",
-                f"length.strength={strength}",
-                *(("trainer.validate_every=5",) if kind == "laser_d" else ()),  # it looks at the validation lengths
-            )
-    for name, limits in LIMITS.items():
-        everything[f"thinkprune {name}"] = ("algo=grpo", "reward=binary", f"phase2.max_tokens_stages={limits}")
+    for kind, strength in STRENGTHS.items():
+        everything[f"{kind} {strength:g}"] = (
+            "algo=grpo",
+            "reward=binary",
+            f"length={kind}",
+            f"length.strength={strength}",
+            *(("trainer.validate_every=5",) if kind == "laser_d" else ()),  # it looks at the validation lengths
+        )
+    everything["thinkprune"] = ("algo=grpo", "reward=binary", "phase2.max_tokens_stages=[1.0,0.75,0.5]")
     everything["grpo binary"] = ("algo=grpo", "reward=binary")
     return everything
 
 
 def picture(found: Sequence[Line], path: Path) -> None:
-    """Left: algorithms without a length term; right: length rewards, a line through each one's strengths, larger markers for
-    stronger ones, beside GRPO and PPO without any."""
+    """Left: algorithms without a length term; right: length rewards, beside GRPO and PPO without any."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 7), sharex=True, sharey=True, layout="constrained")
     plain = [line for line in found if line.name in (*ALGORITHMS, *VARIANTS, "base", "grpo binary")]
     for line in plain:
-        _point(left, [line], line.name)
+        _point(left, line, line.name)
         if line.name in ("grpo binary", "ppo"):
-            _point(right, [line], f"{line.name}, no length term")
-    for kind in (*STRENGTHS, "thinkprune"):
-        mine = [line for line in found if line.name.rsplit(" ", 1)[0] == kind]
-        order = list(STRENGTHS.get(kind, ())) or list(LIMITS)
-        mine.sort(
-            key=lambda line: [f"{value:g}" if kind in STRENGTHS else value for value in order].index(line.name.split()[-1])
-        )
-        if mine:
-            _point(right, mine, kind)
-    for axes, title in ((left, "algorithms, no length term"), (right, "length rewards on GRPO; the larger, the stronger")):
+            _point(right, line, f"{line.name}, no length term")
+    for line in found:
+        if line not in plain:
+            _point(right, line, line.name)
+    for axes, title in ((left, "algorithms, no length term"), (right, "length rewards on GRPO")):
         axes.set_title(title)
         axes.set_xlabel("tokens against base [%]")
         axes.axhline(0, color="0.7", linewidth=0.8)
@@ -103,36 +92,23 @@ MARKERS = "osD^v<>Ph*Xp8"
 COLOURS = [*matplotlib.colormaps["tab10"].colors, "black", "navy", "darkgreen", "maroon", "indigo"]
 
 
-def _point(axes: Any, mine: Sequence[Line], label: str) -> None:
+def _point(axes: Any, line: Line, label: str) -> None:
     count = len(axes.containers)
-    x, y = [line.percent[0] for line in mine], [line.points[0] for line in mine]
-    marker, colour = MARKERS[count % len(MARKERS)], COLOURS[count % len(COLOURS)]
-    axes.plot(x, y, color=colour, linewidth=0.9)
-    axes.scatter(x, y, s=[18 + 30 * number for number in range(len(x))], marker=marker, color=colour, label=label, zorder=3)
-    axes.errorbar(
-        x,
-        y,
-        xerr=[
-            [m - low for m, low, _ in (line.percent for line in mine)],
-            [high - m for m, _, high in (line.percent for line in mine)],
-        ],
-        yerr=[
-            [m - low for m, low, _ in (line.points for line in mine)],
-            [high - m for m, _, high in (line.points for line in mine)],
-        ],
-        fmt="none",
-        ecolor=colour,
-        linewidth=0.8,
-        alpha=0.22,
-    )
+    (x, left, right), (y, low, high) = line.percent, line.points
+    colour = COLOURS[count % len(COLOURS)]
+    axes.scatter([x], [y], s=30, marker=MARKERS[count % len(MARKERS)], color=colour, label=label, zorder=3)
+    interval = {"xerr": [[x - left], [right - x]], "yerr": [[y - low], [high - y]]}
+    axes.errorbar([x], [y], **interval, fmt="none", ecolor=colour, linewidth=0.8, alpha=0.22)
 
 
 PAIRS = (
     ("ppo", "grpo"),
     ("grpo LoRA", "grpo"),
-    *((name, "ppo") for name in (*VARIANTS, "shortest_sft", "thinkprune published") if name != "grpo LoRA"),
-    ("thinkprune published", "shortest_sft"),
-    *((f"{kind} {strength:g}", "grpo binary") for kind, strengths in STRENGTHS.items() for strength in strengths),
+    *((name, "ppo") for name in (*VARIANTS, "shortest_sft", "thinkprune") if name != "grpo LoRA"),
+    ("ppo", "grpo LoRA"),
+    ("thinkprune", "shortest_sft"),
+    *((f"{kind} {strength:g}", "grpo binary") for kind, strength in STRENGTHS.items()),
+    ("thinkprune", "grpo binary"),
 )
 
 

@@ -9,6 +9,7 @@ may run side by side, in processes of their own, and what was cut goes on.
 import argparse
 import dataclasses
 import json
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -185,7 +186,10 @@ def table(found: Sequence[Line]) -> str:
         "|---|---:|---:|---|---|---:|---:|---:|",
     ]
     for line in found:
-        percent, points = (f"{m:+.1f} [{low:+.1f}, {high:+.1f}]" for m, low, high in (line.percent, line.points))
+        percent, points = (
+            f"{m:+.1f} [{low:+.1f}, {high:+.1f}]" if math.isfinite(low) else f"{m:+.1f}"
+            for m, low, high in (line.percent, line.points)
+        )
         text.append(
             f"| {line.name} | {line.num_seeds} | {line.num_steps:.0f} | {percent} | {points} | {line.accuracy:.3f} "
             f"| {line.truncated:.3f} | {line.silent:.2f} |"
