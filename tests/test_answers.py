@@ -90,6 +90,14 @@ def test_the_last_balanced_box(text: str, expected: str | None):
         ("The answer is D, it cannot be A", Extraction("D", "phrase")),
         ("weighing all of it\n\nC", Extraction("C", "phrase")),
         ("$x > 2$. Therefore it grows by 100%.", Extraction("100%", "number")),
+        ("Weekly revenue = $42 * 7 = $294", Extraction("294", "number")),
+        ("Total: 6 * $7 = $42.", Extraction("42", "number")),
+        ("So she has $100 - $58 = $42 left.", Extraction("42", "number")),
+        ("It is $40 - $5 = $35$", Extraction("35", "math")),
+        ("That makes $7 / 2 = $3.50.", Extraction("3.50", "number")),
+        ("So $a =$ is $7$", Extraction("7", "math")),
+        ("Thus $x =$ $5$.", Extraction("5", "math")),
+        ("So $a + b$ = $12$", Extraction("12", "math")),
     ],
 )
 def test_lenient_fall_backs_and_what_they_are_called(text: str, expected: Extraction | None):

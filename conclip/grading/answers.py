@@ -113,6 +113,7 @@ _NUMBER = re.compile(
     r"(?<![\w.\\^_{])(?:-\\?\$|[-+])?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?"
     r"(?:\s?\\?%|(?:[ckm]?m|k?g|mg|m?[lL]|s|h|ft|lbs?|oz)[²³]?(?!\w))?(?![\w^_{\\!]|\.\d)"
 )
+_AMOUNT, _UNFINISHED = re.compile(r"(?<=\$)\.?\d"), re.compile(r"[-+*/=<>\u00d7\u00f7]$")
 _OPERATOR = re.compile(r"[-+*/^_\\({|]\s*$")
 
 MAX_FORMULA_CHARS = 2000
@@ -191,6 +192,9 @@ def _formulas(text: str) -> list[tuple[str, int]]:
         sign = match.group()
         if opened is not None and (sign == _CLOSED_BY[opened[0]] or (sign == "$$" and opened[0] == "$")):
             content = text[opened[1] : match.start()].strip()
+            if _UNFINISHED.search(content):  # "$5 + $7 = $12": dollars; "$x =$ 5": half of a formula
+                opened = (sign, match.end()) if _AMOUNT.match(text, match.end()) else None
+                continue
             is_prose = len(re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{2,}\s+[A-Za-z]{2,}", content)) > 0  # dollars, not formulas
             if content and not is_prose and len(content) <= MAX_FORMULA_CHARS and not (opened[0] == "$" and "\n" in content):
                 formulas.append((content, match.end()))
