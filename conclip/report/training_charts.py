@@ -10,13 +10,13 @@ from conclip.training.summary import MONITORS
 
 PARTS = {
     "generate": "sampling",
-    "grade": "grading, as far as sampling waits for it",
+    "grade": "waiting for grades",
     "score": "scoring",
     "advantages": "advantages",
     "update": "update",
     "push_weights": "weights to the engine",
     "validate": "validation",
-    "save": "checkpoints, as far as training waits for them",
+    "save": "waiting for checkpoints",
     "other": "the rest",
 }
 """What a step's time goes to, in order."""
@@ -118,7 +118,10 @@ def step_times(run: RunData, several: bool) -> Figure | None:
             x=alt.X("sum(seconds):Q", title="seconds"),
             y=alt.Y("phase:N", title=None, sort=None),
             color=alt.Color(
-                "part:N", title=None, sort=list(PARTS.values()), scale=alt.Scale(domain=list(PARTS.values()), range=MODELS)
+                "part:N",
+                title=None,
+                scale=alt.Scale(domain=list(PARTS.values()), range=MODELS),
+                legend=alt.Legend(orient="top", columns=2, labelLimit=0),
             ),
             order=alt.Order("order:Q"),
             tooltip=["phase:N", "part:N", alt.Tooltip("seconds:Q", format=".1f"), alt.Tooltip("share:Q", format=".1%")],
