@@ -126,7 +126,7 @@ def step_times(run: RunData, several: bool) -> Figure | None:
             order=alt.Order("order:Q"),
             tooltip=["phase:N", "part:N", alt.Tooltip("seconds:Q", format=".1f"), alt.Tooltip("share:Q", format=".1%")],
         )
-        .properties(width=WIDTH, height=alt.Step(34))
+        .properties(width=WIDTH, height=40 * len(described))
     )
     return Figure(
         name="times" + (f"-{run.name}" if several else ""),
