@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.pytorch_utils import Conv1D
 
 from conclip.config.groups import AdapterConfig
 from conclip.errors import UserError
@@ -42,10 +43,13 @@ class Adapter:
         """Add a new adapter to the model, which it leaves unchanged otherwise. Raises UserError for targets that the model
         does not have."""
         self._name = name
-        present = [module for module in base.modules() if isinstance(module, LoraLayer)]
-        targets = config.targets or "all-linear"
-        if present:  # "all-linear" would find the linear maps inside the first adapter, too
-            targets = sorted({path.rpartition(".")[2] for path, m in base.named_modules() if isinstance(m, LoraLayer)})
+        present = any(isinstance(module, LoraLayer) for module in base.modules())
+        kinds = LoraLayer if present else (nn.Linear, Conv1D)  # of the second adapter, the layers that have the first
+        head = base.get_output_embeddings()
+        # not peft's "all-linear": it would also adapt the experts of a mixture, for one adapter of a model at most
+        layers = [path for path, module in base.named_modules() if isinstance(module, kinds) and module is not head]
+        targets = sorted({path.rpartition(".")[2] for path in layers})
+        targets = config.targets if config.targets and not present else targets
         self.peft_config = LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]  peft takes fractions, too

@@ -223,7 +223,8 @@ def _prepare_adapters(arguments: Any, adapter: AdapterConfig, *, on_cpu: bool) -
     model_config = arguments.create_model_config()
     model_class, _ = model_config.registry.resolve_model_cls(model_config.architectures, model_config)
     ranks = [rank for rank in get_args(MaxLoRARanks) if rank >= adapter.rank]
-    if not supports_lora(model_class) or not ranks:
+    needs_gpu = on_cpu and model_config.get_num_experts() > 0  # its adapters for experts are GPU code
+    if not supports_lora(model_class) or not ranks or needs_gpu:
         what = f"rank {adapter.rank}" if not ranks else model_config.architectures[0]
         if adapter.serving == "apart":
             raise UserError(f"model.adapter.serving=apart: vLLM serves no adapters of {what}; use merged")
