@@ -80,6 +80,14 @@ def test_where_the_time_of_a_phase_went(tmp_path: Path):
     }
 
 
+def test_the_sampling_of_a_run_made_before_is_in_its_times(tmp_path: Path):
+    folder = made_run(tmp_path / "attempt-001")
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("time/generate_s", "time/rollout_s"))
+    (figure,) = [figure for figure in figures([read_run(folder)]) if figure.name == "times"]
+    assert figure.caption.startswith("phase1: 10 steps of 4.0 s (sampling 75%, update 25%, ")
+
+
 def test_hostile_text_stays_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tame, wild = (made_run(tmp_path / name / "attempt-001", texts=texts) for name, texts in (("a", ("x",)), ("b", HOSTILE)))
     report(monkeypatch, tame)
