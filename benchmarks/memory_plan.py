@@ -20,7 +20,8 @@ from first_hour import write_problems
 
 from conclip.config.compose import load_config
 from conclip.experiments.inputs import load_inputs
-from conclip.experiments.memory import ModelSize, Place, plan_memory
+from conclip.experiments.memory import ModelSize, Place
+from conclip.experiments.memory_plan import plan_memory
 from conclip.rollout.session import encode_prompts, longest_training_sequence
 
 SHORT = ("phase.num_problems=4", "phase.problems_per_step=4", "rollout.max_tokens=128")

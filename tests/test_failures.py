@@ -19,7 +19,8 @@ from conclip.errors import MachineFailure, UserError, check_folder, explain
 from conclip.experiments import inputs
 from conclip.experiments.commands import all_prompts
 from conclip.experiments.inputs import load_inputs
-from conclip.experiments.memory import memory_of_run, place_of
+from conclip.experiments.memory import place_of
+from conclip.experiments.memory_plan import memory_of_run
 from conclip.models.folder import LAB_MODEL, head_shape, linear_shapes, num_parameters
 from conclip.runs.interrupts import SIGNALS, Interrupted, deferred, handle_signals
 

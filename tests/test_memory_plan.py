@@ -1,7 +1,9 @@
 """The memory plan: arithmetic by hand, activations against those of real tensors, and what is proposed where a run does not
 fit."""
 
+import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from conclip.cli.main import main
 from conclip.config.compose import load_config
 from conclip.config.groups import AdapterConfig, Dtype
 from conclip.config.schema import BaseConfig, LearnConfig
-from conclip.experiments.memory import ModelSize, Part, Place, memory_parts, peak_gib, place_of, plan_memory
+from conclip.experiments.memory import ModelSize, Part, Place, engine_weights_gib, memory_parts, peak_gib, place_of
+from conclip.experiments.memory_plan import MemoryPlan, plan_memory
 from conclip.models.activations import activations
 from conclip.models.adapters import Adapter
 from conclip.models.folder import LAB_MODEL
@@ -59,8 +62,33 @@ def test_on_a_gpu_what_only_updates_need_may_rest_in_main_memory():
             assert (parts[name].sampling == parts[name].transfer == 0.0) is rests
             assert parts[name].update == parts_of(learning(), place=place)[name].update
         assert parts["policy"].sampling > 0
+        assert [name for name, part in parts.items() if part.rests] == ["critic", "reference", "moments of AdamW"] * rests
     reference = parts_of(learning("model.dtype=bfloat16", "algo.reference_dtype=bfloat16"))["reference"]
     assert reference.update * GIB == 20
+
+
+def test_what_rests_in_main_memory_must_fit_there():
+    model = ModelSize(folder=LAB_MODEL, num_parameters=2**28, linear={})  # a critic and a reference of 1 GiB, moments of 4
+    config = learning("trainer.offload=true", "rollout.gpu_memory_utilization=0.5")
+
+    def plan(beside: float) -> MemoryPlan:
+        return plan_memory(config, model, 600, dataclasses.replace(GPU, beside_gib=beside))
+
+    assert plan(6.1).offloaded == 6.0
+    assert "beside it 6.0 GiB of 6.1 free of main memory" in plan(6.1).verdict()
+    assert (plan(6.1).fits, plan(6.1).impossible, plan(5.9).fits, plan(5.9).impossible) == (True, False, False, True)
+    assert "; any of these makes it fit: " in plan(5.9).verdict()
+    assert "beside it 6.0 GiB of main memory" in plan(math.inf).verdict()
+    assert plan_memory(learning(), model, 600, GPU).offloaded == 0.0
+
+
+def test_room_for_an_adapter_apart_is_that_of_the_next_rank_vllm_knows():
+    model = ModelSize(folder=LAB_MODEL, num_parameters=0, linear={"model.layers.0.q_proj": (100, 28)})
+    for rank, served in ((3, 8), (8, 8), (9, 16), (32, 32), (33, 64)):
+        config = learning(
+            "model/adapter=lora", f"model.adapter.rank={rank}", "model.dtype=bfloat16", "model.adapter.serving=apart"
+        )
+        assert engine_weights_gib(config, model, GPU) * GIB == 2 * served * 128
 
 
 def test_a_critic_has_no_output_head():

@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 from conclip.config.machine import available_memory_gib, cpu_flags, cpu_quota
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.experiments.inputs import Inputs
-from conclip.experiments.memory import MemoryPlan, ModelSize, trained_parameters
+from conclip.experiments.memory import ModelSize, trained_parameters
+from conclip.experiments.memory_plan import MemoryPlan
 from conclip.grading.grader import Grader, GraderBroken
 from conclip.processes import PYTHON
 from conclip.runs.files import expanded

@@ -191,7 +191,8 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     config, inputs = checked(subcommand, composed)
     with lasting():
         from conclip.experiments.commands import all_prompts, model_identity, run_identity  # noqa: PLC0415
-    from conclip.experiments.memory import memory_of_run, memory_table, place_of  # noqa: PLC0415
+    from conclip.experiments.memory import memory_table, place_of  # noqa: PLC0415
+    from conclip.experiments.memory_plan import memory_of_run  # noqa: PLC0415
     from conclip.experiments.plan import plan_table, planned_stages, power_lines  # noqa: PLC0415
     from conclip.experiments.timing import by_data_sheet  # noqa: PLC0415
     from conclip.runs.run import run_home  # noqa: PLC0415

@@ -22,7 +22,8 @@ from conclip.evaluation import compare as paired_results
 from conclip.evaluation.regrade import grade_file
 from conclip.evaluation.rows import read_rows, select_rows
 from conclip.experiments.inputs import Inputs, checked
-from conclip.experiments.memory import memory_of_run, memory_table, place_of
+from conclip.experiments.memory import memory_table, place_of
+from conclip.experiments.memory_plan import memory_of_run
 from conclip.redact import terminal_safe
 from conclip.report.data import RunData, read_run
 from conclip.report.export import write_files

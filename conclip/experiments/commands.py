@@ -25,7 +25,8 @@ from conclip.evaluation.tables import (
     summaries,
 )
 from conclip.experiments.inputs import Inputs, select_for
-from conclip.experiments.memory import memory_of_run, place_of
+from conclip.experiments.memory import place_of
+from conclip.experiments.memory_plan import memory_of_run
 from conclip.experiments.plan import steps_of
 from conclip.experiments.stages import Stages, describe_selection
 from conclip.grading.grader import GRADER_VERSION

@@ -1,23 +1,21 @@
 """The memory plan of a run: what takes how much at which moment, before anything is loaded."""
 
-import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from conclip.config.groups import DeviceConfig
 from conclip.config.machine import available_memory_gib, gpu_memory_gib
 from conclip.config.schema import BaseConfig, LearnConfig
-from conclip.experiments.inputs import Inputs
 from conclip.models.folder import head_shape, layer_number, linear_shapes, num_parameters, ties_its_head
 
 if TYPE_CHECKING:
-    from conclip.rollout.session import Prompts
+    pass
 
 GIB = 2**30
 
@@ -41,6 +39,8 @@ class Part:
     update: float = 0.0
     exact: bool = True
     """Whether it follows from shapes and precisions; else it is an estimate."""
+    rests: bool = False
+    """Whether main memory holds it while a GPU samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +90,8 @@ class Place:
     """"cpu" or "gpu"."""
     memory_gib: float
     name: str = "this machine"
+    beside_gib: float = math.inf
+    """The main memory beside a GPU, which holds what is offloaded."""
 
 
 def place_of(device: DeviceConfig) -> Place:
@@ -97,7 +99,9 @@ def place_of(device: DeviceConfig) -> Place:
     free of its main memory."""
     on_gpu = None if device.kind == "cpu" or device.memory_gib is not None else gpu_memory_gib()
     kind = device.kind or ("cpu" if on_gpu is None else "gpu")
-    return Place(kind=kind, memory_gib=device.memory_gib or on_gpu or available_memory_gib(), name=device.name)
+    beside = math.inf if on_gpu is None else available_memory_gib()
+    memory = device.memory_gib or on_gpu or available_memory_gib()
+    return Place(kind=kind, memory_gib=memory, name=device.name, beside_gib=beside)
 
 
 def memory_parts(config: BaseConfig, model: ModelSize, longest: int, place: Place) -> list[Part]:
@@ -141,8 +145,12 @@ def engine_share(config: BaseConfig, model: ModelSize, place: Place) -> float:
 def engine_weights_gib(config: BaseConfig, model: ModelSize, place: Place) -> float:
     """Return the weights that the engine holds on each of its devices."""
     each, learning = 2 if config.model.dtype == "bfloat16" else 4, config.learning
-    apart = learning is not None and config.model.adapter.wanted_apart(config.model.dtype, on_cpu=place.kind == "cpu")
-    beside = trained_parameters(learning, model)[0] if learning is not None and apart else 0
+    adapter = config.model.adapter
+    apart = learning is not None and adapter.wanted_apart(config.model.dtype, on_cpu=place.kind == "cpu")
+    beside = 0.0
+    if learning is not None and apart:  # vLLM keeps room for the next of the ranks it knows: 8, 16, 32, ...
+        rank = max(8, 1 << (adapter.rank - 1).bit_length())
+        beside = trained_parameters(learning, model)[0] * rank / adapter.rank
     return (model.num_parameters + beside) * each / config.rollout.tensor_parallel_size / GIB
 
 
@@ -164,8 +172,9 @@ def _weights(config: LearnConfig, model: ModelSize, place: Place) -> Iterator[Pa
     moments = config.optim.bytes_of_moments
     always["moments of AdamW"] = moments * trained
     for name, size in always.items():
-        resting = 0.0 if name in for_updates else size / GIB
-        yield Part(name=name, sampling=resting, transfer=resting, update=size / GIB)
+        rests = name in for_updates
+        sampling = 0.0 if rests else size / GIB
+        yield Part(name=name, sampling=sampling, transfer=sampling, update=size / GIB, rests=rests)
     if config.trainer.save_in_background and place.kind == "cpu":  # written while the next responses are sampled
         copy = (4 + moments) * trained / GIB
         yield Part(name="copy for a checkpoint", sampling=copy, transfer=copy)
@@ -232,155 +241,3 @@ def memory_table(parts: Sequence[Part]) -> Table:
     sums = [sum(getattr(part, moment) for part in parts) for moment in MOMENTS]
     table.add_row("in all", *(f"{gib:.2f}" for gib in sums))
     return table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """A change of the config that saves memory."""
-
-    overrides: str
-    price: str
-    values: Mapping[str, Any]
-    """The keys that the overrides change, as far as they decide about memory."""
-
-
-def changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) -> Iterator[Change]:
-    """Yield what would save memory, the cheapest first."""
-    if config.learning is not None and place.kind == "cpu":
-        key = "trainer.save_in_background"
-        yield Change(overrides=f"{key}=false", price="training waits for checkpoints", values={key: False})
-    key, value = "rollout.kv_cache_gib", 0.5
-    if place.kind == "gpu":
-        key = "rollout.gpu_memory_utilization"
-        value = math.ceil(20 * (engine_weights_gib(config, model, place) + ENGINE_ROOM_GIB) / place.memory_gib) / 20
-    lower = place.kind == "cpu" and config.rollout.kv_cache_gib > value
-    if lower or (place.kind == "gpu" and value < 1 and config.rollout.gpu_memory_utilization is not None):
-        yield Change(overrides=f"{key}={value}", price="what the engine needs at least", values={key: value})
-    if (learning := config.learning) is None:
-        return
-    if place.kind == "gpu" and learning.optim.moments != "paged_8bit":
-        key = "trainer.offload"
-        yield Change(overrides=f"{key}=true", price="each step waits for the transfer", values={key: True})
-    if config.model.dtype == "bfloat16" and learning.algo.has_reference and learning.model.adapter.kind == "none":
-        key = "algo.reference_dtype"
-        yield Change(overrides=f"{key}=bfloat16", price="a rounded reference", values={key: "bfloat16"})
-    key = "trainer.max_tokens_per_micro_batch"
-    if learning.trainer.max_tokens_per_micro_batch > longest:
-        yield Change(overrides=f"{key}={longest}", price="more, smaller passes", values={key: longest})
-    key = "trainer.recompute_activations"
-    yield Change(overrides=f"{key}=true", price="a third more compute", values={key: True})
-    yield Change(overrides="optim.moments=8bit", price="rounded moments", values={"optim.moments": "8bit"})
-    lora, override = {"model.adapter.kind": "lora"}, "model/adapter=lora"
-    if learning.algo.reference_dtype != "float32":  # the base is the reference then
-        lora, override = lora | {"algo.reference_dtype": "float32"}, f"{override} algo.reference_dtype=float32"
-    yield Change(overrides=override, price="adapters train, not all weights", values=lora)
-    for base in ("bfloat16", "4bit"):
-        yield Change(
-            overrides=f"{override} model.adapter.base={base}",
-            price=f"adapters on a base in {base}",
-            values=lora | {"model.adapter.base": base},
-        )
-    yield Change(overrides="algo=grpo", price="no critic", values={"algo.advantage": "group_relative"})
-
-
-def with_values(config: Any, values: Mapping[str, Any]) -> Any:
-    """Return the config with other values of some dotted keys."""
-    for key, value in values.items():
-        name, _, rest = key.partition(".")
-        config = dataclasses.replace(config, **{name: with_values(getattr(config, name), {rest: value}) if rest else value})
-    return config
-
-
-def remedies(config: BaseConfig, fits: Callable[[BaseConfig], bool], possible: Sequence[Change]) -> str:
-    """Return in words the changes that would make a run fit: up to three that do so alone, else as few together as it
-    takes."""
-    alone = [change for change in possible if fits(with_values(config, change.values))][:3]
-    if alone:
-        return "any of these makes it fit: " + "; ".join(f"{change.overrides} ({change.price})" for change in alone)
-    taken: list[Change] = []
-    for change in possible:  # the cheapest first, until it fits; then what was not needed goes again
-        taken.append(change)
-        if fits(_with_all(config, taken)):
-            break
-    else:
-        return "no setting makes it fit: take a smaller model, or a device with more memory"
-    for change in list(taken):
-        fewer = [other for other in taken if other is not change]
-        if fits(_with_all(config, fewer)):
-            taken = fewer
-    return "these together make it fit: " + "; ".join(f"{change.overrides} ({change.price})" for change in taken)
-
-
-def _with_all(config: BaseConfig, taken: Sequence[Change]) -> BaseConfig:
-    for change in taken:
-        config = with_values(config, change.values)
-    return config
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryPlan:
-    """What a run would take of a place."""
-
-    config: BaseConfig
-    model: ModelSize
-    longest: int
-    place: Place
-    parts: Sequence[Part]
-
-    @property
-    def peak(self) -> float:
-        """Return the largest sum of a moment [GiB]."""
-        return peak_gib(self.parts)
-
-    @property
-    def fits(self) -> bool:
-        return self.peak <= self.place.memory_gib
-
-    @property
-    def impossible(self) -> bool:
-        """Whether what is known exactly exceeds the memory already."""
-        return peak_gib(self.parts, exact_only=True) > self.place.memory_gib
-
-    @property
-    def settled(self) -> BaseConfig:
-        """The config with the engine's share of a GPU as a number."""
-        if self.place.kind == "cpu":
-            return self.config
-        share = engine_share(self.config, self.model, self.place)
-        return with_values(self.config, {"rollout.gpu_memory_utilization": share})
-
-    def verdict(self) -> str:
-        """Return in words whether the run fits and, where it does not, what would make it fit."""
-        total, weights = self.place.memory_gib, engine_weights_gib(self.config, self.model, self.place)
-        free = "free " if self.place.kind == "cpu" else ""
-        said = f"about {self.peak:.1f} GiB at its peak, of {total:.1f} {free}on {self.place.name}"
-        if math.isinf(self.peak):
-            share = engine_share(self.config, self.model, self.place) * total
-            said = (
-                f"the engine's share of the GPU, {share:.1f} of {total:.1f} GiB, does not hold its weights of {weights:.1f} "
-                f"GiB and {ENGINE_ROOM_GIB} to work in"
-            )
-        if self.fits:
-            return said
-        possible = list(changes(self.config, self.model, self.longest, self.place))
-        return f"{said}; {remedies(self.config, lambda config: self._with(config).fits, possible)}"
-
-    def _with(self, config: BaseConfig) -> "MemoryPlan":
-        return plan_memory(config, self.model, self.longest, self.place)
-
-
-def plan_memory(config: BaseConfig, model: ModelSize, longest: int, place: Place) -> MemoryPlan:
-    """Return the plan of a run of this model; arguments as of `memory_parts`."""
-    parts = memory_parts(config, model, longest, place)
-    return MemoryPlan(config=config, model=model, longest=longest, place=place, parts=parts)
-
-
-def memory_of_run(config: BaseConfig, inputs: Inputs, prompts: "Mapping[Path, Prompts]", place: Place) -> MemoryPlan | None:
-    """Return the plan of a run for the largest of its models; None where a server has the model."""
-    if inputs.served_name is not None:
-        return None
-    from conclip.rollout.session import longest_training_sequence  # noqa: PLC0415  imports torch
-
-    largest = max((ModelSize.of(path) for path in inputs.models.values()), key=lambda model: model.num_parameters)
-    longest = longest_training_sequence(config, prompts[largest.folder])
-    return plan_memory(config, largest, longest, place)

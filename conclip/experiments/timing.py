@@ -8,7 +8,8 @@ from functools import partial
 
 from conclip.config.groups import DeviceConfig
 from conclip.config.schema import BaseConfig, LearnConfig
-from conclip.experiments.memory import MemoryPlan, ModelSize
+from conclip.experiments.memory import ModelSize
+from conclip.experiments.memory_plan import MemoryPlan
 from conclip.experiments.plan import PlannedStage
 
 REACHED = 0.4

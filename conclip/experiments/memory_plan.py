@@ -1,0 +1,186 @@
+"""Whether a run fits a device and, where it does not, what would make it fit."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conclip.config.schema import BaseConfig
+from conclip.experiments.inputs import Inputs
+from conclip.experiments.memory import (
+    ENGINE_ROOM_GIB,
+    ModelSize,
+    Part,
+    Place,
+    engine_share,
+    engine_weights_gib,
+    memory_parts,
+    peak_gib,
+)
+
+if TYPE_CHECKING:
+    from conclip.rollout.session import Prompts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A change of the config that saves memory."""
+
+    overrides: str
+    price: str
+    values: Mapping[str, Any]
+    """The keys that the overrides change, as far as they decide about memory."""
+
+
+def changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) -> Iterator[Change]:
+    """Yield what would save memory, the cheapest first."""
+    if config.learning is not None and place.kind == "cpu":
+        key = "trainer.save_in_background"
+        yield Change(overrides=f"{key}=false", price="training waits for checkpoints", values={key: False})
+    key, value = "rollout.kv_cache_gib", 0.5
+    if place.kind == "gpu":
+        key = "rollout.gpu_memory_utilization"
+        value = math.ceil(20 * (engine_weights_gib(config, model, place) + ENGINE_ROOM_GIB) / place.memory_gib) / 20
+    lower = place.kind == "cpu" and config.rollout.kv_cache_gib > value
+    if lower or (place.kind == "gpu" and value < 1 and config.rollout.gpu_memory_utilization is not None):
+        yield Change(overrides=f"{key}={value}", price="what the engine needs at least", values={key: value})
+    if (learning := config.learning) is None:
+        return
+    if place.kind == "gpu" and learning.optim.moments != "paged_8bit":
+        key = "trainer.offload"
+        yield Change(overrides=f"{key}=true", price="each step waits for the transfer", values={key: True})
+    if config.model.dtype == "bfloat16" and learning.algo.has_reference and learning.model.adapter.kind == "none":
+        key = "algo.reference_dtype"
+        yield Change(overrides=f"{key}=bfloat16", price="a rounded reference", values={key: "bfloat16"})
+    key = "trainer.max_tokens_per_micro_batch"
+    if learning.trainer.max_tokens_per_micro_batch > longest:
+        yield Change(overrides=f"{key}={longest}", price="more, smaller passes", values={key: longest})
+    key = "trainer.recompute_activations"
+    yield Change(overrides=f"{key}=true", price="a third more compute", values={key: True})
+    yield Change(overrides="optim.moments=8bit", price="rounded moments", values={"optim.moments": "8bit"})
+    lora, override = {"model.adapter.kind": "lora"}, "model/adapter=lora"
+    if learning.algo.reference_dtype != "float32":  # the base is the reference then
+        lora, override = lora | {"algo.reference_dtype": "float32"}, f"{override} algo.reference_dtype=float32"
+    yield Change(overrides=override, price="adapters train, not all weights", values=lora)
+    for base in ("bfloat16", "4bit"):
+        yield Change(
+            overrides=f"{override} model.adapter.base={base}",
+            price=f"adapters on a base in {base}",
+            values=lora | {"model.adapter.base": base},
+        )
+    yield Change(overrides="algo=grpo", price="no critic", values={"algo.advantage": "group_relative"})
+
+
+def with_values(config: Any, values: Mapping[str, Any]) -> Any:
+    """Return the config with other values of some dotted keys."""
+    for key, value in values.items():
+        name, _, rest = key.partition(".")
+        config = dataclasses.replace(config, **{name: with_values(getattr(config, name), {rest: value}) if rest else value})
+    return config
+
+
+def remedies(config: BaseConfig, fits: Callable[[BaseConfig], bool], possible: Sequence[Change]) -> str:
+    """Return in words the changes that would make a run fit: up to three that do so alone, else as few together as it
+    takes."""
+    alone = [change for change in possible if fits(with_values(config, change.values))][:3]
+    if alone:
+        return "any of these makes it fit: " + "; ".join(f"{change.overrides} ({change.price})" for change in alone)
+    taken: list[Change] = []
+    for change in possible:  # the cheapest first, until it fits; then what was not needed goes again
+        taken.append(change)
+        if fits(_with_all(config, taken)):
+            break
+    else:
+        return "no setting makes it fit: take a smaller model, or a device with more memory"
+    for change in list(taken):
+        fewer = [other for other in taken if other is not change]
+        if fits(_with_all(config, fewer)):
+            taken = fewer
+    return "these together make it fit: " + "; ".join(f"{change.overrides} ({change.price})" for change in taken)
+
+
+def _with_all(config: BaseConfig, taken: Sequence[Change]) -> BaseConfig:
+    for change in taken:
+        config = with_values(config, change.values)
+    return config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """What a run would take of a place."""
+
+    config: BaseConfig
+    model: ModelSize
+    longest: int
+    place: Place
+    parts: Sequence[Part]
+
+    @property
+    def peak(self) -> float:
+        """Return the largest sum of a moment [GiB]."""
+        return peak_gib(self.parts)
+
+    @property
+    def offloaded(self) -> float:
+        """Return what main memory holds for a GPU while responses are sampled [GiB]: that of the learner which only updates
+        need."""
+        return sum(part.update for part in self.parts if part.rests)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.place.memory_gib and self.offloaded <= self.place.beside_gib
+
+    @property
+    def impossible(self) -> bool:
+        """Whether what is known exactly exceeds the memory already."""
+        exact = peak_gib(self.parts, exact_only=True)
+        return exact > self.place.memory_gib or self.offloaded > self.place.beside_gib
+
+    @property
+    def settled(self) -> BaseConfig:
+        """The config with the engine's share of a GPU as a number."""
+        if self.place.kind == "cpu":
+            return self.config
+        share = engine_share(self.config, self.model, self.place)
+        return with_values(self.config, {"rollout.gpu_memory_utilization": share})
+
+    def verdict(self) -> str:
+        """Return in words whether the run fits and, where it does not, what would make it fit."""
+        total, weights = self.place.memory_gib, engine_weights_gib(self.config, self.model, self.place)
+        free = "free " if self.place.kind == "cpu" else ""
+        said = f"about {self.peak:.1f} GiB at its peak, of {total:.1f} {free}on {self.place.name}"
+        if math.isinf(self.peak):
+            share = engine_share(self.config, self.model, self.place) * total
+            said = (
+                f"the engine's share of the GPU, {share:.1f} of {total:.1f} GiB, does not hold its weights of {weights:.1f} "
+                f"GiB and {ENGINE_ROOM_GIB} to work in"
+            )
+        if self.offloaded:
+            of = "" if math.isinf(self.place.beside_gib) else f" of {self.place.beside_gib:.1f} free"
+            said = f"{said}; beside it {self.offloaded:.1f} GiB{of} of main memory while responses are sampled"
+        if self.fits:
+            return said
+        possible = list(changes(self.config, self.model, self.longest, self.place))
+        return f"{said}; {remedies(self.config, lambda config: self._with(config).fits, possible)}"
+
+    def _with(self, config: BaseConfig) -> "MemoryPlan":
+        return plan_memory(config, self.model, self.longest, self.place)
+
+
+def plan_memory(config: BaseConfig, model: ModelSize, longest: int, place: Place) -> MemoryPlan:
+    """Return the plan of a run of this model; arguments as of `memory_parts`."""
+    parts = memory_parts(config, model, longest, place)
+    return MemoryPlan(config=config, model=model, longest=longest, place=place, parts=parts)
+
+
+def memory_of_run(config: BaseConfig, inputs: Inputs, prompts: "Mapping[Path, Prompts]", place: Place) -> MemoryPlan | None:
+    """Return the plan of a run for the largest of its models; None where a server has the model."""
+    if inputs.served_name is not None:
+        return None
+    from conclip.rollout.session import longest_training_sequence  # noqa: PLC0415  imports torch
+
+    largest = max((ModelSize.of(path) for path in inputs.models.values()), key=lambda model: model.num_parameters)
+    longest = longest_training_sequence(config, prompts[largest.folder])
+    return plan_memory(config, largest, longest, place)
