@@ -20,9 +20,9 @@ pytestmark = pytest.mark.whole
 
 FOLDER = config_folder() / "experiment"
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
-FOR_CARDS = [name for name in NAMES if name.startswith("paper/") or name.endswith("gb")]
+OF_LARGE_MODELS = [name for name in NAMES if name.startswith("paper/") or name.endswith(("gb", "gsm8k_cpu"))]
 OF_OWN_MODELS = ["real", "smoke", "smollm2_cpu"]
-EXPERIMENTS = [name for name in NAMES if name not in FOR_CARDS and name not in OF_OWN_MODELS]
+EXPERIMENTS = [name for name in NAMES if name not in OF_LARGE_MODELS and name not in OF_OWN_MODELS]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -59,16 +59,23 @@ def test_an_experiment_with_a_model_of_ones_own_begins_with_evidence(
     assert f"<summary>{benchmark}: where the tokens go</summary>" in (folder / "report.html").read_text()
 
 
-@pytest.mark.parametrize("experiment", FOR_CARDS)
-def test_an_experiment_for_a_card_takes_two_steps_with_a_small_model_of_its_kind(
+@pytest.mark.parametrize("experiment", OF_LARGE_MODELS)
+def test_an_experiment_with_a_large_model_takes_two_steps_with_a_small_model_of_its_kind(
     experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted: None
 ):
     monkeypatch.chdir(tmp_path)
     model = make_model("Qwen3", tmp_path / "model") if experiment.startswith("qwen3") else LAB_MODEL
     pool = generate("chain", levels=(3, 4), split="train", num_problems=12, seed=0, source="chain")
     rows = [{"question": problem.question, "answer": problem.answer} for problem in pool]
+    own = [f"experiment={experiment}", f"model.path={model}"]
+    if experiment == "gsm8k_cpu":  # the data set's own form, and fewer rows
+        rows = [row | {"answer": f"So it is.\n#### {row['answer']}"} for row in rows]
+        for part, offset, number in (("pool", 0, 6), ("validation", 6, 2), ("test", 8, 4)):
+            values = {"path": "problems.jsonl", "expected_problems": "null", "seed": 0, "offset": offset}
+            own += [f"data.{part}.gsm8k.{key}={value}" for key, value in (values | {"num_problems": number}).items()]
+    else:
+        own += ["data=one_file", "paths.problems=problems.jsonl"]
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    own = [f"experiment={experiment}", f"model.path={model}", "data=one_file", "paths.problems=problems.jsonl"]
     small = ["model.prompt='{question}'", "model.system=null", "rollout.max_tokens=128", "eval.max_tokens=128"]
     small += ["probe.first_samples=4", "probe.max_samples=4"]
     small += ["phase2={num_problems: 2, problems_per_step: 2, group_size: 4, num_steps: 2}", "eval.samples_per_problem=1"]
