@@ -1,9 +1,11 @@
 """What the machine does to a run is told apart from bugs; signals strike where nothing is half-changed."""
 
 import errno
+import itertools
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -184,9 +186,13 @@ def test_doctor_refuses_a_bad_config_after_its_checks(monkeypatch: pytest.Monkey
 
 @pytest.mark.whole
 def test_doctor_finds_this_machine_fit_and_says_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
     found = {check.name: check for check in machine_checks(tmp_path / "outputs")}
+    assert found["allocator"].state == ("note" if sys.platform == "linux" else "ok")
     assert {found[name].state for name in ("packages", "vLLM", "grader")} == {"ok"}
     assert {"memory", "disk"} <= found.keys()  # what they say is the machine's
     monkeypatch.setenv("OMP_NUM_THREADS", "999")
-    threads = next(check for check in machine_checks(tmp_path) if check.name == "threads")
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libtcmalloc_minimal.so.4")
+    threads, _, allocator = itertools.islice(machine_checks(tmp_path), 2, 5)
     assert threads.state == "FAILED" and "OMP_NUM_THREADS" in threads.remedy
+    assert (allocator.name, allocator.state, allocator.detail) == ("allocator", "ok", "tcmalloc")
