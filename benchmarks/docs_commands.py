@@ -47,7 +47,10 @@ LEFT_OUT = {
     r"aime24_train": "data sets of the hub",
     r"data=math": "data sets of the hub",
     r"model=endpoint": "a server",
-    r"experiment=(smoke|real|smollm2_cpu)": "a model of one's own (benchmarks/first_hour.py)",
+    r"experiment=(smoke|real|smollm2_cpu|gsm8k_cpu)": "a model of one's own (benchmarks/first_hour.py)",
+    r"experiment=qwen3_4b_24gb|experiment=paper/": "a card",
+    r"benchmarks/(first_hour|thinking_model)": "a model of one's own",
+    r"^apt-get |^export LD_PRELOAD": "a package of the system",
     r"model.path=MODEL data=gsm8k$": "data sets of the hub",
     r"mmlu_stem": "another file's columns",
 }

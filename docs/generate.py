@@ -181,8 +181,12 @@ def _options(group: str) -> Iterator[str]:
     yield ""
 
 
+ALSO_WRITTEN = {"model.dtype": " or `auto`"}
+"""Values that a config file may hold beside those of the schema: composing replaces them."""
+
+
 def _row(key: str, kind: typing.Any, default: typing.Any, meaning: str) -> str:
-    return f"| `{key}` | {_escape(describe(kind))} | {_value(default)} | {_prose(meaning)} |"
+    return f"| `{key}` | {_escape(describe(kind) + ALSO_WRITTEN.get(key, ''))} | {_value(default)} | {_prose(meaning)} |"
 
 
 def describe(kind: typing.Any) -> str:

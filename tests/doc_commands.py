@@ -20,7 +20,8 @@ class Command:
 
 
 def commands() -> Iterator[Command]:
-    """Every command line in the shell blocks of README and docs/, continuation lines joined, comments left out."""
+    """Every command line in the shell blocks of README and docs/: continuation lines are joined, loops are written out,
+    comments are left out."""
     for page in [TOP / "README.md", *sorted(TOP.glob("docs/*.md"))]:
         if page.name == "index.md":
             continue  # generated from README.md
@@ -28,7 +29,7 @@ def commands() -> Iterator[Command]:
             if block.startswith("#!"):
                 continue  # a script for another machine
             shell: dict[str, str] = {}
-            for line in block.replace("\\\n", " ").splitlines():
+            for line in unrolled(block.replace("\\\n", " ")).splitlines():
                 line = re.sub(r"\s+#.*", "", line).strip()
                 if found := re.fullmatch(r'([A-Z]+)="(.*)"', line):
                     shell[found[1]] = found[2]
@@ -38,12 +39,21 @@ def commands() -> Iterator[Command]:
                     yield Command(page=page.name, line=line)
 
 
+def unrolled(block: str) -> str:
+    """A block with the lines of each `for` loop once for every word."""
+
+    def written_out(loop: re.Match[str]) -> str:
+        return "".join(re.sub(rf"\${loop[1]}\b|\$\{{{loop[1]}\}}", word, loop[3]) for word in loop[2].split())
+
+    return re.sub(r"^for (\w+) in (.+); do\n(.*?)^done$", written_out, block, flags=re.S | re.M)
+
+
 def filled(line: str, place: Path) -> str:
     """A command with files of this machine for the names that stand for the reader's own."""
     names = ("train.jsonl", "validation.jsonl", "test.jsonl", "problems.jsonl")
     line = re.sub(r"(?<![\w./])(?:/path/to/\S*/)?(" + "|".join(names) + r")\b", lambda found: str(place / found[1]), line)
     line = re.sub(r"/path/to/gsm8k/(\S+)", lambda found: str(place / found[1]), line)
-    line = re.sub(r"(?<=model\.path=)(MODEL|BASE|/path/to/\S+|Qwen\S+)|(?<=after: )TRAINED", str(LAB), line)
+    line = re.sub(r"(?<=model\.path=)(MODEL|MERGED|BASE|/path/to/\S+|Qwen\S+)|(?<=after: )TRAINED", str(LAB), line)
     line = line.replace("--config-dir mine", f"--config-dir {place / 'mine'}")
     return line.replace("FILE", str(place / "test.jsonl"))
 
