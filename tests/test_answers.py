@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from conclip.grading.answers import Extraction, choice_letters, extract, extract_boxed, normalise, without_label
+from conclip.grading.answers import Extraction, extract, extract_boxed, normalise
+from conclip.grading.choices import choice_letters, without_label
 
 
 @pytest.mark.parametrize(

@@ -143,9 +143,12 @@ def test_decimals_that_spell_other_numbers(decimal: str, value: sympy.Expr, expe
         (r"\mathrm{m\,s^{-2}}", {"m": 1, "s": -2}, Fraction(1)),
         (r"\text{ m/s}^2", {"m": 1, "s": -2}, Fraction(1)),
         (r"\text{ square inches}", {"inch": 2}, Fraction(1)),
-        (r"\text{ N}\cdot\text{m}", {"N": 1, "m": 1}, Fraction(1)),
+        (r"\text{ N}\cdot\text{m}", {"m": 2, "g": 1, "s": -2}, Fraction(1000)),  # a joule
         (r"^\circ\text{C}", {"celsius": 1}, Fraction(1)),
-        ("kJ", {"J": 1}, Fraction(1000)),
+        ("kJ", {"m": 2, "g": 1, "s": -2}, Fraction(10**6)),
+        (r"\mu\text{m}", {"m": 1}, Fraction(1, 10**6)),
+        ("dm^3", {"m": 3}, Fraction(1, 1000)),
+        ("L", {"m": 3}, Fraction(1, 1000)),
         ("Zz", {"symbol Zz": 1}, Fraction(1)),  # in no list, and a unit of its own
     ],
 )

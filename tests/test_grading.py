@@ -58,7 +58,7 @@ def test_every_pair_of_the_table(grader: Grader, category: str):
     assert wrong == []
 
 
-@pytest.mark.parametrize(("name", "count"), [("answer_pairs", 983), ("answer_kinds", 2874)])
+@pytest.mark.parametrize(("name", "count"), [("answer_pairs", 983), ("answer_kinds", 2874), ("answer_hard", 3919)])
 def test_labelled_responses(tmp_path: Path, name: str, count: int):
     """Responses of every kind, labelled by others than the grader's author, through the command people use."""
     target = tmp_path / "graded.jsonl"

@@ -1,33 +1,22 @@
 """Compares two readings part by part, gold first, since the gold answer decides what the question asks for."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import cast
 
-import sympy
-from sympy import Expr, Rational
+from sympy import Expr, Symbol
 
 from conclip.grading import equality
 from conclip.grading.answer_types import MIRRORED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
 from conclip.grading.formulas import read_formula
 from conclip.grading.functions import Unreadable
-from conclip.grading.readings import NAME, read, region_of
+from conclip.grading.quantities import EXACT, Tolerance, agree_numbers
+from conclip.grading.readings import NAME, read, side
 from conclip.grading.regions import Region, same_region
-from conclip.grading.spelling import compact, plain
-from conclip.grading.units import are_opposed, read_unit
-
-
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """How far a number may lie from the gold one."""
-
-    decimals: int | None = None
-    """Numbers that agree when rounded to so many decimals are equal."""
-    relative: float = 0.0
-    """Numbers that differ by at most this share of the gold one are equal."""
-
-
-EXACT = Tolerance()
+from conclip.grading.sets import letter_of, region_of
+from conclip.grading.spelling import compact
+from conclip.grading.units import read_unit
 
 
 def agree(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
@@ -42,71 +31,19 @@ def agree(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
     if isinstance(gold, Spelled) or isinstance(answer, Spelled):
         return isinstance(gold, Spelled) and isinstance(answer, Spelled) and _agree_spelled(gold, answer, tolerance)
     if isinstance(gold, Region) or isinstance(answer, Region):
-        first, second = region_of(gold), region_of(answer)
+        first, second = region_of(gold, read), region_of(answer, read)
         return first is not None and second is not None and same_region(first, second)
+    if isinstance(gold, Number) and isinstance(answer, Several) and answer.brackets == "{}" and len(answer.items) == 1:
+        return agree(gold, answer.items[0], tolerance)  # the set of the one solution
+    if isinstance(answer, Number) and isinstance(gold, Several) and gold.brackets in ("", "{}") and 0 < len(gold.items) < 4:
+        return all(agree(item, answer, tolerance) for item in gold.items)  # 9/4 or 2.25
     if isinstance(answer, Several) and isinstance(gold, Number) and not answer.brackets:  # 1/2 or 0.5
         return 0 < len(answer.items) <= MAX_REPEATED and all(agree(gold, item, tolerance) for item in answer.items)
     if isinstance(gold, Several) or isinstance(answer, Several):
         return _agree_several(gold, answer, tolerance)
     if isinstance(gold, Matrix) or isinstance(answer, Matrix):
         return isinstance(gold, Matrix) and isinstance(answer, Matrix) and _agree_matrices(gold, answer, tolerance)
-    return _agree_numbers(gold, answer, tolerance)
-
-
-def _agree_numbers(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
-    """Compare two numbers. A unit may be missing on either side; a percentage is both its number of percent and its
-    fraction."""
-    percents = (gold.unit == "%", answer.unit == "%")
-    if any(percents):
-        if {gold.unit, answer.unit} - {"", "%"}:
-            return False
-        is_share = not percents[0] and bool(gold.value.is_real and abs(gold.value) < 1)  # 0.6 is not meant as 0.6 %
-        if not is_share and _same_value(gold, answer, tolerance):
-            return True
-        if all(percents):
-            return False
-        shares = [
-            Number(n.value / 100, None if n.decimal is None else n.decimal / 100, "") if n.unit == "%" else n
-            for n in (gold, answer)
-        ]
-        return _same_value(shares[0], shares[1], tolerance)
-    if are_opposed(gold.unit, answer.unit):
-        return False
-    if _is_angle(gold.unit) and not answer.unit and answer.value.has(sympy.pi):
-        gold = _in_radians(gold)
-    elif _is_angle(answer.unit) and not gold.unit and gold.value.has(sympy.pi):
-        answer = _in_radians(answer)
-    gold_unit, answer_unit = (read_unit(n.unit) if n.unit else None for n in (gold, answer))
-    if gold_unit is None or answer_unit is None or gold_unit == answer_unit:
-        return _same_value(gold, answer, tolerance)
-    if gold_unit.powers != answer_unit.powers:
-        return False
-    factor = answer_unit.factor / gold_unit.factor
-    return _same_value(gold, Number(answer.value * Rational(factor.numerator, factor.denominator), None, ""), tolerance)
-
-
-def _is_angle(unit: str) -> bool:
-    return re.fullmatch(r"\s*(?:\^\\circ\s*|degrees?)", plain(unit)) is not None
-
-
-def _in_radians(angle: Number) -> Number:
-    return Number(angle.value * sympy.pi / 180, None, "")
-
-
-def _same_value(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
-    if gold.value in (sympy.oo, -sympy.oo) or answer.value in (sympy.oo, -sympy.oo):
-        return gold.value == answer.value
-    if equality.equal(gold.value, answer.value):
-        return True
-    if gold.value.free_symbols or answer.value.free_symbols:
-        return False
-    if gold.decimal is None and answer.decimal is not None and equality.spells(answer.decimal, gold.value):
-        return True
-    if answer.decimal is None and gold.decimal is not None and equality.spells(gold.decimal, answer.value):
-        return True
-    if tolerance.decimals is not None and equality.agree_in_decimals(gold.value, answer.value, tolerance.decimals):
-        return True
-    return tolerance.relative > 0 and equality.within(gold.value, answer.value, tolerance.relative)
+    return agree_numbers(gold, answer, tolerance)
 
 
 def _agree_spelled(gold: Spelled, answer: Spelled, tolerance: Tolerance) -> bool:
@@ -119,6 +56,8 @@ def _agree_spelled(gold: Spelled, answer: Spelled, tolerance: Tolerance) -> bool
     if gold.notation == "ratio" and not _may_be_time(gold) and not _may_be_time(answer):
         sides = [[number_of(part) for part in reading.parts[:-1]] for reading in (gold, answer)]
         pairs = list(zip(*sides, strict=True))
+        if any(value is not None and value.is_zero for pair in pairs for value in pair):
+            return all(_agree_parts(g, a, tolerance) for g, a in zip(gold.parts, answer.parts, strict=True))
         return _agree_parts(gold.parts[-1], answer.parts[-1], tolerance) and all(
             equality.equal(g * pairs[0][1], a * pairs[0][0])
             for g, a in pairs  # pyright: ignore
@@ -194,6 +133,10 @@ def _agree_several(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool
         return _agree_matrices(gold, answer, tolerance)
     if not (isinstance(gold, Several) and isinstance(answer, Several)):
         return False
+    if bool(gold.brackets) != bool(answer.brackets) and any(isinstance(i, Relation) for i in (*gold.items, *answer.items)):
+        regions = region_of(gold, read), region_of(answer, read)
+        if regions[0] is not None and regions[1] is not None:  # (1, 3) and x > 1, x < 3
+            return same_region(regions[0], regions[1])
     first, second = (
         _without_names(one.items, other.items, bracketed=other.brackets == "()")
         for one, other in ((gold, answer), (answer, gold))
@@ -205,20 +148,25 @@ def _agree_several(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool
         and not ({gold.brackets, answer.brackets} == {"", "()"} and (first[1] or second[1]))
     ):
         return False
-    if len(first[0]) < len(second[0]) <= MAX_REPEATED and not ordered:
-        second = (_distinct(second[0]), second[1])
+    if max(len(first[0]), len(second[0])) <= MAX_REPEATED and not ordered and len(first[0]) != len(second[0]):
+        distinct = _distinct(first[0])
+        is_set = gold.brackets == "{}" or len(distinct) == 1  # "9/4 or 2.25" is one value, 1, 1, 2 are three roots
+        first, second = (distinct if is_set else first[0], first[1]), (_distinct(second[0]), second[1])
     if len(first[0]) != len(second[0]):
         return False
     if ordered:
         return all(agree(g, a, tolerance) for g, a in zip(first[0], second[0], strict=True))
     nouns = [{item.unit for item in side if isinstance(item, Number)} for side in (first[0], second[0])]
     counted = len(nouns[0]) > 1 and nouns[0] == nouns[1]  # 2 boys, 3 girls
+    in_letters = len({letter_of(item) for item in first[0]} - {""}) > 1  # a > 0, b > 2
     left = list(second[0])
     for item in first[0]:
         fits = (
             index
             for index, other in enumerate(left)
-            if agree(item, other, tolerance) and not (counted and _noun(item) != _noun(other))
+            if agree(item, other, tolerance)
+            and not (counted and _noun(item) != _noun(other))
+            and not (in_letters and letter_of(item) != letter_of(other))
         )
         match = next(fits, None)
         if match is None:
@@ -248,20 +196,26 @@ def _without_names(
 ) -> tuple[Sequence[Reading], bool]:
     """Return the values of ``x = 1, x = 2`` where all names are the same, or where the other side has none, and whether
     names that differ were dropped. The order of the values then tells them apart: that of the names for a tuple, else the
-    order in the text."""
-    names = {
-        compact(item.sides[0])
-        for item in items
-        if isinstance(item, Relation) and item.signs == ("=",) and NAME.fullmatch(item.sides[0])
-    }
-    all_named = all(isinstance(item, Relation) and item.signs == ("=",) and NAME.fullmatch(item.sides[0]) for item in items)
+    order in the text. Names that differ in their numbers only (``x_1``, ``x_2``) are one name, but for a tuple."""
+    relations = [
+        item for item in items if isinstance(item, Relation) and item.signs == ("=",) and NAME.fullmatch(item.sides[0])
+    ]
+    names = {compact(relation.sides[0]) for relation in relations}
     others_named = any(isinstance(item, Relation) for item in others)
-    if not items or not all_named or (len(names) > 1 and others_named):
+    if not items or len(relations) < len(items) or (len(names) > 1 and others_named):
         return items, False
-    relations = [item for item in items if isinstance(item, Relation)]
-    if bracketed or others_named:  # (2, 3) for y = 3, x = 2
+    if bracketed and _follow(names):  # (2, 3) for y = 3, x = 2
         relations.sort(key=lambda r: compact(r.sides[0]))
-    return [read(relation.sides[1]) for relation in relations], len(names) > 1
+    is_numbered = not bracketed and len({re.sub(r"_\{?\d+\}?$", "", name) for name in names}) == 1
+    return [side(relation, 1) for relation in relations], len(names) > 1 and not is_numbered
+
+
+def _follow(names: Iterable[str]) -> bool:
+    """Return whether names are letters that follow each other in the alphabet, or one letter with numbers."""
+    ordered = sorted(names)
+    if len({re.sub(r"\d", "", name) for name in ordered}) == 1:
+        return True
+    return all(len(name) == 1 for name in ordered) and all(ord(b) - ord(a) == 1 for a, b in pairwise(ordered))
 
 
 def _agree_named(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
@@ -275,7 +229,7 @@ def _agree_named(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
         value = named_value(answer, by_formula=number_of(gold) != 0)  # what is 0 is an equation
         if value is not None:
             return agree(gold, value, tolerance)
-    first, second = region_of(gold), region_of(answer)
+    first, second = region_of(gold, read), region_of(answer, read)
     return first is not None and second is not None and same_region(first, second)
 
 
@@ -284,7 +238,7 @@ def named_value(relation: Relation, *, by_formula: bool = False) -> Reading | No
     if set(relation.signs) != {"="}:
         return None
     named = NAME.fullmatch(relation.sides[0]) is not None
-    values = [read(side) for side in relation.sides[named:]]
+    values = [side(relation, at) for at in range(named, len(relation.sides))]
     numbers = [v for v in values if isinstance(v, Number) and not v.value.free_symbols]
     if not named and len(numbers) < len(values) and not (by_formula and (len(values) > 2 or _num_letters(values[0]) > 1)):
         return None
@@ -297,7 +251,7 @@ def _num_letters(reading: Reading) -> int:
     return 0 if any(str(letter).startswith("text ") for letter in letters) else len(letters)
 
 
-_OF_X = re.compile(r"[a-zA-Z]\([a-zA-Z]\)|y")
+_OF_X = re.compile(r"[a-zA-Z](?:\^\{?-1\}?)?\(([a-z])\)|y")
 
 
 def _name(relation: Relation) -> str:
@@ -308,15 +262,41 @@ def _name(relation: Relation) -> str:
     return "y" if _OF_X.fullmatch(name) else name
 
 
+def _same_names(gold: Relation, answer: Relation) -> bool:
+    """Return whether chains of names (``a = b = 0``) name the same, and functions with names are the same ones."""
+    named = [{compact(text) for text in r.sides[:-1] if NAME.fullmatch(text)} for r in (gold, answer)]
+    if max(map(len, named)) > 1:
+        return named[0] == named[1]
+    functions = [
+        (match := _OF_X.fullmatch(compact(r.sides[0]))) and match[1] and match[0].partition("(")[0] for r in (gold, answer)
+    ]
+    return None in functions or "" in functions or functions[0].casefold() == functions[1].casefold()  # pyright: ignore
+
+
+def _in_letter_of(gold: Relation, answer: Relation, value: Reading) -> Reading:
+    """Return the value of ``f(t) = t + 1`` in the letter of ``f(x) = x + 1``."""
+    names = [_OF_X.fullmatch(compact(relation.sides[0])) for relation in (gold, answer)]
+    if names[0] is None or names[1] is None or not isinstance(value, Number):
+        return value
+    of_gold, of_answer = (Symbol(name[1] or "x") for name in names if name)
+    if of_gold == of_answer:
+        return value
+    if value.value.has(of_gold):
+        return Spelled("unread", ())
+    return Number(cast(Expr, value.value.subs(of_answer, of_gold)), value.decimal, value.unit)
+
+
 def _agree_relations(gold: Relation, answer: Relation, tolerance: Tolerance) -> bool:
-    first, second = region_of(gold), region_of(answer)
+    first, second = region_of(gold, read), region_of(answer, read)
     if first is not None and second is not None:
         return same_region(first, second)
     if set(gold.signs) == set(answer.signs) == {"="}:
         names = [_name(relation) for relation in (gold, answer)]
+        if not _same_names(gold, answer):
+            return False
         if names[0] and names[0] == names[1]:
             g, a = named_value(gold), named_value(answer)
-            return g is not None and a is not None and agree(g, a, tolerance)
+            return g is not None and a is not None and agree(g, _in_letter_of(gold, answer, a), tolerance)
         values = [named_value(r) for r, name in zip((gold, answer), names, strict=True) if not name]
         if len(values) == 2 and all(isinstance(v, Number) for v in values):
             return agree(values[0], values[1], tolerance)  # pyright: ignore

@@ -33,6 +33,8 @@ class Relation:
 
     signs: tuple[str, ...]
     sides: tuple[str, ...]
+    letters: bool = True
+    """Whether single letters after numbers may be units."""
 
 
 @dataclass(frozen=True, slots=True)

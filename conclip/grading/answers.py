@@ -7,10 +7,9 @@ answer is recorded, so that a gain of format is not called reasoning.
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Literal
 
-from conclip.grading.spelling import clean, compact, plain
+from conclip.grading.spelling import clean, compact
 
 Method = Literal["boxed", "hashes", "phrase", "math", "number", "whole"]
 """How an answer was found: in a box; after GSM8K's ``####``; after "answer is" or "answer:"; in the last formula; the last
@@ -103,18 +102,24 @@ def _joins(between: str) -> bool:
 _ANSWER_TAG = re.compile(r"<answer>([^<>]{1,500})</answer>")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _PHRASE = re.compile(
-    r"(?:answer|result|option|choice)\s{0,9}(?:\([^()\n]{0,20}\)\s{0,9})?\**\s{0,9}(?:is|are|=|:)"
-    r"\s{0,9}:?\s{0,9}\**[ \t]{0,9}(?=\S)",
+    r"(?<!wrong )(?<!incorrect )(?:answer|result|option|choice)\s{0,9}(?:\([^()\n]{0,20}\)\s{0,9})?\**\s{0,9}"
+    r"(?:is(?!n't)|are(?!n't)|=|:)\s{0,9}:?\s{0,9}\**[ \t]{0,9}(?=\S)",
     re.IGNORECASE,
 )
 _DELIMITER = re.compile(r"\\.|\$\$?", re.DOTALL)
 _CLOSED_BY = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}
 _NUMBER = re.compile(
-    r"(?<![\w.\\^_{])(?:-\\?\$|[-+])?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?"
+    r"(?<![\w.\\^_{])(?:-\\?\$|[-+\u2212\u2013])?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?"
     r"(?:\s?\\?%|(?:[ckm]?m|k?g|mg|m?[lL]|s|h|ft|lbs?|oz)[²³]?(?!\w))?(?![\w^_{\\!]|\.\d)"
 )
 _AMOUNT, _UNFINISHED = re.compile(r"(?<=\$)\.?\d"), re.compile(r"[-+*/=<>\u00d7\u00f7]$")
-_OPERATOR = re.compile(r"[-+*/^_\\({|]\s*$")
+_OPERATOR = re.compile(r"[-+*/^_\\({|\u2212]\s*$")
+_COMPARED = re.compile(
+    r"(?:[<>\u2260\u2264\u2265]|\b(?:than|not|log|ln|between|root|root\s+of|power\s+of|sum\s+of|half\s+of)"
+    r"|\d\s+(?:to|by|in|out\s+of))[ \t]*\Z|[\d)](?::|[ \t]*[x\u00d7][ \t]*)\Z",
+    re.IGNORECASE,
+)
+"""Words and signs before a number that make it a part of something else."""
 
 MAX_FORMULA_CHARS = 2000
 """A longer formula is no final answer."""
@@ -132,11 +137,15 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
         return Extraction(tags[-1].strip(), "phrase")
     if hashes := _HASHES.findall(tail):
         return Extraction(hashes[-1].strip(), "hashes")
-    if phrases := list(_PHRASE.finditer(tail)):
-        return Extraction(_sentence(tail[phrases[-1].end() :].partition("\n")[0][:300]), "phrase")
+    if (option := _unhedged(_RIGHT_OPTION, tail)) is not None:
+        return Extraction(option, "phrase")
+    if phrases := [match for match in _PHRASE.finditer(tail) if not _is_hedged(tail, match.start())]:
+        return Extraction(_after_phrase(tail[phrases[-1].end() :]), "phrase")
+    if re.fullmatch(r"[A-Z][a-z]+\.?|(?:Yes|No|True|False)[,.][^\n]{0,100}", tail.strip()):
+        return Extraction(tail.strip(), "phrase")
     if _is_bare(tail.strip()):
         return Extraction(tail.strip(), "math")
-    formulas = [(content, end) for content, end in _formulas(tail) if not re.fullmatch(r"[a-zA-Z]|\\[a-z]+", content)]
+    formulas = _joined_formulas(tail)
     number = _last_number(tail)
     if formulas and number and _UNIT_ALONE.fullmatch(formulas[-1][0]):
         begin = tail.rfind(formulas[-1][0], number[1], formulas[-1][1])
@@ -146,23 +155,56 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
     if (
         formulas
         and not concludes
-        and (number is None or number[1] <= formulas[-1][1] or len(_formulas(tail)) == len(formulas))
+        and (number is None or number[1] <= formulas[-1][1] or not any(_SINGLE.fullmatch(f) for f, _ in _formulas(tail)))
     ):
-        return Extraction(formulas[-1][0], "math")
+        last = formulas[-1][0]
+        return None if _is_part(tail, tail.rfind(last, 0, formulas[-1][1])) else Extraction(last, "math")
     if number:
         return Extraction(number[0], "number")
     if (statement := stated(tail.strip())) is not None:
         return Extraction(statement, "phrase")
-    letter = next((match for pattern in _LAST_LETTER if (match := pattern.search(tail[-MAX_SENTENCE_CHARS:]))), None)
-    return Extraction(letter[1], "phrase") if letter else None
+    letter = next((found for pattern in _LAST_LETTER if (found := _unhedged(pattern, tail)) is not None), None)
+    return Extraction(letter, "phrase") if letter else None
+
+
+_HEDGE = re.compile(
+    r"\b(?:not|no|never|nor|neither|either|cannot|wrong|incorrect|false|suppose|assume|assuming|if|whether|unless|claims?|"
+    r"claimed|guess|or)\b|n't\b",
+    re.IGNORECASE,
+)
+"""Words in a clause that make its statement no answer."""
+
+
+def _is_hedged(text: str, at: int) -> bool:
+    """Return whether the clause before a place holds words that make its statement no answer."""
+    before = text[max(0, at - MAX_CLAUSE_CHARS) : at]
+    return _HEDGE.search(re.split(r"[.,;:!?\n]", before)[-1]) is not None
+
+
+MAX_CLAUSE_CHARS = 80
+
+
+def _unhedged(pattern: re.Pattern[str], text: str) -> str | None:
+    """Return what a pattern finds at the end of a text, unless the clause around it says that it is wrong."""
+    tail = text[-MAX_SENTENCE_CHARS:]
+    match = pattern.search(tail)
+    if match is None or _is_hedged(tail, match.start()) or _HEDGE.search(match[0]):
+        return None
+    after = re.split(r"[.,;:!?\n]", tail[match.end() :])[0]
+    return None if _HEDGE.search(after) else match[1]
 
 
 MAX_BARE_CHARS = 300
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-zÀ-ɏ]{2,}|[\u0400-\u1fff\u3040-\ud7ff]")
 _CALCULATOR = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|sqrt|log|ln|exp|pi|infinity|infty")
+_RIGHT_OPTION = re.compile(
+    r"(?<![A-Za-z])\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best|true)(?:\s+(?:answer|option|choice|one))?[.!\s]*$"
+)
 _LAST_LETTER = (
     re.compile(r"(?:^|\n)\s*\(?([A-J])\)?[.\s]*$"),
     re.compile(r"(?:\b(?:is|it's|be|choose|pick|select|with)\s+)\(?([A-J])\)?[.\s]*$"),
+    re.compile(r"\b(?:[Hh]ence|[Tt]hus|[Ss]o|[Tt]herefore),?\s+\(?([A-J])\)?[.\s]*$"),
+    re.compile(r"^(\(?[A-J][).:]\s+[A-Z][^\n]*)$"),
     re.compile(r"\(([A-J])\)(?!.*\([A-J]\))", re.DOTALL),
 )
 """Patterns of an option's letter where nothing else is stated: on a line of its own, at the end, in parentheses."""
@@ -182,6 +224,21 @@ _UNIT_ALONE = re.compile(
 )
 _THEREFORE = re.compile(r"\b(?:Therefore|Thus|Hence|So|Finally|Altogether)\b")
 """Words that open a last sentence, whose number counts for more than the formulas before it."""
+
+
+_SINGLE = re.compile(r"[a-zA-Z]|\\[a-z]+")
+
+
+def _joined_formulas(text: str) -> list[tuple[str, int]]:
+    """Return (content, end) of the formulas; those with only a comma, "and" or "or" between them are one list."""
+    formulas = [f for f in _formulas(text) if not _SINGLE.fullmatch(f[0])]
+    joined: list[tuple[str, int]] = []
+    for content, end in formulas:
+        begin = text.rfind(content, 0, end)
+        between = text[joined[-1][1] : begin] if joined else ""
+        is_listed = joined and len(between) < MAX_NAME_CHARS and _LISTED.fullmatch(re.sub(r"\\[(\[]|\$", "", between))
+        joined[-1:] = [(f"{joined[-1][0]}, {content}", end)] if is_listed else [*joined[-1:], (content, end)]
+    return joined
 
 
 def _formulas(text: str) -> list[tuple[str, int]]:
@@ -205,18 +262,49 @@ def _formulas(text: str) -> list[tuple[str, int]]:
 
 
 def _last_number(text: str) -> tuple[str, int] | None:
-    """Return the last number that is not part of a formula (the right side of an equation excepted), and where it ends."""
+    """Return the last number that is not part of a formula (the right side of an equation excepted), and where it ends; a
+    list where it is the last of several ("1, 2 and 3"), None where it is a part of something else ("less than 3")."""
     numbers = [
         match for match in _NUMBER.finditer(text) if not _OPERATOR.search(text[max(0, match.start() - 9) : match.start()])
     ]
-    return (numbers[-1].group().strip(), numbers[-1].end()) if numbers else None
+    tuples = list(_TUPLE.finditer(text, max(0, len(text) - MAX_SENTENCE_CHARS)))
+    if tuples and (not numbers or numbers[-1].end() <= tuples[-1].end()):
+        return tuples[-1].group(), tuples[-1].end()
+    if not numbers:
+        return None
+    first = len(numbers) - 1
+    while first > 0 and _LISTED.fullmatch(text, numbers[first - 1].end(), numbers[first].start()):
+        first -= 1
+    if _is_part(text, numbers[first].start()):
+        return None
+    return ", ".join(number.group().strip() for number in numbers[first:]), numbers[-1].end()
+
+
+def _is_part(text: str, at: int) -> bool:
+    """Return whether the words before a number or formula make it a part of something else, or of what is not said."""
+    before = re.sub(r"(?:\$+|\\[(\[])\s*$", "", text[max(0, at - MAX_CLAUSE_CHARS) : at])
+    clause = re.split(r"[.,;:!?\n]", before)[-1]
+    return _COMPARED.search(before[-MAX_NAME_CHARS:]) is not None or _UNSAID.search(clause) is not None
+
+
+_UNSAID = re.compile(
+    r"\b(?:false\s+that|suppose|assume|claims?\s+that|claimed|know\s+(?:if|whether)|n't)\b|n't\s*$", re.IGNORECASE
+)
+_TUPLE = re.compile(r"[(\[]\s*-?[\d./]+(?:\s*,\s*-?[\d./]+)+\s*[)\]]")
+_LISTED = re.compile(r"\s*(?:,|,?\s*\b(?:and|or)\b)\s*(?:[a-zA-Z]\s*=\s*)?")
 
 
 _LIST_OF_FORMULAS = re.compile(r"\$[^$]+\$(?:(?:\s|,|or\b|and\b)+\$[^$]+\$)+")
-_FILLER = re.compile(r"(?:[A-Za-z']+\s+)+(?=[-+$\\\d])")
+_FILLER = re.compile(r"(?:[A-Za-z']+\s+)+(?=[-+$\\\d\u2212])")
+_COMPUTES = re.compile(
+    r"\b(?:half|third|quarter|twice|double|triple|thrice|square|cube|root|log|ln|negative|minus|plus|times|over|sum|difference|"
+    r"product|quotient|squared|cubed|factorial|percent)\b",
+    re.IGNORECASE,
+)
+"""Words that make another number of the one after them."""
 _CHOSEN = re.compile(
     r"(?:for sure|definitely|clearly|certainly|option|choice)?\s*\(?([A-J])\)?"
-    r"(?:\s*[,;:](?!\s*(?:and\b|or\b|[A-Za-z]\b(?!')))|\s+(?:because|since|as|but|and not|not|rather)\b)"
+    r"(?:\s+\((?=[A-Z][a-z])|\s*[,;:](?!\s*(?:and\b|or\b|[A-Za-z]\b(?!')))|\s+(?:because|since|as|but|and not|not|rather)\b)"
 )
 """Matches an option's letter and the reason after it."""
 
@@ -229,8 +317,16 @@ _CIRCUMSTANCE = re.compile(
 )
 """Words after a number that say when or where."""
 _NEGATED = re.compile(
-    r"\b(?:not|no|never|nor|neither|cannot|except|unless|than|least|most|about|around|\w+n't)\b", re.IGNORECASE
+    r"\b(?:not|no|never|nor|neither|cannot|except|unless|than|least|most|about|around|\w*n't)\b", re.IGNORECASE
 )
+
+
+def _after_phrase(rest: str) -> str:
+    """Return what "answer is" is followed by: a formula that is set on lines of its own, or a sentence."""
+    opening = rest[:2]
+    if opening in ("\\[", "$$") and (end := rest.find(_CLOSED_BY[opening], 2)) > 0 and end < MAX_FORMULA_CHARS:
+        return rest[2:end].strip()
+    return _sentence(rest.partition("\n")[0][:300])
 
 
 def _sentence(rest: str) -> str:
@@ -250,6 +346,7 @@ def _sentence(rest: str) -> str:
     if (
         words
         and not _NEGATED.search(sentence)
+        and not _COMPUTES.search(words[0])
         and len(numbers := _NUMBER.findall(sentence)) == 1
         and len(_formulas(sentence)) <= 1
     ):
@@ -271,7 +368,7 @@ def stated(sentence: str) -> str | None:
     """Return what a sentence says that something is: "24 square units" for "The area is 24 square units"; None for
     others."""
     sentence = sentence.strip().rstrip(".")
-    if len(sentence) > MAX_SENTENCE_CHARS or _NEGATED.search(sentence):
+    if len(sentence) > MAX_SENTENCE_CHARS or _NEGATED.search(sentence) or _HEDGE.search(sentence.rpartition(" ")[0]):
         return None
     if match := _STATED.match(sentence):
         return _CIRCUMSTANCE.sub("", sentence[match.end() :])
@@ -283,56 +380,3 @@ def stated(sentence: str) -> str | None:
 def normalise(answer: str) -> str:
     """Return a canonical spelling, by which wrong answers of one problem are counted as the same."""
     return compact(clean(answer))
-
-
-MAX_CHOICES = 26
-_WITHOUT_CHOICES = 10
-"""Letters that may name an option where the options are not given: A to J."""
-
-_LETTER = r"[\[({]*\s*([A-Za-z])\s*[\])}]*"
-_CHOICE_WORD = re.compile(r"^(?:the\s+)?(?:option|choice|answer)s?\s*:?\s*", re.IGNORECASE)
-_ALONE = re.compile(rf"{_LETTER}\s*[.:,;]?")
-_WITH_TEXT = re.compile(
-    r"(?:[\[(]\s*([A-Za-z])\s*[\])][.:]?(?!\s*[-+*/^_=<>])|([A-Za-z])\s*(?:[):\]]|\.(?=\s)))\s*(\S.*)", re.DOTALL
-)
-_FURTHER_LABEL = re.compile(r"(?<![A-Za-z])[A-Za-z]{1,3}\s*[):](?!\s*\d+\s*$)|\([A-Za-z]{1,3}\)")
-_SEVERAL = re.compile(rf"{_LETTER}(?:(?:\s*(?:,|;|&|\bor\b|\band\b))+\s*{_LETTER})+", re.IGNORECASE)
-
-
-def choice_letters(answer: str, *, num_choices: int | None = None, fold: bool = False) -> list[str]:
-    r"""Return the letters that a cleaned multiple-choice answer names; empty where it names none. `fold`: small letters name
-    options, too (alone, ``b`` may be a variable).
-
-    Example: ``\text{Option B}``, ``(B) 12`` and ``[B]`` give ["B"], ``A, B`` gives ["A", "B"], ``C_1`` gives [].
-    """
-    text = _CHOICE_WORD.sub("", " ".join(plain(answer).replace("\\ ", " ").split()))
-    last = chr(ord("A") + min(num_choices or _WITHOUT_CHOICES, MAX_CHOICES) - 1)
-    letters: list[str] = []
-    if match := _ALONE.fullmatch(text):
-        letters = [match[1]]
-    elif _SEVERAL.fullmatch(text):
-        letters = re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", text)
-    elif (match := _WITH_TEXT.fullmatch(text)) and not _FURTHER_LABEL.search(match[3]):
-        letters = [match[1] or match[2]]
-    if fold:
-        letters = [letter.upper() for letter in letters]
-    return letters if all("A" <= letter <= last for letter in letters) else []
-
-
-def glued_letters(answer: str) -> list[str]:
-    """Return the letters of several options without anything between them, in their order: ``ABD`` or ``\\{A, C\\}``."""
-    letters = re.sub(r"[\\{}\s,]", "", plain(answer))
-    is_list = re.fullmatch(r"[A-J]{2,5}", letters) is not None and all(a < b for a, b in pairwise(letters))
-    return list(letters) if is_list else []
-
-
-def label_and_text(answer: str) -> tuple[str, str] | None:
-    """Return ("B", "12") of a cleaned ``B: 12``; None without both."""
-    match = _WITH_TEXT.fullmatch(" ".join(plain(answer).replace("\\ ", " ").split()))
-    return ((match[1] or match[2]).upper(), match[3]) if match else None
-
-
-def without_label(choice: str, index: int) -> str:
-    """Return the text of an option that may carry its own letter: ``B) 2`` at index 1 gives ``2``."""
-    letter = chr(ord("A") + index)
-    return re.sub(rf"^\s*\(?\s*(?:{letter}|{letter.lower()})\s*[).:]\s*(?=\S)", "", choice).strip()

@@ -20,6 +20,7 @@ AGREE = Rational(1, 10**60)
 """Relative difference up to which two computed numbers count as equal."""
 
 NUM_POINTS = 6
+NUM_FURTHER = 4
 MIN_SIGNIFICANT_DIGITS = 6
 """A decimal with fewer digits is no spelling of a number that no decimal spells (1/3, a root)."""
 
@@ -37,13 +38,20 @@ def equal(first: Expr, second: Expr) -> bool:
     letters = _letters(first, second)
     if not letters:
         return _same_number(first, second)
+    whole = _integers(first) | _integers(second) | _rounded(first, second)
+    sizes, steps = _sizes(first), first.has(sympy.floor, sympy.ceiling) or second.has(sympy.floor, sympy.ceiling)
     held = 0
-    exponents = _exponents(first) | _exponents(second)
-    for point in _points(letters):
-        point = {letter: sympy.ceiling(3 * value) if letter in exponents else value for letter, value in point.items()}
+    for number, values in enumerate(_points(letters, _scales(first, second))):
+        at_integers = steps and number % 2 == 1
+        point = {
+            x: _integer_near(v, number) if x in whole or at_integers else abs(v) if x in sizes else v
+            for x, v in values.items()
+        }
         f = _at(first, point)
-        if f is None or not (f.is_real or first.has(sympy.I)):
+        if f is None or not (f.is_real or first.has(sympy.I)) or not _has_real_roots(first, point):
             continue  # `first` is not defined here
+        if not _has_real_roots(second, point) and any(value.is_negative for value in point.values()):
+            continue  # a root of a letter is meant to be that of a positive number
         s = _at(second, point)
         if s is None or not _near(f, s):
             return False
@@ -51,11 +59,50 @@ def equal(first: Expr, second: Expr) -> bool:
     return held >= 2
 
 
-def _exponents(value: Expr) -> set[Basic]:
-    """Return the letters in the powers that other letters are raised to: those of ``(pq)^{ab}`` are a and b. A negative p
-    has only whole powers, so these stand for whole numbers."""
-    powers = [power for power in value.atoms(sympy.Pow) if power.base.free_symbols]
+def _integer_near(value: Expr, number: int) -> Expr:
+    """Return an integer near three times the value, other than 0: even ones at every second point."""
+    nearest = sympy.ceiling(3 * value)
+    nearest += (nearest - number) % 2
+    return nearest if nearest != 0 else Integer(2)
+
+
+def _integers(value: Expr) -> set[Basic]:
+    """Return the letters that stand for whole numbers: those in the powers of letters and of negative numbers, since these
+    have no other powers, such as a and b in ``(pq)^{ab}`` and n in ``(-1)^n``."""
+    powers = [p for p in value.atoms(sympy.Pow) if p.base.free_symbols or p.base.is_negative]
     return {letter for power in powers for letter in power.exp.free_symbols}
+
+
+def _rounded(first: Expr, second: Expr) -> set[Basic]:
+    """Return the letters that both formulas round up or down: these, too, stand for whole numbers."""
+    atoms = [value.atoms(sympy.floor, sympy.ceiling) for value in (first, second)]
+    arguments = [cast(Expr, atom.args[0]) for side in atoms for atom in side]
+    if not all(atoms) or any(sympy.denom(sympy.together(argument)) == 1 for argument in arguments):  # the floor of x itself
+        return set()
+    return {letter for argument in arguments for letter in argument.free_symbols}
+
+
+def _sizes(value: Expr) -> set[Basic]:
+    """Return the letters that stand for positive quantities: several that make the sign of one radicand, as in
+    ``\\sqrt{2h/g}``."""
+    sizes: set[Basic] = set()
+    for base in [power.base for power in value.atoms(sympy.Pow) if _is_root(power)]:
+        signed = {x for x in base.free_symbols if base.subs(x, -cast(Expr, x)) != base}
+        sizes |= signed if len(signed) > 1 else set()
+    return sizes
+
+
+def _is_root(power: Basic) -> bool:
+    exponent = power.args[1]
+    return isinstance(exponent, Rational) and exponent.q % 2 == 0
+
+
+def _has_real_roots(value: Expr, point: dict[Symbol, Expr]) -> bool:
+    """Return whether every square root in a formula is real at a point, where the formula is meant to be real."""
+    if value.has(sympy.I):
+        return True
+    bases = [power.base for power in value.atoms(sympy.Pow) if _is_root(power) and power.base.free_symbols]
+    return all((at := _at(base, point)) is not None and (not at.is_real or bool(at >= 0)) for base in bases)
 
 
 def proportional(first: Expr, second: Expr, *, positive: bool = False) -> bool:
@@ -65,7 +112,7 @@ def proportional(first: Expr, second: Expr, *, positive: bool = False) -> bool:
     if not letters or first.free_symbols != second.free_symbols:
         return False
     ratios: list[Expr] = []
-    for point in _points(letters):
+    for point in _points(letters, _scales(first, second)):
         f, s = _at(first, point), _at(second, point)
         if f is None or s is None or _is_nothing(f) or _is_nothing(s):
             continue
@@ -131,16 +178,44 @@ def _near(first: Expr, second: Expr) -> bool:
 
 def _at(value: Expr, point: dict[Symbol, Expr]) -> Expr | None:
     """Return the number at a point; None where it is not finite."""
-    number = cast(Expr, value.evalf(DIGITS, subs=cast(dict[Basic, Basic | float], point)) if point else value.evalf(DIGITS))
+    try:
+        number = cast(Expr, value.evalf(DIGITS, subs=cast(dict[Basic, Basic | float], point) if point else None))
+    except (ValueError, ArithmeticError):  # sympy cannot round what is not finite, nor divide by what it takes for 0
+        return None
     return number if number.is_number and number.is_finite and not number.free_symbols else None
 
 
-def _points(letters: Sequence[Symbol]) -> Iterator[dict[Symbol, Expr]]:
-    """Yield the same points each time, with every pattern of signs while the letters are few."""
+SCALES = cast(Sequence[Rational], (Rational(1), Rational(1, 6), Rational(8), Rational(60), Rational(400)))
+"""Sizes of the letters. Some formulas differ, or are defined, only where letters are large: ``|x - 10|``, ``\\ln(x-8)``."""
+
+
+def _scales(first: Expr, second: Expr) -> Sequence[Rational]:
+    """Return the sizes of letters to try: small ones where powers are stacked, whose numbers no memory holds otherwise."""
+    growing = [p for value in (first, second) for p in value.atoms(sympy.Pow, sympy.exp, sympy.factorial, sympy.gamma)]
+    stacked = any(
+        argument.free_symbols
+        and any(q.free_symbols and _grows(q) for q in argument.atoms(sympy.Pow, sympy.exp, sympy.factorial))
+        for p in growing
+        for argument in [p.args[-1]]
+    )
+    return SCALES[:2] if stacked else SCALES
+
+
+def _grows(value: Basic) -> bool:
+    """Return whether a power, exponential or factorial has letters where it grows fast: not x^2."""
+    return not isinstance(value, sympy.Pow) or bool(value.args[1].free_symbols)
+
+
+def _points(letters: Sequence[Symbol], scales: Sequence[Rational]) -> Iterator[dict[Symbol, Expr]]:
+    """Yield the same points each time: at the first scale with every pattern of signs while the letters are few, at the
+    others with four."""
     generator = random.Random(0)
     patterns = list(itertools.product((1, -1), repeat=min(len(letters), 3)))
-    for pattern in itertools.islice(itertools.cycle(patterns), max(NUM_POINTS, 2 * len(patterns))):
-        signs = [*pattern, *(generator.choice((1, -1)) for _ in letters[3:])]
-        yield {
-            letter: sign * Integer(generator.randint(1, 3000)) / 1009 for letter, sign in zip(letters, signs, strict=True)
-        }
+    for scale in scales:
+        count = max(NUM_POINTS, 2 * len(patterns)) if scale == scales[0] else NUM_FURTHER
+        for pattern in itertools.islice(itertools.cycle(patterns), count):
+            signs = [*pattern, *(generator.choice((1, -1)) for _ in letters[3:])]
+            yield {
+                letter: sign * scale * Integer(generator.randint(1, 3000)) / 1009
+                for letter, sign in zip(letters, signs, strict=True)
+            }

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 
 from sympy import Integer
 
-from conclip.grading.agreement import EXACT, Tolerance, agree, named_value
-from conclip.grading.answer_types import Number, Relation
-from conclip.grading.answers import choice_letters, extract, glued_letters, label_and_text, stated, without_label
+from conclip.grading.agreement import agree, named_value
+from conclip.grading.answer_types import Number, Reading, Relation
+from conclip.grading.answers import extract, stated
+from conclip.grading.choices import choice_letters, glued_letters, label_and_text, without_label
+from conclip.grading.conditions import renamed, without_condition
 from conclip.grading.formulas import MAX_DEPTH
-from conclip.grading.readings import NAME, is_understood, read, stands_for
+from conclip.grading.quantities import EXACT, Tolerance
+from conclip.grading.readings import NAME, has_letters, is_understood, read, stands_for
 from conclip.grading.spelling import clean, compact, nesting, plain
+from conclip.grading.units import read_unit
 from conclip.grading.words import are_words, is_text, numeral, same_words, verdict
 
 
@@ -47,7 +51,12 @@ def same_answer(
 def is_readable(gold: str, *, choices: Sequence[str] | None = None) -> bool:
     """Return whether answers can be compared with `gold` by more than its spelling."""
     gold = clean(gold)
-    return bool(choices) or len(choice_letters(gold)) > 0 or is_text(gold) or is_understood(read(gold, is_gold=True))
+    return (
+        bool(choices)
+        or len(choice_letters(gold)) > 0
+        or is_text(gold)
+        or is_understood(read(without_condition(gold)[0], letters=False))
+    )
 
 
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}[\s:*]+\S")
@@ -88,19 +97,52 @@ def _same(gold: str, answer: str, choices: Sequence[str] | None, tolerance: Tole
         return True
     if max(nesting(gold), nesting(answer)) > MAX_DEPTH:
         return False
-    gold_reading, reading = read(gold, is_gold=True), read(answer)
-    if agree(gold_reading, reading, tolerance):
+    gold, answer = _without_conditions(gold, answer)
+    gold_reading, reading = read(gold, letters=False), read(answer, letters=False)
+    if agree(gold_reading, reading, tolerance) or _agree_in_units(gold, answer, gold_reading, tolerance):
         return True
     if isinstance(gold_reading, Number) and not gold_reading.value.free_symbols and (glued := _GLUED_UNIT.fullmatch(answer)):
         return agree(gold_reading, read(f"{glued[1]} {glued[2]}"), tolerance)
     if _DECIMAL_COMMA.fullmatch(gold) and isinstance(reading, Number):  # the list 3, 5 or the decimal 3,5: a number decides
-        return agree(read(gold.replace(",", ".", 1), is_gold=True), reading, tolerance)
+        return agree(read(gold.replace(",", ".", 1), letters=False), reading, tolerance)
     grouped = [read(text[1:-1]) if _GROUPED.fullmatch(text) else None for text in (gold, answer)]
     return any(g is not None for g in grouped) and agree(grouped[0] or gold_reading, grouped[1] or reading, tolerance)
 
 
+def _without_conditions(gold: str, answer: str) -> tuple[str, str]:
+    """Drop what both are said to hold for, unless they name different sets, or only the answer restricts a region of reals
+    (``x > 3, x \\in \\mathbb{Z}``). The answer's letter becomes that of the gold answer."""
+    (bare, letter, kind), (other, others_letter, others_kind) = without_condition(gold), without_condition(answer)
+    if kind and others_kind and kind != others_kind:
+        return gold, answer
+    only = {kind, others_kind} - {"", "R"} if "" in (kind, others_kind) else set[str]()
+    if only and _REGION.search(bare) and (letter or others_letter) not in INTEGER_LETTERS:
+        return gold, answer
+    if letter and not others_letter and not re.search(rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])", other):
+        free = {x for x in re.findall(r"(?<![A-Za-z\\])[a-zA-Z](?![A-Za-z])", other) if x in INTEGER_LETTERS}
+        others_letter = free.pop() if len(free) == 1 else ""
+    return bare, renamed(other, others_letter, letter) if letter and others_letter not in ("", letter) else other
+
+
+INTEGER_LETTERS = "ijklmnpq"
+_REGION = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])|^[(\[][^()]*,[^()]*[)\]]$")
+
+
+def _agree_in_units(gold: str, answer: str, gold_reading: Reading, tolerance: Tolerance) -> bool:
+    """Compare where a single letter after a number may be a unit: that of an answer (``5 m``) where the gold answer has no
+    letters, that of a gold answer where the answer has a unit."""
+    if not _LETTER_AFTER.search(answer):
+        return False
+    reading = read(answer)
+    if not has_letters(gold_reading):
+        return agree(gold_reading, reading, tolerance)
+    if not isinstance(reading, Number) or not reading.unit or read_unit(reading.unit) is None:
+        return False
+    return isinstance(measured := read(gold), Number) and bool(measured.unit) and agree(measured, reading, tolerance)
+
+
+_LETTER_AFTER = re.compile(r"[A-Za-zΩμ]")
 _APPROX = re.compile(r"\\(?:approx|simeq)(?![a-zA-Z])")
-ROUNDED = Tolerance(relative=0.02)
 
 
 def _exact_and_rounded(text: str) -> list[str]:
@@ -113,7 +155,13 @@ def _exact_and_rounded(text: str) -> list[str]:
     value, near = read(exact), read(rounded)
     if isinstance(value, Relation):
         value = named_value(value) or value
-    return [exact, rounded] if agree(value, near, ROUNDED) else []
+    if not (isinstance(value, Number) and isinstance(near, Number)):
+        return []
+    if agree(value, near, EXACT):
+        return [exact]
+    places = -int(near.decimal.as_tuple().exponent) if near.decimal is not None else 0
+    is_rounded = value.decimal is None and not value.value.is_integer and near.value.is_Rational
+    return [exact, rounded] if is_rounded and agree(value, near, Tolerance(decimals=places)) else []
 
 
 _GLUED_UNIT = re.compile(
@@ -132,16 +180,16 @@ def _same_choice(gold: str, answer: str, choices: Sequence[str], tolerance: Tole
 
 
 def _options(text: str, choices: Sequence[str], tolerance: Tolerance) -> list[int]:
-    texts = [clean(without_label(choice, index)) for index, choice in enumerate(choices)]
+    texts = [_MEASURED.sub(r"\1\\text{ \2}", clean(without_label(choice, i))) for i, choice in enumerate(choices)]
+    spelled = [index for index, option in enumerate(texts) if _folded(option) == _folded(text)]
+    if len(spelled) == 1 and not choice_letters(text, num_choices=len(choices)):
+        return spelled
     lettered = _LETTER_AND_TEXT.match(plain(text))
     if letters := choice_letters(text, num_choices=len(choices), fold=True):
         named = sorted({ord(letter) - ord("A") for letter in letters})
-        by_text = [
-            index for index, option in enumerate(texts) if lettered and same_words(option, plain(text)[lettered.end() :])
-        ]
-        return (
-            [] if by_text and len(named) == 1 and by_text != named else named
-        )  # the letter names one option, the text another
+        if lettered and len(named) == 1 and not _may_be(texts, named[0], plain(text)[lettered.end() :], tolerance):
+            return []  # the letter names one option, the text another
+        return named
     if lettered:
         index = ord(lettered[1]) - ord("A")
         return [index] if index < len(texts) and same_words(texts[index], plain(text)[lettered.end() :]) else []
@@ -150,6 +198,25 @@ def _options(text: str, choices: Sequence[str], tolerance: Tolerance) -> list[in
         return spelled
     same = [index for index, option in enumerate(texts) if _same(option, text, None, tolerance)]
     return same if len(same) == 1 else []
+
+
+_DENIED = re.compile(r"\s*(?:is\s+)?(?:not|never|wrong|false|incorrect)\b")
+_MEASURED = re.compile(r"^(-?[\d.,]+) ([A-Za-z])$")
+"""A number and a letter, which is a unit in an option."""
+
+
+def _folded(option: str) -> str:
+    return compact(plain(option)).casefold()
+
+
+def _may_be(options: Sequence[str], index: int, text: str, tolerance: Tolerance) -> bool:
+    """Return whether a text beside the letter of an option may be that option: it is, or no other one is."""
+    if _folded(text) in [_folded(option) for option in options]:
+        return _folded(text) == _folded(options[index])
+    if _DENIED.match(text):
+        return False
+    by_text = [i for i, option in enumerate(options) if same_words(option, text) or _same(option, text, None, tolerance)]
+    return not by_text or index in by_text
 
 
 _LETTER_AND_TEXT = re.compile(r"\s*[\[(]?([A-Z])\s*(?:[-=).:\]]\s*|\s)(?=\S)")

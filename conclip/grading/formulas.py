@@ -13,28 +13,28 @@ import sympy
 from sympy import Expr, Integer, Rational, Symbol
 
 from conclip.grading.functions import (
+    FUNCTION_LETTERS,
     INVERSE,
     ONE_ARGUMENT,
     SEVERAL_ARGUMENTS,
     Unreadable,
     bounded_binomial,
+    bounded_double_factorial,
     bounded_factorial,
     bounded_power,
+    factors,
 )
-from conclip.grading.tex import DECORATIONS, FONTS, LETTERS
+from conclip.grading.spelling import plain
+from conclip.grading.tex import DECORATIONS, FONTS, LETTERS, SYNONYMS
+from conclip.grading.tokens import Tokens
 
 MAX_TERMS = 10_000
+MAX_NUMBER_CHARS = 1000
 MAX_DEPTH = 60
 """Largest depth of nested brackets."""
 
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>[1-9]\d{0,2}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+)"
-    r"|(?P<command>\\(?:[a-zA-Z]+|.))|(?P<other>.))",
-    re.DOTALL,
-)
-_FUNCTIONS = frozenset(["f", "g", "h", "F", "G", "H", "O", "P", "f'", "g'", "h'", "f''"])
-_GREEK_FUNCTIONS = frozenset(["Gamma", "zeta", "phi", "varphi", "psi"])
-"""Letters that name functions when a bracket follows; others are factors."""
+_FACTORS = frozenset(["frac", "sqrt", "binom", "pi", "sum", "prod", "lfloor", "lceil", "max", "min", "gcd", "lcm", "imath"])
+"""Commands that begin a factor, beside letters, fonts and functions of one argument."""
 
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 
@@ -56,29 +56,15 @@ def read_formula(text: str) -> Expr:
     return value
 
 
-class _Parser:
+class _Parser(Tokens):
     """Recursive descent over tokens; each method reads one level of precedence."""
 
     def __init__(self, text: str) -> None:
-        self._tokens = [(group, match[group]) for match in _TOKEN.finditer(text.strip()) if (group := match.lastgroup)]
-        self._at = self._depth = self._in_bars = 0
+        super().__init__(text)
+        self._depth = self._in_bars = 0
+        self._words_end = -1  # where the last words of the formula end
         self._letters: set[str] = set()  # the letters that a series runs over
-
-    def here(self, ahead: int = 0) -> str:
-        """Return the token to read next; "" at the end."""
-        index = self._at + ahead
-        return self._tokens[index][1] if index < len(self._tokens) else ""
-
-    def _is_number(self, ahead: int = 0) -> bool:
-        index = self._at + ahead
-        return index < len(self._tokens) and self._tokens[index][0] == "number"
-
-    def _take(self, expected: str | None = None) -> str:
-        token = self.here()
-        if not token or (expected is not None and token != expected):
-            raise Unreadable(f"expected {expected or 'more'}, found '{token}'")
-        self._at += 1
-        return token
+        self._factors = factors(text)
 
     def sum(self) -> Expr:
         self._depth += 1
@@ -86,7 +72,7 @@ class _Parser:
             raise Unreadable("nested too deeply")
         value = self._product()
         while self.here() in ("+", "-"):
-            value = value + self._product() if self._take() == "+" else value - self._product()
+            value = value + self._product() if self.take() == "+" else value - self._product()
         self._depth -= 1
         return value
 
@@ -96,16 +82,16 @@ class _Parser:
         while True:
             token = self.here()
             if token in ("*", "\\cdot", "\\times", "\\ast"):
-                self._take()
+                self.take()
                 value = value * self._signed()
             elif token in ("/", "\\div", ":"):
-                self._take()
+                self.take()
                 divisor = self._divisor()
                 if divisor.is_zero:
                     raise Unreadable("division by zero")
                 value = value / divisor
             elif token == "\\bmod":
-                self._take()
+                self.take()
                 value = sympy.Mod(value, self._signed())
             elif self._begins_factor():
                 value = value * self._power()
@@ -113,7 +99,7 @@ class _Parser:
                 return value
 
     def _divisor(self) -> Expr:
-        ends = self._is_number() or self.here() in ("-", "(", "{", "\\frac")
+        ends = self.is_number() or self.here() in ("-", "(", "{", "\\frac")
         value = self._signed()
         while not ends and self._begins_factor():
             value = value * self._power()
@@ -121,49 +107,50 @@ class _Parser:
 
     def _signed(self) -> Expr:
         if self.here() in ("-", "+"):
-            return -self._signed() if self._take() == "-" else self._signed()
+            return -self._signed() if self.take() == "-" else self._signed()
         return self._power()
 
     def _begins_factor(self) -> bool:
         token = self.here()
-        if not token or self._is_number():  # "1 2" is no product, but "3!7!" and "i4" are
-            return bool(token) and self._at > 0 and self._tokens[self._at - 1][1] in ("!", "i")
+        if not token or self.is_number():
+            return bool(token) and self._follows_factor()
         if token[0] == "\\":
             name = token[1:]
-            known = name in LETTERS or name in DECORATIONS or name in FONTS or name in ONE_ARGUMENT
-            return known or name in (
-                "frac",
-                "sqrt",
-                "binom",
-                "pi",
-                "sum",
-                "prod",
-                "lfloor",
-                "lceil",
-                "max",
-                "min",
-                "gcd",
-                "lcm",
-                "imath",
-            )
+            return name in _FACTORS or any(name in names for names in (LETTERS, DECORATIONS, FONTS, ONE_ARGUMENT))
         return token.isascii() and (token.isalpha() or token in "([{" or (token == "|" and not self._in_bars))
+
+    def _follows_factor(self) -> bool:
+        """Return whether a number here is a factor, as in ``3!7!``, ``(n-1)2^n``, ``2^3 5^2`` and ``n 2^n``; ``1 2`` and
+        ``x2`` are no products."""
+        if self.at == self._words_end:
+            return False
+        before, kind = self.tokens[self.at - 1][1], self.tokens[self.at - 1][0]
+        if before in ("!", "i", ")", "}", "]"):
+            return True
+        is_exponent = kind == "number" and self.at > 1 and self.tokens[self.at - 2][1] == "^"
+        is_letter = before.isalpha() or before[1:] in LETTERS or before == "\\pi"
+        return self.here(1) == "^" and (is_exponent or (is_letter and self.here(2) != "\\circ"))
 
     def _power(self) -> Expr:
         """Read an atom and what follows it: factorials, powers, degrees."""
         value = self._atom()
         while True:
             if self.here() == "!":
-                self._take()
-                value = bounded_factorial(value)
+                self.take()
+                if self.here() == "!":
+                    self.take()
+                    value = bounded_double_factorial(value)
+                else:
+                    value = bounded_factorial(value)
             elif self.here() == "^":
-                self._take()
+                self.take()
                 if self.here() == "\\circ":
-                    self._take()
+                    self.take()
                     value = value * sympy.pi / 180
                 else:
                     value = bounded_power(value, self._exponent())
             elif self.here() == "%":
-                self._take()
+                self.take()
                 value = value / 100
             else:
                 return value
@@ -171,16 +158,18 @@ class _Parser:
     def _exponent(self) -> Expr:
         """Read an exponent. ``x^10`` and ``10^-8`` are read as they are meant, not as TeX sets them."""
         if self.here() in ("-", "+"):
-            return -self._exponent() if self._take() == "-" else self._exponent()
-        return self._number() if self._is_number() else self._atom()
+            return -self._exponent() if self.take() == "-" else self._exponent()
+        return self._number() if self.is_number() else self._atom()
 
     def _number(self) -> Expr:
-        digits = self._take().replace(",", "")
+        digits = self.take().replace(",", "")
+        if len(digits) > MAX_NUMBER_CHARS:
+            raise Unreadable("too long a number")
         if self.here() == "\\overline" and "." in digits:  # 0.1\overline{6}
-            self._take()
-            self._take("{")
-            period = self._take()
-            self._take("}")
+            self.take()
+            self.take("{")
+            period = self.take()
+            self.take("}")
             if not period.isdecimal():
                 raise Unreadable("a period is made of digits")
             places = len(digits.partition(".")[2])
@@ -189,64 +178,64 @@ class _Parser:
 
     def _mixed(self) -> Expr | None:
         r"""Read ``2\frac{1}{2}`` or ``2 1/2``, a proper fraction after a whole number; None where there is none."""
-        whole, begin = self.here(), self._at
+        whole, begin = self.here(), self.at
         if not whole.isdecimal():
             return None
         try:
-            self._take()
+            self.take()
             if self.here() == "\\frac":
-                self._take()
+                self.take()
                 top, bottom = self._argument(), self._argument()
-            elif self._is_number() and self.here(1) == "/" and self._is_number(2):
-                top, bottom = self._number(), (self._take("/"), self._number())[1]
+            elif self.is_number() and self.here(1) == "/" and self.is_number(2):
+                top, bottom = self._number(), (self.take("/"), self._number())[1]
             else:
                 top = bottom = sympy.nan
         except Unreadable:
             top = bottom = sympy.nan
         if isinstance(top, Integer) and isinstance(bottom, Integer) and 0 < top < bottom:
             return Integer(int(whole)) + top / bottom
-        self._at = begin
+        self.at = begin
         return None
 
     def _atom(self) -> Expr:
         token = self.here()
-        if self._is_number():
+        if self.is_number():
             mixed = self._mixed()
             return self._number() if mixed is None else mixed
         if token in ("(", "[", "{", "\\{", "\\lfloor", "\\lceil"):
             value = self._group()
             return {"\\lfloor": sympy.floor, "\\lceil": sympy.ceiling}.get(token, lambda x: x)(value)
         if token == "|":
-            self._take()
+            self.take()
             self._in_bars += 1
             value = self.sum()
             self._in_bars -= 1
-            self._take("|")
+            self.take("|")
             return sympy.Abs(value)
         if token[:1] == "\\":
             return self._command()
         if token.isascii() and token.isalpha():
-            return self._symbol(self._take())
+            return self._symbol(self.take())
         raise Unreadable(f"cannot read '{token}'")
 
     def _group(self) -> Expr:
-        opening = self._take()
+        opening = self.take()
         value = self.sum()
-        self._take(_CLOSING[opening])
+        self.take(_CLOSING[opening])
         return value
 
     def _argument(self) -> Expr:
         r"""Read the argument of a TeX command: a group, or one digit or sign (``\frac12``)."""
         if self.here() == "{":
             return self._group()
-        if self._is_number():
+        if self.is_number():
             token = self.here()
             if not token.isdecimal():
                 return self._number()
             if len(token) == 1:
-                self._at += 1
+                self.at += 1
             else:
-                self._tokens[self._at] = ("number", token[1:])
+                self.tokens[self.at] = ("number", token[1:])
             return Integer(int(token[0]))
         return self._atom()
 
@@ -254,26 +243,33 @@ class _Parser:
         """Read a letter with its subscript and primes. e and i are the numbers, unless something is attached."""
         tail = ""
         while self.here() in ("_", "'"):
-            if self._take() == "'":
+            if self.take() == "'":
                 tail += "'"
-            elif self.here() == "{":
-                tail += "_" + self._raw()
             else:
-                tail += "_" + self._take()
-        if not tail and name == "C" and self.here() == "(" and self._is_number(1) and self.here(2) == ",":
+                tail += "_" + self._subscript()
+        if not tail and name == "C" and self.here() == "(" and self.is_number(1) and self.here(2) == ",":
             return bounded_binomial(*self._arguments())
-        is_at_number = self.here() == "(" and self._is_number(1) and self.here(2) == ")"  # I(0) is no product
-        if (name + tail in _FUNCTIONS and self.here() == "(") or (is_at_number and (tail or name not in ("e", "i"))):
+        is_at_number = self.here() == "(" and self.is_number(1) and self.here(2) == ")"  # I(0) is no product
+        is_call = name in FUNCTION_LETTERS and tail in ("", "'", "''") and self.here() == "(" and name not in self._factors
+        if is_call or (is_at_number and (tail or name not in ("e", "i"))):
             return Symbol(f"{name}{tail}({', '.join(map(str, self._arguments()))})")
         if not tail and name in ("e", "i") and name not in self._letters:
             return sympy.E if name == "e" else sympy.I
         return Symbol(name + tail)
 
+    def _subscript(self) -> str:
+        """Read a subscript; fonts make no difference: ``k_{\\mathrm{B}}`` is ``k_B``."""
+        text = plain(self._raw() if self.here() == "{" else self.take() + (self._raw() if self._follows_font() else ""))
+        return re.sub(r"\\(?=[a-z]{3})|[\s{}]", "", re.sub(r"\\(?:text|math)[a-z]+", "", text))
+
+    def _follows_font(self) -> bool:
+        return self.tokens[self.at - 1][1][1:] in FONTS and self.here() == "{"
+
     def _raw(self) -> str:
         """Read the text of a group in braces, unchanged."""
         depth, text = 0, ""
         while True:
-            token = self._take()
+            token = self.take()
             depth += (token == "{") - (token == "}")
             if depth == 0:
                 return text
@@ -281,7 +277,7 @@ class _Parser:
                 text += token
 
     def _command(self) -> Expr:
-        name = self._take()[1:]
+        name = self.take()[1:]
         if name in ONE_ARGUMENT:
             return self._function(name)
         if name in SEVERAL_ARGUMENTS:
@@ -304,20 +300,24 @@ class _Parser:
         if name in ("angle", "triangle"):
             corners = ""
             while len(self.here()) == 1 and self.here().isupper():
-                corners += self._take()
+                corners += self.take()
             return Symbol(f"{name} {corners}")
-        if name in _GREEK_FUNCTIONS and self.here() == "(":
-            return Symbol(f"{name}({', '.join(map(str, self._arguments()))})")
         if name in LETTERS:
             return self._symbol(name)
         if name in DECORATIONS:
-            inside = self._raw() if self.here() == "{" else self._take()
+            inside = self._raw() if self.here() == "{" else self.take()
             return self._symbol(f"{name} {inside}")
+        if name in FONTS and self.here().isalpha():
+            return self._symbol(self.take())
         if name in FONTS and self.here() == "{":
             inside = self._raw().strip()
+            inside = SYNONYMS.get(inside, inside)
             if inside in ONE_ARGUMENT:
                 return self._function(inside)
+            if inside in SEVERAL_ARGUMENTS and self.here() == "(":
+                return SEVERAL_ARGUMENTS[inside](*self._arguments())
             if inside.isascii() and inside.isalpha():
+                self._words_end = self.at
                 return self._symbol(inside) if len(inside) == 1 or self.here() == "_" else Symbol(f"text {inside}")
             if re.search(r"(?<![\\A-Za-z])[A-Za-z]{2}", inside):
                 raise Unreadable(f"words in a formula: {inside!r}")
@@ -331,19 +331,17 @@ class _Parser:
         radicand = self._group() if self.here() in ("(", "[") else self._argument()
         if degree.is_zero:
             raise Unreadable("a root of degree 0")
-        if degree.is_Integer and int(degree) % 2 and radicand.is_negative:
-            return -bounded_power(-radicand, 1 / degree)  # the real root
         return bounded_power(radicand, 1 / degree)
 
     def _series(self, operator: type[sympy.Sum] | type[sympy.Product]) -> Expr:
         """Read a finite sum or product over one letter."""
-        self._take("_")
-        self._take("{")
-        name = self._take()
-        self._take("=")
+        self.take("_")
+        self.take("{")
+        name = self.take()
+        self.take("=")
         first = self.sum()
-        self._take("}")
-        self._take("^")
+        self.take("}")
+        self.take("^")
         last = self._exponent()
         if (last - first).is_number and not ((last - first).is_Integer and 0 <= last - first <= MAX_TERMS):
             raise Unreadable("a series that is not finite, or too long")
@@ -358,7 +356,7 @@ class _Parser:
     def _function(self, name: str) -> Expr:
         function, power, base = ONE_ARGUMENT[name], None, None
         while self.here() in ("^", "_"):
-            if self._take() == "^":
+            if self.take() == "^":
                 power = self._exponent()
             else:
                 base = self._argument()
@@ -386,15 +384,15 @@ class _Parser:
 
     def _degrees(self) -> bool:
         if self.here() == "^" and self.here(1) == "\\circ":
-            self._at += 2
+            self.at += 2
             return True
         return False
 
     def _arguments(self) -> list[Expr]:
-        closing = _CLOSING.get(self._take(), "")
+        closing = _CLOSING.get(self.take(), "")
         values = [self.sum()]
         while self.here() == ",":
-            self._take()
+            self.take()
             values.append(self.sum())
-        self._take(closing)
+        self.take(closing)
         return values

@@ -1,20 +1,22 @@
 r"""Reads what an answer states: a number, several values, a relation, a region, a matrix, or words compared by spelling."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal, InvalidOperation
-from typing import cast
+from itertools import product
 
 import sympy
-from sympy import Expr, Integer
+from sympy import Integer
 
-from conclip.grading.answer_types import MIRRORED, Matrix, Number, Reading, Relation, Several, Spelled, UnitText, number_of
+from conclip.grading.answer_types import Matrix, Number, Reading, Relation, Several, Spelled, UnitText
 from conclip.grading.formulas import read_formula
 from conclip.grading.functions import Unreadable
+from conclip.grading.matrices import read_matrix
 from conclip.grading.pieces import in_brackets, split
-from conclip.grading.regions import Interval, Region, intersection, union_of, without_points
+from conclip.grading.sets import joined_region, read_set
 from conclip.grading.spelling import closing, compact, plain
 from conclip.grading.units import read_compound, split_scale, split_unit
+from conclip.grading.words import numeral
 
 _SEPARATORS = re.compile(
     r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*(?:or|and)\s*,?\s*\}|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])"
@@ -24,27 +26,48 @@ _GROUPS = re.compile(r";|\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*or\s*\}|(?<![
 _LOGIC = re.compile(r"\\(?:vee|wedge)(?![a-zA-Z])")
 _AND = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\wedge(?![a-zA-Z])")
 _SIGNS = re.compile(r"\\(?:le|ge|ne|equiv|in|approx)(?![a-zA-Z])|!=|<=|>=|=|<|>")
-_SIGN_OF = {"\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\in": "=", "\\approx": "="}
-_MATRIX = re.compile(
-    r"[(\[|]?\s*\\begin\{([pbBvV]?(?:small)?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}\s*[)\]|]?", re.DOTALL
+_SIGN_OF = {"\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\in": "=", "\\approx": "=", "\\equiv": "="}
+_SYSTEM = re.compile(
+    r"(\\\{)?\s*\\begin\{(aligned|align\*?|gathered|cases|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\2\}", re.DOTALL
 )
-_SYSTEM = re.compile(r"\\begin\{(aligned|align\*?|gathered|cases)\}(.*)\\end\{\1\}", re.DOTALL)
+_OR = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\vee(?![a-zA-Z])")
+_IF = re.compile(
+    r"\\(?:text|mbox|mathrm)\s*\{\s*,?\s*(?:if|for|when)?\s*,?\s*\}|(?<![A-Za-z\\])(?:if|for|when)(?![A-Za-z])"
+    r"|,?\s*(?=&)|(?<=&),?"
+)
 _BASED = re.compile(r"(-?)(?:\\text\s*\{\s*|\(\s*)?([0-9A-Za-z]+)\s*[})]?\s*_\s*\{?\s*(?:\\text\s*\{\s*)?(\w+)\s*\}?\s*\}?")
 _TO = re.compile(r"(\d+)\s*(?:\\text\s*\{\s*to\s*\}|to)\s*(?=\d)")
-_PHRASES = (
-    (re.compile(r"(?:the\s+)?(?:set\s+of\s+)?all\s+real(?:s|\s+(?:numbers?|values?|[a-z]))?", re.IGNORECASE), "\\mathbb{R}"),
-    (re.compile(r"(?:the\s+)?empty\s+set|no\s+(?:real\s+)?solutions?", re.IGNORECASE), "\\emptyset"),
+_REAL = r"(?:the\s+)?(?:set\s+of\s+)?all\s+real(?:s|\s+(?:numbers?|values?)(?:\s+[a-z])?|\s+[a-z])?"
+_PHRASES = tuple(
+    (re.compile(phrase, re.IGNORECASE), formula)
+    for phrase, formula in (
+        (_REAL, r"\\mathbb{R}"),
+        (rf"{_REAL}\s+except(?:\s+for)?\s+(?:[a-z]\s*=\s*)?(\S.*)", r"\\mathbb{R} \\setminus \\{\1\\}"),
+        (rf"{_REAL}\s+(?:greater|more|larger)\s+than\s+(or\s+equal\s+to\s+)?(\S.*)", r"x > \2"),
+        (r"(?:all\s+)?integers?(?:\s+[a-z])?", r"\\mathbb{Z}"),
+        (r"(?:all\s+)?positive\s+integers?(?:\s+[a-z])?", r"\\mathbb{Z}^+"),
+        (r"(?:all\s+)?(?:integers\s+)?([a-z]\s*\\[gl]e\s*\d+)", r"\1"),
+        (r"(?:the\s+)?empty\s+set|(?:there\s+(?:is|are)\s+)?no\s+(?:real\s+)?solutions?", r"\\emptyset"),
+    )
+)
+_INTEGERS = re.compile(
+    r"(?:[a-zA-Z]\s*\\in\s*)?\\mathbb\s*\{?\s*Z\s*\}?\s*(?:[\^_]\s*\{?\s*(\+|(?:>|>=|\\ge)\s*[01])\s*\}?)?"
 )
 _COUNTED = re.compile(
-    r"^(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:year|exactly|page|day|room|step|a total of)\b\s*(?:\}\s*)?(?=-?[\d\\])",
+    r"^(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:year|exactly|only|page|day|room|step|a total of|(?:the\s+)?point)\b"
+    r"\s*(?:\}\s*)?(?=-?[\d\\(]|[a-z]\s*=)",
     re.IGNORECASE,
 )
 """Words before a number that matter no more than the name of a counted thing after it."""
 
 _OPERATION = re.compile(r"\s*\w+\s*(\\cup|\\cap)\s+\w+\s*(?:\1\s+\w+\s*)*")
 _MODULO = re.compile(r"(?:(.*?)\\equiv)?\s*(.*?)\s*(?:\\pmod\s*\{?|\(\s*\\(?:mod|bmod)|\\mod)\s*([^{}()]+)[})]*")
-_ANGLE = re.compile(r".*\\circ.*\d\s*'.*")
-_SET_BUILDER = re.compile(r"\\?\{\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\||:)\s*(.*?)\s*\\?\}")
+_ANGLE = re.compile(
+    r"(?P<degrees>\d+)\s*\^\\circ\s*(?P<minutes>\d+)\s*'\s*(?:(?P<seconds>\d+)\s*(?:''|\"))?|.*\\circ.*\d\s*'.*"
+)
+_SET_BUILDER = re.compile(
+    r"\\?\{\s*(?:[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?|\([a-z](?:\s*,\s*[a-z])+\)\s*)(?:\||:)\s*(.*?)\s*\\?\}"
+)
 _BASES = {
     name: str(base)
     for base, name in enumerate(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=2)
@@ -64,36 +87,54 @@ def is_understood(reading: Reading) -> bool:
     if isinstance(reading, Matrix):
         return all(is_understood(cell) for row in reading.rows for cell in row)
     if isinstance(reading, Relation):
-        return is_understood(read(reading.sides[-1]))
+        return is_understood(side(reading, -1))
     return True
 
 
-def read(text: str, *, is_gold: bool = False) -> Reading:
-    """Return what a cleaned answer states; `Spelled("unread")` where that is not understood."""
+def side(relation: Relation, index: int) -> Reading:
+    """Return what one side of a relation states."""
+    return read(relation.sides[index], letters=relation.letters)
+
+
+def has_letters(reading: Reading) -> bool:
+    """Return whether a reading holds variables, names of what is asked for aside."""
+    if isinstance(reading, Number):
+        return bool(reading.value.free_symbols)
+    if isinstance(reading, Several):
+        return any(map(has_letters, reading.items))
+    if isinstance(reading, Matrix):
+        return any(has_letters(cell) for row in reading.rows for cell in row)
+    if isinstance(reading, Relation):
+        return any(not NAME.fullmatch(text) and has_letters(side(reading, at)) for at, text in enumerate(reading.sides))
+    return isinstance(reading, Spelled) and any(has_letters(part) for part in reading.parts if not isinstance(part, str))
+
+
+def read(text: str, *, letters: bool = True) -> Reading:
+    """Return what a cleaned answer states; `Spelled("unread")` where that is not understood. `letters`: a single letter
+    after a number is a unit (5 m); else a variable."""
     text = _COUNTED.sub("", stands_for(text.strip()))
-    if system := _SYSTEM.fullmatch(text):
-        if system[1] == "cases":
-            return Spelled("cases", (compact(text),))
-        text = system[2].replace("&", "").strip()
-    if described := _SET_BUILDER.fullmatch(text):
+    if (system := _SYSTEM.fullmatch(text)) and (system[1] or system[2] != "array"):
+        rows = [row.strip() for row in system[3].split("\\\\") if row.strip()]
+        is_list = all(re.match(r"(?:[a-zA-Z]|\\[a-z]+)(?:_\w)?\s*&?\s*=", row) for row in rows)
+        if system[2] in ("cases", "array") and not is_list:
+            return Spelled("cases", tuple(compact(_IF.sub(" ", row)) for row in rows))
+        text = ", ".join(row.replace("&", "") for row in rows) if is_list else system[3].replace("&", "").strip()
+    if (described := _SET_BUILDER.fullmatch(text)) and closing(text, text.index("{")) == len(text) - 1:
         text = described[1]
     if text == "\\emptyset":
         return Several("{}", ())
-    if "matrix}" in text or "{array}" in text:
-        if (matrix := _MATRIX.fullmatch(text)) and "\\end{" not in matrix[2]:
-            return _read_matrix(matrix[1], matrix[2])
-        if (value := _read_matrix_formula(text)) is not None:
-            return value
+    if ("matrix}" in text or "{array}" in text) and (matrix := read_matrix(text, read)) is not None:
+        return matrix
     if (literal := _read_literal(text)) is not None:
         return literal
     if (compound := read_compound(text)) is not None:
         return Number(Integer(compound[0].numerator) / compound[0].denominator, None, compound[1])
     parts = split(_separated(text), ",;")
     if len(parts) > 1:
-        return _read_points(text) or _read_both(text) or _read_list(parts, is_gold)
-    if _PLUS_MINUS.search(text) and not text.startswith(("\\{", "(")):
-        return Several("", tuple(read(_signed(text, sign), is_gold=is_gold) for sign in "+-"))
-    if (region := _read_region(text)) is not None:
+        return _read_points(text) or _read_both(text) or _read_list(parts, letters)
+    if (signed := _signed(text)) and not text.startswith("\\{"):
+        return Several("", tuple(read(one, letters=letters) for one in signed))
+    if (region := read_set(text, read)) is not None:
         return region
     if sets := _OPERATION.fullmatch(text):
         return Spelled(f"sets {sets[1]}", tuple(sorted(compact(part) for part in text.split(sets[1]))))
@@ -101,20 +142,28 @@ def read(text: str, *, is_gold: bool = False) -> Reading:
         opening, content, end = inside
         items = split(_separated(content), ",;", thousands=False)
         if len(items) > 1 or opening == "{":
-            read_items = [read(item, is_gold=is_gold) for item in items if item] if any(items) else []
+            read_items = [read(item, letters=letters) for item in items if item] if any(items) else []
             flat = [i for r in read_items for i in (r.items if isinstance(r, Several) and not r.brackets else (r,))]
             return Several(opening + end, tuple(flat))
         if opening + end in ("()", "[]"):
-            return read(content, is_gold=is_gold)
+            return read(content, letters=letters)
         return _UNREAD
-    if (relation := _read_relation(text)) is not None:
+    if (relation := _read_relation(text, letters)) is not None:
         return relation
-    return _read_number(text, is_gold)
+    return _read_number(text, letters)
 
 
 def stands_for(text: str) -> str:
     """Return a text, or the formula that its words stand for, such as "all real numbers"."""
-    return next((formula for phrase, formula in _PHRASES if phrase.fullmatch(plain(text).strip())), text)
+    words = " ".join(plain(text).split())
+    for phrase, formula in _PHRASES if len(words) <= MAX_PHRASE_CHARS else ():
+        if match := phrase.fullmatch(words):
+            sign = formula.replace(">", "\\\\ge") if match.lastindex == 2 and match[1] else formula
+            return match.expand(sign)
+    return text
+
+
+MAX_PHRASE_CHARS = 100
 
 
 def _read_points(text: str) -> Reading | None:
@@ -130,13 +179,12 @@ def _read_points(text: str) -> Reading | None:
 
 
 def _read_both(text: str) -> Reading | None:
-    """Read ``x > 1 and x < 3`` as what holds for both; None for anything else."""
-    if not _AND.search(text):
+    """Read ``x > 1 and x < 3`` as what holds for both, ``x < 1 or x > 3`` as what holds for one; None for anything else."""
+    joint = next((sign for sign in (_OR, _AND) if sign.search(text)), None)
+    if joint is None:
         return None
-    regions = [region_of(read(part)) if _SIGNS.search(part) else None for part in _AND.split(text)]
-    if len(regions) != 2 or regions[0] is None or regions[1] is None:
-        return None
-    return intersection(regions[0], regions[1]) or _UNREAD
+    readings = [read(part) for part in joint.split(text)]
+    return joined_region(readings, read, both=joint is _AND)
 
 
 def _separated(text: str) -> str:
@@ -146,61 +194,30 @@ def _separated(text: str) -> str:
     return _SEPARATORS.sub(" , ", text)
 
 
-def _signed(text: str, sign: str) -> str:
-    """Return one of the two values that plus-minus signs stand for."""
-    other = "-" if sign == "+" else "+"
-    return _PLUS_MINUS.sub(lambda m: f" {sign if m[1] == 'pm' else other} ", text)
+def _signed(text: str) -> list[str]:
+    """Return the values that plus-minus signs stand for: all together in an equation and beside a minus-plus, else each by
+    itself. In brackets only a single sign is read; none are where there is nothing to be read."""
+    signs = list(_PLUS_MINUS.finditer(text))
+    is_joint = len(signs) == 1 or "\\mp" in text or _SIGNS.search(text) is not None
+    if (
+        not signs
+        or len(signs) > MAX_SIGNS
+        or (len(signs) > 1 and text.startswith("(") and closing(text, 0) == len(text) - 1)
+    ):
+        return []
+    chosen = ["+" * len(signs), "-" * len(signs)] if is_joint else product("+-", repeat=len(signs))
+    return [_with_signs(text, iter(one)) for one in chosen]
 
 
-def _read_matrix(name: str, body: str) -> Reading:
-    rows = tuple(tuple(read(cell) for cell in row.split("&")) for row in body.split("\\\\") if row.strip())
-    if name == "vmatrix":
-        try:
-            return Number(cast(Expr, sympy.Matrix([[_value(cell) for cell in row] for row in rows]).det()), None, "")
-        except (ValueError, TypeError):
-            return _UNREAD
-    return Matrix(rows)
+def _with_signs(text: str, signs: Iterator[str]) -> str:
+    return _PLUS_MINUS.sub(lambda m: f" {_OTHER[next(signs)] if m[1] == 'mp' else next(signs)} ", text)
 
 
-_ONE_MATRIX = re.compile(
-    r"\\begin\{([pbBvV]?(?:small)?matrix|array)\}(?:\{[lcr|]*\})?((?:(?!\\begin\{|\\end\{).)*)\\end\{\1\}", re.DOTALL
-)
-_BETWEEN_MATRICES = re.compile(r"\s*(?:(?P<sign>[-+])\s*(?P<scalar>.*?))?\s*(?:\\cdot|\\times|\*)?\s*")
+MAX_SIGNS = 3
+_OTHER = {"+": "-", "-": "+"}
 
 
-def _read_matrix_formula(text: str) -> Reading | None:
-    """Read sums and products of matrices, with numbers before them; None for anything else."""
-    matrices = list(_ONE_MATRIX.finditer(text))
-    if not matrices or text[matrices[-1].end() :].strip():
-        return None
-    terms: list[sympy.Matrix] = []
-    try:
-        for number, matrix in enumerate(matrices):
-            before = text[matrices[number - 1].end() if number else 0 : matrix.start()]
-            between = _BETWEEN_MATRICES.fullmatch(
-                before if number else f"+ {before}".replace("+ -", "-").replace("+ +", "+")
-            )
-            rows = [[_value(read(cell)) for cell in row.split("&")] for row in matrix[2].split("\\\\") if row.strip()]
-            if between is None or matrix[1] == "vmatrix":
-                return None
-            if between["sign"] is None:
-                terms[-1] = terms[-1] * sympy.Matrix(rows)
-            else:
-                scalar = read_formula(between["scalar"]) if between["scalar"] else Integer(1)
-                terms.append(sympy.Matrix(rows) * (scalar if between["sign"] == "+" else -scalar))
-        total = sum(terms[1:], terms[0])
-    except (Unreadable, ValueError, TypeError, sympy.ShapeError):
-        return None
-    return Matrix(tuple(tuple(Number(cast(Expr, cell), None, "") for cell in row) for row in total.tolist()))
-
-
-def _value(reading: Reading) -> Expr:
-    if not isinstance(reading, Number):
-        raise Unreadable("no number")
-    return reading.value
-
-
-def _read_literal(text: str) -> Spelled | None:
+def _read_literal(text: str) -> Spelled | Number | None:
     if "\\ldots" in text:
         pieces = [
             piece.strip() for piece in re.split(r"([,;+*<]|\\(?:cdot|times|cdots)(?![a-zA-Z]))", text.strip("\\{}() "))
@@ -216,8 +233,10 @@ def _read_literal(text: str) -> Spelled | None:
         base = _BASES.get(base, base)
         if base.isdecimal() and (digits[0].isdecimal() or "\\text" in text):
             return Spelled("base", (sign + digits.lstrip("0").upper(), base))
-    if _ANGLE.fullmatch(text):
-        return Spelled("angle", (compact(text),))
+    if integers := _INTEGERS.fullmatch(text):
+        return Spelled("integers", (re.sub(r">=?1|\\ge1|>0", "+", re.sub(r"\s", "", integers[1] or "")),))
+    if angle := _ANGLE.fullmatch(text):
+        return _degrees(angle) or Spelled("angle", (compact(text),))
     ratio = _TO.sub(r"\1:", text[1:-1] if text[:1] == "(" and closing(text, 0) == len(text) - 1 else text)
     if ":" in ratio and "\\{" not in text and not _SIGNS.search(text):
         number, unit = split_unit(ratio)
@@ -230,24 +249,34 @@ def _read_literal(text: str) -> Spelled | None:
     return None
 
 
+def _degrees(angle: re.Match[str]) -> Number | None:
+    """Return an angle in degrees, minutes and seconds; None where it is spelled otherwise."""
+    if angle["degrees"] is None:
+        return None
+    whole, minutes, seconds = (Integer(int(angle[name] or 0)) for name in ("degrees", "minutes", "seconds"))
+    return Number(whole + minutes / 60 + seconds / 3600, None, "^\\circ")
+
+
 def _or_text(piece: str) -> "Reading | str":
-    reading = _read_number(piece, is_gold=False)
+    reading = _read_number(piece, letters=True)
     return reading if isinstance(reading, Number) else compact(piece)
 
 
-def _read_list(parts: Sequence[str], is_gold: bool) -> Reading:
+def _read_list(parts: Sequence[str], letters: bool) -> Reading:
     """Read a list without brackets. A name before the first value only stands for all: ``n = 2, 3``."""
+    if unequal := re.match(r"[a-zA-Z]\s*(?:\\ne(?![a-zA-Z])|!=)", parts[0]):  # x is neither 1 nor 2
+        parts = [parts[0], *(part if _SIGNS.search(part) else unequal[0] + part for part in parts[1:])]
     named = [bool(_name_of(part)) for part in parts]
     if named[0] and not any(named[1:]) and "=" in parts[0]:
         parts = [parts[0].partition("=")[2], *parts[1:]]
     items: list[Reading] = []
     for part in parts:
-        item = read(part, is_gold=is_gold)
+        item = read(part, letters=letters)
         items += item.items if isinstance(item, Several) and not item.brackets else (item,)
     return Several("", tuple(items))
 
 
-def _read_relation(text: str) -> Relation | None:
+def _read_relation(text: str, letters: bool = True) -> Relation | None:
     signs, sides, begin, depth = [], [], 0, 0
     for match in re.finditer(rf"[(\[{{]|[)\]}}]|{_SIGNS.pattern}", text):
         if match[0] in "([{":
@@ -259,15 +288,22 @@ def _read_relation(text: str) -> Relation | None:
             sides.append(text[begin : match.start()].strip())
             begin = match.end()
     sides.append(text[begin:].strip())
-    return Relation(tuple(signs), tuple(sides)) if signs and all(sides) else None
+    return Relation(tuple(signs), tuple(sides), letters) if signs and all(sides) else None
 
 
+_LETTER = r"\s*(?:\\[a-z]+|[a-zA-Z])(?:_\w|_\{\w+\})?\s*"
+_SEGMENT = r"\s*(?:[A-Z]{2,3}|[a-zA-Z])\s*"
+_NO_NAME = r"\\(?!frac|sqrt|times|cdot|binom|pi\b|ln|log|lg|exp|sin|cos|tan|cot|sec|csc|arc)"
 NAME = re.compile(
-    r"\\frac\s*\{\s*(?:[A-Z]{2,3}|[a-zA-Z])\s*\}\s*\{\s*(?:[A-Z]{2,3}|[a-zA-Z])\s*\}|[A-Z]{2,3}\s*[/:]\s*[A-Z]{2,3}|"
-    r"\\frac\s*\{\s*(?:d|\\partial)[^{}]*\}\s*\{\s*(?:d|\\partial)[^{}]*\}|\(\s*[a-zA-Z]\s*(?:,\s*[a-zA-Z]\s*)+\)"
-    r"|(?!.*\b(?i:no|not|non|without|except|undefined)\b)(?:\^\{-1\}|\s*:\s*|\\(?!frac|sqrt|times|cdot|binom|pi\b|ln|log|lg|exp|sin|cos|tan|cot|sec|csc|arc)[a-zA-Z]+\s*|[A-Za-z]'*\s*|_\s*(?:\w|\{[^{}]*\})\s*|\{[^{}\d+*/^-]*\}\s*|\([a-zA-Z](?:,\s*[a-zA-Z])*\)\s*)+"
-    r"|\|\s*[A-Za-z]+\s*\||[a-zA-Z]'*\([^()=]*\)"
+    rf"\\frac\s*\{{{_SEGMENT}\}}\s*\{{{_SEGMENT}\}}|[A-Z]{{2,3}}\s*[/:]\s*[A-Z]{{2,3}}"
+    r"|\\frac\s*\{\s*(?:d|\\partial)[^{}]*\}\s*\{\s*(?:d|\\partial)[^{}]*\}"
+    rf"|\({_LETTER}(?:,{_LETTER})+\)"
+    rf"|(?!.*\b(?i:no|not|non|without|except|undefined)\b)(?:\^\{{-1\}}|\s*:\s*|{_NO_NAME}[a-zA-Z]+\s*|[A-Za-z]'*\s*"
+    r"|_\s*(?:\w|\{[^{}]*\})\s*|\{[^{}\d+*/^-]*\}\s*|\([a-zA-Z](?:,\s*[a-zA-Z])*\)\s*)+"
+    r"|\|\s*[A-Za-z]+\s*(?:\\(?:cap|cup)\s*[A-Za-z]+\s*)*\||\\\|\s*\w+\s*\\\||\\int(?![a-z]).*d\s*[a-zA-Z]"
+    r"|[a-zA-Z]'*(?:\^\{-1\})?\((?:[^()=]|\([^()=]*\))*\)"
 )
+"""Matches what only names a value: letters with their decorations, ratios of segments, derivatives, values of functions."""
 
 
 def _name_of(text: str) -> str:
@@ -278,8 +314,10 @@ def _name_of(text: str) -> str:
     return compact(relation.sides[0])
 
 
-def _read_number(text: str, is_gold: bool) -> Reading:
-    number, unit = split_unit(text, spaced=is_gold)
+def _read_number(text: str, letters: bool) -> Reading:
+    if (spelled_out := _spelled_out(text)) is not None:
+        return spelled_out
+    number, unit = split_unit(text, letters=letters)
     number = number.strip().rstrip(" .")
     if repeating := _REPEATING.fullmatch(number):
         number = f"{repeating[1]}\\overline{{{repeating[2]}}}"
@@ -299,10 +337,26 @@ def _read_number(text: str, is_gold: bool) -> Reading:
         except Unreadable:
             pass
     if number != text:
-        whole = read(number, is_gold=is_gold)
+        whole = read(number, letters=letters)
         if isinstance(whole, (Several, Matrix)):
             return whole
     return _UNREAD
+
+
+_COUNTED_NOUN = re.compile(r"(?!(?:and|of|quarters|\w+(?:th|rd|lve)s)\b)(?:[a-z]+(?:\s(?!and\b|of\b)[a-z]+)?)?")
+
+
+def _spelled_out(text: str) -> Number | None:
+    """Read ``\\text{eight days}`` as 8 with its noun."""
+    words = plain(text).split()
+    if not words or not re.fullmatch(r"[A-Za-z]{3,}(?:-[a-z]+)?", words[0]):
+        return None
+    for size in range(min(len(words), 2), 0, -1):
+        value, noun = numeral(" ".join(words[:size])), " ".join(words[size:])
+        if value is not None and _COUNTED_NOUN.fullmatch(noun):
+            factor, noun = split_scale(noun)
+            return Number(Integer(value * factor), None, noun)
+    return None
 
 
 _DECIMAL = re.compile(
@@ -318,82 +372,3 @@ def _as_decimal(number: str) -> Decimal | None:
         return Decimal(f"{match[1]}{match[2].replace(',', '')}e{match[3] or 0}")
     except InvalidOperation:
         return None
-
-
-def _read_region(text: str) -> Region | None:
-    r"""Read ``(-\infty, 2) \cup [3, 4)``, ``\mathbb{R}`` or ``\mathbb{R} \setminus \{0\}`` as a region."""
-    text = re.sub(r"^[a-zA-Z]\s*\\in(?![a-zA-Z])", "", text).strip()
-    if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?", text):
-        return Region(((-sympy.oo, sympy.oo, False, False),))
-    if without := re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\\setminus|\\backslash|-)\s*\\?\{(.*?)\\?\}", text):
-        points = [read(part) for part in split(without[1], ",")]
-        return without_points([point.value for point in points if isinstance(point, Number)])
-    if len(parts := re.split(r"\\cup(?![a-zA-Z])", text)) < 2:
-        return None
-    intervals: list[Interval] = []
-    for part in parts:
-        reading = read(part)
-        region = region_of(reading)
-        if region is None and isinstance(reading, Several) and reading.brackets == "{}":
-            points = [number_of(item) for item in reading.items]
-            region = union_of([(point, point, True, True) for point in points if point is not None and point.is_real])
-        if region is None:
-            return None
-        intervals += region.intervals
-    return union_of(intervals)
-
-
-def region_of(reading: Reading) -> Region | None:
-    """Return intervals, and inequalities in one letter, as a region; None for anything else."""
-    if isinstance(reading, Region):
-        return reading
-    if isinstance(reading, Several) and len(reading.items) == 2 and reading.brackets in ("()", "[]", "(]", "[)"):
-        left, right = (number_of(item) for item in reading.items)
-        if left is None or right is None or left.free_symbols or right.free_symbols:
-            return None
-        is_ordered = left.is_extended_real and right.is_extended_real and bool(left < right)
-        return union_of([(left, right, reading.brackets[0] == "[", reading.brackets[1] == "]")]) if is_ordered else None
-    if isinstance(reading, Several) and not reading.brackets and reading.items:
-        regions = [region_of(item) for item in reading.items]
-        intervals = [i for region in regions if region is not None for i in region.intervals]
-        return (
-            union_of(intervals)
-            if all(r is not None for r in regions) and all(isinstance(i, (Relation, Region)) for i in reading.items)
-            else None
-        )
-    if isinstance(reading, Relation):
-        if reading.signs == ("=",) and NAME.fullmatch(reading.sides[0]):
-            inner = read(reading.sides[1])
-            return region_of(inner) if isinstance(inner, (Region, Several)) else None
-        return _region_of_inequality(reading)
-    return None
-
-
-def _region_of_inequality(relation: Relation) -> Region | None:
-    """Read ``x > 2``, ``2 < x``, ``0 \\le x < 1``, ``x \\ne 3`` or ``|x| < 2`` as a region."""
-    if size := next((side for side in relation.sides if re.fullmatch(r"\|\s*[a-zA-Z]\s*\|", side)), None):
-        plain_sides = tuple("x" if side == size else side for side in relation.sides)
-        inside = _region_of_inequality(Relation(relation.signs, plain_sides))
-        right = inside and intersection(inside, Region(((Integer(0), sympy.oo, True, False),)))
-        return right and union_of([(-b, -a, b_in, a_in) for a, b, a_in, b_in in right.intervals] + list(right.intervals))
-    letter = [bool(re.fullmatch(r"[a-zA-Z](?:\([a-zA-Z]\))?|\\[a-z]+", side)) for side in relation.sides]
-    if sum(letter) != 1 or "=" in relation.signs or "\\equiv" in relation.signs:
-        return None
-    at = letter.index(True)
-    bounds = [number_of(read(side)) if index != at else Integer(0) for index, side in enumerate(relation.sides)]
-    if any(bound is None or bound.free_symbols for bound in bounds):
-        return None
-    if relation.signs == ("!=",):
-        return without_points([bounds[1 - at]])  # pyright: ignore
-    left, right, left_in, right_in = -sympy.oo, sympy.oo, False, False
-    if len(relation.signs) > 2 or "!=" in relation.signs or (len(relation.signs) == 2 and at != 1):
-        return None
-    for index, sign in enumerate(relation.signs):
-        bound, other_first = (bounds[index], True) if index < at else (bounds[index + 1], False)
-        sign = MIRRORED[sign] if other_first else sign  # as if the letter stood first
-        assert bound is not None
-        if sign in (">", ">="):
-            left, left_in = bound, sign == ">="
-        else:
-            right, right_in = bound, sign == "<="
-    return union_of([(left, right, left_in, right_in)])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import cast
 
 import sympy
 from sympy import Expr
@@ -20,12 +20,31 @@ class Region:
     intervals: tuple[Interval, ...]
 
 
-def without_points(points: Sequence[Expr]) -> Region | None:
-    """Return all real numbers but `points`; None where there are no points, or one is not real."""
-    if not points or any(point.free_symbols or not point.is_real for point in points):
+ALL = Region(((-sympy.oo, sympy.oo, False, False),))
+"""All real numbers."""
+
+
+def complement(region: Region) -> Region | None:
+    """Return the real numbers outside of a region; None where an end is no real number."""
+    if any(end.free_symbols or not end.is_extended_real for interval in region.intervals for end in interval[:2]):
         return None
-    ends = [-sympy.oo, *sorted(points), sympy.oo]
-    return Region(tuple((left, right, False, False) for left, right in pairwise(ends)))
+    rest: list[Interval] = []
+    end, end_in = cast(Expr, -sympy.oo), False
+    for left, right, left_in, right_in in region.intervals:
+        if left > end or (left == end and end_in and not left_in):
+            rest.append((end, left, end_in, not left_in and left != -sympy.oo))
+        end, end_in = right, not right_in
+    if end != sympy.oo:
+        rest.append((end, sympy.oo, end_in, False))
+    return Region(tuple(rest))
+
+
+def mapped(region: Region, slope: Expr, shift: Expr) -> Region:
+    """Return the numbers x for which slope x + shift lies in a region."""
+    ends = [((a - shift) / slope, (b - shift) / slope, a_in, b_in) for a, b, a_in, b_in in region.intervals]
+    if slope.is_negative:
+        ends = [(b, a, b_in, a_in) for a, b, a_in, b_in in reversed(ends)]
+    return Region(tuple(ends))
 
 
 def union_of(intervals: Sequence[Interval]) -> Region | None:
@@ -60,12 +79,12 @@ def _same_end(first: Expr, second: Expr) -> bool:
 
 
 def intersection(first: Region, second: Region) -> Region | None:
-    """Return what belongs to both regions; None where that is nothing."""
+    """Return what belongs to both regions; None where an end is no real number."""
     common: list[Interval] = []
     for a in first.intervals:
         for b in second.intervals:
             left, left_in = (a[0], a[2] and (b[2] or b[0] < a[0])) if a[0] >= b[0] else (b[0], b[2])
             right, right_in = (a[1], a[3] and (b[3] or b[1] > a[1])) if a[1] <= b[1] else (b[1], b[3])
-            if left < right:
+            if left < right or (left == right and left_in and right_in):
                 common.append((left, right, bool(left_in), bool(right_in)))
-    return union_of(common) if common else None
+    return union_of(common)

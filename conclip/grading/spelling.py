@@ -135,6 +135,37 @@ _HABITS = tuple(
         (r"\(\s*\\?(?:text|mathrm)?\s*\{?\s*mod\s*\}?\s*\\?\s*(\d+)\s*\)", r"\\pmod{\1}"),
         (r"(?<=\d)\.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?", r".\1\\overline{\2\3\4}"),
         (r"(?<=\d)\.\((\d+)\)", r".\\overline{\1}"),
+        (r"(?<=\d)\.(\d*)\\(?:bar|overline)\s*\{?\s*(\d+)\s*\}?", r".\1\\overline{\2}"),
+        (r"(?<!\d)\.\\(?:bar|overline)(?=\s*\{?\d)", r"0.\\overline"),
+        (r"(?<=\d)\s*\^\s*\{\s*(?:\\(?:text|mathrm)\s*\{\s*(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th))\s*\}\s*$", ""),
+        (r"(?<=\d)\s*(?:\^\s*)?\\(?:text|mathrm|textsuperscript)\s*\{\s*(?:st|nd|rd|th)\s*\}\s*$", ""),
+        (r"(?<=\d)(?:st|nd|rd|th)(?=\s*(?:\}|,|$))", ""),
+        (r"\{\s*\\(bf|it|sf|tt|em|rm)\s+([^{}\\]*)\}", r"\\mathrm{\2}"),
+        (r"^\s*\\(?:bf|it|sf|tt|em|rm)\s+(?=[^\s{])", ""),
+        (r"\\(?:label|tag)\s*\{[^{}]*\}|\\(?:blacksquare|square|checkmark|qed|Box)(?![a-zA-Z])\s*$", ""),
+        (r"(?<=[)\]}])\s*(?:U|\\text\s*\{\s*U\s*\})\s*(?=[(\[]|\\\{)", r" \\cup "),
+        (r"(?<=[\d}])\s*(?:\\text\s*\{\s*)?and\s+a\s+half\b\s*\}?", r"\\frac{1}{2}"),
+        (r"(?<=[\d}])\s*\\deg(?![a-zA-Z])", r"^\\circ "),
+        (r"\^\s*\{?\s*\\prime\s*\}?", "'"),
+        (r"(\\text\s*\{[^{}]*?[A-Za-z])\s+(and|or)\s*\}", r"\1} \\text{ \2 }"),
+        (r"(?<=\d)\{:\}(?=\d)", ":"),
+        (r"_\s*\{\s*\(\s*(\d+)\s*\)\s*\}|_\s*\{\s*\\(?:text|mathrm)\s*\{\s*base\s*\}?\s*(\d+)\s*\}{1,2}", r"_{\1\2}"),
+        (r"(?<=\d)\s*(?:\\text\s*\{\s*)?\(?\s*(?:in\s+)?base\s*\}?\s*(\d+)\s*[)}]*$", r"_{\1}"),
+        (r"\\overline\s*\{(\d+)\}(?=\s*_)", r"\1"),
+        (r"(?<![\w.\\])(\d+)\s*_\s*(?:\{\s*10\s*\}|10(?!\d))", r"\1"),
+        (r"(?<=[)\]])\s*\^\s*\{?\s*(?:T|\\top)\s*\}?\s*$", ""),
+        (r"(?:\{\}\s*|(?<![\w}\]]))[_^]\s*\{?(\w+)\}?\s*(?:C|\\(?:text|mathrm)\{C\})\s*_\s*\{?(\w+)\}?", r"\\binom{\1}{\2}"),
+        (
+            r"(?<![A-Za-z\\])(?:C|\\(?:text|mathrm)\{C\})\s*(?:_\s*(?:\{(\d+|n)\}|(\d|n))\s*\^\s*(?:\{(\w+)\}|(\w))|\^\s*(?:\{(\w+)\}|(\w))\s*_\s*(?:\{(\d+|n)\}|(\d|n)))",
+            r"\\binom{\1\2\7\8}{\3\4\5\6}",
+        ),
+        (r"^\s*(?:\\text\s*\{\s*)?(?:[Aa]ns|[Aa]nswer)\s*[.:]\s*\}?\s*(?=\S)", ""),
+        (r"\\root\s*\{?(\d+)\}?\s*\\of\s*\{", r"\\sqrt[\1]{"),
+        (r"(?<![A-Za-z\\])(?:negative|minus)\s+(?=[\d\\.])|\\text\s*\{\s*(?:negative|minus)\s*\}\s*(?=[\d\\.])", "-"),
+        (
+            r"\s*(?:\\text\s*\{\s*)?\(\s*(?:or|about|approximately|approx\.?|i\.e\.,?)\s*\}?\s*(-?\d[\d.,]*)\s*\)\s*\}?\s*$",
+            r" \\approx \1",
+        ),
     )
 )
 """Ways of writing that mean nothing but the plain one."""
@@ -150,6 +181,8 @@ _FLOAT = re.compile(r"(?<![A-Za-z\d])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d+)(?![\dA-
 _GROUPED_BY_SPACES = re.compile(r"(?<![\d.,/])\d{1,3}(?:\s\d{3})+(?![\d/])")
 _EUROPEAN = re.compile(r"-?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|-?\d{1,3}(?:\.\d{3})+,\d+")
 _PRICE = re.compile(r"-?\s*\$\s*\d[\d,.]*")
+_QUOTED = re.compile(r"([\"'`]{1,2})([^\"'`]+)\1|“([^”]+)”|``([^`']+)''")
+_PRICE_BEHIND = re.compile(r"^(?:\\\$)?\s*(-?\d[\d,.]*)\s*\\\$$")
 _LEADING = re.compile(
     r"^(?:(?:\\q?quad(?![a-zA-Z])|\s)+|\\(?:approx|therefore|implies|Rightarrow|simeq|sim)(?![a-zA-Z])|=)\s*"
 )
@@ -174,6 +207,8 @@ def _without_layout(text: str) -> str:
     text = from_unicode(text).strip()
     text = re.sub(r"(?<=[\w)}])\*\*(?=[\w({-])", "^", text) if not text.startswith("**") else text
     text = text.replace("**", " ").strip()
+    if quoted := _QUOTED.fullmatch(text):
+        text = next(part for part in quoted.groups()[1:] if part).strip()
     while match := _DELIMITERS.fullmatch(text):
         text = next(part for part in match.groups() if part is not None).strip()
     text = _DOUBLED.sub(r"\\", text)
@@ -205,12 +240,14 @@ def _without_layout(text: str) -> str:
 
 def _final_spelling(text: str) -> str:
     """Spell numbers, functions and brackets in one way, and drop what surrounds the answer."""
+    text = _PRICE_BEHIND.sub(r"\\$\1", text.strip())
     text = text if _PRICE.fullmatch(text) else re.sub(r"(?<!\\)\$", "", text)
     text = re.sub(r"(?<!\\)\$", r"\\$", text)
     text = re.sub(r"^(?:\\[\]\)])+|(?:\\[\[\]\(\)])+$", "", text.strip())
     text = _roots(text, re.compile(r"(?<![\\a-zA-Z])sqrt(?=\s*[\d(A-Za-z])"), "\\sqrt")
     text = _CALCULATOR.sub(r"\\\1", text)
-    text = re.sub(r"(?<![\\a-zA-Z])(pi|infinity|infty|theta)(?![a-zA-Z])", r"\\\1 ", text).replace("\\infinity", "\\infty")
+    text = re.sub(r"(?<![\\a-zA-Z])(pi|theta)(?![a-zA-Z])", r"\\\1 ", text)
+    text = re.sub(r"(?<![a-zA-Z])\\?(?:[Ii]nfinity|infty|inf)(?![a-zA-Z])", r"\\infty ", text)
     text = _TIMES.sub(r" \\times ", text)
     text = _FLOAT.sub(r"\1 \\times 10^{\2}", text)
     text = _DOTS.sub(r" \\ldots ", text)

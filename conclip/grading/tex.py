@@ -17,7 +17,10 @@ DECORATIONS = frozenset(
 """Commands for signs over or under a letter, which make it another letter."""
 
 FONTS = frozenset(
-    _names("text textbf textit textrm textnormal mathbf mathit mathrm mathsf boldsymbol bm mbox operatorname rm bf")
+    _names(
+        "text textbf textit textrm textnormal mathbf mathit mathrm mathsf mathtt boldsymbol bm mbox operatorname rm bf "
+        "emph textsf texttt textsc textup ensuremath"
+    )
 )
 """Commands for fonts: letters in them stay the same."""
 
@@ -30,6 +33,7 @@ SYNONYMS = {
     "rvert": "|", "vert": "|", "mid": "|", "lVert": "|", "rVert": "|", "R": "mathbb{R}", "N": "mathbb{N}", "Z": "mathbb{Z}",
     "Q": "mathbb{Q}", "reals": "mathbb{R}", "colon": ":", "thinspace": " ", "enspace": " ", "space": " ", "tg": "tan",
     "ctg": "cot", "arctg": "arctan", "sh": "sinh", "ch": "cosh", "degree": "^\\circ ", "implies": "Rightarrow",
+    "varepsilon": "epsilon", "varphi": "phi", "vartheta": "theta", "varrho": "rho", "bigcup": "cup", "bigcap": "cap",
     "land": "wedge", "lor": "vee", "blank": "",
 }  # fmt: skip
 """Commands that say the same, without their backslash; what begins with a letter or a brace of a set gets it back."""

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from conclip.grading.spelling import plain
 
@@ -18,7 +19,7 @@ _PREFIXES = {
 # symbol and names; prefixes combine with all of them
 _METRIC = (
     "m metre meter", "g gram gramme", "s second sec", "L litre liter", "A ampere amp", "K kelvin", "mol mole", "Hz hertz",
-    "N newton", "J joule", "W watt", "Pa pascal", "V volt", "C coulomb", "F farad", "Ω ohm", "T tesla", "Wb weber",
+    "N newton", "J joule", "W watt", "Pa pascal", "V volt", "C coulomb", "F farad", "Ω ohm Ohm", "T tesla", "Wb weber",
     "H henry", "S siemens", "eV electronvolt", "Bq becquerel", "Gy gray", "Sv sievert", "cd candela", "lm lumen", "lx lux",
     "cal calorie", "bar", "rad radian", "bit", "B byte", "Wh", "M molar", "pc parsec", "t tonne",
 )  # fmt: skip
@@ -36,17 +37,31 @@ _OTHERS: dict[str, tuple[str, Fraction]] = {
         ("dollar USD usd bucks buck", "dollar", 1), ("cent ¢", "dollar", Fraction(1, 100)), ("euro EUR €", "euro", 1),
         ("£ GBP", "sterling", 1), ("¥ yen JPY", "yen", 1), ("rupee Rs INR ₹", "rupee", 1), ("yuan RMB CNY", "yuan", 1),
         ("l", "L", 1), ("ml", "L", Fraction(1, 1000)), ("u amu Da", "u", 1), ("dB decibel", "dB", 1), ("rpm", "rpm", 1),
+        ("rev revolution", "revolution", 1),
         ("Å angstrom", "m", Fraction(1, 10**10)), ("furlong", "inch", 7920), ("league", "inch", 190080),
         ("fathom", "inch", 72), ("hp horsepower", "hp", 1), ("lightyear ly", "ly", 1), ("AU", "AU", 1), ("ppm", "ppm", 1),
         ("ppb", "ppm", Fraction(1, 1000)), ("peso", "peso", 1), ("pence penny p", "pence", 1),
         ("nickel", "dollar", Fraction(1, 20)), ("dime", "dollar", Fraction(1, 10)),
         ("arcminute arcmin", "degree", Fraction(1, 60)), ("arcsecond arcsec", "degree", Fraction(1, 3600)),
-        ("stone", "oz", 224), ("slug", "slug", 1), ("dyne dyn", "N", Fraction(1, 10**5)), ("erg", "J", Fraction(1, 10**7)),
+        ("Kg KG", "g", 1000), ("stone", "oz", 224),
+        ("slug", "slug", 1), ("dyne dyn", "N", Fraction(1, 10**5)), ("erg", "J", Fraction(1, 10**7)),
         ("torr mmHg", "torr", 1), ("BTU Btu", "Btu", 1), ("gauss", "T", Fraction(1, 10**4)), ("curie Ci", "Ci", 1),
         ("rem", "rem", 1), ("mach", "mach", 1), ("am AM", "am", 1), ("pm PM", "pm", 1),
     )
     for name in names.split()
 }  # fmt: skip
+_DERIVED = {
+    base: (Fraction(factor), {name: int(power or 1) for name, _, power in (part.partition("^") for part in parts.split())})
+    for base, factor, parts in (
+        ("N", 1000, "m g s^-2"), ("J", 1000, "m^2 g s^-2"), ("W", 1000, "m^2 g s^-3"), ("Pa", 1000, "m^-1 g s^-2"),
+        ("C", 1, "s A"), ("V", 1000, "m^2 g s^-3 A^-1"), ("Ω", 1000, "m^2 g s^-3 A^-2"),
+        ("F", "1/1000", "m^-2 g^-1 s^4 A^2"), ("T", 1000, "g s^-2 A^-1"), ("Wb", 1000, "m^2 g s^-2 A^-1"),
+        ("H", 1000, "m^2 g s^-2 A^-2"), ("Hz", 1, "s^-1"),
+        ("L", "1/1000", "m^3"), ("M", 1000, "mol m^-3"), ("Wh", 3600000, "m^2 g s^-2"),
+    )
+}  # fmt: skip
+"""Units that are products of others: a factor, and the powers of metre, gram, second, ampere and mole."""
+
 _COMPOUND = {
     "mph": "mi/h",
     "kph": "km/h",
@@ -56,6 +71,7 @@ _COMPOUND = {
     "cc": "cm^3",
     "sqft": "ft^2",
     "psi": "lb/in^2",
+    "Nm": "J",
     "bps": "bit/s",
     "kbps": "kbit/s",
     "Mbps": "Mbit/s",
@@ -91,7 +107,7 @@ MAX_CHARS = 400
 
 _PIECE = (
     r"(?:\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathit|mbox|operatorname|rm)\s*\{(?:[^{}]|\{[^{}]*\})*\}"
-    r"|\{\s*\\rm\b[^{}]*\}|\^\\circ|\\Omega(?![a-zA-Z])|\\mu(?![a-zA-Z])|\\frac\s*\{UNIT\}\s*\{UNIT\}|€|£|¥|¢|₹|Å|°)"
+    r"|\{\s*\\rm\b[^{}]*\}|\^\\circ|\\Omega(?![a-zA-Z])|\\mu(?![a-zA-Z])|\\AA(?![a-zA-Z])|\\frac\s*\{UNIT\}\s*\{UNIT\}|€|£|¥|¢|₹|Å|°)"
 ).replace("UNIT", r"\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}[\s^\d]*")
 _POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
 _JOIN = r"(?:\s|\\cdot(?![a-zA-Z])|/|\*|\.)*"
@@ -108,10 +124,14 @@ _PLAIN_SUFFIX = re.compile(
 _PERCENT = re.compile(
     r"(?:%|\s*\\(?:text|mbox|mathrm)\s*\{\s*(?:%|per\s?cent(?:age)?|pct)\s*\}|\s(?:per\s?cent(?:age)?|pct))\s*$"
 )
+_FRACTIONS = r"(?:thir|four|fif|six|seven|eigh|nin|ten|hundred|thousand)(?:d|th)"
 _NO_UNIT = re.compile(
-    r"\b(?:is|are|not|no|does|do|or|squared|cubed|factorial|wrong|impossible|than|except|unless)\b", re.IGNORECASE
+    r"\b(?:is|are|not|no|does|do|and|or|squared|cubed|factorial|wrong|impossible|than|except|unless|plus|minus|divided|"
+    r"multiplied|least|most|hal(?:f|ves)|quarter|gross|negative|below\s+zero|to the \w+|(?:times|over|point)\s+\w+|"
+    rf"{_FRACTIONS}s|{_FRACTIONS}$)\b",
+    re.IGNORECASE,
 )
-"""Words that change the meaning of what comes before them."""
+"""Words that change the value of what comes before them."""
 
 _FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _MONEY = re.compile(
@@ -120,16 +140,22 @@ _MONEY = re.compile(
 )
 
 
-def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
-    r"""Return (number, unit as spelled) of a cleaned answer; the unit is "" where there is none. `spaced`: letters right
-    after a number are no unit (2mg may be twice m g).
+_PER = re.compile(r"\s*(?:/\s*|\b(?:per|an?)\s+|\\text\s*\{\s*(?:/|per|an?)\s+)[a-z]{3,}\s*\}?$")
+
+
+def split_unit(text: str, *, letters: bool = True) -> tuple[str, str]:
+    r"""Return (number, unit as spelled) of a cleaned answer; the unit is "" where there is none. `letters`: single letters
+    without a font, and letters right after a number, may be units; else they are variables (``2 m``, ``2mg``).
 
     Example: ``\frac{1}{2}\text{ cm}`` gives (``\frac{1}{2}``, ``cm``), ``\$5`` gives ("5", "dollar"), ``2x`` ("2x", "").
     """
     if match := _MONEY.match(text):
-        value, behind = split_unit(match["value"])
+        per = _PER.search(match["value"])
+        value, behind = split_unit(match["value"][: per.start()] if per else match["value"])
         name = plain(match["name"] or "dollar").strip(" .")
-        return match["sign"] + value, behind if behind == "%" else f"{behind} {name}" if split_scale(behind)[0] > 1 else name
+        return match["sign"] + value, behind if behind == "%" else f"{behind} {name}".strip() if read_unit(
+            behind
+        ) is None else name
     if match := _PERCENT.search(text):
         return text[: match.start()].rstrip(), "%"
     if len(text) > MAX_CHARS:
@@ -140,21 +166,38 @@ def split_unit(text: str, *, spaced: bool = False) -> tuple[str, str]:
             value, unit = value + "^\\circ ", unit.removeprefix("^\\circ").lstrip()
         if (
             not re.search(r"(?<![\^\d-])\d", re.sub(r"\^\s*\{", "^", plain(unit)))
-            and not _NO_UNIT.search(plain(unit))
+            and not _NO_UNIT.search(plain(unit).strip())
             and plain(unit).strip() not in ("i", "e")
             and (not _has_letters(value) or _names(unit) & _UNITS.keys())
         ):
             return value, unit
     if (match := _PLAIN_SUFFIX.fullmatch(text)) and not (_has_letters(match["value"]) or _FUNCTION.search(match["value"])):
         names = _names(match["unit"])
-        if match["space"]:
+        is_single = all(len(name) == 1 for name in names)
+        if match["space"] and not _COMMAND_LAST.search(match["value"]):
             names -= {"a", "an", "of"} if any(len(name) > 2 for name in names) else set()  # pages a year
             is_unit = all(len(name) > 2 or _look_up(name, known_only=True) for name in names)
+            is_unit = is_unit and (not is_single or _SPEED.fullmatch(match["unit"]) is not None or letters)
         else:
-            is_unit = not spaced and all(len(name) > 1 and _look_up(name, known_only=True) for name in names)
-        if is_unit:
+            is_unit = letters and all(len(name) > 1 and _look_up(name, known_only=True) for name in names)
+        if is_unit and not _NO_UNIT.search(match["unit"]) and not (is_single and _SUM.search(_outside(match["value"]))):
             return match["value"], match["unit"]
     return text, ""
+
+
+_COMMAND_LAST = re.compile(r"\\[a-zA-Z]+$")
+_SPEED = re.compile(r"m\s*/\s*s(?:\s*\^\s*\{?2\}?)?")
+"""Single letters that nobody takes for variables."""
+
+_SUM = re.compile(r"(?<=[^\s^*/(+-])\s*[+-]")
+
+
+def _outside(formula: str) -> str:
+    """Return a formula with nothing in its brackets: the unit of ``(1+2) m`` is no factor of its last term."""
+    previous = ""
+    while previous != formula:
+        previous, formula = formula, re.sub(r"[(\[{][^()\[\]{}]*[)\]}]", "#", formula)
+    return formula
 
 
 def _has_letters(formula: str) -> bool:
@@ -166,12 +209,18 @@ def _names(unit: str) -> set[str]:
     return {name for name in re.split(r"[\s/*.^{}\d-]+", re.sub(r"\\[a-zA-Z]+", " ", plain(unit))) if name}
 
 
-_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_SCALES = {
+    "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12, "lakh": 10**5,
+    "crore": 10**7,
+}  # fmt: skip
 _OPPOSITES = tuple(
     frozenset(words.split())
     for words in (
-        "increase decrease", "profit loss", "gain loss", "north south east west", "left right", "up down", "above below",
-        "clockwise counterclockwise anticlockwise", "more less fewer", "faster slower", "longer shorter", "before after",
+        "increase decrease", "profit loss", "gain loss deficit", "surplus deficit", "win lose", "wins losses", "left right",
+        "north south east west", "northeast northwest southeast southwest", "up down", "above below", "before after",
+        "clockwise counterclockwise anticlockwise", "more less fewer", "faster slower", "longer shorter", "taller smaller",
+        "upward downward", "upwards downwards", "inward outward", "inwards outwards", "forward backward", "deeper higher",
+        "forwards backwards", "ago now later", "warmer colder cooler", "heavier lighter", "older younger",
     )
 )  # fmt: skip
 
@@ -180,6 +229,8 @@ def split_scale(unit: str) -> tuple[int, str]:
     """Return (factor, rest) of a unit that begins with a word for a number: ``million dollars`` gives (1,000,000,
     "dollars")."""
     words = plain(unit).split()
+    if words == ["k"]:
+        return 1000, ""
     factor = 1
     while words and words[0].lower().removesuffix("s") in _SCALES:
         factor *= _SCALES[words.pop(0).lower().removesuffix("s")]
@@ -196,12 +247,17 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?\s*(?:and\b|,)?\s*")
 
 
 def read_compound(text: str) -> tuple[Fraction, str] | None:
-    """Return (number, unit) of a quantity in several units of one dimension: ``2 hours 30 minutes`` is 9000 s; None for
-    others."""
+    """Return (number, unit) of a quantity in several units of one dimension, the largest first: ``2 hours 30 minutes`` is
+    9000 s; None for others, such as the two lengths ``5 cm, 12 cm``."""
     parts = [(m[1], _look_up(m[2], known_only=True)) for m in _PART.finditer(plain(text).strip())]
     if len(parts) < 2 or _PART.sub("", plain(text).strip()) or any(len(units) != 1 for _, units in parts):
         return None
-    if len({units[0][0] for _, units in parts}) > 1:
+    sizes = [units[0][1] for _, units in parts]
+    if (
+        len({units[0][0] for _, units in parts}) > 1
+        or any(b >= a for a, b in pairwise(sizes))
+        or ("," in text and parts[0][1][0][0] == "m")
+    ):
         return None
     return sum((Fraction(number) * units[0][1] for number, units in parts), Fraction(0)), parts[0][1][0][0]
 
@@ -217,11 +273,11 @@ def read_unit(text: str) -> Unit | None:
     Example: ``km/h`` is 5/18 metre a second, ``square inches`` inch^2, ``ways`` None.
     """
     text = re.sub(r"\\frac\s*\{((?:[^{}]|\{[^{}]*\})*)\}\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1/\2", text)
-    text = (
-        text.replace("^\\circ", " ° ").replace("\\Omega", "Ω").replace("\\mu", "μ").replace("µ", "μ").replace("\\cdot", " ")
-    )
+    for command, sign in (("^\\circ", " ° "), ("\\Omega", "Ω"), ("\\mu", "μ"), ("µ", "μ"), ("\\AA", "Å"), ("\\cdot", " ")):
+        text = text.replace(command, sign)
     text = re.sub(r"\^\s*\{\s*(-?\d)\s*\}", r"^\1", text)
     text = re.sub(r"\s*\^\s*(-?\d)", r"^\1", re.sub(r"\\[a-zA-Z]+|[{}~]|\\,", " ", text))
+    text = re.sub(r"(?<=μ)\s+(?=[A-Za-zΩ])|(?<=\b[kMm])\s+(?=Ω)", "", text)
     text = re.sub(r"°\s*([CF])\b", r"°\1", text)
     text = (
         re.sub(r"(?:degrees?|deg)\s+(?=celsius|fahrenheit|C\b|F\b)", "°", text, flags=re.IGNORECASE)
@@ -231,6 +287,7 @@ def read_unit(text: str) -> Unit | None:
         .replace("°Fahrenheit", "°F")
     )
     text = re.sub(r"\blight[\s-]years?\b", "lightyear", text)
+    text = re.sub(r"(?<=[A-Za-z])-(?=[A-Za-z])", " ", text)  # N-m
     text = re.sub(
         r"\b([ap])\.\s?m\.?", r"\1m", re.sub(r"\s+per\s+|\s+an?\s+", "/", text.replace("(", " ").replace(")", " "))
     )
@@ -249,6 +306,11 @@ def read_unit(text: str) -> Unit | None:
             for base, size, inner in _look_up(name):
                 powers[base] = powers.get(base, 0) + inner * exponent
                 factor *= size**exponent
+    for derived in [base for base in powers if base in _DERIVED]:
+        times = powers.pop(derived)
+        factor *= _DERIVED[derived][0] ** times
+        for base, power in _DERIVED[derived][1].items():
+            powers[base] = powers.get(base, 0) + power * times
     powers = {base: power for base, power in powers.items() if power}
     return Unit(powers, factor) if powers else None
 

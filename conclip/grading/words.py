@@ -11,7 +11,16 @@ _ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\w{2})")
 _SYNONYMS = {
     name: names[0]
     for names in (
-        ("dne", "does not exist", "undefined", "not defined", "doesn't exist", "limit does not exist"),
+        (
+            "dne",
+            "does not exist",
+            "undefined",
+            "not defined",
+            "doesn't exist",
+            "limit does not exist",
+            "the limit does not exist",
+            "d.n.e",
+        ),
         ("infinitely many", "infinitely many solutions", "infinite", "infinitely many of them"),
         ("no solution", "no solutions", "no real solution", "no real solutions"),
     )

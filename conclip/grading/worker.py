@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from conclip.grading.agreement import Tolerance
 from conclip.grading.audit import same_by_math_verify
 from conclip.grading.equivalence import is_readable, same_answer
+from conclip.grading.quantities import Tolerance
 from conclip.runs.interrupts import SIGNALS
 from conclip.types import Outcome
 
