@@ -50,6 +50,7 @@ LEFT_OUT = {
     r"experiment=(smoke|real|smollm2_cpu|gsm8k_cpu)": "a model of one's own (benchmarks/first_hour.py)",
     r"experiment=qwen3_4b_24gb|experiment=paper/": "a card",
     r"benchmarks/(first_hour|thinking_model)": "a model of one's own",
+    r"conclip claims c": "hours",
     r"^apt-get |^export LD_PRELOAD": "a package of the system",
     r"model.path=MODEL data=gsm8k$": "data sets of the hub",
     r"mmlu_stem": "another file's columns",

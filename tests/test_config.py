@@ -22,7 +22,7 @@ def test_primary_configs_compose(subcommand: str):
 
 
 def options() -> list[tuple[str, str]]:
-    groups = [p for p in sorted(CONF.iterdir()) if p.is_dir() and p.name not in ("experiment", "debug", "hydra")]
+    groups = [p for p in sorted(CONF.iterdir()) if p.is_dir() and p.name not in ("experiment", "debug", "hydra", "claims")]
     return [(group.name, option.stem) for group in groups for option in sorted(group.glob("*.yaml"))]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from conclip.claims.config import claim_files
 from conclip.cli import tools
 from conclip.config.compose import compose_config, load_config, sweep_jobs
 from conclip.config.schema import SCHEMAS
@@ -113,6 +114,8 @@ def test_a_command_of_the_docs_would_start(line: str, tmp_path: Path, monkeypatc
             to_config(SCHEMAS[words[1]], compose_config(words[1], job, config_dir=folder)[0])
     elif words[:2] == ["conclip", "doctor"]:
         load_config(words[2], *(word for word in words[3:] if word != "--measure"))
+    elif words[:2] == ["conclip", "claims"]:
+        assert {word for word in words[2:] if re.fullmatch(r"c\d+", word)} <= set(claim_files())
     elif words[0] == "conclip":
         monkeypatch.chdir(tmp_path)
         with pytest.raises(UserError, match="'outputs/"):  # all is well but that there is no such run

@@ -82,6 +82,7 @@ ROOMS = [
     "training",
     "report",
     "experiments",
+    "claims",
     "cli",
     "__main__",
 ]

@@ -156,6 +156,17 @@ def report(arguments: list[str]) -> None:
             sys.stdout.write(terminal_safe(f"{path}\n"))
 
 
+def claims(arguments: list[str]) -> None:
+    from conclip.cli.claims import add_arguments, run  # noqa: PLC0415  imports what draws figures
+
+    parser = Parser(
+        prog="conclip claims",
+        description="Run the experiments behind the paper's claims, and say which hold. Runs that ended are not run again.",
+    )
+    add_arguments(parser)
+    run(parser.parse_intermixed_args(arguments))
+
+
 def disambiguate_names(runs: Sequence[RunData]) -> list[RunData]:
     """Return the runs under names that differ, as short as possible. Raises UserError when a run is given twice."""
     namings: tuple[Callable[[RunData], str], ...] = (

@@ -270,6 +270,8 @@ class Trainer:
         return result
 
     def _is_better(self, validation: Validation) -> bool:
+        if self._phase.keep_best == "last":
+            return True
         best, first = self._progress.best, self._progress.history[0]
         if self._phase.keep_best == "accuracy":
             return (validation.accuracy, -validation.mean_tokens) > (best.accuracy, -best.mean_tokens)

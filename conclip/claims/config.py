@@ -1,0 +1,122 @@
+"""A claim is a file in `conf/claims/`: the runs that test it, and the differences that decide it, fixed before any run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from yaml import YAMLError
+
+from conclip.config.compose import compose_config, config_folder
+from conclip.config.foreign import limit_yaml_size
+from conclip.config.schema import SCHEMAS
+from conclip.config.typed import to_config
+from conclip.errors import UserError
+
+SUBCOMMAND = "run"
+"""The subcommand of every run of a claim."""
+
+Expectation = Literal["less", "more", "kept"]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One difference that decides a claim: a measure of one run, or of one model of it, minus that of another."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    measure: str
+    """`tokens` [% more than the base model's], `accuracy` [points more than the base model's], `gap` [% by which wrong
+    responses to a problem are longer than correct ones], or `metrics.NAME`: a monitor's mean over the last quarter of the
+    training steps"""
+    first: str
+    """the run"""
+    expect: Expectation
+    """what the claim says of the difference; kept: it is no drop"""
+    relevant: float
+    """the smallest difference that matters, in the measure's unit; kept: the largest drop that does not"""
+    second: str | None = None
+    """the run it is compared with, seed by seed; null: the same run's `than`, or nothing"""
+    model: str = "phase2"
+    """the model of the runs that is measured"""
+    than: str | None = None
+    """second=null: the other model of the same run; null: the measure itself, which is 0 where nothing changed"""
+    temperature: float | None = None
+    """the temperature of the evaluation; null: the only one"""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, its runs and its contrasts."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    claim: str
+    """what the paper says"""
+    runs: dict[str, list[str]]
+    """name -> overrides of `conclip run`, after `common`"""
+    contrasts: dict[str, Contrast]
+    """name -> what decides; all of them must hold"""
+    common: list[str] = field(default_factory=list[str])
+    """overrides of every run"""
+    seeds: int = 5
+    """how many; they redraw problems, sampling and training"""
+    quick: list[str] = field(default_factory=list[str])
+    """overrides of every run with --quick, which has two seeds"""
+    designed: str = ""
+    """what the lab's design has to do with it"""
+
+
+_CLAIM = TypeAdapter(Claim)
+
+
+def claim_files(config_dir: Path | None = None) -> dict[str, Path]:
+    """Return the claims that there are by name: conclip's, and those in the folder `claims` of `config_dir`."""
+    folders = [config_folder(), *([config_dir] if config_dir is not None else [])]
+    return {path.stem: path for folder in folders for path in sorted((folder / "claims").glob("*.yaml"))}
+
+
+def load_claim(name: str, path: Path) -> Claim:
+    """Return a claim, with its runs composed and checked. Raises UserError naming file and key."""
+    try:
+        with limit_yaml_size():
+            plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        claim = _CLAIM.validate_python(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"'{path}': key '{'.'.join(map(str, first['loc']))}': {first['msg']}") from error
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"'{path}' is no claim: {str(error).splitlines()[0]}") from error
+    if claim.seeds < 2:
+        raise UserError(f"'{path}': seeds must be at least 2, got {claim.seeds}: one seed has no spread")
+    if not claim.runs or not claim.contrasts:
+        raise UserError(f"'{path}': a claim needs runs and contrasts")
+    for key, contrast in claim.contrasts.items():
+        for run in filter(None, (contrast.first, contrast.second)):
+            if run not in claim.runs:
+                raise UserError(f"'{path}': contrasts.{key} names the run '{run}'; there are: {', '.join(claim.runs)}")
+        if not contrast.relevant > 0:
+            raise UserError(f"'{path}': contrasts.{key}.relevant must be positive, got {contrast.relevant}")
+        if contrast.measure not in MEASURES and not contrast.measure.startswith("metrics."):
+            raise UserError(f"'{path}': contrasts.{key}.measure must be one of {', '.join(MEASURES)}, metrics.NAME")
+    return claim
+
+
+MEASURES = ("tokens", "accuracy", "gap")
+
+
+def check_runs(name: str, claim: Claim, *, quick: bool) -> None:
+    """Compose every run of a claim. Raises UserError naming claim and run."""
+    for run in claim.runs:
+        try:
+            to_config(SCHEMAS[SUBCOMMAND], compose_config(SUBCOMMAND, overrides(claim, run, 0, quick=quick))[0])
+        except UserError as error:
+            raise UserError(f"claim '{name}', run '{run}': {error}") from error
+
+
+def overrides(claim: Claim, run: str, seed: int, *, quick: bool) -> Sequence[str]:
+    """Return the overrides of one run with one seed."""
+    return [*claim.common, *claim.runs[run], *(claim.quick if quick else []), f"seed={seed}"]

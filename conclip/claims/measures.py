@@ -1,0 +1,67 @@
+"""What a contrast measures, from the rows and metrics of one finished run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from conclip.claims.config import Contrast
+from conclip.config.recipe import BASE
+from conclip.errors import UserError
+from conclip.evaluation.measures import by_problem, is_correct
+from conclip.report.data import RunData, read_run
+from conclip.types import EvalRow, Outcome
+
+
+def difference(contrast: Contrast, first: Path, second: Path | None) -> float:
+    """Return the measure of the first run minus that of the second, or of another model of the first one. Raises UserError
+    where a run does not have what is measured."""
+    run = read_run(first)
+    value = _value(contrast, run, contrast.model)
+    if second is not None:
+        return value - _value(contrast, read_run(second), contrast.model)
+    return value if contrast.than is None else value - _value(contrast, run, contrast.than)
+
+
+def _value(contrast: Contrast, run: RunData, model: str) -> float:
+    if contrast.measure.startswith("metrics."):
+        return _monitor(run, model, contrast.measure.removeprefix("metrics."))
+    rows = _rows(run, model, contrast.temperature)
+    if contrast.measure == "gap":
+        return _gap(run, rows)
+    base = _rows(run, BASE, contrast.temperature)
+    if contrast.measure == "accuracy":
+        return 100 * (_accuracy(rows) - _accuracy(base))
+    return 100 * (fmean(r.num_tokens for r in rows) / fmean(r.num_tokens for r in base) - 1)
+
+
+def _rows(run: RunData, model: str, temperature: float | None) -> list[EvalRow]:
+    rows = [row for row in run.rows if row.model == model and temperature in (None, row.temperature)]
+    if not rows:
+        where = "" if temperature is None else f" at temperature {temperature:g}"
+        raise UserError(f"'{run.folder}' has no rows of '{model}'{where}; its recipe must evaluate that model")
+    return rows
+
+
+def _accuracy(rows: Sequence[EvalRow]) -> float:
+    return fmean(is_correct(row) for row in rows if row.outcome is not Outcome.GRADER_ERROR)
+
+
+def _gap(run: RunData, rows: Sequence[EvalRow]) -> float:
+    """Return by how much wrong responses are longer than correct ones to the same problem [%], mean over the problems that
+    have both; truncated ones are left out."""
+    gaps: list[float] = []
+    for mine in by_problem(rows).values():
+        right = [row.num_tokens for row in mine if row.outcome is Outcome.CORRECT]
+        wrong = [row.num_tokens for row in mine if row.outcome is Outcome.WRONG]
+        if right and wrong:
+            gaps.append(100 * (fmean(wrong) / fmean(right) - 1))
+    if not gaps:
+        raise UserError(f"'{run.folder}': no problem has correct and wrong responses; evaluate more samples per problem")
+    return fmean(gaps)
+
+
+def _monitor(run: RunData, stage: str, name: str) -> float:
+    values = [float(step[name]) for step in run.steps.get(stage, []) if step.get(name) is not None]
+    if not values:
+        raise UserError(f"'{run.folder}' has no metric '{name}' of '{stage}'")
+    return fmean(values[-max(1, len(values) // 4) :])

@@ -1,0 +1,78 @@
+"""What came of a claim: the differences of each contrast, seed by seed, its verdict, and a file that holds all of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from conclip.claims.config import Claim, Contrast
+from conclip.claims.measures import difference
+from conclip.claims.runs import PlannedRun
+from conclip.claims.verdict import Verdict, Word, judge, overall
+from conclip.errors import UserError
+from conclip.runs.checked import read_as
+from conclip.runs.files import read_object
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A claim with its differences; verdicts are computed from them."""
+
+    name: str
+    claim: Claim
+    quick: bool
+    differences: dict[str, dict[int, float]]
+    """contrast -> seed -> difference"""
+    seconds: float
+    """time of its runs, one after another"""
+
+    def verdict(self, contrast: str) -> Verdict:
+        settings = self.claim.contrasts[contrast]
+        values = list(self.differences[contrast].values())
+        return judge(values, settings.expect, settings.relevant, num_contrasts=len(self.claim.contrasts))
+
+    def word(self) -> Word:
+        """Return the verdict on the claim: untried while a contrast has fewer than two seeds."""
+        if any(len(values) < 2 for values in self.differences.values()):
+            return "untried"
+        return overall([self.verdict(name) for name in self.claim.contrasts])
+
+
+_OUTCOME = TypeAdapter(Outcome)
+
+
+def outcome_of(name: str, claim: Claim, runs: Sequence[PlannedRun], *, quick: bool) -> Outcome:
+    """Return what the runs that are done say, with the seeds of which both runs of a contrast are."""
+    done = {(run.run, run.seed): run for run in runs if run.is_done()}
+    seeds = sorted({run.seed for run in runs})
+    return Outcome(
+        name=name,
+        claim=claim,
+        quick=quick,
+        differences={key: _differences(contrast, done, seeds) for key, contrast in claim.contrasts.items()},
+        seconds=sum(float(read_object(run.done_file).get("seconds", 0.0)) for run in done.values()),
+    )
+
+
+def _differences(contrast: Contrast, done: Mapping[tuple[str, int], PlannedRun], seeds: Sequence[int]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for seed in seeds:
+        first = done.get((contrast.first, seed))
+        second = done.get((contrast.second, seed)) if contrast.second is not None else None
+        if first is not None and (second is not None or contrast.second is None):
+            found[seed] = difference(contrast, first.folder, second.folder if second else None)
+    return found
+
+
+def to_json(outcome: Outcome) -> dict[str, Any]:
+    return {"schema": 1, "outcome": asdict(outcome), "verdict": outcome.word()}
+
+
+def from_json(path: Path) -> Outcome:
+    """Return the outcome that a file holds. Raises UserError where it holds none."""
+    content = read_object(path)
+    if "outcome" not in content:
+        raise UserError(f"'{path}' holds no outcome of a claim; 'conclip claims' writes it")
+    return read_as(_OUTCOME, content["outcome"], f"'{path}'")

@@ -1,0 +1,120 @@
+"""The page of all claims: a table of verdicts, then each claim with its numbers and a figure, as Markdown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import altair as alt
+
+from conclip.claims.config import Contrast
+from conclip.claims.outcome import Outcome
+from conclip.report import escape
+from conclip.report.export import write_figure
+from conclip.report.figure import WIDTH, Chart, Figure, Values
+from conclip.runs.files import write_text
+
+HEAD = """# Which of the paper's claims hold here?
+
+`conclip claims` runs this page's experiments and writes it. Each claim is a file in `conf/claims/`, with its runs, what
+decides and the smallest difference that matters; all of it was committed before the runs. Seeds redraw problems, sampling
+and training. Differences are paired by seed; intervals are Student's t over seeds, at 95 % for all contrasts of a claim
+together (Bonferroni).
+
+- **holds:** each contrast's interval lies on the side that the claim names, or excludes a drop that matters.
+- **does not hold:** an interval excludes a difference as large as the smallest that matters.
+- **not separable:** neither, although so many seeds would show such a difference in at least 80 % of cases.
+- **untried:** neither, and too few seeds to tell.
+"""
+UNITS = {"tokens": "% of base", "accuracy": "points", "gap": "%"}
+
+
+def write_claims(outcomes: Sequence[Outcome], folder: Path) -> Path:
+    """Write claims.md and a figure of each claim into a folder. Returns the page's path."""
+    (folder / "claims").mkdir(parents=True, exist_ok=True)
+    parts = [HEAD, _verdicts(outcomes)]
+    for outcome in outcomes:
+        write_figure(figure(outcome), folder / "claims" / f"{outcome.name}.svg")
+        parts.append(_section(outcome))
+    write_text(folder / "claims.md", "\n".join(parts))
+    return folder / "claims.md"
+
+
+def _verdicts(outcomes: Sequence[Outcome]) -> str:
+    lines = ["| | claim | verdict |", "|---|---|---|"]
+    lines += [f"| [{o.name}](#{o.name}) | {escape.markdown(o.claim.claim)} | {_word(o)} |" for o in outcomes]
+    return "\n".join(lines) + "\n"
+
+
+def _word(outcome: Outcome) -> str:
+    return f"**{outcome.word()}**" + (" (quick: two seeds, smaller runs)" if outcome.quick else "")
+
+
+def _section(outcome: Outcome) -> str:
+    claim = outcome.claim
+    lines = [f"## {outcome.name}", "", escape.markdown(claim.claim), "", f"Verdict: {_word(outcome)}", ""]
+    lines += [
+        "| difference | seeds | mean and interval | expected | smallest that matters | power | |",
+        "|---|---:|---|---|---|---:|---|",
+    ]
+    for name, contrast in claim.contrasts.items():
+        if len(outcome.differences[name]) < 2:
+            lines.append(
+                f"| {escape.markdown(name)} | {len(outcome.differences[name])} | | {contrast.expect} | | | untried |"
+            )
+            continue
+        v = outcome.verdict(name)
+        lines.append(
+            f"| {escape.markdown(name)} | {v.num_seeds} | {v.mean:+.1f} [{v.low:+.1f}, {v.high:+.1f}] {unit(contrast)} "
+            f"| {contrast.expect} | {contrast.relevant:g} | {v.power:.2f} | {v.word} |"
+        )
+    lines += ["", f"![{escape.markdown(claim.claim)}](claims/{outcome.name}.svg)", ""]
+    if claim.designed:
+        lines += [f"**The lab's design:** {escape.markdown(claim.designed)}", ""]
+    lines += [
+        f"To reproduce: `conclip claims {outcome.name}{' --quick' if outcome.quick else ''}` "
+        f"({outcome.seconds / 3600:.1f} hours of one process).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def unit(contrast: Contrast) -> str:
+    return UNITS.get(contrast.measure, "")
+
+
+def figure(outcome: Outcome) -> Figure:
+    """Draw each contrast: a point for every seed, the mean and its interval, beside 0 and the smallest that matters."""
+    panels = {name: _panel(outcome, name, contrast) for name, contrast in outcome.claim.contrasts.items()}
+    said = "; ".join(
+        f"{name}: {v.mean:+.1f} [{v.low:+.1f}, {v.high:+.1f}], {v.word}"
+        for name in panels
+        if len(outcome.differences[name]) > 1 and (v := outcome.verdict(name))
+    )
+    return Figure(name=outcome.name, title=outcome.claim.claim, caption=f"Differences over seeds. {said}.", panels=panels)
+
+
+def _panel(outcome: Outcome, name: str, contrast: Contrast) -> Chart:
+    seeds: Values = [{"difference": value, "seed": seed} for seed, value in outcome.differences[name].items()]
+    lines: Values = [{"at": 0.0, "what": "no difference"}]
+    side = -1 if contrast.expect in ("less", "kept") else 1
+    lines.append({"at": side * contrast.relevant, "what": "smallest that matters"})
+    x = alt.X(
+        "difference:Q",
+        title=f"{contrast.measure} [{unit(contrast) or 'as measured'}]",
+        scale=alt.Scale(zero=True, padding=12),
+    )
+    dots = alt.Chart(alt.Data(values=seeds)).mark_point(size=50, opacity=0.6).encode(x=x, tooltip=["seed:Q", "difference:Q"])
+    rules = (
+        alt.Chart(alt.Data(values=lines))
+        .mark_rule()
+        .encode(x="at:Q", strokeDash=alt.StrokeDash("what:N", title=None, legend=alt.Legend(orient="top")))
+    )
+    layers: list[alt.Chart] = [rules, dots]
+    if len(seeds) > 1:
+        v = outcome.verdict(name)
+        interval: Values = [{"low": v.low, "high": v.high, "mean": v.mean}]
+        base = alt.Chart(alt.Data(values=interval))
+        layers += [
+            base.mark_rule(strokeWidth=3, color="black").encode(x="low:Q", x2="high:Q"),
+            base.mark_point(filled=True, size=110, color="black", opacity=1).encode(x="mean:Q"),
+        ]
+    return alt.layer(*layers).properties(width=WIDTH, height=60)

@@ -1,0 +1,104 @@
+"""Runs what a claim needs: each run with each seed is one `conclip run` in a process of its own, and is done once."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from conclip.claims.config import SUBCOMMAND, Claim, overrides
+from conclip.config.compose import quoted
+from conclip.errors import MachineFailure
+from conclip.processes import PYTHON
+from conclip.runs.files import read_object, write_json
+from conclip.runs.interrupts import end_with_parent
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One run of a claim with one seed."""
+
+    claim: str
+    run: str
+    seed: int
+    overrides: tuple[str, ...]
+    folder: Path
+    """where its attempts are"""
+
+    @property
+    def done_file(self) -> Path:
+        return self.folder / "done.json"
+
+    def is_done(self) -> bool:
+        """Return whether it ended, with these overrides."""
+        return self.done_file.is_file() and read_object(self.done_file).get("overrides") == list(self.overrides)
+
+
+def planned(name: str, claim: Claim, seeds: Sequence[int], out: Path, *, quick: bool) -> list[PlannedRun]:
+    """Return the runs of a claim, seed by seed, so that what is cut off early has whole seeds."""
+    return [
+        PlannedRun(
+            claim=name,
+            run=run,
+            seed=seed,
+            overrides=tuple(overrides(claim, run, seed, quick=quick)),
+            folder=out / SUBCOMMAND / f"{name}-{run}-{seed}".replace(" ", "-"),
+        )
+        for seed in seeds
+        for run in claim.runs
+    ]
+
+
+def mean_seconds(runs: Sequence[PlannedRun]) -> float | None:
+    """Return how long the runs that are done took on average; None where none is."""
+    took = [float(read_object(run.done_file).get("seconds", 0.0)) for run in runs if run.is_done()]
+    return fmean(took) if took else None
+
+
+def carry_out(runs: Sequence[PlannedRun], out: Path, *, jobs: int, tell: Callable[[PlannedRun, float], None]) -> None:
+    """Run what is not done, `jobs` processes side by side, each with its share of the cores. `tell` hears of each that ended
+    and of its seconds. Raises MachineFailure naming the log of a run that failed, after stopping the others."""
+    left: Iterator[PlannedRun] = iter([run for run in runs if not run.is_done()])
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    going: dict[subprocess.Popen[bytes], tuple[PlannedRun, float]] = {}
+    try:
+        while True:
+            while len(going) < jobs and (run := next(left, None)) is not None:
+                going[_start(run, out, threads)] = (run, time.monotonic())
+            if not going:
+                return
+            ended = [process for process in going if process.poll() is not None]
+            for process in ended:
+                run, began = going.pop(process)
+                if process.returncode != 0:
+                    raise MachineFailure(f"{run.folder.name} ended with code {process.returncode}; see '{_log(run)}'")
+                seconds = time.monotonic() - began
+                write_json(run.done_file, {"overrides": list(run.overrides), "seconds": round(seconds, 1)})
+                tell(run, seconds)
+            time.sleep(0.2)
+    finally:
+        for process in going:
+            process.terminate()
+        for process in going:
+            process.wait()
+
+
+def _start(run: PlannedRun, out: Path, threads: int) -> subprocess.Popen[bytes]:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    own = [f"name={quoted(run.folder.name)}", f"paths.outputs={quoted(str(out))}"]
+    command = [*PYTHON, "-m", "conclip", SUBCOMMAND, *run.overrides, *own]
+    with _log(run).open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+
+
+def _log(run: PlannedRun) -> Path:
+    return run.folder / "output.log"

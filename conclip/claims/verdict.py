@@ -1,0 +1,86 @@
+"""Whether a claim holds: the interval of a difference over seeds, against what the claim expects and what matters."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal
+
+from scipy import special
+
+from conclip.claims.config import Expectation
+from conclip.stats import DUST
+
+Word = Literal["holds", "does not hold", "not separable", "untried"]
+
+LEAST_POWER = 0.8
+"""Below this power for the smallest effect that matters, a contrast that shows nothing counts as untried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A difference over seeds and what it says."""
+
+    word: Word
+    mean: float
+    low: float
+    high: float
+    """ends of the interval, at 95 % for all contrasts of the claim together"""
+    power: float
+    """chance that so many seeds show an effect of the smallest size that matters, by the spread that was seen"""
+    num_seeds: int
+
+
+def judge(differences: Sequence[float], expect: Expectation, relevant: float, *, num_contrasts: int = 1) -> Verdict:
+    """Return the verdict on one contrast. `differences`: one for each seed. `relevant`: the smallest that matters.
+
+    The interval is Student's t over seeds, Bonferroni-corrected for the contrasts of one claim. An expected sign holds if
+    the interval lies on that side of 0, and does not hold if it excludes an effect of `relevant`. That something is kept
+    holds if the interval excludes a drop of `relevant`, and does not hold if all of it is such a drop.
+    """
+    sign = -1.0 if expect == "less" else 1.0
+    towards = [sign * value for value in differences]
+    mean, half, spread = _interval(towards, num_contrasts)
+    low, high = mean - half, mean + half
+    margin = -relevant if expect == "kept" else 0.0
+    power = _power(relevant, spread, len(towards), num_contrasts)
+    if low > margin:
+        word: Word = "holds"
+    elif high < (margin if expect == "kept" else relevant):
+        word = "does not hold"
+    else:
+        word = "not separable" if power >= LEAST_POWER else "untried"
+    ends = sorted((sign * low, sign * high))
+    return Verdict(word, sign * mean, ends[0], ends[1], power, len(towards))
+
+
+def _interval(values: Sequence[float], num_contrasts: int) -> tuple[float, float, float]:
+    """Return (mean, half width, standard deviation). Infinite for one value and for equal ones: no spread seen is not no
+    spread."""
+    mean = fmean(values)
+    spread = stdev(values) if len(values) > 1 else 0.0
+    if spread <= DUST * max(map(abs, values)):
+        return mean, math.inf, math.inf
+    return mean, _quantile(len(values), num_contrasts) * spread / math.sqrt(len(values)), spread
+
+
+def _quantile(num_seeds: int, num_contrasts: int) -> float:
+    return float(special.stdtrit(num_seeds - 1, 1 - 0.025 / num_contrasts))
+
+
+def _power(effect: float, spread: float, num_seeds: int, num_contrasts: int) -> float:
+    """Return the chance that the lower end lies above 0 (or a margin, from which the truth is `effect` away): that of a
+    noncentral t above the critical value."""
+    if not math.isfinite(spread):
+        return 0.0
+    shift = effect * math.sqrt(num_seeds) / spread
+    below = float(special.nctdtr(num_seeds - 1, shift, _quantile(num_seeds, num_contrasts)))
+    return 1.0 - below if math.isfinite(below) else float(shift > _quantile(num_seeds, num_contrasts))
+
+
+def overall(verdicts: Sequence[Verdict]) -> Word:
+    """Return the verdict on a claim, which holds if all of its contrasts do."""
+    for word in ("does not hold", "untried", "not separable"):
+        if any(verdict.word == word for verdict in verdicts):
+            return word
+    return "holds"

@@ -1,0 +1,109 @@
+"""The subcommand `claims`: runs the claims' experiments, and says what holds."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from conclip.claims.config import Claim, check_runs, claim_files, load_claim
+from conclip.claims.outcome import Outcome, outcome_of, to_json
+from conclip.claims.page import unit, write_claims
+from conclip.claims.runs import PlannedRun, carry_out, mean_seconds, planned
+from conclip.errors import UserError
+from conclip.redact import terminal_safe
+from conclip.runs.files import write_json
+from conclip.runs.terminal import open_console
+
+QUICK_SEEDS = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="*", help="claims; default: all")
+    parser.add_argument("--list", action="store_true", help="name the claims and what is done of them; run nothing")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SEEDS} seeds and smaller runs")
+    parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds; default: the claim's own")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="K", help="seeds K, K+1, ...: another set of them")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs side by side, each with its share of the cores"
+    )
+    parser.add_argument("--out", type=Path, default=Path("outputs/claims"), metavar="DIR", help="default: outputs/claims")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with claims of your own, in DIR/claims/")
+    parser.add_argument("--page", type=Path, metavar="DIR", help="also write claims.md and its figures into DIR")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run what is left, claim by claim, and show the verdicts."""
+    claims = _chosen(options)
+    if options.jobs < 1 or (options.seeds is not None and options.seeds < 1):
+        raise UserError("--jobs and --seeds must be at least 1")
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out: '{options.out}' is a file; give a folder")
+    console = open_console()
+    todo = {name: _planned(name, claim, options) for name, claim in claims.items()}
+    console.print(_costs(claims, todo))
+    if options.list:
+        return
+    for name, claim in claims.items():
+        check_runs(name, claim, quick=options.quick)
+    outcomes: list[Outcome] = []
+    for name, claim in claims.items():
+        left = [one for one in todo[name] if not one.is_done()]
+        ended: list[float] = []
+
+        def tell(one: PlannedRun, seconds: float, left: list[PlannedRun] = left, ended: list[float] = ended) -> None:
+            ended.append(seconds)
+            rest = (len(left) - len(ended)) * sum(ended) / len(ended) / options.jobs
+            console.print(f"{one.claim}: {one.run}, seed {one.seed}: {seconds:.0f} s; {_duration(rest)} left", markup=False)
+
+        carry_out(todo[name], options.out, jobs=options.jobs, tell=tell)
+        outcomes.append(outcome_of(name, claim, todo[name], quick=options.quick))
+        write_json(options.out / f"{name}.json", to_json(outcomes[-1]))
+    console.print(_verdicts(outcomes))
+    if options.page is not None:
+        sys.stdout.write(terminal_safe(f"page: {write_claims(outcomes, options.page)}\n"))
+
+
+def _chosen(options: argparse.Namespace) -> dict[str, Claim]:
+    files = claim_files(options.config_dir)
+    if unknown := [name for name in options.names if name not in files]:
+        raise UserError(f"no claim '{unknown[0]}'; there are: {', '.join(files)}")
+    return {name: load_claim(name, files[name]) for name in options.names or files}
+
+
+def _planned(name: str, claim: Claim, options: argparse.Namespace) -> list[PlannedRun]:
+    number = options.seeds or (QUICK_SEEDS if options.quick else claim.seeds)
+    seeds = range(options.first_seed, options.first_seed + number)
+    return planned(name, claim, seeds, options.out, quick=options.quick)
+
+
+def _costs(claims: dict[str, Claim], todo: dict[str, list[PlannedRun]]) -> Table:
+    table = Table("claim", "", "runs", "done", "left, one process")
+    known = [seconds for runs in todo.values() if (seconds := mean_seconds(runs)) is not None]
+    for name, runs in todo.items():
+        done = sum(one.is_done() for one in runs)
+        each = mean_seconds(runs) or (sum(known) / len(known) if known else None)
+        cost = "not known before a run has ended" if each is None else _duration(each * (len(runs) - done))
+        table.add_row(name, claims[name].claim, str(len(runs)), str(done), cost if done < len(runs) else "-")
+    return table
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds // 3600:.0f}:{seconds % 3600 // 60:02.0f} h" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def _verdicts(outcomes: Sequence[Outcome]) -> Table:
+    table = Table("claim", "difference", "seeds", "mean and interval", "expected", "matters from", "power", "verdict")
+    for outcome in outcomes:
+        for name, contrast in outcome.claim.contrasts.items():
+            values = outcome.differences[name]
+            if len(values) < 2:
+                table.add_row(outcome.name, name, str(len(values)), "", contrast.expect, "", "", "untried")
+                continue
+            v = outcome.verdict(name)
+            interval = f"{v.mean:+.1f} [{v.low:+.1f}, {v.high:+.1f}] {unit(contrast)}"
+            cells = (outcome.name, name, str(v.num_seeds), interval, contrast.expect, f"{contrast.relevant:g}")
+            table.add_row(*cells, f"{v.power:.2f}", v.word)
+        table.add_row(outcome.name, "", "", "", "", "", "", outcome.word(), style="bold", end_section=True)
+    return table

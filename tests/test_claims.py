@@ -1,0 +1,241 @@
+"""Claims: their files, what decides, what runs, and the page."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conclip.claims import runs as claim_runs
+from conclip.claims.config import Claim, Contrast, check_runs, claim_files, load_claim
+from conclip.claims.measures import difference
+from conclip.claims.outcome import Outcome, from_json, outcome_of, to_json
+from conclip.claims.page import write_claims
+from conclip.claims.runs import PlannedRun, carry_out, planned
+from conclip.claims.verdict import Verdict, judge, overall
+from conclip.cli.main import main
+from conclip.errors import MachineFailure, UserError
+from conclip.runs.files import write_json
+from tests.made_runs import made_run
+
+CLAIM = """
+claim: a is shorter than b
+runs: {a: [], b: [algo=grpo]}
+contrasts:
+  a against b: {measure: tokens, first: a, second: b, expect: less, relevant: 5}
+"""
+
+
+def written(folder: Path, text: str, name: str = "mine") -> Path:
+    (folder / "claims").mkdir(exist_ok=True)
+    path = folder / "claims" / f"{name}.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_an_interval_by_hand():
+    """Mean -10, standard deviation sqrt(2.5), Student's t of 4 degrees of freedom: 2.7764; 3.4954 for two contrasts."""
+    values = [-10.0, -12.0, -8.0, -11.0, -9.0]
+    one, two = judge(values, "less", 5), judge(values, "less", 5, num_contrasts=2)
+    assert (one.word, one.mean, one.num_seeds) == ("holds", -10, 5)
+    assert (one.low, one.high) == pytest.approx((-11.9632, -8.0368), abs=1e-4)
+    assert (two.low, two.high) == pytest.approx((-12.4716, -7.5284), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "expect", "relevant", "word"),
+    [
+        ([-10, -12, -8, -11, -9], "less", 5, "holds"),
+        ([-10, -12, -8, -11, -9], "more", 5, "does not hold"),
+        ([10, 12, 8, 11, 9], "more", 5, "holds"),
+        ([1, -1, 0.5, -0.5, 0], "less", 5, "does not hold"),  # the interval ends at 1: no effect of 5
+        ([-20, 10, -5], "less", 5, "untried"),
+        ([-5, 1] * 5, "less", 4, "not separable"),  # 2 +- 2.26, and a drop of 4 would show
+        ([1, -1, 0.5, -0.5, 0], "kept", 3, "holds"),
+        ([-5, -6, -4, -5.5, -4.5], "kept", 3, "does not hold"),
+        ([-5, 1] * 2, "kept", 3, "untried"),
+        ([-10.0], "less", 5, "untried"),  # one seed has no spread
+        ([-10.0, -10.0], "less", 5, "untried"),  # no spread seen is not no spread
+    ],
+)
+def test_what_decides(values: list[float], expect: str, relevant: float, word: str):
+    assert judge([float(v) for v in values], expect, relevant).word == word  # pyright: ignore[reportArgumentType]
+
+
+def test_power_grows_with_seeds_and_is_that_of_the_test():
+    few, many = (judge([-3.0, 3.0, 1.0, -1.0] * n, "less", 2).power for n in (1, 8))
+    assert few < 0.3 < 0.95 < many
+    size = judge([-3.0, 3.0, 1.0, -1.0] * 2, "less", 1e-9).power  # no effect at all: one side of a 95 % interval
+    assert size == pytest.approx(0.025, abs=1e-6)
+
+
+def test_a_claim_holds_if_all_of_its_contrasts_do():
+    verdicts = {
+        word: Verdict(word, 0, 0, 0, 1, 5)  # pyright: ignore[reportArgumentType]
+        for word in ("holds", "does not hold", "not separable", "untried")
+    }
+    assert overall([verdicts["holds"]] * 3) == "holds"
+    assert overall([verdicts["holds"], verdicts["not separable"]]) == "not separable"
+    assert overall([verdicts["untried"], verdicts["not separable"]]) == "untried"
+    assert overall(list(verdicts.values())) == "does not hold"
+
+
+@pytest.mark.parametrize("name", sorted(claim_files()))
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_shipped_claim_composes(name: str, quick: bool):
+    claim = load_claim(name, claim_files()[name])
+    check_runs(name, claim, quick=quick)
+    assert claim.designed and claim.seeds >= 5
+
+
+def test_the_claim_of_the_docs_composes(tmp_path: Path):
+    (text,) = re.findall(
+        r"`mine/claims/\w+\.yaml`:\n\n```yaml\n(.*?)```",
+        (Path(__file__).parent.parent / "docs/recipes.md").read_text(),
+        re.S,
+    )
+    check_runs("mine", load_claim("mine", written(tmp_path, text)), quick=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("claim: a", "clam: a"), "claim"),
+        (("second: b", "second: c"), "contrasts.a against b names the run 'c'; there are: a, b"),
+        (("relevant: 5", "relevant: 0"), "relevant must be positive"),
+        (("measure: tokens", "measure: words"), "measure must be one of tokens, accuracy, gap, metrics.NAME"),
+        (("expect: less", "expect: fewer"), "expect"),
+        (("relevant: 5}", "relevant: 5, seed: 3}"), "seed"),
+        (("runs: {a: [], b: [algo=grpo]}", "runs: {}"), "needs runs and contrasts"),
+        (("claim: a is", "seeds: 1\nclaim: a is"), "seeds must be at least 2"),
+        (("claim: a is shorter than b", "[1, 2"), "is no claim"),
+    ],
+)
+def test_a_wrong_claim_is_refused_with_its_file_and_key(change: tuple[str, str], message: str, tmp_path: Path):
+    path = written(tmp_path, CLAIM.replace(*change))
+    with pytest.raises(UserError) as refused:
+        load_claim("mine", path)
+    assert message in str(refused.value) and "mine.yaml" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_run_that_does_not_compose_is_named(tmp_path: Path):
+    claim = load_claim("mine", written(tmp_path, CLAIM.replace("algo=grpo", "algo=grppo")))
+    with pytest.raises(UserError, match=r"claim 'mine', run 'b': .*grppo"):
+        check_runs("mine", claim, quick=False)
+
+
+def test_what_is_measured(tmp_path: Path):
+    """The made run: 12 problems x 2, lengths 100 - 30 n + p % 20 for model n, right where (p + s) % 4 <= n."""
+    run = made_run(tmp_path / "run")
+
+    def of(measure: str, model: str = "phase2", than: str | None = None, expect: str = "less") -> float:
+        contrast = Contrast(measure=measure, first="a", expect=expect, relevant=1, model=model, than=than)  # pyright: ignore
+        return difference(contrast, run, None)
+
+    base, phase1, phase2 = (100 - 30 * n + 5.5 for n in range(3))
+    assert of("tokens") == pytest.approx(100 * (phase2 / base - 1))
+    assert of("tokens", than="phase1") == pytest.approx(100 * (phase2 - phase1) / base)
+    assert of("accuracy") == pytest.approx(50) and of("accuracy", "base") == 0  # 3/4 and 1/4 are right
+    assert of("gap", "base") == pytest.approx(0)  # lengths of one problem are equal
+    assert of("metrics.outcome/correct") == pytest.approx(0.95)  # of the last two of ten steps
+    with pytest.raises(UserError, match="no rows of 'phase3'"):
+        of("tokens", "phase3")
+    with pytest.raises(UserError, match="no metric 'policy/nothing' of 'phase2'"):
+        of("metrics.policy/nothing")
+
+
+@pytest.fixture
+def claim(tmp_path: Path) -> Claim:
+    return load_claim("mine", written(tmp_path, CLAIM))
+
+
+def ends_with(monkeypatch: pytest.MonkeyPatch, code: int) -> list[str]:
+    """Runs that end at once with this code, and the names of those that were started."""
+    started: list[str] = []
+
+    def start(run: PlannedRun, out: Path, threads: int) -> "subprocess.Popen[bytes]":
+        run.folder.mkdir(parents=True, exist_ok=True)
+        started.append(run.folder.name)
+        return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"])
+
+    monkeypatch.setattr(claim_runs, "_start", start)
+    return started
+
+
+def test_what_ended_is_not_run_again_unless_its_overrides_changed(
+    claim: Claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    started = ends_with(monkeypatch, 0)
+    todo = planned("mine", claim, range(2), tmp_path, quick=False)
+    assert [run.folder.name for run in todo] == ["mine-a-0", "mine-b-0", "mine-a-1", "mine-b-1"]
+    assert todo[1].overrides == ("algo=grpo", "seed=0")
+    told: list[str] = []
+    carry_out(todo[:3], tmp_path, jobs=2, tell=lambda run, seconds: told.append(run.folder.name))
+    carry_out(todo, tmp_path, jobs=2, tell=lambda run, seconds: told.append(run.folder.name))
+    assert sorted(told) == sorted(started) == sorted(run.folder.name for run in todo)
+    again = planned("mine", claim, range(2), tmp_path, quick=True)
+    assert all(run.is_done() for run in again)  # this claim has nothing quick about it
+    write_json(todo[0].done_file, {"overrides": ["algo=ppo"], "seconds": 1.0})
+    assert [run.is_done() for run in todo] == [False, True, True, True]
+
+
+def test_a_run_that_fails_ends_the_claim_and_names_its_log(claim: Claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ends_with(monkeypatch, 3)
+    with pytest.raises(MachineFailure, match=r"mine-a-0 ended with code 3; see '.*mine-a-0/output.log'"):
+        carry_out(planned("mine", claim, range(2), tmp_path, quick=False), tmp_path, jobs=1, tell=lambda *_: None)
+
+
+def finished(claim: Claim, out: Path, *, seeds: int) -> list[PlannedRun]:
+    """Made runs, and those of `b` with twice the problems."""
+    todo = planned("mine", claim, range(seeds), out, quick=False)
+    for run in todo:
+        made_run(run.folder / "attempt-001", num_problems=12 + 12 * (run.run == "b") + 4 * run.seed)
+        (run.folder / "latest").symlink_to("attempt-001")
+        write_json(run.done_file, {"overrides": list(run.overrides), "seconds": 60.0})
+    return todo
+
+
+def test_an_outcome_is_read_back_and_shown(claim: Claim, tmp_path: Path):
+    todo = finished(claim, tmp_path, seeds=3)
+    outcome = outcome_of("mine", claim, todo[:-1], quick=False)
+    assert list(outcome.differences["a against b"]) == [0, 1] and outcome.seconds == 300  # the last pair is not whole
+    write_json(tmp_path / "mine.json", to_json(outcome))
+    assert from_json(tmp_path / "mine.json") == outcome
+    page = write_claims([outcome], tmp_path / "docs")
+    text = page.read_text()
+    assert "| [mine](#mine) | a is shorter than b |" in text and "conclip claims mine" in text
+    assert (tmp_path / "docs/claims/mine.svg").read_text().startswith("<svg")
+    with pytest.raises(UserError, match="holds no outcome"):
+        from_json(todo[0].done_file)
+
+
+def test_a_claim_without_two_seeds_is_untried(claim: Claim, tmp_path: Path):
+    outcome = outcome_of("mine", claim, finished(claim, tmp_path, seeds=2)[:2], quick=True)
+    assert outcome.word() == "untried" and "quick" in write_claims([outcome], tmp_path / "docs").read_text()
+    assert Outcome(name="n", claim=claim, quick=False, differences={"a against b": {}}, seconds=0).word() == "untried"
+
+
+@pytest.mark.whole
+def test_a_claim_of_ones_own_runs_and_gets_its_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    written(
+        tmp_path,
+        "claim: phase 2 shortens\nseeds: 2\n"
+        "common: [debug=two_phase, recipe=phase2_only, recipe.eval-first.evidence=false]\n"
+        "runs: {ppo: []}\ncontrasts:\n  tokens: {measure: tokens, first: ppo, expect: less, relevant: 5}\n",
+    )
+    command = ["conclip", "claims", "mine", "--config-dir", ".", "--jobs", "2", "--page", "page"]
+    monkeypatch.setattr(sys, "argv", command)
+    main()
+    said = capfd.readouterr().out
+    assert "mine: ppo, seed 1" in said and "verdict" in said
+    outcome = json.loads((tmp_path / "outputs/claims/mine.json").read_text())["outcome"]
+    assert list(outcome["differences"]["tokens"]) == ["0", "1"]
+    assert (tmp_path / "page/claims.md").is_file()
+    monkeypatch.setattr(sys, "argv", [*command, "--list"])
+    main()
+    assert "ppo, seed" not in capfd.readouterr().out
