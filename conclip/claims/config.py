@@ -108,11 +108,13 @@ def load_claim(name: str, path: Path) -> Claim:
 MEASURES = ("tokens", "accuracy", "gap")
 
 
-def check_runs(name: str, claim: Claim, *, quick: bool) -> None:
+def check_runs(name: str, claim: Claim, *, quick: bool, config_dir: Path | None = None) -> None:
     """Compose every run of a claim. Raises UserError naming claim and run."""
+    folder = str(config_dir) if config_dir is not None else None
     for run in claim.runs:
         try:
-            to_config(SCHEMAS[SUBCOMMAND], compose_config(SUBCOMMAND, overrides(claim, run, 0, quick=quick))[0])
+            wanted = overrides(claim, run, 0, quick=quick)
+            to_config(SCHEMAS[SUBCOMMAND], compose_config(SUBCOMMAND, wanted, config_dir=folder)[0])
         except UserError as error:
             raise UserError(f"claim '{name}', run '{run}': {error}") from error
 

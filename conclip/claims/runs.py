@@ -26,6 +26,8 @@ class PlannedRun:
     overrides: tuple[str, ...]
     folder: Path
     """where its attempts are"""
+    config_dir: Path | None = None
+    """a folder with configs of the user's own"""
 
     @property
     def done_file(self) -> Path:
@@ -36,7 +38,9 @@ class PlannedRun:
         return self.done_file.is_file() and read_object(self.done_file).get("overrides") == list(self.overrides)
 
 
-def planned(name: str, claim: Claim, seeds: Sequence[int], out: Path, *, quick: bool) -> list[PlannedRun]:
+def planned(
+    name: str, claim: Claim, seeds: Sequence[int], out: Path, *, quick: bool, config_dir: Path | None = None
+) -> list[PlannedRun]:
     """Return the runs of a claim, seed by seed, so that what is cut off early has whole seeds."""
     return [
         PlannedRun(
@@ -44,7 +48,8 @@ def planned(name: str, claim: Claim, seeds: Sequence[int], out: Path, *, quick: 
             run=run,
             seed=seed,
             overrides=tuple(overrides(claim, run, seed, quick=quick)),
-            folder=out / SUBCOMMAND / f"{name}-{run}-{seed}".replace(" ", "-"),
+            folder=out / SUBCOMMAND / f"{name}-{run}-{seed}{'-quick' if quick else ''}".replace(" ", "-"),
+            config_dir=config_dir,
         )
         for seed in seeds
         for run in claim.runs
@@ -88,7 +93,8 @@ def carry_out(runs: Sequence[PlannedRun], out: Path, *, jobs: int, tell: Callabl
 def _start(run: PlannedRun, out: Path, threads: int) -> subprocess.Popen[bytes]:
     run.folder.mkdir(parents=True, exist_ok=True)
     own = [f"name={quoted(run.folder.name)}", f"paths.outputs={quoted(str(out))}"]
-    command = [*PYTHON, "-m", "conclip", SUBCOMMAND, *run.overrides, *own]
+    where = ["--config-dir", str(run.config_dir)] if run.config_dir is not None else []
+    command = [*PYTHON, "-m", "conclip", SUBCOMMAND, *where, *run.overrides, *own]
     with _log(run).open("ab") as log:
         return subprocess.Popen(
             command,

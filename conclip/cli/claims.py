@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs", type=int, default=1, metavar="N", help="runs side by side, each with its share of the cores"
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/claims"), metavar="DIR", help="default: outputs/claims")
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with claims of your own, in DIR/claims/")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder of your own with DIR/claims/, and configs")
     parser.add_argument("--page", type=Path, metavar="DIR", help="also write claims.md and its figures into DIR")
 
 
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     if options.list:
         return
     for name, claim in claims.items():
-        check_runs(name, claim, quick=options.quick)
+        check_runs(name, claim, quick=options.quick, config_dir=options.config_dir)
     outcomes: list[Outcome] = []
     for name, claim in claims.items():
         left = [one for one in todo[name] if not one.is_done()]
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
 
         carry_out(todo[name], options.out, jobs=options.jobs, tell=tell)
         outcomes.append(outcome_of(name, claim, todo[name], quick=options.quick))
-        write_json(options.out / f"{name}.json", to_json(outcomes[-1]))
+        write_json(options.out / f"{name}{'-quick' if options.quick else ''}.json", to_json(outcomes[-1]))
     console.print(_verdicts(outcomes))
     if options.page is not None:
         sys.stdout.write(terminal_safe(f"page: {write_claims(outcomes, options.page)}\n"))
@@ -75,7 +75,7 @@ def _chosen(options: argparse.Namespace) -> dict[str, Claim]:
 def _planned(name: str, claim: Claim, options: argparse.Namespace) -> list[PlannedRun]:
     number = options.seeds or (QUICK_SEEDS if options.quick else claim.seeds)
     seeds = range(options.first_seed, options.first_seed + number)
-    return planned(name, claim, seeds, options.out, quick=options.quick)
+    return planned(name, claim, seeds, options.out, quick=options.quick, config_dir=options.config_dir)
 
 
 def _costs(claims: dict[str, Claim], todo: dict[str, list[PlannedRun]]) -> Table:
