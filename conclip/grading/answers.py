@@ -5,6 +5,7 @@ answer is recorded, so that a gain of format is not called reasoning.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -145,7 +146,8 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
         return Extraction(tail.strip(), "phrase")
     if _is_bare(tail.strip()):
         return Extraction(tail.strip(), "math")
-    formulas = _joined_formulas(tail)
+    found = _formulas(tail)
+    formulas = _joined(tail, found)
     number = _last_number(tail)
     if formulas and number and _UNIT_ALONE.fullmatch(formulas[-1][0]):
         begin = tail.rfind(formulas[-1][0], number[1], formulas[-1][1])
@@ -155,7 +157,7 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
     if (
         formulas
         and not concludes
-        and (number is None or number[1] <= formulas[-1][1] or not any(_SINGLE.fullmatch(f) for f, _ in _formulas(tail)))
+        and (number is None or number[1] <= formulas[-1][1] or not any(_SINGLE.fullmatch(f) for f, _ in found))
     ):
         last = formulas[-1][0]
         return None if _is_part(tail, tail.rfind(last, 0, formulas[-1][1])) else Extraction(last, "math")
@@ -163,7 +165,7 @@ def extract(text: str, *, lenient: bool) -> Extraction | None:
         return Extraction(number[0], "number")
     if (statement := stated(tail.strip())) is not None:
         return Extraction(statement, "phrase")
-    letter = next((found for pattern in _LAST_LETTER if (found := _unhedged(pattern, tail)) is not None), None)
+    letter = next((named for pattern in _LAST_LETTER if (named := _unhedged(pattern, tail)) is not None), None)
     return Extraction(letter, "phrase") if letter else None
 
 
@@ -177,11 +179,15 @@ _HEDGE = re.compile(
 
 def _is_hedged(text: str, at: int) -> bool:
     """Return whether the clause before a place holds words that make its statement no answer."""
-    before = text[max(0, at - MAX_CLAUSE_CHARS) : at]
-    return _HEDGE.search(re.split(r"[.,;:!?\n]", before)[-1]) is not None
+    return _HEDGE.search(_clause(text[max(0, at - MAX_CLAUSE_CHARS) : at])) is not None
 
 
 MAX_CLAUSE_CHARS = 80
+
+
+def _clause(text: str) -> str:
+    """Return the clause that a text ends with."""
+    return re.split(r"[.,;:!?\n]", text)[-1]
 
 
 def _unhedged(pattern: re.Pattern[str], text: str) -> str | None:
@@ -229,11 +235,13 @@ _THEREFORE = re.compile(r"\b(?:Therefore|Thus|Hence|So|Finally|Altogether)\b")
 _SINGLE = re.compile(r"[a-zA-Z]|\\[a-z]+")
 
 
-def _joined_formulas(text: str) -> list[tuple[str, int]]:
-    """Return (content, end) of the formulas; those with only a comma, "and" or "or" between them are one list."""
-    formulas = [f for f in _formulas(text) if not _SINGLE.fullmatch(f[0])]
+def _joined(text: str, formulas: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Return (content, end) of the formulas but single letters; those with only a comma, "and" or "or" between them are one
+    list."""
     joined: list[tuple[str, int]] = []
     for content, end in formulas:
+        if _SINGLE.fullmatch(content):
+            continue
         begin = text.rfind(content, 0, end)
         between = text[joined[-1][1] : begin] if joined else ""
         is_listed = joined and len(between) < MAX_NAME_CHARS and _LISTED.fullmatch(re.sub(r"\\[(\[]|\$", "", between))
@@ -283,8 +291,7 @@ def _last_number(text: str) -> tuple[str, int] | None:
 def _is_part(text: str, at: int) -> bool:
     """Return whether the words before a number or formula make it a part of something else, or of what is not said."""
     before = re.sub(r"(?:\$+|\\[(\[])\s*$", "", text[max(0, at - MAX_CLAUSE_CHARS) : at])
-    clause = re.split(r"[.,;:!?\n]", before)[-1]
-    return _COMPARED.search(before[-MAX_NAME_CHARS:]) is not None or _UNSAID.search(clause) is not None
+    return _COMPARED.search(before[-MAX_NAME_CHARS:]) is not None or _UNSAID.search(_clause(before)) is not None
 
 
 _UNSAID = re.compile(

@@ -1,13 +1,12 @@
-r"""Finds what a formula is said to hold for: ``, k \in \mathbb{Z}`` or ``\text{ for all } x`` after an answer."""
+r"""Finds the condition after an answer, such as ``, k \in \mathbb{Z}`` or ``\text{ for all } x``."""
 
 import re
 
+from conclip.grading.spelling import in_words
+
 
 def _words(pattern: str) -> str:
-    """Match words in a font or without one."""
-    return (
-        rf"(?:\\(?:text|textrm|mathrm|mbox)\s*\{{\s*,?\s*(?:{pattern})\s*\}}|,?\s*(?<![A-Za-z\\])(?:{pattern})(?![A-Za-z]))"
-    )
+    return r",?\s*" + in_words(rf",?\s*(?:{pattern})")
 
 
 _SET = r"\\mathbb\s*\{?\s*[NZQRC]\s*\}?(?:\s*[\^_]\s*(?:\{[^{}]*\}|[+*-]|\\ast))?"

@@ -19,8 +19,8 @@ DIGITS = 80
 AGREE = Rational(1, 10**60)
 """Relative difference up to which two computed numbers count as equal."""
 
-NUM_POINTS = 6
-NUM_FURTHER = 4
+NUM_POINTS, NUM_FURTHER = 6, 4
+"""Points at the first size of the letters (at least), and at each further one."""
 MIN_SIGNIFICANT_DIGITS = 6
 """A decimal with fewer digits is no spelling of a number that no decimal spells (1/3, a root)."""
 
@@ -40,6 +40,7 @@ def equal(first: Expr, second: Expr) -> bool:
         return _same_number(first, second)
     whole = _integers(first) | _integers(second) | _rounded(first, second)
     sizes, steps = _sizes(first), first.has(sympy.floor, sympy.ceiling) or second.has(sympy.floor, sympy.ceiling)
+    roots, others_roots, is_complex = _radicands(first), _radicands(second), first.has(sympy.I)
     held = 0
     for number, values in enumerate(_points(letters, _scales(first, second))):
         at_integers = steps and number % 2 == 1
@@ -48,9 +49,9 @@ def equal(first: Expr, second: Expr) -> bool:
             for x, v in values.items()
         }
         f = _at(first, point)
-        if f is None or not (f.is_real or first.has(sympy.I)) or not _has_real_roots(first, point):
+        if f is None or not (f.is_real or is_complex) or not _have_real_roots(roots, point):
             continue  # `first` is not defined here
-        if not _has_real_roots(second, point) and any(value.is_negative for value in point.values()):
+        if any(value.is_negative for value in point.values()) and not _have_real_roots(others_roots, point):
             continue  # a root of a letter is meant to be that of a positive number
         s = _at(second, point)
         if s is None or not _near(f, s):
@@ -97,12 +98,16 @@ def _is_root(power: Basic) -> bool:
     return isinstance(exponent, Rational) and exponent.q % 2 == 0
 
 
-def _has_real_roots(value: Expr, point: dict[Symbol, Expr]) -> bool:
-    """Return whether every square root in a formula is real at a point, where the formula is meant to be real."""
+def _radicands(value: Expr) -> list[Expr]:
+    """Return what stands under the square roots of a formula that is meant to be real; none for a complex one."""
     if value.has(sympy.I):
-        return True
-    bases = [power.base for power in value.atoms(sympy.Pow) if _is_root(power) and power.base.free_symbols]
-    return all((at := _at(base, point)) is not None and (not at.is_real or bool(at >= 0)) for base in bases)
+        return []
+    return [power.base for power in value.atoms(sympy.Pow) if _is_root(power) and power.base.free_symbols]
+
+
+def _have_real_roots(radicands: Sequence[Expr], point: dict[Symbol, Expr]) -> bool:
+    values = [_at(radicand, point) for radicand in radicands]
+    return all(value is not None and (not value.is_real or bool(value >= 0)) for value in values)
 
 
 def proportional(first: Expr, second: Expr, *, positive: bool = False) -> bool:

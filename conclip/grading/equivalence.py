@@ -110,7 +110,7 @@ def _same(gold: str, answer: str, choices: Sequence[str] | None, tolerance: Tole
 
 
 def _without_conditions(gold: str, answer: str) -> tuple[str, str]:
-    """Drop what both are said to hold for, unless they name different sets, or only the answer restricts a region of reals
+    """Drop the conditions behind both, unless they name different sets, or only the answer restricts a region of reals
     (``x > 3, x \\in \\mathbb{Z}``). The answer's letter becomes that of the gold answer."""
     (bare, letter, kind), (other, others_letter, others_kind) = without_condition(gold), without_condition(answer)
     if kind and others_kind and kind != others_kind:
@@ -141,7 +141,7 @@ def _agree_in_units(gold: str, answer: str, gold_reading: Reading, tolerance: To
     return isinstance(measured := read(gold), Number) and bool(measured.unit) and agree(measured, reading, tolerance)
 
 
-_LETTER_AFTER = re.compile(r"[A-Za-zΩμ]")
+_LETTER_AFTER = re.compile(r"(?:[\d)}!]|\\pi|(?<![A-Za-z])[ei])\s*[A-Za-zΩμ]")
 _APPROX = re.compile(r"\\(?:approx|simeq)(?![a-zA-Z])")
 
 

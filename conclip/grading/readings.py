@@ -14,27 +14,21 @@ from conclip.grading.functions import Unreadable
 from conclip.grading.matrices import read_matrix
 from conclip.grading.pieces import in_brackets, split
 from conclip.grading.sets import joined_region, read_set
-from conclip.grading.spelling import closing, compact, plain
+from conclip.grading.spelling import closing, compact, in_words, plain
 from conclip.grading.units import read_compound, split_scale, split_unit
 from conclip.grading.words import numeral
 
-_SEPARATORS = re.compile(
-    r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*(?:or|and)\s*,?\s*\}|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])"
-    r"|\\(?:quad|qquad)(?![a-zA-Z])|\n"
-)
-_GROUPS = re.compile(r";|\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\vee(?![a-zA-Z])")
+_SEPARATORS = re.compile(in_words(r",?\s*(?:or|and)\s*,?") + r"|\\(?:quad|qquad)(?![a-zA-Z])|\n")
 _LOGIC = re.compile(r"\\(?:vee|wedge)(?![a-zA-Z])")
-_AND = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\wedge(?![a-zA-Z])")
+_AND = re.compile(in_words("and") + r"|\\wedge(?![a-zA-Z])")
+_OR = re.compile(in_words(r",?\s*or") + r"|\\vee(?![a-zA-Z])")
+_GROUPS = re.compile(f";|{_OR.pattern}")
 _SIGNS = re.compile(r"\\(?:le|ge|ne|equiv|in|approx)(?![a-zA-Z])|!=|<=|>=|=|<|>")
 _SIGN_OF = {"\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\in": "=", "\\approx": "=", "\\equiv": "="}
 _SYSTEM = re.compile(
     r"(\\\{)?\s*\\begin\{(aligned|align\*?|gathered|cases|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\2\}", re.DOTALL
 )
-_OR = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\vee(?![a-zA-Z])")
-_IF = re.compile(
-    r"\\(?:text|mbox|mathrm)\s*\{\s*,?\s*(?:if|for|when)?\s*,?\s*\}|(?<![A-Za-z\\])(?:if|for|when)(?![A-Za-z])"
-    r"|,?\s*(?=&)|(?<=&),?"
-)
+_IF = re.compile(in_words(r",?\s*(?:if|for|when)\s*,?") + r"|\\(?:text|mbox|mathrm)\s*\{\s*,?\s*\}|,?\s*(?=&)|(?<=&),?")
 _BASED = re.compile(r"(-?)(?:\\text\s*\{\s*|\(\s*)?([0-9A-Za-z]+)\s*[})]?\s*_\s*\{?\s*(?:\\text\s*\{\s*)?(\w+)\s*\}?\s*\}?")
 _TO = re.compile(r"(\d+)\s*(?:\\text\s*\{\s*to\s*\}|to)\s*(?=\d)")
 _REAL = r"(?:the\s+)?(?:set\s+of\s+)?all\s+real(?:s|\s+(?:numbers?|values?)(?:\s+[a-z])?|\s+[a-z])?"

@@ -28,7 +28,6 @@ _HALVES = {
 _MEMBER = re.compile(r"^\\?[a-zA-Z]+\s*\\(in|notin)(?![a-zA-Z])")
 _UNION, _COMMON, _WITHOUT = (re.compile(rf"\\(?:{names})(?![a-zA-Z])") for names in ("cup", "cap", "setminus|backslash"))
 _MINUS_SET = re.compile(r"(?<=[R}])\s*-\s*(?=\\\{)|\\(?:text|mathrm)\s*\{\s*(?:except|without)\s*\}")
-_OPEN_OUTWARDS = re.compile(r"\](\s*[^\[\]]*,[^\[\]]*)\[")
 _LETTER = re.compile(r"(?!e$|i$|\\pi$|\\infty$)(?:[a-zA-Z](?:_\w|_\{\w+\})?|\\[a-z]+)(?P<call>\([a-zA-Z]\))?")
 
 
@@ -37,14 +36,13 @@ def read_set(text: str, read: Read) -> Region | None:
     None for anything else, a single interval included."""
     member = _MEMBER.match(text)
     text = text[member.end() :].strip() if member else text
-    text = _OPEN_OUTWARDS.sub(r"(\1)", text) if text.startswith("]") else text
     text = _MINUS_SET.sub(r" \\setminus ", text)
     is_made = _REALS.fullmatch(text) or any(len(_split_at(text, sign)) > 1 for sign in (_UNION, _COMMON, _WITHOUT))
     region = _united(text, read) if is_made else None
     if member and member[1] == "notin":
         region = region or _atom(text, read)
         return complement(region) if region else None
-    return region or (_atom(text, read) if member and text.startswith(("(", "[")) else None)
+    return region or (_atom(text, read) if member and text.startswith(("(", "[", "]")) else None)
 
 
 def _united(text: str, read: Read) -> Region | None:

@@ -293,6 +293,11 @@ def compact(text: str) -> str:
     return _SPACE.sub("", " ".join(re.sub(r"\{(\w)\}", r"\1", text).split()))
 
 
+def in_words(pattern: str) -> str:
+    """Return the regular expression of words in a font or without one."""
+    return rf"(?:\\(?:text|textrm|mathrm|mbox)\s*\{{\s*(?:{pattern})\s*\}}|(?<![A-Za-z\\])(?:{pattern})(?![A-Za-z]))"
+
+
 def plain(text: str) -> str:
     r"""Drop the fonts: ``\text{ cm}`` gives `` cm ``."""
     return STYLED.sub(r" \1 ", text)

@@ -153,9 +153,9 @@ def split_unit(text: str, *, letters: bool = True) -> tuple[str, str]:
         per = _PER.search(match["value"])
         value, behind = split_unit(match["value"][: per.start()] if per else match["value"])
         name = plain(match["name"] or "dollar").strip(" .")
-        return match["sign"] + value, behind if behind == "%" else f"{behind} {name}".strip() if read_unit(
-            behind
-        ) is None else name
+        if behind and (behind == "%" or read_unit(behind) is None):  # $5 profit
+            return match["sign"] + value, behind if behind == "%" else f"{behind} {name}"
+        return match["sign"] + value, name
     if match := _PERCENT.search(text):
         return text[: match.start()].rstrip(), "%"
     if len(text) > MAX_CHARS:
