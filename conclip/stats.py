@@ -25,9 +25,9 @@ NOISE, CAUTION, LEAST = 1 / 12, 1.25, 0.45
 """Constants of `drop_p_values`, chosen by simulation (docs/log.md)."""
 
 
-def clustered_interval(cluster_means: Sequence[float]) -> tuple[float, float, float]:
+def clustered_interval(cluster_means: Sequence[float], *, num_intervals: int = 1) -> tuple[float, float, float]:
     """Return (mean, low, high): the mean of a few similar quantities (seeds, runs) and its 95 % interval from the spread
-    between them.
+    between them; 95 % for all of `num_intervals` together (Bonferroni).
 
     Student's t with n - 1 degrees of freedom. Infinite for one quantity and for equal ones: no spread seen is not no spread.
     """
@@ -35,8 +35,13 @@ def clustered_interval(cluster_means: Sequence[float]) -> tuple[float, float, fl
     spread = stdev(cluster_means) if len(cluster_means) > 1 else 0.0
     if spread <= DUST * max(map(abs, cluster_means)):
         return mean, -math.inf, math.inf
-    half = float(special.stdtrit(len(cluster_means) - 1, 0.975)) * spread / math.sqrt(len(cluster_means))
+    half = t_quantile(len(cluster_means), num_intervals) * spread / math.sqrt(len(cluster_means))
     return mean, mean - half, mean + half
+
+
+def t_quantile(num_clusters: int, num_intervals: int = 1) -> float:
+    """Return the critical value of `clustered_interval`: by how many standard errors its ends lie from the mean."""
+    return float(special.stdtrit(num_clusters - 1, 1 - 0.025 / num_intervals))
 
 
 def correlation_if_any(first: Sequence[float], second: Sequence[float]) -> float | None:

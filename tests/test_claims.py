@@ -11,12 +11,13 @@ import pytest
 from conclip.claims import runs as claim_runs
 from conclip.claims.config import Claim, Contrast, check_runs, claim_files, load_claim
 from conclip.claims.measures import difference
-from conclip.claims.outcome import Outcome, from_json, outcome_of, to_json
+from conclip.claims.outcome import Outcome, from_json, outcome_of, recorded, to_json
 from conclip.claims.page import write_claims
 from conclip.claims.runs import PlannedRun, carry_out, planned
 from conclip.claims.verdict import Verdict, judge, overall
 from conclip.cli.main import main
 from conclip.errors import MachineFailure, UserError
+from conclip.report.data import read_run
 from conclip.runs.files import write_json
 from tests.made_runs import made_run
 
@@ -109,6 +110,8 @@ def test_the_claim_of_the_docs_composes(tmp_path: Path):
         (("expect: less", "expect: fewer"), "expect"),
         (("relevant: 5}", "relevant: 5, seed: 3}"), "seed"),
         (("runs: {a: [], b: [algo=grpo]}", "runs: {}"), "needs runs and contrasts"),
+        (("a: []", "../a: []"), "'../a' is no name"),
+        (("a: []", "a-b: []"), "'a-b' is no name"),  # its folder would be that of "a b"
         (("claim: a is", "seeds: 1\nclaim: a is"), "seeds must be at least 2"),
         (("claim: a is shorter than b", "[1, 2"), "is no claim"),
     ],
@@ -132,7 +135,7 @@ def test_what_is_measured(tmp_path: Path):
 
     def of(measure: str, model: str = "phase2", than: str | None = None, expect: str = "less") -> float:
         contrast = Contrast(measure=measure, first="a", expect=expect, relevant=1, model=model, than=than)  # pyright: ignore
-        return difference(contrast, run, None)
+        return difference(contrast, read_run(run), None)
 
     base, phase1, phase2 = (100 - 30 * n + 5.5 for n in range(3))
     assert of("tokens") == pytest.approx(100 * (phase2 / base - 1))
@@ -202,6 +205,7 @@ def test_an_outcome_is_read_back_and_shown(claim: Claim, tmp_path: Path):
     assert list(outcome.differences["a against b"]) == [0, 1] and outcome.seconds == 300  # the last pair is not whole
     write_json(tmp_path / "mine.json", to_json(outcome))
     assert from_json(tmp_path / "mine.json") == outcome
+    assert recorded(tmp_path, quick=False) == [outcome] and recorded(tmp_path, quick=True) == []
     page = write_claims([outcome], tmp_path / "docs")
     text = page.read_text()
     assert "| [mine](#mine) | a is shorter than b |" in text and "conclip claims mine" in text

@@ -1,5 +1,6 @@
 """A claim is a file in `conf/claims/`: the runs that test it, and the differences that decide it, fixed before any run."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,9 @@ def load_claim(name: str, path: Path) -> Claim:
         raise UserError(f"'{path}': seeds must be at least 2, got {claim.seeds}: one seed has no spread")
     if not claim.runs or not claim.contrasts:
         raise UserError(f"'{path}': a claim needs runs and contrasts")
+    for run in claim.runs:
+        if not re.fullmatch(r"\w[\w. ]*", run):
+            raise UserError(f"'{path}': runs: '{run}' is no name; use letters, digits, spaces, dots and underscores")
     for key, contrast in claim.contrasts.items():
         for run in filter(None, (contrast.first, contrast.second)):
             if run not in claim.runs:

@@ -1,25 +1,23 @@
 """What a contrast measures, from the rows and metrics of one finished run."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 
 from conclip.claims.config import Contrast
 from conclip.config.recipe import BASE
 from conclip.errors import UserError
 from conclip.evaluation.measures import by_problem, is_correct
-from conclip.report.data import RunData, read_run
+from conclip.report.data import RunData
 from conclip.types import EvalRow, Outcome
 
 
-def difference(contrast: Contrast, first: Path, second: Path | None) -> float:
+def difference(contrast: Contrast, first: RunData, second: RunData | None) -> float:
     """Return the measure of the first run minus that of the second, or of another model of the first one. Raises UserError
     where a run does not have what is measured."""
-    run = read_run(first)
-    value = _value(contrast, run, contrast.model)
+    value = _value(contrast, first, contrast.model)
     if second is not None:
-        return value - _value(contrast, read_run(second), contrast.model)
-    return value if contrast.than is None else value - _value(contrast, run, contrast.than)
+        return value - _value(contrast, second, contrast.model)
+    return value if contrast.than is None else value - _value(contrast, first, contrast.than)
 
 
 def _value(contrast: Contrast, run: RunData, model: str) -> float:

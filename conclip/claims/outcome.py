@@ -12,6 +12,7 @@ from conclip.claims.measures import difference
 from conclip.claims.runs import PlannedRun
 from conclip.claims.verdict import Verdict, Word, judge, overall
 from conclip.errors import UserError
+from conclip.report.data import RunData, read_run
 from conclip.runs.checked import read_as
 from conclip.runs.files import read_object
 
@@ -45,25 +46,55 @@ _OUTCOME = TypeAdapter(Outcome)
 
 def outcome_of(name: str, claim: Claim, runs: Sequence[PlannedRun], *, quick: bool) -> Outcome:
     """Return what the runs that are done say, with the seeds of which both runs of a contrast are."""
-    done = {(run.run, run.seed): run for run in runs if run.is_done()}
-    seeds = sorted({run.seed for run in runs})
+    done = [run for run in runs if run.is_done()]
+    data = {(run.run, run.seed): read_run(run.folder) for run in done}
     return Outcome(
         name=name,
         claim=claim,
         quick=quick,
-        differences={key: _differences(contrast, done, seeds) for key, contrast in claim.contrasts.items()},
-        seconds=sum(float(read_object(run.done_file).get("seconds", 0.0)) for run in done.values()),
+        differences={key: _differences(contrast, data) for key, contrast in claim.contrasts.items()},
+        seconds=sum(float(read_object(run.done_file).get("seconds", 0.0)) for run in done),
     )
 
 
-def _differences(contrast: Contrast, done: Mapping[tuple[str, int], PlannedRun], seeds: Sequence[int]) -> dict[int, float]:
+def _differences(contrast: Contrast, data: Mapping[tuple[str, int], RunData]) -> dict[int, float]:
     found: dict[int, float] = {}
-    for seed in seeds:
-        first = done.get((contrast.first, seed))
-        second = done.get((contrast.second, seed)) if contrast.second is not None else None
+    for seed in sorted({seed for _, seed in data}):
+        first = data.get((contrast.first, seed))
+        second = data.get((contrast.second, seed)) if contrast.second is not None else None
         if first is not None and (second is not None or contrast.second is None):
-            found[seed] = difference(contrast, first.folder, second.folder if second else None)
+            found[seed] = difference(contrast, first, second)
     return found
+
+
+HEADINGS = ("difference", "seeds", "mean and interval", "expected", "smallest that matters", "power", "verdict")
+
+
+def contrast_rows(outcome: Outcome) -> list[tuple[str, ...]]:
+    """Return the cells of `HEADINGS` for each contrast."""
+    rows: list[tuple[str, ...]] = []
+    for name, contrast in outcome.claim.contrasts.items():
+        matters = f"{contrast.relevant:g}"
+        if len(outcome.differences[name]) < 2:
+            rows.append((name, str(len(outcome.differences[name])), "", contrast.expect, matters, "", "untried"))
+            continue
+        v = outcome.verdict(name)
+        interval = f"{v.mean:+.1f} [{v.low:+.1f}, {v.high:+.1f}] {unit(contrast)}".rstrip()
+        rows.append((name, str(v.num_seeds), interval, contrast.expect, matters, f"{v.power:.2f}", v.word))
+    return rows
+
+
+UNITS = {"tokens": "% of base", "accuracy": "points", "gap": "%"}
+
+
+def unit(contrast: Contrast) -> str:
+    return UNITS.get(contrast.measure, "")
+
+
+def recorded(out: Path, *, quick: bool) -> list[Outcome]:
+    """Return the outcomes of all claims that were run into a folder."""
+    outcomes = [from_json(path) for path in sorted(out.glob("*.json"))]
+    return [outcome for outcome in outcomes if outcome.quick == quick]
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import altair as alt
 
 from conclip.claims.config import Contrast
-from conclip.claims.outcome import Outcome
+from conclip.claims.outcome import HEADINGS, Outcome, contrast_rows, unit
 from conclip.report import escape
 from conclip.report.export import write_figure
 from conclip.report.figure import WIDTH, Chart, Figure, Values
@@ -24,7 +24,6 @@ together (Bonferroni).
 - **not separable:** neither, although so many seeds would show such a difference in at least 80 % of cases.
 - **untried:** neither, and too few seeds to tell.
 """
-UNITS = {"tokens": "% of base", "accuracy": "points", "gap": "%"}
 
 
 def write_claims(outcomes: Sequence[Outcome], folder: Path) -> Path:
@@ -51,21 +50,8 @@ def _word(outcome: Outcome) -> str:
 def _section(outcome: Outcome) -> str:
     claim = outcome.claim
     lines = [f"## {outcome.name}", "", escape.markdown(claim.claim), "", f"Verdict: {_word(outcome)}", ""]
-    lines += [
-        "| difference | seeds | mean and interval | expected | smallest that matters | power | |",
-        "|---|---:|---|---|---|---:|---|",
-    ]
-    for name, contrast in claim.contrasts.items():
-        if len(outcome.differences[name]) < 2:
-            lines.append(
-                f"| {escape.markdown(name)} | {len(outcome.differences[name])} | | {contrast.expect} | | | untried |"
-            )
-            continue
-        v = outcome.verdict(name)
-        lines.append(
-            f"| {escape.markdown(name)} | {v.num_seeds} | {v.mean:+.1f} [{v.low:+.1f}, {v.high:+.1f}] {unit(contrast)} "
-            f"| {contrast.expect} | {contrast.relevant:g} | {v.power:.2f} | {v.word} |"
-        )
+    lines += [f"| {' | '.join(HEADINGS)} |", "|---|---:|---|---|---|---:|---|"]
+    lines += [f"| {' | '.join(map(escape.markdown, cells))} |" for cells in contrast_rows(outcome)]
     lines += ["", f"![{escape.markdown(claim.claim)}](claims/{outcome.name}.svg)", ""]
     if claim.designed:
         lines += [f"**The lab's design:** {escape.markdown(claim.designed)}", ""]
@@ -75,10 +61,6 @@ def _section(outcome: Outcome) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def unit(contrast: Contrast) -> str:
-    return UNITS.get(contrast.measure, "")
 
 
 def figure(outcome: Outcome) -> Figure:

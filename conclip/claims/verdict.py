@@ -3,13 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import Literal
 
 from scipy import special
 
 from conclip.claims.config import Expectation
-from conclip.stats import DUST
+from conclip.stats import clustered_interval, t_quantile
 
 Word = Literal["holds", "does not hold", "not separable", "untried"]
 
@@ -40,10 +39,9 @@ def judge(differences: Sequence[float], expect: Expectation, relevant: float, *,
     """
     sign = -1.0 if expect == "less" else 1.0
     towards = [sign * value for value in differences]
-    mean, half, spread = _interval(towards, num_contrasts)
-    low, high = mean - half, mean + half
+    mean, low, high = clustered_interval(towards, num_intervals=num_contrasts)
     margin = -relevant if expect == "kept" else 0.0
-    power = _power(relevant, spread, len(towards), num_contrasts)
+    power = _power(relevant, high - mean, len(towards), num_contrasts)
     if low > margin:
         word: Word = "holds"
     elif high < (margin if expect == "kept" else relevant):
@@ -54,28 +52,15 @@ def judge(differences: Sequence[float], expect: Expectation, relevant: float, *,
     return Verdict(word, sign * mean, ends[0], ends[1], power, len(towards))
 
 
-def _interval(values: Sequence[float], num_contrasts: int) -> tuple[float, float, float]:
-    """Return (mean, half width, standard deviation). Infinite for one value and for equal ones: no spread seen is not no
-    spread."""
-    mean = fmean(values)
-    spread = stdev(values) if len(values) > 1 else 0.0
-    if spread <= DUST * max(map(abs, values)):
-        return mean, math.inf, math.inf
-    return mean, _quantile(len(values), num_contrasts) * spread / math.sqrt(len(values)), spread
-
-
-def _quantile(num_seeds: int, num_contrasts: int) -> float:
-    return float(special.stdtrit(num_seeds - 1, 1 - 0.025 / num_contrasts))
-
-
-def _power(effect: float, spread: float, num_seeds: int, num_contrasts: int) -> float:
+def _power(effect: float, half_width: float, num_seeds: int, num_contrasts: int) -> float:
     """Return the chance that the lower end lies above 0 (or a margin, from which the truth is `effect` away): that of a
     noncentral t above the critical value."""
-    if not math.isfinite(spread):
+    if not math.isfinite(half_width):
         return 0.0
-    shift = effect * math.sqrt(num_seeds) / spread
-    below = float(special.nctdtr(num_seeds - 1, shift, _quantile(num_seeds, num_contrasts)))
-    return 1.0 - below if math.isfinite(below) else float(shift > _quantile(num_seeds, num_contrasts))
+    critical = t_quantile(num_seeds, num_contrasts)
+    shift = effect * critical / half_width
+    below = float(special.nctdtr(num_seeds - 1, shift, critical))
+    return 1.0 - below if math.isfinite(below) else float(shift > critical)
 
 
 def overall(verdicts: Sequence[Verdict]) -> Word:

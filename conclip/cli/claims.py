@@ -5,16 +5,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from conclip.claims.config import Claim, check_runs, claim_files, load_claim
-from conclip.claims.outcome import Outcome, outcome_of, to_json
-from conclip.claims.page import unit, write_claims
+from conclip.claims.outcome import HEADINGS, Outcome, contrast_rows, outcome_of, recorded, to_json
+from conclip.claims.page import write_claims
 from conclip.claims.runs import PlannedRun, carry_out, mean_seconds, planned
 from conclip.errors import UserError
 from conclip.redact import terminal_safe
 from conclip.runs.files import write_json
 from conclip.runs.terminal import open_console
+from conclip.runs.view import clock, remaining
 
 QUICK_SEEDS = 2
 
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/claims"), metavar="DIR", help="default: outputs/claims")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder of your own with DIR/claims/, and configs")
-    parser.add_argument("--page", type=Path, metavar="DIR", help="also write claims.md and its figures into DIR")
+    parser.add_argument("--page", type=Path, metavar="DIR", help="also write claims.md, with all claims in --out, into DIR")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -54,15 +56,16 @@ def run(options: argparse.Namespace) -> None:
 
         def tell(one: PlannedRun, seconds: float, left: list[PlannedRun] = left, ended: list[float] = ended) -> None:
             ended.append(seconds)
-            rest = (len(left) - len(ended)) * sum(ended) / len(ended) / options.jobs
-            console.print(f"{one.claim}: {one.run}, seed {one.seed}: {seconds:.0f} s; {_duration(rest)} left", markup=False)
+            rest = remaining(sum(ended) / options.jobs, len(ended), len(left) - len(ended)) or 0.0
+            console.print(f"{one.claim}: {one.run}, seed {one.seed}: {clock(seconds)}; {clock(rest)} left", markup=False)
 
         carry_out(todo[name], options.out, jobs=options.jobs, tell=tell)
         outcomes.append(outcome_of(name, claim, todo[name], quick=options.quick))
         write_json(options.out / f"{name}{'-quick' if options.quick else ''}.json", to_json(outcomes[-1]))
     console.print(_verdicts(outcomes))
     if options.page is not None:
-        sys.stdout.write(terminal_safe(f"page: {write_claims(outcomes, options.page)}\n"))
+        page = write_claims(recorded(options.out, quick=options.quick), options.page)
+        sys.stdout.write(terminal_safe(f"page: {page}\n"))
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, Claim]:
@@ -84,26 +87,15 @@ def _costs(claims: dict[str, Claim], todo: dict[str, list[PlannedRun]]) -> Table
     for name, runs in todo.items():
         done = sum(one.is_done() for one in runs)
         each = mean_seconds(runs) or (sum(known) / len(known) if known else None)
-        cost = "not known before a run has ended" if each is None else _duration(each * (len(runs) - done))
-        table.add_row(name, claims[name].claim, str(len(runs)), str(done), cost if done < len(runs) else "-")
+        cost = "not known before a run has ended" if each is None else clock(each * (len(runs) - done))
+        table.add_row(name, escape(claims[name].claim), str(len(runs)), str(done), cost if done < len(runs) else "-")
     return table
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds // 3600:.0f}:{seconds % 3600 // 60:02.0f} h" if seconds >= 60 else f"{seconds:.0f} s"
-
-
 def _verdicts(outcomes: Sequence[Outcome]) -> Table:
-    table = Table("claim", "difference", "seeds", "mean and interval", "expected", "matters from", "power", "verdict")
+    table = Table("claim", *HEADINGS)
     for outcome in outcomes:
-        for name, contrast in outcome.claim.contrasts.items():
-            values = outcome.differences[name]
-            if len(values) < 2:
-                table.add_row(outcome.name, name, str(len(values)), "", contrast.expect, "", "", "untried")
-                continue
-            v = outcome.verdict(name)
-            interval = f"{v.mean:+.1f} [{v.low:+.1f}, {v.high:+.1f}] {unit(contrast)}"
-            cells = (outcome.name, name, str(v.num_seeds), interval, contrast.expect, f"{contrast.relevant:g}")
-            table.add_row(*cells, f"{v.power:.2f}", v.word)
+        for cells in contrast_rows(outcome):
+            table.add_row(outcome.name, *map(escape, cells))
         table.add_row(outcome.name, "", "", "", "", "", "", outcome.word(), style="bold", end_section=True)
     return table
