@@ -38,7 +38,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt
 
 install: $(VENV)/.installed ## make .venv and install everything a run needs
 
-demo: $(VENV)/.installed ## the whole two-phase recipe on the embedded model (9 minutes on 2 cores; 17 on slow ones)
+demo: $(VENV)/.installed ## the whole two-phase recipe on the embedded model (10 minutes on 2 cores; 17 on slow ones)
 	$(BIN)/conclip two-phase $(ARGS)
 
 demo-full: $(VENV)/.installed ## the larger demo: 1,000 held-out problems, three seeds (half an hour on 2 cores; an hour on slow ones)
