@@ -20,6 +20,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
 from conclip.config.compose import load_config
 from conclip.errors import UserError
@@ -196,11 +197,17 @@ def test_files_the_index_does_not_name_are_no_weights(tmp_path: Path):
     assert [name for name, _ in read_weights(tmp_path)] == ["a"]
 
 
-def test_a_model_whose_layers_would_drop_values_keeps_its_activations(tmp_path: Path):
+def small_opt() -> OPTForCausalLM:
+    """Its layers themselves drop values while they train."""
     sizes = {"vocab_size": 50, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 3}
-    model = OPTForCausalLM(OPTConfig(**sizes, num_attention_heads=4, dropout=0.1))
+    return OPTForCausalLM(OPTConfig(**sizes, num_attention_heads=4, dropout=0.1))
+
+
+def test_layers_that_would_drop_values_all_the_same_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    policy = load_policy(saved(small_opt(), tmp_path), CPU)
+    monkeypatch.setattr(OPTDecoderLayer, "dropout", property(lambda self: 0.1, lambda self, share: None), raising=False)
     with pytest.raises(UserError, match="at random"):
-        recompute_activations(load_policy(saved(model, tmp_path), CPU))
+        recompute_activations(policy)
 
 
 def kept_bytes_and_gradients(body: PreTrainedModel) -> tuple[int, list[Tensor]]:
@@ -226,8 +233,9 @@ def kept_bytes_and_gradients(body: PreTrainedModel) -> tuple[int, list[Tensor]]:
     [
         lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, **HEADS)),
         lambda: GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=3, n_head=4)),  # with dropout, which stays off
+        small_opt,
     ],
-    ids=["qwen2", "gpt2"],
+    ids=["qwen2", "gpt2", "opt"],
 )
 def test_recomputed_activations_take_a_tenth_of_the_memory_and_give_the_same_gradients(model, tmp_path: Path):
     policy = load_policy(saved(model(), tmp_path), CPU)

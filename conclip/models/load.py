@@ -176,6 +176,9 @@ def recompute_activations(policy: PreTrainedModel) -> None:
     policy.gradient_checkpointing_enable({"use_reentrant": False})
     for layer in layers:
         layer.training = True  # only the layer itself needs it: modules inside it, such as dropout, stay in eval mode
+        for name, value in list(vars(layer).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(layer, name, 0.0)  # what the layer itself would drop
     if not torch.equal(_hidden(policy), before):
         raise UserError("trainer.recompute_activations: this model's layers drop values at random then; set it to false")
 

@@ -8,7 +8,7 @@ the behaviour on a GPU.
 import gc
 import logging
 import os
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -224,7 +224,10 @@ def _prepare_adapters(arguments: Any, adapter: AdapterConfig, *, on_cpu: bool) -
     model_class, _ = model_config.registry.resolve_model_cls(model_config.architectures, model_config)
     ranks = [rank for rank in get_args(MaxLoRARanks) if rank >= adapter.rank]
     needs_gpu = on_cpu and model_config.get_num_experts() > 0  # its adapters for experts are GPU code
-    if not supports_lora(model_class) or not ranks or needs_gpu:
+    targets = adapter.targets or linear_layers(Path(arguments.model))
+    packed: Mapping[str, Sequence[str]] = getattr(model_class, "packed_modules_mapping", {})
+    in_parts = any(target in packed and target not in packed[target] for target in targets)  # wants them as the parts' names
+    if not supports_lora(model_class) or not ranks or needs_gpu or in_parts:
         what = f"rank {adapter.rank}" if not ranks else model_config.architectures[0]
         if adapter.serving == "apart":
             raise UserError(f"model.adapter.serving=apart: vLLM serves no adapters of {what}; use merged")
@@ -232,7 +235,7 @@ def _prepare_adapters(arguments: Any, adapter: AdapterConfig, *, on_cpu: bool) -
         return False
     arguments.enable_lora, arguments.max_loras, arguments.max_lora_rank = True, 1, ranks[0]
     # Without them, vLLM also makes room for adapters of the embedding, the output head and every expert.
-    arguments.lora_target_modules = adapter.targets or linear_layers(Path(arguments.model))
+    arguments.lora_target_modules = targets
     return True
 
 
