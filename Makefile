@@ -137,7 +137,7 @@ test-page: $(VENV)/.installed-dev ## the report page in a real browser
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
 families: $(VENV)/.installed-dev ## every model family of docs/models.md through engine and learner, as tiny random models (about ten minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m families tests/test_families.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m "" tests/test_families.py $(ARGS)
 
 fuzz: $(VENV)/.installed-dev ## 12,000 random configs, data files and files of earlier runs (about ten minutes)
 	CONCLIP_FUZZ=4000 $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)

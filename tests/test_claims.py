@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,19 @@ def test_what_decides(values: list[float], expect: str, relevant: float, word: s
     assert judge([float(v) for v in values], expect, relevant).word == word  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ([-50, -48, -52, -51, -49], "holds"),  # -50 +- 1.96
+        ([-41, -39, -43, -42, -40], "not separable"),
+        ([-30, -28, -32, -31, -29], "does not hold"),
+        ([-60, -20, -45], "untried"),
+    ],
+)
+def test_a_claimed_size_decides(values: list[float], word: str):
+    assert judge([float(v) for v in values], "less", 5, at_least=40).word == word
+
+
 def test_power_grows_with_seeds_and_is_that_of_the_test():
     few, many = (judge([-3.0, 3.0, 1.0, -1.0] * n, "less", 2).power for n in (1, 8))
     assert few < 0.3 < 0.95 < many
@@ -109,6 +123,8 @@ def test_the_claim_of_the_docs_composes(tmp_path: Path):
         (("measure: tokens", "measure: words"), "measure must be one of tokens, accuracy, gap, metrics.NAME"),
         (("expect: less", "expect: fewer"), "expect"),
         (("relevant: 5}", "relevant: 5, seed: 3}"), "seed"),
+        (("relevant: 5}", "relevant: 5, at_least: -3}"), "at_least must be a size"),
+        (("less, relevant: 5}", "kept, relevant: 5, at_least: 3}"), "goes with less or more"),
         (("runs: {a: [], b: [algo=grpo]}", "runs: {}"), "needs runs and contrasts"),
         (("a: []", "../a: []"), "'../a' is no name"),
         (("a: []", "a-b: []"), "'a-b' is no name"),  # its folder would be that of "a b"
@@ -133,8 +149,8 @@ def test_what_is_measured(tmp_path: Path):
     """The made run: 12 problems x 2, lengths 100 - 30 n + p % 20 for model n, right where (p + s) % 4 <= n."""
     run = made_run(tmp_path / "run")
 
-    def of(measure: str, model: str = "phase2", than: str | None = None, expect: str = "less") -> float:
-        contrast = Contrast(measure=measure, first="a", expect=expect, relevant=1, model=model, than=than)  # pyright: ignore
+    def of(measure: str, model: str = "phase2", than: str | None = None, test: str | None = None) -> float:
+        contrast = Contrast(measure=measure, first="a", expect="less", relevant=1, model=model, than=than, test=test)
         return difference(contrast, read_run(run), None)
 
     base, phase1, phase2 = (100 - 30 * n + 5.5 for n in range(3))
@@ -143,6 +159,9 @@ def test_what_is_measured(tmp_path: Path):
     assert of("accuracy") == pytest.approx(50) and of("accuracy", "base") == 0  # 3/4 and 1/4 are right
     assert of("gap", "base") == pytest.approx(0)  # lengths of one problem are equal
     assert of("metrics.outcome/correct") == pytest.approx(0.95)  # of the last two of ten steps
+    assert of("accuracy", test=read_run(run).rows[0].benchmark) == pytest.approx(50)
+    with pytest.raises(UserError, match="no rows of 'phase2' on nothing"):
+        of("accuracy", test="nothing")
     with pytest.raises(UserError, match="no rows of 'phase3'"):
         of("tokens", "phase3")
     with pytest.raises(UserError, match="no metric 'policy/nothing' of 'phase2'"):
@@ -172,20 +191,24 @@ def test_what_ended_is_not_run_again_unless_its_overrides_changed(
 ):
     started = ends_with(monkeypatch, 0)
     todo = planned("mine", claim, range(2), tmp_path, quick=False)
-    assert [run.folder.name for run in todo] == ["mine-a-0", "mine-b-0", "mine-a-1", "mine-b-1"]
+    assert [(run.run, run.seed) for run in todo] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert todo[1].overrides == ("algo=grpo", "seed=0")
     told: list[str] = []
     carry_out(todo[:3], tmp_path, jobs=2, tell=lambda run, seconds: told.append(run.folder.name))
     carry_out(todo, tmp_path, jobs=2, tell=lambda run, seconds: told.append(run.folder.name))
     assert sorted(told) == sorted(started) == sorted(run.folder.name for run in todo)
-    assert not any(run.is_done() for run in planned("mine", claim, range(2), tmp_path, quick=True))  # runs of their own
+    other = planned("other", replace(claim, runs={"c": ["algo=grpo"], "d": ["algo=ppo"]}), [0], tmp_path, quick=False)
+    assert [run.is_done() for run in other] == [True, False]  # another claim's run with the same overrides is the same run
+    twice = planned("twice", replace(claim, runs={"e": ["algo=dapo"], "f": ["algo=dapo"]}), [0], tmp_path, quick=False)
+    carry_out(twice, tmp_path, jobs=2, tell=lambda *_: None)
+    assert len(started) == 5 and all(run.is_done() for run in twice)
     write_json(todo[0].done_file, {"overrides": ["algo=ppo"], "seconds": 1.0})
     assert [run.is_done() for run in todo] == [False, True, True, True]
 
 
 def test_a_run_that_fails_ends_the_claim_and_names_its_log(claim: Claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ends_with(monkeypatch, 3)
-    with pytest.raises(MachineFailure, match=r"mine-a-0 ended with code 3; see '.*mine-a-0/output.log'"):
+    with pytest.raises(MachineFailure, match=r"mine: a, seed 0 ended with code 3; see '.*-0/output.log'"):
         carry_out(planned("mine", claim, range(2), tmp_path, quick=False), tmp_path, jobs=1, tell=lambda *_: None)
 
 
@@ -203,12 +226,15 @@ def test_an_outcome_is_read_back_and_shown(claim: Claim, tmp_path: Path):
     todo = finished(claim, tmp_path, seeds=3)
     outcome = outcome_of("mine", claim, todo[:-1], quick=False)
     assert list(outcome.differences["a against b"]) == [0, 1] and outcome.seconds == 300  # the last pair is not whole
+    assert list(outcome.runs["a"]) == [0, 1, 2] and list(outcome.runs["b"]) == [0, 1]
+    assert outcome.runs["a"][0].accuracy == pytest.approx(50) and outcome.runs["a"][0].folder == todo[0].folder.name
     write_json(tmp_path / "mine.json", to_json(outcome))
     assert from_json(tmp_path / "mine.json") == outcome
     assert recorded(tmp_path, quick=False) == [outcome] and recorded(tmp_path, quick=True) == []
     page = write_claims([outcome], tmp_path / "docs")
     text = page.read_text()
     assert "| [mine](#mine) | a is shorter than b |" in text and "conclip claims mine" in text
+    assert re.search(r"^\| a \| 3 \| -\d\d\.\d \[.*\+50\.0 ", text, re.M)
     assert (tmp_path / "docs/claims/mine.svg").read_text().startswith("<svg")
     with pytest.raises(UserError, match="holds no outcome"):
         from_json(todo[0].done_file)
@@ -217,7 +243,9 @@ def test_an_outcome_is_read_back_and_shown(claim: Claim, tmp_path: Path):
 def test_a_claim_without_two_seeds_is_untried(claim: Claim, tmp_path: Path):
     outcome = outcome_of("mine", claim, finished(claim, tmp_path, seeds=2)[:2], quick=True)
     assert outcome.word() == "untried" and "quick" in write_claims([outcome], tmp_path / "docs").read_text()
-    assert Outcome(name="n", claim=claim, quick=False, differences={"a against b": {}}, seconds=0).word() == "untried"
+    assert (
+        Outcome(name="n", claim=claim, quick=False, differences={"a against b": {}}, runs={}, seconds=0).word() == "untried"
+    )
 
 
 @pytest.mark.whole

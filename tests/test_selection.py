@@ -162,3 +162,36 @@ def test_too_few_candidates_says_what_the_pass_rates_were_and_what_to_change():
     said = str(caught.value)
     assert "0 of 2" in said and "never: 1" in said and "always: 1" in said
     assert all(remedy in said for remedy in ("phase2.pass_rate_low/high", "phase2.num_problems", "data.pool"))
+
+
+def test_the_hardest_replace_a_part_of_the_band():
+    settings = phase(num_problems=4, hardest=0.5)
+    selection = select("phase", PROBLEMS, RATES, settings, 0)
+    names = [problem.problem_id for problem in selection.problems]
+    assert set(names[:2]) < {"some", "more", "also"} and names[2:] == ["never", "rare"]
+    assert selection.chosen[2].reason.startswith("one of the hardest: solved 0 of 10 times")
+    assert len(selection.reserve) == 1
+    assert ids(hardest=1.0) == ["never", "rare"]
+    with pytest.raises(UserError, match=r"phase.hardest: wants 7 more problems, 6 are left"):
+        select("phase", PROBLEMS, RATES, phase(num_problems=7, hardest=1.0), 0)
+
+
+def test_wrong_answers_replace_golds_of_the_same_problems():
+    """Eight problems: the part of them that is 0, a quarter, a half, all; a larger part holds a smaller one."""
+    rates = [rate(f"p{n}", 5) for n in range(8)]
+    problems = [replace(problem_of(one), alternatives=("2",)) for one in rates]
+
+    def chosen(share: float, seed: int = 0) -> list[Problem]:
+        return select("phase", problems, rates, phase(num_problems=8, wrong_answers=share), seed).problems
+
+    def changed(share: float, seed: int = 0) -> set[str]:
+        return {problem.problem_id for problem in chosen(share, seed) if problem not in problems}
+
+    assert [len(changed(share)) for share in (0, 0.25, 0.5, 1)] == [0, 2, 4, 8]
+    assert changed(0.25) < changed(0.5) and chosen(0.5) == chosen(0.5)
+    assert [p.problem_id for p in chosen(0.5)] == [p.problem_id for p in chosen(0)]
+    assert len({frozenset(changed(0.25, seed)) for seed in range(8)}) > 1
+    assert all(problem.golds == (problem.answer,) and len(problem.answer) == 15 for problem in chosen(1))
+    with_options = [replace(problem, choices=("1", "2")) for problem in problems]
+    with pytest.raises(UserError, match=r"phase.wrong_answers: 'p\d' has options"):
+        select("phase", with_options, rates, phase(num_problems=8, wrong_answers=1), 0)

@@ -1,7 +1,6 @@
 """A claim is a file in `conf/claims/`: the runs that test it, and the differences that decide it, fixed before any run."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -39,6 +38,8 @@ class Contrast:
     """what the claim says of the difference; kept: it is no drop"""
     relevant: float
     """the smallest difference that matters, in the measure's unit; kept: the largest drop that does not"""
+    at_least: float = 0.0
+    """less, more: the size that the claim gives to the difference"""
     second: str | None = None
     """the run it is compared with, seed by seed; null: the same run's `than`, or nothing"""
     model: str = "phase2"
@@ -47,6 +48,8 @@ class Contrast:
     """second=null: the other model of the same run; null: the measure itself, which is 0 where nothing changed"""
     temperature: float | None = None
     """the temperature of the evaluation; null: the only one"""
+    test: str | None = None
+    """the set of test problems; null: all of them"""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ def load_claim(name: str, path: Path) -> Claim:
                 raise UserError(f"'{path}': contrasts.{key} names the run '{run}'; there are: {', '.join(claim.runs)}")
         if not contrast.relevant > 0:
             raise UserError(f"'{path}': contrasts.{key}.relevant must be positive, got {contrast.relevant}")
+        if contrast.at_least < 0 or (contrast.at_least and contrast.expect == "kept"):
+            raise UserError(f"'{path}': contrasts.{key}.at_least must be a size, and goes with less or more")
         if contrast.measure not in MEASURES and not contrast.measure.startswith("metrics."):
             raise UserError(f"'{path}': contrasts.{key}.measure must be one of {', '.join(MEASURES)}, metrics.NAME")
     return claim
@@ -117,12 +122,12 @@ def check_runs(name: str, claim: Claim, *, quick: bool, config_dir: Path | None 
     folder = str(config_dir) if config_dir is not None else None
     for run in claim.runs:
         try:
-            wanted = overrides(claim, run, 0, quick=quick)
+            wanted = [*overrides(claim, run, quick=quick), "seed=0"]
             to_config(SCHEMAS[SUBCOMMAND], compose_config(SUBCOMMAND, wanted, config_dir=folder)[0])
         except UserError as error:
             raise UserError(f"claim '{name}', run '{run}': {error}") from error
 
 
-def overrides(claim: Claim, run: str, seed: int, *, quick: bool) -> Sequence[str]:
-    """Return the overrides of one run with one seed."""
-    return [*claim.common, *claim.runs[run], *(claim.quick if quick else []), f"seed={seed}"]
+def overrides(claim: Claim, run: str, *, quick: bool) -> list[str]:
+    """Return the overrides of one run, but for its seed."""
+    return [*claim.common, *claim.runs[run], *(claim.quick if quick else [])]

@@ -1,6 +1,7 @@
 """What a contrast measures, from the rows and metrics of one finished run."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from conclip.claims.config import Contrast
@@ -20,22 +21,51 @@ def difference(contrast: Contrast, first: RunData, second: RunData | None) -> fl
     return value if contrast.than is None else value - _value(contrast, first, contrast.than)
 
 
+@dataclass(frozen=True, slots=True)
+class RunNumbers:
+    """What came of one run with one seed, over all of its test responses."""
+
+    folder: str
+    tokens: float
+    """mean length of the trained model's responses [% more than the base model's]"""
+    accuracy: float
+    """its accuracy [points more than the base model's]"""
+    truncated: float
+    """share of its responses that were truncated"""
+
+
+def numbers(run: RunData, model: str) -> RunNumbers:
+    """Return the numbers of a run's model. Raises UserError where it did not evaluate that model and the base model."""
+    tokens, accuracy = (
+        difference(Contrast(measure=measure, first="", expect="less", relevant=1, model=model), run, None)
+        for measure in ("tokens", "accuracy")
+    )
+    rows = [row for row in run.rows if row.model == model]
+    truncated = fmean(row.outcome is Outcome.TRUNCATED for row in rows)
+    return RunNumbers(folder=run.folder.parent.name, tokens=tokens, accuracy=accuracy, truncated=truncated)
+
+
 def _value(contrast: Contrast, run: RunData, model: str) -> float:
     if contrast.measure.startswith("metrics."):
         return _monitor(run, model, contrast.measure.removeprefix("metrics."))
-    rows = _rows(run, model, contrast.temperature)
+    rows = _rows(run, model, contrast)
     if contrast.measure == "gap":
         return _gap(run, rows)
-    base = _rows(run, BASE, contrast.temperature)
+    base = _rows(run, BASE, contrast)
     if contrast.measure == "accuracy":
         return 100 * (_accuracy(rows) - _accuracy(base))
     return 100 * (fmean(r.num_tokens for r in rows) / fmean(r.num_tokens for r in base) - 1)
 
 
-def _rows(run: RunData, model: str, temperature: float | None) -> list[EvalRow]:
-    rows = [row for row in run.rows if row.model == model and temperature in (None, row.temperature)]
+def _rows(run: RunData, model: str, contrast: Contrast) -> list[EvalRow]:
+    temperature, test = contrast.temperature, contrast.test
+    rows = [
+        row
+        for row in run.rows
+        if row.model == model and temperature in (None, row.temperature) and test in (None, row.benchmark)
+    ]
     if not rows:
-        where = "" if temperature is None else f" at temperature {temperature:g}"
+        where = ("" if temperature is None else f" at temperature {temperature:g}") + (f" on {test}" if test else "")
         raise UserError(f"'{run.folder}' has no rows of '{model}'{where}; its recipe must evaluate that model")
     return rows
 

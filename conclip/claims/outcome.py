@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from conclip.claims.config import Claim, Contrast
-from conclip.claims.measures import difference
+from conclip.claims.measures import RunNumbers, difference, numbers
 from conclip.claims.runs import PlannedRun
 from conclip.claims.verdict import Verdict, Word, judge, overall
 from conclip.errors import UserError
@@ -26,13 +26,21 @@ class Outcome:
     quick: bool
     differences: dict[str, dict[int, float]]
     """contrast -> seed -> difference"""
+    runs: dict[str, dict[int, RunNumbers]]
+    """run -> seed -> what came of it"""
     seconds: float
     """time of its runs, one after another"""
 
     def verdict(self, contrast: str) -> Verdict:
         settings = self.claim.contrasts[contrast]
         values = list(self.differences[contrast].values())
-        return judge(values, settings.expect, settings.relevant, num_contrasts=len(self.claim.contrasts))
+        return judge(
+            values,
+            settings.expect,
+            settings.relevant,
+            at_least=settings.at_least,
+            num_contrasts=len(self.claim.contrasts),
+        )
 
     def word(self) -> Word:
         """Return the verdict on the claim: untried while a contrast has fewer than two seeds."""
@@ -53,8 +61,17 @@ def outcome_of(name: str, claim: Claim, runs: Sequence[PlannedRun], *, quick: bo
         claim=claim,
         quick=quick,
         differences={key: _differences(contrast, data) for key, contrast in claim.contrasts.items()},
+        runs={
+            name: {seed: numbers(data[run, seed], _last_model(claim, name)) for run, seed in data if run == name}
+            for name in claim.runs
+        },
         seconds=sum(float(read_object(run.done_file).get("seconds", 0.0)) for run in done),
     )
+
+
+def _last_model(claim: Claim, run: str) -> str:
+    """Return the model by which a run is shown: the one that the contrasts measure, of several the last."""
+    return max(contrast.model for contrast in claim.contrasts.values() if run in (contrast.first, contrast.second))
 
 
 def _differences(contrast: Contrast, data: Mapping[tuple[str, int], RunData]) -> dict[int, float]:
@@ -75,12 +92,13 @@ def contrast_rows(outcome: Outcome) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for name, contrast in outcome.claim.contrasts.items():
         matters = f"{contrast.relevant:g}"
+        expected = contrast.expect + (f", by {contrast.at_least:g} at least" if contrast.at_least else "")
         if len(outcome.differences[name]) < 2:
-            rows.append((name, str(len(outcome.differences[name])), "", contrast.expect, matters, "", "untried"))
+            rows.append((name, str(len(outcome.differences[name])), "", expected, matters, "", "untried"))
             continue
         v = outcome.verdict(name)
         interval = f"{v.mean:+.1f} [{v.low:+.1f}, {v.high:+.1f}] {unit(contrast)}".rstrip()
-        rows.append((name, str(v.num_seeds), interval, contrast.expect, matters, f"{v.power:.2f}", v.word))
+        rows.append((name, str(v.num_seeds), interval, expected, matters, f"{v.power:.2f}", v.word))
     return rows
 
 

@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import altair as alt
 
 from conclip.claims.config import Contrast
+from conclip.claims.measures import RunNumbers
 from conclip.claims.outcome import HEADINGS, Outcome, contrast_rows, unit
 from conclip.report import escape
 from conclip.report.export import write_figure
 from conclip.report.figure import WIDTH, Chart, Figure, Values
 from conclip.runs.files import write_text
+from conclip.stats import clustered_interval
 
 HEAD = """# Which of the paper's claims hold here?
 
@@ -52,7 +55,7 @@ def _section(outcome: Outcome) -> str:
     lines = [f"## {outcome.name}", "", escape.markdown(claim.claim), "", f"Verdict: {_word(outcome)}", ""]
     lines += [f"| {' | '.join(HEADINGS)} |", "|---|---:|---|---|---|---:|---|"]
     lines += [f"| {' | '.join(map(escape.markdown, cells))} |" for cells in contrast_rows(outcome)]
-    lines += ["", f"![{escape.markdown(claim.claim)}](claims/{outcome.name}.svg)", ""]
+    lines += ["", f"![{escape.markdown(claim.claim)}](claims/{outcome.name}.svg)", "", *_runs_table(outcome), ""]
     if claim.designed:
         lines += [f"**The lab's design:** {escape.markdown(claim.designed)}", ""]
     lines += [
@@ -63,7 +66,64 @@ def _section(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
+def _runs_table(outcome: Outcome) -> list[str]:
+    """Return what came of each run, with Student's t intervals of its own."""
+    lines = [
+        "| run | seeds | tokens against base [%] | accuracy against base [points] | truncated |",
+        "|---|---:|---|---|---:|",
+    ]
+    for name, by_seed in outcome.runs.items():
+        found = list(by_seed.values())
+        if not found:
+            continue
+        cells = [escape.markdown(name), str(len(found))]
+        cells += ["{:+.1f} [{:+.1f}, {:+.1f}]".format(*clustered_interval(_of(found, measure))) for measure in SHOWN]
+        lines.append(f"| {' | '.join(cells)} | {fmean(one.truncated for one in found):.3f} |")
+    return lines
+
+
+SHOWN = {"tokens": "tokens against base [%]", "accuracy": "accuracy against base [points]"}
+
+
+def _of(found: Sequence[RunNumbers], measure: str) -> list[float]:
+    return [float(getattr(one, measure)) for one in found]
+
+
 def figure(outcome: Outcome) -> Figure:
+    """Draw what came of each run if there are several, else each contrast."""
+    return _of_runs(outcome) if len(outcome.claim.runs) > 1 else _of_contrasts(outcome)
+
+
+def _of_runs(outcome: Outcome) -> Figure:
+    """Draw tokens and accuracy of each run: a point for every seed, the mean and its interval."""
+    order = list(outcome.runs)
+    panels: dict[str, Chart] = {}
+    said: list[str] = []
+    for measure, title in SHOWN.items():
+        seeds: Values = []
+        means: Values = []
+        for name, by_seed in outcome.runs.items():
+            values = _of(list(by_seed.values()), measure)
+            seeds += [{"run": name, "value": value} for value in values]
+            if len(values) > 1:
+                mean, low, high = clustered_interval(values)
+                means.append({"run": name, "value": mean, "low": low, "high": high})
+                said.append(f"{name}, {measure}: {mean:+.1f}")
+        x = alt.X("value:Q", title=title, scale=alt.Scale(zero=True, padding=12))
+        y = alt.Y("run:N", title=None, sort=order)
+        zero: Values = [{"value": 0.0}]
+        interval = alt.Chart(alt.Data(values=means))
+        panels[title] = alt.layer(
+            alt.Chart(alt.Data(values=zero)).mark_rule(strokeDash=[4, 4]).encode(x="value:Q"),
+            alt.Chart(alt.Data(values=seeds)).mark_point(size=40, opacity=0.5).encode(x=x, y=y),
+            interval.mark_rule(strokeWidth=3, color="black").encode(x="low:Q", x2="high:Q", y=y),
+            interval.mark_point(filled=True, size=110, color="black", opacity=1).encode(x=x, y=y),
+        ).properties(width=WIDTH, height=alt.Step(24))
+    caption = f"Seeds, mean and 95 % interval of each run. {'; '.join(said)}."
+    return Figure(name=outcome.name, title=outcome.claim.claim, caption=caption, panels=panels, columns=2)
+
+
+def _of_contrasts(outcome: Outcome) -> Figure:
     """Draw each contrast: a point for every seed, the mean and its interval, beside 0 and the smallest that matters."""
     panels = {name: _panel(outcome, name, contrast) for name, contrast in outcome.claim.contrasts.items()}
     said = "; ".join(
@@ -79,6 +139,8 @@ def _panel(outcome: Outcome, name: str, contrast: Contrast) -> Chart:
     lines: Values = [{"at": 0.0, "what": "no difference"}]
     side = -1 if contrast.expect in ("less", "kept") else 1
     lines.append({"at": side * contrast.relevant, "what": "smallest that matters"})
+    if contrast.at_least:
+        lines[-1] = {"at": side * contrast.at_least, "what": "size that is claimed"}
     x = alt.X(
         "difference:Q",
         title=f"{contrast.measure} [{unit(contrast) or 'as measured'}]",

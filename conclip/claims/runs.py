@@ -1,9 +1,10 @@
-"""Runs what a claim needs: each run with each seed is one `conclip run` in a process of its own, and is done once."""
+"""Runs what claims need: each run with each seed is one `conclip run` in a process of its own, and is done once, whichever
+claims rest on it."""
 
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +14,7 @@ from conclip.config.compose import quoted
 from conclip.errors import MachineFailure
 from conclip.processes import PYTHON
 from conclip.runs.files import read_object, write_json
+from conclip.runs.identity import digest
 from conclip.runs.interrupts import end_with_parent
 
 
@@ -25,7 +27,7 @@ class PlannedRun:
     seed: int
     overrides: tuple[str, ...]
     folder: Path
-    """where its attempts are"""
+    """where its attempts are; runs with the same overrides share it"""
     config_dir: Path | None = None
     """a folder with configs of the user's own"""
 
@@ -42,18 +44,14 @@ def planned(
     name: str, claim: Claim, seeds: Sequence[int], out: Path, *, quick: bool, config_dir: Path | None = None
 ) -> list[PlannedRun]:
     """Return the runs of a claim, seed by seed, so that what is cut off early has whole seeds."""
-    return [
-        PlannedRun(
-            claim=name,
-            run=run,
-            seed=seed,
-            overrides=tuple(overrides(claim, run, seed, quick=quick)),
-            folder=out / SUBCOMMAND / f"{name}-{run}-{seed}{'-quick' if quick else ''}".replace(" ", "-"),
-            config_dir=config_dir,
-        )
-        for seed in seeds
-        for run in claim.runs
-    ]
+    found: list[PlannedRun] = []
+    for seed in seeds:
+        for run in claim.runs:
+            wanted = overrides(claim, run, quick=quick)
+            own = digest([*wanted, str(config_dir.resolve())] if config_dir is not None else wanted)[:10]
+            folder = out / SUBCOMMAND / f"{own}-{seed}"
+            found.append(PlannedRun(name, run, seed, (*wanted, f"seed={seed}"), folder, config_dir))
+    return found
 
 
 def mean_seconds(runs: Sequence[PlannedRun]) -> float | None:
@@ -65,7 +63,7 @@ def mean_seconds(runs: Sequence[PlannedRun]) -> float | None:
 def carry_out(runs: Sequence[PlannedRun], out: Path, *, jobs: int, tell: Callable[[PlannedRun, float], None]) -> None:
     """Run what is not done, `jobs` processes side by side, each with its share of the cores. `tell` hears of each that ended
     and of its seconds. Raises MachineFailure naming the log of a run that failed, after stopping the others."""
-    left: Iterator[PlannedRun] = iter([run for run in runs if not run.is_done()])
+    left = iter({run.folder: run for run in runs if not run.is_done()}.values())
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     going: dict[subprocess.Popen[bytes], tuple[PlannedRun, float]] = {}
     try:
@@ -78,7 +76,8 @@ def carry_out(runs: Sequence[PlannedRun], out: Path, *, jobs: int, tell: Callabl
             for process in ended:
                 run, began = going.pop(process)
                 if process.returncode != 0:
-                    raise MachineFailure(f"{run.folder.name} ended with code {process.returncode}; see '{_log(run)}'")
+                    what = f"{run.claim}: {run.run}, seed {run.seed}"
+                    raise MachineFailure(f"{what} ended with code {process.returncode}; see '{_log(run)}'")
                 seconds = time.monotonic() - began
                 write_json(run.done_file, {"overrides": list(run.overrides), "seconds": round(seconds, 1)})
                 tell(run, seconds)

@@ -30,21 +30,29 @@ class Verdict:
     num_seeds: int
 
 
-def judge(differences: Sequence[float], expect: Expectation, relevant: float, *, num_contrasts: int = 1) -> Verdict:
+def judge(
+    differences: Sequence[float],
+    expect: Expectation,
+    relevant: float,
+    *,
+    at_least: float = 0.0,
+    num_contrasts: int = 1,
+) -> Verdict:
     """Return the verdict on one contrast. `differences`: one for each seed. `relevant`: the smallest that matters.
 
     The interval is Student's t over seeds, Bonferroni-corrected for the contrasts of one claim. An expected sign holds if
-    the interval lies on that side of 0, and does not hold if it excludes an effect of `relevant`. That something is kept
-    holds if the interval excludes a drop of `relevant`, and does not hold if all of it is such a drop.
+    the interval lies on that side of 0, and does not hold if it excludes an effect of `relevant`. With `at_least`, an effect
+    of that size takes the place of both. That something is kept holds if the interval excludes a drop of `relevant`, and
+    does not hold if all of it is such a drop.
     """
     sign = -1.0 if expect == "less" else 1.0
     towards = [sign * value for value in differences]
     mean, low, high = clustered_interval(towards, num_intervals=num_contrasts)
-    margin = -relevant if expect == "kept" else 0.0
+    margin = -relevant if expect == "kept" else at_least
     power = _power(relevant, high - mean, len(towards), num_contrasts)
     if low > margin:
         word: Word = "holds"
-    elif high < (margin if expect == "kept" else relevant):
+    elif high < (margin if expect == "kept" or at_least else relevant):
         word = "does not hold"
     else:
         word = "not separable" if power >= LEAST_POWER else "untried"

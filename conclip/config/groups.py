@@ -162,6 +162,8 @@ class PhaseConfig:
     refresh_memory: Annotated[float, SHARE]
     retire_below: Annotated[float, SHARE]
     retire_above: Annotated[float, SHARE]
+    wrong_answers: Annotated[float, SHARE] = 0.0
+    hardest: Annotated[float, SHARE] = 0.0
 
     @property
     def by_hand(self) -> bool:

@@ -272,6 +272,9 @@ def _check_phase(key: str, phase: PhaseConfig) -> None:
     ends = phase.retire_below < phase.retire_above
     _require(ends, f"{key}.retire_below", f"must be below {key}.retire_above={phase.retire_above:g}")
     _require(not phase.refresh or named is None, f"{key}.refresh", "needs a probed pool, not problems named by hand")
+    for name in ("wrong_answers", "hardest"):
+        chosen = getattr(phase, name) == 0 or (named is None and not phase.refresh)
+        _require(chosen, f"{key}.{name}", "needs problems chosen by pass rate, and refresh=false")
     stages = phase.max_tokens_stages
     good = stages is None or (bool(stages) and all(0 < share <= 1 for share in stages))
     _require(good, f"{key}.max_tokens_stages", "must list shares of rollout.max_tokens, each in (0, 1], or be null")

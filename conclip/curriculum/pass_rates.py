@@ -172,6 +172,13 @@ def pooled_probabilities(rates: Sequence[PassRate], band: Band) -> Probabilities
     return probabilities(correct, judged, band, prior=priors([rate.stratum for rate in rates], correct, judged))
 
 
+def pooled_means(rates: Sequence[PassRate]) -> list[float]:
+    """Return the posterior mean of each pass rate."""
+    correct, judged = np.array([(rate.num_correct, rate.num_samples) for rate in rates], dtype=int).reshape(-1, 2).T
+    a, b = priors([rate.stratum for rate in rates], correct, judged)
+    return list(((a + correct) / (a + b + judged)).tolist())
+
+
 def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling_hash: str) -> list[PassRate]:
     """Return the pass rate of every problem of a probe, in the order of its rows; the rows of one problem must be
     adjacent."""

@@ -2,11 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from conclip.config.groups import PhaseConfig
-from conclip.curriculum.pass_rates import Band, PassRate, describe, pooled_probabilities
+from conclip.curriculum.pass_rates import Band, PassRate, describe, pooled_means, pooled_probabilities
 from conclip.errors import UserError
 from conclip.seeding import python_stream
 from conclip.types import Problem
@@ -53,8 +53,8 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
     answer, else `num_problems` whose measured pass rate lies in its band.
 
     First come those whose true rate lies there with at least probability `band_confidence`, subjects and levels in turn (a
-    spread over difficulties), in an order the seed decides; then all others, the most probable first. Raises UserError with
-    the distribution of pass rates when both together are too few.
+    spread over difficulties), in an order the seed decides; then all others, the most probable first. `hardest` and
+    `wrong_answers` make some unsolvable. Raises UserError with the distribution of pass rates when there are too few.
     """
     by_id = {problem.problem_id: problem for problem in problems}
     if phase.problem_ids is not None:
@@ -82,17 +82,55 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
             "counts, or are cut, mend that first (the probe says so); else give data.pool easier problems, or take a "
             "stronger model"
         )
-    if len(candidates) < phase.num_problems:
+    num_hardest = round(phase.hardest * phase.num_problems)
+    num_wanted = phase.num_problems - num_hardest
+    if len(candidates) < num_wanted:
         raise UserError(
             f"{key}: {len(candidates)} of {len(known)} probed problems have a measured pass rate in "
-            f"[{band.low:g}, {band.high:g}], {phase.num_problems} are needed ({describe(known)}); widen "
+            f"[{band.low:g}, {band.high:g}], {num_wanted} are needed ({describe(known)}); widen "
             f"{key}.pass_rate_low/high, lower {key}.num_problems, give data.pool easier, harder or more problems, or take "
             "more responses of each (probe=sequential)"
         )
     ordered = _spread([choice for choice in candidates if choice.probability >= phase.band_confidence], key, seed)
     doubtful = [choice for choice in candidates if choice.probability < phase.band_confidence]
     ordered += sorted(doubtful, key=lambda choice: (-choice.probability, choice.problem.problem_id))
-    return Selection(chosen=tuple(ordered[: phase.num_problems]), reserve=tuple(ordered[phase.num_problems :]))
+    chosen = ordered[:num_wanted]
+    chosen += _hardest(key, {choice.problem.problem_id for choice in chosen}, by_id, known, num_hardest)
+    return Selection(chosen=_with_wrong_answers(key, chosen, phase, seed), reserve=tuple(ordered[num_wanted:]))
+
+
+def _hardest(
+    key: str, taken: Container[str], by_id: Mapping[str, Problem], rates: Sequence[PassRate], number: int
+) -> list[Choice]:
+    """Return the problems of the lowest pass rates, given the responses to all. Raises UserError when there are too few."""
+    left = [(mean, rate) for rate, mean in zip(rates, pooled_means(rates), strict=True) if rate.problem_id not in taken]
+    if len(left) < number:
+        raise UserError(f"{key}.hardest: wants {number} more problems, {len(left)} are left; give data.pool more problems")
+    left.sort(key=lambda pair: (pair[0], pair[1].problem_id))
+    return [
+        Choice(
+            problem=by_id[rate.problem_id],
+            reason=f"one of the hardest: solved {rate.num_correct} of {rate.num_samples} times, by all responses {mean:.2f}",
+            rate=rate,
+        )
+        for mean, rate in left[:number]
+    ]
+
+
+def _with_wrong_answers(key: str, chosen: Sequence[Choice], phase: PhaseConfig, seed: int) -> tuple[Choice, ...]:
+    """Replace the gold answers of a seeded part of the choices by numbers of fifteen digits; a larger part holds a smaller
+    one. Raises UserError for a problem with options, whose answer cannot be a number."""
+    stream = python_stream(seed, key.rpartition(".")[2], "wrong answers")
+    order = stream.sample(range(len(chosen)), len(chosen))
+    numbers = [str(stream.randrange(10**14, 10**15)) for _ in chosen]
+    changed = list(chosen)
+    for index in order[: round(phase.wrong_answers * len(chosen))]:
+        choice = chosen[index]
+        if choice.problem.choices is not None:
+            raise UserError(f"{key}.wrong_answers: '{choice.problem.problem_id}' has options; it is for open answers only")
+        problem = replace(choice.problem, answer=numbers[index], alternatives=())
+        changed[index] = replace(choice, problem=problem, reason=f"{choice.reason}; its answer replaced by {numbers[index]}")
+    return tuple(changed)
 
 
 def _by_hand(problems: Sequence[Problem], reason: str) -> Selection:

@@ -49,7 +49,9 @@ NEWER = {
     ("optim", "moments"): "float32",
     ("rollout", "deterministic"): False,
 }
-"""Keys that earlier versions lacked, with the values at which a run is what it was then: its hash leaves them out."""
+NEWER_OF_PHASES = {"wrong_answers": 0.0, "hardest": 0.0}
+"""Keys that earlier versions lacked, and those of a phase, with the values at which a run is what it was then: its hash
+leaves them out."""
 
 
 def relevant(config: BaseConfig, parts: Iterable[str] | None = None) -> dict[str, Any]:
@@ -58,6 +60,10 @@ def relevant(config: BaseConfig, parts: Iterable[str] | None = None) -> dict[str
     for (group, name), value in NEWER.items():
         if plain.get(group, {}).get(name) == value:
             del plain[group][name]
+    for phase in (*([plain["phase"]] if "phase" in plain else []), *plain.get("phases", {}).values()):
+        for name, value in NEWER_OF_PHASES.items():
+            if phase.get(name) == value:
+                del phase[name]
     return plain if parts is None else {part: plain[part] for part in parts}
 
 
