@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast test-engine test-whole test-all test-thinking test-page browser families fuzz check format lint type lab-model lab-report bench bench-grading bench-golds theory frontier selection probing gpu-check kills faults soak docs pictures docs-commands claims \
+.PHONY: help install demo demo-full test test-fast test-engine test-whole test-all test-thinking test-page browser families fuzz check format lint type lab-model lab-report bench bench-grading bench-golds theory frontier probing gpu-check kills faults soak docs pictures docs-commands claims measurements \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -77,9 +77,6 @@ bench-grading: $(VENV)/.installed ## gradings a second, symbolic and cached
 frontier: $(VENV)/.installed-dev ## accuracy x length of every algorithm and length reward on the lab (hours; continues where it was cut)
 	$(BIN)/python benchmarks/frontier.py $(ARGS)
 
-selection: $(VENV)/.installed-dev ## which problems phase 2 should train on: number, pass rate, refresh (hours; continues where it was cut)
-	$(BIN)/python benchmarks/selection.py $(ARGS)
-
 probing: $(VENV)/.installed ## sequential against fixed probing, and how many chosen problems truly lie in the band (about 25 minutes)
 	$(BIN)/python benchmarks/probing.py $(ARGS)
 
@@ -105,7 +102,10 @@ pictures: $(VENV)/.installed-dev ## the pictures of docs/ and README, from the d
 docs-commands: $(VENV)/.installed-dev ## run every command of README and docs/, made small (about twenty minutes)
 	$(BIN)/python benchmarks/docs_commands.py $(ARGS)
 
-claims: demo-full lab-report bench bench-grading bench-golds theory frontier selection probing ## the measurements behind the lab's figures, one after another (a day)
+claims: $(VENV)/.installed ## try every claim of conf/claims/, and write docs/claims.md (a day; continues where it was cut)
+	$(BIN)/conclip claims --jobs 2 --page docs $(ARGS)
+
+measurements: demo-full lab-report bench bench-grading bench-golds theory frontier probing claims ## the measurements behind the lab's figures, one after another (a day)
 	$(BIN)/conclip two-phase -m seed=0,1,2,3,4
 	$(BIN)/conclip two-phase experiment=no_hidden_penalty
 

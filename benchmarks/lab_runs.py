@@ -1,5 +1,4 @@
-"""Runs of the lab for an equal budget of sampled tokens, several seeds, and their table: what `frontier.py` and
-`selection.py` share.
+"""Runs of the lab for an equal budget of sampled tokens, several seeds, and their table, for `frontier.py`.
 
 Per seed, the base model is probed once; each run ends after the same number of sampled training tokens and is evaluated as
 it ends, best or not. Seeds redraw problems, sampling and training. One JSON line a run goes to `OUT/seed-N.jsonl`, so seeds

@@ -11,7 +11,7 @@ import pytest
 
 from conclip.claims import runs as claim_runs
 from conclip.claims.config import Claim, Contrast, check_runs, claim_files, load_claim
-from conclip.claims.measures import difference
+from conclip.claims.measures import difference, numbers
 from conclip.claims.outcome import Outcome, from_json, outcome_of, recorded, to_json
 from conclip.claims.page import write_claims
 from conclip.claims.runs import PlannedRun, carry_out, planned
@@ -55,9 +55,11 @@ def test_an_interval_by_hand():
         ([1, -1, 0.5, -0.5, 0], "less", 5, "does not hold"),  # the interval ends at 1: no effect of 5
         ([-20, 10, -5], "less", 5, "untried"),
         ([-5, 1] * 5, "less", 4, "not separable"),  # 2 +- 2.26, and a drop of 4 would show
-        ([1, -1, 0.5, -0.5, 0], "kept", 3, "holds"),
-        ([-5, -6, -4, -5.5, -4.5], "kept", 3, "does not hold"),
-        ([-5, 1] * 2, "kept", 3, "untried"),
+        ([1, -1, 0.5, -0.5, 0], "not less", 3, "holds"),
+        ([-10, -12, -8, -11, -9], "not more", 3, "holds"),
+        ([5, 6, 4, 5.5, 4.5], "not more", 3, "does not hold"),
+        ([-5, -6, -4, -5.5, -4.5], "not less", 3, "does not hold"),
+        ([-5, 1] * 2, "not less", 3, "untried"),
         ([-10.0], "less", 5, "untried"),  # one seed has no spread
         ([-10.0, -10.0], "less", 5, "untried"),  # no spread seen is not no spread
     ],
@@ -124,7 +126,7 @@ def test_the_claim_of_the_docs_composes(tmp_path: Path):
         (("expect: less", "expect: fewer"), "expect"),
         (("relevant: 5}", "relevant: 5, seed: 3}"), "seed"),
         (("relevant: 5}", "relevant: 5, at_least: -3}"), "at_least must be a size"),
-        (("less, relevant: 5}", "kept, relevant: 5, at_least: 3}"), "goes with less or more"),
+        (("less, relevant: 5}", "not less, relevant: 5, at_least: 3}"), "goes with less or more"),
         (("runs: {a: [], b: [algo=grpo]}", "runs: {}"), "needs runs and contrasts"),
         (("a: []", "../a: []"), "'../a' is no name"),
         (("a: []", "a-b: []"), "'a-b' is no name"),  # its folder would be that of "a b"
@@ -270,3 +272,38 @@ def test_a_claim_of_ones_own_runs_and_gets_its_verdict(
     monkeypatch.setattr(sys, "argv", [*command, "--list"])
     main()
     assert "ppo, seed" not in capfd.readouterr().out
+
+
+SMALL = (
+    "data.pool.chain.num_problems=24",
+    "data.pool.chain.levels=[3,4,5]",
+    "data.validation.chain.num_problems=4",
+    "data.test.chain={levels: [2, 3], num_problems: 10}",
+    "probe.first_samples=8",
+    "probe.max_samples=8",
+    "trainer.validation_samples=2",
+    "rollout.kv_cache_gib=0.25",
+    "rollout.max_tokens=192",
+    "eval.max_tokens=192",
+    "eval.samples_per_problem=2",
+)
+TINY = "{num_problems: 4, problems_per_step: 4, group_size: 4, num_steps: 2, pass_rate_low: 0.05, pass_rate_high: 0.95}"
+
+
+@pytest.mark.whole
+def test_unsolvable_problems_and_the_phases_in_another_order_in_small(tmp_path: Path):
+    """Two runs of two shipped claims, with everything in them but their size."""
+    shipped = {name: load_claim(name, claim_files()[name]) for name in ("c2", "c4_order")}
+    unsolvable = replace(shipped["c2"], quick=[*SMALL, f"phases.phase2={TINY}"])
+    reversed_ = replace(shipped["c4_order"], quick=[*SMALL, f"phases.phase1={TINY}", f"phases.phase2={TINY}"])
+    todo = [
+        *planned("c2", replace(unsolvable, runs={"wrong 100": unsolvable.runs["wrong 100"]}), [0], tmp_path, quick=True),
+        *planned("c4", replace(reversed_, runs={"first": reversed_.runs["phase 2 first"]}), [0], tmp_path, quick=True),
+    ]
+    carry_out(todo, tmp_path, jobs=2, tell=lambda *_: None)
+    wrong, other = (read_run(run.folder) for run in todo)
+    assert all("its answer replaced by" in choice.reason for choice in wrong.chosen["phase2"])
+    assert all(step["outcome/correct"] == 0 for step in wrong.steps["phase2"])
+    assert wrong.best["phase2"]["step"] == 2  # the last model counts, best or not
+    assert list(other.steps) == ["phase1", "phase2"] and other.stages["phase2"].num_tokens > 0
+    assert numbers(other, "phase2").folder == todo[1].folder.name

@@ -19,7 +19,7 @@ from conclip.errors import UserError
 SUBCOMMAND = "run"
 """The subcommand of every run of a claim."""
 
-Expectation = Literal["less", "more", "kept"]
+Expectation = Literal["less", "more", "not less", "not more"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,10 @@ class Contrast:
     first: str
     """the run"""
     expect: Expectation
-    """what the claim says of the difference; kept: it is no drop"""
+    """what the claim says of the difference"""
     relevant: float
-    """the smallest difference that matters, in the measure's unit; kept: the largest drop that does not"""
+    """the smallest difference that matters, in the measure's unit; of "not less" the largest drop that does not, of "not more" the
+    largest rise"""
     at_least: float = 0.0
     """less, more: the size that the claim gives to the difference"""
     second: str | None = None
@@ -107,7 +108,7 @@ def load_claim(name: str, path: Path) -> Claim:
                 raise UserError(f"'{path}': contrasts.{key} names the run '{run}'; there are: {', '.join(claim.runs)}")
         if not contrast.relevant > 0:
             raise UserError(f"'{path}': contrasts.{key}.relevant must be positive, got {contrast.relevant}")
-        if contrast.at_least < 0 or (contrast.at_least and contrast.expect == "kept"):
+        if contrast.at_least < 0 or (contrast.at_least and contrast.expect not in ("less", "more")):
             raise UserError(f"'{path}': contrasts.{key}.at_least must be a size, and goes with less or more")
         if contrast.measure not in MEASURES and not contrast.measure.startswith("metrics."):
             raise UserError(f"'{path}': contrasts.{key}.measure must be one of {', '.join(MEASURES)}, metrics.NAME")

@@ -137,7 +137,7 @@ def _of_contrasts(outcome: Outcome) -> Figure:
 def _panel(outcome: Outcome, name: str, contrast: Contrast) -> Chart:
     seeds: Values = [{"difference": value, "seed": seed} for seed, value in outcome.differences[name].items()]
     lines: Values = [{"at": 0.0, "what": "no difference"}]
-    side = -1 if contrast.expect in ("less", "kept") else 1
+    side = -1 if contrast.expect in ("less", "not less") else 1
     lines.append({"at": side * contrast.relevant, "what": "smallest that matters"})
     if contrast.at_least:
         lines[-1] = {"at": side * contrast.at_least, "what": "size that is claimed"}

@@ -42,17 +42,18 @@ def judge(
 
     The interval is Student's t over seeds, Bonferroni-corrected for the contrasts of one claim. An expected sign holds if
     the interval lies on that side of 0, and does not hold if it excludes an effect of `relevant`. With `at_least`, an effect
-    of that size takes the place of both. That something is kept holds if the interval excludes a drop of `relevant`, and
-    does not hold if all of it is such a drop.
+    of that size takes the place of both. "Not less" holds if the interval excludes a drop of `relevant`, and does not hold if
+    all of it is such a drop; "not more" is its mirror image.
     """
-    sign = -1.0 if expect == "less" else 1.0
+    sign = -1.0 if expect in ("less", "not more") else 1.0
+    is_bound = expect in ("not less", "not more")
     towards = [sign * value for value in differences]
     mean, low, high = clustered_interval(towards, num_intervals=num_contrasts)
-    margin = -relevant if expect == "kept" else at_least
+    margin = -relevant if is_bound else at_least
     power = _power(relevant, high - mean, len(towards), num_contrasts)
     if low > margin:
         word: Word = "holds"
-    elif high < (margin if expect == "kept" or at_least else relevant):
+    elif high < (margin if is_bound or at_least else relevant):
         word = "does not hold"
     else:
         word = "not separable" if power >= LEAST_POWER else "untried"
