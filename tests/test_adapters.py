@@ -67,6 +67,7 @@ def moved(*overrides: str, seed: int = 0) -> Backend:
     return made
 
 
+@pytest.mark.whole
 def test_a_new_adapter_changes_nothing_and_without_it_the_base_computes_bit_for_bit():
     base = load_policy(LAB_MODEL, CPU)(input_ids=IDS, use_cache=False).logits
     new = backend()
@@ -76,6 +77,7 @@ def test_a_new_adapter_changes_nothing_and_without_it_the_base_computes_bit_for_
     assert not torch.allclose(logits(trained, "policy"), base, atol=1e-2)
 
 
+@pytest.mark.whole
 def test_the_policy_is_the_base_plus_the_scaled_product_and_so_are_its_gradients():
     """By hand: W x + alpha / rank B A x, and its gradients by autograd on a model whose weights are W + alpha / rank B A."""
     made = moved()
@@ -126,6 +128,7 @@ def test_only_adapters_and_the_head_have_optimiser_state_and_are_saved():
     assert all(".lora_" in key and key.startswith("base_model.model.") for key in made.models.saved())
 
 
+@pytest.mark.whole
 def test_a_resumed_phase_goes_on_bit_for_bit(tmp_path: Path):
     made = moved()
     made.models.write(tmp_path, made.models.saved())
@@ -283,6 +286,7 @@ def test_what_is_pushed_apart_is_the_base_and_peft_reads_the_adapter():
     torch.testing.assert_close(seen["base"][f"{layer}.weight"] + 8 / 4 * up @ down, merged[f"{layer}.weight"])
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("moments", ["8bit", "paged_8bit"])
 def test_moments_in_8_bits_train_and_resume_bit_for_bit(tmp_path: Path, moments: str):
     made = moved(f"optim.moments={moments}", "model.adapter.rank=32")

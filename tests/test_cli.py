@@ -78,6 +78,7 @@ def test_bash_completes_subcommands_options_and_keys(tmp_path: Path):
     assert outcome.stderr == "" and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.whole
 def test_a_phase_2_set_with_nothing_solvable_says_what_the_pass_rates_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], scripted: None
 ):

@@ -24,6 +24,7 @@ TOP = Path(__file__).parent.parent
 PAGES = sorted([*TOP.glob("*.md"), *TOP.glob("docs/*.md")])
 
 
+@pytest.mark.whole
 def test_generated_pages_are_up_to_date():
     generated = runpy.run_path(str(TOP / "docs/generate.py"))["pages"]()
     assert generated.keys() == {"config.md", "index.md"}

@@ -120,6 +120,7 @@ def _asked_nothing_yet() -> None:
     Picky.asked, Picky.keys, Picky.strict, Picky.removed = [], set(), True, None
 
 
+@pytest.mark.whole
 def test_a_refused_question_is_named_and_all_other_replies_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):

@@ -21,6 +21,7 @@ from tests.known_values import known_values, one_digit_changed, spellings
 KNOWN = list(known_values(130, seed=7))
 
 
+@pytest.mark.whole
 def test_a_number_is_itself_however_it_is_written():
     wrong = [
         (k.latex, s) for k in KNOWN for s in spellings(k.latex) if not same_answer(k.latex, s) or not same_answer(s, k.latex)

@@ -135,6 +135,7 @@ def checks(*overrides: str) -> dict[str, Check]:
     return {check.name: check for check in config_checks(config, loaded, memory)}
 
 
+@pytest.mark.whole
 def test_doctor_knows_what_a_config_needs(monkeypatch: pytest.MonkeyPatch):
     found = checks()
     assert [check.state for check in found.values()] == ["ok"] * 3 and "pool" in found["config"].detail
@@ -165,6 +166,7 @@ def test_the_shape_of_a_head_is_the_models_config(tmp_path: Path):
         assert head_shape(tmp_path) is None
 
 
+@pytest.mark.whole
 def test_doctor_knows_what_a_config_needs_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Only the driver's answer is made up: an 80 GiB card, and one of 1 MiB."""
     driver = tmp_path / "nvidia-smi"

@@ -59,6 +59,7 @@ def overrides(draw: st.DrawFn) -> tuple[str, list[str]]:
     return subcommand, draw(st.lists(override, min_size=1, max_size=3))
 
 
+@pytest.mark.whole
 @cases(25)
 @given(overrides())
 def test_overrides(case: tuple[str, list[str]]):
@@ -117,6 +118,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
+@pytest.mark.whole
 @cases(100)
 @given(content=files, changes=set_settings, suffix=st.sampled_from([".jsonl", ".jsonl", ".json", ".csv", ".parquet"]))
 def test_problem_files(place: Path, content: bytes, changes: dict[str, Any], suffix: str):
@@ -131,6 +133,7 @@ def test_problem_files(place: Path, content: bytes, changes: dict[str, Any], suf
     assert all(problem.question.encode() and problem.answer.encode() for problem in problems)
 
 
+@pytest.mark.whole
 @cases(150)
 @given(content=files, kind=st.sampled_from(["pass rates", "rows", "record", "grade"]))
 def test_files_of_earlier_runs(place: Path, content: bytes, kind: str):

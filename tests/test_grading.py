@@ -58,6 +58,7 @@ def test_every_pair_of_the_table(grader: Grader, category: str):
     assert wrong == []
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("name", "count"), [("answer_pairs", 983), ("answer_kinds", 2874), ("answer_hard", 3919)])
 def test_labelled_responses(tmp_path: Path, name: str, count: int):
     """Responses of every kind, labelled by others than the grader's author, through the command people use."""
@@ -68,6 +69,7 @@ def test_labelled_responses(tmp_path: Path, name: str, count: int):
     assert len(rows) == count and wrong == []
 
 
+@pytest.mark.whole
 def test_verdicts_do_not_depend_on_the_hash_seed():
     """The same pairs in workers whose sets and dictionaries are ordered otherwise."""
     rows = [json.loads(line) for line in (Path(__file__).parent / "answer_kinds.jsonl").read_text().splitlines()[::8]]
@@ -143,6 +145,7 @@ def test_a_gold_that_cannot_be_judged_makes_no_response_wrong(monkeypatch: pytes
     assert grading_worker.judge(["5", "4"], "14/2") is Outcome.WRONG
 
 
+@pytest.mark.whole
 def test_hostile_answers_end_within_the_limits_and_the_rest_is_graded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)  # where code that an answer got executed would write
     grader = Grader(cpu_limit_s=1)

@@ -213,6 +213,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 SMALL = ("data.test.chain.num_problems=2", "eval.samples_per_problem=1", "eval.temperatures=[0]")
 
 
+@pytest.mark.whole
 def test_the_key_is_written_and_shown_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):

@@ -84,6 +84,7 @@ def double_learner(random_model: Path) -> Learner:
     return learner
 
 
+@pytest.mark.whole
 @hypothesis.settings(max_examples=10)
 @hypothesis.given(
     aggregation=st.sampled_from(["sequence_mean", "token_mean", "constant"]),
@@ -173,6 +174,7 @@ def test_recomputed_activations_change_nothing(random_model: Path):
     assert torch.equal(first[0], second[0]) and first[1] == second[1]
 
 
+@pytest.mark.whole
 def test_a_rehearsal_and_a_rest_change_nothing(random_model: Path):
     """On a CPU a rest moves nothing, but it goes the same way."""
     plain, resting = (make_learner(random_model, config(offload=offload)) for offload in (False, True))

@@ -215,6 +215,7 @@ def test_code_that_does_not_run_on_fake_tensors_is_left_out(tmp_path: Path):
     assert activations(tmp_path, 1, 10, AdapterConfig(), "float32") is None
 
 
+@pytest.mark.whole
 def test_four_billion_parameters_on_a_card_of_24_gib(tmp_path: Path):
     """Nothing of full training fits; adapters on a base in 4 bits do, which is what users do."""
     model = ModelSize.of(sparse_model(tmp_path, QWEN3_4B))

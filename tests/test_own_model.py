@@ -155,6 +155,7 @@ def test_grade_takes_rows_of_its_own(tmp_path: Path):
         grade_file(source, tmp_path / "out.jsonl", audit=False)
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("scripted")
 def test_a_first_look_measures_a_few_responses_and_one_update_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -180,6 +181,7 @@ def test_a_first_look_measures_a_few_responses_and_one_update_and_leaves_nothing
     assert "at most 80 tokens" in said[1] and "10.0 s per 1,000" in said[2]
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("scripted")
 def test_other_forms_of_answers_count_where_they_are_to_and_nothing_is_sampled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -152,6 +152,7 @@ def test_a_cut_line_of_metrics_and_a_broken_manifest_do_not_stop_a_run(config: B
     assert second != folder and worked
 
 
+@pytest.mark.whole
 def test_identity_rests_on_what_changes_a_result_only():
     def identity(*overrides: str) -> str:
         return digest(relevant(load_config("two-phase", *overrides)))

@@ -45,6 +45,7 @@ def test_every_row_gets_an_outcome_and_keeps_its_columns(tmp_path: Path):
     assert counts == {"correct": 5, "wrong": 1, "no_answer": 1}
 
 
+@pytest.mark.whole
 def test_order_holds_over_many_rows(tmp_path: Path):
     rows: list[dict[str, object]] = [{"gold": f"{n}", "response": f"\\boxed{{{n % 7}+0}}", "n": n} for n in range(2500)]
     grade_file(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", audit=False)
@@ -124,6 +125,7 @@ def test_the_command_says_how_many_rows_have_each_outcome(
 PROBLEM = {"problem_id": "0", "question": "?", "answer": "2", "alternatives": ["4/2"], "choices": None, "tolerance": 0.0}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", ["rows", "their problems", "rows of other tools"])
 def test_junk_in_any_place_is_graded_or_refused_in_one_line(tmp_path: Path, kind: str):
     """What can be read is then graded in one go, and nothing of it ends in a traceback."""

@@ -59,6 +59,7 @@ class Page(HTMLParser):
         return json.loads(gzip.decompress(base64.b64decode(self.scripts["rows-data"])))
 
 
+@pytest.mark.whole
 def test_the_page_of_a_run_has_its_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = made_run(tmp_path / "attempt-001")
     report(monkeypatch, folder)
@@ -106,6 +107,7 @@ def test_json_in_a_script_cannot_end_it():
     assert json.loads(in_script([float("nan"), {"low": float("-inf")}])) == [None, {"low": None}]
 
 
+@pytest.mark.whole
 def test_several_runs_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     folders = [made_run(tmp_path / name / "attempt-001", name=name) for name in ("one", "two")]

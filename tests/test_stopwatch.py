@@ -54,6 +54,7 @@ def test_an_error_ends_the_part(clock: list[float]):
     assert watch.take() == {"other": 0, "validate": 1, "save": 2}
 
 
+@pytest.mark.whole
 def test_the_parts_of_a_phases_steps_add_up_to_its_time(runtime: tuple[Runtime, Inputs]):
     began = time.monotonic()
     train(runtime, "phase2", "timed", saving("trainer.validate_every=2", num_steps=4))
