@@ -1,11 +1,14 @@
 """Advantages: numbers worked out by hand, and what must hold for any input."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conclip.algo.advantages import (
+    distillation,
     gae,
     group_relative,
     leave_one_out,
@@ -166,3 +169,24 @@ def test_shortest_correct_by_hand():
     lengths, groups = torch.tensor([9, 5, 5, 1, 2, 7]), torch.tensor([0, 0, 0, 0, 1, 2])
     assert shortest_correct(correct, lengths, groups).tolist() == [0, 1, 0, 0, 0, 1]
     assert shortest_correct(torch.tensor([False]), torch.tensor([3]), torch.tensor([0])).tolist() == [0]
+
+
+def test_distillation_by_hand():
+    """Probabilities 0.5 and 0.2 of the policy, 0.25 and 0.4 of the teacher: -log 2 and +log 2."""
+    policy, teacher = (row(0.0, *(math.log(p) for p in values)) for values in ((0.5, 0.2), (0.25, 0.4)))
+    mask = torch.tensor([[False, True, True]])
+    assert distillation(policy, teacher + 3 * ~mask, mask).tolist()[0] == pytest.approx([0, -math.log(2), math.log(2)])
+
+
+def test_distillation_is_the_gradient_of_the_reverse_kl():
+    """One decision among five tokens, each weighed by its probability, against autograd through the whole distribution."""
+    random = torch.Generator().manual_seed(0)
+    logits, teacher = (torch.randn(5, generator=random, dtype=torch.double) for _ in range(2))
+    logits.requires_grad_()
+    logprobs, goal = logits.log_softmax(-1), teacher.log_softmax(-1)
+    advantages = distillation(logprobs.detach(), goal, torch.ones(5, dtype=torch.bool))
+    (policy_gradient,) = torch.autograd.grad(
+        (logprobs.exp().detach() * advantages * logprobs).sum(), logits, retain_graph=True
+    )
+    (kl_gradient,) = torch.autograd.grad((logprobs.exp() * (logprobs - goal)).sum(), logits)
+    assert torch.allclose(policy_gradient, -kl_gradient, atol=1e-12) and kl_gradient.abs().max() > 0.1

@@ -15,11 +15,12 @@ from conclip.curriculum.pass_rates import Band, pass_rates
 from conclip.curriculum.selection import select
 from conclip.experiments.inputs import Inputs
 from conclip.models.folder import LAB_MODEL
+from conclip.rollout.collect import TRAINING, PromptSet
 from conclip.rollout.session import Runtime
 from conclip.training.phase import TrainResult
 from conclip.training.progress import Validation
 from conclip.training.trainer import StaleEngine
-from conclip.types import Outcome
+from conclip.types import DEFAULT_TEMPLATE, Outcome
 from tests.conftest import by_hand, make_row, make_trainer, train_config
 from tests.phases import check_algorithm, steps_of
 
@@ -30,9 +31,22 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("algo", [name for name in options("algo") if name not in ("ppo", "grpo")])
+@pytest.mark.parametrize("algo", [name for name in options("algo") if name not in ("ppo", "grpo", "distillation")])
 def test_an_algorithm_takes_its_steps(scripted_runtime: tuple[Runtime, Inputs], algo: str):
     check_algorithm(scripted_runtime, algo)
+
+
+def test_a_policy_is_taught_by_itself_as_it_answers_another_prompt(scripted_runtime: tuple[Runtime, Inputs]):
+    """Distillation, with some tokens in the place of an instruction: the lab's model reads none."""
+    opened, inputs = scripted_runtime
+    settings = train_config("algo=grpo", "algo.kl=none", "algo.kl_coef=0")
+    settings = replace(settings, algo=replace(settings.algo, advantage="distillation", updates_per_rollout=1))
+    asked = {name: (*ids, ids[-1]) for name, ids in opened.prompts[TRAINING].token_ids.items()}
+    opened = replace(opened, prompts={**opened.prompts, ("concise", DEFAULT_TEMPLATE): PromptSet(token_ids=asked)})
+    make_trainer(opened, inputs, "taught", settings, by_hand(inputs.pool[:4])).train()
+    steps = opened.run.stage_metrics("taught")
+    assert len(steps) == 2 and all(step["policy/kl_to_reference"] > 0.01 for step in steps)  # the prompts differ
+    assert all(step["optim/policy_grad_norm"] > 0 for step in steps)
 
 
 @pytest.mark.parametrize("length", [name for name in options("length") if name != "none"])

@@ -30,7 +30,11 @@ def options() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("group", "option"), options())
 def test_every_option_composes(group: str, option: str, every: bool):
     """With one subcommand that has its group; with every one of them in the tier that takes longer."""
-    filled = {"hf": ["model.path=somewhere"], "endpoint": ["model.url=http://localhost/v1"]}.get(option, [])
+    filled = {
+        "hf": ["model.path=somewhere"],
+        "endpoint": ["model.url=http://localhost/v1"],
+        "distillation": ["model=hf", "model.path=somewhere"],
+    }.get(option, [])
     uses = re.compile(rf"^  - {group}(@\w+)?:", re.M)
     users = [name for name in SUBCOMMANDS if uses.search((CONF / f"{name.replace('-', '_')}.yaml").read_text())]
     assert users
@@ -131,6 +135,12 @@ def test_bad_values_are_named(override: str, said: str):
     [
         (["algo=grpo", "algo.gamma=0.99"], "discounts nothing"),
         (["algo=shortest_sft", "length=kimi"], "length.kind"),
+        (["algo=distillation"], "reads no English"),
+        (["algo=distillation", "model=hf", "model.path=x", "algo.kl=loss", "algo.kl_coef=0.1"], "algo.kl=none"),
+        (["algo=distillation", "model=hf", "model.path=x", "algo.whiten_advantages=true"], "algo.whiten_advantages=false"),
+        (["algo=distillation", "model=hf", "model.path=x", "length=kimi", "reward=binary"], "learns from no reward"),
+        (["algo=distillation", "model=hf", "model.path=x", "algo.kl_target=0.1"], "algo.kl_target"),
+        (["algo=distillation", "model=hf", "model.path=x", "algo.teacher_prompt=plain"], "algo.teacher_prompt"),
         (["algo=shortest_sft", "algo.whiten_advantages=true"], "all would become 0"),
         (["algo.dynamic_sampling_rounds=2", "phase.group_size=1"], "all right or wrong"),
         (["pass_rates=x", "phase.problem_ids=[a]", "phase.problems_per_step=1"], "pass_rates' is unread"),

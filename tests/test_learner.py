@@ -15,7 +15,7 @@ from conclip.config.groups import AlgoConfig
 from conclip.config.schema import LearnConfig
 from conclip.models.folder import LAB_MODEL
 from conclip.training.backend import Backend
-from conclip.training.batch import ExperienceBatch, TokenBatch, collate
+from conclip.training.batch import ExperienceBatch, TokenBatch, collate, with_prompts
 from conclip.training.experience import Scores, has_signal, kl_reward_share, kl_rewards, make_experience, outcome_rewards
 from conclip.training.learner import Learner, NonFiniteGradient, explained_variance
 from conclip.training.monitors import (
@@ -25,7 +25,7 @@ from conclip.training.monitors import (
     zero_advantage_share,
 )
 from conclip.training.summary import summarise_steps
-from conclip.types import Outcome
+from conclip.types import Outcome, RolloutGroup
 from tests.conftest import gradient_of, make_group, make_rollout
 
 
@@ -332,6 +332,51 @@ def test_each_estimator_is_the_one_the_config_names(settings: dict[str, Any], fi
     found = make_experience(tokens, scores_of(tokens, 0.0), algo(kl="none", **settings), kl_coef=0).advantages
     at_first = [float(row[mask][0]) for row, mask in zip(found, tokens.response_mask, strict=True)]
     assert at_first == pytest.approx(2 * first, abs=1e-5)
+
+
+PROMPTS = {"p": (5, 6), "q": (9,)}
+ASKED = {"p": (5, 6, 7, 8), "q": (9, 4)}
+
+
+def taught() -> tuple[TokenBatch, TokenBatch]:
+    """Responses to two problems, after the prompts that the policy and the teacher see."""
+    groups = [
+        RolloutGroup(
+            problem=make_rollout([3], problem_id=name).problem,
+            rollouts=tuple(make_rollout(ids, prompt=prompt, problem_id=name) for ids in ([3, 4, 5], [6], [7, 8, 9, 10])),
+        )
+        for name, prompt in PROMPTS.items()
+    ]
+    return tuple(collate(one, train_on_truncated=True) for one in (groups, with_prompts(groups, ASKED)))  # type: ignore
+
+
+def test_a_teacher_scores_the_same_tokens_after_its_own_prompts(random_model: Path):
+    learner = make_learner(random_model, config(advantage="distillation", kl="none"))
+    tokens, asked = taught()
+    found = learner.score(tokens, asked)
+    alone = learner.score(asked)
+    assert found.ref_logprobs is not None and alone.ref_logprobs is not None
+    for row in range(len(tokens)):
+        mine = found.ref_logprobs[row, tokens.response_mask[row]]
+        assert torch.allclose(mine, alone.ref_logprobs[row, asked.response_mask[row]], atol=1e-6)
+    assert not found.ref_logprobs[~tokens.response_mask].any()
+    assert torch.allclose(found.old_logprobs, learner.score(tokens).old_logprobs)
+    assert not torch.allclose(found.ref_logprobs, found.old_logprobs, atol=1e-3)  # the prompts differ
+
+
+def test_distillation_brings_the_policy_to_its_teacher(random_model: Path):
+    """By hand: the advantage is the difference of log-probs. Updates make the sampled tokens likelier or less likely as the
+    teacher has it."""
+    settings = config(advantage="distillation", kl="none", updates_per_rollout=1)
+    learner = make_learner(random_model, settings)
+    tokens, asked = taught()
+    scores = learner.score(tokens, asked)
+    experience = make_experience(tokens, scores, settings.algo, kl_coef=0)
+    expected = (scores.ref_logprobs - scores.old_logprobs) * tokens.response_mask  # pyright: ignore
+    assert torch.equal(experience.advantages, expected) and experience.advantages.any()
+    learner.update(experience, torch.Generator().manual_seed(0), kl_coef=0)
+    moved = learner.score(tokens).old_logprobs - scores.old_logprobs
+    assert float((moved * experience.advantages).sum()) > 0
 
 
 def test_only_each_groups_shortest_correct_response_is_imitated():

@@ -137,3 +137,15 @@ def shortest_correct(correct: Tensor, num_tokens: Tensor, groups: Tensor) -> Ten
             best[group] = row
     chosen[list(best.values())] = 1.0
     return chosen
+
+
+def distillation(old_logprobs: Tensor, teacher_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Return the teacher's log-prob of each sampled token minus the policy's own, [B, T], 0 off the mask.
+
+    In expectation over the policy's tokens this is minus the reverse KL of policy from teacher, so that the policy gradient
+    lowers it token by token; what a token does to later ones is left out, as in on-policy distillation (Lu and Thinking
+    Machines Lab 2025). With a teacher that is the model itself, asked to be concise, it is CRISP (2026).
+
+    Example: probabilities 0.5 (policy) and 0.25 (teacher): -log 2.
+    """
+    return torch.where(mask, teacher_logprobs - old_logprobs, torch.zeros_like(old_logprobs))

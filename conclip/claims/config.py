@@ -37,8 +37,8 @@ class Contrast:
     expect: Expectation
     """what the claim says of the difference"""
     relevant: float
-    """the smallest difference that matters, in the measure's unit; of "not less" the largest drop that does not, of "not more" the
-    largest rise"""
+    """the smallest difference that matters, in the measure's unit; of "not less" the largest drop that does not, of "not
+    more" the largest rise"""
     at_least: float = 0.0
     """less, more: the size that the claim gives to the difference"""
     second: str | None = None

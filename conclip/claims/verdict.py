@@ -42,8 +42,8 @@ def judge(
 
     The interval is Student's t over seeds, Bonferroni-corrected for the contrasts of one claim. An expected sign holds if
     the interval lies on that side of 0, and does not hold if it excludes an effect of `relevant`. With `at_least`, an effect
-    of that size takes the place of both. "Not less" holds if the interval excludes a drop of `relevant`, and does not hold if
-    all of it is such a drop; "not more" is its mirror image.
+    of that size takes the place of both. "Not less" holds if the interval excludes a drop of `relevant`, and does not hold
+    if all of it is such a drop; "not more" is its mirror image.
     """
     sign = -1.0 if expect in ("less", "not more") else 1.0
     is_bound = expect in ("not less", "not more")

@@ -13,7 +13,7 @@ AdapterBase = Literal["float32", "bfloat16", "4bit"]
 ProblemSource = Literal["arithmetic", "dataset"]
 Answers = Literal["any", "all"]
 EngineKind = Literal["in_process", "child_process"]
-Advantage = Literal["gae", "monte_carlo", "group_relative", "leave_one_out", "shortest_correct"]
+Advantage = Literal["gae", "monte_carlo", "group_relative", "leave_one_out", "shortest_correct", "distillation"]
 AdvantageScale = Literal["group", "batch", "none"]
 PolicyLoss = Literal["ppo_clip", "gspo", "cispo", "nll"]
 SamplerCorrection = Literal["none", "token", "sequence"]
@@ -21,6 +21,7 @@ Aggregation = Literal["sequence_mean", "token_mean", "constant"]
 KlPlacement = Literal["reward", "loss", "none"]
 Bootstrap = Literal["zero", "value"]
 PromptStyle = Literal["plain", "concise", "draft", "budget"]
+TeacherPrompt = Literal["concise", "draft"]
 KeepBest = Literal["accuracy", "shortest", "last"]
 Resume = Literal["auto", "never"]
 DisplayMode = Literal["auto", "live", "plain", "quiet", "json"]
@@ -198,6 +199,7 @@ class AlgoConfig:
     critic_warmup_steps: Annotated[int, NON_NEGATIVE]
     dynamic_sampling_rounds: Annotated[int, NON_NEGATIVE]
     reference_dtype: Dtype = "float32"
+    teacher_prompt: TeacherPrompt = "concise"
 
     @property
     def has_critic(self) -> bool:
@@ -205,7 +207,12 @@ class AlgoConfig:
 
     @property
     def has_reference(self) -> bool:
-        return self.kl != "none" and self.kl_coef > 0
+        return self.has_teacher or (self.kl != "none" and self.kl_coef > 0)
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the reference, asked for brevity, teaches the policy."""
+        return self.advantage == "distillation"
 
 
 @dataclass(frozen=True)

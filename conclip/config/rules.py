@@ -218,8 +218,11 @@ def _check_learning(config: LearnConfig) -> None:
     _require(not (trainer.offload and pages), "trainer.offload", "must be false with optim.moments=paged_8bit")
     _check_length(config.length)
     priced = config.length.kind != "none"
-    imitates = config.algo.advantage == "shortest_correct"
-    _require(not (priced and imitates), "length.kind", "must be none with algo.advantage=shortest_correct")
+    unrewarded = config.algo.advantage in ("shortest_correct", "distillation")
+    message = f"must be none with algo.advantage={config.algo.advantage}, which learns from no reward"
+    _require(not (priced and unrewarded), "length.kind", message)
+    reads = not (config.algo.has_teacher and config.model.is_lab)
+    _require(reads, "algo.advantage", "must not be distillation with the lab's model, which reads no English")
     reward = config.reward
     _require(reward.correct > reward.wrong, "reward.correct", "must be above reward.wrong")
     room = trainer.max_tokens_per_micro_batch >= config.rollout.max_tokens
@@ -231,7 +234,7 @@ def _check_algo(algo: AlgoConfig) -> None:
     per_token = algo.advantage in ("gae", "monte_carlo")
     message = f"must be 'loss' or 'none' with algo.advantage={algo.advantage}: it has no per-token reward"
     _require(per_token or algo.kl != "reward", "algo.kl", message)
-    adapts = algo.kl_target is None or algo.has_reference
+    adapts = algo.kl_target is None or (algo.kl != "none" and algo.kl_coef > 0)
     _require(adapts, "algo.kl_target", "needs a place for the KL (algo.kl) and algo.kl_coef above 0 to start from")
     _require(
         algo.has_critic or algo.critic_warmup_steps == 0,
@@ -242,6 +245,9 @@ def _check_algo(algo: AlgoConfig) -> None:
     _require(discounts, "algo.gamma", f"must be 1 with algo.advantage={algo.advantage}, which discounts nothing")
     imitates = (algo.advantage == "shortest_correct") == (algo.policy_loss == "nll")
     _require(imitates, "algo.policy_loss", "nll goes with algo.advantage=shortest_correct and with nothing else")
+    taught = not algo.has_teacher or (algo.kl == "none" and not algo.whiten_advantages)
+    message = "distillation needs algo.kl=none and algo.whiten_advantages=false: the teacher is all that it learns from"
+    _require(taught, "algo.advantage", message)
     white = algo.whiten_advantages and algo.advantage == "shortest_correct"
     _require(not white, "algo.whiten_advantages", "must be false with algo.advantage=shortest_correct: all would become 0")
 

@@ -34,6 +34,7 @@ from conclip.runs.run import Run
 from conclip.runs.sampling_progress import BatchContext
 from conclip.runs.stopwatch import Stopwatch
 from conclip.types import (
+    DEFAULT_TEMPLATE,
     Problem,
     PromptCondition,
     Rollout,
@@ -200,7 +201,10 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
         if any(stage.evidence for stage in config.recipe.values()):
             evidence = evidence_conditions(config, tokenizer)
         conditions = [*settings.conditions, *evidence] if settings else []
-        for style, template in dict.fromkeys([TRAINING, *((style, template) for style, template, _ in conditions)]):
+        learning = config.learning
+        taught = [(learning.algo.teacher_prompt, DEFAULT_TEMPLATE)] if learning and learning.algo.has_teacher else []
+        measured = [(style, template) for style, template, _ in conditions]
+        for style, template in dict.fromkeys([TRAINING, *taught, *measured]):
             template_kwargs = template_kwargs_of(config, template)
             token_ids = {
                 p.problem_id: encode_prompt(

@@ -46,6 +46,7 @@ def digest(value: Any) -> str:
 NEWER = {
     ("model", "adapter"): asdict(AdapterConfig()),
     ("algo", "reference_dtype"): "float32",
+    ("algo", "teacher_prompt"): "concise",
     ("optim", "moments"): "float32",
     ("rollout", "deterministic"): False,
 }

@@ -12,7 +12,7 @@ Example: prompt (5, 6), response (7, 8) in a batch with L = 5::
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -146,6 +146,20 @@ def collate(groups: Sequence[RolloutGroup], *, train_on_truncated: bool) -> Toke
         truncated=torch.tensor([r.grade.outcome is Outcome.TRUNCATED for _, r in rollouts]),
         correct=torch.tensor([r.grade.outcome is Outcome.CORRECT for _, r in rollouts]),
     )
+
+
+def with_prompts(groups: Sequence[RolloutGroup], prompts: Mapping[str, tuple[int, ...]]) -> list[RolloutGroup]:
+    """Return the same responses as if they had answered other prompts, which are given by problem id."""
+    return [
+        dataclasses.replace(
+            group,
+            rollouts=tuple(
+                dataclasses.replace(rollout, prompt_token_ids=prompts[rollout.problem.problem_id])
+                for rollout in group.rollouts
+            ),
+        )
+        for group in groups
+    ]
 
 
 def trains(rollout: Rollout, *, train_on_truncated: bool) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from conclip.algo.advantages import (
+    distillation,
     gae,
     group_relative,
     leave_one_out,
@@ -60,6 +61,9 @@ def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, *, kl_
             _, returns = gae(*estimate, gamma=algo.gamma, gae_lambda=algo.critic_gae_lambda, bootstrap=bootstrap)
         no_bootstrap = torch.zeros_like(bootstrap)
         sampled_returns = monte_carlo(token_rewards, tokens.response_mask, gamma=algo.gamma, bootstrap=no_bootstrap)
+    elif algo.advantage == "distillation":
+        assert scores.ref_logprobs is not None
+        advantages = distillation(scores.old_logprobs, scores.ref_logprobs, tokens.response_mask)
     elif algo.advantage == "monte_carlo":
         advantages = monte_carlo(token_rewards, tokens.response_mask, gamma=algo.gamma, bootstrap=bootstrap)
     else:

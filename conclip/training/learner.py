@@ -69,27 +69,40 @@ class Learner:
         self._skipped_in_a_row, self._scored = _COUNT.validate_python(values["skipped_in_a_row"]), None
 
     @torch.no_grad()
-    def score(self, tokens: TokenBatch) -> Scores:
-        """Return the log-probs of policy and reference and the critic's values, before any update."""
+    def score(self, tokens: TokenBatch, asked: TokenBatch | None = None) -> Scores:
+        """Return the log-probs of policy and reference and the critic's values, before any update. `asked`: the same
+        responses after the prompts that the reference is to see; None: those that the policy sees."""
         self.backend.wake()
         parts: dict[str, Tensor] = {}
         for rows in self._micro_batches(tokens, torch.arange(len(tokens))):
             part = select_rows(tokens, rows)
             scored = {
                 "old_logprobs": self.backend.logprobs(part)[0],
-                "ref_logprobs": self.backend.ref_logprobs(part),
+                "ref_logprobs": self.backend.ref_logprobs(part) if asked is None else None,
                 "old_values": self.backend.values(part),
             }
             for name, values in scored.items():
                 if values is not None:
                     full = parts.setdefault(name, torch.zeros(tokens.response_mask.shape, dtype=values.dtype))
                     full[rows, : values.shape[1]] = values.cpu()
+        if asked is not None:
+            parts["ref_logprobs"] = self._teacher_logprobs(tokens, asked)
         self._scored = parts["old_logprobs"]
         return Scores(
             old_logprobs=parts["old_logprobs"],
             ref_logprobs=parts.get("ref_logprobs"),
             old_values=parts.get("old_values"),
         )
+
+    def _teacher_logprobs(self, tokens: TokenBatch, asked: TokenBatch) -> Tensor:
+        """Return the reference's log-probs of the responses in `asked`, at the places that they have in `tokens`, [B, T]."""
+        scored = torch.zeros(asked.response_mask.shape)
+        for rows in self._micro_batches(asked, torch.arange(len(asked))):
+            values = self.backend.ref_logprobs(select_rows(asked, rows))
+            assert values is not None
+            scored[rows, : values.shape[1]] = values.cpu().to(scored.dtype)
+        placed = torch.zeros(tokens.response_mask.shape)
+        return placed.masked_scatter(tokens.response_mask, scored[asked.response_mask])  # row by row, token by token
 
     def _micro_batches(self, tokens: TokenBatch, rows: Tensor) -> Iterator[Tensor]:
         return micro_batches(tokens, rows, self._trainer.max_tokens_per_micro_batch)

@@ -16,7 +16,7 @@ from conclip.runs.interrupts import Interrupted, deferred
 from conclip.seeding import python_stream, torch_stream
 from conclip.stats import clustered_interval, correlation_if_any
 from conclip.training.backend import Backend
-from conclip.training.batch import ExperienceBatch, TokenBatch, collate
+from conclip.training.batch import ExperienceBatch, TokenBatch, collate, with_prompts
 from conclip.training.experience import Scores, has_signal, kl_reward_share, make_experience
 from conclip.training.learner import Learner, NonFiniteGradient
 from conclip.training.length_rewards import make_shaper
@@ -28,7 +28,7 @@ from conclip.training.rewards import reward_group
 from conclip.training.schedule import plan_step, tokens_limit
 from conclip.training.stopping import MIN_MIXED_PROBLEMS, stop_reason
 from conclip.training.summary import summarise_steps
-from conclip.types import Outcome, RolloutGroup, SamplingSpec
+from conclip.types import DEFAULT_TEMPLATE, Outcome, RolloutGroup, SamplingSpec
 
 
 class StaleEngine(RuntimeError):
@@ -116,7 +116,7 @@ class Trainer:
         self._runtime.engine.sleep()
         tokens = collate(groups, train_on_truncated=algo.train_on_truncated)
         with self._timed("score"):
-            scores = learner.score(tokens)
+            scores = learner.score(tokens, self._asked(groups))
         with self._timed("advantages"):
             experience = make_experience(tokens, scores, algo, kl_coef=progress.kl_coef)
         tokens_so_far = (tokens_before, progress.num_sampled_tokens)
@@ -133,6 +133,13 @@ class Trainer:
             if step <= 0:
                 progress.num_warmup_tokens = progress.num_sampled_tokens
             progress.step, progress.pending_metrics = step, metrics | self._times()
+
+    def _asked(self, groups: Sequence[RolloutGroup]) -> TokenBatch | None:
+        """Return the responses after the prompts that ask for brevity, where a teacher sees those; else None."""
+        if not self._algo.has_teacher:
+            return None
+        prompts = self._runtime.prompts[self._algo.teacher_prompt, DEFAULT_TEMPLATE].token_ids
+        return collate(with_prompts(groups, prompts), train_on_truncated=self._algo.train_on_truncated)
 
     def _observe(
         self,
