@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast test-engine test-whole test-all test-thinking test-page browser families fuzz check format lint type lab-model lab-report bench bench-grading bench-golds theory frontier probing gpu-check kills faults soak docs pictures docs-commands claims measurements \
+.PHONY: help install demo demo-full test test-fast test-engine test-whole test-all test-thinking test-page browser families fuzz check format lint type lab-model careful-model lab-report bench bench-grading bench-golds theory frontier probing gpu-check kills faults soak docs pictures docs-commands claims measurements \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -62,6 +62,9 @@ two-phase: $(VENV)/.installed ## conclip two-phase ARGS="..."
 lab-model: $(VENV)/.installed ## remake the embedded model's weights (about 15 minutes on 2 cores)
 	$(BIN)/python -m benchmarks.lab_model.pretrain --out conclip/lab/weights
 
+careful-model: $(VENV)/.installed ## a lab model whose re-checks repair, for a claim: outputs/careful-model (minutes)
+	$(BIN)/python -m benchmarks.lab_model.pretrain --start conclip/lab/weights --repairing --pools 6 --lr 0.003 --out outputs/careful-model
+
 lab-report: $(VENV)/.installed ## measure the embedded model: accuracy and length by level, and what re-checks are worth
 	$(BIN)/python benchmarks/lab_report.py $(ARGS)
 
@@ -103,6 +106,7 @@ docs-commands: $(VENV)/.installed-dev ## run every command of README and docs/, 
 	$(BIN)/python benchmarks/docs_commands.py $(ARGS)
 
 claims: $(VENV)/.installed ## try every claim of conf/claims/, and write docs/claims.md (a day; continues where it was cut)
+	[ -d outputs/careful-model ] || $(MAKE) careful-model
 	$(BIN)/conclip claims --jobs 2 --page docs $(ARGS)
 
 measurements: demo-full lab-report bench bench-grading bench-golds theory frontier probing claims ## the measurements behind the lab's figures, one after another (a day)

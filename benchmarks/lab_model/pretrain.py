@@ -1,7 +1,7 @@
 """Makes the lab's base model from nothing: generated traces, a small Qwen2, Muon, one cosine schedule.
 
-Run as ``make lab-model`` (``python -m benchmarks.lab_model.pretrain --out FOLDER``). Deterministic for a seed, a torch
-version and a thread count.
+Run as ``make lab-model`` (``python -m benchmarks.lab_model.pretrain --out FOLDER``). ``make careful-model`` goes on from its
+weights with traces whose re-checks repair. Deterministic for a seed, a torch version and a thread count.
 """
 
 import argparse
@@ -52,7 +52,9 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
     )
 
 
-def sample_example(tokenizer: PreTrainedTokenizerFast, max_level: int, generator: random.Random) -> tuple[list[int], int]:
+def sample_example(
+    tokenizer: PreTrainedTokenizerFast, max_level: int, generator: random.Random, *, repairing: bool = False
+) -> tuple[list[int], int]:
     """Return token ids of one question of at most `max_level` operations with its trace, and how many of them are the
     prompt."""
     while True:
@@ -63,18 +65,24 @@ def sample_example(tokenizer: PreTrainedTokenizerFast, max_level: int, generator
             break
     prompt = f"<|user|>{chain.question}<|end|><|assistant|>"
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
-    response_ids = tokenizer.encode(trace(chain, generator) + "<|end|>", add_special_tokens=False)
+    response_ids = tokenizer.encode(trace(chain, generator, repairing=repairing) + "<|end|>", add_special_tokens=False)
     return prompt_ids + response_ids, len(prompt_ids)
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, *, tokens: int, pool: int, seed: int, max_levels: Iterable[int]
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    tokens: int,
+    pool: int,
+    seed: int,
+    max_levels: Iterable[int],
+    repairing: bool = False,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (input_ids, labels) pairs [B, L] of about `tokens` tokens, examples of similar length together; one pool of
     examples for each entry of `max_levels`."""
     generator = random.Random(seed)
     for max_level in max_levels:
-        examples = [sample_example(tokenizer, max_level, generator) for _ in range(pool)]
+        examples = [sample_example(tokenizer, max_level, generator, repairing=repairing) for _ in range(pool)]
         examples.sort(key=lambda example: len(example[0]))
         groups: list[list[tuple[list[int], int]]] = [[]]
         for example in examples:
@@ -92,11 +100,14 @@ def batches(
             yield input_ids, labels
 
 
-def train(out: Path, *, seed: int, pools: int, lr: float, tokens: int) -> None:
-    """Train on `pools` x POOL traces, easy ones first, and save a Hugging Face folder at `out`."""
+def train(
+    out: Path, *, seed: int, pools: int, lr: float, tokens: int, start: Path | None = None, repairing: bool = False
+) -> None:
+    """Train on `pools` x POOL traces, and save a Hugging Face folder at `out`. A new model sees easy ones first; with
+    `start`, the model of that folder goes on, with all levels. `repairing`: re-checks repair."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
-    model = Qwen2ForCausalLM(model_config(tokenizer))
+    model = Qwen2ForCausalLM(model_config(tokenizer)) if start is None else Qwen2ForCausalLM.from_pretrained(start)
     # With Muon for the inner matrices the lookup of a statement is learned in a third of the steps of AdamW (docs/log.md).
     inside = [p for p in model.model.layers.parameters() if p.dim() == 2]
     rest = [p for p in model.parameters() if not any(p is q for q in inside)]
@@ -105,11 +116,12 @@ def train(out: Path, *, seed: int, pools: int, lr: float, tokens: int) -> None:
         torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0): lr * REST_LR_RATIO,
     }
     # The curriculum: two operations at first, all levels from 40 % of the traces on.
-    max_levels = [min(CHAIN_LEVELS, 2 + int(25 * pool / pools)) for pool in range(pools)]
+    levels = [min(CHAIN_LEVELS, 2 + int(25 * pool / pools)) for pool in range(pools)]
+    max_levels = levels if start is None else [CHAIN_LEVELS] * pools
     num_pools = 0.0
     began = time.monotonic()
     num_tokens = 0
-    stream = batches(tokenizer, tokens=tokens, pool=POOL, seed=seed, max_levels=max_levels)
+    stream = batches(tokenizer, tokens=tokens, pool=POOL, seed=seed, max_levels=max_levels, repairing=repairing)
     for step, (input_ids, labels) in enumerate(stream):
         scale = min(1.0, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * num_pools / pools)))
         for optimizer, peak_lr in optimizers.items():
@@ -142,6 +154,8 @@ def main() -> None:
     parser.add_argument("--pools", type=int, default=30)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--tokens", type=int, default=3072)
+    parser.add_argument("--start", type=Path)
+    parser.add_argument("--repairing", action="store_true")
     train(**vars(parser.parse_args()))
 
 

@@ -8,6 +8,9 @@ Every trace is a legible solution that ends in ``\\boxed{}``. Three things are d
    it neither repairs nor harms. In `search` a re-check is a fresh guess, tested against the equation: it repairs.
 
 Whether a *model* trained on this is right more often when it is short is measured, not designed.
+
+With `repairing`, `chain` is another family, which only the careful lab model learned: a re-check starts from the step's own
+numbers and is almost always right. Long responses are right more often then, by design.
 """
 
 import random
@@ -19,6 +22,9 @@ FATIGUE = 0.04
 
 RECHECK_RATES = (0.0, 1.0, 2.0, 3.0, 5.0)
 """Mean re-checks per step of a `chain` trace; one is drawn per trace."""
+
+REPAIR_SLIP = 0.01
+"""Error probability of a re-check that repairs."""
 
 MAX_TRIES = 8
 """A `search` trace has patience for 1 to MAX_TRIES guesses, drawn per trace; the last one is not tested."""
@@ -35,8 +41,8 @@ def _slip(value: int, probability: float, generator: random.Random) -> int:
     return value
 
 
-def chain_trace(chain: Chain, generator: random.Random) -> str:
-    """Write a forward evaluation with fatigue and idle re-checks."""
+def chain_trace(chain: Chain, generator: random.Random, *, repairing: bool = False) -> str:
+    """Write a forward evaluation with fatigue and re-checks, which are idle unless `repairing`."""
     rate = generator.choice(RECHECK_RATES)
     lines: list[str] = []
     value = chain.start
@@ -44,7 +50,8 @@ def chain_trace(chain: Chain, generator: random.Random) -> str:
         rechecks = sum(generator.random() < rate / 8 for _ in range(8))
         left = value
         for attempt in range(1 + rechecks):
-            value = _slip(apply(operator, left, operand), FATIGUE * k, generator)
+            slip = REPAIR_SLIP if repairing and attempt else FATIGUE * k
+            value = _slip(apply(operator, left, operand), slip, generator)
             opening = "wait " if attempt else f"{_VARIABLES[k]}={_VARIABLES[k - 1]}{operator}{operand}="
             lines.append(f"{opening}{left}{operator}{operand}={value}\n")
     return "".join(lines) + f"\\boxed{{{value}}}"
@@ -73,6 +80,6 @@ def search_trace(chain: Chain, generator: random.Random) -> str:
     return "".join(lines) + f"\\boxed{{{guess}}}"
 
 
-def trace(chain: Chain, generator: random.Random) -> str:
+def trace(chain: Chain, generator: random.Random, *, repairing: bool = False) -> str:
     """Write one trace for a chain of either family."""
-    return (chain_trace if chain.family == "chain" else search_trace)(chain, generator)
+    return chain_trace(chain, generator, repairing=repairing) if chain.family == "chain" else search_trace(chain, generator)
