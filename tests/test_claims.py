@@ -28,6 +28,7 @@ runs: {a: [], b: [algo=grpo]}
 contrasts:
   a against b: {measure: tokens, first: a, second: b, expect: less, relevant: 5}
 """
+UNNAMED = CLAIM.replace("runs: {a: [], b: [algo=grpo]}", "runs: {a: [], b: [algo=grpo], c: [algo=dapo]}")
 
 
 def written(folder: Path, text: str, name: str = "mine") -> Path:
@@ -128,8 +129,8 @@ def test_the_claim_of_the_docs_composes(tmp_path: Path):
         (("relevant: 5}", "relevant: 5, at_least: -3}"), "at_least must be a size"),
         (("less, relevant: 5}", "not less, relevant: 5, at_least: 3}"), "goes with less or more"),
         (("runs: {a: [], b: [algo=grpo]}", "runs: {}"), "needs runs and contrasts"),
-        (("a: []", "../a: []"), "'../a' is no name"),
-        (("a: []", "a-b: []"), "'a-b' is no name"),  # its folder would be that of "a b"
+        (("a: []", '"a\\eb": []'), "'a\\x1bb' is no name"),
+        (("a: []", '" ": []'), "' ' is no name"),
         (("claim: a is", "seeds: 1\nclaim: a is"), "seeds must be at least 2"),
         (("claim: a is shorter than b", "[1, 2"), "is no claim"),
     ],
@@ -242,6 +243,13 @@ def test_an_outcome_is_read_back_and_shown(claim: Claim, tmp_path: Path):
         from_json(todo[0].done_file)
 
 
+def test_a_run_that_decides_nothing_is_shown(tmp_path: Path):
+    claim = load_claim("mine", written(tmp_path, UNNAMED))
+    outcome = outcome_of("mine", claim, finished(claim, tmp_path, seeds=2), quick=False)
+    assert list(outcome.runs) == ["a", "b", "c"] and outcome.runs["c"][1].tokens < 0
+    assert re.search(r"^\| c \| 2 \| -", write_claims([outcome], tmp_path / "docs").read_text(), re.M)
+
+
 def test_a_claim_without_two_seeds_is_untried(claim: Claim, tmp_path: Path):
     outcome = outcome_of("mine", claim, finished(claim, tmp_path, seeds=2)[:2], quick=True)
     assert outcome.word() == "untried" and "quick" in write_claims([outcome], tmp_path / "docs").read_text()
@@ -306,4 +314,4 @@ def test_unsolvable_problems_and_the_phases_in_another_order_in_small(tmp_path: 
     assert all(step["outcome/correct"] == 0 for step in wrong.steps["phase2"])
     assert wrong.best["phase2"]["step"] == 2  # the last model counts, best or not
     assert list(other.steps) == ["phase1", "phase2"] and other.stages["phase2"].num_tokens > 0
-    assert numbers(other, "phase2").folder == todo[1].folder.name
+    assert numbers(other).folder == todo[1].folder.name

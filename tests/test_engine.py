@@ -20,6 +20,7 @@ from conclip.models.load import load_policy
 from conclip.rollout.child import ChildEngine
 from conclip.rollout.collect import collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
+from conclip.rollout.pool import EnginePool
 from conclip.rollout.vllm_engine import VllmEngine, check_platform, engine_settings
 from conclip.training.backend import Backend
 from conclip.training.batch import collate
@@ -325,3 +326,15 @@ def test_vllm_knows_the_settings_of_either_platform(on_cpu: bool):
     assert settings.get("block_size", 0) <= 32  # prompts are shared in whole blocks only
     sleeps, one_step = "enable_sleep_mode" in settings, settings["max_num_batched_tokens"] >= 9_000
     assert (sleeps, one_step) == (not on_cpu, on_cpu)  # a CPU has nothing to give back, and holds a prompt in one step
+
+
+def test_two_engines_give_the_tokens_of_one(engine: RolloutEngine, random_model: Path):
+    """Where candidates are not tied; what else was in a batch changes the last digits of a log-prob."""
+    here = run(engine)
+    pool = EnginePool(LAB_MODEL, dataclasses.replace(ROLLOUT, num_engines=2), **SETTINGS)
+    try:
+        assert tokens(run(pool)) == tokens(here)
+        pool.update_weights(load_policy(random_model, torch.device("cpu")).state_dict().items(), 5)
+        assert {completion.policy_version for completion in run(pool).values()} == {5}
+    finally:
+        pool.close()

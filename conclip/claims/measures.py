@@ -23,19 +23,20 @@ def difference(contrast: Contrast, first: RunData, second: RunData | None) -> fl
 
 @dataclass(frozen=True, slots=True)
 class RunNumbers:
-    """What came of one run with one seed, over all of its test responses."""
+    """What came of one run with one seed: its last model's test responses against those of the base model."""
 
     folder: str
     tokens: float
-    """mean length of the trained model's responses [% more than the base model's]"""
+    """mean length [% more]"""
     accuracy: float
-    """its accuracy [points more than the base model's]"""
+    """accuracy [points more]"""
     truncated: float
-    """share of its responses that were truncated"""
+    """share of truncated responses"""
 
 
-def numbers(run: RunData, model: str) -> RunNumbers:
-    """Return the numbers of a run's model. Raises UserError where it did not evaluate that model and the base model."""
+def numbers(run: RunData) -> RunNumbers:
+    """Return the numbers of the model that a run ended with. Raises UserError where it did not evaluate the base model."""
+    model = run.rows[-1].model if run.rows else BASE
     tokens, accuracy = (
         difference(Contrast(measure=measure, first="", expect="less", relevant=1, model=model), run, None)
         for measure in ("tokens", "accuracy")

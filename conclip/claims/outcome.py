@@ -61,17 +61,9 @@ def outcome_of(name: str, claim: Claim, runs: Sequence[PlannedRun], *, quick: bo
         claim=claim,
         quick=quick,
         differences={key: _differences(contrast, data) for key, contrast in claim.contrasts.items()},
-        runs={
-            name: {seed: numbers(data[run, seed], _last_model(claim, name)) for run, seed in data if run == name}
-            for name in claim.runs
-        },
+        runs={name: {seed: numbers(found) for (run, seed), found in data.items() if run == name} for name in claim.runs},
         seconds=sum(float(read_object(run.done_file).get("seconds", 0.0)) for run in done),
     )
-
-
-def _last_model(claim: Claim, run: str) -> str:
-    """Return the model by which a run is shown: the one that the contrasts measure, of several the last."""
-    return max(contrast.model for contrast in claim.contrasts.values() if run in (contrast.first, contrast.second))
 
 
 def _differences(contrast: Contrast, data: Mapping[tuple[str, int], RunData]) -> dict[int, float]:

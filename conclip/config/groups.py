@@ -246,6 +246,7 @@ class RolloutConfig:
     tensor_parallel_size: Annotated[int, at_least(1)]
     enforce_eager: bool
     deterministic: bool = False
+    num_engines: Annotated[int, at_least(1)] = 1
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,7 @@ def response_key(model_hash: str, task: Task, config: BaseConfig) -> str:
     prompt = [task.messages, dict(task.template_kwargs)] if task.messages else task.prompt_token_ids
     engine = [config.model.dtype, rollout.max_num_seqs, rollout.max_num_batched_tokens, rollout.tensor_parallel_size]
     engine += [rollout.kv_cache_gib, rollout.max_model_len, rollout.enforce_eager, config.model.stop_tokens]
+    engine += [rollout.num_engines] if rollout.num_engines > 1 else []
     if task.messages:
         engine = []
     judged = [problem.golds, problem.choices, problem.tolerance, GRADER_VERSION, asdict(task.thinking)]

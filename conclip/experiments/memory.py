@@ -126,9 +126,13 @@ def _engine(config: BaseConfig, model: ModelSize, place: Place) -> Iterator[Part
             share = math.inf  # it would not start
         yield Part(name="engine: its share", sampling=share, transfer=share)
         return
-    cache = config.rollout.kv_cache_gib
+    number = config.rollout.num_engines
+    cache, weights = number * config.rollout.kv_cache_gib, number * weights
     yield Part(name="engine: weights", sampling=weights, transfer=weights, update=weights)
     yield Part(name="engine: KV cache", sampling=cache, transfer=cache, update=cache)
+    if number > 1:  # each is a process
+        beside = number * LIBRARIES[place.kind]
+        yield Part(name="engine: libraries", sampling=beside, transfer=beside, update=beside, exact=False)
 
 
 def engine_share(config: BaseConfig, model: ModelSize, place: Place) -> float:

@@ -96,10 +96,11 @@ class ChildEngine:
         *,
         warn: Callable[[str], None] = lambda text: None,
         start: Callable[..., RolloutEngine] = vllm_engine,
+        wait: bool = True,
         **settings: Any,
     ) -> None:
         """Start the child. `start` makes the engine there: a module-level function, called with model, config and
-        `settings`."""
+        `settings`. With `wait=False`, `ready` must be called before anything else."""
         self._arguments, self._warn = (start, model_path, config, settings), warn
         self._dtype = cast(torch.dtype, getattr(torch, settings["dtype"]))
         self._weights: Path | None = None
@@ -121,10 +122,18 @@ class ChildEngine:
         atexit.register(self.close)
         remove_orphans()
         try:
-            self._start()
+            self._begin()
+            if wait:
+                self.ready()
         except BaseException:
             self.close()
             raise
+
+    def ready(self) -> None:
+        """Wait until the engine has started. Raises what ended it; `close` is the caller's then."""
+        self._takes_adapters = bool(self._wait_done())
+        if self._has_workers:
+            self._workers = psutil.Process(self._process.pid).children(recursive=True)
 
     @property
     def policy_version(self) -> int:
@@ -165,7 +174,6 @@ class ChildEngine:
     def update_weights(
         self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int, adapter: Path | None = None
     ) -> None:
-        assert adapter is None or not isinstance(source, Path)
         old, self._version, self._asleep = self._shared, version, False
         if isinstance(source, Path):
             self._weights, self._shared = source, None
@@ -175,7 +183,7 @@ class ChildEngine:
             self._shared = as_folder(source, self._dtype)
             self._weights = Path(self._shared.name)
         self._adapter = adapter
-        if adapter is not None:
+        if adapter is not None and self._shared is not None:
             self._adapter = Path(shutil.copytree(adapter, self._weights / "adapter"))
         self._command("update_weights", self._weights, version, self._adapter)
         if old is not None:
@@ -228,17 +236,23 @@ class ChildEngine:
         except EngineDied as again:
             self._restart(again)
 
+    @property
+    def _has_workers(self) -> bool:
+        return self._arguments[2].tensor_parallel_size > 1
+
     def _start(self) -> None:
+        """Start a child, and wait for its engine."""
+        self._begin()
+        self.ready()
+
+    def _begin(self) -> None:
         protect_children()
         context = multiprocessing.get_context("spawn")
         self._pipe, child_end = context.Pipe()
-        has_workers = self._arguments[2].tensor_parallel_size > 1  # a daemon may not start the engine's workers
-        self._process = context.Process(target=_serve, args=(child_end, *self._arguments), daemon=not has_workers)
+        daemon = not self._has_workers  # a daemon may not start the engine's workers
+        self._process = context.Process(target=_serve, args=(child_end, *self._arguments), daemon=daemon)
         self._process.start()
         child_end.close()
-        self._takes_adapters = bool(self._wait_done())
-        if has_workers:
-            self._workers = psutil.Process(self._process.pid).children(recursive=True)
 
     def _stop(self) -> None:
         if self._process.is_alive():

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from conclip.config.groups import PromptVariant
@@ -334,6 +335,12 @@ def start_engine(
         "adapter": config.model.adapter,
     }
     by_transformers = implementation(model_path, trust_remote_code=config.model.trust_remote_code) == "transformers"
+    if config.rollout.num_engines > 1:
+        from conclip.rollout.pool import EnginePool  # noqa: PLC0415
+
+        if torch.cuda.is_available():
+            raise UserError("rollout.num_engines: several engines run on a CPU only; set it to 1")
+        return EnginePool(model_path, config.rollout, warn=warn, **settings)
     if config.rollout.engine == "child_process" or by_transformers:
         from conclip.rollout.child import ChildEngine  # noqa: PLC0415  only what is used gets imported
 

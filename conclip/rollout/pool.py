@@ -1,0 +1,104 @@
+"""Several engines behind the interface of one, each in a process of its own."""
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from conclip.config.groups import RolloutConfig
+from conclip.rollout.child import ChildEngine, vllm_engine
+from conclip.rollout.engine import RolloutEngine
+from conclip.rollout.weights import WeightsFolder, as_folder
+from conclip.types import Completion, Request, SamplingSpec
+
+
+def with_threads(num_threads: int, start: Callable[..., RolloutEngine], *arguments: Any, **settings: Any) -> RolloutEngine:
+    """Start an engine that computes with so many threads."""
+    torch.set_num_threads(num_threads)
+    return start(*arguments, **settings)
+
+
+class EnginePool:
+    """A `RolloutEngine` of `rollout.num_engines` engines, which share the processor's threads.
+
+    The k-th request of a submission goes to engine k modulo their number, whichever is faster: the same requests give the
+    same responses again. An engine whose process dies is started again, as `ChildEngine` does.
+    """
+
+    def __init__(
+        self,
+        model_path: Path,
+        config: RolloutConfig,
+        *,
+        warn: Callable[[str], None] = lambda text: None,
+        start: Callable[..., RolloutEngine] = vllm_engine,
+        **settings: Any,
+    ) -> None:
+        """Start the engines side by side. `start` makes one, as for `ChildEngine`."""
+        number = config.num_engines
+        start = partial(with_threads, max(1, torch.get_num_threads() // number), start)
+        self._dtype = cast(torch.dtype, getattr(torch, settings["dtype"]))
+        self._shared: WeightsFolder | None = None
+        """The folder of the weights that all of them have; None for those of a model folder."""
+        self._engines: list[ChildEngine] = []
+        try:
+            for _ in range(number):
+                self._engines.append(ChildEngine(model_path, config, warn=warn, start=start, wait=False, **settings))
+            for engine in self._engines:
+                engine.ready()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def policy_version(self) -> int:
+        return self._engines[0].policy_version
+
+    def submit(self, requests: Sequence[Request], spec: SamplingSpec) -> None:
+        for index, engine in enumerate(self._engines):
+            if mine := requests[index :: len(self._engines)]:
+                engine.submit(mine, spec)
+
+    def poll(self) -> list[Completion]:
+        return [completion for engine in self._engines for completion in engine.poll()]
+
+    def progress(self) -> int:
+        return sum(engine.progress() for engine in self._engines)
+
+    def abort(self) -> None:
+        for engine in self._engines:
+            engine.abort()
+
+    def takes_adapters(self) -> bool:
+        return all(engine.takes_adapters() for engine in self._engines)
+
+    def update_weights(
+        self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int, adapter: Path | None = None
+    ) -> None:
+        old, self._shared = self._shared, None
+        if not isinstance(source, Path):
+            self._shared = as_folder(source, self._dtype)
+            source = Path(self._shared.name)
+            if adapter is not None:
+                adapter = Path(shutil.copytree(adapter, source / "adapter"))
+        for engine in self._engines:
+            engine.update_weights(source, version, adapter)
+        if old is not None:
+            old.cleanup()
+
+    def reset_cache(self) -> None:
+        for engine in self._engines:
+            engine.reset_cache()
+
+    def sleep(self) -> None:
+        for engine in self._engines:
+            engine.sleep()
+
+    def close(self) -> None:
+        for engine in self._engines:
+            engine.close()
+        if self._shared is not None:
+            self._shared.cleanup()

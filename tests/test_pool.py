@@ -1,0 +1,115 @@
+"""Several engines in processes of their own, as one. The engines inside are scripted; test_engine.py has two of vLLM's."""
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from conclip.errors import UserError
+from conclip.models.folder import LAB_MODEL
+from conclip.models.load import load_policy
+from conclip.rollout.engine import RolloutEngine
+from conclip.rollout.pool import EnginePool
+from conclip.types import Completion
+from tests.asking import SPEC, requests, run, tokens
+from tests.engines import ROLLOUT, SETTINGS
+from tests.scripted import ScriptedEngine, WithAdapters, refusing
+
+pytestmark = pytest.mark.whole
+
+THREE = dataclasses.replace(ROLLOUT, num_engines=3)
+
+
+@pytest.fixture
+def here() -> RolloutEngine:
+    return ScriptedEngine(LAB_MODEL, ROLLOUT, **SETTINGS)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def pool(said: list[str]) -> Iterator[EnginePool]:
+    pool = EnginePool(LAB_MODEL, THREE, warn=said.append, start=ScriptedEngine, **SETTINGS)
+    yield pool
+    pool.close()
+    assert not any(engine._process.is_alive() for engine in pool._engines)
+
+
+def same(mine: dict[str, Completion], others: dict[str, Completion]) -> bool:
+    """Whether two engines gave the same responses: tokens and versions, and log-probs up to what else was in the batch."""
+    exact = [
+        {key: dataclasses.replace(one, logprobs=()) for key, one in completions.items()} for completions in (mine, others)
+    ]
+    return exact[0] == exact[1] and all(mine[key].logprobs == pytest.approx(others[key].logprobs, abs=1e-4) for key in mine)
+
+
+def test_several_engines_answer_as_one_even_when_one_is_killed(
+    pool: EnginePool, here: RolloutEngine, said: list[str], random_model: Path
+):
+    began = run(here)
+    assert same(run(pool), began)
+    assert pool.progress() == sum(len(ids) for ids in tokens(began).values())
+    weights = dict(load_policy(random_model, torch.device("cpu")).state_dict())
+    here.update_weights(weights.items(), 5)
+    pool.update_weights(weights.items(), 5)
+    updated = run(here)
+    through_pool = run(pool)
+    assert same(through_pool, updated) and not same(updated, began) and pool.policy_version == 5
+    pool.reset_cache()
+    pool.submit(requests(), SPEC)
+    pool._engines[1]._process.kill()
+    found: dict[str, Completion] = {}
+    while len(found) < len(updated):
+        found |= {completion.request_id: completion for completion in pool.poll()}
+    assert found == through_pool and len(said) == 1 and "started again" in said[0]
+    pool.update_weights(LAB_MODEL, 6)
+    assert {c.policy_version for c in run(pool).values()} == {6}
+
+
+def test_requests_go_to_engines_by_their_place(pool: EnginePool):
+    """Seven requests to three engines: 3, 2 and 2; two requests leave one engine without work."""
+    pool.submit(requests()[:7], SPEC)
+    assert [len(engine._undelivered) for engine in pool._engines] == [3, 2, 2]
+    pool.abort()
+    assert pool.poll() == []
+    pool.submit(requests()[:2], SPEC)
+    found: list[Completion] = []
+    while len(found) < 2:
+        found += pool.poll()
+    assert {completion.request_id for completion in found} == {request.request_id for request in requests()[:2]}
+
+
+def test_an_adapter_reaches_every_engine_and_may_go(said: list[str], tmp_path: Path):
+    pool = EnginePool(LAB_MODEL, THREE, warn=said.append, start=WithAdapters, **SETTINGS)
+    weights = load_policy(LAB_MODEL, torch.device("cpu")).state_dict()
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    save_file({"shift": torch.full((128,), 0.5)}, adapter / "adapter_model.safetensors")
+    try:
+        assert pool.takes_adapters()
+        plain = run(pool)
+        pool.update_weights(weights.items(), 1, adapter)
+        shutil.rmtree(adapter)
+        adapted = run(pool)
+        assert all(adapted[key].logprobs != plain[key].logprobs for key in plain)
+        pool._engines[2]._process.kill()
+        assert run(pool) == adapted
+        pool.sleep()
+    finally:
+        pool.close()
+
+
+def test_an_engine_that_is_refused_leaves_no_process():
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    with pytest.raises(UserError, match="refuse"):
+        EnginePool(LAB_MODEL, THREE, start=refusing, **SETTINGS)
+    left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+    assert not [p for p in left if "multiprocessing.spawn" in " ".join(p.cmdline())]
