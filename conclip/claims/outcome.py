@@ -30,6 +30,8 @@ class Outcome:
     """run -> seed -> what came of it"""
     seconds: float
     """time of its runs, one after another"""
+    machine: str = ""
+    """what they ran on"""
 
     def verdict(self, contrast: str) -> Verdict:
         settings = self.claim.contrasts[contrast]
@@ -63,7 +65,12 @@ def outcome_of(name: str, claim: Claim, runs: Sequence[PlannedRun], *, quick: bo
         differences={key: _differences(contrast, data) for key, contrast in claim.contrasts.items()},
         runs={name: {seed: numbers(found) for (run, seed), found in data.items() if run == name} for name in claim.runs},
         seconds=sum(float(read_object(run.done_file).get("seconds", 0.0)) for run in done),
+        machine=", ".join(sorted({_machine(run) for run in data.values()})),
     )
+
+
+def _machine(run: RunData) -> str:
+    return f"{run.environment.get('num_cpus', '?')}-core {run.environment.get('machine', 'unknown')} CPU"
 
 
 def _differences(contrast: Contrast, data: Mapping[tuple[str, int], RunData]) -> dict[int, float]:

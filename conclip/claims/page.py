@@ -47,7 +47,10 @@ def _verdicts(outcomes: Sequence[Outcome]) -> str:
 
 
 def _word(outcome: Outcome) -> str:
-    return f"**{outcome.word()}**" + (" (quick: two seeds, smaller runs)" if outcome.quick else "")
+    word = f"**{outcome.word()}**" + (" (quick: two seeds, smaller runs)" if outcome.quick else "")
+    holding = sum(cells[-1] == "holds" for cells in contrast_rows(outcome))
+    total = len(outcome.claim.contrasts)
+    return word if holding == total else f"{word}: {holding} of {total} differences hold"
 
 
 def _section(outcome: Outcome) -> str:
@@ -60,7 +63,7 @@ def _section(outcome: Outcome) -> str:
         lines += [f"**The lab's design:** {escape.markdown(claim.designed)}", ""]
     lines += [
         f"To reproduce: `conclip claims {outcome.name}{' --quick' if outcome.quick else ''}` "
-        f"({outcome.seconds / 3600:.1f} hours of one process).",
+        f"({outcome.seconds / 3600:.1f} hours of one process; {outcome.machine}).",
         "",
     ]
     return "\n".join(lines)
