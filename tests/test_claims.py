@@ -305,7 +305,9 @@ def test_unsolvable_problems_and_the_phases_in_another_order_in_small(tmp_path: 
     unsolvable = replace(shipped["c2"], quick=[*SMALL, f"phases.phase2={TINY}"])
     reversed_ = replace(shipped["c4_order"], quick=[*SMALL, f"phases.phase1={TINY}", f"phases.phase2={TINY}"])
     todo = [
-        *planned("c2", replace(unsolvable, runs={"wrong 100": unsolvable.runs["wrong 100"]}), [0], tmp_path, quick=True),
+        *planned(
+            "c2", replace(unsolvable, runs={"wrong": unsolvable.runs["100 % wrong answers"]}), [0], tmp_path, quick=True
+        ),
         *planned("c4", replace(reversed_, runs={"first": reversed_.runs["phase 2 first"]}), [0], tmp_path, quick=True),
     ]
     carry_out(todo, tmp_path, jobs=2, tell=lambda *_: None)
