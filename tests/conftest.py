@@ -27,7 +27,7 @@ from conclip.training.learner import Learner
 from conclip.training.phase import PhaseInputs
 from conclip.training.trainer import Trainer
 from conclip.types import Completion, EvalRow, FinishReason, Grade, Outcome, Problem, Rollout, RolloutGroup
-from tests.engines import SEAM, Engines
+from tests.engines import ROLLOUT, SEAM, SETTINGS, Engines
 from tests.scripted import ScriptedEngine
 
 # The same examples in every run, and none fails for being slow on a busy machine
@@ -78,6 +78,18 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Qwen2ForCausalLM(model_config(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def here() -> ScriptedEngine:
+    """An engine in this process, to compare those in others with."""
+    return ScriptedEngine(LAB_MODEL, ROLLOUT, **SETTINGS)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """What the owner of an engine in another process is warned of."""
+    return []
 
 
 @cache

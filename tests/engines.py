@@ -9,6 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
+
 from conclip.config.compose import load_config
 from conclip.config.groups import RolloutConfig
 from conclip.models.folder import LAB_MODEL
@@ -63,3 +66,10 @@ class Engines:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+
+
+def shifting_adapter(folder: Path) -> Path:
+    """Make the folder of an adapter for `scripted.WithAdapters`."""
+    folder.mkdir()
+    save_file({"shift": torch.full((128,), 0.5)}, folder / "adapter_model.safetensors")
+    return folder

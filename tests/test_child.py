@@ -12,7 +12,6 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from conclip.errors import UserError
 from conclip.models.folder import LAB_MODEL
@@ -21,22 +20,10 @@ from conclip.rollout.child import ChildEngine
 from conclip.rollout.engine import EngineDied, RolloutEngine
 from conclip.types import Completion
 from tests.asking import SPEC, killed_amid, requests, run, tokens
-from tests.engines import ROLLOUT, SETTINGS
+from tests.engines import ROLLOUT, SETTINGS, shifting_adapter
 from tests.scripted import ScriptedEngine, WithAdapters, broken, failing, refusing, with_worker
 
 pytestmark = pytest.mark.whole
-
-
-@pytest.fixture
-def here() -> RolloutEngine:
-    """The same in this process."""
-    return ScriptedEngine(LAB_MODEL, ROLLOUT, **SETTINGS)
-
-
-@pytest.fixture
-def said() -> list[str]:
-    """What the child's owner is warned of."""
-    return []
 
 
 @pytest.fixture
@@ -97,9 +84,7 @@ def test_a_child_that_dies_as_it_is_put_to_sleep_sleeps(child: ChildEngine):
 def test_a_child_that_is_started_again_has_its_adapter(said: list[str], tmp_path: Path):
     child = ChildEngine(LAB_MODEL, ROLLOUT, warn=said.append, start=WithAdapters, **SETTINGS)
     weights = load_policy(LAB_MODEL, torch.device("cpu")).state_dict()
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    save_file({"shift": torch.full((128,), 0.5)}, adapter / "adapter_model.safetensors")
+    adapter = shifting_adapter(tmp_path / "adapter")
     try:
         assert child.takes_adapters()
         plain = logprobs(run(child))

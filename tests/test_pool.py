@@ -8,7 +8,6 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from conclip.errors import UserError
 from conclip.models.folder import LAB_MODEL
@@ -17,22 +16,12 @@ from conclip.rollout.engine import RolloutEngine
 from conclip.rollout.pool import EnginePool
 from conclip.types import Completion
 from tests.asking import SPEC, requests, run, tokens
-from tests.engines import ROLLOUT, SETTINGS
+from tests.engines import ROLLOUT, SETTINGS, shifting_adapter
 from tests.scripted import ScriptedEngine, WithAdapters, refusing
 
 pytestmark = pytest.mark.whole
 
 THREE = dataclasses.replace(ROLLOUT, num_engines=3)
-
-
-@pytest.fixture
-def here() -> RolloutEngine:
-    return ScriptedEngine(LAB_MODEL, ROLLOUT, **SETTINGS)
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
 
 
 @pytest.fixture
@@ -90,9 +79,7 @@ def test_requests_go_to_engines_by_their_place(pool: EnginePool):
 def test_an_adapter_reaches_every_engine_and_may_go(said: list[str], tmp_path: Path):
     pool = EnginePool(LAB_MODEL, THREE, warn=said.append, start=WithAdapters, **SETTINGS)
     weights = load_policy(LAB_MODEL, torch.device("cpu")).state_dict()
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    save_file({"shift": torch.full((128,), 0.5)}, adapter / "adapter_model.safetensors")
+    adapter = shifting_adapter(tmp_path / "adapter")
     try:
         assert pool.takes_adapters()
         plain = run(pool)

@@ -168,15 +168,20 @@ class PassRate:
 
 def pooled_probabilities(rates: Sequence[PassRate], band: Band) -> Probabilities:
     """Return posterior probabilities that each pass rate lies below, inside or above the band, [3, N]."""
-    correct, judged = np.array([(rate.num_correct, rate.num_samples) for rate in rates], dtype=int).reshape(-1, 2).T
-    return probabilities(correct, judged, band, prior=priors([rate.stratum for rate in rates], correct, judged))
+    correct, judged, prior = _counts_and_prior(rates)
+    return probabilities(correct, judged, band, prior=prior)
 
 
 def pooled_means(rates: Sequence[PassRate]) -> list[float]:
     """Return the posterior mean of each pass rate."""
+    correct, judged, (a, b) = _counts_and_prior(rates)
+    return ((a + correct) / (a + b + judged)).tolist()
+
+
+def _counts_and_prior(rates: Sequence[PassRate]) -> tuple[Any, Any, tuple[Any, Any]]:
+    """Return correct and judged responses of each problem, and its prior's two parameters, [N] each."""
     correct, judged = np.array([(rate.num_correct, rate.num_samples) for rate in rates], dtype=int).reshape(-1, 2).T
-    a, b = priors([rate.stratum for rate in rates], correct, judged)
-    return list(((a + correct) / (a + b + judged)).tolist())
+    return correct, judged, priors([rate.stratum for rate in rates], correct, judged)
 
 
 def pass_rates(rows: Iterable[EvalRow], band: Band, *, model_hash: str, sampling_hash: str) -> list[PassRate]:

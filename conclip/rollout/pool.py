@@ -29,15 +29,9 @@ class EnginePool:
     """
 
     def __init__(
-        self,
-        model_path: Path,
-        config: RolloutConfig,
-        *,
-        warn: Callable[[str], None] = lambda text: None,
-        start: Callable[..., RolloutEngine] = vllm_engine,
-        **settings: Any,
+        self, model_path: Path, config: RolloutConfig, *, start: Callable[..., RolloutEngine] = vllm_engine, **settings: Any
     ) -> None:
-        """Start the engines side by side. `start` makes one, as for `ChildEngine`."""
+        """Start the engines side by side. All arguments are those of `ChildEngine`."""
         number = config.num_engines
         start = partial(with_threads, max(1, torch.get_num_threads() // number), start)
         self._dtype = cast(torch.dtype, getattr(torch, settings["dtype"]))
@@ -46,7 +40,7 @@ class EnginePool:
         self._engines: list[ChildEngine] = []
         try:
             for _ in range(number):
-                self._engines.append(ChildEngine(model_path, config, warn=warn, start=start, wait=False, **settings))
+                self._engines.append(ChildEngine(model_path, config, start=start, wait=False, **settings))
             for engine in self._engines:
                 engine.ready()
         except BaseException:
