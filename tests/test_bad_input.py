@@ -326,6 +326,8 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "latest that is a folder": (lambda p: ["eval", "debug=eval", *copied_latest(p)], ("latest", "move it away")),
     "flag of another meaning": (of("eval", "--config-path", "./nowhere"), ("--config-path", "--config-dir")),
     "outputs in a file": (lambda p: ["eval", "debug=eval", f"paths.outputs={p.file('x')}/here"], ("paths.outputs",)),
+    "stages from nowhere": (of("eval", "debug=eval", "paths.stages_from=nowhere"), ("paths.stages_from", "nowhere")),
+    "stages from a file": (lambda p: ["eval", "debug=eval", f"paths.stages_from={p.file('x')}"], ("paths.stages_from",)),
     "dry run of a bad value": (of("two-phase", "--dry-run", "phase2.num_steps=0"), ("phase2.num_steps",)),
     "config folder": (of("eval", "--config-dir", "./nowhere", "seed=x"), ("nowhere",)),
 }

@@ -14,7 +14,7 @@ from conclip.claims.config import Claim, Contrast, check_runs, claim_files, load
 from conclip.claims.measures import difference, numbers
 from conclip.claims.outcome import Outcome, from_json, outcome_of, recorded, to_json
 from conclip.claims.page import write_claims
-from conclip.claims.runs import PlannedRun, carry_out, planned
+from conclip.claims.runs import PlannedRun, carry_out, in_order, planned
 from conclip.claims.verdict import Verdict, judge, overall
 from conclip.cli.main import main
 from conclip.errors import MachineFailure, UserError
@@ -207,6 +207,13 @@ def test_what_ended_is_not_run_again_unless_its_overrides_changed(
     assert len(started) == 5 and all(run.is_done() for run in twice)
     write_json(todo[0].done_file, {"overrides": ["algo=ppo"], "seconds": 1.0})
     assert [run.is_done() for run in todo] == [False, True, True, True]
+
+
+def test_runs_side_by_side_have_different_seeds(claim: Claim, tmp_path: Path):
+    todo = planned("mine", claim, range(3), tmp_path, quick=False)
+    alone, pairs = ([(run.run, run.seed) for run in in_order(todo, jobs)] for jobs in (1, 2))
+    assert alone == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert pairs == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("a", 2), ("b", 2)]
 
 
 def test_a_run_that_fails_ends_the_claim_and_names_its_log(claim: Claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

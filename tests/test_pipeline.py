@@ -125,6 +125,30 @@ def test_another_attempt_of_the_run_lends_its_stages(config: BaseConfig, tmp_pat
     assert (first / "out.txt").read_text() == "abc"
 
 
+def test_a_run_in_stages_from_lends_its_stages(config: BaseConfig, tmp_path: Path):
+    first, _ = do(config, "one", "abc", model="m")
+
+    def borrowing(name: str, place: Path) -> BaseConfig:
+        where = [f"paths.outputs={tmp_path}", f"paths.stages_from={place}", "resume=never"]
+        return load_config("eval", *where, f"name={name}")
+
+    for number, place in enumerate((first.parent.parent, first.parent, tmp_path / "eval" / "y0")):
+        folder, worked = do(borrowing(f"y{number}", place), "two", "other", model="m")
+        assert not worked and (folder / "out.txt").read_text() == "abc"
+        assert read_stages(folder)["stage"].taken_from == "x/attempt-001"
+        assert (folder / "metrics.jsonl").read_text() == (first / "metrics.jsonl").read_text()
+    # other inputs, harmed files, and a run's own attempts where it is to begin anew are not lent
+    assert do(borrowing("z", first.parent), "two", "other", model="another")[1]
+    (first / "out.txt").write_text("harmed")
+    assert do(borrowing("z2", first.parent), "two", "other", model="m")[1]
+    assert do(borrowing("z2", tmp_path / "eval" / "z2"), "two", "other", model="m")[1]
+    # a folder with links is not followed
+    (first / "out.txt").unlink()
+    (first / "out.txt").symlink_to("/etc/hostname")
+    with pytest.raises(UserError, match="link"):
+        do(borrowing("z3", first.parent), "two", "other", model="m")
+
+
 def test_two_processes_cannot_work_in_one_attempt(config: BaseConfig):
     run = Run("eval", config, "same")
     with pytest.raises(UserError, match="being worked on"):

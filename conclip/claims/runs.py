@@ -63,7 +63,7 @@ def mean_seconds(runs: Sequence[PlannedRun]) -> float | None:
 def carry_out(runs: Sequence[PlannedRun], out: Path, *, jobs: int, tell: Callable[[PlannedRun, float], None]) -> None:
     """Run what is not done, `jobs` processes side by side, each with its share of the cores. `tell` hears of each that ended
     and of its seconds. Raises MachineFailure naming the log of a run that failed, after stopping the others."""
-    left = iter({run.folder: run for run in runs if not run.is_done()}.values())
+    left = iter({run.folder: run for run in in_order(runs, jobs) if not run.is_done()}.values())
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     going: dict[subprocess.Popen[bytes], tuple[PlannedRun, float]] = {}
     try:
@@ -89,9 +89,18 @@ def carry_out(runs: Sequence[PlannedRun], out: Path, *, jobs: int, tell: Callabl
             process.wait()
 
 
+def in_order(runs: Sequence[PlannedRun], jobs: int) -> list[PlannedRun]:
+    """Return runs in the order to start them: `jobs` seeds at a time, so that runs side by side have different seeds, and
+    take over what an earlier one measured with the same seed."""
+    places = {seed: place for place, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
+    names = {name: place for place, name in enumerate(dict.fromkeys(run.run for run in runs))}
+    return sorted(runs, key=lambda run: (places[run.seed] // jobs, names[run.run], places[run.seed]))
+
+
 def _start(run: PlannedRun, out: Path, threads: int) -> subprocess.Popen[bytes]:
     run.folder.mkdir(parents=True, exist_ok=True)
-    own = [f"name={quoted(run.folder.name)}", f"paths.outputs={quoted(str(out))}"]
+    place = [f"paths.outputs={quoted(str(out))}", f"paths.stages_from={quoted(str(run.folder.parent))}"]
+    own = [f"name={quoted(run.folder.name)}", *place]
     where = ["--config-dir", str(run.config_dir)] if run.config_dir is not None else []
     command = [*PYTHON, "-m", "conclip", SUBCOMMAND, *where, *run.overrides, *own]
     with _log(run).open("ab") as log:

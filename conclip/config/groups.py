@@ -324,6 +324,7 @@ class LoggerConfig:
 class PathsConfig:
     outputs: str
     problems: str | None
+    stages_from: str | None
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,8 @@ def load_inputs(config: BaseConfig) -> Inputs:
     """Read and check the inputs of a config. Raises UserError for a missing or damaged model folder, data file or pass-rate
     file, for token limits that do not fit the model, and for a problem that is in two of pool, validation and test."""
     check_installed(config.logger.trackers)
+    if (place := config.paths.stages_from) is not None and not expanded(place).is_dir():
+        raise UserError(f"paths.stages_from: '{place}' is no folder; give the folder of earlier runs, such as outputs/run")
     served_name: str | None = None
     if config.model.url is not None:
         from conclip.models.server import find_served_model  # noqa: PLC0415  a second to import

@@ -1,8 +1,8 @@
 """The stages of a run and their manifest: each runs once, is recorded, and is skipped while its inputs are unchanged.
 
 `manifest.json` has for each stage the hashes of its inputs and output files, its main numbers, sampled tokens and wall time.
-A stage counts as done when its inputs are the same and its files are intact. One of another attempt of the same run is
-reused by hard links or copies.
+A stage counts as done when its inputs are the same and its files are intact. One of another attempt of the same run, or of
+a run in `paths.stages_from`, is reused by hard links or copies.
 """
 
 import time
@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from conclip.errors import UserError
 from conclip.runs.checked import Count, Finite
 from conclip.runs.environment import changed_versions
-from conclip.runs.files import break_links, is_inside, link, read_object
+from conclip.runs.files import break_links, check_content, is_inside, link, read_object
 from conclip.runs.identity import content_files, digest, path_hash
 from conclip.runs.run import MANIFEST, Run
 
@@ -51,7 +51,7 @@ class StageRecord:
     made_by: dict[str, str]
     """The versions of the packages and of the project's code that ran it."""
     taken_from: str | None = None
-    """The attempt that ran it, if it was another one."""
+    """The attempt that ran it, if it was another one; "NAME/ATTEMPT" if it was one of another run."""
 
 
 _STAGES = TypeAdapter(dict[str, StageRecord])
@@ -109,16 +109,19 @@ class Pipeline:
         return record
 
     def _reuse(self, name: str, key: str) -> StageRecord | None:
-        """Reuse the stage from the newest other attempt of this run that has it: link its files here and return its
-        record."""
-        for folder in self._run.other_attempts():
+        """Reuse the stage from the first attempt that has it: link its files here and return its record."""
+        for folder in self._run.lending_attempts():
             record = read_stages(folder).get(name)
-            if record is None or record.key != key or changed_files(folder, record):
+            if record is None or record.key != key:
+                continue
+            check_content(folder)
+            if changed_files(folder, record):
                 continue
             for path in record.outputs:
                 link(folder / path, self._run.folder / path)
             self._run.copy_metrics(folder, name)
-            record = replace(record, taken_from=record.taken_from or folder.name)
+            place = folder.name if folder.parent == self._run.home else f"{folder.parent.name}/{folder.name}"
+            record = replace(record, taken_from=record.taken_from or place)
             self._write(name, record)
             return record
         return None

@@ -61,7 +61,7 @@ class Run:
         (`conclip.runs.identity`). Raises UserError when the folder cannot be used."""
         learn_secrets()
         self.home = run_home(subcommand, config)
-        self._resume = config.resume
+        self._resume, self._stages_from = config.resume, config.paths.stages_from
         try:
             with _exclusive(self.home):
                 continued = find_attempt(self.home, identity) if config.resume == "auto" else None
@@ -181,6 +181,15 @@ class Run:
         for path in others:
             check_content(path)
         return others
+
+    def lending_attempts(self) -> Iterator[Path]:
+        """Yield the folders whose stages this attempt may take over: this run's other attempts, newest first, then those of
+        the runs in `paths.stages_from`."""
+        yield from self.other_attempts()
+        if self._stages_from is not None:
+            place = expanded(self._stages_from)
+            found = {folder.resolve() for home in (place, *place.iterdir()) for folder in attempts(home)}
+            yield from sorted(folder for folder in found if folder.parent != self.home.resolve())
 
     def remove_metrics(self, stage: str, after_step: float = -math.inf) -> None:
         """Remove the metrics of a stage's steps that will run again: all, or those after a step."""
