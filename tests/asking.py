@@ -14,9 +14,8 @@ from conclip.types import Completion, Request, SamplingSpec
 
 PROBLEMS = generate("chain", levels=(2, 4, 6), split="test", num_problems=12, seed=0, source="chain")
 TOKENIZER = load_tokenizer(LAB_MODEL)
-PROMPTS = PromptSet(
-    token_ids={p.problem_id: encode_prompt(TOKENIZER, p.question, load_config("eval").model) for p in PROBLEMS}
-)
+MODEL = load_config("eval").model
+PROMPTS = PromptSet(token_ids={p.problem_id: encode_prompt(TOKENIZER, p.question, MODEL) for p in PROBLEMS})
 SPEC = SamplingSpec(temperature=1.0, max_tokens=200)
 
 

@@ -26,7 +26,8 @@ def options() -> list[tuple[str, str]]:
     return [(group.name, option.stem) for group in groups for option in sorted(group.glob("*.yaml"))]
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.whole)])
+@pytest.mark.whole
+@pytest.mark.parametrize("every", [False, True])
 @pytest.mark.parametrize(("group", "option"), options())
 def test_every_option_composes(group: str, option: str, every: bool):
     """With one subcommand that has its group; with every one of them in the tier that takes longer."""
@@ -221,16 +222,20 @@ def test_problem_sets_may_have_any_plain_name(name: str):
     for overrides in (one_by_one, whole, [f"+{override}" for override in whole]):
         found = load_config("eval", *overrides).data.test
         assert (found[name].path, found[name].num_problems) == ("x", 7) and list(found) == ["chain", name]
+
+
+def test_a_key_of_a_set_with_points_in_its_name_has_a_suggestion():
     with pytest.raises(UserError, match=r"num_problem': did you mean 'data\.test\..*\.num_problems'"):
-        load_config("eval", f"data.test.{name}={{source: dataset, num_problem: 7}}")
+        load_config("eval", "data.test.my-set.v2={source: dataset, num_problem: 7}")
 
 
 @pytest.mark.parametrize("name", ["2024", "1.10", "1e5", "007", "1_000", "true", "nan", "-3", "a=b", "2024-05-01", "null_1"])
 def test_numbers_and_signs_are_names(name: str):
-    config = load_config("eval", f"name={name}", f"model.path=runs/{name}", f"checkpoints.x={name}")
+    paths = (f"model.path=runs/{name}", "data=gsm8k", f"data.test.gsm8k.revision={name}")
+    config = load_config("eval", f"name={name}", f"checkpoints.x={name}", *paths)
     assert isinstance(config, EvalRunConfig)
     assert (config.name, config.model.path, config.checkpoints) == (name, f"runs/{name}", {"x": name})
-    assert load_config("eval", "data=gsm8k", f"data.test.gsm8k.revision={name}").data.test["gsm8k"].revision == name
+    assert config.data.test["gsm8k"].revision == name
     ((job,),) = sweep_jobs([f"name={name}"], sweeping=False)
     assert load_config("eval", job).name == name
 

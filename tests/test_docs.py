@@ -106,6 +106,7 @@ def test_the_answers_to_a_newcomers_questions_name_what_is_there():
             assert re.search(rf"\b{found[1]}\b", (TOP / paths[0]).read_text()), answer
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("line", [pytest.param(c.line, id=f"{c.page}:{c.line[:60]}") for c in commands()])
 def test_a_command_of_the_docs_would_start(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     words = [word for word in shlex.split(filled(line, tmp_path)) if not re.match(r"[A-Z_]+=", word)]

@@ -28,9 +28,11 @@ from conclip.training.summary import summarise_steps
 from conclip.types import Outcome, RolloutGroup
 from tests.conftest import gradient_of, make_group, make_rollout
 
+LOADED = load_config("train-phase2")
+
 
 def config(**changes: object) -> LearnConfig:
-    loaded = load_config("train-phase2")
+    loaded = LOADED
     assert isinstance(loaded, LearnConfig)
     algo = {"updates_per_rollout": 1, "kl_coef": 0.1} | {k: v for k, v in changes.items() if hasattr(loaded.algo, k)}
     trainer = {k: v for k, v in changes.items() if hasattr(loaded.trainer, k)}

@@ -186,6 +186,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", PLANTED.values(), ids=PLANTED.keys())
 @pytest.mark.parametrize("kind", ["link", "dangling", "pipe"])
 def test_links_and_pipes_in_run_folders_are_refused(name: str, kind: str, tmp_path: Path):
@@ -569,6 +570,7 @@ FILES = ("manifest.json", "environment.json", "results.json", "training-phase1.j
 LINES = ("rows-base.jsonl", "metrics.jsonl", "questions.jsonl", "pass_rates.jsonl")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", FILES + LINES)
 def test_values_of_the_wrong_type_are_one_line(small: Path, name: str):
     """Every value of every file, by each kind of junk: it is read, or refused by UserError."""
