@@ -68,8 +68,8 @@ careful-model: $(VENV)/.installed ## a lab model whose re-checks repair, for a c
 lab-report: $(VENV)/.installed ## measure the embedded model: accuracy and length by level, and what re-checks are worth
 	$(BIN)/python benchmarks/lab_report.py $(ARGS)
 
-bench: $(VENV)/.installed ## rollout speed against a bare LLM.generate
-	$(BIN)/python benchmarks/rollout_speed.py $(ARGS)
+bench: $(VENV)/.installed-dev ## speed of sampling, update and step, against bare vLLM, a bare forward and backward pass, and TRL (half an hour)
+	$(BIN)/python -m benchmarks.performance $(ARGS)
 
 bench-golds: $(VENV)/.installed-dev ## golds of known value: what the grader takes for equal (ten minutes)
 	$(BIN)/python benchmarks/grading_golds.py $(ARGS)

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,32 +28,35 @@ from conclip.types import Completion, Grade, Outcome, Problem, Rollout, RolloutG
 PROMPT_TOKENS = 64
 
 
-def responses(vocabulary: int, num_responses: int, num_tokens: int) -> list[RolloutGroup]:
-    """Two groups of random responses, every other one correct."""
-    generator = torch_stream("memory")
-    problems = [Problem(problem_id=name, question="q", answer="1", source="random") for name in ("p", "q")]
-    rollouts = []
-    for sample in range(num_responses):
-        ids = torch.randint(0, vocabulary, (PROMPT_TOKENS + num_tokens,), generator=generator).tolist()
-        correct = sample % 2 == 0
-        rollouts.append(
-            Rollout(
-                problem=problems[sample * 2 // num_responses],
-                sample=sample,
-                prompt_token_ids=tuple(ids[:PROMPT_TOKENS]),
-                completion=Completion(
-                    request_id=str(sample),
-                    token_ids=tuple(ids[PROMPT_TOKENS:]),
-                    logprobs=(-1.0,) * num_tokens,
-                    finish_reason="stop",
-                    policy_version=1,
-                ),
-                text="",
-                grade=Grade(outcome=Outcome.CORRECT if correct else Outcome.WRONG, extracted=None),
-                reward=1.0 if correct else -0.5,
-            )
+def as_groups(sequences: Sequence[Sequence[int]], prompt_tokens: int, group_size: int) -> list[RolloutGroup]:
+    """Groups of responses with these tokens, every other one correct."""
+    groups: list[RolloutGroup] = []
+    for first in range(0, len(sequences), group_size):
+        problem = Problem(problem_id=f"p{first}", question="q", answer="1", source="random")
+        members = enumerate(sequences[first : first + group_size])
+        groups.append(
+            RolloutGroup(problem=problem, rollouts=tuple(_rollout(problem, n, ids, prompt_tokens) for n, ids in members))
         )
-    return [RolloutGroup(problem=p, rollouts=tuple(r for r in rollouts if r.problem is p)) for p in problems]
+    return groups
+
+
+def _rollout(problem: Problem, sample: int, ids: Sequence[int], prompt_tokens: int) -> Rollout:
+    correct = sample % 2 == 0
+    return Rollout(
+        problem=problem,
+        sample=sample,
+        prompt_token_ids=tuple(ids[:prompt_tokens]),
+        completion=Completion(
+            request_id=f"{problem.problem_id}-{sample}",
+            token_ids=tuple(ids[prompt_tokens:]),
+            logprobs=(-1.0,) * (len(ids) - prompt_tokens),
+            finish_reason="stop",
+            policy_version=1,
+        ),
+        text="",
+        grade=Grade(outcome=Outcome.CORRECT if correct else Outcome.WRONG, extracted=None),
+        reward=1.0 if correct else -0.5,
+    )
 
 
 @torch.no_grad()
@@ -90,7 +94,9 @@ def main() -> None:
     assert isinstance(loaded, LearnConfig)
     vocabulary = AutoConfig.from_pretrained(arguments.model).vocab_size
     learner = Learner(Backend(arguments.model, loaded, num_updates=10), loaded)
-    tokens = collate(responses(vocabulary, arguments.responses, arguments.tokens), train_on_truncated=True)
+    generator, size = torch_stream("memory"), (PROMPT_TOKENS + arguments.tokens,)
+    ids = [torch.randint(0, vocabulary, size, generator=generator).tolist() for _ in range(arguments.responses)]
+    tokens = collate(as_groups(ids, PROMPT_TOKENS, -(-arguments.responses // 2)), train_on_truncated=True)
     scores = learner.score(tokens)
     experience = make_experience(tokens, scores, loaded.algo, kl_coef=loaded.algo.kl_coef)
     # an old policy some way off, so that the ratio is not 1 and the loss not the mean advantage

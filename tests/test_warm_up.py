@@ -15,7 +15,7 @@ from conclip.training.warm_up import boxed, choose_rows
 from conclip.types import EvalRow, Outcome
 from tests.conftest import make_row as row
 
-SETTINGS = WarmUpConfig(num_examples=5, samples_per_problem=2, num_epochs=2, batch_size=4, policy_lr=1e-3)
+SETTINGS = WarmUpConfig(num_examples=5, samples_per_problem=2, num_epochs=2, min_updates=1, batch_size=4, policy_lr=1e-3)
 RUN = ["recipe=warm_up", "name=warm"]
 
 
@@ -64,7 +64,9 @@ def test_the_recipe_warms_up_then_trains_on_other_problems(tmp_path: Path, monke
     folder = tmp_path / "outputs" / "two-phase" / "warm" / "latest"
     stages = read_stages(folder)
     assert list(stages) == ["eval-base", "probe-base", "warm-up", "probe-warm-up", "phase2", "eval-warm-up", "eval-phase2"]
-    assert stages["warm-up"].numbers["last_loss"] < stages["warm-up"].numbers["first_loss"]
+    numbers = stages["warm-up"].numbers
+    assert numbers["last_loss"] < numbers["first_loss"]
+    assert numbers["num_epochs"] == 6  # twelve updates, two a pass, since three passes would be too few
     chosen = {
         name: json.loads((folder / f"problems-{name}.json").read_text())["problem_ids"] for name in ("warm-up", "phase2")
     }

@@ -287,6 +287,7 @@ class WarmUpConfig:
     num_examples: Annotated[int, at_least(1)]
     samples_per_problem: Annotated[int, at_least(1)]
     num_epochs: Annotated[int, at_least(1)]
+    min_updates: Annotated[int, at_least(1)]
     batch_size: Annotated[int, at_least(1)]
     policy_lr: Annotated[float, above(0)]
 

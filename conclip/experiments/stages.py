@@ -216,7 +216,7 @@ class Stages:
             save_model(target, partial(export, models), prompts.tokenizer, problems=shown, earlier=trained_on(model))
             return StageOutput(
                 outputs=[str(target.relative_to(self._run.folder))],
-                numbers={"first_loss": losses[0], "last_loss": losses[-1]},
+                numbers={"first_loss": losses[0], "last_loss": losses[-1], "num_epochs": len(losses)},
                 num_tokens=0,
             )
 
@@ -230,7 +230,7 @@ class Stages:
         self._run.write_json(problems_file(name), describe_selection(Selection(chosen=choices, reserve=())))
         numbers = self._pipeline.run_stage(name, inputs, work).numbers
         self._run.say(
-            f"{name}: {settings.num_epochs} passes over {len(chosen)} responses to {len(problems)} problems; loss "
+            f"{name}: {numbers['num_epochs']:.0f} passes over {len(chosen)} responses to {len(problems)} problems; loss "
             f"{numbers['first_loss']:.3f} to {numbers['last_loss']:.3f} nats a token"
         )
         return target, set(problems)

@@ -80,11 +80,12 @@ def fine_tune(
     factor = ADAPTER_FACTOR if config.model.adapter.kind == "lora" else 1.0
     optim = dataclasses.replace(config.optim, policy_lr=factor * settings.policy_lr)
     num_updates = -(-len(examples) // settings.batch_size)
+    num_epochs = max(settings.num_epochs, -(-settings.min_updates // num_updates))
     learning = dataclasses.replace(config, algo=algo, optim=optim)
-    learner = Learner(Backend(model_path, learning, num_updates=num_updates * settings.num_epochs), learning)
+    learner = Learner(Backend(model_path, learning, num_updates=num_updates * num_epochs), learning)
     experience = _experience(examples, tokenizer)
     losses: list[float] = []
-    for epoch in range(settings.num_epochs):
+    for epoch in range(num_epochs):
         begin = epoch * num_updates
         plan = StepPlan(begin=begin, end=begin + num_updates, num_updates=num_updates, num_rows=len(examples))
         random = torch_stream(config.seed, "warm-up", "update", epoch)

@@ -1,0 +1,247 @@
+"""What is timed, one function a side. Each runs in a process of its own and returns a JSON object of numbers."""
+
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.performance.work import Work
+from conclip.config.compose import load_config
+from conclip.config.schema import LearnConfig
+from conclip.experiments.inputs import Inputs, load_inputs
+
+ROUNDS = 3
+"""Rounds within one process; the first one warms up and is not counted."""
+
+
+def config_of(work: Work, *more: str) -> tuple[LearnConfig, Inputs]:
+    config = load_config("train-phase2", *work.overrides, *more)
+    assert isinstance(config, LearnConfig)
+    return config, load_inputs(config)
+
+
+def peak_gib() -> float:
+    """The largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def counted(seconds: Sequence[float], tokens: Sequence[int]) -> dict[str, float]:
+    """The median time of 1,000 tokens over all rounds but the first."""
+    return {"s_per_1000": median(1000 * s / n for s, n in zip(seconds[1:], tokens[1:], strict=True)), "gib": peak_gib()}
+
+
+def sample_ours(work: Work) -> dict[str, float]:
+    """conclip's sampling of a step's responses, with decoding and grading."""
+    from conclip.rollout.session import encode_prompts, open_runtime
+    from conclip.runs.run import Run
+
+    with tempfile.TemporaryDirectory() as folder:
+        config, inputs = config_of(work, f"paths.outputs={folder}")
+        run, prompts = Run("bench", config, ""), encode_prompts(config, inputs.model_path, inputs.pool)
+        seconds, tokens = list[float](), list[int]()
+        with open_runtime(config, run, inputs.model_path, prompts) as runtime:
+            for number in range(ROUNDS):
+                seeded = replace(runtime, config=replace(config, seed=number))
+                began = time.monotonic()
+                groups = seeded.sample_groups("bench", inputs.pool, runtime.training_spec, work.group_size, "bench")
+                seconds.append(time.monotonic() - began)
+                tokens.append(sum(r.completion.num_tokens for group in groups for r in group.rollouts))
+        run.close()
+    return counted(seconds, tokens)
+
+
+def sample_bare(work: Work) -> dict[str, float]:
+    """`LLM.generate` on the same prompts with the same seeds, limits and log-probs, without decoding and grading."""
+    from vllm import SamplingParams, TokensPrompt
+
+    from benchmarks.bare import bare_llm
+    from conclip.rollout.collect import tasks_for
+    from conclip.rollout.session import TRAINING, encode_prompts
+    from conclip.types import SamplingSpec
+
+    config, inputs = config_of(work)
+    prompts = encode_prompts(config, inputs.model_path, inputs.pool)
+    dtype, room = config.model.dtype, config.rollout.kv_cache_gib
+    llm = bare_llm(str(inputs.model_path), dtype=dtype, max_model_len=prompts.max_model_len, kv_cache_gib=room)
+    spec = SamplingSpec(temperature=1.0, max_tokens=work.max_tokens)
+    seconds, tokens = list[float](), list[int]()
+    for number in range(ROUNDS):
+        tasks = tasks_for(inputs.pool, prompts.by_variant[TRAINING], work.group_size, (number, "bench"), spec)
+        stop = [prompts.tokenizer.eos_token_id]
+        limits = {"temperature": 1.0, "max_tokens": work.max_tokens, "logprobs": 0, "detokenize": False}
+        parameters = [SamplingParams(seed=task.seed, stop_token_ids=stop, **limits) for task in tasks]
+        llm.reset_prefix_cache()
+        began = time.monotonic()
+        asked = [TokensPrompt(prompt_token_ids=list(task.prompt_token_ids)) for task in tasks]
+        outputs = llm.generate(asked, parameters, use_tqdm=False)
+        seconds.append(time.monotonic() - began)
+        tokens.append(sum(len(output.outputs[0].token_ids) for output in outputs))
+    return counted(seconds, tokens)
+
+
+def sequences(work: Work, number: int = 0) -> list[list[int]]:
+    """Prompts of 48 tokens with responses of random ones, of log-normal length around a quarter of the limit."""
+    generator = torch.Generator().manual_seed(number)
+    _, inputs = config_of(work)
+    vocabulary = json.loads((inputs.model_path / "config.json").read_text())["vocab_size"]
+    spread = torch.randn(work.num_problems * work.group_size, generator=generator).mul(0.5).exp()
+    lengths = (spread * work.max_tokens / 4).long().clamp(8, work.max_tokens)
+    return [torch.randint(3, vocabulary, (48 + int(n),), generator=generator).tolist() for n in lengths]
+
+
+def update_ours(work: Work) -> dict[str, float]:
+    """One update of conclip's learner (GRPO: no critic, no reference), scoring left out."""
+    from benchmarks.memory import as_groups
+    from conclip.seeding import torch_stream
+    from conclip.training.backend import Backend
+    from conclip.training.batch import collate
+    from conclip.training.experience import make_experience
+    from conclip.training.learner import Learner
+
+    config, inputs = config_of(work, "algo=grpo")
+    learner = Learner(Backend(inputs.model_path, config, num_updates=ROUNDS), config)
+    seconds, scoring, tokens = list[float](), list[float](), list[int]()
+    for number in range(ROUNDS):
+        ids = sequences(work, number)
+        batch = collate(as_groups(ids, prompt_tokens=48, group_size=work.group_size), train_on_truncated=True)
+        began = time.monotonic()
+        scores = learner.score(batch)
+        scoring.append(time.monotonic() - began)
+        experience = make_experience(batch, scores, config.algo, kl_coef=0.0)
+        began = time.monotonic()
+        learner.update(experience, torch_stream("order"), kl_coef=0.0)
+        seconds.append(time.monotonic() - began)
+        tokens.append(sum(map(len, ids)))
+    return counted(seconds, tokens) | {"score_s_per_1000": counted(scoring, tokens)["s_per_1000"]}
+
+
+def update_bare(work: Work) -> dict[str, float]:
+    """A plain transformers forward and backward pass over the same sequences, none padded: those of one length together."""
+    from transformers import AutoModelForCausalLM
+
+    config, inputs = config_of(work)
+    model = AutoModelForCausalLM.from_pretrained(inputs.model_path, dtype=torch.float32)
+    if config.trainer.recompute_activations:
+        model.gradient_checkpointing_enable()
+    half = torch.autocast("cpu", torch.bfloat16, enabled=config.model.dtype == "bfloat16")
+    seconds, tokens = list[float](), list[int]()
+    for number in range(ROUNDS):
+        by_length: dict[int, list[list[int]]] = {}
+        for ids in sequences(work, number):
+            by_length.setdefault(len(ids), []).append(ids)
+        began = time.monotonic()
+        for length, rows in by_length.items():
+            size = max(1, config.trainer.max_tokens_per_micro_batch // length)
+            for first in range(0, len(rows), size):
+                input_ids = torch.tensor(rows[first : first + size])
+                with half:
+                    logits = model(input_ids=input_ids, use_cache=False).logits
+                logprobs = torch.log_softmax(logits[:, :-1].float(), -1)
+                loss = -logprobs.gather(-1, input_ids[:, 1:, None]).mean()
+                loss.backward()
+        model.zero_grad()
+        seconds.append(time.monotonic() - began)
+        tokens.append(sum(length * len(rows) for length, rows in by_length.items()))
+    return counted(seconds, tokens)
+
+
+def step_ours(work: Work, algo: str) -> dict[str, float]:
+    """Whole steps of `conclip train-phase2`, as its metrics have them."""
+    _, inputs = config_of(work)
+    names = json.dumps([problem.problem_id for problem in inputs.pool])
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        own = [f"algo={algo}", f"phase.problem_ids={names}", f"paths.outputs={folder}"]
+        command = [sys.executable, "-m", "conclip", "train-phase2", *work.overrides, *own]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        whole = time.monotonic() - began
+        lines = (Path(folder) / "train-phase2/speed/latest/metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in lines][1:]
+    parts = {name for step in steps for name in step if name.startswith("time/")}
+    of_step = [name for name in parts if name not in ("time/validate_s", "time/save_s")]
+    found = {
+        name: median(1000 * step.get(name, 0.0) / step["rollout/num_tokens"] for step in steps) for name in sorted(parts)
+    }
+    total = [1000 * math.fsum(step.get(name, 0.0) for name in of_step) / step["rollout/num_tokens"] for step in steps]
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return found | {"s_per_1000": median(total), "gib": peak, "run_s": whole}
+
+
+def step_trl(work: Work) -> dict[str, float]:
+    """Whole steps of TRL's GRPO trainer with transformers' generation: as many prompts, responses and updates."""
+    import datasets
+    import trl
+    from transformers import TrainerCallback
+
+    from conclip.grading.answers import extract_boxed
+    from conclip.models.load import load_policy, load_tokenizer
+    from conclip.rollout.session import TRAINING, encode_prompts
+
+    config, inputs = config_of(work)
+    tokenizer = load_tokenizer(inputs.model_path)
+    token_ids = encode_prompts(config, inputs.model_path, inputs.pool).by_variant[TRAINING].token_ids
+    rows = [{"prompt": tokenizer.decode(token_ids[p.problem_id]), "gold": str(p.answer)} for p in inputs.pool]
+    lengths: list[int] = []
+
+    def reward(completions: list[str], completion_ids: list[list[int]], gold: list[str], **_: Any) -> list[float]:
+        lengths.append(sum(map(len, completion_ids)))
+        return [float(extract_boxed(text) == g) for g, text in zip(gold, completions, strict=True)]
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            ends.append(time.monotonic())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.monotonic())
+
+    size = min(64, work.num_problems * work.group_size)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trl.GRPOTrainer(
+            model=load_policy(inputs.model_path, torch.device("cpu")),
+            reward_funcs=reward,
+            args=trl.GRPOConfig(
+                output_dir=folder,
+                use_cpu=True,
+                bf16=config.model.dtype == "bfloat16",
+                report_to=[],
+                save_strategy="no",
+                logging_strategy="no",
+                num_generations=work.group_size,
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=work.num_problems * work.group_size // size,
+                gradient_checkpointing=config.trainer.recompute_activations,
+                max_completion_length=work.max_tokens,
+                temperature=1.0,
+                beta=0.0,
+                max_steps=work.num_steps,
+            ),
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=tokenizer,
+            callbacks=[Clock()],
+        )
+        trainer.train()
+    seconds = [end - begin for begin, end in zip(ends[::2], ends[1::2], strict=True)]
+    return counted(seconds, lengths)
+
+
+SIDES: dict[str, Callable[[Work], dict[str, float]]] = {
+    "sample_ours": sample_ours,
+    "sample_bare": sample_bare,
+    "update_ours": update_ours,
+    "update_bare": update_bare,
+    "step_grpo": lambda work: step_ours(work, "grpo"),
+    "step_ppo": lambda work: step_ours(work, "ppo"),
+    "step_trl": step_trl,
+}
