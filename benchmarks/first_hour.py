@@ -33,6 +33,7 @@ MARKS = {
     "first table": "what may be had without training",
     "first advice": "warning: ",
     "pass rates": "probe base: ",
+    "pass rates after warm-up": "probe warm up: ",
     "a phase-2 step": "phase2 step   1",
     "the end": "final model",
 }

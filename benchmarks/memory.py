@@ -40,6 +40,13 @@ def as_groups(sequences: Sequence[Sequence[int]], prompt_tokens: int, group_size
     return groups
 
 
+def responses(vocabulary: int, num_responses: int, num_tokens: int) -> list[RolloutGroup]:
+    """Two groups of random responses."""
+    generator, size = torch_stream("memory"), (PROMPT_TOKENS + num_tokens,)
+    ids = [torch.randint(0, vocabulary, size, generator=generator).tolist() for _ in range(num_responses)]
+    return as_groups(ids, PROMPT_TOKENS, -(-num_responses // 2))
+
+
 def _rollout(problem: Problem, sample: int, ids: Sequence[int], prompt_tokens: int) -> Rollout:
     correct = sample % 2 == 0
     return Rollout(
@@ -94,9 +101,7 @@ def main() -> None:
     assert isinstance(loaded, LearnConfig)
     vocabulary = AutoConfig.from_pretrained(arguments.model).vocab_size
     learner = Learner(Backend(arguments.model, loaded, num_updates=10), loaded)
-    generator, size = torch_stream("memory"), (PROMPT_TOKENS + arguments.tokens,)
-    ids = [torch.randint(0, vocabulary, size, generator=generator).tolist() for _ in range(arguments.responses)]
-    tokens = collate(as_groups(ids, PROMPT_TOKENS, -(-arguments.responses // 2)), train_on_truncated=True)
+    tokens = collate(responses(vocabulary, arguments.responses, arguments.tokens), train_on_truncated=True)
     scores = learner.score(tokens)
     experience = make_experience(tokens, scores, loaded.algo, kl_coef=loaded.algo.kl_coef)
     # an old policy some way off, so that the ratio is not 1 and the loss not the mean advantage

@@ -21,6 +21,15 @@ def protect_children() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
+def let_threads_sleep() -> None:
+    """Let threads that wait for each other sleep soon, in this process and those that it starts, unless the environment says
+    otherwise. By default they spin a hundred times as long, at every operator of a model; on a processor that other
+    processes use, too, they then hold up the thread they wait for (docs/log.md). It must come before torch is imported,
+    and changes no digit."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+
 @contextmanager
 def lasting() -> Iterator[None]:
     """Tell Python's garbage collector that what is made inside lasts as long as the process. It neither looks for garbage

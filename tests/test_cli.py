@@ -13,6 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from conclip.cli.main import main
+from conclip.processes import let_threads_sleep
 from tests.answering import Answering, choice, completion, listening
 
 
@@ -145,3 +146,15 @@ def test_jobs_of_a_sweep_get_the_config_they_were_checked_with(tmp_path: Path):
     configs = [OmegaConf.load(tmp_path / f"outputs/eval/mine-{number}/latest/config.yaml") for number in (0, 1)]
     assert [(config.seed, config.eval.budget_tokens) for config in configs] == [(3, 99), (4, 99)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "outputs"]
+
+
+def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch):
+    for given in ({}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}):
+        for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        let_threads_sleep()
+        expected = None if "OMP_WAIT_POLICY" in given else given.get("GOMP_SPINCOUNT", "3000")
+        assert os.environ.get("GOMP_SPINCOUNT") == expected
+        os.environ.pop("GOMP_SPINCOUNT", None)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from conclip.cli.subcommands import PLAIN_SUBCOMMANDS, SUBCOMMANDS, USAGE
 from conclip.errors import EXIT_FAILED_RUN, MachineFailure, UserError, explain
-from conclip.processes import PYTHON, lasting, protect_children
+from conclip.processes import PYTHON, lasting, let_threads_sleep, protect_children
 from conclip.redact import learn_secrets, terminal_safe
 from conclip.runs.interrupts import Interrupted, end_with_parent, handle_signals
 
@@ -52,6 +52,7 @@ def main() -> None:
     learn_secrets()
     sys.excepthook = _show_bug
     protect_children()
+    let_threads_sleep()
     handle_signals()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an error that reaches the user is a bug: show the whole traceback
     try:
