@@ -33,7 +33,7 @@ def as_groups(sequences: Sequence[Sequence[int]], prompt_tokens: int, group_size
     groups: list[RolloutGroup] = []
     for first in range(0, len(sequences), group_size):
         problem = Problem(problem_id=f"p{first}", question="q", answer="1", source="random")
-        members = enumerate(sequences[first : first + group_size])
+        members = enumerate(sequences[first : first + group_size], first)
         groups.append(
             RolloutGroup(problem=problem, rollouts=tuple(_rollout(problem, n, ids, prompt_tokens) for n, ids in members))
         )
@@ -54,7 +54,7 @@ def _rollout(problem: Problem, sample: int, ids: Sequence[int], prompt_tokens: i
         sample=sample,
         prompt_token_ids=tuple(ids[:prompt_tokens]),
         completion=Completion(
-            request_id=f"{problem.problem_id}-{sample}",
+            request_id=str(sample),
             token_ids=tuple(ids[prompt_tokens:]),
             logprobs=(-1.0,) * (len(ids) - prompt_tokens),
             finish_reason="stop",

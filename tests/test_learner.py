@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,16 @@ from conclip.training.summary import summarise_steps
 from conclip.types import Outcome, RolloutGroup
 from tests.conftest import gradient_of, make_group, make_rollout
 
-LOADED = load_config("train-phase2")
+
+@cache
+def default() -> LearnConfig:
+    loaded = load_config("train-phase2")
+    assert isinstance(loaded, LearnConfig)
+    return loaded
 
 
 def config(**changes: object) -> LearnConfig:
-    loaded = LOADED
-    assert isinstance(loaded, LearnConfig)
+    loaded = default()
     algo = {"updates_per_rollout": 1, "kl_coef": 0.1} | {k: v for k, v in changes.items() if hasattr(loaded.algo, k)}
     trainer = {k: v for k, v in changes.items() if hasattr(loaded.trainer, k)}
     return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""How fast conclip is, against what people would use instead: tables for docs/performance.md.
+"""How fast conclip is, against what people would use instead, as tables.
 
     make bench                                             # the embedded model
     make bench ARGS="--smollm2 FOLDER --qwen FOLDER"       # and real ones (hours)
@@ -17,6 +17,7 @@ from statistics import median
 
 from benchmarks.performance.sides import SIDES
 from benchmarks.performance.work import LAB, Work, real
+from conclip.processes import let_threads_sleep
 
 COMPARISONS = {
     "sampling, against `LLM.generate` of vLLM": ("sample_ours", "sample_bare"),
@@ -56,9 +57,9 @@ def row(work: Work, title: str, found: Sequence[tuple[Measured, Measured]]) -> s
 
 
 def budget(work: Work, found: Sequence[Measured]) -> str:
-    """Where a step's time goes, as shares of a step without validation."""
+    """Where a step's time goes, as shares of a step without validation and saving."""
     whole = [numbers["s_per_1000"] for numbers in found]
-    names = sorted({name for numbers in found for name in numbers if name.startswith("time/")} - {"time/validate_s"})
+    names = sorted({name for numbers in found for name in numbers if name.startswith("time/")})
     shares = [median(numbers.get(name, 0.0) / total for numbers, total in zip(found, whole, strict=True)) for name in names]
     return f"| {work.name} | " + ", ".join(
         f"{name[5:-2].replace('_', ' ')} {share:.1%}" for name, share in zip(names, shares, strict=True)
@@ -78,6 +79,7 @@ def main() -> None:
         side, work = options.side
         print(json.dumps({"side": side, "numbers": SIDES[side](Work(**json.loads(work)))}))
         return
+    let_threads_sleep()  # every side inherits what commands set
     works = [] if options.no_lab else [LAB]
     if options.smollm2:
         works.append(real("SmolLM2-135M", options.smollm2, num_problems=8, group_size=8, max_tokens=128))

@@ -23,6 +23,9 @@ from conclip.experiments.inputs import Inputs, load_inputs
 ROUNDS = 3
 """Rounds within one process; the first one warms up and is not counted."""
 
+OFF_STEP = {"time/validate_s", "time/save_s"}
+"""Parts of a step's time that only some steps have, and the other side has not: they are left out."""
+
 
 def config_of(work: Work, *more: str) -> tuple[LearnConfig, Inputs]:
     config = load_config("train-phase2", *work.overrides, *more)
@@ -168,9 +171,9 @@ def step_ours(work: Work, algo: str) -> dict[str, float]:
         lines = (Path(folder) / "train-phase2/speed/latest/metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines][1:]
     parts = {name for step in steps for name in step if name.startswith("time/")}
-    of_step = [name for name in parts if name not in ("time/validate_s", "time/save_s")]
+    of_step = parts - OFF_STEP
     found = {
-        name: median(1000 * step.get(name, 0.0) / step["rollout/num_tokens"] for step in steps) for name in sorted(parts)
+        name: median(1000 * step.get(name, 0.0) / step["rollout/num_tokens"] for step in steps) for name in sorted(of_step)
     }
     total = [1000 * math.fsum(step.get(name, 0.0) for name in of_step) / step["rollout/num_tokens"] for step in steps]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
