@@ -68,7 +68,7 @@ careful-model: $(VENV)/.installed ## a lab model whose re-checks repair, for a c
 lab-report: $(VENV)/.installed ## measure the embedded model: accuracy and length by level, and what re-checks are worth
 	$(BIN)/python benchmarks/lab_report.py $(ARGS)
 
-bench: $(VENV)/.installed-dev ## speed of sampling, update and step, against bare vLLM, a bare forward and backward pass, and TRL (half an hour)
+bench: $(VENV)/.installed-dev ## speed of sampling, update and step, against bare vLLM, a bare forward and backward pass, and TRL (an hour or more)
 	$(BIN)/python -m benchmarks.performance $(ARGS)
 
 bench-golds: $(VENV)/.installed-dev ## golds of known value: what the grader takes for equal (ten minutes)
