@@ -149,6 +149,11 @@ def lent(monkeypatch: pytest.MonkeyPatch, engines: Engines) -> None:
     monkeypatch.setattr(SEAM, engines.lend)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """A long text is no name: it would stand in each report, once or more often."""
+    return f"{val[:40]!a}...{len(val)}" if isinstance(val, str | bytes) and len(val) > 200 else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What uses the real engine runs in one process, which starts it once."""

@@ -273,7 +273,8 @@ def test_a_claim_of_ones_own_runs_and_gets_its_verdict(
     written(
         tmp_path,
         "claim: phase 2 shortens\nseeds: 2\n"
-        "common: [debug=two_phase, recipe=phase2_only, recipe.eval-first.evidence=false]\n"
+        "common: [debug=two_phase, recipe=phase2_only, recipe.eval-first.evidence=false, probe.first_samples=4,\n"
+        "  probe.max_samples=4, rollout.max_tokens=96, eval.max_tokens=96]\n"
         "runs: {ppo: []}\ncontrasts:\n  tokens: {measure: tokens, first: ppo, expect: less, relevant: 5}\n",
     )
     command = ["conclip", "claims", "mine", "--config-dir", ".", "--jobs", "2", "--page", "page"]
@@ -291,22 +292,25 @@ def test_a_claim_of_ones_own_runs_and_gets_its_verdict(
 
 SMALL = (
     "data.pool.chain.num_problems=24",
-    "data.pool.chain.levels=[3,4,5]",
+    "data.pool.chain.levels=[2,3,4]",
     "data.validation.chain.num_problems=4",
     "data.test.chain={levels: [2, 3], num_problems: 10}",
-    "probe.first_samples=8",
-    "probe.max_samples=8",
+    "probe.first_samples=6",
+    "probe.max_samples=6",
     "trainer.validation_samples=2",
     "rollout.kv_cache_gib=0.25",
-    "rollout.max_tokens=192",
-    "eval.max_tokens=192",
+    "rollout.max_tokens=96",
+    "eval.max_tokens=96",
     "eval.samples_per_problem=2",
 )
 TINY = "{num_problems: 4, problems_per_step: 4, group_size: 4, num_steps: 2, pass_rate_low: 0.05, pass_rate_high: 0.95}"
 
 
 @pytest.mark.whole
-def test_unsolvable_problems_and_the_phases_in_another_order_in_small(tmp_path: Path):
+@pytest.mark.engine
+def test_unsolvable_problems_and_the_phases_in_another_order_in_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lent: None
+):
     """Two runs of two shipped claims, with everything in them but their size."""
     shipped = {name: load_claim(name, claim_files()[name]) for name in ("c2", "c4_order")}
     unsolvable = replace(shipped["c2"], quick=[*SMALL, f"phases.phase2={TINY}"])
@@ -317,7 +321,11 @@ def test_unsolvable_problems_and_the_phases_in_another_order_in_small(tmp_path: 
         ),
         *planned("c4", replace(reversed_, runs={"first": reversed_.runs["phase 2 first"]}), [0], tmp_path, quick=True),
     ]
-    carry_out(todo, tmp_path, jobs=2, tell=lambda *_: None)
+    for run in todo:
+        monkeypatch.setattr(
+            sys, "argv", ["conclip", "run", *run.overrides, f"name={run.folder.name}", f"paths.outputs={tmp_path}"]
+        )
+        main()
     wrong, other = (read_run(run.folder) for run in todo)
     assert all("its answer replaced by" in choice.reason for choice in wrong.chosen["phase2"])
     assert all(step["outcome/correct"] == 0 for step in wrong.steps["phase2"])
