@@ -15,15 +15,18 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-full test test-fast test-engine test-whole test-all test-thinking test-page browser families fuzz check format lint type lab-model careful-model lab-report bench bench-grading bench-golds theory frontier probing gpu-check kills faults soak docs pictures docs-commands claims measurements \
+.PHONY: help install install-dev demo demo-full test test-fast test-engine test-whole test-all test-thinking test-page browser families fuzz check format lint type lab-model careful-model lab-report bench bench-grading bench-golds theory frontier probing gpu-check kills faults soak docs pictures docs-commands claims measurements \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-$(VENV)/.installed: requirements/cpu.txt requirements/cuda.txt pyproject.toml
+# Runtime and tools have no package in common, so that the two may be installed at the same time
+$(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("conclip needs Python 3.11 or newer; give one: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements/cpu.txt requirements/cuda.txt pyproject.toml | $(VENV)/bin/python
 ifeq ($(ENGINE),cuda)
 	$(PIP) -r requirements/cuda.txt
 else
@@ -32,11 +35,15 @@ endif
 	$(PIP) --no-deps -e .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt
+$(VENV)/.installed-tools: requirements/dev.txt | $(VENV)/bin/python
 	$(PIP) --no-deps -r requirements/dev.txt
 	@touch $@
 
+DEV = $(VENV)/.installed $(VENV)/.installed-tools
+
 install: $(VENV)/.installed ## make .venv and install everything a run needs
+
+install-dev: $(DEV) ## and the tools of tests and checks (twice as fast with make -j2)
 
 demo: $(VENV)/.installed ## the whole two-phase recipe on the embedded model (10 minutes on 2 cores; 17 on slow ones)
 	$(BIN)/conclip two-phase $(ARGS)
@@ -68,16 +75,16 @@ careful-model: $(VENV)/.installed ## a lab model whose re-checks repair, for a c
 lab-report: $(VENV)/.installed ## measure the embedded model: accuracy and length by level, and what re-checks are worth
 	$(BIN)/python benchmarks/lab_report.py $(ARGS)
 
-bench: $(VENV)/.installed-dev ## speed of sampling, update and step, against bare vLLM, a bare forward and backward pass, and TRL (an hour or more)
+bench: $(DEV) ## speed of sampling, update and step, against bare vLLM, a bare forward and backward pass, and TRL (an hour or more)
 	$(BIN)/python -m benchmarks.performance $(ARGS)
 
-bench-golds: $(VENV)/.installed-dev ## golds of known value: what the grader takes for equal (ten minutes)
+bench-golds: $(DEV) ## golds of known value: what the grader takes for equal (ten minutes)
 	$(BIN)/python benchmarks/grading_golds.py $(ARGS)
 
 bench-grading: $(VENV)/.installed ## gradings a second, symbolic and cached
 	$(BIN)/python benchmarks/grading_speed.py $(ARGS)
 
-frontier: $(VENV)/.installed-dev ## accuracy x length of every algorithm and length reward on the lab (hours; continues where it was cut)
+frontier: $(DEV) ## accuracy x length of every algorithm and length reward on the lab (hours; continues where it was cut)
 	$(BIN)/python benchmarks/frontier.py $(ARGS)
 
 probing: $(VENV)/.installed ## sequential against fixed probing, and how many chosen problems truly lie in the band (about 25 minutes)
@@ -89,20 +96,20 @@ kills: $(VENV)/.installed ## kill runs at 40 random moments and compare what the
 gpu-check: $(VENV)/.installed ## on a machine with a CUDA GPU: what holds there, as a table (eight minutes; without a GPU a rehearsal)
 	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
-faults: $(VENV)/.installed-dev ## full disks, lost processes, lack of memory and more: the table of docs/reliability.md (half an hour)
+faults: $(DEV) ## full disks, lost processes, lack of memory and more: the table of docs/reliability.md (half an hour)
 	$(BIN)/python benchmarks/faults.py $(ARGS)
 
-soak: $(VENV)/.installed-dev ## train for an hour and watch memory, processes and file handles
+soak: $(DEV) ## train for an hour and watch memory, processes and file handles
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 
-docs: $(VENV)/.installed-dev ## the pages of docs/ as a site, in site/index.html
+docs: $(DEV) ## the pages of docs/ as a site, in site/index.html
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
-pictures: $(VENV)/.installed-dev ## the pictures of docs/ and README, from the demo's run (needs make browser)
+pictures: $(DEV) ## the pictures of docs/ and README, from the demo's run (needs make browser)
 	$(BIN)/python docs/pictures.py $(ARGS)
 
-docs-commands: $(VENV)/.installed-dev ## run every command of README and docs/, made small (about twenty minutes)
+docs-commands: $(DEV) ## run every command of README and docs/, made small (about twenty minutes)
 	$(BIN)/python benchmarks/docs_commands.py $(ARGS)
 
 claims: $(VENV)/.installed ## try every claim of conf/claims/, and write docs/claims.md (a day; continues where it was cut)
@@ -116,45 +123,45 @@ measurements: demo-full lab-report bench bench-grading bench-golds theory fronti
 theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on length
 	$(BIN)/python benchmarks/theory_table.py
 
-test: $(VENV)/.installed-dev ## unit tests, and what samples with the real engine (minutes)
+test: $(DEV) ## unit tests, and what samples with the real engine (minutes)
 	$(PYTEST) -m "not whole and not browser and not thinking and not families" $(ARGS)
 
-test-fast: $(VENV)/.installed-dev ## unit tests only: no engine, no whole phase or command, no browser
+test-fast: $(DEV) ## unit tests only: no engine, no whole phase or command, no browser
 	$(PYTEST) -m "not engine and not whole and not browser and not thinking and not families" $(ARGS)
 
-test-engine: $(VENV)/.installed-dev ## what samples with the real engine
+test-engine: $(DEV) ## what samples with the real engine
 	$(PYTEST) -m "engine and not whole and not families" $(ARGS)
 
-test-whole: $(VENV)/.installed-dev ## whole phases and commands, signals, servers, trackers, other libraries, the page in a browser
+test-whole: $(DEV) ## whole phases and commands, signals, servers, trackers, other libraries, the page in a browser
 	$(PYTEST) -m "whole or browser" $(ARGS)
 
-test-all: $(VENV)/.installed-dev ## what CI runs: test and test-whole in one go
+test-all: $(DEV) ## what CI runs: test and test-whole in one go
 	$(PYTEST) -m "not thinking and not families" $(ARGS)
 
-test-thinking: $(VENV)/.installed-dev ## models that think, behind published chat templates, in process and behind vLLM's server (minutes)
+test-thinking: $(DEV) ## models that think, behind published chat templates, in process and behind vLLM's server (minutes)
 	$(BIN)/python -m pytest -m thinking $(ARGS)
 
 browser: ## install Debian's chromium, for the tests of the report page (needs root)
 	apt-get update -qq && apt-get install -y -qq chromium
 
-test-page: $(VENV)/.installed-dev ## the report page in a real browser
+test-page: $(DEV) ## the report page in a real browser
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
-families: $(VENV)/.installed-dev ## every model family of docs/models.md through engine and learner, as tiny random models (about ten minutes)
+families: $(DEV) ## every model family of docs/models.md through engine and learner, as tiny random models (about ten minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m "" tests/test_families.py $(ARGS)
 
-fuzz: $(VENV)/.installed-dev ## 12,000 random configs, data files and files of earlier runs (about ten minutes)
+fuzz: $(DEV) ## 12,000 random configs, data files and files of earlier runs (about ten minutes)
 	CONCLIP_FUZZ=4000 $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
 
-format: $(VENV)/.installed-dev ## rewrite the code in the project's format
+format: $(DEV) ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lint: $(VENV)/.installed-dev
+lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-type: $(VENV)/.installed-dev
+type: $(DEV)
 	$(BIN)/pyright --threads 2
 
 check: lint type test-fast ## format, lint, types, unit tests: before each commit
