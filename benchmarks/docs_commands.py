@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from conclip.cli.help import leaves
 from conclip.config.compose import config_folder
-from tests.doc_commands import commands, filled, write_problems, write_recipes
+from tests.doc_commands import TOP, commands, filled, write_problems, write_recipes
 
 PRESETS = {
     "probe": "probe",
@@ -37,7 +37,7 @@ PRESETS = {
 
 OF_REAL_MODELS = (
     r"optim=paper|(?:(?:eval|rollout)\.max_tokens|rollout\.max_model_len|trainer\.max_tokens_per_micro_batch"
-    r"|data\.test\.\w+\.num_problems)=\d+"
+    r"|data\.test\.\w+\.(?:num_problems|offset))=\d+"
 )
 """Settings that the embedded model does without."""
 
@@ -49,7 +49,7 @@ LEFT_OUT = {
     r"model=endpoint": "a server",
     r"experiment=(smoke|real|smollm2_cpu|gsm8k_cpu)": "a model of one's own (benchmarks/first_hour.py)",
     r"experiment=qwen3_4b_24gb|experiment=paper/": "a card",
-    r"benchmarks/(first_hour|thinking_model)": "a model of one's own",
+    r"benchmarks/(first_hour\.py (?!--write)|thinking_model)": "a model of one's own",
     r"conclip claims c": "hours",
     r"^apt-get |^export LD_PRELOAD": "a package of the system",
     r"model.path=MODEL data=gsm8k$": "data sets of the hub",
@@ -105,7 +105,8 @@ def main() -> None:
                 if reason is not None:
                     print(f"{page:<18} not run ({reason}): {command.line}", flush=True)
                     continue
-                line, began = small(filled(command.line, place)), time.monotonic()
+                line = small(filled(command.line, place)).replace("python benchmarks/", f"python {TOP}/benchmarks/")
+                began = time.monotonic()
                 outcome = subprocess.run(["bash", "-c", line], cwd=place, capture_output=True, text=True, env=environment)
                 result = (
                     "ok" if outcome.returncode == 0 else f"FAILED {outcome.returncode}: {outcome.stderr[-300:]}\n  {line}"

@@ -43,14 +43,21 @@ RUNS = {
     "0.5B PPO short, 8-bit moments, lean": (*LEAN, *SHORT, "optim.moments=8bit"),
     "0.5B GRPO LoRA long, lean": (*LEAN, *LONG, "algo=grpo", "model/adapter=lora"),
     "135M PPO 512 tokens, 8-bit moments, lean, in bfloat16": (*LEAN, *MIDDLE, "optim.moments=8bit", *ROUNDED),
-    "0.5B PPO LoRA short, lean, in bfloat16": (
+    "0.5B PPO LoRA short, lean, in bfloat16, passes of 512 tokens": (
         *LEAN,
         *SHORT,
         *BFLOAT16,
+        "trainer.max_tokens_per_micro_batch=512",
         "model/adapter=lora",
         "model.adapter.base=bfloat16",
     ),
-    "0.5B PPO short, 8-bit moments, lean, in bfloat16": (*LEAN, *SHORT, "optim.moments=8bit", *ROUNDED),
+    "0.5B PPO short, 8-bit moments, lean, in bfloat16, passes of 256 tokens": (
+        *LEAN,
+        *SHORT,
+        *ROUNDED,
+        "optim.moments=8bit",
+        "trainer.max_tokens_per_micro_batch=256",
+    ),
 }
 
 
