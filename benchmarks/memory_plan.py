@@ -4,7 +4,7 @@
     python benchmarks/memory_plan.py --smollm2 FOLDER --qwen FOLDER --only lab # those with this word in their name
 
 Responses are sampled at temperature 2, where hardly one ends before its limit: the plan is made for those. Measured is the
-largest resident memory of the main process as the kernel keeps it, and the largest proportional share of its children.
+largest resident memory of the main process as the kernel keeps it, and the usual proportional share of its children.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import psutil
@@ -51,12 +52,12 @@ RUNS = {
         "model/adapter=lora",
         "model.adapter.base=bfloat16",
     ),
-    "0.5B PPO short, 8-bit moments, lean, in bfloat16, passes of 256 tokens": (
+    "0.5B PPO short, 8-bit moments, lean, in bfloat16, passes of 128 tokens": (
         *LEAN,
         *SHORT,
         *ROUNDED,
         "optim.moments=8bit",
-        "trainer.max_tokens_per_micro_batch=256",
+        "trainer.max_tokens_per_micro_batch=128",
     ),
 }
 
@@ -92,19 +93,20 @@ def planned(arguments: list[str], place: Place) -> float:
 
 
 def measured(arguments: list[str]) -> tuple[float, int]:
-    """Run the command. Returns the peak of its processes [GiB], and its exit code."""
+    """Run the command. Returns the peak of its processes [GiB], and its exit code. The peak is the main process's as the
+    kernel keeps it, and the median of its children's sum. (Not their largest: a child that is about to start another program
+    shares its parent's memory for a moment.)"""
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "conclip", "train-phase2", *arguments], stdout=subprocess.DEVNULL
     )
-    main, own, others = psutil.Process(process.pid), 0.0, dict[int, float]()
+    main, own, others = psutil.Process(process.pid), 0.0, [0.0]
     while process.poll() is None:
         with suppress(psutil.Error, OSError, StopIteration):
             status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
             own = max(own, next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20)
-            for child in main.children(recursive=True):
-                others[child.pid] = max(others.get(child.pid, 0.0), child.memory_full_info().pss / 2**30)
+            others.append(sum(child.memory_full_info().pss for child in main.children(recursive=True)) / 2**30)
         time.sleep(0.5)
-    return own + sum(others.values()), process.returncode
+    return own + median(others), process.returncode
 
 
 def main() -> None:

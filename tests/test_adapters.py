@@ -2,11 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from bitsandbytes.functional import quantize_4bit
+from bitsandbytes.optim.adamw import AdamW8bit
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,9 +22,11 @@ from conclip.config.schema import TrainRunConfig
 from conclip.errors import UserError
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy
+from conclip.models.shards import write_weights
 from conclip.training.adapter_models import AdapterModels
 from conclip.training.backend import Backend
 from conclip.training.models import export
+from conclip.training.sliced_adamw import SlicedAdamW8bit
 
 CPU = torch.device("cpu")
 IDS = torch.arange(40).reshape(2, 20) % 100 + 5
@@ -162,6 +167,26 @@ def test_what_is_exported_loads_merged_in_transformers_and_unmerged_in_peft(tmp_
     assert not any("lora" in name for name in merged.state_dict())
 
 
+def test_merged_weights_are_written_shard_by_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = moved()
+    made.models.write(tmp_path, made.models.saved())
+    made.models.complete(tmp_path)
+    whole = load_file(tmp_path / "model.safetensors")
+    monkeypatch.setattr("conclip.models.adapters.write_weights", partial(write_weights, shard_bytes=1 << 20))
+    made.models.complete(tmp_path)
+    shards = sorted(tmp_path.glob("model*.safetensors"))
+    assert [path.name for path in shards] == [f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)]
+    assert all(path.stat().st_size < (1 << 20) + 10_000 for path in shards)
+    parts = {name: tensor for path in shards for name, tensor in load_file(path).items()}
+    assert parts.keys() == whole.keys() and all(torch.equal(parts[name], whole[name]) for name in whole)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(merged(input_ids=IDS).logits, logits(made, "policy"), rtol=0, atol=2e-4)
+    made.models.complete(tmp_path)  # again, with fewer files
+    monkeypatch.undo()
+    made.models.complete(tmp_path)
+    assert [path.name for path in tmp_path.glob("model*")] == ["model.safetensors"]
+
+
 def test_the_engine_gets_the_merged_weights_under_the_models_own_names():
     made = moved()
     plain = load_policy(LAB_MODEL, CPU)
@@ -287,6 +312,26 @@ def test_what_is_pushed_apart_is_the_base_and_peft_reads_the_adapter():
 
 
 @pytest.mark.whole
+def test_8_bit_moments_slice_by_slice_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch):
+    """Nine slices, the last block cut, against bitsandbytes' own step: weights, moments and scales, bit for bit."""
+    monkeypatch.setattr("conclip.training.sliced_adamw.SLICE", 512)
+    generator = torch.Generator().manual_seed(0)
+    begin, gradients = torch.randn(61, 71, generator=generator), torch.randn(3, 61, 71, generator=generator)
+    ends: list[tuple[Tensor, dict[str, Any]]] = []
+    for kind in (AdamW8bit, SlicedAdamW8bit):
+        weight = torch.nn.Parameter(begin.clone())
+        optimizer = kind([weight], lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+        for gradient in gradients:
+            weight.grad = gradient.clone()
+            optimizer.step()
+        ends.append((weight.detach(), optimizer.state[weight]))
+    (whole, state), (sliced, sliced_state) = ends
+    assert torch.equal(whole, sliced) and not torch.equal(whole, begin) and state["step"] == sliced_state["step"] == 3
+    assert state["state1"].dtype == torch.uint8  # not so small that it keeps 32 bits
+    for name in ("state1", "state2", "absmax1", "absmax2"):
+        assert torch.equal(state[name], sliced_state[name])
+
+
 @pytest.mark.parametrize("moments", ["8bit", "paged_8bit"])
 def test_moments_in_8_bits_train_and_resume_bit_for_bit(tmp_path: Path, moments: str):
     made = moved(f"optim.moments={moments}", "model.adapter.rank=32")

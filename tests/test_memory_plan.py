@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def test_ppo_in_fp32_takes_36_bytes_a_parameter_and_a_gradient_twice():
     assert "copy for a checkpoint" not in parts_of(learning("trainer.save_in_background=false"))
     assert {"critic", "reference"}.isdisjoint(parts_of(learning("algo=grpo", "algo.kl=none", "algo.kl_coef=0")))
     assert set(parts_of(load_config("eval"))) == {"engine: weights", "engine: KV cache", "libraries"}
+
+
+def test_a_large_head_has_its_gradient_twice_and_merged_weights_are_there_a_file_at_a_time():
+    """By hand, in bfloat16 6 bytes for each of the head's, and one shard of 1 GiB besides
+    the head, which is larger than a layer."""
+    model = replace(SMALL, num_parameters=2**29, head=(2**14, 2**13))
+    assert parts_of(learning("model.dtype=bfloat16"), model)["the head's gradient again"].update == 0.75
+    assert parts_of(learning(), model)["the head's gradient again"].update == 0.5
+    adapted = parts_of(learning("model/adapter=lora"), model)
+    assert adapted["merged weights of a file"].transfer == 1.5 and "the head's gradient again" not in adapted
+    small = parts_of(learning("model/adapter=lora"))["merged weights of a file"]
+    assert small.transfer * GIB == 40 and small.update == small.sampling == 0
 
 
 def test_on_a_gpu_what_only_updates_need_may_rest_in_main_memory():

@@ -7,14 +7,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from benchmarks.performance.comparisons import Numbers
 from benchmarks.performance.work import Work
 from conclip.config.compose import load_config
 from conclip.config.schema import LearnConfig
@@ -38,18 +41,18 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def counted(seconds: Sequence[float], tokens: Sequence[int]) -> dict[str, float]:
+def counted(seconds: Sequence[float], tokens: Sequence[int]) -> Numbers:
     """The median time of 1,000 tokens over all rounds but the first."""
     return {"s_per_1000": median(1000 * s / n for s, n in zip(seconds[1:], tokens[1:], strict=True)), "gib": peak_gib()}
 
 
-def sample_ours(work: Work) -> dict[str, float]:
+def sample(work: Work, *more: str) -> Numbers:
     """conclip's sampling of a step's responses, with decoding and grading."""
     from conclip.rollout.session import encode_prompts, open_runtime
     from conclip.runs.run import Run
 
     with tempfile.TemporaryDirectory() as folder:
-        config, inputs = config_of(work, f"paths.outputs={folder}")
+        config, inputs = config_of(work, f"paths.outputs={folder}", *more)
         run, prompts = Run("bench", config, ""), encode_prompts(config, inputs.model_path, inputs.pool)
         seconds, tokens = list[float](), list[int]()
         with open_runtime(config, run, inputs.model_path, prompts) as runtime:
@@ -63,7 +66,33 @@ def sample_ours(work: Work) -> dict[str, float]:
     return counted(seconds, tokens)
 
 
-def sample_bare(work: Work) -> dict[str, float]:
+def evaluate(work: Work) -> Numbers:
+    """conclip's evaluation of as many responses, with decoding, grading in both ways, and rows written."""
+    from conclip.evaluation.evaluate import evaluate as evaluate_model
+    from conclip.evaluation.units import RowFile
+    from conclip.rollout.session import encode_prompts, open_runtime
+    from conclip.runs.run import Run
+
+    with tempfile.TemporaryDirectory() as folder:
+        config, inputs = config_of(work, f"paths.outputs={folder}")
+        settings = load_config("eval", f"eval.max_tokens={work.max_tokens}", "eval.temperatures=[1]").evaluation
+        assert settings is not None
+        settings = replace(settings, samples_per_problem=work.group_size)
+        run, prompts = Run("bench", config, ""), encode_prompts(config, inputs.model_path, inputs.pool)
+        seconds, tokens = list[float](), list[int]()
+        with open_runtime(config, run, inputs.model_path, prompts) as runtime:
+            for number in range(ROUNDS):
+                seeded = replace(runtime, config=replace(config, seed=number))
+                file = RowFile(Path(folder) / f"rows-{number}.jsonl", model="bench", model_hash=str(number))
+                began = time.monotonic()
+                rows = evaluate_model("bench", seeded, inputs.pool, settings, file)
+                seconds.append(time.monotonic() - began)
+                tokens.append(sum(row.num_tokens for row in rows))
+        run.close()
+    return counted(seconds, tokens)
+
+
+def sample_bare(work: Work, *, logprobs: bool = True) -> Numbers:
     """`LLM.generate` on the same prompts with the same seeds, limits and log-probs, without decoding and grading."""
     from vllm import SamplingParams, TokensPrompt
 
@@ -81,7 +110,8 @@ def sample_bare(work: Work) -> dict[str, float]:
     for number in range(ROUNDS):
         tasks = tasks_for(inputs.pool, prompts.by_variant[TRAINING], work.group_size, (number, "bench"), spec)
         stop = [prompts.tokenizer.eos_token_id]
-        limits = {"temperature": 1.0, "max_tokens": work.max_tokens, "logprobs": 0, "detokenize": False}
+        limits: dict[str, Any] = {"temperature": 1.0, "max_tokens": work.max_tokens, "detokenize": False}
+        limits |= {"logprobs": 0} if logprobs else {}
         parameters = [SamplingParams(seed=task.seed, stop_token_ids=stop, **limits) for task in tasks]
         llm.reset_prefix_cache()
         began = time.monotonic()
@@ -102,8 +132,13 @@ def sequences(work: Work, number: int = 0) -> list[list[int]]:
     return [torch.randint(3, vocabulary, (48 + int(n),), generator=generator).tolist() for n in lengths]
 
 
-def update_ours(work: Work) -> dict[str, float]:
+def update(work: Work) -> Numbers:
     """One update of conclip's learner (GRPO: no critic, no reference), scoring left out."""
+    return updates(work, partial(sequences, work))
+
+
+def updates(work: Work, sequences_of: Callable[[int], list[list[int]]]) -> Numbers:
+    """Updates with these sequences, whose first 48 tokens are prompts: a list for each round."""
     from benchmarks.memory import as_groups
     from conclip.seeding import torch_stream
     from conclip.training.backend import Backend
@@ -115,7 +150,7 @@ def update_ours(work: Work) -> dict[str, float]:
     learner = Learner(Backend(inputs.model_path, config, num_updates=ROUNDS), config)
     seconds, scoring, tokens = list[float](), list[float](), list[int]()
     for number in range(ROUNDS):
-        ids = sequences(work, number)
+        ids = sequences_of(number)
         batch = collate(as_groups(ids, prompt_tokens=48, group_size=work.group_size), train_on_truncated=True)
         began = time.monotonic()
         scores = learner.score(batch)
@@ -128,7 +163,7 @@ def update_ours(work: Work) -> dict[str, float]:
     return counted(seconds, tokens) | {"score_s_per_1000": counted(scoring, tokens)["s_per_1000"]}
 
 
-def update_bare(work: Work) -> dict[str, float]:
+def update_bare(work: Work) -> Numbers:
     """A plain transformers forward and backward pass over the same sequences, none padded: those of one length together."""
     from transformers import AutoModelForCausalLM
 
@@ -158,7 +193,7 @@ def update_bare(work: Work) -> dict[str, float]:
     return counted(seconds, tokens)
 
 
-def step_ours(work: Work, algo: str) -> dict[str, float]:
+def step_ours(work: Work, algo: str) -> Numbers:
     """Whole steps of `conclip train-phase2`, as its metrics have them."""
     _, inputs = config_of(work)
     names = json.dumps([problem.problem_id for problem in inputs.pool])
@@ -180,7 +215,7 @@ def step_ours(work: Work, algo: str) -> dict[str, float]:
     return found | {"s_per_1000": median(total), "gib": peak, "run_s": whole}
 
 
-def step_trl(work: Work) -> dict[str, float]:
+def step_trl(work: Work) -> Numbers:
     """Whole steps of TRL's GRPO trainer with transformers' generation: as many prompts, responses and updates."""
     import datasets
     import trl
@@ -239,12 +274,31 @@ def step_trl(work: Work) -> dict[str, float]:
     return counted(seconds, lengths)
 
 
-SIDES: dict[str, Callable[[Work], dict[str, float]]] = {
-    "sample_ours": sample_ours,
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """Another process of equal priority, which is never idle."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            yield
+        finally:
+            other.kill()
+
+
+def beside_busy(work: Work) -> Numbers:
+    with busy_process():
+        return step_ours(work, "ppo")
+
+
+SIDES: dict[str, Callable[[Work], Numbers]] = {
+    "sample": sample,
+    "sample_engines": lambda work: sample(work, "rollout.num_engines=2"),
     "sample_bare": sample_bare,
-    "update_ours": update_ours,
+    "evaluate": evaluate,
+    "evaluate_bare": lambda work: sample_bare(work, logprobs=False),
+    "update": update,
     "update_bare": update_bare,
     "step_grpo": lambda work: step_ours(work, "grpo"),
     "step_ppo": lambda work: step_ours(work, "ppo"),
+    "step_ppo_busy": beside_busy,
     "step_trl": step_trl,
 }

@@ -12,7 +12,7 @@ from rich.table import Table
 from conclip.config.groups import DeviceConfig
 from conclip.config.machine import available_memory_gib, gpu_memory_gib
 from conclip.config.schema import BaseConfig, LearnConfig
-from conclip.models.folder import head_shape, layer_number, linear_shapes, num_parameters, ties_its_head
+from conclip.models.folder import SHARD_BYTES, head_shape, layer_number, linear_shapes, num_parameters, ties_its_head
 
 if TYPE_CHECKING:
     pass
@@ -186,6 +186,10 @@ def _weights(config: LearnConfig, model: ModelSize, place: Place) -> Iterator[Pa
     apart = adapter.wanted_apart(config.model.dtype, on_cpu=place.kind == "cpu")
     if adapter.kind == "lora" and (adapter.base == "4bit" or not apart):
         yield Part(name="merged weights of a layer", transfer=4.0 * model.largest_layer / GIB)
+    if adapter.kind == "lora" and place.kind == "cpu":  # written when the engine has the new weights
+        largest = max(model.largest_layer, math.prod(model.head or (0,)))
+        shard = min(4.0 * model.num_parameters, SHARD_BYTES + 4.0 * largest)
+        yield Part(name="merged weights of a file", transfer=shard / GIB)
     yield Part(name="gradients", update=4.0 * trained / GIB)
 
 
@@ -199,6 +203,9 @@ def _update(config: LearnConfig, model: ModelSize, longest: int) -> Iterator[Par
     if model.head is not None:
         logits = min(logits_at_a_time(*model.head), rows * longest * model.head[0])
         yield Part(name="logits", update=PEAK_BLOCKS * 4 * logits / GIB, exact=False)
+        if config.model.adapter.kind == "none":  # one micro-batch's, before it is added to that of the others
+            each = 6 if config.model.dtype == "bfloat16" else 4
+            yield Part(name="the head's gradient again", update=each * math.prod(model.head) / GIB, exact=False)
     kept = activations(model.folder, rows, longest, config.model.adapter, config.model.dtype)
     if kept is not None:
         peak = kept.peak(recompute=config.trainer.recompute_activations)

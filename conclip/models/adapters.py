@@ -26,6 +26,7 @@ from conclip.config.groups import AdapterConfig
 from conclip.errors import UserError
 from conclip.models.folder import layer_number
 from conclip.models.load import copy_parameters
+from conclip.models.shards import write_weights
 from conclip.seeding import torch_stream
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -136,5 +137,6 @@ def write_merged(folder: Path, model: PreTrainedModel, name: str) -> None:
     with torch.device("meta"):
         plain = type(model)(config)
     plain.generation_config = model.generation_config
-    weights = {path: tensor.cpu().float() for path, tensor in served_weights(model, name)}
-    plain.save_pretrained(folder, state_dict=weights)
+    plain.save_pretrained(folder, state_dict={})  # all but the weights
+    tied = plain.all_tied_weights_keys  # those that another weight stands for
+    write_weights(folder, ((path, w.cpu().float()) for path, w in served_weights(model, name) if path not in tied))

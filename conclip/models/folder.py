@@ -16,6 +16,11 @@ from conclip.runs.files import expanded
 LAB_MODEL = Path(__file__).parent.parent / "lab" / "weights"
 """The embedded default model."""
 
+INDEX = "model.safetensors.index.json"
+
+SHARD_BYTES = 1 << 30
+"""The size of one file of merged weights, unless a single tensor is larger, and what is held of them at a time."""
+
 LOGIT_SCALES = (
     "lm_head_multiplier",
     "logits_soft_cap",
@@ -161,7 +166,7 @@ def _check_weights(key: str, folder: Path) -> None:
 def weight_files(folder: Path) -> list[Path]:
     """Return the files that the index names, or all *.safetensors where there is no index: other files (adapters, another
     format's) are not the model's. Raises ValueError when the index names files elsewhere, or of another format."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

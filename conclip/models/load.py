@@ -185,4 +185,4 @@ def recompute_activations(policy: PreTrainedModel) -> None:
 
 def autocast(dtype: Dtype, device: torch.device) -> torch.autocast:
     """Return the context in which models run: bf16 arithmetic on fp32 weights when the config says bfloat16."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16", cache_enabled=False)

@@ -1,6 +1,5 @@
 """AdamW (Loshchilov and Hutter 2019) with moments in 32 or 8 bits (Dettmers et al. 2022), and its learning-rate schedule."""
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -19,14 +18,18 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], lr: float, config: 
         "betas": (config.beta1, config.beta2),
         "weight_decay": config.weight_decay,
     }
-    if config.moments == "float32":
-        trained = list(parameters)  # on a GPU, one kernel without copies of all weights; on a CPU, torch's own choice
-        return AdamW(trained, fused=True if trained and trained[0].is_cuda else None, **settings)
-    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit  # noqa: PLC0415  only what is used gets imported
+    trained = list(parameters)
+    on_gpu = bool(trained) and trained[0].is_cuda
+    if config.moments == "float32":  # on a GPU, one kernel without copies of all weights; on a CPU, torch's own choice
+        return AdamW(trained, fused=True if on_gpu else None, **settings)
+    if not on_gpu:  # nothing is paged there
+        from conclip.training.sliced_adamw import SlicedAdamW8bit  # noqa: PLC0415  only what is used gets imported
 
-    warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # where they are plain 8-bit ones
+        return SlicedAdamW8bit(trained, **settings)
+    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit  # noqa: PLC0415
+
     kind = AdamW8bit if config.moments == "8bit" else PagedAdamW8bit
-    return cast(Optimizer, kind(list(parameters), **settings))
+    return cast(Optimizer, kind(trained, **settings))
 
 
 class Scheduled:
