@@ -62,6 +62,8 @@ def main() -> None:
         side, work = options.side
         print(json.dumps({"side": side, "numbers": SIDES[side](Work(**json.loads(work)))}))
         return
+    if options.guard and not RECORDED.exists():
+        parser.error(f"there is no {RECORDED.name} to compare with; copy the results of a whole run there")
     let_threads_sleep()  # every side inherits what commands set
     works = [] if options.no_lab else [LAB]
     if options.smollm2:
