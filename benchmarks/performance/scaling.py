@@ -44,7 +44,7 @@ def learn(length: int, responses: int) -> Numbers:
 def rollout(length: int, responses: int) -> Numbers:
     """Sampling of so many responses with this limit, hardly one of which ends before it."""
     work = replace(LAB, num_problems=max(1, responses // 8), group_size=min(8, responses), max_tokens=length)
-    return sample(work, "rollout.temperature=3", f"rollout.max_model_len={length + 64}")
+    return sample(work, "rollout.temperature=2", f"rollout.max_model_len={length + 256}")
 
 
 KINDS = {"learn": learn, "rollout": rollout}
