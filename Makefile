@@ -21,12 +21,13 @@ PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-# Runtime and tools have no package in common, so that the two may be installed at the same time
-$(VENV)/bin/python:
+# A mark of its own: what was cut off while it was made is made again
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit("conclip needs Python 3.11 or newer; give one: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
 
-$(VENV)/.installed: requirements/cpu.txt requirements/cuda.txt pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed: requirements/cpu.txt requirements/cuda.txt pyproject.toml | $(VENV)/.made
 ifeq ($(ENGINE),cuda)
 	$(PIP) -r requirements/cuda.txt
 else
@@ -35,7 +36,8 @@ endif
 	$(PIP) --no-deps -e .
 	@touch $@
 
-$(VENV)/.installed-tools: requirements/dev.txt | $(VENV)/bin/python
+# The tools have no package in common with cpu.txt, so that the two may be installed at the same time; cuda.txt brings others
+$(VENV)/.installed-tools: requirements/dev.txt | $(VENV)/.made $(if $(filter cuda,$(ENGINE)),$(VENV)/.installed)
 	$(PIP) --no-deps -r requirements/dev.txt
 	@touch $@
 

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +56,9 @@ def test_ppo_in_fp32_takes_36_bytes_a_parameter_and_a_gradient_twice():
 
 
 def test_a_large_head_has_its_gradient_twice_and_merged_weights_are_there_a_file_at_a_time():
-    """By hand, in bfloat16 6 bytes for each of the head's, and one shard of 1 GiB besides
-    the head, which is larger than a layer."""
-    model = replace(SMALL, num_parameters=2**29, head=(2**14, 2**13))
+    """By hand: 2**27 parameters of the head with 6 bytes each in bfloat16 and 4 in float32; a file of 1 GiB, and the head,
+    which is larger than a layer."""
+    model = dataclasses.replace(SMALL, num_parameters=2**29, head=(2**14, 2**13))
     assert parts_of(learning("model.dtype=bfloat16"), model)["the head's gradient again"].update == 0.75
     assert parts_of(learning(), model)["the head's gradient again"].update == 0.5
     adapted = parts_of(learning("model/adapter=lora"), model)

@@ -46,8 +46,8 @@ def counted(seconds: Sequence[float], tokens: Sequence[int]) -> Numbers:
     return {"s_per_1000": median(1000 * s / n for s, n in zip(seconds[1:], tokens[1:], strict=True)), "gib": peak_gib()}
 
 
-def sample(work: Work, *more: str) -> Numbers:
-    """conclip's sampling of a step's responses, with decoding and grading."""
+def rounds(work: Work, count: Callable[[Any, Inputs, Path], int], *more: str) -> Numbers:
+    """Rounds of sampling with one engine. `count` samples in a runtime, with a folder for files, and returns the tokens."""
     from conclip.rollout.session import encode_prompts, open_runtime
     from conclip.runs.run import Run
 
@@ -59,37 +59,37 @@ def sample(work: Work, *more: str) -> Numbers:
             for number in range(ROUNDS):
                 seeded = replace(runtime, config=replace(config, seed=number))
                 began = time.monotonic()
-                groups = seeded.sample_groups("bench", inputs.pool, runtime.training_spec, work.group_size, "bench")
+                tokens.append(count(seeded, inputs, Path(folder)))
                 seconds.append(time.monotonic() - began)
-                tokens.append(sum(r.completion.num_tokens for group in groups for r in group.rollouts))
         run.close()
     return counted(seconds, tokens)
+
+
+def sample(work: Work, *more: str) -> Numbers:
+    """conclip's sampling of a step's responses, with decoding and grading."""
+
+    def count(runtime: Any, inputs: Inputs, _: Path) -> int:
+        groups = runtime.sample_groups("bench", inputs.pool, runtime.training_spec, work.group_size, "bench")
+        return sum(r.completion.num_tokens for group in groups for r in group.rollouts)
+
+    return rounds(work, count, *more)
 
 
 def evaluate(work: Work) -> Numbers:
     """conclip's evaluation of as many responses, with decoding, grading in both ways, and rows written."""
     from conclip.evaluation.evaluate import evaluate as evaluate_model
     from conclip.evaluation.units import RowFile
-    from conclip.rollout.session import encode_prompts, open_runtime
-    from conclip.runs.run import Run
 
-    with tempfile.TemporaryDirectory() as folder:
-        config, inputs = config_of(work, f"paths.outputs={folder}")
-        settings = load_config("eval", f"eval.max_tokens={work.max_tokens}", "eval.temperatures=[1]").evaluation
-        assert settings is not None
-        settings = replace(settings, samples_per_problem=work.group_size)
-        run, prompts = Run("bench", config, ""), encode_prompts(config, inputs.model_path, inputs.pool)
-        seconds, tokens = list[float](), list[int]()
-        with open_runtime(config, run, inputs.model_path, prompts) as runtime:
-            for number in range(ROUNDS):
-                seeded = replace(runtime, config=replace(config, seed=number))
-                file = RowFile(Path(folder) / f"rows-{number}.jsonl", model="bench", model_hash=str(number))
-                began = time.monotonic()
-                rows = evaluate_model("bench", seeded, inputs.pool, settings, file)
-                seconds.append(time.monotonic() - began)
-                tokens.append(sum(row.num_tokens for row in rows))
-        run.close()
-    return counted(seconds, tokens)
+    chosen = load_config("eval", f"eval.max_tokens={work.max_tokens}", "eval.temperatures=[1]").evaluation
+    assert chosen is not None
+    settings = replace(chosen, samples_per_problem=work.group_size)
+
+    def count(runtime: Any, inputs: Inputs, folder: Path) -> int:
+        seed = str(runtime.config.seed)
+        file = RowFile(folder / f"rows-{seed}.jsonl", model="bench", model_hash=seed)
+        return sum(row.num_tokens for row in evaluate_model("bench", runtime, inputs.pool, settings, file))
+
+    return rounds(work, count)
 
 
 def sample_bare(work: Work, *, logprobs: bool = True) -> Numbers:

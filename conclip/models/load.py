@@ -184,5 +184,6 @@ def recompute_activations(policy: PreTrainedModel) -> None:
 
 
 def autocast(dtype: Dtype, device: torch.device) -> torch.autocast:
-    """Return the context in which models run: bf16 arithmetic on fp32 weights when the config says bfloat16."""
+    """Return the context in which models run: bf16 arithmetic on fp32 weights when the config says bfloat16. Rounded weights
+    are not cached: a layer computes once a pass, and those of all layers would stay until its end."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16", cache_enabled=False)

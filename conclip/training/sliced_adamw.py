@@ -20,10 +20,10 @@ class SlicedAdamW8bit(AdamW8bit):
 
     def update_step(self, group: dict[str, Any], p: torch.nn.Parameter, gindex: int, pindex: int) -> None:
         state: dict[str, Any] = self.state[p]
-        if state["state1"].dtype != torch.uint8 or p.numel() <= SLICE:
+        if state["state1"].dtype != torch.uint8 or p.numel() <= SLICE or not p.is_contiguous():
             super().update_step(group, p, gindex, pindex)  # pyright: ignore[reportUnknownMemberType]
             return
-        assert p.grad is not None and p.is_contiguous()
+        assert p.grad is not None
         state["step"] += 1
         config: dict[str, Any] = self.get_config(gindex, pindex, group)
         (beta1, beta2), grad = config["betas"], p.grad.contiguous()
