@@ -101,6 +101,8 @@ def test_meanings_follow_the_nesting(tmp_path: Path):
         ("phase.problems_per_step=9", "phase.problems_per_step"),
         ("phase.pass_rate_low=0.9", "pass_rate_low"),
         ("rollout.temperature=0", "rollout.temperature"),
+        ("rollout.temperature=0.009", "rollout.temperature"),
+        ("rollout.temperature=2.5", "rollout.temperature"),
         ("rollout.max_tokens=many", "rollout.max_tokens"),
         ("optim.policy_lr=-1", "optim.policy_lr"),
         ("model.prompt=hello", "{question}"),
@@ -166,11 +168,25 @@ def test_group_relative_refuses_kl_in_the_reward():
 
 @pytest.mark.parametrize(
     "override",
-    ["eval.temperatures=[-1]", "eval.temperatures=[]", "eval.prompts=[]", "eval.budget_tokens=0", "eval.margin=3"],
+    [
+        "eval.temperatures=[-1]",
+        "eval.temperatures=[0,2.01]",
+        "eval.temperatures=[0.005]",
+        "eval.temperatures=[]",
+        "eval.prompts=[]",
+        "eval.budget_tokens=0",
+        "eval.margin=3",
+    ],
 )
 def test_evaluation_settings_are_checked(override: str):
     with pytest.raises(UserError, match=override.split("=")[0].replace(".", r"\.")):
         load_config("eval", override)
+
+
+def test_every_temperature_that_vllm_samples_at_is_taken():
+    config = load_config("eval", "eval.temperatures=[0,0.01,2]", "rollout.temperature=2")
+    assert isinstance(config, EvalRunConfig) and config.evaluation is not None
+    assert config.evaluation.temperatures == [0, 0.01, 2] and config.rollout.temperature == 2
 
 
 def test_checkpoints_have_names_of_ones_own():

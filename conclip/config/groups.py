@@ -5,7 +5,16 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Annotated, Any, Literal
 
-from conclip.config.ranges import NON_NEGATIVE, POSITIVE_SHARE, SHARE, SHARE_BELOW_ONE, Range, above, at_least
+from conclip.config.ranges import (
+    NON_NEGATIVE,
+    POSITIVE_SHARE,
+    SHARE,
+    SHARE_BELOW_ONE,
+    TEMPERATURE,
+    Range,
+    above,
+    at_least,
+)
 from conclip.types import DEFAULT_TEMPLATE, ExtractionRule, PromptCondition
 
 Dtype = Literal["float32", "bfloat16"]
@@ -234,7 +243,7 @@ class LengthConfig:
 @dataclass(frozen=True)
 class RolloutConfig:
     engine: EngineKind
-    temperature: Annotated[float, above(0, ": training and probing sample")]
+    temperature: Annotated[float, TEMPERATURE]
     max_tokens: Annotated[int, at_least(1)]
     extraction: ExtractionRule
     max_model_len: int | None

@@ -56,6 +56,9 @@ POSITIVE_SHARE = replace(SHARE, low_open=True)
 SHARE_BELOW_ONE = replace(SHARE, high_open=True)
 """[0, 1)"""
 
+TEMPERATURE = Range(low=0.01, high=2, why=": vLLM samples at no other, and greedy responses do not vary")
+"""[0.01, 2]: vLLM refuses higher ones, and takes 0.01 for lower ones without an error."""
+
 
 def range_of(annotation: Any) -> Range | None:
     """Return the range of an annotated type; None where it has none."""

@@ -17,7 +17,7 @@ from conclip.config.groups import (
     ProblemSetConfig,
     RolloutConfig,
 )
-from conclip.config.ranges import check_ranges
+from conclip.config.ranges import TEMPERATURE, check_ranges
 from conclip.config.recipe import BASE, StageConfig, kind_of
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.errors import UserError
@@ -155,8 +155,8 @@ def _check_room(rollout: RolloutConfig, key: str, max_tokens: int) -> None:
 
 
 def _check_eval(settings: EvalConfig) -> None:
-    good = bool(settings.temperatures) and all(value >= 0 for value in settings.temperatures)
-    _require(good, "eval.temperatures", "must list values of 0 (greedy) or more")
+    good = bool(settings.temperatures) and all(value == 0 or TEMPERATURE.contains(value) for value in settings.temperatures)
+    _require(good, "eval.temperatures", f"must list values of 0 (greedy), or {TEMPERATURE}: vLLM samples at no other")
     _require(len(set(settings.temperatures)) == len(settings.temperatures), "eval.temperatures", "lists a value twice")
     _require(bool(settings.prompts), "eval.prompts", "must list at least one instruction")
     _require(len(set(settings.prompts)) == len(settings.prompts), "eval.prompts", "lists an instruction twice")
