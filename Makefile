@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo demo-full test test-fast test-engine test-whole test-all test-thinking test-page browser families fuzz check format lint type lab-model careful-model lab-report bench bench-grading bench-golds theory frontier probing gpu-check kills faults soak docs pictures docs-commands claims measurements \
+.PHONY: help install install-dev demo demo-full test test-fast test-engine test-whole test-all test-thinking test-cluster test-page browser families fuzz check format lint type lab-model careful-model lab-report bench bench-grading bench-golds theory frontier probing gpu-check kills faults soak docs pictures docs-commands claims measurements \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -126,22 +126,25 @@ theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on len
 	$(BIN)/python benchmarks/theory_table.py
 
 test: $(DEV) ## unit tests, and what samples with the real engine (minutes)
-	$(PYTEST) -m "not whole and not browser and not thinking and not families" $(ARGS)
+	$(PYTEST) -m "not whole and not browser and not thinking and not families and not cluster" $(ARGS)
 
 test-fast: $(DEV) ## unit tests only: no engine, no whole phase or command, no browser
-	$(PYTEST) -m "not engine and not whole and not browser and not thinking and not families" $(ARGS)
+	$(PYTEST) -m "not engine and not whole and not browser and not thinking and not families and not cluster" $(ARGS)
 
 test-engine: $(DEV) ## what samples with the real engine
-	$(PYTEST) -m "engine and not whole and not families" $(ARGS)
+	$(PYTEST) -m "engine and not whole and not families and not cluster" $(ARGS)
 
 test-whole: $(DEV) ## whole phases and commands, signals, servers, trackers, other libraries, the page in a browser
 	$(PYTEST) -m "whole or browser" $(ARGS)
 
 test-all: $(DEV) ## what CI runs: test and test-whole in one go
-	$(PYTEST) -m "not thinking and not families" $(ARGS)
+	$(PYTEST) -m "not thinking and not families and not cluster" $(ARGS)
 
 test-thinking: $(DEV) ## models that think, behind published chat templates, in process and behind vLLM's server (minutes)
 	$(BIN)/python -m pytest -m thinking $(ARGS)
+
+test-cluster: $(DEV) ## runs that are divided among several processes: learner ranks, engines, what happens when one dies (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster $(ARGS)
 
 browser: ## install Debian's chromium, for the tests of the report page (needs root)
 	apt-get update -qq && apt-get install -y -qq chromium

@@ -44,6 +44,7 @@ GROUPS = {
     "logger": "two-phase",
     "paths": "two-phase",
     "device": "two-phase",
+    "cluster": "two-phase",
 }
 """Each config group, and a subcommand that has it."""
 

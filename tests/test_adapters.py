@@ -25,7 +25,7 @@ from conclip.models.load import load_policy
 from conclip.models.shards import write_weights
 from conclip.training.adapter_models import AdapterModels
 from conclip.training.backend import Backend
-from conclip.training.models import export
+from conclip.training.learner import Learner
 from conclip.training.sliced_adamw import SlicedAdamW8bit
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def adapters(made: Backend) -> AdapterModels:
 
 
 def logits(made: Backend, role: str) -> Tensor:
-    made.models.select(role)  # pyright: ignore[reportArgumentType]
+    adapters(made).select(role)  # pyright: ignore[reportArgumentType]
     return made.models.policy(input_ids=IDS, use_cache=False).logits
 
 
@@ -57,7 +57,7 @@ def weight_of(model: torch.nn.Module, layer: str) -> Tensor:
 
 
 def train_critic(made: Backend) -> None:
-    made.models.select("critic")
+    adapters(made).select("critic")
     assert made.models.critic is not None
     made.models.critic(IDS).sub(1).square().mean().backward()
 
@@ -159,7 +159,7 @@ def test_the_adapter_of_another_rank_is_refused(tmp_path: Path):
 def test_what_is_exported_loads_merged_in_transformers_and_unmerged_in_peft(tmp_path: Path):
     made = moved()
     expected = logits(made, "policy").detach()
-    export(made.models, tmp_path)
+    Learner(made, config()).export(tmp_path)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(merged(input_ids=IDS).logits, expected, rtol=0, atol=2e-4)
     unmerged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(LAB_MODEL), str(tmp_path / "adapter"))
@@ -247,7 +247,7 @@ def test_a_4_bit_base_is_what_the_engine_gets_and_what_is_exported(tmp_path: Pat
     quantised, _ = quantize_4bit(original[name], quant_type="nf4", blocksize=64)
     assert quantised.numel() * 2 == original[name].numel()
     assert 0.01 < (sent[name] - original[name]).abs().max() / original[name].abs().max() < 0.5
-    export(made.models, tmp_path)
+    Learner(made, config()).export(tmp_path)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert "quantization_config" not in merged.config.to_dict()
     torch.testing.assert_close(merged(input_ids=IDS).logits, expected, rtol=0, atol=2e-3)

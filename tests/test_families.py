@@ -8,7 +8,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from conclip.training.batch import collate
 from conclip.training.checkpoint import save_model
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
-from conclip.training.models import export
 from conclip.types import Completion, Grade, Outcome, Request, Rollout, RolloutGroup, SamplingSpec
 from tests.engines import Engines
 from tests.families import FAMILIES, REFUSED, TOKENIZER, make_model
@@ -138,7 +136,7 @@ def test_a_family_is_sampled_trained_saved_and_read_again(family: str, tmp_path:
         after = gap(learner, sample(engine, prompts))
 
         saved = tmp_path / "saved"
-        save_model(saved, partial(export, learner.backend.models), TOKENIZER, problems=[], earlier=[])
+        save_model(saved, learner.export, TOKENIZER, problems=[], earlier=[])
         engine.update_weights(folder, 2)
         back = gap(Learner(Backend(folder, config, num_updates=1), config), sample(engine, prompts))
         engine.update_weights(saved, 3)
@@ -173,7 +171,7 @@ def test_an_adapter_is_trained_served_saved_and_read_again(family: str, tmp_path
         learner.backend.models.push(engine, 1)
         after = gap(learner, sample(engine, prompts))
         saved = tmp_path / "saved"
-        save_model(saved, partial(export, learner.backend.models), TOKENIZER, problems=[], earlier=[])
+        save_model(saved, learner.export, TOKENIZER, problems=[], earlier=[])
         engine.update_weights(saved, 2)
         again = gap(Learner(Backend(saved, config, num_updates=1), config), sample(engine, prompts))
     finally:

@@ -74,6 +74,7 @@ ROOMS = [
     "config",
     "runs",
     "grading",
+    "cluster",
     "models",
     "problems",
     "curriculum",

@@ -346,3 +346,11 @@ class DeviceConfig:
     memory_gib: Annotated[float | None, above(0)] = None
     tflops: Annotated[float | None, above(0)] = None
     bandwidth_gb_per_s: Annotated[float | None, above(0)] = None
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """The processes that a run is divided among."""
+
+    kind: Literal["local"] = "local"
+    learner_ranks: Annotated[int, at_least(1)] = 1

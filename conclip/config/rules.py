@@ -216,6 +216,7 @@ def _check_learning(config: LearnConfig) -> None:
     _require(fits or not smaller, "algo.reference_dtype", why)
     pages = config.optim.moments == "paged_8bit"
     _require(not (trainer.offload and pages), "trainer.offload", "must be false with optim.moments=paged_8bit")
+    _check_ranks(config)
     _check_length(config.length)
     priced = config.length.kind != "none"
     unrewarded = config.algo.advantage in ("shortest_correct", "distillation")
@@ -228,6 +229,16 @@ def _check_learning(config: LearnConfig) -> None:
     room = trainer.max_tokens_per_micro_batch >= config.rollout.max_tokens
     _require(room, "trainer.max_tokens_per_micro_batch", "must hold at least one response of rollout.max_tokens")
     _require(bool(config.data.validation), "data.validation", NO_TRAINING_SET)
+
+
+def _check_ranks(config: LearnConfig) -> None:
+    """Check what a learner of several ranks does not do."""
+    if config.cluster.learner_ranks == 1:
+        return
+    why = "with cluster.learner_ranks above 1"
+    _require(config.model.adapter.base != "4bit", "model.adapter.base", f"must not be 4bit {why}: FSDP cannot divide it")
+    _require(config.optim.moments == "float32", "optim.moments", f"must be float32 {why}: bitsandbytes cannot divide others")
+    _require(not config.trainer.offload, "trainer.offload", f"must be false {why}")
 
 
 def _check_algo(algo: AlgoConfig) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from conclip.config.groups import (
     AlgoConfig,
+    ClusterConfig,
     DataConfig,
     DeviceConfig,
     EvalConfig,
@@ -40,6 +41,7 @@ class BaseConfig:
     logger: LoggerConfig
     paths: PathsConfig
     device: DeviceConfig
+    cluster: ClusterConfig
 
     @property
     def probing(self) -> ProbeConfig | None:

@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -57,11 +56,10 @@ from conclip.runs.identity import digest, problems_hash, relevant, sampling_hash
 from conclip.runs.manifest import Pipeline, StageOutput, stage_key
 from conclip.runs.run import Run
 from conclip.training.checkpoint import remove_training_state, save_model
-from conclip.training.models import export
 from conclip.training.phase import PhaseInputs, TrainResult
+from conclip.training.ranks import Learners, train
 from conclip.training.rewards import describe_rewards
 from conclip.training.summary import is_summary, summary_table
-from conclip.training.trainer import Trainer
 from conclip.training.warm_up import Example, boxed, choose_rows, fine_tune
 from conclip.types import EvalRow, Outcome, Problem
 
@@ -80,11 +78,13 @@ class Stages:
         self._runtime: Runtime | None = None
         self._loaded: Path | None = None
         self._hashes: dict[Path, str] = {}
+        self._learners = Learners(config.cluster)
 
     def __enter__(self) -> "Stages":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._learners.close()
         self._open.close()
 
     def probe(self, name: str, model: Path, problems: Sequence[Problem], phase: PhaseConfig) -> list[PassRate]:
@@ -145,8 +145,7 @@ class Stages:
                 validation=self._inputs.validation,
                 key=stage_key(stage, inputs),
             )
-            trainer = Trainer(phase_inputs, config, runtime)
-            result = trainer.train()
+            result, wall_s = train(phase_inputs, config, runtime, self._learners)
             self._run.write_json(history, _RESULT.dump_python(result, by_alias=True, exclude={"checkpoint"}))
             best = result.best
             return StageOutput(
@@ -158,7 +157,7 @@ class Stages:
                     "validation_mean_tokens": best.mean_tokens,
                 },
                 num_tokens=result.num_tokens,
-                wall_s=trainer.wall_s,
+                wall_s=wall_s,
             )
 
         self._run.write_json(problems_file(stage), describe_selection(selection))
@@ -211,9 +210,10 @@ class Stages:
             if self._runtime is not None:
                 self._runtime.rest()
                 self._loaded = None
-            models, losses = fine_tune(model, config, settings, examples, prompts.tokenizer)
+            learner, losses = fine_tune(model, config, settings, examples, prompts.tokenizer, self._learners.make)
             shown = list(problems.values())
-            save_model(target, partial(export, models), prompts.tokenizer, problems=shown, earlier=trained_on(model))
+            save_model(target, learner.export, prompts.tokenizer, problems=shown, earlier=trained_on(model))
+            self._learners.drop()
             return StageOutput(
                 outputs=[str(target.relative_to(self._run.folder))],
                 numbers={"first_loss": losses[0], "last_loss": losses[-1], "num_epochs": len(losses)},

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 
+from conclip.cluster.ranks import whole
 from conclip.config.groups import AdapterConfig
 from conclip.errors import UserError
 from conclip.models.folder import layer_number
@@ -74,18 +75,20 @@ class Adapter:
                 generator = torch_stream(seed, "adapter", name, number)
                 start = nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=math.sqrt(5), generator=generator)
                 parameter.data.copy_(start)
-        self._paths = {path.replace(".", "/"): path for path in found}
-        self.parameters = nn.ParameterDict({key: found[path] for key, path in self._paths.items()})
-        """The weights of the adapter, which share the model's storage."""
+        self._base, self._paths = base, {path.replace(".", "/"): path for path in found}
+
+    def parameters(self) -> nn.ParameterDict:
+        """Return the weights of the adapter: those in the model, which sharding replaces."""
+        return nn.ParameterDict({key: self._base.get_parameter(path) for key, path in self._paths.items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights under the names of peft's files."""
-        return {self._file_name(path): self.parameters[key].detach() for key, path in self._paths.items()}
+        return {self._file_name(path): self._base.get_parameter(path).detach() for path in self._paths.values()}
 
     def load(self, saved: Mapping[str, Tensor]) -> None:
         """Take over the weights that `tensors` returned. Raises ValueError where one is missing or has another shape."""
         names = {key: self._file_name(path) for key, path in self._paths.items()}
-        copy_parameters({key: saved[name] for key, name in names.items() if name in saved}, self.parameters)
+        copy_parameters({key: saved[name] for key, name in names.items() if name in saved}, self.parameters())
 
     def _file_name(self, path: str) -> str:
         return PREFIX + path.replace(f".{self._name}.", ".")
@@ -118,13 +121,13 @@ def served_weights(model: PreTrainedModel, merged: str | None = None) -> Iterato
             owner, is_base, leaf = path.rpartition(".base_layer.")
             if leaf == "weight" and is_base:
                 layer = layers[owner]
-                weight = cast(Tensor, dequantize_module_weight(layer.get_base_layer()))
-                delta = cast(Any, layer).get_delta_weight(merged) if merged is not None else None
+                weight = whole(cast(Tensor, dequantize_module_weight(layer.get_base_layer())))
+                delta = whole(cast(Any, layer).get_delta_weight(merged)) if merged is not None else None
                 state[f"{owner}.weight"] = weight if delta is None else weight.float() + delta
             elif leaf == "bias" and is_base:
-                state[f"{owner}.bias"] = tensor
+                state[f"{owner}.bias"] = whole(tensor)
             elif not is_base and ".lora_" not in path:  # what else a base layer has describes its quantised weights
-                state[path] = tensor
+                state[path] = whole(tensor)
         yield from cast(dict[str, Tensor], revert_weight_conversion(model, state)).items()
 
 

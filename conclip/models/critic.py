@@ -22,7 +22,7 @@ class Critic(nn.Module):
         ends with token t."""
         hidden = self.body(input_ids=input_ids, use_cache=False).last_hidden_state
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
+            return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).clone()  # FSDP warns of views
 
 
 def body_of(policy: PreTrainedModel) -> PreTrainedModel:

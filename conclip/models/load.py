@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import cast
 
@@ -18,9 +19,10 @@ from transformers import (
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from conclip.cluster.ranks import divided_like, whole
 from conclip.config.groups import AdapterBase, Dtype
 from conclip.errors import UserError, explain
-from conclip.models.folder import weight_files
+from conclip.models.folder import layer_number, weight_files
 
 
 @contextmanager
@@ -96,9 +98,10 @@ def _keep_differentiable(policy: PreTrainedModel) -> None:
 
 def checkpoint_weights(policy: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the weights by the names and shapes of the model's checkpoints, which engines read: transformers may hold them
-    in another form, the experts of a mixture as one tensor for example. Tied weights come under both names."""
-    state = {name: tensor.detach() for name, tensor in policy.state_dict().items()}
-    yield from revert_weight_conversion(policy, state).items()
+    in another form, the experts of a mixture as one tensor for example. Tied weights come under both names. New tensors of
+    one layer are there at a time."""
+    for _, of_layer in groupby(policy.state_dict().items(), lambda item: layer_number(item[0])):
+        yield from revert_weight_conversion(policy, {name: whole(tensor.detach()) for name, tensor in of_layer}).items()
 
 
 @torch.no_grad()
@@ -108,7 +111,7 @@ def copy_parameters(saved: Mapping[str, torch.Tensor], module: torch.nn.Module, 
         tensor = saved.get(f"{prefix}{key}")
         if tensor is None or tensor.shape != parameter.shape:
             raise ValueError(f"{prefix}{key} is missing, or of another shape")
-        parameter.copy_(tensor)
+        parameter.copy_(divided_like(tensor, parameter))
 
 
 class OutputHead(torch.nn.Module):

@@ -17,7 +17,25 @@ class EngineDied(MachineFailure):
     """The engine's process has died. Requests in flight are lost; the weights and the run are not."""
 
 
-class RolloutEngine(Protocol):
+class TakesWeights(Protocol):
+    """What receives a policy's weights."""
+
+    def takes_adapters(self) -> bool:
+        """Return whether `update_weights` takes an adapter beside the weights."""
+        ...
+
+    def update_weights(
+        self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int, adapter: Path | None = None
+    ) -> None:
+        """Replace the weights by those of a Hugging Face folder or by named tensors (Hugging Face names), and drop cached
+        prefixes. Allowed only when nothing is in flight. Ends `sleep`. Afterwards `policy_version == version`.
+
+        `adapter`: a folder with peft's files of a LoRA adapter that is applied beside these weights, which are named tensors
+        then. It may go once this returns."""
+        ...
+
+
+class RolloutEngine(TakesWeights, Protocol):
     """The engine as probing, training and evaluation use it. Its callers do not know where generation runs."""
 
     @property
@@ -42,20 +60,6 @@ class RolloutEngine(Protocol):
         """Drop all requests in flight; none of them is returned later."""
         ...
 
-    def takes_adapters(self) -> bool:
-        """Return whether `update_weights` takes an adapter beside the weights."""
-        ...
-
-    def update_weights(
-        self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int, adapter: Path | None = None
-    ) -> None:
-        """Replace the weights by those of a Hugging Face folder or by named tensors (Hugging Face names), and drop cached
-        prefixes. Allowed only when nothing is in flight. Ends `sleep`. Afterwards `policy_version == version`.
-
-        `adapter`: a folder with peft's files of a LoRA adapter that is applied beside these weights, which are named tensors
-        then. It may go once this returns."""
-        ...
-
     def reset_cache(self) -> None:
         """Drop cached prefixes, so that the next unit of work starts from a cold cache and is bit-reproducible."""
         ...
@@ -67,3 +71,20 @@ class RolloutEngine(Protocol):
     def close(self) -> None:
         """Stop and release everything, child processes included. It may be called twice."""
         ...
+
+
+class Discarding:
+    """What takes the place of an engine where there is none: it reads the weights that it is given, and drops them."""
+
+    def __init__(self, takes_adapters: bool) -> None:
+        self._takes_adapters = takes_adapters
+
+    def takes_adapters(self) -> bool:
+        return self._takes_adapters
+
+    def update_weights(
+        self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int, adapter: Path | None = None
+    ) -> None:
+        if not isinstance(source, Path):
+            for _ in source:
+                pass

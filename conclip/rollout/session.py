@@ -341,7 +341,8 @@ def start_engine(
         if torch.cuda.is_available():
             raise UserError("rollout.num_engines: several engines run on a CPU only; set it to 1")
         return EnginePool(model_path, config.rollout, warn=warn, **settings)
-    if config.rollout.engine == "child_process" or by_transformers:
+    alone = config.cluster.learner_ranks == 1  # vLLM takes a process's only process group for itself
+    if config.rollout.engine == "child_process" or by_transformers or not alone:
         from conclip.rollout.child import ChildEngine  # noqa: PLC0415  only what is used gets imported
 
         return ChildEngine(model_path, config.rollout, warn=warn, **settings)

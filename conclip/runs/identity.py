@@ -17,6 +17,7 @@ IRRELEVANT = {
     ("paths",),
     ("logger",),
     ("device",),
+    ("cluster",),
     ("data",),  # the problems themselves are hashed
     ("checkpoints",),  # and so are the models
     ("pass_rates",),

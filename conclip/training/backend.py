@@ -9,27 +9,27 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from conclip.algo.logprobs import chosen_logprobs
+from conclip.cluster.ranks import OneRank, Ranks, whole
 from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
-from conclip.models.load import OutputHead, autocast, copy_parameters, load_policy, recompute_activations
+from conclip.models.load import autocast, copy_parameters, load_policy, recompute_activations
 from conclip.training.batch import TokenBatch
 from conclip.training.models import FullModels, PhaseModels
 from conclip.training.optimizer import Scheduled, make_optimizer
 from conclip.training.schedule import learning_rates, lr_scale
 
 
-def load_models(folder: Path, config: LearnConfig, device: torch.device) -> PhaseModels:
-    """Load the models that a phase needs, all from one folder."""
+def load_models(folder: Path, config: LearnConfig, device: torch.device, ranks: Ranks) -> PhaseModels:
+    """Load the models that a phase needs, all from one folder, and divide them among the ranks."""
     algo, adapter = config.algo, config.model.adapter
     policy = load_policy(
         folder,
-        device,
+        device if ranks.size == 1 else torch.device("cpu"),  # sharding takes a layer at a time to the device
         trust_remote_code=config.model.trust_remote_code,
         weights=adapter.base,
         dtype=config.model.dtype,
@@ -40,31 +40,39 @@ def load_models(folder: Path, config: LearnConfig, device: torch.device) -> Phas
     if adapter.kind == "lora":
         from conclip.training.adapter_models import AdapterModels  # noqa: PLC0415  peft takes seconds to import
 
-        return AdapterModels(policy, adapter, config.seed, **wanted)
+        return AdapterModels(policy, adapter, config.seed, ranks=ranks, **wanted)
     return FullModels(
         policy,
         reference_dtype=algo.reference_dtype,
         trust_remote_code=config.model.trust_remote_code,
+        ranks=ranks,
         **wanted,
     )
 
 
 class Backend:
-    """The models of a phase in one process on one device, with an AdamW optimiser for each trained one."""
+    """The models of a phase on one device, whole or this rank's share, with an AdamW optimiser for each trained one."""
 
     def __init__(
-        self, model_path: Path, config: LearnConfig, *, num_updates: int, device: torch.device | None = None
+        self,
+        model_path: Path,
+        config: LearnConfig,
+        *,
+        num_updates: int,
+        device: torch.device | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Load the models. `num_updates`: policy updates in the learning-rate schedule, `updates_per_rollout` per step.
-        `device`: by default the GPU, where there is one."""
+        `device`: by default the GPU, where there is one. `ranks`: by default one, which has all of the models."""
+        self.ranks = ranks or OneRank()
         algo, self._optim = config.algo, config.optim
         self._temperature = config.rollout.temperature
         self._dtype: Dtype = config.model.dtype
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or self.ranks.device
         if config.rollout.deterministic and self.device.type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS has no other workspace that repeats
             torch.use_deterministic_algorithms(True)
-        self.models = load_models(model_path, config, self.device)
+        self.models = load_models(model_path, config, self.device, self.ranks)
         self._warmup = algo.critic_warmup_steps * algo.updates_per_rollout
         adapted = config.model.adapter.kind == "lora"
         rates = learning_rates(self._optim, self.models.policy.num_parameters(), adapted=adapted)
@@ -88,38 +96,26 @@ class Backend:
     def logprobs(self, tokens: TokenBatch, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """Return the policy's log-probs of the sampled tokens and its entropies [nats], both [b, T], 0 off the response
         mask. Entropies carry a gradient only with `entropy_gradient`."""
-        self.models.select("policy")
-        return self._logprobs_of(self.models.policy, tokens, entropy_gradient=entropy_gradient)
+        return self._logprobs_of("policy", tokens, entropy_gradient)
 
     def ref_logprobs(self, tokens: TokenBatch) -> Tensor | None:
         """Return the reference's log-probs [b, T]; None where the algorithm needs no reference."""
-        if self.models.reference is None:
-            return None
-        self.models.select("reference")
-        return self._logprobs_of(self.models.reference, tokens)[0]
+        return None if self.models.reference is None else self._logprobs_of("reference", tokens, False)[0]
 
     def values(self, tokens: TokenBatch) -> Tensor | None:
         """Return the critic's values [b, T], 0 off the response mask; None where the algorithm has no critic."""
         if self.models.critic is None:
             return None
-        self.models.select("critic")
         with autocast(self._dtype, self.device):
-            values = self.models.critic(tokens.input_ids.to(self.device))[:, :-1]
+            values = self.models.values(tokens.input_ids.to(self.device))[:, :-1]
         return torch.where(tokens.response_mask.to(self.device), values, torch.zeros_like(values))
 
     def _logprobs_of(
-        self, model: PreTrainedModel, tokens: TokenBatch, *, entropy_gradient: bool = False
+        self, role: Literal["policy", "reference"], tokens: TokenBatch, entropy_gradient: bool
     ) -> tuple[Tensor, Tensor]:
-        mask = tokens.response_mask.to(self.device)
+        ids, mask, targets = (tensor.to(self.device) for tensor in (tokens.input_ids, tokens.response_mask, tokens.targets))
         with autocast(self._dtype, self.device):
-            hidden = model.base_model(input_ids=tokens.input_ids.to(self.device), use_cache=False).last_hidden_state
-            chosen, entropy = chosen_logprobs(
-                hidden[:, :-1][mask],
-                OutputHead(model),
-                tokens.targets.to(self.device)[mask],
-                self._temperature,
-                entropy_gradient=entropy_gradient,
-            )
+            chosen, entropy = self.models.logprobs(role, ids, mask, targets, self._temperature, entropy_gradient)
         zeros = torch.zeros(mask.shape, device=self.device, dtype=chosen.dtype)
         return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
 
@@ -147,7 +143,7 @@ class Backend:
 
     def clip(self, module: torch.nn.Module) -> float:
         """Clip the module's gradient to `max_grad_norm`. Returns its norm before clipping."""
-        return float(torch.nn.utils.clip_grad_norm_(module.parameters(), self._optim.max_grad_norm))
+        return float(whole(torch.nn.utils.clip_grad_norm_(module.parameters(), self._optim.max_grad_norm)))
 
     def rest(self) -> None:
         """Release what device memory the engine can have until `wake`: it samples next. With `trainer.offload`, moments and
@@ -188,7 +184,7 @@ class Backend:
             tensors |= {f"critic/{key}": parameter.detach() for key, parameter in critic.named_parameters()}
         for name, item in self._trained.items():
             tensors |= {f"{name}.optimizer/{key}": moment for key, moment in item.moments().items()}
-        return tensors
+        return {name: self.ranks.kept(tensor) for name, tensor in tensors.items()}
 
     def load_state(self, policy: Path, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned, with the policy from a checkpoint. The optimisers keep the settings of the config.

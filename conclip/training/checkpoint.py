@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict  # pydantic's own dependency: it needs this one below Python 3.12
@@ -42,7 +42,7 @@ to discard a checkpoint."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseState:
-    """The content of a checkpoint besides the policy."""
+    """The content of a checkpoint besides the policy, to be saved."""
 
     number: int
     """The number of the checkpoint: steps done."""
@@ -53,7 +53,7 @@ class PhaseState:
     tensors: Mapping[str, Tensor]
 
 
-class _Head(TypedDict):
+class Head(TypedDict):
     """The content of `state.json`."""
 
     schema: int
@@ -64,7 +64,7 @@ class _Head(TypedDict):
     values: dict[str, Any]
 
 
-_HEAD = TypeAdapter(_Head)
+_HEAD = TypeAdapter(Head)
 
 
 class Checkpoints:
@@ -100,9 +100,10 @@ class Checkpoints:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def newest(self) -> PhaseState | None:
-        """Return the newest complete state of this phase; None where there is none. Damaged checkpoints are removed with a
-        warning: they must not count as newer than what follows. Raises OSError when an I/O error prevents reading."""
+    def newest(self) -> Head | None:
+        """Return the head of the newest complete checkpoint of this phase; None where there is none. Damaged checkpoints are
+        removed with a warning: they must not count as newer than what follows. Raises OSError when an I/O error prevents
+        reading."""
         for path in self._folder.glob("step-*.old"):  # interrupted between two renames
             if not path.with_suffix("").exists():
                 path.rename(path.with_suffix(""))
@@ -114,8 +115,8 @@ class Checkpoints:
                 if head["key"] != self._key or head["schema"] != SCHEMA:
                     continue
                 self._verify(self.path(head["best"]))
-                tensors = load_file(path / TRAINING / "tensors.safetensors")
-                return PhaseState(number=head["number"], best=head["best"], values=head["values"], tensors=tensors)
+                with safe_open(tensors_file(path), framework="pt"):
+                    return head
             except DAMAGE as error:
                 self._warn(f"checkpoint '{path}' is damaged ({error}); an earlier one is taken, or the phase starts anew")
                 shutil.rmtree(path, ignore_errors=True)
@@ -136,7 +137,7 @@ class Checkpoints:
             raise MachineFailure(f"{error}; the same command goes back to an earlier checkpoint") from error
         link(self.path(number), target, without=TRAINING, complete=complete)
 
-    def _verify(self, path: Path) -> _Head:
+    def _verify(self, path: Path) -> Head:
         """Return the content of a checkpoint's `state.json`. Raises OSError or ValueError when a file is not what was
         saved."""
         head = _HEAD.validate_python(json.loads((path / TRAINING / "state.json").read_text(encoding="utf-8")))
@@ -169,7 +170,7 @@ class Checkpoints:
     def _fill(self, folder: Path, state: PhaseState, write_model: Callable[[Path], None], scheduled: bool) -> None:
         (folder / TRAINING).mkdir()
         write_model(folder)
-        save_file({name: t.contiguous() for name, t in state.tensors.items()}, folder / TRAINING / "tensors.safetensors")
+        save_file({name: t.contiguous() for name, t in state.tensors.items()}, tensors_file(folder))
         head = {"schema": SCHEMA, "key": self._key, "number": state.number, "best": state.best, "due": scheduled}
         hashes = {str(file.relative_to(folder)): path_hash(file) for file in _files(folder)}
         text = json.dumps(head | {"files": hashes, "values": state.values})
@@ -186,6 +187,11 @@ class Checkpoints:
         for path in paths:
             if path not in kept:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def tensors_file(checkpoint: Path) -> Path:
+    """Return the file of the critic and the optimisers' moments."""
+    return checkpoint / TRAINING / "tensors.safetensors"
 
 
 def save_model(

@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from pydantic import TypeAdapter
+from safetensors.torch import load_file
 from torch import Tensor
 
 from conclip.algo.losses import (
@@ -19,8 +22,10 @@ from conclip.algo.losses import (
     ppo_clip_loss,
 )
 from conclip.algo.masking import equal
+from conclip.cluster.ranks import Ranks
 from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
+from conclip.rollout.engine import Discarding, RolloutEngine
 from conclip.runs.checked import Count
 from conclip.training.backend import Backend
 from conclip.training.batch import (
@@ -49,8 +54,25 @@ one response in two micro-batches differ by up to 0.1 at single tokens, and by 1
 model)."""
 
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def on_all_ranks(
+    method: Callable[Concatenate["Learner", Arguments], Result],
+) -> Callable[Concatenate["Learner", Arguments], Result]:
+    """Have a method of the first rank's learner run on all ranks."""
+
+    @wraps(method)
+    def call(learner: "Learner", *arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        with learner.backend.ranks.calling(method.__name__, *arguments, **named):
+            return method(learner, *arguments, **named)
+
+    return call
+
+
 class Learner:
-    """The part that turns experience into updates. It is independent of engines, problems, files and devices."""
+    """The part that turns experience into updates. It is independent of engines, problems, devices and their number."""
 
     def __init__(self, backend: Backend, config: LearnConfig) -> None:
         self.backend = backend
@@ -61,20 +83,53 @@ class Learner:
         """The log-probs from `score`, until the policy changes."""
 
     def state(self) -> dict[str, Any]:
-        """Return JSON-like values: with the backend's state, `load_state` needs no more to resume exactly."""
+        """Return JSON-like values: with `saved` and `tensors`, `load` needs no more to resume exactly."""
         return {"skipped_in_a_row": self._skipped_in_a_row}
 
-    def load_state(self, values: Mapping[str, Any]) -> None:
-        """Restore what `state` returned. Raises ValueError or KeyError for anything else."""
-        self._skipped_in_a_row, self._scored = _COUNT.validate_python(values["skipped_in_a_row"]), None
+    @on_all_ranks
+    def saved(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds of the policy."""
+        return self.backend.models.saved()
 
+    @on_all_ranks
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what else a checkpoint holds: the critic and the optimisers' moments."""
+        return self.backend.state()
+
+    @on_all_ranks
+    def load(self, values: Mapping[str, Any], policy: Path, tensors: Path) -> None:
+        """Restore what `state` returned, the policy from a checkpoint's folder and `tensors` from a file. Raises ValueError
+        or KeyError for anything else."""
+        self._skipped_in_a_row, self._scored = _COUNT.validate_python(values["skipped_in_a_row"]), None
+        self.backend.load_state(policy, load_file(tensors))
+
+    def push(self, engine: RolloutEngine, version: int) -> None:
+        """Make the engine sample from the policy, as version `version`."""
+        with self.backend.ranks.calling("join_push", engine.takes_adapters(), version):
+            self.backend.models.push(engine, version)
+
+    def join_push(self, takes_adapters: bool, version: int) -> None:
+        """Take part in a push of the first rank, which has the engine."""
+        self.backend.models.push(Discarding(takes_adapters), version)
+
+    @on_all_ranks
+    def complete(self, folder: Path) -> None:
+        """Make a whole model of a checkpoint's folder. The policy is that one from then on."""
+        self.backend.models.complete(folder, written=self.backend.ranks.is_first)
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a whole model."""
+        self.backend.models.write(folder, self.saved())
+        self.complete(folder)
+
+    @on_all_ranks
     @torch.no_grad()
     def score(self, tokens: TokenBatch, asked: TokenBatch | None = None) -> Scores:
         """Return the log-probs of policy and reference and the critic's values, before any update. `asked`: the same
         responses after the prompts that the reference is to see; None: those that the policy sees."""
         self.backend.wake()
         parts: dict[str, Tensor] = {}
-        for rows in self._micro_batches(tokens, torch.arange(len(tokens))):
+        for rows, counts in self._micro_batches(tokens, torch.arange(len(tokens))):
             part = select_rows(tokens, rows)
             scored = {
                 "old_logprobs": self.backend.logprobs(part)[0],
@@ -84,7 +139,8 @@ class Learner:
             for name, values in scored.items():
                 if values is not None:
                     full = parts.setdefault(name, torch.zeros(tokens.response_mask.shape, dtype=values.dtype))
-                    full[rows, : values.shape[1]] = values.cpu()
+                    full[rows, : values.shape[1]] = values.cpu() * counts
+        parts = {name: self.backend.ranks.merged(full) for name, full in parts.items()}
         if asked is not None:
             parts["ref_logprobs"] = self._teacher_logprobs(tokens, asked)
         self._scored = parts["old_logprobs"]
@@ -97,16 +153,19 @@ class Learner:
     def _teacher_logprobs(self, tokens: TokenBatch, asked: TokenBatch) -> Tensor:
         """Return the reference's log-probs of the responses in `asked`, at the places that they have in `tokens`, [B, T]."""
         scored = torch.zeros(asked.response_mask.shape)
-        for rows in self._micro_batches(asked, torch.arange(len(asked))):
+        for rows, counts in self._micro_batches(asked, torch.arange(len(asked))):
             values = self.backend.ref_logprobs(select_rows(asked, rows))
             assert values is not None
-            scored[rows, : values.shape[1]] = values.cpu().to(scored.dtype)
+            scored[rows, : values.shape[1]] = values.cpu().to(scored.dtype) * counts
+        scored = self.backend.ranks.merged(scored)
         placed = torch.zeros(tokens.response_mask.shape)
         return placed.masked_scatter(tokens.response_mask, scored[asked.response_mask])  # row by row, token by token
 
-    def _micro_batches(self, tokens: TokenBatch, rows: Tensor) -> Iterator[Tensor]:
-        return micro_batches(tokens, rows, self._trainer.max_tokens_per_micro_batch)
+    def _micro_batches(self, tokens: TokenBatch, rows: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """Yield this rank's micro-batches, and whether each counts (`Ranks.share`)."""
+        return self.backend.ranks.share(micro_batches(tokens, rows, self._trainer.max_tokens_per_micro_batch))
 
+    @on_all_ranks
     def update(
         self,
         experience: ExperienceBatch,
@@ -139,6 +198,7 @@ class Learner:
         self.backend.rest()
         return totals
 
+    @on_all_ranks
     def rehearse(self, longest: int) -> None:
         """Compute the gradients of the largest micro-batch of sequences of up to `longest` tokens, and drop them. Nothing
         changes; but what does not fit on the device fails before anything is sampled."""
@@ -189,11 +249,15 @@ class Learner:
             return experience
         if self._scored is None or not torch.equal(self._scored, experience.old_logprobs):
             return experience
-        old_logprobs = experience.old_logprobs.clone()
+        scored = torch.zeros_like(experience.old_logprobs)
         for rows in batches:
-            for micro in self._micro_batches(experience.tokens, rows):
+            for micro, counts in self._micro_batches(experience.tokens, rows):
                 part = select_rows(experience.tokens, micro)
-                old_logprobs[micro, : part.response_mask.shape[1]] = self.backend.logprobs(part)[0].cpu()
+                scored[micro, : part.response_mask.shape[1]] = self.backend.logprobs(part)[0].cpu() * counts
+        trained = torch.zeros(len(experience), dtype=torch.bool)
+        trained[torch.cat(list(batches))] = True
+        scored = self.backend.ranks.merged(scored)
+        old_logprobs = torch.where(trained.unsqueeze(-1), scored, experience.old_logprobs)
         return dataclasses.replace(experience, old_logprobs=old_logprobs)
 
     def _update_once(
@@ -206,17 +270,17 @@ class Learner:
         weights[rows] = aggregation_weights(
             tokens.loss_mask[rows], algo.loss_aggregation, constant_tokens=algo.constant_tokens
         )
-        stats: dict[str, float] = {}
-        padded = 0
-        for micro in self._micro_batches(tokens, rows):
+        stats = {"perf/padded_tokens": 0.0}
+        for micro, counts in self._micro_batches(tokens, rows):
             part = to_device(select_rows(experience, micro), self.backend.device)
-            padded += part.tokens.input_ids.numel()
-            share = weights[micro, : part.advantages.shape[1]].to(self.backend.device)
+            stats["perf/padded_tokens"] += part.tokens.input_ids.numel() * counts
+            share = (weights[micro, : part.advantages.shape[1]] * counts).to(self.backend.device)
             sums = self._backward_policy(part, share, kl_coef) if train_policy else {}
             sums |= self._backward_critic(part, share)
             for name, value in sums.items():
                 stats[name] = stats.get(name, 0.0) + value
-        stats["perf/padding_share"] = 1.0 - float(row_lengths(tokens)[rows].sum()) / padded
+        stats = self.backend.ranks.totals(stats)
+        stats["perf/padding_share"] = 1.0 - float(row_lengths(tokens)[rows].sum()) / stats.pop("perf/padded_tokens")
         if "policy/kl_gradient" in stats:
             kl, policy = stats.pop("policy/kl_gradient"), stats.pop("policy/policy_gradient")
             stats["policy/kl_gradient_share"] = kl / (kl + policy) if kl + policy > 0 else 0.0
@@ -289,6 +353,11 @@ class Learner:
         loss = clipped_value_loss(values, part.old_values, part.returns, value_clip=self._algo.value_clip_eps)
         (loss * share).sum().backward()  # pyright: ignore[reportUnknownMemberType]
         return {"value/loss": float((loss.detach() * share).sum())}
+
+
+def make_learner(model_path: Path, config: LearnConfig, *, num_updates: int, ranks: Ranks | None = None) -> Learner:
+    """Load the models of a phase, and return its learner."""
+    return Learner(Backend(model_path, config, num_updates=num_updates, ranks=ranks), config)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:

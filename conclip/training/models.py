@@ -11,10 +11,12 @@ from typing import Literal, Protocol
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from conclip.cluster.ranks import OneRank, Ranks
 from conclip.config.groups import Dtype
 from conclip.models.critic import Critic, body_of
 from conclip.models.load import checkpoint_weights, copy_parameters, load_policy
-from conclip.rollout.engine import RolloutEngine
+from conclip.models.scorer import Scorer
+from conclip.rollout.engine import TakesWeights
 
 Role = Literal["policy", "reference", "critic"]
 
@@ -32,16 +34,27 @@ class PhaseModels(Protocol):
         """Return the models that only updates need: nothing that `push` reads."""
         ...
 
-    def select(self, role: Role) -> None:
-        """Make the weights of a role the ones that compute. They stay selected until the next call, so a backward pass that
-        recomputes activations uses them too."""
+    def logprobs(
+        self,
+        role: Literal["policy", "reference"],
+        input_ids: Tensor,
+        mask: Tensor,
+        targets: Tensor,
+        temperature: float,
+        entropy_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `Scorer` returns for the model of this role."""
+        ...
+
+    def values(self, input_ids: Tensor) -> Tensor:
+        """Return what `Critic` returns, which must be there."""
         ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the policy's weights, named as in a model folder."""
         ...
 
-    def push(self, engine: RolloutEngine, version: int) -> None:
+    def push(self, engine: TakesWeights, version: int) -> None:
         """Make the engine sample from the policy, as version `version`."""
         ...
 
@@ -57,8 +70,9 @@ class PhaseModels(Protocol):
         """Load the policy that `write` wrote. Raises ValueError for one of another shape."""
         ...
 
-    def complete(self, folder: Path) -> None:
-        """Make a whole model of a folder with what `write` wrote: one that transformers and engines load."""
+    def complete(self, folder: Path, *, written: bool = True) -> None:
+        """Make a whole model of a folder with what `write` wrote: one that transformers and engines load. `written=False`:
+        take part in it, as ranks besides the first do."""
         ...
 
 
@@ -73,8 +87,10 @@ class FullModels:
         critic: bool,
         reference_dtype: Dtype = "float32",
         trust_remote_code: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.policy, self._trust_remote_code = policy, trust_remote_code
+        self._ranks, self._loads_on = ranks or OneRank(), policy.device
         self.reference = None
         if reference:
             self.reference = copy.deepcopy(policy).requires_grad_(False)
@@ -85,34 +101,51 @@ class FullModels:
         self.trained: dict[str, nn.Module] = {"policy": policy}
         if self.critic is not None:
             self.trained["critic"] = self.critic
+        self._scorers = {"policy": Scorer(policy)}
+        if self.reference is not None:
+            self._scorers["reference"] = Scorer(self.reference)
+        for module in (*self._scorers.values(), *([] if self.critic is None else [self.critic])):
+            self._ranks.shard(module)
 
     def for_updates(self) -> list[nn.Module]:
         return [model for model in (self.reference, self.critic) if model is not None]
 
-    def select(self, role: Role) -> None:
-        """Do nothing: each role has a model of its own."""
+    def logprobs(
+        self,
+        role: Literal["policy", "reference"],
+        input_ids: Tensor,
+        mask: Tensor,
+        targets: Tensor,
+        temperature: float,
+        entropy_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        return self._scorers[role](input_ids, mask, targets, temperature, entropy_gradient)
+
+    def values(self, input_ids: Tensor) -> Tensor:
+        assert self.critic is not None
+        return self.critic(input_ids)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from checkpoint_weights(self.policy)
 
-    def push(self, engine: RolloutEngine, version: int) -> None:
+    def push(self, engine: TakesWeights, version: int) -> None:
         engine.update_weights(self.weights(), version)
 
     def saved(self) -> dict[str, Tensor]:
-        return self.policy.state_dict()
+        first = {id(p): name for name, p in reversed(list(self.policy.named_parameters(remove_duplicate=False)))}
+        names = {name: first[id(p)] for name, p in self.policy.named_parameters(remove_duplicate=False)}
+        kept: dict[str, Tensor] = {}
+        for name, tensor in self.policy.state_dict().items():
+            tied = names.get(name, name)
+            kept[name] = kept[tied] if tied in kept else self._ranks.kept(tensor)
+        return kept
 
     def write(self, folder: Path, saved: dict[str, Tensor]) -> None:
         self.policy.save_pretrained(folder, state_dict=saved)
 
     def load(self, folder: Path) -> None:
-        saved = load_policy(folder, self.policy.device, trust_remote_code=self._trust_remote_code)
+        saved = load_policy(folder, self._loads_on, trust_remote_code=self._trust_remote_code)
         copy_parameters(dict(saved.named_parameters()), self.policy)
 
-    def complete(self, folder: Path) -> None:
+    def complete(self, folder: Path, *, written: bool = True) -> None:
         """Do nothing: it is whole."""
-
-
-def export(models: PhaseModels, folder: Path) -> None:
-    """Write the policy as a whole model."""
-    models.write(folder, models.saved())
-    models.complete(folder)

@@ -79,7 +79,9 @@ class Scheduled:
             _check(prefix + name, tensors, parameters[name].shape, self.optimizer)
         groups = [self.optimizer.state_dict()["param_groups"][0] | {"params": list(parameters)}]
         state = {"state": moments, "param_groups": groups}
-        set_optimizer_state_dict(self.module, self.optimizer, state, options=StateDictOptions(strict=False))
+        sharded = any(hasattr(parameter, "device_mesh") for parameter in parameters.values())
+        options = StateDictOptions(strict=False, full_state_dict=sharded)
+        set_optimizer_state_dict(self.module, self.optimizer, state, options=options)
         for name, parameter in parameters.items():
             if name not in moments:  # it never had a gradient; torch created the state of one step
                 self.optimizer.state.pop(parameter, None)

@@ -16,7 +16,7 @@ from conclip.problems.overlap import trained_on
 from conclip.redact import one_line
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import deferred
-from conclip.training.checkpoint import Checkpoints, PhaseState, copied, save_model
+from conclip.training.checkpoint import Checkpoints, PhaseState, copied, save_model, tensors_file
 from conclip.training.learner import Learner
 from conclip.training.monitors import REPORTED
 from conclip.training.phase import PhaseInputs
@@ -93,7 +93,7 @@ class Recovery:
         models = self._learner.backend.models
         write_model = partial(
             save_model,
-            write=partial(models.write, saved=keep(models.saved())),
+            write=partial(models.write, saved=keep(self._learner.saved())),
             tokenizer=self._tokenizer,
             problems=[self._problems[problem_id] for problem_id in progress.problem_ids],
             earlier=self._earlier_questions,
@@ -102,7 +102,7 @@ class Recovery:
             number=progress.step - self._first_step,
             best=progress.best_checkpoint,
             values=self._state,
-            tensors=keep(self._learner.backend.state()),
+            tensors=keep(self._learner.tensors()),
         )
         self.checkpoints.save(state, write_model, scheduled=scheduled)
         self._saved_state = self._state
@@ -119,10 +119,10 @@ class Recovery:
 
     def restore(self) -> None:
         """Restore the newest checkpoint, if there is one. Raises UserError for one of another phase."""
-        state = self.checkpoints.newest()
-        if state is None:
+        head = self.checkpoints.newest()
+        if head is None:
             return
-        values = state.values
+        values = head["values"]
         try:
             self.progress = progress = Progress.from_json(values["progress"])
         except (ValueError, KeyError, TypeError) as error:
@@ -130,14 +130,13 @@ class Recovery:
                 f"{self._stage} starts anew: its checkpoint is of another version, or damaged ({one_line(str(error))})"
             )
             return
-        folder = self.checkpoints.path(state.number)
+        folder = self.checkpoints.path(head["number"])
         try:
             steps = {"first_step": self._first_step, "last_step": self._last_step}
             progress.check(**steps, problem_ids=self._problems, metrics=REPORTED)
-            if (self.number, progress.best_checkpoint) != (state.number, state.best):
+            if (self.number, progress.best_checkpoint) != (head["number"], head["best"]):
                 raise ValueError(f"its step is {progress.step} and its best checkpoint {progress.best_checkpoint}")
-            self._learner.load_state(values["learner"])
-            self._learner.backend.load_state(folder, state.tensors)
+            self._learner.load(values["learner"], folder, tensors_file(folder))
             self._order.load_state_dict(values["order"], self._problems)
             if self._refresher is not None:
                 self._refresher.load_state_dict(values["refresher"], self._problems)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
 
@@ -15,10 +15,9 @@ from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import Interrupted, deferred
 from conclip.seeding import python_stream, torch_stream
 from conclip.stats import clustered_interval, correlation_if_any
-from conclip.training.backend import Backend
 from conclip.training.batch import ExperienceBatch, TokenBatch, collate, with_prompts
 from conclip.training.experience import Scores, has_signal, kl_reward_share, make_experience
-from conclip.training.learner import Learner, NonFiniteGradient
+from conclip.training.learner import Learner, NonFiniteGradient, make_learner
 from conclip.training.length_rewards import make_shaper
 from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings
 from conclip.training.phase import PhaseInputs, TrainResult
@@ -38,8 +37,14 @@ class StaleEngine(RuntimeError):
 class Trainer:
     """The training of one phase on selected problems."""
 
-    def __init__(self, phase: PhaseInputs, config: LearnConfig, runtime: Runtime) -> None:
-        """Start the engine and load the models."""
+    def __init__(
+        self,
+        phase: PhaseInputs,
+        config: LearnConfig,
+        runtime: Runtime,
+        make_learner: Callable[..., Learner] = make_learner,
+    ) -> None:
+        """Start the engine and load the models, by `make_learner`."""
         self._stage, self._phase, self._config, self._algo = phase.stage, phase.settings, config, config.algo
         self._runtime, self._run, self._validation_problems = runtime, runtime.run, phase.validation
         self._version = runtime.engine.policy_version
@@ -48,7 +53,7 @@ class Trainer:
         runtime.engine.sleep()  # until the learner's weights are pushed
         self._shaper = make_shaper(config.length)
         num_updates = self._phase.num_steps * config.algo.updates_per_rollout
-        self._learner = Learner(Backend(phase.model_path, config, num_updates=num_updates), config)
+        self._learner = make_learner(phase.model_path, config, num_updates=num_updates)
         self._candidates = [choice.problem for choice in (*phase.selection.chosen, *phase.selection.reserve)]
         self._order = ProblemOrder(phase.selection.problems, python_stream(config.seed, phase.stage, "order"))
         self._refresher = make_refresher(self._order, phase.selection, phase.settings) if phase.settings.refresh else None
@@ -94,8 +99,7 @@ class Trainer:
             with deferred():
                 self._recovery.checkpoints.wait()
         checkpoint = self._run.folder / checkpoint_folder(self._stage)
-        models = self._learner.backend.models
-        self._recovery.checkpoints.publish(self._progress.best_checkpoint, checkpoint, models.complete)
+        self._recovery.checkpoints.publish(self._progress.best_checkpoint, checkpoint, self._learner.complete)
         return TrainResult(
             checkpoint=checkpoint,
             best=self._progress.best,
@@ -248,7 +252,7 @@ class Trainer:
 
     def _push_weights(self) -> None:
         self._version = self._runtime.engine.policy_version + 1
-        self._learner.backend.models.push(self._runtime.engine, self._version)
+        self._learner.push(self._runtime.engine, self._version)
 
     def _validate(self, step: int) -> Validation:
         """Validate the policy. Seeds are the same each time, so that two validations differ only by the policy."""

@@ -6,7 +6,7 @@ show it the one that counts; nothing else about them changes.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,8 @@ from conclip.config.groups import WarmUpConfig
 from conclip.config.schema import LearnConfig
 from conclip.models.chat_template import end_of_turn
 from conclip.seeding import python_stream, torch_stream
-from conclip.training.backend import Backend
 from conclip.training.batch import ExperienceBatch, collate
-from conclip.training.learner import Learner
-from conclip.training.models import PhaseModels
+from conclip.training.learner import Learner, make_learner
 from conclip.training.schedule import ADAPTER_FACTOR, StepPlan
 from conclip.types import Completion, EvalRow, Grade, Outcome, Problem, Rollout, RolloutGroup
 
@@ -63,9 +61,10 @@ def fine_tune(
     settings: WarmUpConfig,
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
-) -> tuple[PhaseModels, list[float]]:
-    """Fine-tune the model on the examples: cross-entropy, the mean over each response, then over responses. Returns it and
-    the mean loss [nats per token] of each pass."""
+    make_learner: Callable[..., Learner] = make_learner,
+) -> tuple[Learner, list[float]]:
+    """Fine-tune the model on the examples: cross-entropy, the mean over each response, then over responses. Returns its
+    learner and the mean loss [nats per token] of each pass."""
     algo = dataclasses.replace(
         config.algo,
         advantage="shortest_correct",
@@ -82,7 +81,7 @@ def fine_tune(
     num_updates = -(-len(examples) // settings.batch_size)
     num_epochs = max(settings.num_epochs, -(-settings.min_updates // num_updates))
     learning = dataclasses.replace(config, algo=algo, optim=optim)
-    learner = Learner(Backend(model_path, learning, num_updates=num_updates * num_epochs), learning)
+    learner = make_learner(model_path, learning, num_updates=num_updates * num_epochs)
     experience = _experience(examples, tokenizer)
     losses: list[float] = []
     for epoch in range(num_epochs):
@@ -90,7 +89,7 @@ def fine_tune(
         plan = StepPlan(begin=begin, end=begin + num_updates, num_updates=num_updates, num_rows=len(examples))
         random = torch_stream(config.seed, "warm-up", "update", epoch)
         losses.append(learner.update(experience, random, kl_coef=0.0, plan=plan)["policy/loss"])
-    return learner.backend.models, losses
+    return learner, losses
 
 
 def _experience(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> ExperienceBatch:

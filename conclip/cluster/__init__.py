@@ -1,0 +1,1 @@
+"""The processes that a run is divided among."""

@@ -1,0 +1,123 @@
+"""Ranks of a torch process group, whose models FSDP2 shards (Zhao et al. 2023; torch's `fully_shard`)."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]  documented, but not exported
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from conclip.cluster.ranks import RankDied, whole
+from conclip.runs.interrupts import deferred
+
+LONGEST_WAIT = timedelta(days=7)
+"""The longest that a rank waits for the first one, which samples and validates meanwhile. A rank that dies closes its
+connections, which the others notice at once."""
+
+Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+"""A method's name, its arguments and its named arguments."""
+
+# torch's own annotations are incomplete here.
+# pyright: reportUnknownMemberType=false
+
+
+class Group:
+    """One rank of a process group. All ranks make the same collective operations in the same order."""
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        *,
+        store: Store | None = None,
+        local_rank: int | None = None,
+        lost: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """Join the group. `store`: where its ranks meet; None: as the environment has it, which torchrun sets.
+        `local_rank`: the number of this rank's GPU on its host; None: `rank`. `lost`: returns which rank has ended, where
+        this rank can know."""
+        self.size, self.is_first, self._lost = size, rank == 0, lost
+        gpu = torch.cuda.is_available()
+        self._device = torch.device("cuda", rank if local_rank is None else local_rank) if gpu else torch.device("cpu")
+        if gpu:
+            torch.cuda.set_device(self._device)
+        else:
+            torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            init_method="env://" if store is None else None,
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=LONGEST_WAIT,
+        )
+        self._rank = rank
+        self._mesh = init_device_mesh(self._device.type, (size,))
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @contextmanager
+    def calling(self, name: str, *arguments: Any, **named: Any) -> Iterator[None]:
+        """Raises RankDied when another rank has ended."""
+        if not self.is_first:
+            yield
+            return
+        with deferred():  # a signal between two collective operations would part the ranks
+            try:
+                dist.broadcast_object_list([(name, arguments, named)])
+                yield
+            except RuntimeError as error:
+                of_torch = isinstance(error, dist.DistError) or type(error) is RuntimeError
+                if of_torch and (lost := self._lost()) is not None:
+                    raise RankDied(lost) from error
+                raise
+
+    def next_call(self) -> Call:
+        """Wait for what the first rank calls next. Raises RuntimeError when it has ended."""
+        calls: list[Call | None] = [None]
+        dist.broadcast_object_list(calls)
+        return cast(Call, calls[0])
+
+    def shard(self, module: nn.Module) -> None:
+        for layer in module.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                fully_shard(layer, mesh=self._mesh)
+        fully_shard(module, mesh=self._mesh, reshard_after_forward=True)
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                # losses are sums with weights that were counted over all ranks, so gradients add up
+                part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)
+
+    def share(self, micro_batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+        """Deal the micro-batches in turn: neighbours are of similar length, so that ranks wait little for each other."""
+        dealt = list(micro_batches)
+        for begin in range(0, len(dealt), self.size):
+            index = begin + self._rank
+            yield (dealt[index], True) if index < len(dealt) else (dealt[-1], False)
+
+    def merged(self, tensor: Tensor) -> Tensor:
+        total = tensor.cpu()
+        dist.all_reduce(total)
+        return total
+
+    def totals(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        names = sorted(numbers)
+        sums = self.merged(torch.tensor([numbers[name] for name in names], dtype=torch.float64)).tolist()
+        return dict(zip(names, sums, strict=True))
+
+    def kept(self, tensor: Tensor) -> Tensor:
+        full = whole(tensor.detach())
+        return full.cpu() if self.is_first else full.to("meta")
+
+    def leave(self) -> None:
+        dist.destroy_process_group()

@@ -1,0 +1,102 @@
+"""The ranks of a learner: processes that each hold a share of its models and compute a share of its micro-batches.
+
+A learner's code is the same on every rank. What one process does and what several do differs in a few operations, which
+`Ranks` names: `OneRank` is the learner of one process, `cluster.group.Group` one of several.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from conclip.errors import MachineFailure
+
+
+class RankDied(MachineFailure):
+    """A rank has ended, and with it what all of them computed; the checkpoints are whole."""
+
+
+class Ranks(Protocol):
+    """One of `size` ranks, as the learner on it sees the others."""
+
+    size: int
+    is_first: bool
+    """Whether this is the rank that samples, writes and decides; the others repeat its calls."""
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device that this rank computes on."""
+        ...
+
+    def calling(self, name: str, *arguments: Any, **named: Any) -> AbstractContextManager[None]:
+        """Have every other rank call its learner's method `name` with these arguments while the first calls its own."""
+        ...
+
+    def shard(self, module: nn.Module) -> None:
+        """Leave this rank its share of the module's weights. The module gathers them in its forward and backward passes."""
+        ...
+
+    def share(self, micro_batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+        """Yield this rank's share of the micro-batches, as many as on every other rank, and whether each counts. One that
+        does not makes up the number: weights are gathered by all ranks at once."""
+        ...
+
+    def merged(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over the ranks, in main memory."""
+        ...
+
+    def totals(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Return the sums of numbers over the ranks, which all have the same names."""
+        ...
+
+    def kept(self, tensor: Tensor) -> Tensor:
+        """Return the whole of a tensor that may be sharded, in main memory; on other ranks than the first, without its
+        content."""
+        ...
+
+
+class OneRank:
+    """A learner in one process: nothing is shared, and nothing copied."""
+
+    size = 1
+    is_first = True
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def calling(self, name: str, *arguments: Any, **named: Any) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def shard(self, module: nn.Module) -> None: ...
+
+    def share(self, micro_batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+        return ((rows, True) for rows in micro_batches)
+
+    def merged(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def totals(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        return dict(numbers)
+
+    def kept(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return the whole of a tensor, which all ranks gather at once if it is sharded."""
+    gather = getattr(tensor, "full_tensor", None)  # of a DTensor, whose module takes half a second to import
+    return tensor if gather is None else cast(Tensor, gather())
+
+
+def divided_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return a whole tensor, which every rank has, as this rank holds its share of `other`."""
+    mesh = getattr(other, "device_mesh", None)
+    if mesh is None:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415  only what is used gets imported
+
+    shared = tensor.to(other.device, other.dtype)
+    return distribute_tensor(shared, mesh, cast(Any, other).placements, src_data_rank=None)

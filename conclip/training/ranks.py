@@ -1,0 +1,145 @@
+"""The learners of a run: in its own process, or divided among ranks, processes that repeat what the first one calls."""
+
+from __future__ import annotations
+
+import gc
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  documented, but not exported
+
+from conclip.cluster.launch import Worker
+from conclip.cluster.ranks import OneRank, RankDied, Ranks
+from conclip.config.groups import ClusterConfig
+from conclip.config.schema import LearnConfig
+from conclip.rollout.session import Runtime
+from conclip.training.learner import Learner, NonFiniteGradient, make_learner
+from conclip.training.phase import PhaseInputs, TrainResult
+from conclip.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from conclip.cluster.group import Group
+
+HOST = "127.0.0.1"
+START_POLL_S, END_S = 0.1, 5.0
+"""How often the start of ranks is looked at, and the longest that a rank which has failed takes to end [s]."""
+
+MAX_RESTARTS = 3
+"""Times that the ranks of one training stage are started again."""
+
+BEGIN, DROP, END = "begin", "drop", "end"
+"""What ranks are told besides the calls of a learner's methods: to load a learner, to drop it, to end."""
+
+
+def follow(ranks: Group) -> None:
+    """Do what the first rank does, until it ends."""
+    learner: Learner | None = None
+    while True:
+        name, arguments, named = ranks.next_call()
+        if name == END:
+            return
+        if name in (BEGIN, DROP):
+            learner = None
+            gc.collect()
+        if name == BEGIN:
+            learner = make_learner(*arguments, ranks=ranks, **named)
+        elif name != DROP:
+            with suppress(NonFiniteGradient):  # every rank raises it; the first one decides what follows
+                getattr(learner, name)(*arguments, **named)
+
+
+def _follow_in_child(rank: int, size: int, port: int) -> None:
+    from conclip.cluster.group import Group  # noqa: PLC0415  half a second to import, for several ranks only
+
+    store = TCPStore(HOST, port, is_master=False)
+    store.set(_arrival(rank), "")
+    group = Group(rank, size, store=store)
+    follow(group)
+    group.leave()
+
+
+def _arrival(rank: int) -> str:
+    """Return the key that a rank sets in the store when it is there."""
+    return f"conclip/{rank}"
+
+
+class Learners:
+    """Makes the learners of a run, one at a time. Their ranks start with the first one, and anew after `close`."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._size = config.learner_ranks
+        self._group: Group | None = None
+        self._workers: list[Worker] = []
+
+    def make(self, model_path: Path, config: LearnConfig, *, num_updates: int) -> Learner:
+        """Load the models of a phase on all ranks, and return the learner of this one."""
+        ranks = self._ranks()
+        with ranks.calling(BEGIN, model_path, config, num_updates=num_updates):
+            return make_learner(model_path, config, num_updates=num_updates, ranks=ranks)
+
+    def drop(self) -> None:
+        """Release the models of the last learner on the other ranks."""
+        if self._group is not None:
+            with self._group.calling(DROP):
+                pass
+
+    def close(self) -> None:
+        """End the other ranks."""
+        group, self._group = self._group, None
+        if group is not None:
+            with suppress(RuntimeError), group.calling(END):  # one that has died ends the others
+                pass
+            group.leave()
+        for worker in self._workers:
+            worker.end(wait_s=5.0 if group is not None else 0.0)
+        self._workers = []
+
+    def _ranks(self) -> Ranks:
+        if self._size == 1:
+            return OneRank()
+        if self._group is None:
+            from conclip.cluster.group import Group  # noqa: PLC0415
+
+            store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+            for rank in range(1, self._size):
+                name = f"learner rank {rank}"
+                self._workers.append(Worker(name, _follow_in_child, rank, self._size, store.port))
+            try:
+                while not store.check([_arrival(rank) for rank in range(1, self._size)]):  # joining would wait for ever
+                    if (lost := self._lost(wait_s=START_POLL_S)) is not None:
+                        raise RankDied(lost)
+                self._group = Group(0, self._size, store=store, lost=self._lost)
+            except BaseException:
+                self.close()
+                raise
+        return self._group
+
+    def _lost(self, wait_s: float = END_S) -> str | None:
+        """Return which rank has ended, or ends within `wait_s`; None where all run."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            failures = [failure for worker in self._workers if (failure := worker.failure()) is not None]
+            if failures or time.monotonic() >= deadline:
+                return next(iter(failures), None)
+            time.sleep(0.02)
+
+
+def train(phase: PhaseInputs, config: LearnConfig, runtime: Runtime, learners: Learners) -> tuple[TrainResult, float]:
+    """Train one phase; where a rank of its learner dies, go on from the last checkpoint. Returns the result, and the time
+    spent on it [s]."""
+    num_restarts = 0
+    while True:
+        try:
+            trainer = Trainer(phase, config, runtime, learners.make)
+            result = trainer.train()
+        except RankDied as error:
+            learners.close()
+            num_restarts += 1
+            if num_restarts > MAX_RESTARTS:
+                raise RankDied(f"{error}; {MAX_RESTARTS} restarts did not help") from error
+            runtime.run.warn(f"{error}; all are started again, and {phase.stage} goes on from its last checkpoint")
+        else:
+            learners.drop()
+            return result, trainer.wall_s

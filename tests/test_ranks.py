@@ -1,0 +1,252 @@
+"""A learner divided among processes computes what one process does, on any number of them, and outlives the death of one."""
+
+import copy
+import dataclasses
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from conclip.cluster.ranks import RankDied
+from conclip.config.compose import load_config
+from conclip.config.groups import ClusterConfig
+from conclip.config.schema import TrainRunConfig
+from conclip.errors import UserError
+from conclip.experiments.inputs import Inputs
+from conclip.models.folder import LAB_MODEL
+from conclip.models.load import load_tokenizer
+from conclip.rollout.session import Runtime
+from conclip.seeding import torch_stream
+from conclip.training import ranks
+from conclip.training.experience import make_experience
+from conclip.training.learner import Learner
+from conclip.training.phase import PhaseInputs
+from conclip.training.ranks import Learners
+from conclip.training.schedule import StepPlan
+from tests.conftest import by_hand
+from tests.golden.replay import LOSSES, recorded_batch
+from tests.phases import left_by, saving
+
+NUM_UPDATES = 10
+
+pytestmark = pytest.mark.xdist_group("ranks")
+
+
+@pytest.fixture(scope="module")
+def divided() -> Iterator[dict[int, Learners]]:
+    """Learners on one and on two processes, which start when they are first used."""
+    made = {size: Learners(ClusterConfig(learner_ranks=size)) for size in (1, 2)}
+    yield made
+    for learners in made.values():
+        learners.close()
+
+
+def settings(*overrides: str) -> TrainRunConfig:
+    small = ["algo.updates_per_rollout=1", "rollout.max_tokens=256", "trainer.max_tokens_per_micro_batch=512"]
+    loaded = load_config("train-phase2", *small, *overrides)
+    assert isinstance(loaded, TrainRunConfig)
+    return loaded
+
+
+def updates(learner: Learner, config: TrainRunConfig, first: int, last: int) -> list[dict[str, float]]:
+    """The losses of updates on the recorded rollouts, each scored by the current policy."""
+    tokens = recorded_batch()
+    losses: list[dict[str, float]] = []
+    for number in range(first, last):
+        scores = learner.score(tokens)
+        experience = make_experience(tokens, scores, config.algo, kl_coef=config.algo.kl_coef)
+        # as if the policy had moved since: ratios differ from 1, so that clipping and the KL take part
+        experience = dataclasses.replace(experience, old_logprobs=experience.old_logprobs * 1.01)
+        random = torch_stream("ranks", number)
+        plan = StepPlan(begin=number, end=number + 1, num_updates=1, num_rows=len(tokens))
+        stats = learner.update(experience, random, kl_coef=config.algo.kl_coef, plan=plan)
+        losses.append({name: stats[name] for name in (*LOSSES, "perf/padding_share") if name in stats})
+    return losses
+
+
+def close(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    assert len(found) == len(expected)
+    for mine, alone in zip(found, expected, strict=True):
+        assert mine == pytest.approx(alone, rel=1e-5, abs=1e-6)
+
+
+def same_weights(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lab model with an output head of its own."""
+    folder = tmp_path_factory.mktemp("untied")
+    model = AutoModelForCausalLM.from_pretrained(LAB_MODEL, dtype=torch.float32)
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = False
+    other = type(model)(config)
+    state = dict(model.state_dict())
+    other.load_state_dict(state | {"lm_head.weight": state["lm_head.weight"] * 1.1})
+    other.save_pretrained(folder)
+    load_tokenizer(LAB_MODEL).save_pretrained(folder)
+    return folder
+
+
+KINDS = {
+    "ppo": ["algo=ppo"],
+    "grpo with a reference": ["algo=grpo", "algo.kl=loss", "algo.kl_coef=0.1"],
+    "gspo": ["algo=gspo"],
+    "adapters": ["algo=ppo", "model/adapter=lora"],
+    "adapters with a reference": ["algo=grpo", "model/adapter=lora", "algo.kl=loss", "algo.kl_coef=0.1"],
+    "recomputed": ["algo=ppo", "trainer.recompute_activations=true"],
+    "long rows": ["algo=grpo", "trainer.max_tokens_per_micro_batch=256"],
+}
+
+
+CASES = [(kind, True) for kind in KINDS] + [("ppo", False), ("adapters", False)]
+MARKED = [pytest.param(*case, marks=pytest.mark.whole if case == ("ppo", True) else pytest.mark.cluster) for case in CASES]
+
+
+@pytest.mark.parametrize(("kind", "tied"), MARKED)
+def test_two_ranks_learn_what_one_process_does(divided: dict[int, Learners], untied: Path, kind: str, tied: bool):
+    config, model = settings(*KINDS[kind]), LAB_MODEL if tied else untied
+    results: dict[int, tuple[Any, ...]] = {}
+    for size, learners in divided.items():
+        learner = learners.make(model, config, num_updates=NUM_UPDATES)
+        losses = updates(learner, config, 0, NUM_UPDATES)
+        results[size] = losses, learner.saved(), learner.tensors()
+        assert losses[-1] != losses[0]
+    close(results[2][0], results[1][0])
+    same_weights(results[2][1], results[1][1])
+    assert results[2][2].keys() == results[1][2].keys()
+
+
+@pytest.mark.cluster
+def test_each_number_of_ranks_resumes_what_another_has_saved(divided: dict[int, Learners], tmp_path: Path):
+    config = settings("algo=ppo")
+    whole = divided[1].make(LAB_MODEL, config, num_updates=8)
+    alone, losses = updates(whole, config, 0, 8), list[dict[str, float]]()
+    weights, state = whole.saved(), whole.state()
+    divided[2].close()  # a process belongs to one group at a time
+    four = Learners(ClusterConfig(learner_ranks=4))
+    try:
+        for part, learners in enumerate((divided[1], divided[2], four, divided[1])):
+            learner = learners.make(LAB_MODEL, config, num_updates=8)
+            folder, tensors = tmp_path / str(part), tmp_path / f"{part}.safetensors"
+            if part:
+                learner.load(state, tmp_path / str(part - 1), tmp_path / f"{part - 1}.safetensors")
+            learner.backend.set_position(2 * part)
+            losses += updates(learner, config, 2 * part, 2 * part + 2)
+            state = learner.state()
+            folder.mkdir()
+            learner.export(folder)
+            save_file({name: tensor.contiguous() for name, tensor in learner.tensors().items()}, tensors)
+            learners.close()
+    finally:
+        four.close()
+    close(losses, alone)
+    same_weights(learner.saved(), weights)
+
+
+class Watched:
+    """An engine that keeps the weights it is given."""
+
+    def __init__(self, adapters: bool) -> None:
+        self.adapters, self.weights = adapters, dict[str, Tensor]()
+
+    def takes_adapters(self) -> bool:
+        return self.adapters
+
+    def update_weights(self, source: Any, version: int, adapter: Path | None = None) -> None:
+        self.weights = {name: tensor.clone() for name, tensor in source}
+        assert (adapter is not None) == self.adapters
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("kind", "apart"), [("ppo", False), ("adapters", False), ("adapters", True)])
+def test_engines_and_exports_get_whole_weights(divided: dict[int, Learners], tmp_path: Path, kind: str, apart: bool):
+    config, pushed, exported = settings(*KINDS[kind]), dict[int, dict[str, Tensor]](), dict[int, dict[str, Tensor]]()
+    for size, learners in divided.items():
+        learner = learners.make(LAB_MODEL, config, num_updates=NUM_UPDATES)
+        updates(learner, config, 0, 3)
+        engine = Watched(apart)
+        learner.push(engine, 1)  # pyright: ignore[reportArgumentType]
+        pushed[size] = engine.weights
+        learner.export(tmp_path / str(size))
+        exported[size] = AutoModelForCausalLM.from_pretrained(tmp_path / str(size), dtype=torch.float32).state_dict()
+    same_weights(pushed[2], pushed[1])
+    same_weights(exported[2], exported[1])
+
+
+def trained(runtime: tuple[Runtime, Inputs], key: str, config: TrainRunConfig, learners: Learners) -> dict[str, Any]:
+    opened, inputs = runtime
+    phase = PhaseInputs(
+        stage="phase2",
+        settings=config.phase,
+        model_path=LAB_MODEL,
+        selection=by_hand(inputs.pool[:4]),
+        validation=inputs.validation,
+        key=key,
+    )
+    result, wall_s = ranks.train(phase, config, opened, learners)
+    assert wall_s > 0
+    return left_by(opened.run, result)
+
+
+def ranks_alive() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+
+
+def kill_a_rank() -> None:
+    os.kill(ranks_alive()[0].pid, signal.SIGKILL)
+
+
+@pytest.mark.cluster
+def test_a_killed_rank_changes_nothing(
+    divided: dict[int, Learners], scripted_runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch
+):
+    config, said = saving("algo=ppo", num_steps=3), list[str]()
+    learners = divided[2]
+    try:
+        undisturbed = trained(scripted_runtime, "undisturbed", config, learners)
+        update, updated = Learner.update, list[int]()
+
+        def killing(learner: Learner, *arguments: Any, **named: Any) -> dict[str, float]:
+            updated.append(1)
+            if len(updated) == 2:
+                kill_a_rank()
+            return update(learner, *arguments, **named)
+
+        monkeypatch.setattr(Learner, "update", killing)
+        monkeypatch.setattr(scripted_runtime[0].run, "warn", said.append)
+        disturbed = trained(scripted_runtime, "disturbed", config, learners)
+        assert disturbed == undisturbed and len(updated) == 4
+        assert any("learner rank 1 is gone (exit code -9); all are started again" in text for text in said)
+
+        monkeypatch.setattr(Learner, "update", lambda *a, **n: (kill_a_rank(), update(*a, **n))[1])
+        with pytest.raises(RankDied, match="restarts did not help"):
+            trained(scripted_runtime, "always", config, learners)
+    finally:
+        learners.close()
+    assert ranks_alive() == []
+
+
+@pytest.mark.cluster
+def test_a_model_that_is_not_there_ends_all_ranks(divided: dict[int, Learners], tmp_path: Path):
+    with pytest.raises(Exception, match="none"):
+        divided[2].make(tmp_path / "none", settings("algo=ppo"), num_updates=1)
+    divided[2].close()
+
+
+@pytest.mark.parametrize("override", ["model.adapter.base=4bit", "optim.moments=8bit", "trainer.offload=true"])
+def test_what_ranks_cannot_divide_is_refused(override: str):
+    key = override.split("=")[0].replace(".", r"\.")
+    with pytest.raises(UserError, match=f"{key}.*cluster.learner_ranks"):
+        load_config("train-phase2", "model/adapter=lora", "cluster.learner_ranks=2", override)
