@@ -179,6 +179,12 @@ def _execute(subcommand: str, composed: "DictConfig") -> None:
     from conclip.experiments.inputs import checked  # noqa: PLC0415
 
     config, inputs = checked(subcommand, composed)
+    if config.cluster.kind == "torchrun" and os.environ.get("RANK", "0") != "0":
+        if config.learning is not None:
+            from conclip.training.ranks import follow_under_torchrun  # noqa: PLC0415
+
+            follow_under_torchrun()
+        return
     with lasting():
         from conclip.experiments.commands import execute  # noqa: PLC0415  imports torch: only now
 

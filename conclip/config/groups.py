@@ -352,5 +352,5 @@ class DeviceConfig:
 class ClusterConfig:
     """The processes that a run is divided among."""
 
-    kind: Literal["local"] = "local"
-    learner_ranks: Annotated[int, at_least(1)] = 1
+    kind: Literal["local", "torchrun"] = "local"
+    learner_ranks: Annotated[int | None, at_least(1)] = 1

@@ -233,7 +233,10 @@ def _check_learning(config: LearnConfig) -> None:
 
 def _check_ranks(config: LearnConfig) -> None:
     """Check what a learner of several ranks does not do."""
-    if config.cluster.learner_ranks == 1:
+    cluster = config.cluster
+    by_torchrun = cluster.kind == "torchrun"
+    _require((cluster.learner_ranks is None) == by_torchrun, "cluster.learner_ranks", "is null with cluster=torchrun only")
+    if cluster.learner_ranks == 1:
         return
     why = "with cluster.learner_ranks above 1"
     _require(config.model.adapter.base != "4bit", "model.adapter.base", f"must not be 4bit {why}: FSDP cannot divide it")

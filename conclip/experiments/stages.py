@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from conclip.config.groups import PhaseConfig, ProbeConfig
+from conclip.config.groups import ClusterConfig, PhaseConfig, ProbeConfig
 from conclip.config.recipe import (
     checkpoint_folder,
     evaluation_of,
@@ -78,7 +78,7 @@ class Stages:
         self._runtime: Runtime | None = None
         self._loaded: Path | None = None
         self._hashes: dict[Path, str] = {}
-        self._learners = Learners(config.cluster)
+        self._learners = Learners(config.cluster if config.learning is not None else ClusterConfig())
 
     def __enter__(self) -> "Stages":
         return self

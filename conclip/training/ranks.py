@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from conclip.cluster.launch import Worker
 from conclip.cluster.ranks import OneRank, RankDied, Ranks
 from conclip.config.groups import ClusterConfig
 from conclip.config.schema import LearnConfig
+from conclip.errors import UserError
 from conclip.rollout.session import Runtime
 from conclip.training.learner import Learner, NonFiniteGradient, make_learner
 from conclip.training.phase import PhaseInputs, TrainResult
@@ -60,6 +62,26 @@ def _follow_in_child(rank: int, size: int, port: int) -> None:
     group.leave()
 
 
+def follow_under_torchrun() -> None:
+    """Be the rank that torchrun's environment names, until the first one ends."""
+    group = _group_of_torchrun()
+    follow(group)
+    group.leave()
+
+
+def _group_of_torchrun() -> Group:
+    from conclip.cluster.group import Group  # noqa: PLC0415
+
+    try:
+        rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    except KeyError as error:
+        raise UserError(
+            f"cluster=torchrun: torchrun has not started this process ({error.args[0]} is not set); start it with "
+            "'torchrun --nproc-per-node N -m conclip ...', or leave cluster=torchrun out"
+        ) from error
+    return Group(rank, size, local_rank=local_rank)
+
+
 def _arrival(rank: int) -> str:
     """Return the key that a rank sets in the store when it is there."""
     return f"conclip/{rank}"
@@ -69,9 +91,11 @@ class Learners:
     """Makes the learners of a run, one at a time. Their ranks start with the first one, and anew after `close`."""
 
     def __init__(self, config: ClusterConfig) -> None:
-        self._size = config.learner_ranks
-        self._group: Group | None = None
+        self._size = config.learner_ranks or 1
         self._workers: list[Worker] = []
+        self._group: Group | None = None
+        if config.kind == "torchrun":  # its processes wait for this one, whether or not it trains
+            self._group = _group_of_torchrun()
 
     def make(self, model_path: Path, config: LearnConfig, *, num_updates: int) -> Learner:
         """Load the models of a phase on all ranks, and return the learner of this one."""
@@ -97,7 +121,7 @@ class Learners:
         self._workers = []
 
     def _ranks(self) -> Ranks:
-        if self._size == 1:
+        if self._group is None and self._size == 1:
             return OneRank()
         if self._group is None:
             from conclip.cluster.group import Group  # noqa: PLC0415
