@@ -1,11 +1,13 @@
 """Ranks of a torch process group, whose models FSDP2 shards (Zhao et al. 2023; torch's `fully_shard`)."""
 
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, cast
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -37,12 +39,13 @@ class Group:
         size: int,
         *,
         store: Store | None = None,
+        host: str | None = None,
         local_rank: int | None = None,
         lost: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """Join the group. `store`: where its ranks meet; None: as the environment has it, which torchrun sets.
-        `local_rank`: the number of this rank's GPU on its host; None: `rank`. `lost`: returns which rank has ended, where
-        this rank can know."""
+        """Join the group. `store`: where its ranks meet, and `host`: the address of the first one; None: as the environment
+        has it, which torchrun sets. `local_rank`: the number of this rank's GPU among those it sees; None: `rank`. `lost`:
+        returns which rank has ended, where this rank can know."""
         self.size, self.is_first, self._lost = size, rank == 0, lost
         gpu = torch.cuda.is_available()
         self._device = torch.device("cuda", rank if local_rank is None else local_rank) if gpu else torch.device("cpu")
@@ -50,6 +53,8 @@ class Group:
             torch.cuda.set_device(self._device)
         else:
             torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
+        if host is not None:  # gloo would take the address that this host's name has
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_to(host))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpu else "gloo",
             init_method="env://" if store is None else None,
@@ -121,3 +126,12 @@ class Group:
 
     def leave(self) -> None:
         dist.destroy_process_group()
+
+
+def interface_to(host: str) -> str:
+    """Return the name of the network interface by which this host reaches an address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # nothing is sent
+        mine = probe.getsockname()[0]
+    names = [name for name, places in psutil.net_if_addrs().items() if any(place.address == mine for place in places)]
+    return names[0]

@@ -1,4 +1,4 @@
-"""Starts the processes that a run is divided among, and finds out which of them have ended."""
+"""Starts the processes that a run is divided among, here or, by another `Launcher`, on other hosts."""
 
 import multiprocessing
 import os
@@ -7,30 +7,98 @@ import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
+from conclip.config.groups import ClusterConfig
 from conclip.errors import UserError, explain
 from conclip.processes import protect_children
 from conclip.runs.interrupts import SIGNALS
 
 
+class Process(Protocol):
+    """A process that a launcher has started, as `multiprocessing` has it."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def exitcode(self) -> int | None: ...
+
+    def is_alive(self) -> bool: ...
+
+    def join(self, timeout: float | None = None) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class Launcher(Protocol):
+    """Starts processes somewhere."""
+
+    host: str
+    """The address at which they reach this one."""
+
+    def start(
+        self, work: Callable[..., None], arguments: tuple[Any, ...], *, num_gpus: int, daemon: bool = True
+    ) -> tuple[Process, Connection]:
+        """Start a process that runs `work(connection, *arguments)`, a module-level function. Returns it and the other end of
+        the connection. `daemon=False`: it may start processes itself."""
+        ...
+
+    def carried(self, process: Process, folder: Path) -> Path:
+        """Return the folder, or a copy of it, where the process can read it. A copy replaces the one before."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Local:
+    """Starts processes on this host. Which GPU each takes is its own matter."""
+
+    host = "127.0.0.1"
+
+    def start(
+        self, work: Callable[..., None], arguments: tuple[Any, ...], *, num_gpus: int, daemon: bool = True
+    ) -> tuple[Process, Connection]:
+        protect_children()
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=work, args=(there, *arguments), daemon=daemon)
+        process.start()
+        there.close()
+        return process, here
+
+    def carried(self, process: Process, folder: Path) -> Path:
+        return folder
+
+    def close(self) -> None: ...
+
+
+def make_launcher(config: ClusterConfig, num_processes: int) -> Launcher:
+    """Return what starts the processes of a run, `num_processes` at most. Raises UserError for a Ray cluster that is not
+    there."""
+    if config.kind != "ray":
+        return Local()
+    try:
+        from conclip.cluster.by_ray import RayLauncher  # noqa: PLC0415  an extra
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UserError("cluster=ray needs Ray, which is not installed: pip install 'conclip[ray]'") from error
+    return RayLauncher(config.address, config.placement, num_processes)
+
+
 class Worker:
     """A process that runs a function until it returns, or the run ends."""
 
-    def __init__(self, name: str, work: Callable[..., None], *arguments: Any) -> None:
+    def __init__(self, name: str, launcher: Launcher, work: Callable[..., None], *arguments: Any, num_gpus: int = 0) -> None:
         """Start it. `work`: a module-level function. `name`: what error messages call it."""
-        protect_children()
-        context = multiprocessing.get_context("spawn")
         self.name = name
-        self._pipe, child_end = context.Pipe(duplex=False)
-        self._process = context.Process(target=_work, args=(child_end, work, arguments), daemon=True)
-        self._process.start()
-        child_end.close()
+        self._process, self._pipe = launcher.start(_report, (work, arguments), num_gpus=num_gpus)
 
-    def failure(self, wait_s: float = 0.0) -> str | None:
+    def failure(self) -> str | None:
         """Return how the process ended, in one line; None while it runs. Raises UserError for bad input that it met, and
         RuntimeError for a bug."""
-        self._process.join(wait_s)
         if self._process.is_alive():
             return None
         kind, text = "", ""
@@ -54,11 +122,9 @@ class Worker:
         self._pipe.close()
 
 
-def _work(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Run the process. An error that ends it is sent as ("refused" | "failed" | "bug", text)."""
-    for number in SIGNALS:  # sent to the whole process group; the run handles them
-        signal.signal(number, signal.SIG_IGN)
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  open for the process's whole life
+def _report(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Run a worker's process. An error that ends it is sent as ("refused" | "failed" | "bug", text)."""
+    detach()
     try:
         work(*arguments)
     except UserError as error:
@@ -66,3 +132,10 @@ def _work(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...
     except Exception as error:
         message = explain(error)
         pipe.send(("failed", message) if message is not None else ("bug", traceback.format_exc()))
+
+
+def detach() -> None:
+    """Leave signals, which are sent to the whole process group, and the terminal to the process that started this one."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  open for the process's whole life

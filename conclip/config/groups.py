@@ -352,5 +352,7 @@ class DeviceConfig:
 class ClusterConfig:
     """The processes that a run is divided among."""
 
-    kind: Literal["local", "torchrun"] = "local"
+    kind: Literal["local", "torchrun", "ray"] = "local"
     learner_ranks: Annotated[int | None, at_least(1)] = 1
+    address: str | None = None
+    placement: Literal["pack", "spread"] = "pack"

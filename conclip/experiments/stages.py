@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from conclip.cluster.launch import Launcher, make_launcher
 from conclip.config.groups import ClusterConfig, PhaseConfig, ProbeConfig
 from conclip.config.recipe import (
     checkpoint_folder,
@@ -78,7 +79,8 @@ class Stages:
         self._runtime: Runtime | None = None
         self._loaded: Path | None = None
         self._hashes: dict[Path, str] = {}
-        self._learners = Learners(config.cluster if config.learning is not None else ClusterConfig())
+        self._made_launcher: Launcher | None = None
+        self._learners = Learners(config.cluster if config.learning is not None else ClusterConfig(), self._launcher)
 
     def __enter__(self) -> "Stages":
         return self
@@ -86,6 +88,16 @@ class Stages:
     def __exit__(self, *_: object) -> None:
         self._learners.close()
         self._open.close()
+        if self._made_launcher is not None:
+            self._made_launcher.close()
+
+    def _launcher(self) -> Launcher:
+        """Return what starts the run's further processes, made on first use."""
+        if self._made_launcher is None:
+            cluster = self._config.cluster
+            num_processes = self._config.rollout.num_engines + (cluster.learner_ranks or 1)
+            self._made_launcher = make_launcher(cluster, num_processes)
+        return self._made_launcher
 
     def probe(self, name: str, model: Path, problems: Sequence[Problem], phase: PhaseConfig) -> list[PassRate]:
         """Return pass rates of the problems, measured until it is clear which lie in the phase's band."""
@@ -280,13 +292,14 @@ class Stages:
             return nullcontext(self.runtime_with(model))
         if self._is_served(name):
             return open_endpoint(self._config, self._run, str(self._inputs.served_name), self._inputs.test)
-        return open_runtime(self._config, self._run, model, self._prompts[model])
+        return open_runtime(self._config, self._run, model, self._prompts[model], self._launcher)
 
     def runtime_with(self, model: Path) -> Runtime:
         """Return the run's runtime, with this model's weights in its engine."""
         if self._runtime is None:
             start = self._inputs.model_path
-            self._runtime = self._open.enter_context(open_runtime(self._config, self._run, start, self._prompts[start]))
+            opened = open_runtime(self._config, self._run, start, self._prompts[start], self._launcher)
+            self._runtime = self._open.enter_context(opened)
             self._loaded = start
         if self._loaded != model:
             self._runtime.use_weights(model)

@@ -1,11 +1,8 @@
 """An engine in a child process, behind the same interface: for several engines, or to isolate the run from a crash."""
 
 import atexit
-import multiprocessing
-import os
 import shutil
-import signal
-import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -16,16 +13,18 @@ from typing import Any, cast
 import psutil
 import torch
 
+from conclip.cluster.launch import Launcher, Local, detach
 from conclip.config.groups import RolloutConfig
 from conclip.errors import UserError, explain
-from conclip.processes import protect_children
 from conclip.rollout.engine import EngineDied, RolloutEngine
 from conclip.rollout.weights import WeightsFolder, as_folder, remove_orphans
-from conclip.runs.interrupts import SIGNALS
 from conclip.types import Completion, Request, SamplingSpec
 
 POLL_S = 0.05
 """The longest that one `poll` waits for a message from the child."""
+
+SILENT_S = 5.0
+"""How long a child may say nothing before it is looked at."""
 
 MAX_RESTARTS = 3
 """Restarts per unit of work."""
@@ -50,9 +49,7 @@ def _serve(
     Each command is answered by ("done", value). An error ends the child with ("refused", text) for bad input, ("failed",
     text) for a machine failure or ("bug", traceback). Completions are sent as ("finished", list, tokens).
     """
-    for number in SIGNALS:  # sent to the whole process group; the parent handles them
-        signal.signal(number, signal.SIG_IGN)
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  open for the process's whole life
+    detach()
     try:
         engine = start(model_path, config, **settings)
         pipe.send(("done", engine.takes_adapters()))
@@ -97,10 +94,13 @@ class ChildEngine:
         warn: Callable[[str], None] = lambda text: None,
         start: Callable[..., RolloutEngine] = vllm_engine,
         wait: bool = True,
+        launcher: Launcher | None = None,
         **settings: Any,
     ) -> None:
-        """Start the child. `start` makes the engine there: a module-level function, called with model, config and
-        `settings`. With `wait=False`, `ready` must be called before anything else."""
+        """Start the child, by `launcher`: on this host unless it says otherwise. `start` makes the engine there: a
+        module-level function, called with model, config and `settings`. With `wait=False`, `ready` must be called before
+        anything else."""
+        self._launcher = launcher or Local()
         self._arguments, self._warn = (start, model_path, config, settings), warn
         self._dtype = cast(torch.dtype, getattr(torch, settings["dtype"]))
         self._weights: Path | None = None
@@ -110,6 +110,7 @@ class ChildEngine:
         self._shared: WeightsFolder | None = None
         self._version = 0
         self._asleep = False
+        self._heard = time.monotonic()
         self._unit: list[tuple[list[Request], SamplingSpec]] = []
         self._undelivered: set[str] = set()
         """Requests of the unit whose completions have not been delivered."""
@@ -132,7 +133,7 @@ class ChildEngine:
     def ready(self) -> None:
         """Wait until the engine has started. Raises what ended it; `close` is the caller's then."""
         self._takes_adapters = bool(self._wait_done())
-        if self._has_workers:
+        if self._has_workers and isinstance(self._launcher, Local):  # another one ends them itself
             self._workers = psutil.Process(self._process.pid).children(recursive=True)
 
     @property
@@ -147,7 +148,7 @@ class ChildEngine:
     def poll(self) -> list[Completion]:
         if self._undelivered and not self._finished:
             try:
-                if self._pipe.poll(POLL_S):
+                if self._pipe.poll(POLL_S) or self._is_silent():
                     self._receive()
             except EngineDied as error:
                 self._restart(error)
@@ -156,6 +157,9 @@ class ChildEngine:
         if self._unit and not self._undelivered:  # the unit is complete; the next request begins another one
             self._forget_unit()
         return finished
+
+    def _is_silent(self) -> bool:
+        return time.monotonic() - self._heard > SILENT_S and not self._process.is_alive()
 
     def progress(self) -> int:
         return self._tokens_before_child + self._tokens_of_child
@@ -185,7 +189,7 @@ class ChildEngine:
         self._adapter = adapter
         if adapter is not None and self._shared is not None:
             self._adapter = Path(shutil.copytree(adapter, self._weights / "adapter"))
-        self._command("update_weights", self._weights, version, self._adapter)
+        self._command("update_weights")
         if old is not None:
             old.cleanup()
 
@@ -228,7 +232,7 @@ class ChildEngine:
         try:
             self._start()
             if self._weights is not None:
-                self._send("update_weights", self._weights, self._version, self._adapter)
+                self._send("update_weights")
             if self._asleep:
                 self._send("sleep")
             for requests, spec in self._unit:
@@ -246,13 +250,13 @@ class ChildEngine:
         self.ready()
 
     def _begin(self) -> None:
-        protect_children()
-        context = multiprocessing.get_context("spawn")
-        self._pipe, child_end = context.Pipe()
-        daemon = not self._has_workers  # a daemon may not start the engine's workers
-        self._process = context.Process(target=_serve, args=(child_end, *self._arguments), daemon=daemon)
-        self._process.start()
-        child_end.close()
+        num_gpus = self._arguments[2].tensor_parallel_size if torch.cuda.is_available() else 0
+        self._process, self._pipe = self._launcher.start(
+            _serve,
+            self._arguments,
+            num_gpus=num_gpus,
+            daemon=not self._has_workers,  # a daemon may not start the engine's workers
+        )
 
     def _stop(self) -> None:
         if self._process.is_alive():
@@ -270,9 +274,16 @@ class ChildEngine:
         self._workers = []
         self._pipe.close()
 
+    def _weights_for_child(self) -> tuple[Path, int, Path | None]:
+        """Return the arguments of `update_weights` with folders that the child can read."""
+        assert self._weights is not None
+        weights = self._launcher.carried(self._process, self._weights)
+        adapter = None if self._adapter is None else weights / self._adapter.relative_to(self._weights)
+        return weights, self._version, adapter
+
     def _send(self, name: str, *arguments: Any) -> None:
         try:
-            self._pipe.send((name, arguments))
+            self._pipe.send((name, self._weights_for_child() if name == "update_weights" else arguments))
         except OSError as error:
             raise EngineDied("the engine process is gone") from error
         self._wait_done()
@@ -286,7 +297,11 @@ class ChildEngine:
     def _receive(self) -> tuple[Any, ...] | None:
         """Receive one message. Returns the value that answers a command; None for completions."""
         try:
+            while not self._pipe.poll(SILENT_S):  # a host that is lost closes nothing
+                if not self._process.is_alive() and not self._pipe.poll(0):
+                    raise EOFError
             status, *content = self._pipe.recv()
+            self._heard = time.monotonic()
         except (EOFError, OSError) as error:
             self._process.join(timeout=5)
             raise EngineDied(f"the engine process is gone (exit code {self._process.exitcode})") from error

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from conclip.cluster.launch import Launcher, Local
 from conclip.config.groups import PromptVariant
 from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
@@ -260,8 +261,11 @@ def longest_training_sequence(config: BaseConfig, prompts: Prompts) -> int:
 
 
 @contextmanager
-def open_runtime(config: BaseConfig, run: Run, model_path: Path, prompts: Prompts) -> Iterator[Runtime]:
-    """Open the runtime of a model whose prompts are encoded."""
+def open_runtime(
+    config: BaseConfig, run: Run, model_path: Path, prompts: Prompts, launcher: Callable[[], Launcher] = Local
+) -> Iterator[Runtime]:
+    """Open the runtime of a model whose prompts are encoded. `launcher` returns what starts engines in processes of their
+    own."""
     start = partial(
         start_engine,
         config,
@@ -269,6 +273,7 @@ def open_runtime(config: BaseConfig, run: Run, model_path: Path, prompts: Prompt
         max_model_len=prompts.max_model_len,
         warn=run.warn,
         thinking_tags=prompts.budgeted,
+        launcher=launcher,
     )
     runtime = Runtime(config=config, run=run, start_engine=start, tokenizer=prompts.tokenizer, prompts=prompts.by_variant)
     with closing(runtime):
@@ -318,6 +323,7 @@ def start_engine(
     max_model_len: int,
     warn: Callable[[str], None],
     thinking_tags: ThinkingTags | None = None,
+    launcher: Callable[[], Launcher] = Local,
 ) -> RolloutEngine:
     """Start the engine that the config selects. `warn` receives failures that a restart recovered from. `thinking_tags` is
     required where responses have a thinking budget.
@@ -335,17 +341,20 @@ def start_engine(
         "adapter": config.model.adapter,
     }
     by_transformers = implementation(model_path, trust_remote_code=config.model.trust_remote_code) == "transformers"
+    elsewhere = config.cluster.kind == "ray"
+    alone = config.cluster.learner_ranks == 1  # vLLM takes a process's only process group for itself
     if config.rollout.num_engines > 1:
         from conclip.rollout.pool import EnginePool  # noqa: PLC0415
 
-        if torch.cuda.is_available():
-            raise UserError("rollout.num_engines: several engines run on a CPU only; set it to 1")
-        return EnginePool(model_path, config.rollout, warn=warn, **settings)
-    alone = config.cluster.learner_ranks == 1  # vLLM takes a process's only process group for itself
-    if config.rollout.engine == "child_process" or by_transformers or not alone:
+        if torch.cuda.is_available() and not elsewhere:
+            raise UserError(
+                "rollout.num_engines: on GPUs, several engines need cluster=ray, which gives each its own; set it to 1"
+            )
+        return EnginePool(model_path, config.rollout, warn=warn, launcher=launcher(), **settings)
+    if config.rollout.engine == "child_process" or by_transformers or elsewhere or not alone:
         from conclip.rollout.child import ChildEngine  # noqa: PLC0415  only what is used gets imported
 
-        return ChildEngine(model_path, config.rollout, warn=warn, **settings)
+        return ChildEngine(model_path, config.rollout, warn=warn, launcher=launcher(), **settings)
     from conclip.rollout.vllm_engine import VllmEngine  # noqa: PLC0415
 
     return VllmEngine(model_path, config.rollout, **settings)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  documented, but not exported
 
-from conclip.cluster.launch import Worker
+from conclip.cluster.launch import Launcher, Local, Worker
 from conclip.cluster.ranks import OneRank, RankDied, Ranks
 from conclip.config.groups import ClusterConfig
 from conclip.config.schema import LearnConfig
@@ -24,7 +26,6 @@ from conclip.training.trainer import Trainer
 if TYPE_CHECKING:
     from conclip.cluster.group import Group
 
-HOST = "127.0.0.1"
 START_POLL_S, END_S = 0.1, 5.0
 """How often the start of ranks is looked at, and the longest that a rank which has failed takes to end [s]."""
 
@@ -52,12 +53,12 @@ def follow(ranks: Group) -> None:
                 getattr(learner, name)(*arguments, **named)
 
 
-def _follow_in_child(rank: int, size: int, port: int) -> None:
+def _follow_in_child(rank: int, size: int, host: str, port: int, local_rank: int) -> None:
     from conclip.cluster.group import Group  # noqa: PLC0415  half a second to import, for several ranks only
 
-    store = TCPStore(HOST, port, is_master=False)
+    store = TCPStore(host, port, is_master=False)
     store.set(_arrival(rank), "")
-    group = Group(rank, size, store=store)
+    group = Group(rank, size, store=store, host=host, local_rank=local_rank)
     follow(group)
     group.leave()
 
@@ -90,7 +91,9 @@ def _arrival(rank: int) -> str:
 class Learners:
     """Makes the learners of a run, one at a time. Their ranks start with the first one, and anew after `close`."""
 
-    def __init__(self, config: ClusterConfig) -> None:
+    def __init__(self, config: ClusterConfig, launcher: Callable[[], Launcher] = Local) -> None:
+        """`launcher` returns what starts the ranks besides this one."""
+        self._launcher = launcher
         self._size = config.learner_ranks or 1
         self._workers: list[Worker] = []
         self._group: Group | None = None
@@ -126,15 +129,18 @@ class Learners:
         if self._group is None:
             from conclip.cluster.group import Group  # noqa: PLC0415
 
-            store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
-            for rank in range(1, self._size):
-                name = f"learner rank {rank}"
-                self._workers.append(Worker(name, _follow_in_child, rank, self._size, store.port))
+            launcher = self._launcher()
+            host, gpu = launcher.host, torch.cuda.is_available()
+            store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
             try:
+                for rank in range(1, self._size):
+                    name, local_rank = f"learner rank {rank}", rank if isinstance(launcher, Local) else 0
+                    place = (rank, self._size, host, store.port, local_rank)
+                    self._workers.append(Worker(name, launcher, _follow_in_child, *place, num_gpus=int(gpu)))
                 while not store.check([_arrival(rank) for rank in range(1, self._size)]):  # joining would wait for ever
                     if (lost := self._lost(wait_s=START_POLL_S)) is not None:
                         raise RankDied(lost)
-                self._group = Group(0, self._size, store=store, lost=self._lost)
+                self._group = Group(0, self._size, store=store, host=host, lost=self._lost)
             except BaseException:
                 self.close()
                 raise

@@ -1,0 +1,217 @@
+"""Starts processes on the hosts of a Ray cluster. Ray chooses the host, reserves processors and GPUs there, and notices when
+one is lost; what the processes say to each other goes past it."""
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from conclip.cluster.launch import Process
+from conclip.errors import MachineFailure, UserError
+from conclip.processes import PYTHON
+from conclip.runs.interrupts import handle_signals
+
+PLACE_S = 120.0
+"""The longest wait for a host with room for a process [s]."""
+START_S = 120.0
+"""The longest that a process takes to connect once its host starts it [s]."""
+ASK_S = 60.0
+"""The longest that a host takes to answer [s]; Ray notices within half a minute that one is lost."""
+PIECE = 1 << 28
+"""Bytes of a file that are sent at a time."""
+
+# Ray's own annotations are incomplete.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUntypedFunctionDecorator=false
+# pyright: reportAttributeAccessIssue=false, reportUnknownArgumentType=false, reportFunctionMemberAccess=false
+
+
+@ray.remote(max_restarts=0)
+class Agent:
+    """What stands on a host for a process of the run there."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+
+    def host(self) -> str:
+        """Return the id of the host."""
+        return ray.get_runtime_context().get_node_id()
+
+    def start(self, place: dict[str, Any]) -> int:
+        """Start the process, which connects to the run. Returns its number."""
+        self._process = subprocess.Popen([*PYTHON, "-m", "conclip.cluster.join"], stdin=subprocess.PIPE)
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(place).encode())
+        self._process.stdin.close()
+        return self._process.pid
+
+    def exitcode(self) -> int | None:
+        assert self._process is not None
+        return self._process.poll()
+
+    def kill(self) -> None:
+        """Kill the process and all that it has started."""
+        assert self._process is not None
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self._process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+        self._process.kill()
+        self._process.wait()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def begin_folder(self) -> str:
+        """Make a folder of this host's main memory for files of the run, in place of the one before. Returns its path."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        memory = Path("/dev/shm")
+        self._folder = Path(tempfile.mkdtemp(prefix="conclip-carried-", dir=memory if memory.is_dir() else None))
+        return str(self._folder)
+
+    def append(self, name: str, piece: bytes) -> None:
+        """Append to a file of that folder."""
+        assert self._folder is not None
+        path = self._folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(piece)
+
+
+class RayProcess:
+    """A process on a host of the cluster."""
+
+    def __init__(self, agent: Any, pid: int) -> None:
+        self.agent, self.pid = agent, pid
+
+    @property
+    def exitcode(self) -> int | None:
+        """Return its exit code; None while it runs, and where its host is lost."""
+        try:
+            return ray.get(self.agent.exitcode.remote(), timeout=ASK_S)
+        except RayError:
+            return None
+
+    def is_alive(self) -> bool:
+        try:
+            return ray.get(self.agent.exitcode.remote(), timeout=ASK_S) is None
+        except RayError:
+            return False
+
+    def join(self, timeout: float | None = None) -> None:
+        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        while self.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        with suppress(RayError):
+            ray.get(self.agent.kill.remote(), timeout=ASK_S)
+        ray.kill(self.agent)
+
+
+class RayLauncher:
+    """Starts processes on the hosts of a Ray cluster."""
+
+    def __init__(self, address: str | None, placement: str, num_processes: int) -> None:
+        """Join the cluster at `address` ("auto": the one that runs here); None: begin one on this host, with room for so
+        many processes. `placement`: pack processes on few hosts, or spread them. Raises UserError where there is no such
+        cluster."""
+        num_cpus = None if address is not None else max(num_processes, os.cpu_count() or 1)
+        self._placement = "SPREAD" if placement == "spread" else "DEFAULT"
+        try:
+            ray.init(
+                address=address, num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            why = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"cluster.address: no Ray cluster answers at '{address}' ({why}); start one with 'ray start'"
+            ) from error
+        handle_signals()  # Ray has set its own
+        self.host = ray.util.get_node_ip_address()
+        self._here = ray.get_runtime_context().get_node_id()
+        self._key, self._closed = secrets.token_bytes(32), False
+        self._listener = Listener((self.host, 0), authkey=self._key, backlog=64)
+        self._arrived: dict[str, Connection] = {}
+        self._news = threading.Condition()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection = self._listener.accept()
+                name = connection.recv()
+            except (OSError, EOFError):
+                if self._closed:
+                    return
+                continue
+            except Exception:  # whoever does not know the key
+                continue
+            with self._news:
+                self._arrived[name] = connection
+                self._news.notify_all()
+
+    def start(
+        self, work: Callable[..., None], arguments: tuple[Any, ...], *, num_gpus: int, daemon: bool = True
+    ) -> tuple[Process, Connection]:
+        agent: Any = Agent.options(num_cpus=1, num_gpus=num_gpus, scheduling_strategy=self._placement).remote()
+        name = secrets.token_hex(8)
+        port = self._listener.address[1]
+        try:
+            ray.get(agent.host.remote(), timeout=PLACE_S)
+        except GetTimeoutError as error:
+            ray.kill(agent)
+            gpus = f" and {num_gpus} GPUs" if num_gpus else ""
+            raise MachineFailure(
+                f"the Ray cluster has had no room for a process (1 processor{gpus}) for {PLACE_S:g} s; add hosts, or lower "
+                "rollout.num_engines or cluster.learner_ranks"
+            ) from error
+        place = {"host": self.host, "port": port, "name": name, "key": self._key.hex()}
+        process = RayProcess(agent, ray.get(agent.start.remote(place)))
+        connection = self._connection_of(name, process)
+        connection.send((work, arguments))
+        return process, connection
+
+    def _connection_of(self, name: str, process: RayProcess) -> Connection:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and process.is_alive():
+            with self._news:
+                self._news.wait_for(lambda: name in self._arrived, timeout=1.0)
+                if name in self._arrived:
+                    return self._arrived.pop(name)
+        code = process.exitcode
+        process.kill()
+        raise MachineFailure(
+            f"a process on a host of the Ray cluster did not connect to {self.host} (exit code {code}); conclip must be "
+            "installed there, and the host must reach this one"
+        )
+
+    def carried(self, process: Process, folder: Path) -> Path:
+        assert isinstance(process, RayProcess)
+        if ray.get(process.agent.host.remote(), timeout=ASK_S) == self._here:
+            return folder
+        copy = cast(str, ray.get(process.agent.begin_folder.remote(), timeout=ASK_S))
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            with file.open("rb") as content:
+                while piece := content.read(PIECE):
+                    ray.get(process.agent.append.remote(str(file.relative_to(folder)), piece))
+        return Path(copy)
+
+    def close(self) -> None:
+        self._closed = True
+        self._listener.close()
+        ray.shutdown()
