@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo demo-full test test-fast test-engine test-whole test-all test-thinking test-cluster test-page browser families fuzz check format lint type lab-model careful-model lab-report bench bench-grading bench-golds theory frontier probing gpu-check kills faults soak docs pictures docs-commands claims measurements \
+.PHONY: help install install-dev demo demo-full test test-fast test-engine test-whole test-all test-thinking test-cluster test-page browser families fuzz check format lint type lab-model careful-model lab-report bench bench-grading bench-golds theory frontier probing gpu-check kills hosts faults soak docs pictures docs-commands claims measurements \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -94,6 +94,9 @@ probing: $(VENV)/.installed ## sequential against fixed probing, and how many ch
 
 kills: $(VENV)/.installed ## kill runs at 40 random moments and compare what their second start leaves (about an hour)
 	$(BIN)/python benchmarks/kills.py $(ARGS)
+
+hosts: $(VENV)/.installed ## a run over four hosts (network namespaces; root): kill processes and hosts, compare what is left (half an hour)
+	$(BIN)/pip install -q '.[ray]' --no-deps ray && $(BIN)/python -m benchmarks.hosts $(ARGS)
 
 gpu-check: $(VENV)/.installed ## on a machine with a CUDA GPU: what holds there, as a table (eight minutes; without a GPU a rehearsal)
 	$(BIN)/python benchmarks/gpu_check.py $(ARGS)

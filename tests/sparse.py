@@ -26,6 +26,7 @@ QWEN3_4B = QWEN3 | _shape(2560, 9728, 32, 8, tied=True, num_hidden_layers=36)
 QWEN3_0_6B = QWEN3 | _shape(1024, 3072, 16, 8, tied=True, num_hidden_layers=28)
 R1_1_5B = QWEN2 | _shape(1536, 8960, 12, 2, tied=False)
 QWEN_MATH_1_5B = QWEN2 | _shape(1536, 8960, 12, 2, tied=True)
+QWEN_32B = QWEN2 | _shape(5120, 27_648, 40, 8, tied=False, num_hidden_layers=64, vocab_size=152_064)
 QWEN_7B = QWEN2 | _shape(3584, 18_944, 28, 4, tied=False, vocab_size=152_064)
 """The published configs, as far as they decide about shapes."""
 

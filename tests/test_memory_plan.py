@@ -327,3 +327,33 @@ def test_an_experiment_fits_the_card_it_is_for(
     config = load_config("two-phase", f"experiment={experiment}", f"device={device}")
     plan = plan_memory(config, model, 512 + config.rollout.max_tokens, place_of(config.device))
     assert plan.fits, plan.verdict()
+
+
+def test_a_gpu_has_one_rank_of_a_learner_and_main_memory_all():
+    """By hand: PPO on 10 parameters, of which a layer has 6."""
+    alone, divided = (parts_of(learning(f"cluster.learner_ranks={n}"), place=GPU) for n in (1, 4))
+    for name in ("policy", "critic", "reference", "moments of AdamW", "gradients"):
+        assert divided[name].update == alone[name].update / 4
+    assert divided["activations"] == alone["activations"] and "gathered weights" not in alone
+    assert divided["gathered weights"].update * GIB == 8 * 2 * 6
+    here, there = (parts_of(learning(f"cluster.learner_ranks={n}"), place=CPU) for n in (1, 4))
+    assert there["policy"] == here["policy"] and there["activations"].update == 4 * here["activations"].update
+    assert there["ranks: libraries"].sampling == pytest.approx(3 * 0.6) and "ranks: libraries" not in here
+
+
+def test_engines_that_ray_places_leave_the_learners_gpu_alone():
+    parts = parts_of(learning("cluster=ray"), place=GPU)
+    assert "engine: its share" not in parts
+    assert parts_of(learning(), place=GPU)["engine: its share"].sampling > 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "ranks", "fits"), [(QWEN_7B, 1, False), (QWEN_7B, 8, True), (R1_1_5B, 1, True), (R1_1_5B, 8, True)]
+)
+def test_ppo_on_all_weights_fits_eight_h100(shape: dict[str, Any], ranks: int, fits: bool, tmp_path: Path):
+    """At 4,096 tokens a micro-batch, with activations recomputed: seven billion parameters take eight."""
+    model = ModelSize.of(sparse_model(tmp_path / "model", shape))
+    settings = ["algo=ppo", "cluster=ray", f"cluster.learner_ranks={ranks}", "device=h100", "rollout.max_tokens=3500"]
+    own = ["model=hf", "model.path=x", "trainer.recompute_activations=true", "trainer.max_tokens_per_micro_batch=4096"]
+    plan = plan_memory(learning(*settings, *own), model, 4096, Place(kind="gpu", memory_gib=80.0))
+    assert plan.fits == fits, plan.verdict()

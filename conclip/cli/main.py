@@ -176,9 +176,11 @@ def _refuse_flag(message: str) -> NoReturn:
 
 
 def _execute(subcommand: str, composed: "DictConfig") -> None:
+    from conclip.cluster.launch import check_cluster  # noqa: PLC0415
     from conclip.experiments.inputs import checked  # noqa: PLC0415
 
     config, inputs = checked(subcommand, composed)
+    check_cluster(config.cluster)
     if config.cluster.kind == "torchrun" and os.environ.get("RANK", "0") != "0":
         if config.learning is not None:
             from conclip.training.ranks import follow_under_torchrun  # noqa: PLC0415

@@ -134,7 +134,11 @@ class RayLauncher:
         self._placement = "SPREAD" if placement == "spread" else "DEFAULT"
         try:
             ray.init(
-                address=address, num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+                address=address or "local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             why = " ".join(str(error).split())[:300]

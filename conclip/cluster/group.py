@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import psutil
@@ -78,7 +79,9 @@ class Group:
             return
         with deferred():  # a signal between two collective operations would part the ranks
             try:
-                dist.broadcast_object_list([(name, arguments, named)])
+                # another host has another working directory
+                placed = tuple(value.absolute() if isinstance(value, Path) else value for value in arguments)
+                dist.broadcast_object_list([(name, placed, named)])
                 yield
             except RuntimeError as error:
                 of_torch = isinstance(error, dist.DistError) or type(error) is RuntimeError

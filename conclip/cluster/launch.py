@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +16,9 @@ from conclip.config.groups import ClusterConfig
 from conclip.errors import UserError, explain
 from conclip.processes import protect_children
 from conclip.runs.interrupts import SIGNALS
+
+ANSWER_S = 10.0
+"""The longest that a cluster takes to answer [s]."""
 
 
 class Process(Protocol):
@@ -74,17 +79,32 @@ class Local:
     def close(self) -> None: ...
 
 
+def check_cluster(config: ClusterConfig) -> None:
+    """Raise UserError where the processes of a run could not start, as far as it is known at once."""
+    if config.kind == "torchrun" and "RANK" not in os.environ:
+        raise UserError(
+            "cluster=torchrun: torchrun has not started this process (RANK is not set); start it with 'torchrun "
+            "--nproc-per-node N -m conclip ...', or leave cluster=torchrun out"
+        )
+    if config.kind != "ray":
+        return
+    if find_spec("ray") is None:
+        raise UserError("cluster=ray needs Ray, which is not installed: pip install 'conclip[ray]'")
+    host, _, port = (config.address or "").rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(f"cluster.address: nothing answers at '{config.address}' ({error}); see 'ray start'") from error
+
+
 def make_launcher(config: ClusterConfig, num_processes: int) -> Launcher:
     """Return what starts the processes of a run, `num_processes` at most. Raises UserError for a Ray cluster that is not
     there."""
     if config.kind != "ray":
         return Local()
-    try:
-        from conclip.cluster.by_ray import RayLauncher  # noqa: PLC0415  an extra
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise UserError("cluster=ray needs Ray, which is not installed: pip install 'conclip[ray]'") from error
+    from conclip.cluster.by_ray import RayLauncher  # noqa: PLC0415  an extra
+
     return RayLauncher(config.address, config.placement, num_processes)
 
 
@@ -132,6 +152,15 @@ def _report(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, .
     except Exception as error:
         message = explain(error)
         pipe.send(("failed", message) if message is not None else ("bug", traceback.format_exc()))
+
+
+def check_there(model: Path) -> None:
+    """Raise UserError where this host does not see the folder of a model."""
+    if not model.is_dir():
+        raise UserError(
+            f"'{model}' is not there on host '{socket.gethostname()}': each host of a cluster needs the model in the same "
+            "place, and those of the learner share the folder of the run (paths.outputs)"
+        )
 
 
 def detach() -> None:

@@ -3,9 +3,8 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -14,14 +13,14 @@ from conclip.config.machine import available_memory_gib, gpu_memory_gib
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.models.folder import SHARD_BYTES, head_shape, layer_number, linear_shapes, num_parameters, ties_its_head
 
-if TYPE_CHECKING:
-    pass
-
 GIB = 2**30
 
 LIBRARIES = {"cpu": 1.2, "gpu": 1.5}
 """What processes take before a model is loaded [GiB]: on a CPU, torch, vLLM and the grader's two workers (measured); on a
 GPU, the contexts and kernels of torch and vLLM (assumed)."""
+
+RANK_GIB = 0.6
+"""What one more rank of a learner takes in main memory before a model is loaded (measured)."""
 
 ENGINE_ROOM_GIB = 1.5
 """What an engine needs on a GPU besides its weights, to start with some room for responses (assumed)."""
@@ -108,11 +107,12 @@ def memory_parts(config: BaseConfig, model: ModelSize, longest: int, place: Plac
     """Return the parts of the memory that a run takes at its peak. `longest`: tokens of the longest prompt and response.
 
     Trained weights are fp32 with a gradient and two moments. Where adapters train, that is said of their weights; the base
-    is there once, and a layer of it again, in fp32, while merged weights go to the engine.
+    is there once, and a layer of it again, in fp32, while merged weights go to the engine. Of a learner in several ranks, a
+    GPU has one, and main memory all.
     """
     parts = list(_engine(config, model, place))
     if (learning := config.learning) is not None:
-        parts += [*_weights(learning, model, place), *_update(learning, model, longest)]
+        parts += [*_weights(learning, model, place), *_of_ranks(learning, model, longest, place)]
     everywhere = LIBRARIES[place.kind]
     parts.append(Part(name="libraries", sampling=everywhere, transfer=everywhere, update=everywhere, exact=False))
     return [part for part in parts if max(part.sampling, part.transfer, part.update) > 0]
@@ -124,6 +124,8 @@ def _engine(config: BaseConfig, model: ModelSize, place: Place) -> Iterator[Part
         share = engine_share(config, model, place) * place.memory_gib
         if share < weights + ENGINE_ROOM_GIB:
             share = math.inf  # it would not start
+        elif has_own_gpus(config):
+            share = 0.0
         yield Part(name="engine: its share", sampling=share, transfer=share)
         return
     number = config.rollout.num_engines
@@ -141,9 +143,14 @@ def engine_share(config: BaseConfig, model: ModelSize, place: Place) -> float:
     if config.rollout.gpu_memory_utilization is not None:
         return config.rollout.gpu_memory_utilization
     held = LIBRARIES[place.kind]
-    if (learning := config.learning) is not None:
+    if (learning := config.learning) is not None and not has_own_gpus(config):
         held += sum(max(part.sampling, part.transfer) for part in _weights(learning, model, place))
     return min(0.9, max(1, math.floor(20 * (1 - held / place.memory_gib))) / 20)
+
+
+def has_own_gpus(config: BaseConfig) -> bool:
+    """Return whether engines have GPUs that nothing else uses."""
+    return config.cluster.kind == "ray"
 
 
 def engine_weights_gib(config: BaseConfig, model: ModelSize, place: Place) -> float:
@@ -175,7 +182,9 @@ def _weights(config: LearnConfig, model: ModelSize, place: Place) -> Iterator[Pa
         always["reference"] = each * policy if config.algo.has_reference else 0.0
     moments = config.optim.bytes_of_moments
     always["moments of AdamW"] = moments * trained
-    for name, size in always.items():
+    share = 1 / num_ranks(config) if place.kind == "gpu" else 1.0
+    for name, whole in always.items():
+        size = share * whole
         rests = name in for_updates
         sampling = 0.0 if rests else size / GIB
         yield Part(name=name, sampling=sampling, transfer=sampling, update=size / GIB, rests=rests)
@@ -190,7 +199,25 @@ def _weights(config: LearnConfig, model: ModelSize, place: Place) -> Iterator[Pa
         largest = max(model.largest_layer, math.prod(model.head or (0,)))
         shard = min(4.0 * model.num_parameters, SHARD_BYTES + 4.0 * largest)
         yield Part(name="merged weights of a file", transfer=shard / GIB)
-    yield Part(name="gradients", update=4.0 * trained / GIB)
+    yield Part(name="gradients", update=share * 4.0 * trained / GIB)
+
+
+def num_ranks(config: BaseConfig) -> int:
+    """Return how many processes share the learner's models; as many as torchrun starts count as one."""
+    return config.cluster.learner_ranks or 1
+
+
+def _of_ranks(config: LearnConfig, model: ModelSize, longest: int, place: Place) -> Iterator[Part]:
+    """Yield what the ranks of a learner need for a micro-batch each, beside their shares of the models."""
+    here = num_ranks(config) if place.kind == "cpu" else 1
+    for part in _update(config, model, longest):
+        yield replace(part, update=here * part.update)
+    if num_ranks(config) > 1:  # a layer and the next one, the embedding and the head, and their gradients
+        gathered = 2 * model.largest_layer + (1 if model.tied else 2) * math.prod(model.head or (0,))
+        yield Part(name="gathered weights", update=here * 8.0 * gathered / GIB, exact=False)
+    if here > 1:
+        beside = (here - 1) * RANK_GIB
+        yield Part(name="ranks: libraries", sampling=beside, transfer=beside, update=beside, exact=False)
 
 
 def _update(config: LearnConfig, model: ModelSize, longest: int) -> Iterator[Part]:

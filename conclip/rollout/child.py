@@ -13,7 +13,7 @@ from typing import Any, cast
 import psutil
 import torch
 
-from conclip.cluster.launch import Launcher, Local, detach
+from conclip.cluster.launch import Launcher, Local, check_there, detach
 from conclip.config.groups import RolloutConfig
 from conclip.errors import UserError, explain
 from conclip.rollout.engine import EngineDied, RolloutEngine
@@ -51,6 +51,7 @@ def _serve(
     """
     detach()
     try:
+        check_there(model_path)
         engine = start(model_path, config, **settings)
         pipe.send(("done", engine.takes_adapters()))
         num_in_flight = 0
@@ -101,7 +102,7 @@ class ChildEngine:
         module-level function, called with model, config and `settings`. With `wait=False`, `ready` must be called before
         anything else."""
         self._launcher = launcher or Local()
-        self._arguments, self._warn = (start, model_path, config, settings), warn
+        self._arguments, self._warn = (start, model_path.absolute(), config, settings), warn
         self._dtype = cast(torch.dtype, getattr(torch, settings["dtype"]))
         self._weights: Path | None = None
         """The folder of the child's current weights; None for those it starts with."""
@@ -180,7 +181,7 @@ class ChildEngine:
     ) -> None:
         old, self._version, self._asleep = self._shared, version, False
         if isinstance(source, Path):
-            self._weights, self._shared = source, None
+            self._weights, self._shared = source.absolute(), None
         else:
             # Weights never go through the pipe. The folder stays until the next update, for a child that must be
             # restarted.

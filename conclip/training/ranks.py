@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  documented, but not exported
 
-from conclip.cluster.launch import Launcher, Local, Worker
+from conclip.cluster.launch import Launcher, Local, Worker, check_there
 from conclip.cluster.ranks import OneRank, RankDied, Ranks
 from conclip.config.groups import ClusterConfig
 from conclip.config.schema import LearnConfig
-from conclip.errors import UserError
 from conclip.rollout.session import Runtime
 from conclip.training.learner import Learner, NonFiniteGradient, make_learner
 from conclip.training.phase import PhaseInputs, TrainResult
@@ -47,6 +46,7 @@ def follow(ranks: Group) -> None:
             learner = None
             gc.collect()
         if name == BEGIN:
+            check_there(arguments[0])
             learner = make_learner(*arguments, ranks=ranks, **named)
         elif name != DROP:
             with suppress(NonFiniteGradient):  # every rank raises it; the first one decides what follows
@@ -73,13 +73,7 @@ def follow_under_torchrun() -> None:
 def _group_of_torchrun() -> Group:
     from conclip.cluster.group import Group  # noqa: PLC0415
 
-    try:
-        rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    except KeyError as error:
-        raise UserError(
-            f"cluster=torchrun: torchrun has not started this process ({error.args[0]} is not set); start it with "
-            "'torchrun --nproc-per-node N -m conclip ...', or leave cluster=torchrun out"
-        ) from error
+    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     return Group(rank, size, local_rank=local_rank)
 
 

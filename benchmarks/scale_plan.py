@@ -1,0 +1,56 @@
+"""The memory that a learner takes of each GPU, by its plan: models of 1.5, 7 and 32 billion parameters on 1, 8 and 16 GPUs.
+
+python -m benchmarks.scale_plan        # the table of docs/scale.md (seconds; nothing is loaded)
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from conclip.config.compose import load_config
+from conclip.experiments.memory import ModelSize, Place, engine_weights_gib, memory_parts, peak_gib
+from tests.sparse import QWEN_7B, QWEN_32B, R1_1_5B, sparse_model
+
+LONGEST = 8192
+SETTINGS = (
+    "cluster=ray",
+    "model=hf",
+    "model.path=x",
+    "model.dtype=bfloat16",
+    "rollout.max_tokens=8000",
+    "trainer.recompute_activations=true",
+    f"trainer.max_tokens_per_micro_batch={LONGEST}",
+    "optim.moments=float32",
+)
+METHODS = {
+    "PPO, all weights": ("algo=ppo", "algo.reference_dtype=bfloat16", "algo.kl=reward", "algo.kl_coef=0.01"),
+    "GRPO without KL, all weights": ("algo=grpo", "algo.kl=none", "algo.kl_coef=0"),
+    "PPO, LoRA on a base in bfloat16": ("algo=ppo", "model/adapter=lora", "model.adapter.base=bfloat16"),
+}
+MODELS = {"1.5B (R1-Distill-Qwen)": R1_1_5B, "7B (Qwen2.5)": QWEN_7B, "32B (Qwen2.5)": QWEN_32B}
+GPUS = (1, 8, 16)
+CARD = Place(kind="gpu", memory_gib=80.0)
+
+
+def rows() -> Iterator[list[str]]:
+    """Yield the rows of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (name, shape) in enumerate(MODELS.items()):
+            model = ModelSize.of(sparse_model(Path(folder) / str(number), shape))
+            for method, overrides in METHODS.items():
+                peaks: list[float] = []
+                for ranks in GPUS:
+                    config = load_config("train-phase2", *SETTINGS, *overrides, f"cluster.learner_ranks={ranks}")
+                    peaks.append(peak_gib(memory_parts(config, model, LONGEST, CARD)))
+                weights = engine_weights_gib(config, model, CARD)  # pyright: ignore[reportPossiblyUnboundVariable]
+                yield [name, method, *(f"{peak:.0f}" for peak in peaks), f"{weights:.0f}"]
+
+
+def main() -> None:
+    print("| model | method | 1 GPU | 8 GPUs | 16 GPUs | engine's weights |\n|---|---|---|---|---|---|")
+    for row in rows():
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Processes that Ray places: the same engine, the same learner, and what happens when one of them or its host is gone."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conclip.cli.main import main
+from conclip.cluster.launch import Launcher, Worker, check_cluster, make_launcher
+from conclip.config.compose import load_config
+from conclip.config.groups import ClusterConfig
+from conclip.errors import MachineFailure, UserError
+from conclip.models.folder import LAB_MODEL
+from conclip.models.load import load_policy
+from conclip.rollout.child import ChildEngine
+from conclip.rollout.engine import RolloutEngine
+from conclip.rollout.pool import EnginePool
+from conclip.training.ranks import Learners
+from tests.asking import killed_amid, requests, run
+from tests.engines import ROLLOUT, SETTINGS
+from tests.scripted import ScriptedEngine
+from tests.test_ranks import close, same_weights, settings, updates
+
+ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ranks")]
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[Launcher]:
+    """A cluster of this host alone, whose processes find the tests."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(Path.cwd()))
+        made = make_launcher(ClusterConfig(kind="ray"), num_processes=4)
+        yield made
+        made.close()
+
+
+def carrying(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take this host for another one, to which weights must be carried."""
+    monkeypatch.setattr(launcher, "_here", "another host")
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_an_engine_that_ray_places_is_the_same_and_is_started_again(
+    launcher: Launcher,
+    here: RolloutEngine,
+    said: list[str],
+    random_model: Path,
+    elsewhere: bool,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    if elsewhere:
+        carrying(launcher, monkeypatch)
+    engine = ChildEngine(LAB_MODEL, ROLLOUT, warn=said.append, start=ScriptedEngine, launcher=launcher, **SETTINGS)
+    try:
+        here.update_weights(LAB_MODEL, 0)
+        assert run(engine) == run(here)
+        weights = dict(load_policy(random_model, torch.device("cpu")).state_dict())
+        here.update_weights(weights.items(), 5)
+        engine.update_weights(weights.items(), 5)
+        updated = run(here)
+        assert run(engine) == updated
+        assert killed_amid(engine, requests()) == updated
+        ray.kill(engine._process.agent)  # as when its host is lost: what stands for the process there is gone
+        assert not engine._process.is_alive()
+        assert run(engine) == updated
+    finally:
+        engine.close()
+    assert said and all("started again" in text for text in said)
+    assert not engine._process.is_alive()
+    assert not list(Path("/dev/shm").glob("conclip-carried-*"))
+
+
+def test_a_pool_that_ray_places_gives_the_responses_of_one_here(launcher: Launcher):
+    two = dataclasses.replace(ROLLOUT, num_engines=2)
+    local = EnginePool(LAB_MODEL, two, start=ScriptedEngine, **SETTINGS)
+    placed = EnginePool(LAB_MODEL, two, start=ScriptedEngine, launcher=launcher, **SETTINGS)
+    try:
+        assert run(placed) == run(local)
+    finally:
+        local.close()
+        placed.close()
+
+
+def test_ranks_that_ray_places_learn_what_one_process_does(launcher: Launcher):
+    config, results = settings("algo=ppo"), list[Any]()
+    for learners in (Learners(ClusterConfig()), Learners(ClusterConfig(kind="ray", learner_ranks=2), lambda: launcher)):
+        try:
+            learner = learners.make(LAB_MODEL, config, num_updates=3)
+            results.append((updates(learner, config, 0, 3), learner.saved()))
+        finally:
+            learners.close()
+    close(results[1][0], results[0][0])
+    same_weights(results[1][1], results[0][1])
+
+
+def refusing() -> None:
+    raise UserError("not like this")
+
+
+def test_what_a_placed_process_meets_is_said(launcher: Launcher):
+    worker = Worker("a worker", launcher, refusing)
+    with pytest.raises(UserError, match="not like this"):
+        while worker.failure() is None:
+            pass
+    worker.end()
+    killed = Worker("a worker", launcher, os.abort)
+    killed._process.join()
+    assert killed.failure() == "a worker is gone (exit code -6)"
+    killed.end()
+
+
+def test_a_cluster_without_room_is_said(launcher: Launcher, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("conclip.cluster.by_ray.PLACE_S", 1.0)
+    with pytest.raises(MachineFailure, match=r"no room for a process \(1 processor and 1 GPUs\)"):
+        Worker("a worker", launcher, refusing, num_gpus=1)
+
+
+def test_a_model_that_a_host_does_not_see_is_said(launcher: Launcher, tmp_path: Path):
+    with pytest.raises(UserError, match=r"'/.*none' is not there on host"):
+        ChildEngine(tmp_path / "none", ROLLOUT, start=ScriptedEngine, launcher=launcher, **SETTINGS)
+
+
+def said_by(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["conclip", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'conclip\[ray\]'"):
+        check_cluster(ClusterConfig(kind="ray"))
+
+
+def test_torchrun_must_have_started_a_run_that_counts_on_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    small = ["debug=two_phase", "cluster=torchrun", f"paths.outputs={tmp_path / 'outputs'}"]
+    text = said_by(capsys, monkeypatch, "two-phase", *small)
+    assert "torchrun --nproc-per-node" in text and len(text.splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    place = ["cluster.address=127.0.0.1:9", f"paths.outputs={tmp_path / 'outputs'}"]
+    text = said_by(capsys, monkeypatch, "two-phase", "debug=two_phase", "cluster=ray", *place)
+    assert "cluster.address" in text and "ray start" in text and len(text.splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("override", ["cluster.learner_ranks=2", "cluster.learner_ranks=0"])
+def test_the_number_of_ranks_is_torchruns(override: str):
+    with pytest.raises(UserError, match=r"cluster\.learner_ranks"):
+        load_config("train-phase2", "cluster=torchrun", override)
