@@ -95,8 +95,8 @@ probing: $(VENV)/.installed ## sequential against fixed probing, and how many ch
 kills: $(VENV)/.installed ## kill runs at 40 random moments and compare what their second start leaves (about an hour)
 	$(BIN)/python benchmarks/kills.py $(ARGS)
 
-hosts: $(VENV)/.installed ## a run over four hosts (network namespaces; root): kill processes and hosts, compare what is left (half an hour)
-	$(BIN)/pip install -q '.[ray]' --no-deps ray && $(BIN)/python -m benchmarks.hosts $(ARGS)
+hosts: $(DEV) ## a run over four hosts (network namespaces; root): kill processes and hosts, compare what is left (an hour)
+	$(BIN)/python -m benchmarks.hosts $(ARGS)
 
 gpu-check: $(VENV)/.installed ## on a machine with a CUDA GPU: what holds there, as a table (eight minutes; without a GPU a rehearsal)
 	$(BIN)/python benchmarks/gpu_check.py $(ARGS)

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -127,8 +128,10 @@ def outcome(place: Path, process: subprocess.Popen[str]) -> dict[str, Any]:
     return {name: content for name, content in left.items() if name not in ASIDE}
 
 
-def warnings_of(place: Path) -> list[str]:
-    return [line for line in (place / "said.txt").read_text().splitlines() if "started again" in line]
+def restarts_of(place: Path) -> list[str]:
+    """What was started again, as the run said it."""
+    said = " ".join((place / "said.txt").read_text().split())
+    return re.findall(r"(learner rank \d|the engine process)[^;]*?; (?:it is|all are) started again", said)
 
 
 def kill_one(moments: random.Random, kind: str) -> bool:
@@ -167,9 +170,9 @@ def main() -> None:
             while process.poll() is None and not kill_one(moments, kind):
                 time.sleep(0.1)
             differing = differences(alone, outcome(struck, process))
-            said = "; ".join(warnings_of(struck)) or "nothing"
+            said = ", ".join(restarts_of(struck)) or "nothing"
             result = f"DIFFERS in {differing}" if differing else "same"
-            log(f"{number + 1}: a {kind} killed after {after:.0f} s: {result}; {said}")
+            log(f"{number + 1}: a {kind} killed after {after:.0f} s: {result}; started again: {said}")
             good += not differing
             shutil.rmtree(struck)
             for host in range(1, NUM_HOSTS + 1):

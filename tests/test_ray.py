@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from conclip.cli.main import main
-from conclip.cluster.launch import Launcher, Worker, check_cluster, make_launcher
+from conclip.cluster.choose import check_cluster, make_launcher
+from conclip.cluster.launch import Launcher, Worker
 from conclip.config.compose import load_config
 from conclip.config.groups import ClusterConfig
 from conclip.errors import MachineFailure, UserError
@@ -28,6 +29,8 @@ from tests.test_ranks import close, same_weights, settings, updates
 
 ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 
+from conclip.cluster.by_ray import RayProcess  # noqa: E402  needs Ray
+
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ranks")]
 
 
@@ -41,11 +44,6 @@ def launcher() -> Iterator[Launcher]:
         made.close()
 
 
-def carrying(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take this host for another one, to which weights must be carried."""
-    monkeypatch.setattr(launcher, "_here", "another host")
-
-
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_an_engine_that_ray_places_is_the_same_and_is_started_again(
     launcher: Launcher,
@@ -55,8 +53,10 @@ def test_an_engine_that_ray_places_is_the_same_and_is_started_again(
     elsewhere: bool,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    if elsewhere:
-        carrying(launcher, monkeypatch)
+    if elsewhere:  # as if weights had to be carried
+        monkeypatch.setattr(launcher, "_here", "another host")
+    carried, folders = launcher.carried, set[Path]()
+    monkeypatch.setattr(launcher, "carried", lambda *given: folders.add(found := carried(*given)) or found)
     engine = ChildEngine(LAB_MODEL, ROLLOUT, warn=said.append, start=ScriptedEngine, launcher=launcher, **SETTINGS)
     try:
         here.update_weights(LAB_MODEL, 0)
@@ -67,14 +67,16 @@ def test_an_engine_that_ray_places_is_the_same_and_is_started_again(
         updated = run(here)
         assert run(engine) == updated
         assert killed_amid(engine, requests()) == updated
-        ray.kill(engine._process.agent)  # as when its host is lost: what stands for the process there is gone
+        process = engine._process
+        assert isinstance(process, RayProcess)
+        ray.kill(process.agent)  # as when its host is lost: what stands for the process there is gone
         assert not engine._process.is_alive()
         assert run(engine) == updated
     finally:
         engine.close()
     assert said and all("started again" in text for text in said)
     assert not engine._process.is_alive()
-    assert not list(Path("/dev/shm").glob("conclip-carried-*"))
+    assert folders and not any(folder.exists() for folder in folders - {LAB_MODEL})
 
 
 def test_a_pool_that_ray_places_gives_the_responses_of_one_here(launcher: Launcher):
@@ -118,6 +120,7 @@ def test_what_a_placed_process_meets_is_said(launcher: Launcher):
 
 def test_a_cluster_without_room_is_said(launcher: Launcher, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("conclip.cluster.by_ray.PLACE_S", 1.0)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0})  # as if another run had it
     with pytest.raises(MachineFailure, match=r"no room for a process \(1 processor and 1 GPUs\)"):
         Worker("a worker", launcher, refusing, num_gpus=1)
 

@@ -17,6 +17,7 @@ import pytest
 from rich.table import Table
 
 from conclip.cli.main import main
+from conclip.cluster.memory_folder import PREFIX, remove_orphans
 from conclip.config.compose import compose_config, load_config
 from conclip.config.schema import SCHEMAS
 from conclip.config.typed import to_config
@@ -35,7 +36,7 @@ from conclip.report.charts import figures
 from conclip.report.data import read_run
 from conclip.report.export import latex, markdown, write_files
 from conclip.report.page import headlines, result_tables, rows_for_browser, sentences, write_page
-from conclip.rollout.weights import PREFIX, as_folder, remove_orphans
+from conclip.rollout.weights import as_folder
 from conclip.runs.files import appending, break_links, check_content, finite, link, newest_attempt, read_object, write_text
 from conclip.runs.identity import path_hash
 from conclip.runs.manifest import Pipeline, StageOutput, read_stages
@@ -830,7 +831,7 @@ def test_weights_in_shared_memory_are_readable_by_their_owner_alone_and_removed_
 ):
     import torch
 
-    monkeypatch.setattr("conclip.rollout.weights.MEMORY", tmp_path)
+    monkeypatch.setattr("conclip.cluster.memory_folder.MEMORY", tmp_path)
     alive = as_folder([("a", torch.zeros(2))], torch.float32)
     assert stat.S_IMODE(Path(alive.name).stat().st_mode) == 0o700
     hidden = tmp_path / f"{PREFIX}999999999-{Path(alive.name).name.rpartition('-')[2]}"

@@ -176,7 +176,7 @@ def _refuse_flag(message: str) -> NoReturn:
 
 
 def _execute(subcommand: str, composed: "DictConfig") -> None:
-    from conclip.cluster.launch import check_cluster  # noqa: PLC0415
+    from conclip.cluster.choose import check_cluster  # noqa: PLC0415
     from conclip.experiments.inputs import checked  # noqa: PLC0415
 
     config, inputs = checked(subcommand, composed)

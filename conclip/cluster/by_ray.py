@@ -5,9 +5,7 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from conclip.cluster.launch import Process
+from conclip.cluster.memory_folder import MemoryFolder, remove_orphans
 from conclip.errors import MachineFailure, UserError
 from conclip.processes import PYTHON
 from conclip.runs.interrupts import handle_signals
@@ -31,6 +30,8 @@ START_S = 120.0
 """The longest that a process takes to connect once its host starts it [s]."""
 ASK_S = 60.0
 """The longest that a host takes to answer [s]; Ray notices within half a minute that one is lost."""
+MAX_TRIES = 3
+"""Hosts that may be lost, one after the other, as they start a process."""
 PIECE = 1 << 28
 """Bytes of a file that are sent at a time."""
 
@@ -45,7 +46,8 @@ class Agent:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._folder: Path | None = None
+        self._folder: MemoryFolder | None = None
+        remove_orphans()
 
     def host(self) -> str:
         """Return the id of the host."""
@@ -72,21 +74,21 @@ class Agent:
                     child.kill()
         self._process.kill()
         self._process.wait()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
-    def begin_folder(self) -> str:
-        """Make a folder of this host's main memory for files of the run, in place of the one before. Returns its path."""
+    def begin_folder(self, num_bytes: int) -> str:
+        """Make a folder for so much of the run's files, in place of the one before. Returns its path."""
+        self.remove_folder()
+        self._folder = MemoryFolder(num_bytes)
+        return self._folder.name
+
+    def remove_folder(self) -> None:
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        memory = Path("/dev/shm")
-        self._folder = Path(tempfile.mkdtemp(prefix="conclip-carried-", dir=memory if memory.is_dir() else None))
-        return str(self._folder)
+            self._folder.cleanup()
 
     def append(self, name: str, piece: bytes) -> None:
         """Append to a file of that folder."""
         assert self._folder is not None
-        path = self._folder / name
+        path = Path(self._folder.name) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write(piece)
@@ -120,7 +122,6 @@ class RayProcess:
     def kill(self) -> None:
         with suppress(RayError):
             ray.get(self.agent.kill.remote(), timeout=ASK_S)
-        ray.kill(self.agent)
 
 
 class RayLauncher:
@@ -172,23 +173,32 @@ class RayLauncher:
     def start(
         self, work: Callable[..., None], arguments: tuple[Any, ...], *, num_gpus: int, daemon: bool = True
     ) -> tuple[Process, Connection]:
-        agent: Any = Agent.options(num_cpus=1, num_gpus=num_gpus, scheduling_strategy=self._placement).remote()
         name = secrets.token_hex(8)
-        port = self._listener.address[1]
-        try:
-            ray.get(agent.host.remote(), timeout=PLACE_S)
-        except GetTimeoutError as error:
-            ray.kill(agent)
-            gpus = f" and {num_gpus} GPUs" if num_gpus else ""
-            raise MachineFailure(
-                f"the Ray cluster has had no room for a process (1 processor{gpus}) for {PLACE_S:g} s; add hosts, or lower "
-                "rollout.num_engines or cluster.learner_ranks"
-            ) from error
-        place = {"host": self.host, "port": port, "name": name, "key": self._key.hex()}
-        process = RayProcess(agent, ray.get(agent.start.remote(place)))
+        place = {"host": self.host, "port": self._listener.address[1], "name": name, "key": self._key.hex()}
+        agent, pid = self._placed(num_gpus if ray.cluster_resources().get("GPU") else 0, place)
+        process = RayProcess(agent, pid)
         connection = self._connection_of(name, process)
         connection.send((work, arguments))
         return process, connection
+
+    def _placed(self, num_gpus: int, place: dict[str, Any]) -> tuple[Any, int]:
+        """Have a host start a process; if it is lost meanwhile, another one."""
+        for tries_left in reversed(range(MAX_TRIES)):
+            agent: Any = Agent.options(num_cpus=1, num_gpus=num_gpus, scheduling_strategy=self._placement).remote()
+            try:
+                ray.get(agent.host.remote(), timeout=PLACE_S)
+                return agent, ray.get(agent.start.remote(place), timeout=ASK_S)
+            except GetTimeoutError as error:
+                ray.kill(agent)
+                gpus = f" and {num_gpus} GPUs" if num_gpus else ""
+                raise MachineFailure(
+                    f"the Ray cluster has had no room for a process (1 processor{gpus}) for {PLACE_S:g} s; add hosts, or "
+                    "lower rollout.num_engines or cluster.learner_ranks"
+                ) from error
+            except RayError as error:
+                if not tries_left:
+                    raise MachineFailure(f"{MAX_TRIES} hosts of the Ray cluster were lost, one after the other") from error
+        raise AssertionError("unreachable")
 
     def _connection_of(self, name: str, process: RayProcess) -> Connection:
         deadline = time.monotonic() + START_S
@@ -199,6 +209,7 @@ class RayLauncher:
                     return self._arrived.pop(name)
         code = process.exitcode
         process.kill()
+        self.release(process)
         raise MachineFailure(
             f"a process on a host of the Ray cluster did not connect to {self.host} (exit code {code}); conclip must be "
             "installed there, and the host must reach this one"
@@ -206,14 +217,28 @@ class RayLauncher:
 
     def carried(self, process: Process, folder: Path) -> Path:
         assert isinstance(process, RayProcess)
+        try:
+            return self._carried(process, folder)
+        except RayError as error:
+            raise ConnectionError("its host is lost") from error
+
+    def _carried(self, process: RayProcess, folder: Path) -> Path:
         if ray.get(process.agent.host.remote(), timeout=ASK_S) == self._here:
             return folder
-        copy = cast(str, ray.get(process.agent.begin_folder.remote(), timeout=ASK_S))
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        num_bytes = sum(file.stat().st_size for file in files)
+        copy = cast(str, ray.get(process.agent.begin_folder.remote(num_bytes), timeout=ASK_S))
+        for file in files:
             with file.open("rb") as content:
                 while piece := content.read(PIECE):
                     ray.get(process.agent.append.remote(str(file.relative_to(folder)), piece))
         return Path(copy)
+
+    def release(self, process: Process) -> None:
+        assert isinstance(process, RayProcess)
+        with suppress(RayError):
+            ray.get(process.agent.remove_folder.remote(), timeout=ASK_S)
+        ray.kill(process.agent)
 
     def close(self) -> None:
         self._closed = True

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from conclip.cluster.ranks import RankDied, whole
+from conclip.cluster.ranks import OnAllRanks, RankDied, whole
 from conclip.runs.interrupts import deferred
 
 LONGEST_WAIT = timedelta(days=7)
@@ -48,6 +48,8 @@ class Group:
         has it, which torchrun sets. `local_rank`: the number of this rank's GPU among those it sees; None: `rank`. `lost`:
         returns which rank has ended, where this rank can know."""
         self.size, self.is_first, self._lost = size, rank == 0, lost
+        self.in_step = True
+        """Whether the other ranks wait for the next call; else they may be amid one that this rank has left."""
         gpu = torch.cuda.is_available()
         self._device = torch.device("cuda", rank if local_rank is None else local_rank) if gpu else torch.device("cpu")
         if gpu:
@@ -83,7 +85,10 @@ class Group:
                 placed = tuple(value.absolute() if isinstance(value, Path) else value for value in arguments)
                 dist.broadcast_object_list([(name, placed, named)])
                 yield
-            except RuntimeError as error:
+            except OnAllRanks:
+                raise
+            except BaseException as error:
+                self.in_step = False
                 of_torch = isinstance(error, dist.DistError) or type(error) is RuntimeError
                 if of_torch and (lost := self._lost()) is not None:
                     raise RankDied(lost) from error

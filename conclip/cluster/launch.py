@@ -7,18 +7,13 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from conclip.config.groups import ClusterConfig
 from conclip.errors import UserError, explain
 from conclip.processes import protect_children
 from conclip.runs.interrupts import SIGNALS
-
-ANSWER_S = 10.0
-"""The longest that a cluster takes to answer [s]."""
 
 
 class Process(Protocol):
@@ -54,7 +49,13 @@ class Launcher(Protocol):
         """Return the folder, or a copy of it, where the process can read it. A copy replaces the one before."""
         ...
 
-    def close(self) -> None: ...
+    def release(self, process: Process) -> None:
+        """Give back what a process that has ended held where it ran."""
+        ...
+
+    def close(self) -> None:
+        """End all that is left."""
+        ...
 
 
 class Local:
@@ -76,36 +77,9 @@ class Local:
     def carried(self, process: Process, folder: Path) -> Path:
         return folder
 
+    def release(self, process: Process) -> None: ...
+
     def close(self) -> None: ...
-
-
-def check_cluster(config: ClusterConfig) -> None:
-    """Raise UserError where the processes of a run could not start, as far as it is known at once."""
-    if config.kind == "torchrun" and "RANK" not in os.environ:
-        raise UserError(
-            "cluster=torchrun: torchrun has not started this process (RANK is not set); start it with 'torchrun "
-            "--nproc-per-node N -m conclip ...', or leave cluster=torchrun out"
-        )
-    if config.kind != "ray":
-        return
-    if find_spec("ray") is None:
-        raise UserError("cluster=ray needs Ray, which is not installed: pip install 'conclip[ray]'")
-    host, _, port = (config.address or "").rpartition(":")
-    if port.isdecimal():
-        try:
-            socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
-        except (OSError, OverflowError) as error:
-            raise UserError(f"cluster.address: nothing answers at '{config.address}' ({error}); see 'ray start'") from error
-
-
-def make_launcher(config: ClusterConfig, num_processes: int) -> Launcher:
-    """Return what starts the processes of a run, `num_processes` at most. Raises UserError for a Ray cluster that is not
-    there."""
-    if config.kind != "ray":
-        return Local()
-    from conclip.cluster.by_ray import RayLauncher  # noqa: PLC0415  an extra
-
-    return RayLauncher(config.address, config.placement, num_processes)
 
 
 class Worker:
@@ -113,7 +87,7 @@ class Worker:
 
     def __init__(self, name: str, launcher: Launcher, work: Callable[..., None], *arguments: Any, num_gpus: int = 0) -> None:
         """Start it. `work`: a module-level function. `name`: what error messages call it."""
-        self.name = name
+        self.name, self._launcher = name, launcher
         self._process, self._pipe = launcher.start(_report, (work, arguments), num_gpus=num_gpus)
 
     def failure(self) -> str | None:
@@ -131,7 +105,7 @@ class Worker:
             raise UserError(text)
         if kind == "bug":
             raise RuntimeError(f"in {self.name}: {text}")
-        return f"{self.name} failed: {text}" if text else f"{self.name} is gone (exit code {self._process.exitcode})"
+        return f"{self.name} failed: {text}" if text else f"{self.name} is gone ({ending(self._process)})"
 
     def end(self, wait_s: float = 0.0) -> None:
         """Wait so long for the process to end by itself, then kill it."""
@@ -140,6 +114,7 @@ class Worker:
             self._process.kill()
             self._process.join()
         self._pipe.close()
+        self._launcher.release(self._process)
 
 
 def _report(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -152,6 +127,11 @@ def _report(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, .
     except Exception as error:
         message = explain(error)
         pipe.send(("failed", message) if message is not None else ("bug", traceback.format_exc()))
+
+
+def ending(process: Process) -> str:
+    """Return how a process has ended, in a few words."""
+    return "its host is lost" if process.exitcode is None else f"exit code {process.exitcode}"
 
 
 def check_there(model: Path) -> None:

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from conclip.errors import MachineFailure
 
 
+class OnAllRanks(RuntimeError):
+    """An error that every rank raises alike, so that all of them can go on."""
+
+
 class RankDied(MachineFailure):
     """A rank has ended, and with it what all of them computed; the checkpoints are whole."""
 

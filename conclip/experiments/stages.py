@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from conclip.cluster.launch import Launcher, make_launcher
+from conclip.cluster.choose import make_launcher
+from conclip.cluster.launch import Launcher
 from conclip.config.groups import ClusterConfig, PhaseConfig, ProbeConfig
 from conclip.config.recipe import (
     checkpoint_folder,

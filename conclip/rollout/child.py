@@ -13,11 +13,12 @@ from typing import Any, cast
 import psutil
 import torch
 
-from conclip.cluster.launch import Launcher, Local, check_there, detach
+from conclip.cluster.launch import Launcher, Local, check_there, detach, ending
+from conclip.cluster.memory_folder import MemoryFolder, remove_orphans
 from conclip.config.groups import RolloutConfig
 from conclip.errors import UserError, explain
 from conclip.rollout.engine import EngineDied, RolloutEngine
-from conclip.rollout.weights import WeightsFolder, as_folder, remove_orphans
+from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
 
 POLL_S = 0.05
@@ -108,7 +109,7 @@ class ChildEngine:
         """The folder of the child's current weights; None for those it starts with."""
         self._adapter: Path | None = None
         """The folder of the adapter beside them."""
-        self._shared: WeightsFolder | None = None
+        self._shared: MemoryFolder | None = None
         self._version = 0
         self._asleep = False
         self._heard = time.monotonic()
@@ -251,11 +252,10 @@ class ChildEngine:
         self.ready()
 
     def _begin(self) -> None:
-        num_gpus = self._arguments[2].tensor_parallel_size if torch.cuda.is_available() else 0
         self._process, self._pipe = self._launcher.start(
             _serve,
             self._arguments,
-            num_gpus=num_gpus,
+            num_gpus=self._arguments[2].tensor_parallel_size,
             daemon=not self._has_workers,  # a daemon may not start the engine's workers
         )
 
@@ -274,6 +274,7 @@ class ChildEngine:
                 worker.kill()
         self._workers = []
         self._pipe.close()
+        self._launcher.release(self._process)
 
     def _weights_for_child(self) -> tuple[Path, int, Path | None]:
         """Return the arguments of `update_weights` with folders that the child can read."""
@@ -305,7 +306,7 @@ class ChildEngine:
             self._heard = time.monotonic()
         except (EOFError, OSError) as error:
             self._process.join(timeout=5)
-            raise EngineDied(f"the engine process is gone (exit code {self._process.exitcode})") from error
+            raise EngineDied(f"the engine process is gone ({ending(self._process)})") from error
         if status == "refused":
             raise UserError(content[0])
         if status == "failed":

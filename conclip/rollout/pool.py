@@ -8,10 +8,11 @@ from typing import Any, cast
 
 import torch
 
+from conclip.cluster.memory_folder import MemoryFolder
 from conclip.config.groups import RolloutConfig
 from conclip.rollout.child import ChildEngine, vllm_engine
 from conclip.rollout.engine import RolloutEngine
-from conclip.rollout.weights import WeightsFolder, as_folder
+from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
 
 
@@ -35,7 +36,7 @@ class EnginePool:
         number = config.num_engines
         start = partial(with_threads, max(1, torch.get_num_threads() // number), start)
         self._dtype = cast(torch.dtype, getattr(torch, settings["dtype"]))
-        self._shared: WeightsFolder | None = None
+        self._shared: MemoryFolder | None = None
         """The folder of the weights that all of them have; None for those of a model folder."""
         self._engines: list[ChildEngine] = []
         try:

@@ -22,7 +22,7 @@ from conclip.algo.losses import (
     ppo_clip_loss,
 )
 from conclip.algo.masking import equal
-from conclip.cluster.ranks import Ranks
+from conclip.cluster.ranks import OnAllRanks, Ranks
 from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
 from conclip.rollout.engine import Discarding, RolloutEngine
@@ -43,7 +43,7 @@ from conclip.training.schedule import StepPlan, rows_per_group
 _COUNT = TypeAdapter[int](Count)
 
 
-class NonFiniteGradient(RuntimeError):
+class NonFiniteGradient(OnAllRanks):
     """Too many updates in a row had a gradient of NaN or infinity, of the policy or of the critic. They were skipped: both
     models are as before the first of them."""
 

@@ -10,15 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  documented, but not exported
 
 from conclip.cluster.launch import Launcher, Local, Worker, check_there
-from conclip.cluster.ranks import OneRank, RankDied, Ranks
+from conclip.cluster.ranks import OnAllRanks, OneRank, RankDied, Ranks
 from conclip.config.groups import ClusterConfig
 from conclip.config.schema import LearnConfig
 from conclip.rollout.session import Runtime
-from conclip.training.learner import Learner, NonFiniteGradient, make_learner
+from conclip.training.learner import Learner, make_learner
 from conclip.training.phase import PhaseInputs, TrainResult
 from conclip.training.trainer import Trainer
 
@@ -49,7 +48,7 @@ def follow(ranks: Group) -> None:
             check_there(arguments[0])
             learner = make_learner(*arguments, ranks=ranks, **named)
         elif name != DROP:
-            with suppress(NonFiniteGradient):  # every rank raises it; the first one decides what follows
+            with suppress(OnAllRanks):  # the first one decides what follows
                 getattr(learner, name)(*arguments, **named)
 
 
@@ -109,12 +108,14 @@ class Learners:
     def close(self) -> None:
         """End the other ranks."""
         group, self._group = self._group, None
+        in_step = group is not None and group.in_step
         if group is not None:
-            with suppress(RuntimeError), group.calling(END):  # one that has died ends the others
-                pass
+            if in_step:
+                with suppress(RuntimeError), group.calling(END):
+                    pass
             group.leave()
         for worker in self._workers:
-            worker.end(wait_s=5.0 if group is not None else 0.0)
+            worker.end(wait_s=END_S if in_step else 0.0)
         self._workers = []
 
     def _ranks(self) -> Ranks:
@@ -124,13 +125,13 @@ class Learners:
             from conclip.cluster.group import Group  # noqa: PLC0415
 
             launcher = self._launcher()
-            host, gpu = launcher.host, torch.cuda.is_available()
+            host = launcher.host
             store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
             try:
                 for rank in range(1, self._size):
                     name, local_rank = f"learner rank {rank}", rank if isinstance(launcher, Local) else 0
                     place = (rank, self._size, host, store.port, local_rank)
-                    self._workers.append(Worker(name, launcher, _follow_in_child, *place, num_gpus=int(gpu)))
+                    self._workers.append(Worker(name, launcher, _follow_in_child, *place, num_gpus=1))
                 while not store.check([_arrival(rank) for rank in range(1, self._size)]):  # joining would wait for ever
                     if (lost := self._lost(wait_s=START_POLL_S)) is not None:
                         raise RankDied(lost)

@@ -1,0 +1,41 @@
+"""Chooses what starts the processes of a run, by its config."""
+
+import os
+import socket
+from importlib.util import find_spec
+
+from conclip.cluster.launch import Launcher, Local
+from conclip.config.groups import ClusterConfig
+from conclip.errors import UserError
+
+ANSWER_S = 10.0
+"""The longest that a cluster takes to answer [s]."""
+
+
+def check_cluster(config: ClusterConfig) -> None:
+    """Raise UserError where the processes of a run could not start, as far as it is known at once."""
+    if config.kind == "torchrun" and "RANK" not in os.environ:
+        raise UserError(
+            "cluster=torchrun: torchrun has not started this process (RANK is not set); start it with 'torchrun "
+            "--nproc-per-node N -m conclip ...', or leave cluster=torchrun out"
+        )
+    if config.kind != "ray":
+        return
+    if find_spec("ray") is None:
+        raise UserError("cluster=ray needs Ray, which is not installed: pip install 'conclip[ray]'")
+    host, _, port = (config.address or "").rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(f"cluster.address: nothing answers at '{config.address}' ({error}); see 'ray start'") from error
+
+
+def make_launcher(config: ClusterConfig, num_processes: int) -> Launcher:
+    """Return what starts the processes of a run, `num_processes` at most. Raises UserError for a Ray cluster that is not
+    there."""
+    if config.kind != "ray":
+        return Local()
+    from conclip.cluster.by_ray import RayLauncher  # noqa: PLC0415  an extra
+
+    return RayLauncher(config.address, config.placement, num_processes)
