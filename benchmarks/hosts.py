@@ -163,18 +163,24 @@ def main() -> None:
         duration = time.monotonic() - began
         elsewhere = [name for name in differences(here, alone) if not name.endswith("README.md")]  # cards have the command
         log(f"undisturbed over {NUM_HOSTS} hosts: {duration:.0f} s; against one host: {elsewhere or 'same'}")
-        for number in range(arguments.kills):
-            kind, struck = ("process", "host")[number % 2], place / f"killed-{number}"
-            process, after = start(struck, *PLACED), moments.uniform(0.2, 0.9) * duration
-            time.sleep(after)
-            while process.poll() is None and not kill_one(moments, kind):
+        number = 0
+        while number < arguments.kills:
+            kind, struck, began = ("process", "host")[number % 2], place / f"killed-{number}", time.monotonic()
+            process, after = start(struck, *PLACED), moments.uniform(0.1, 0.9) * duration
+            alive = True
+            while (alive := process.poll() is None) and not (time.monotonic() - began > after and kill_one(moments, kind)):
                 time.sleep(0.1)
             differing = differences(alone, outcome(struck, process))
+            duration = min(duration, time.monotonic() - began)  # the machine may have been busy
             said = ", ".join(restarts_of(struck)) or "nothing"
-            result = f"DIFFERS in {differing}" if differing else "same"
-            log(f"{number + 1}: a {kind} killed after {after:.0f} s: {result}; started again: {said}")
-            good += not differing
             shutil.rmtree(struck)
+            if not alive:
+                log("it ended before it was struck; drawn anew")
+                continue
+            number += 1
+            good += not differing
+            result = f"DIFFERS in {differing}" if differing else "same"
+            log(f"{number}: a {kind} killed after {after:.0f} s: {result}; started again: {said}")
             for host in range(1, NUM_HOSTS + 1):
                 if not pids(host):
                     begin_host(host)
