@@ -338,7 +338,14 @@ def test_a_gpu_has_one_rank_of_a_learner_and_main_memory_all():
     assert divided["gathered weights"].update * GIB == 8 * 2 * 6
     here, there = (parts_of(learning(f"cluster.learner_ranks={n}"), place=CPU) for n in (1, 4))
     assert there["policy"] == here["policy"] and there["activations"].update == 4 * here["activations"].update
-    assert there["ranks: libraries"].sampling == pytest.approx(3 * 0.6) and "ranks: libraries" not in here
+    assert there["ranks: libraries"].sampling == pytest.approx(3 * 0.4) and "ranks: libraries" not in here
+
+
+def test_the_processes_that_torchrun_has_started_share_the_models(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert parts_of(learning("cluster=torchrun"), place=GPU) == parts_of(learning("cluster.learner_ranks=4"), place=GPU)
+    monkeypatch.delenv("WORLD_SIZE")  # planned before it is started
+    assert parts_of(learning("cluster=torchrun"), place=GPU) == parts_of(learning(), place=GPU)
 
 
 def test_engines_that_ray_places_leave_the_learners_gpu_alone():

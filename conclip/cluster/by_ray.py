@@ -18,7 +18,7 @@ import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from conclip.cluster.launch import Process
+from conclip.cluster.launch import Process, ending
 from conclip.cluster.memory_folder import MemoryFolder, remove_orphans
 from conclip.errors import MachineFailure, UserError
 from conclip.processes import PYTHON
@@ -97,8 +97,9 @@ class Agent:
 class RayProcess:
     """A process on a host of the cluster."""
 
-    def __init__(self, agent: Any, pid: int) -> None:
-        self.agent, self.pid = agent, pid
+    def __init__(self, agent: Any, host: str, pid: int) -> None:
+        """`host`: the id of its host."""
+        self.agent, self.host, self.pid = agent, host, pid
 
     @property
     def exitcode(self) -> int | None:
@@ -175,19 +176,18 @@ class RayLauncher:
     ) -> tuple[Process, Connection]:
         name = secrets.token_hex(8)
         place = {"host": self.host, "port": self._listener.address[1], "name": name, "key": self._key.hex()}
-        agent, pid = self._placed(num_gpus if ray.cluster_resources().get("GPU") else 0, place)
-        process = RayProcess(agent, pid)
+        process = self._placed(num_gpus if ray.cluster_resources().get("GPU") else 0, place)
         connection = self._connection_of(name, process)
         connection.send((work, arguments))
         return process, connection
 
-    def _placed(self, num_gpus: int, place: dict[str, Any]) -> tuple[Any, int]:
+    def _placed(self, num_gpus: int, place: dict[str, Any]) -> RayProcess:
         """Have a host start a process; if it is lost meanwhile, another one."""
         for tries_left in reversed(range(MAX_TRIES)):
             agent: Any = Agent.options(num_cpus=1, num_gpus=num_gpus, scheduling_strategy=self._placement).remote()
             try:
-                ray.get(agent.host.remote(), timeout=PLACE_S)
-                return agent, ray.get(agent.start.remote(place), timeout=ASK_S)
+                host = cast(str, ray.get(agent.host.remote(), timeout=PLACE_S))
+                return RayProcess(agent, host, ray.get(agent.start.remote(place), timeout=ASK_S))
             except GetTimeoutError as error:
                 ray.kill(agent)
                 gpus = f" and {num_gpus} GPUs" if num_gpus else ""
@@ -207,11 +207,11 @@ class RayLauncher:
                 self._news.wait_for(lambda: name in self._arrived, timeout=1.0)
                 if name in self._arrived:
                     return self._arrived.pop(name)
-        code = process.exitcode
+        how = ending(process)
         process.kill()
         self.release(process)
         raise MachineFailure(
-            f"a process on a host of the Ray cluster did not connect to {self.host} (exit code {code}); conclip must be "
+            f"a process on a host of the Ray cluster did not connect to {self.host} ({how}); conclip must be "
             "installed there, and the host must reach this one"
         )
 
@@ -223,7 +223,7 @@ class RayLauncher:
             raise ConnectionError("its host is lost") from error
 
     def _carried(self, process: RayProcess, folder: Path) -> Path:
-        if ray.get(process.agent.host.remote(), timeout=ASK_S) == self._here:
+        if process.host == self._here:
             return folder
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         num_bytes = sum(file.stat().st_size for file in files)

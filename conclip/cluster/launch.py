@@ -101,10 +101,7 @@ class Worker:
                 kind, text = self._pipe.recv()
         except (EOFError, OSError):
             pass
-        if kind == "refused":
-            raise UserError(text)
-        if kind == "bug":
-            raise RuntimeError(f"in {self.name}: {text}")
+        raise_if_ours(kind, text, self.name)
         return f"{self.name} failed: {text}" if text else f"{self.name} is gone ({ending(self._process)})"
 
     def end(self, wait_s: float = 0.0) -> None:
@@ -118,15 +115,29 @@ class Worker:
 
 
 def _report(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Run a worker's process. An error that ends it is sent as ("refused" | "failed" | "bug", text)."""
+    """Run a worker's process. An error that ends it is sent as `told` returns it."""
     detach()
     try:
         work(*arguments)
-    except UserError as error:
-        pipe.send(("refused", str(error)))
     except Exception as error:
-        message = explain(error)
-        pipe.send(("failed", message) if message is not None else ("bug", traceback.format_exc()))
+        pipe.send(told(error))
+
+
+def told(error: Exception) -> tuple[str, str]:
+    """Return an error as one process tells another: ("refused", text) for bad input, ("failed", text) for a machine failure,
+    or ("bug", traceback)."""
+    if isinstance(error, UserError):
+        return "refused", str(error)
+    message = explain(error)
+    return ("failed", message) if message is not None else ("bug", "".join(traceback.format_exception(error)))
+
+
+def raise_if_ours(kind: str, text: str, where: str) -> None:
+    """Raise what `told` has told if it is bad input, as a UserError, or a bug, as a RuntimeError."""
+    if kind == "refused":
+        raise UserError(text)
+    if kind == "bug":
+        raise RuntimeError(f"in {where}: {text}")
 
 
 def ending(process: Process) -> str:

@@ -1,6 +1,7 @@
 """The memory plan of a run: what takes how much at which moment, before anything is loaded."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,8 @@ LIBRARIES = {"cpu": 1.2, "gpu": 1.5}
 """What processes take before a model is loaded [GiB]: on a CPU, torch, vLLM and the grader's two workers (measured); on a
 GPU, the contexts and kernels of torch and vLLM (assumed)."""
 
-RANK_GIB = 0.6
-"""What one more rank of a learner takes in main memory before a model is loaded (measured)."""
+RANK_GIB = 0.4
+"""What one more rank of a learner takes in main memory besides its models (measured on the lab: 0.35)."""
 
 ENGINE_ROOM_GIB = 1.5
 """What an engine needs on a GPU besides its weights, to start with some room for responses (assumed)."""
@@ -203,8 +204,8 @@ def _weights(config: LearnConfig, model: ModelSize, place: Place) -> Iterator[Pa
 
 
 def num_ranks(config: BaseConfig) -> int:
-    """Return how many processes share the learner's models; as many as torchrun starts count as one."""
-    return config.cluster.learner_ranks or 1
+    """Return how many processes share the learner's models: those of the config, or those that torchrun has started."""
+    return config.cluster.learner_ranks or int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _of_ranks(config: LearnConfig, model: ModelSize, longest: int, place: Place) -> Iterator[Part]:

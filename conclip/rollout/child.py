@@ -3,7 +3,6 @@
 import atexit
 import shutil
 import time
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -13,10 +12,9 @@ from typing import Any, cast
 import psutil
 import torch
 
-from conclip.cluster.launch import Launcher, Local, check_there, detach, ending
+from conclip.cluster.launch import Launcher, Local, check_there, detach, ending, raise_if_ours, told
 from conclip.cluster.memory_folder import MemoryFolder, remove_orphans
 from conclip.config.groups import RolloutConfig
-from conclip.errors import UserError, explain
 from conclip.rollout.engine import EngineDied, RolloutEngine
 from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
@@ -47,8 +45,8 @@ def _serve(
 ) -> None:
     """Run the child: execute commands, generate while requests are in flight, and send completions as they finish.
 
-    Each command is answered by ("done", value). An error ends the child with ("refused", text) for bad input, ("failed",
-    text) for a machine failure or ("bug", traceback). Completions are sent as ("finished", list, tokens).
+    Each command is answered by ("done", value). An error ends the child with what `told` returns. Completions are sent as
+    ("finished", list, tokens).
     """
     detach()
     try:
@@ -73,11 +71,8 @@ def _serve(
             pipe.send(("finished", finished, engine.progress()))
     except (EOFError, BrokenPipeError):
         return  # the parent has died
-    except UserError as error:
-        pipe.send(("refused", str(error)))
     except Exception as error:
-        message = explain(error)
-        pipe.send(("failed", message) if message is not None else ("bug", traceback.format_exc()))
+        pipe.send(told(error))
 
 
 class ChildEngine:
@@ -307,12 +302,9 @@ class ChildEngine:
         except (EOFError, OSError) as error:
             self._process.join(timeout=5)
             raise EngineDied(f"the engine process is gone ({ending(self._process)})") from error
-        if status == "refused":
-            raise UserError(content[0])
         if status == "failed":
             raise EngineDied(f"the engine process failed: {content[0]}")
-        if status == "bug":
-            raise RuntimeError(f"in the engine process: {content[0]}")
+        raise_if_ours(status, content[0], "the engine process")
         if status == "finished":
             self._finished += content[0]
             self._tokens_of_child = content[1]

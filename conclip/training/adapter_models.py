@@ -3,10 +3,11 @@ and one for the critic (LoRA, Hu et al. 2021). The base without adapters is the 
 """
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -56,25 +57,12 @@ class AdapterModels:
         return []
 
     def select(self, role: Role) -> None:
-        """Make the weights of a role the ones that compute. They stay selected until the next call, so a backward pass that
-        recomputes activations uses them too."""
+        """Make the weights of a role the ones that compute."""
         activate(self.policy, role)
 
-    def logprobs(
-        self,
-        role: Literal["policy", "reference"],
-        input_ids: Tensor,
-        mask: Tensor,
-        targets: Tensor,
-        temperature: float,
-        entropy_gradient: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def scorer(self, role: Role) -> Callable[..., Any]:
         self.select(role)
-        return self._scorer("logprobs", input_ids, mask, targets, temperature, entropy_gradient)
-
-    def values(self, input_ids: Tensor) -> Tensor:
-        self.select("critic")
-        return self._scorer("values", input_ids)
+        return partial(self._scorer, "values" if role == "critic" else "logprobs")
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from served_weights(self.policy, "policy")

@@ -107,7 +107,7 @@ class Backend:
         if self.models.critic is None:
             return None
         with autocast(self._dtype, self.device):
-            values = self.models.values(tokens.input_ids.to(self.device))[:, :-1]
+            values = self.models.scorer("critic")(tokens.input_ids.to(self.device))[:, :-1]
         return torch.where(tokens.response_mask.to(self.device), values, torch.zeros_like(values))
 
     def _logprobs_of(
@@ -115,7 +115,7 @@ class Backend:
     ) -> tuple[Tensor, Tensor]:
         ids, mask, targets = (tensor.to(self.device) for tensor in (tokens.input_ids, tokens.response_mask, tokens.targets))
         with autocast(self._dtype, self.device):
-            chosen, entropy = self.models.logprobs(role, ids, mask, targets, self._temperature, entropy_gradient)
+            chosen, entropy = self.models.scorer(role)(ids, mask, targets, self._temperature, entropy_gradient)
         zeros = torch.zeros(mask.shape, device=self.device, dtype=chosen.dtype)
         return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
 

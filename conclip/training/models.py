@@ -4,9 +4,9 @@
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -34,20 +34,10 @@ class PhaseModels(Protocol):
         """Return the models that only updates need: nothing that `push` reads."""
         ...
 
-    def logprobs(
-        self,
-        role: Literal["policy", "reference"],
-        input_ids: Tensor,
-        mask: Tensor,
-        targets: Tensor,
-        temperature: float,
-        entropy_gradient: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Return what `Scorer` returns for the model of this role."""
-        ...
-
-    def values(self, input_ids: Tensor) -> Tensor:
-        """Return what `Critic` returns, which must be there."""
+    def scorer(self, role: Role) -> Callable[..., Any]:
+        """Return what computes with the weights of a role: for policy and reference with the arguments and results of
+        `Scorer`, for the critic, where there is one, with those of `Critic`. The weights stay selected until the next call,
+        so a backward pass that recomputes activations uses them too."""
         ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -101,29 +91,19 @@ class FullModels:
         self.trained: dict[str, nn.Module] = {"policy": policy}
         if self.critic is not None:
             self.trained["critic"] = self.critic
-        self._scorers = {"policy": Scorer(policy)}
+        self._scorers: dict[Role, nn.Module] = {"policy": Scorer(policy)}
         if self.reference is not None:
             self._scorers["reference"] = Scorer(self.reference)
-        for module in (*self._scorers.values(), *([] if self.critic is None else [self.critic])):
+        if self.critic is not None:
+            self._scorers["critic"] = self.critic
+        for module in self._scorers.values():
             self._ranks.shard(module)
 
     def for_updates(self) -> list[nn.Module]:
         return [model for model in (self.reference, self.critic) if model is not None]
 
-    def logprobs(
-        self,
-        role: Literal["policy", "reference"],
-        input_ids: Tensor,
-        mask: Tensor,
-        targets: Tensor,
-        temperature: float,
-        entropy_gradient: bool,
-    ) -> tuple[Tensor, Tensor]:
-        return self._scorers[role](input_ids, mask, targets, temperature, entropy_gradient)
-
-    def values(self, input_ids: Tensor) -> Tensor:
-        assert self.critic is not None
-        return self.critic(input_ids)
+    def scorer(self, role: Role) -> Callable[..., Any]:
+        return self._scorers[role]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from checkpoint_weights(self.policy)
