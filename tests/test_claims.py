@@ -12,7 +12,7 @@ import pytest
 from conclip.claims import runs as claim_runs
 from conclip.claims.config import Claim, Contrast, check_runs, claim_files, load_claim
 from conclip.claims.measures import difference, numbers
-from conclip.claims.outcome import Outcome, from_json, outcome_of, recorded, to_json
+from conclip.claims.outcome import Outcome, from_json, outcome_of, recorded, write_outcome
 from conclip.claims.page import write_claims
 from conclip.claims.runs import PlannedRun, carry_out, in_order, planned
 from conclip.claims.verdict import Verdict, judge, overall
@@ -238,16 +238,29 @@ def test_an_outcome_is_read_back_and_shown(claim: Claim, tmp_path: Path):
     assert list(outcome.differences["a against b"]) == [0, 1] and outcome.seconds == 300  # the last pair is not whole
     assert list(outcome.runs["a"]) == [0, 1, 2] and list(outcome.runs["b"]) == [0, 1]
     assert outcome.runs["a"][0].accuracy == pytest.approx(50) and outcome.runs["a"][0].folder == todo[0].folder.name
-    write_json(tmp_path / "mine.json", to_json(outcome))
+    write_outcome(outcome, tmp_path)
     assert from_json(tmp_path / "mine.json") == outcome
     assert recorded(tmp_path, quick=False) == [outcome] and recorded(tmp_path, quick=True) == []
     page = write_claims([outcome], tmp_path / "docs")
     text = page.read_text()
     assert "| [mine](#mine) | a is shorter than b |" in text and "conclip claims mine" in text
+    assert from_json(tmp_path / "docs/claims/mine.json") == outcome and "(claims/mine.json)" in text
     assert re.search(r"^\| a \| 3 \| -\d\d\.\d \[.*\+50\.0 ", text, re.M)
     assert (tmp_path / "docs/claims/mine.svg").read_text().startswith("<svg")
     with pytest.raises(UserError, match="holds no outcome"):
         from_json(todo[0].done_file)
+
+
+def test_a_page_keeps_the_claims_that_it_had(claim: Claim, tmp_path: Path):
+    outcome = outcome_of("c2", claim, finished(claim, tmp_path, seeds=2), quick=False)
+    for changed in (outcome, replace(outcome, name="c10"), replace(outcome, name="c2", seconds=7200)):
+        page = write_claims([changed], tmp_path / "docs")
+    assert re.findall(r"^## (.*)|([\d.]+) hours", page.read_text(), re.M) == [
+        ("c2", ""),
+        ("", "2.0"),
+        ("c10", ""),
+        ("", "0.1"),
+    ]
 
 
 def test_a_run_that_decides_nothing_is_shown(tmp_path: Path):
@@ -259,7 +272,7 @@ def test_a_run_that_decides_nothing_is_shown(tmp_path: Path):
 
 def test_a_claim_without_two_seeds_is_untried(claim: Claim, tmp_path: Path):
     outcome = outcome_of("mine", claim, finished(claim, tmp_path, seeds=2)[:2], quick=True)
-    assert outcome.word() == "untried" and "quick" in write_claims([outcome], tmp_path / "docs").read_text()
+    assert outcome.word() == "untried" and "quick" in write_claims([outcome], tmp_path / "docs", quick=True).read_text()
     assert (
         Outcome(name="n", claim=claim, quick=False, differences={"a against b": {}}, runs={}, seconds=0).word() == "untried"
     )

@@ -1,9 +1,9 @@
 """What came of a claim: the differences of each contrast, seed by seed, its verdict, and a file that holds all of it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -14,7 +14,7 @@ from conclip.claims.verdict import Verdict, Word, judge, overall
 from conclip.errors import UserError
 from conclip.report.data import RunData, read_run
 from conclip.runs.checked import read_as
-from conclip.runs.files import read_object
+from conclip.runs.files import read_object, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +108,22 @@ def unit(contrast: Contrast) -> str:
     return UNITS.get(contrast.measure, "")
 
 
-def recorded(out: Path, *, quick: bool) -> list[Outcome]:
-    """Return the outcomes of all claims that were run into a folder."""
-    outcomes = [from_json(path) for path in sorted(out.glob("*.json"))]
-    return [outcome for outcome in outcomes if outcome.quick == quick]
+def outcome_file(outcome: Outcome) -> str:
+    return f"{outcome.name}{'-quick' if outcome.quick else ''}.json"
 
 
-def to_json(outcome: Outcome) -> dict[str, Any]:
-    return {"schema": 1, "outcome": asdict(outcome), "verdict": outcome.word()}
+def write_outcome(outcome: Outcome, folder: Path) -> None:
+    write_json(folder / outcome_file(outcome), {"schema": 1, "outcome": asdict(outcome), "verdict": outcome.word()})
+
+
+def recorded(folder: Path, *, quick: bool) -> list[Outcome]:
+    """Return all outcomes that a folder holds, c2 before c10."""
+    outcomes = [from_json(path) for path in folder.glob("*.json")]
+    return sorted((outcome for outcome in outcomes if outcome.quick == quick), key=_by_number)
+
+
+def _by_number(outcome: Outcome) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", outcome.name)]
 
 
 def from_json(path: Path) -> Outcome:

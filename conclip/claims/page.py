@@ -8,7 +8,7 @@ import altair as alt
 
 from conclip.claims.config import Contrast
 from conclip.claims.measures import RunNumbers
-from conclip.claims.outcome import HEADINGS, Outcome, contrast_rows, unit
+from conclip.claims.outcome import HEADINGS, Outcome, contrast_rows, outcome_file, recorded, unit, write_outcome
 from conclip.report import escape
 from conclip.report.export import write_figure
 from conclip.report.figure import WIDTH, Chart, Figure, Values
@@ -29,12 +29,17 @@ together (Bonferroni).
 """
 
 
-def write_claims(outcomes: Sequence[Outcome], folder: Path) -> Path:
-    """Write claims.md and a figure of each claim into a folder. Returns the page's path."""
-    (folder / "claims").mkdir(parents=True, exist_ok=True)
-    parts = [HEAD, _verdicts(outcomes)]
+def write_claims(outcomes: Sequence[Outcome], folder: Path, *, quick: bool = False) -> Path:
+    """Write claims.md into a folder, and into its folder `claims` what came of each claim, and a figure. Claims that are
+    there already stay on the page. Returns its path."""
+    kept = folder / "claims"
+    kept.mkdir(parents=True, exist_ok=True)
     for outcome in outcomes:
-        write_figure(figure(outcome), folder / "claims" / f"{outcome.name}.svg")
+        write_outcome(outcome, kept)
+    shown = recorded(kept, quick=quick)
+    parts = [HEAD, _verdicts(shown)]
+    for outcome in shown:
+        write_figure(figure(outcome), kept / f"{outcome.name}.svg")
         parts.append(_section(outcome))
     write_text(folder / "claims.md", "\n".join(parts))
     return folder / "claims.md"
@@ -63,7 +68,8 @@ def _section(outcome: Outcome) -> str:
         lines += [f"**The lab's design:** {escape.markdown(claim.designed)}", ""]
     lines += [
         f"To reproduce: `conclip claims {outcome.name}{' --quick' if outcome.quick else ''}` "
-        f"({outcome.seconds / 3600:.1f} hours of one process; {outcome.machine}).",
+        f"({outcome.seconds / 3600:.1f} hours of one process; {outcome.machine}). What came of each run with each seed: "
+        f"[{outcome_file(outcome)}](claims/{outcome_file(outcome)}).",
         "",
     ]
     return "\n".join(lines)

@@ -9,12 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from conclip.claims.config import Claim, check_runs, claim_files, load_claim
-from conclip.claims.outcome import HEADINGS, Outcome, contrast_rows, outcome_of, recorded, to_json
+from conclip.claims.outcome import HEADINGS, Outcome, contrast_rows, outcome_of, recorded, write_outcome
 from conclip.claims.page import write_claims
 from conclip.claims.runs import PlannedRun, carry_out, mean_seconds, planned
 from conclip.errors import UserError
 from conclip.redact import terminal_safe
-from conclip.runs.files import write_json
 from conclip.runs.terminal import open_console
 from conclip.runs.view import clock, remaining
 
@@ -32,7 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/claims"), metavar="DIR", help="default: outputs/claims")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder of your own with DIR/claims/, and configs")
-    parser.add_argument("--page", type=Path, metavar="DIR", help="also write claims.md, with all claims in --out, into DIR")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="DIR",
+        help="also write claims.md into DIR, with all claims in --out, and those that DIR has",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -61,10 +65,10 @@ def run(options: argparse.Namespace) -> None:
 
         carry_out(todo[name], options.out, jobs=options.jobs, tell=tell)
         outcomes.append(outcome_of(name, claim, todo[name], quick=options.quick))
-        write_json(options.out / f"{name}{'-quick' if options.quick else ''}.json", to_json(outcomes[-1]))
+        write_outcome(outcomes[-1], options.out)
     console.print(_verdicts(outcomes))
     if options.page is not None:
-        page = write_claims(recorded(options.out, quick=options.quick), options.page)
+        page = write_claims(recorded(options.out, quick=options.quick), options.page, quick=options.quick)
         sys.stdout.write(terminal_safe(f"page: {page}\n"))
 
 
