@@ -11,6 +11,7 @@ import torch
 from bitsandbytes.functional import quantize_4bit
 from bitsandbytes.optim.adamw import AdamW8bit
 from peft import PeftConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -21,7 +22,7 @@ from conclip.config.rules import check
 from conclip.config.schema import TrainRunConfig
 from conclip.errors import UserError
 from conclip.models.folder import LAB_MODEL
-from conclip.models.load import load_policy
+from conclip.models.load import autocast, load_policy
 from conclip.models.shards import write_weights
 from conclip.training.adapter_models import AdapterModels
 from conclip.training.backend import Backend
@@ -105,6 +106,26 @@ def test_the_policy_is_the_base_plus_the_scaled_product_and_so_are_its_gradients
         assert gradient is not None
         torch.testing.assert_close(a.grad, 8 / 4 * b.T @ gradient, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(b.grad, 8 / 4 * gradient @ a.T, rtol=1e-3, atol=1e-4)
+
+
+def test_an_adapter_computes_on_what_autocast_rounds_as_on_a_copy_in_fp32():
+    """peft's own way, which copies inputs to fp32 before autocast rounds them again, has the same digits."""
+    found: list[list[Tensor]] = []
+    for copies in (False, True):
+        made = backend("model.dtype=bfloat16", "model.adapter.base=bfloat16")
+        for parameter in made.models.trained["policy"].parameters():
+            parameter.data += torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter)
+        for layer in made.models.policy.modules():
+            if isinstance(layer, LoraLayer):
+                assert not layer.cast_input_dtype_enabled
+                layer.cast_input_dtype_enabled = copies
+        with autocast("bfloat16", CPU):
+            out = logits(made, "policy")
+            out.float().square().mean().backward()
+        gradients = [p.grad for p in made.models.trained["policy"].parameters() if p.grad is not None]
+        assert len(gradients) == 56 and all(gradient.any() for gradient in gradients)
+        found.append([out, *gradients])
+    assert all(map(torch.equal, *found))
 
 
 def test_policy_and_critic_train_apart_on_one_base():

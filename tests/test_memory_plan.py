@@ -199,9 +199,15 @@ def kept_by(model: torch.nn.Module, rows: int, tokens: int, dtype: Dtype) -> int
     return sum(saved.values())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    "adapter", [AdapterConfig(), AdapterConfig(kind="lora"), AdapterConfig(kind="lora", base="bfloat16")]
+    ("adapter", "dtype"),
+    [
+        (AdapterConfig(), "float32"),
+        (AdapterConfig(), "bfloat16"),
+        (AdapterConfig(kind="lora"), "float32"),
+        (AdapterConfig(kind="lora"), "bfloat16"),
+        (AdapterConfig(kind="lora", base="bfloat16"), "bfloat16"),
+    ],
 )
 def test_activations_of_fake_tensors_are_those_of_real_ones(adapter: AdapterConfig, dtype: Dtype):
     policy = load_policy(LAB_MODEL, torch.device("cpu"), weights=adapter.base, dtype=dtype)

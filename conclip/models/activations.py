@@ -128,7 +128,7 @@ def _shallow(folder: Path, depth: int, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> None:
-    """Freeze the model and add to its linear maps what peft adds: the adapter's two, in fp32 and on a copy in fp32."""
+    """Freeze the model and add to its linear maps what peft adds: the adapter's two, in fp32, which autocast rounds."""
     head = model.get_output_embeddings()
     model.requires_grad_(False)
     for name, linear in list(model.named_modules()):
@@ -143,6 +143,7 @@ def _add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> None:
         linear.extend = nn.ModuleList([down, up])
 
         def add(_: nn.Module, args: tuple[Tensor], output: Tensor, maps: tuple[nn.Linear, nn.Linear] = (down, up)):
-            return output + maps[1](maps[0](args[0].float())).to(output.dtype)
+            rounds = torch.is_autocast_enabled("cpu")
+            return output + maps[1](maps[0](args[0] if rounds else args[0].float())).to(output.dtype)
 
         linear.register_forward_hook(add)

@@ -67,6 +67,9 @@ class Adapter:
                 inject_adapter_in_model(self.peft_config, base, name)
         except ValueError as error:
             raise UserError(f"model.adapter.targets: {' '.join(str(error).split())[:300]}") from error
+        for module in base.modules():
+            if isinstance(module, LoraLayer):
+                module.cast_input_dtype_enabled = False  # autocast rounds what it needs; peft would first copy it to fp32
         mark = f".{name}."
         found = {path: p for path, p in base.named_parameters() if ".lora_" in path and mark in path}
         for number, (path, parameter) in enumerate(found.items()):
