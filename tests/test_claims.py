@@ -263,6 +263,17 @@ def test_a_page_keeps_the_claims_that_it_had(claim: Claim, tmp_path: Path):
     ]
 
 
+def test_another_set_of_seeds_stands_beside_the_first(claim: Claim, tmp_path: Path):
+    made = outcome_of("mine", claim, finished(claim, tmp_path, seeds=3), quick=False)
+    first = replace(made, differences={"a against b": {0: -30.0, 1: -31.0, 2: -29.0}})
+    moved = {run: {seed + 100: found for seed, found in by_seed.items()} for run, by_seed in first.runs.items()}
+    again = replace(first, runs=moved, differences={"a against b": {100: 30.0, 101: 31.0, 102: 29.0}})
+    text = write_claims([again, first], tmp_path / "docs").read_text()
+    assert "| [mine](#mine) | a is shorter than b | **holds** | **does not hold**: 0 of 1 differences hold |" in text
+    assert "**Again, with seeds 100 to 102:** **does not hold**" in text and "(claims/mine-seeds-100.json)" in text
+    assert text.count("## mine") == 1 and (tmp_path / "docs/claims/mine.json").is_file()
+
+
 def test_a_run_that_decides_nothing_is_shown(tmp_path: Path):
     claim = load_claim("mine", written(tmp_path, UNNAMED))
     outcome = outcome_of("mine", claim, finished(claim, tmp_path, seeds=2), quick=False)

@@ -33,6 +33,12 @@ class Outcome:
     machine: str = ""
     """what they ran on"""
 
+    @property
+    def seeds(self) -> range:
+        """From the first seed to the last one that any run had."""
+        found = [seed for by_seed in self.runs.values() for seed in by_seed]
+        return range(min(found), max(found) + 1) if found else range(0)
+
     def verdict(self, contrast: str) -> Verdict:
         settings = self.claim.contrasts[contrast]
         values = list(self.differences[contrast].values())
@@ -109,7 +115,9 @@ def unit(contrast: Contrast) -> str:
 
 
 def outcome_file(outcome: Outcome) -> str:
-    return f"{outcome.name}{'-quick' if outcome.quick else ''}.json"
+    """Return the name of the file that holds an outcome: one for each claim and set of seeds."""
+    seeds = f"-seeds-{outcome.seeds.start}" if outcome.seeds.start else ""
+    return f"{outcome.name}{seeds}{'-quick' if outcome.quick else ''}.json"
 
 
 def write_outcome(outcome: Outcome, folder: Path) -> None:
@@ -117,13 +125,14 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
 
 
 def recorded(folder: Path, *, quick: bool) -> list[Outcome]:
-    """Return all outcomes that a folder holds, c2 before c10."""
+    """Return all outcomes that a folder holds: c2 before c10, and of one claim the first seeds first."""
     outcomes = [from_json(path) for path in folder.glob("*.json")]
     return sorted((outcome for outcome in outcomes if outcome.quick == quick), key=_by_number)
 
 
-def _by_number(outcome: Outcome) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", outcome.name)]
+def _by_number(outcome: Outcome) -> tuple[list[tuple[int, str]], int]:
+    parts = re.split(r"(\d+)", outcome.name)
+    return [(int(part), "") if part.isdigit() else (0, part) for part in parts], outcome.seeds.start
 
 
 def from_json(path: Path) -> Outcome:

@@ -1,6 +1,7 @@
 """The page of all claims: a table of verdicts, then each claim with its numbers and a figure, as Markdown."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 
@@ -26,6 +27,8 @@ together (Bonferroni).
 - **does not hold:** an interval excludes a difference as large as the smallest that matters.
 - **not separable:** neither, although so many seeds would show such a difference in at least 80 % of cases.
 - **untried:** neither, and too few seeds to tell.
+
+"Again" is the verdict of another set of seeds, where there is one.
 """
 
 
@@ -36,18 +39,20 @@ def write_claims(outcomes: Sequence[Outcome], folder: Path, *, quick: bool = Fal
     kept.mkdir(parents=True, exist_ok=True)
     for outcome in outcomes:
         write_outcome(outcome, kept)
-    shown = recorded(kept, quick=quick)
+    shown = [list(of_claim) for _, of_claim in groupby(recorded(kept, quick=quick), lambda outcome: outcome.name)]
     parts = [HEAD, _verdicts(shown)]
-    for outcome in shown:
+    for outcome, *again in shown:
         write_figure(figure(outcome), kept / f"{outcome.name}.svg")
-        parts.append(_section(outcome))
+        parts.append(_section(outcome, again))
     write_text(folder / "claims.md", "\n".join(parts))
     return folder / "claims.md"
 
 
-def _verdicts(outcomes: Sequence[Outcome]) -> str:
-    lines = ["| | claim | verdict |", "|---|---|---|"]
-    lines += [f"| [{o.name}](#{o.name}) | {escape.markdown(o.claim.claim)} | {_word(o)} |" for o in outcomes]
+def _verdicts(shown: Sequence[Sequence[Outcome]]) -> str:
+    lines = ["| | claim | verdict | again |", "|---|---|---|---|"]
+    for o, *again in shown:
+        words = ", ".join(map(_word, again)) or "-"
+        lines.append(f"| [{o.name}](#{o.name}) | {escape.markdown(o.claim.claim)} | {_word(o)} | {words} |")
     return "\n".join(lines) + "\n"
 
 
@@ -58,21 +63,29 @@ def _word(outcome: Outcome) -> str:
     return word if holding == total else f"{word}: {holding} of {total} differences hold"
 
 
-def _section(outcome: Outcome) -> str:
+def _section(outcome: Outcome, again: Sequence[Outcome]) -> str:
     claim = outcome.claim
     lines = [f"## {outcome.name}", "", escape.markdown(claim.claim), "", f"Verdict: {_word(outcome)}", ""]
-    lines += [f"| {' | '.join(HEADINGS)} |", "|---|---:|---|---|---|---:|---|"]
-    lines += [f"| {' | '.join(map(escape.markdown, cells))} |" for cells in contrast_rows(outcome)]
+    lines += _differences(outcome)
     lines += ["", f"![{escape.markdown(claim.claim)}](claims/{outcome.name}.svg)", "", *_runs_table(outcome), ""]
+    for other in again:
+        seeds = f"seeds {other.seeds.start} to {other.seeds.stop - 1}"
+        lines += [f"**Again, with {seeds}:** {_word(other)}", "", *_differences(other), ""]
     if claim.designed:
         lines += [f"**The lab's design:** {escape.markdown(claim.designed)}", ""]
+    files = ", ".join(f"[{file}](claims/{file})" for file in map(outcome_file, (outcome, *again)))
     lines += [
         f"To reproduce: `conclip claims {outcome.name}{' --quick' if outcome.quick else ''}` "
         f"({outcome.seconds / 3600:.1f} hours of one process; {outcome.machine}). What came of each run with each seed: "
-        f"[{outcome_file(outcome)}](claims/{outcome_file(outcome)}).",
+        f"{files}.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _differences(outcome: Outcome) -> list[str]:
+    lines = [f"| {' | '.join(HEADINGS)} |", "|---|---:|---|---|---|---:|---|"]
+    return lines + [f"| {' | '.join(map(escape.markdown, cells))} |" for cells in contrast_rows(outcome)]
 
 
 def _runs_table(outcome: Outcome) -> list[str]:

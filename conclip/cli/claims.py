@@ -25,7 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="name the claims and what is done of them; run nothing")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_SEEDS} seeds and smaller runs")
     parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds; default: the claim's own")
-    parser.add_argument("--first-seed", type=int, default=0, metavar="K", help="seeds K, K+1, ...: another set of them")
+    parser.add_argument(
+        "--first-seed",
+        type=int,
+        default=0,
+        metavar="K",
+        help="seeds K, K+1, ...: another set, which a page shows beside the first",
+    )
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="runs side by side, each with its share of the cores"
     )
