@@ -135,17 +135,41 @@ class Cutting(Answering):
 
 
 @pytest.mark.whole
-def test_jobs_of_a_sweep_get_the_config_they_were_checked_with(tmp_path: Path):
+@pytest.mark.parametrize("launcher", ["basic", "submitit_local", pytest.param("ray", marks=pytest.mark.cluster)])
+def test_jobs_of_a_sweep_get_the_config_they_were_checked_with(launcher: str, tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("defaults: [eval, _self_]\nname: mine\neval: {budget_tokens: 99}\n")
     small = ["debug=eval", "name=mine", "data.test.chain.num_problems=2", "eval.max_tokens=16"]
     mine = ["--config-dir", str(tmp_path), "--config-name", "mine"]
     with listening(Cutting) as (_, url):
-        outcome = conclip("eval", "-m", *mine, *small, "model=endpoint", f"model.url={url}", "seed=3,4", cwd=tmp_path)
+        wanted = [*small, "model=endpoint", f"model.url={url}", "seed=3,4", f"hydra/launcher={launcher}"]
+        outcome = conclip("eval", "-m", *mine, *wanted, cwd=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
-    assert outcome.stdout.count("100% of the responses were cut at eval.max_tokens=16") == 2
+    if launcher == "basic":
+        assert outcome.stdout.count("100% of the responses were cut at eval.max_tokens=16") == 2
     configs = [OmegaConf.load(tmp_path / f"outputs/eval/mine-{number}/latest/config.yaml") for number in (0, 1)]
     assert [(config.seed, config.eval.budget_tokens) for config in configs] == [(3, 99), (4, 99)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "outputs"]
+
+
+class Refusing(Answering):
+    """Answers no question."""
+
+    def do_POST(self) -> None:
+        self.body()
+        self.send_json({"error": {"message": "no"}}, status=400)
+
+
+@pytest.mark.whole
+def test_a_launcher_or_job_that_fails_is_one_line(tmp_path: Path):
+    with listening(Refusing) as (_, url):
+        wanted = ["eval", "-m", "debug=eval", "name=mine", "model=endpoint", f"model.url={url}", "seed=3,4"]
+        outcome = conclip(*wanted, "hydra/launcher=submitit_local", cwd=tmp_path)
+        assert outcome.returncode == 3 and "job mine-0 ended with exit code " in outcome.stderr, outcome.stderr
+        outcome = conclip(*wanted, "hydra/launcher=submitit_slurm", cwd=tmp_path)
+        assert outcome.returncode == 3 and "Hydra's launcher did not run the jobs: " in outcome.stderr, outcome.stderr
+        assert "Traceback" not in outcome.stderr
+        outcome = conclip(*wanted, "hydra/launcher=submitit", cwd=tmp_path)
+        assert outcome.returncode == 2 and "submitit_" in outcome.stderr, outcome.stderr
 
 
 def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch):

@@ -6,20 +6,19 @@ memory, a process that was killed), 130, 143 and 129 stopped by SIGINT, SIGTERM 
 
 import difflib
 import os
-import signal
-import subprocess
 import sys
 import traceback
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from conclip.cli.subcommands import PLAIN_SUBCOMMANDS, SUBCOMMANDS, USAGE
-from conclip.errors import EXIT_FAILED_RUN, MachineFailure, UserError, explain
-from conclip.processes import PYTHON, lasting, let_threads_sleep, protect_children
+from conclip.errors import EXIT_FAILED_RUN, UserError, explain
+from conclip.processes import lasting, let_threads_sleep, protect_children
 from conclip.redact import learn_secrets, terminal_safe
-from conclip.runs.interrupts import Interrupted, end_with_parent, handle_signals
+from conclip.runs.interrupts import Interrupted, handle_signals
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -140,17 +139,29 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     if not flags.multirun:
         (overrides,) = sweep_jobs(flags.overrides, sweeping=False)
         return (_plan if dry_run else _execute)(subcommand, compose(overrides)[0])
+    from conclip.cli.sweep import Job, launch, run_here  # noqa: PLC0415
+    from conclip.config.compose import quoted  # noqa: PLC0415
     from conclip.experiments.inputs import checked  # noqa: PLC0415
 
-    jobs = [(overrides, compose(overrides)[0]) for overrides in sweep_jobs(flags.overrides, sweeping=True)]
-    for number, (_, composed) in enumerate(jobs):  # check all jobs before the first one runs
-        composed.name = f"{composed.name}-{number}"
-        _plan(subcommand, composed) if dry_run else checked(subcommand, composed)
+    of_hydra = [override for override in flags.overrides if override.startswith(("hydra/", "hydra."))]
+    combinations = list(sweep_jobs([o for o in flags.overrides if o not in of_hydra], sweeping=True))
+    composed = [compose([*own, *of_hydra])[0] for own in combinations]
+    for number, one in enumerate(composed):  # check all jobs before the first one runs
+        one.name = f"{one.name}-{number}"
+        _plan(subcommand, one) if dry_run else checked(subcommand, one)
+    if dry_run:
+        return None
     named = (("--config-dir", flags.config_dir), ("--config-name", flags.config_name))
     where = [part for flag, value in named if value is not None for part in (flag, value)]
-    for overrides, composed in () if dry_run else jobs:
-        _run_in_own_process([subcommand, *where, *overrides], composed.name)
-    return None
+    jobs = [
+        Job(one.name, [subcommand, *where, *own, f"name={quoted(one.name)}"])
+        for own, one in zip(combinations, composed, strict=True)
+    ]
+    launchers = [override.partition("=")[2] for override in of_hydra if override.startswith("hydra/launcher=")]
+    if launchers in ([], ["basic"]):
+        return run_here(jobs)
+    folder = Path(composed[0].paths.outputs).resolve() / "sweeps"
+    return launch(jobs, of_hydra, folder, flags.config_dir)
 
 
 def _show_hydra(primary: str, flags: "Namespace", compose: "Callable[[list[str]], tuple[DictConfig, object]]") -> None:
@@ -221,26 +232,3 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
         lines.append(f"memory: {memory.verdict()}")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
-
-
-def _run_in_own_process(arguments: list[str], name: str) -> None:
-    """Run one job of a sweep. The engine keeps global state, so two jobs cannot share a process."""
-    from conclip.config.compose import quoted  # noqa: PLC0415
-
-    command = [*PYTHON, "-m", "conclip", *arguments, f"name={quoted(name)}"]
-    # The job gets its own session, so that each signal reaches it once, from here. It does not outlive this process.
-    process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
-    interrupted: Interrupted | None = None
-    while True:
-        try:
-            code = process.wait()
-            break
-        except Interrupted as stopped:
-            interrupted = stopped
-            process.send_signal(stopped.signal_number)
-    if interrupted is not None:
-        raise interrupted
-    if code < 0:
-        raise MachineFailure(f"job {name} was killed by {signal.Signals(-code).name}; the same command goes on")
-    if code > 0:
-        sys.exit(code)
