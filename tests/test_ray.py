@@ -29,7 +29,7 @@ from tests.test_ranks import close, same_weights, settings, updates
 
 ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 
-from conclip.cluster.by_ray import RayProcess  # noqa: E402  needs Ray
+from conclip.cluster.by_ray import RayLauncher, RayProcess  # noqa: E402  needs Ray
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ranks")]
 
@@ -39,7 +39,7 @@ def launcher() -> Iterator[Launcher]:
     """A cluster of this host alone, whose processes find the tests."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", str(Path.cwd()))
-        made = make_launcher(ClusterConfig(kind="ray"), num_processes=4)
+        made = make_launcher(ClusterConfig(kind="ray"), gpus=[0] * 4)
         yield made
         made.close()
 
@@ -118,11 +118,17 @@ def test_what_a_placed_process_meets_is_said(launcher: Launcher):
     killed.end()
 
 
-def test_a_cluster_without_room_is_said(launcher: Launcher, monkeypatch: pytest.MonkeyPatch):
+def test_a_cluster_without_room_is_said_and_none_of_it_stays_reserved(launcher: Launcher, monkeypatch: pytest.MonkeyPatch):
+    """As if other runs had the rest: room is for all processes or for none."""
+    assert isinstance(launcher, RayLauncher)
     monkeypatch.setattr("conclip.cluster.by_ray.PLACE_S", 1.0)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0})  # as if another run had it
-    with pytest.raises(MachineFailure, match=r"no room for a process \(1 processor and 1 GPUs\)"):
-        Worker("a worker", launcher, refusing, num_gpus=1)
+    with pytest.raises(MachineFailure, match=r"no room for 3 processes \(1 processor each, and 0 GPUs\)"):
+        launcher._reserved("pack", [0] * 3)  # of four, the cluster has promised four
+    monkeypatch.setattr(launcher, "_has_gpus", True)
+    with pytest.raises(
+        MachineFailure, match=r"2 processes \(1 processor each, and 3 GPUs\).* free are 0 processors and 0 GPUs"
+    ):
+        launcher._reserved("spread", [2, 1])
 
 
 def test_a_model_that_a_host_does_not_see_is_said(launcher: Launcher, tmp_path: Path):

@@ -8,15 +8,17 @@ import secrets
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from conclip.cluster.launch import Process, ending
 from conclip.cluster.memory_folder import MemoryFolder, remove_orphans
@@ -128,12 +130,12 @@ class RayProcess:
 class RayLauncher:
     """Starts processes on the hosts of a Ray cluster."""
 
-    def __init__(self, address: str | None, placement: str, num_processes: int) -> None:
-        """Join the cluster at `address` ("auto": the one that runs here); None: begin one on this host, with room for so
-        many processes. `placement`: pack processes on few hosts, or spread them. Raises UserError where there is no such
-        cluster."""
-        num_cpus = None if address is not None else max(num_processes, os.cpu_count() or 1)
-        self._placement = "SPREAD" if placement == "spread" else "DEFAULT"
+    def __init__(self, address: str | None, placement: Literal["pack", "spread"], gpus: Sequence[int]) -> None:
+        """Join the cluster at `address` ("auto": the one that runs here); None: begin one on this host. Room for all
+        processes is reserved at once, so that two runs cannot wait for each other. `placement`: pack them on few hosts, or
+        spread them. `gpus`: how many each of them needs. Raises UserError where there is no such cluster, and MachineFailure
+        where it has no room."""
+        num_cpus = None if address is not None else max(len(gpus), os.cpu_count() or 1)
         try:
             ray.init(
                 address=address or "local",
@@ -148,6 +150,8 @@ class RayLauncher:
                 f"cluster.address: no Ray cluster answers at '{address}' ({why}); start one with 'ray start'"
             ) from error
         handle_signals()  # Ray has set its own
+        self._has_gpus = bool(ray.cluster_resources().get("GPU"))
+        self._room = PlacementGroupSchedulingStrategy(self._reserved(placement, gpus))
         self.host = ray.util.get_node_ip_address()
         self._here = ray.get_runtime_context().get_node_id()
         self._key, self._closed = secrets.token_bytes(32), False
@@ -155,6 +159,22 @@ class RayLauncher:
         self._arrived: dict[str, Connection] = {}
         self._news = threading.Condition()
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def _reserved(self, placement: Literal["pack", "spread"], gpus: Sequence[int]) -> PlacementGroup:
+        wanted = [self._resources(number) for number in gpus]
+        room = placement_group(wanted, strategy="SPREAD" if placement == "spread" else "PACK")
+        if not room.wait(PLACE_S):
+            remove_placement_group(room)
+            wants = f"{len(gpus)} processes (1 processor each, and {sum(gpus) if self._has_gpus else 0} GPUs)"
+            free = ray.available_resources()
+            raise MachineFailure(
+                f"the Ray cluster has had no room for {wants} for {PLACE_S:g} s; free are {free.get('CPU', 0):g} processors "
+                f"and {free.get('GPU', 0):g} GPUs. Add hosts, or lower rollout.num_engines or cluster.learner_ranks"
+            )
+        return room
+
+    def _resources(self, num_gpus: int) -> dict[str, float]:
+        return {"CPU": 1.0} | ({"GPU": float(num_gpus)} if self._has_gpus and num_gpus else {})
 
     def _accept(self) -> None:
         while True:
@@ -176,7 +196,7 @@ class RayLauncher:
     ) -> tuple[Process, Connection]:
         name = secrets.token_hex(8)
         place = {"host": self.host, "port": self._listener.address[1], "name": name, "key": self._key.hex()}
-        process = self._placed(num_gpus if ray.cluster_resources().get("GPU") else 0, place)
+        process = self._placed(num_gpus if self._has_gpus else 0, place)
         connection = self._connection_of(name, process)
         connection.send((work, arguments))
         return process, connection
@@ -184,16 +204,14 @@ class RayLauncher:
     def _placed(self, num_gpus: int, place: dict[str, Any]) -> RayProcess:
         """Have a host start a process; if it is lost meanwhile, another one."""
         for tries_left in reversed(range(MAX_TRIES)):
-            agent: Any = Agent.options(num_cpus=1, num_gpus=num_gpus, scheduling_strategy=self._placement).remote()
+            agent: Any = Agent.options(num_cpus=1, num_gpus=num_gpus, scheduling_strategy=self._room).remote()
             try:
                 host = cast(str, ray.get(agent.host.remote(), timeout=PLACE_S))
                 return RayProcess(agent, host, ray.get(agent.start.remote(place), timeout=ASK_S))
             except GetTimeoutError as error:
                 ray.kill(agent)
-                gpus = f" and {num_gpus} GPUs" if num_gpus else ""
                 raise MachineFailure(
-                    f"the Ray cluster has had no room for a process (1 processor{gpus}) for {PLACE_S:g} s; add hosts, or "
-                    "lower rollout.num_engines or cluster.learner_ranks"
+                    f"no host of the Ray cluster has had room for what was on a lost one for {PLACE_S:g} s; add a host"
                 ) from error
             except RayError as error:
                 if not tries_left:
@@ -243,4 +261,5 @@ class RayLauncher:
     def close(self) -> None:
         self._closed = True
         self._listener.close()
+        remove_placement_group(self._room.placement_group)
         ray.shutdown()

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from conclip.cluster.launch import Launcher, Local
@@ -31,11 +32,11 @@ def check_cluster(config: ClusterConfig) -> None:
             raise UserError(f"cluster.address: nothing answers at '{config.address}' ({error}); see 'ray start'") from error
 
 
-def make_launcher(config: ClusterConfig, num_processes: int) -> Launcher:
-    """Return what starts the processes of a run, `num_processes` at most. Raises UserError for a Ray cluster that is not
-    there."""
+def make_launcher(config: ClusterConfig, gpus: Sequence[int]) -> Launcher:
+    """Return what starts the processes of a run besides this one. `gpus`: how many each of them needs, where there are any.
+    Raises UserError for a Ray cluster that is not there, and MachineFailure for one without room."""
     if config.kind != "ray":
         return Local()
     from conclip.cluster.by_ray import RayLauncher  # noqa: PLC0415  an extra
 
-    return RayLauncher(config.address, config.placement, num_processes)
+    return RayLauncher(config.address, config.placement, gpus)

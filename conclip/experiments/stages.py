@@ -95,9 +95,10 @@ class Stages:
     def _launcher(self) -> Launcher:
         """Return what starts the run's further processes, made on first use."""
         if self._made_launcher is None:
-            cluster = self._config.cluster
-            num_processes = self._config.rollout.num_engines + (cluster.learner_ranks or 1)
-            self._made_launcher = make_launcher(cluster, num_processes)
+            cluster, rollout = self._config.cluster, self._config.rollout
+            of_engines = [rollout.tensor_parallel_size] * rollout.num_engines
+            of_ranks = [1] * ((cluster.learner_ranks or 1) - 1) if self._config.learning is not None else []
+            self._made_launcher = make_launcher(cluster, of_engines + of_ranks)
         return self._made_launcher
 
     def probe(self, name: str, model: Path, problems: Sequence[Problem], phase: PhaseConfig) -> list[PassRate]:
