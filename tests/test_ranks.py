@@ -11,7 +11,6 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -133,26 +132,30 @@ def test_each_number_of_ranks_resumes_what_another_has_saved(divided: dict[int, 
     config = settings("algo=ppo")
     whole = divided[1].make(LAB_MODEL, config, num_updates=8)
     alone, losses = updates(whole, config, 0, 8), list[dict[str, float]]()
-    weights, state = whole.saved(), whole.state()
+    weights, state, sizes = whole.saved(), whole.state(), list[list[int]]()
     divided[2].close()  # a process belongs to one group at a time
     four = Learners(ClusterConfig(learner_ranks=4))
     try:
         for part, learners in enumerate((divided[1], divided[2], four, divided[1])):
             learner = learners.make(LAB_MODEL, config, num_updates=8)
-            folder, tensors = tmp_path / str(part), tmp_path / f"{part}.safetensors"
+            folder, tensors = tmp_path / str(part), tmp_path / f"tensors-{part}"
             if part:
-                learner.load(state, tmp_path / str(part - 1), tmp_path / f"{part - 1}.safetensors")
+                learner.load(state, tmp_path / str(part - 1), tmp_path / f"tensors-{part - 1}")
             learner.backend.set_position(2 * part)
             losses += updates(learner, config, 2 * part, 2 * part + 2)
             state = learner.state()
             folder.mkdir()
             learner.export(folder)
-            save_file({name: tensor.contiguous() for name, tensor in learner.tensors().items()}, tensors)
+            tensors.mkdir()
+            learner.write_tensors(tensors)
+            sizes.append([file.stat().st_size for file in sorted(tensors.iterdir())])
             learners.close()
     finally:
         four.close()
     close(losses, alone)
     same_weights(learner.saved(), weights)
+    assert [len(files) for files in sizes] == [1, 2, 4, 1]  # each rank has written its share
+    assert all(max(files) < 1.1 * sizes[0][0] / len(files) for files in sizes)
 
 
 class Watched:

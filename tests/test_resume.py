@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conclip.cluster.ranks import OneRank
 from conclip.errors import MachineFailure, UserError, explain
 from conclip.experiments.inputs import Inputs
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import SIGNALS, Interrupted, handle_signals
-from conclip.training.checkpoint import Checkpoints, PhaseState, remove_training_state, tensors_file
+from conclip.training.checkpoint import Checkpoints, PhaseState, remove_training_state
 from conclip.training.monitors import REPORTED
 from conclip.training.progress import Progress
 from tests.junk import JUNK, changed, places
@@ -107,7 +109,8 @@ def test_a_whole_checkpoint_that_says_something_else_is_refused_in_one_line(scri
 
 
 def state(number: int, best: int = 5) -> PhaseState:
-    return PhaseState(number=number, best=best, values={"step": number}, tensors={"w": torch.full((3,), float(number))})
+    write_tensors = partial(OneRank().write, {"w": torch.full((3,), float(number))})
+    return PhaseState(number=number, best=best, values={"step": number}, write_tensors=write_tensors)
 
 
 def write_model(folder: Path) -> None:
@@ -134,7 +137,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path, in_backgro
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000005", "step-000015", "step-000020"]
     found = checkpoints.newest()
     assert found is not None and found["number"] == 20 and found["values"] == {"step": 20}
-    assert torch.equal(load_file(tensors_file(checkpoints.path(20)))["w"], torch.full((3,), 20.0))
+    assert torch.equal(load_file(checkpoints.path(20) / "training/tensors.safetensors")["w"], torch.full((3,), 20.0))
     assert opened(tmp_path, said, "another key").newest() is None and said == []
 
 

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from conclip.cluster.ranks import OnAllRanks, RankDied, whole
+from conclip.cluster.shares import write_shares
 from conclip.runs.interrupts import deferred
 
 LONGEST_WAIT = timedelta(days=7)
@@ -131,6 +132,9 @@ class Group:
     def kept(self, tensor: Tensor) -> Tensor:
         full = whole(tensor.detach())
         return full.cpu() if self.is_first else full.to("meta")
+
+    def write(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        write_shares(tensors, folder)
 
     def leave(self) -> None:
         dist.destroy_process_group()

@@ -6,9 +6,11 @@ A learner's code is the same on every rank. What one process does and what sever
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from conclip.errors import MachineFailure
@@ -60,6 +62,10 @@ class Ranks(Protocol):
         content."""
         ...
 
+    def write(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        """Write tensors into a folder, each rank its share; all ranks call it. `cluster.shares.read_shares` reads them."""
+        ...
+
 
 class OneRank:
     """A learner in one process: nothing is shared, and nothing copied."""
@@ -88,6 +94,9 @@ class OneRank:
     def kept(self, tensor: Tensor) -> Tensor:
         return tensor
 
+    def write(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "tensors.safetensors")
+
 
 def whole(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor, which all ranks gather at once if it is sharded."""
@@ -96,9 +105,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def divided_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """Return a whole tensor, which every rank has, as this rank holds its share of `other`."""
+    """Return a whole tensor, which every rank has, as this rank holds its share of `other`; a share as it is."""
     mesh = getattr(other, "device_mesh", None)
-    if mesh is None:
+    if mesh is None or hasattr(tensor, "device_mesh"):
         return tensor
     from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415  only what is used gets imported
 

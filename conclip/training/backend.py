@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from conclip.cluster.ranks import OneRank, Ranks, whole
+from conclip.cluster.shares import read_shares
 from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
 from conclip.models.load import autocast, copy_parameters, load_policy, recompute_activations
@@ -178,13 +179,26 @@ class Backend:
             item.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the critic and the optimiser moments: with the policy, `load_state` needs no more to resume exactly."""
+        """Return the critic and the optimiser moments, as this rank holds them: with the policy, `load_state` needs no more
+        to resume exactly."""
         tensors: dict[str, Tensor] = {}
         if (critic := self.models.trained.get("critic")) is not None:
             tensors |= {f"critic/{key}": parameter.detach() for key, parameter in critic.named_parameters()}
         for name, item in self._trained.items():
             tensors |= {f"{name}.optimizer/{key}": moment for key, moment in item.moments().items()}
-        return {name: self.ranks.kept(tensor) for name, tensor in tensors.items()}
+        return tensors
+
+    def read_state(self, folder: Path) -> dict[str, Tensor]:
+        """Return what `state` returned, from the files that any number of ranks has written of it."""
+        of = {f"{name}.optimizer/": item.module for name, item in self._trained.items()}
+        if (critic := self.models.trained.get("critic")) is not None:
+            of["critic/"] = critic
+        parameters = {prefix + key: p for prefix, module in of.items() for key, p in module.named_parameters()}
+
+        def like(name: str) -> Tensor | None:
+            return parameters.get(name, parameters.get(name.rpartition("/")[0]))
+
+        return read_shares(folder, like)
 
     def load_state(self, policy: Path, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned, with the policy from a checkpoint. The optimisers keep the settings of the config.

@@ -1,24 +1,25 @@
 """Checkpoints of a phase: each is a complete Hugging Face model with everything the phase needs to resume exactly.
 
 `checkpoints/<stage>/step-NNNNNN/` is numbered by the steps done, the critic's warm-up included. It has the policy in the
-format that transformers and vLLM load, and in `training/` the critic and optimiser moments (`tensors.safetensors`) and all
-other state (`state.json`, which has the hash of every file). A checkpoint is written under a temporary name, synced and
-renamed: one with its final name is complete. `checkpoints/<stage>-best/` is the model of the best checkpoint, once the
-phase is done.
+format that transformers and vLLM load, and in `training/` the critic and optimiser moments (`*.safetensors`, one file for
+each rank of the learner) and all other state (`state.json`, which has the hash of every file). A checkpoint is written under
+a temporary name, synced and renamed: one with its final name is complete. `checkpoints/<stage>-best/` is the model of the
+best checkpoint, once the phase is done.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict  # pydantic's own dependency: it needs this one below Python 3.12
@@ -50,7 +51,10 @@ class PhaseState:
     """The number of the best checkpoint so far."""
     values: Mapping[str, Any]
     """JSON-like state."""
-    tensors: Mapping[str, Tensor]
+    write_tensors: Callable[[Path], None]
+    """Writes the critic and the optimisers' moments into a folder."""
+    at_once: bool = False
+    """Whether they must be written before training continues, as several ranks do it together."""
 
 
 class Head(TypedDict):
@@ -88,10 +92,11 @@ class Checkpoints:
         `scheduled=False`: saved because of a signal; removed as soon as it is not the newest.
         """
         self.wait()
+        write = partial(self._write, state, write_model, scheduled, self._begin(state))
         if self._writer is None:
-            self._write(state, write_model, scheduled)
+            write()
         else:
-            self._pending = self._writer.submit(self._write, state, write_model, scheduled)
+            self._pending = self._writer.submit(write)
 
     def wait(self) -> None:
         """Wait until everything is on the disk. Raises the error of the write."""
@@ -115,8 +120,10 @@ class Checkpoints:
                 if head["key"] != self._key or head["schema"] != SCHEMA:
                     continue
                 self._verify(self.path(head["best"]))
-                with safe_open(tensors_file(path), framework="pt"):
-                    return head
+                for file in (path / TRAINING).glob("*.safetensors"):
+                    with safe_open(file, framework="pt"):
+                        pass
+                return head
             except DAMAGE as error:
                 self._warn(f"checkpoint '{path}' is damaged ({error}); an earlier one is taken, or the phase starts anew")
                 shutil.rmtree(path, ignore_errors=True)
@@ -148,18 +155,24 @@ class Checkpoints:
                 raise ValueError(f"'{path / name}' is not what was saved")
         return head
 
-    def _write(self, state: PhaseState, write_model: Callable[[Path], None], scheduled: bool) -> None:
+    def _begin(self, state: PhaseState) -> Path:
+        """Return the new folder of a checkpoint, under its temporary name."""
         target = self.path(state.number)
-        temporary, old = target.with_name(target.name + ".part"), target.with_name(target.name + ".old")
+        temporary = target.with_name(target.name + ".part")
         for path in self._folder.glob("step-*.part"):  # left by an interrupted write
             shutil.rmtree(path, ignore_errors=True)
         self._folder.mkdir(exist_ok=True)  # no parents: the run folder must exist
-        temporary.mkdir()
-        try:
+        (temporary / TRAINING).mkdir(parents=True)
+        if state.at_once:
+            with _removed_unless_whole(temporary):
+                state.write_tensors(temporary / TRAINING)
+        return temporary
+
+    def _write(self, state: PhaseState, write_model: Callable[[Path], None], scheduled: bool, temporary: Path) -> None:
+        target = self.path(state.number)
+        old = target.with_name(target.name + ".old")
+        with _removed_unless_whole(temporary):
             self._fill(temporary, state, write_model, scheduled)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
         if target.exists():
             target.rename(old)
         temporary.rename(target)
@@ -168,9 +181,9 @@ class Checkpoints:
         self._prune()
 
     def _fill(self, folder: Path, state: PhaseState, write_model: Callable[[Path], None], scheduled: bool) -> None:
-        (folder / TRAINING).mkdir()
         write_model(folder)
-        save_file({name: t.contiguous() for name, t in state.tensors.items()}, tensors_file(folder))
+        if not state.at_once:
+            state.write_tensors(folder / TRAINING)
         head = {"schema": SCHEMA, "key": self._key, "number": state.number, "best": state.best, "due": scheduled}
         hashes = {str(file.relative_to(folder)): path_hash(file) for file in _files(folder)}
         text = json.dumps(head | {"files": hashes, "values": state.values})
@@ -189,9 +202,14 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def tensors_file(checkpoint: Path) -> Path:
-    """Return the file of the critic and the optimisers' moments."""
-    return checkpoint / TRAINING / "tensors.safetensors"
+@contextmanager
+def _removed_unless_whole(folder: Path) -> Iterator[None]:
+    """Remove a folder where what fills it is interrupted."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def save_model(

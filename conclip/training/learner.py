@@ -9,7 +9,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from pydantic import TypeAdapter
-from safetensors.torch import load_file
 from torch import Tensor
 
 from conclip.algo.losses import (
@@ -93,15 +92,20 @@ class Learner:
 
     @on_all_ranks
     def tensors(self) -> dict[str, Tensor]:
-        """Return what else a checkpoint holds: the critic and the optimisers' moments."""
+        """Return what else a checkpoint holds, as this rank holds it: the critic and the optimisers' moments."""
         return self.backend.state()
 
     @on_all_ranks
+    def write_tensors(self, folder: Path) -> None:
+        """Write what `tensors` returns into a folder, each rank its share."""
+        self.backend.ranks.write(self.backend.state(), folder)
+
+    @on_all_ranks
     def load(self, values: Mapping[str, Any], policy: Path, tensors: Path) -> None:
-        """Restore what `state` returned, the policy from a checkpoint's folder and `tensors` from a file. Raises ValueError
+        """Restore what `state` returned, the policy from a checkpoint's folder and `tensors` from another. Raises ValueError
         or KeyError for anything else."""
         self._skipped_in_a_row, self._scored = _COUNT.validate_python(values["skipped_in_a_row"]), None
-        self.backend.load_state(policy, load_file(tensors))
+        self.backend.load_state(policy, self.backend.read_state(tensors))
 
     def push(self, engine: RolloutEngine, version: int) -> None:
         """Make the engine sample from the policy, as version `version`."""

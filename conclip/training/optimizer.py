@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import AdamW, Optimizer
 
+from conclip.cluster.ranks import whole
 from conclip.config.groups import OptimConfig
 
 
@@ -79,9 +80,7 @@ class Scheduled:
             _check(prefix + name, tensors, parameters[name].shape, self.optimizer)
         groups = [self.optimizer.state_dict()["param_groups"][0] | {"params": list(parameters)}]
         state = {"state": moments, "param_groups": groups}
-        sharded = any(hasattr(parameter, "device_mesh") for parameter in parameters.values())
-        options = StateDictOptions(strict=False, full_state_dict=sharded)
-        set_optimizer_state_dict(self.module, self.optimizer, state, options=options)
+        set_optimizer_state_dict(self.module, self.optimizer, state, options=StateDictOptions(strict=False))
         for name, parameter in parameters.items():
             if name not in moments:  # it never had a gradient; torch created the state of one step
                 self.optimizer.state.pop(parameter, None)
@@ -102,11 +101,11 @@ def _check(name: str, moments: Mapping[str, Tensor], shape: torch.Size, optimize
     first, second = ("exp_avg", "exp_avg_sq") if isinstance(optimizer, AdamW) else ("state1", "state2")
     further = moments.keys() - {"step", first, second}
     known = set() if isinstance(optimizer, AdamW) else {"qmap1", "qmap2", "absmax1", "absmax2"}
-    whole = {"step", first, second} <= moments.keys() and further in (set(), known)
+    complete = {"step", first, second} <= moments.keys() and further in (set(), known)
     kinds = {torch.uint8} if further else {torch.float32, torch.float64}
-    fits = whole and all(moments[key].shape == shape and moments[key].dtype in kinds for key in (first, second))
+    fits = complete and all(moments[key].shape == shape and moments[key].dtype in kinds for key in (first, second))
     if not fits or moments["step"].shape != ():
         raise ValueError(f"{name} is no state of this optimiser, or of a parameter of another shape")
     squares = moments["absmax2" if further else second]
-    if not (moments["step"] >= 1 and bool((squares >= 0).all())):
+    if not (moments["step"] >= 1 and bool(whole((squares >= 0).all()))):
         raise ValueError(f"{name} is no state of AdamW: a step before 1, or a square below 0")

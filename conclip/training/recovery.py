@@ -16,7 +16,7 @@ from conclip.problems.overlap import trained_on
 from conclip.redact import one_line
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import deferred
-from conclip.training.checkpoint import Checkpoints, PhaseState, copied, save_model, tensors_file
+from conclip.training.checkpoint import TRAINING, Checkpoints, PhaseState, copied, save_model
 from conclip.training.learner import Learner
 from conclip.training.monitors import REPORTED
 from conclip.training.phase import PhaseInputs
@@ -90,7 +90,8 @@ class Recovery:
         progress = Progress.from_json(self._state["progress"])
         # training changes the tensors while a checkpoint is written in the background
         keep = copied if self._in_background else dict[str, Tensor]
-        models = self._learner.backend.models
+        models, ranks = self._learner.backend.models, self._learner.backend.ranks
+        several = ranks.size > 1
         write_model = partial(
             save_model,
             write=partial(models.write, saved=keep(self._learner.saved())),
@@ -102,7 +103,8 @@ class Recovery:
             number=progress.step - self._first_step,
             best=progress.best_checkpoint,
             values=self._state,
-            tensors=keep(self._learner.tensors()),
+            write_tensors=self._learner.write_tensors if several else partial(ranks.write, keep(self._learner.tensors())),
+            at_once=several,
         )
         self.checkpoints.save(state, write_model, scheduled=scheduled)
         self._saved_state = self._state
@@ -136,7 +138,7 @@ class Recovery:
             progress.check(**steps, problem_ids=self._problems, metrics=REPORTED)
             if (self.number, progress.best_checkpoint) != (head["number"], head["best"]):
                 raise ValueError(f"its step is {progress.step} and its best checkpoint {progress.best_checkpoint}")
-            self._learner.load(values["learner"], folder, tensors_file(folder))
+            self._learner.load(values["learner"], folder, folder / TRAINING)
             self._order.load_state_dict(values["order"], self._problems)
             if self._refresher is not None:
                 self._refresher.load_state_dict(values["refresher"], self._problems)
