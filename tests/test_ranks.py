@@ -130,9 +130,9 @@ def test_two_ranks_learn_what_one_process_does(divided: dict[int, Learners], unt
 @pytest.mark.cluster
 def test_each_number_of_ranks_resumes_what_another_has_saved(divided: dict[int, Learners], tmp_path: Path):
     config = settings("algo=ppo")
-    whole = divided[1].make(LAB_MODEL, config, num_updates=8)
-    alone, losses = updates(whole, config, 0, 8), list[dict[str, float]]()
-    weights, state, sizes = whole.saved(), whole.state(), list[list[int]]()
+    learner = divided[1].make(LAB_MODEL, config, num_updates=8)
+    alone, losses = updates(learner, config, 0, 8), list[dict[str, float]]()
+    weights, state, sizes = learner.saved(), learner.state(), list[list[int]]()
     divided[2].close()  # a process belongs to one group at a time
     four = Learners(ClusterConfig(learner_ranks=4))
     try:

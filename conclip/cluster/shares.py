@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import checkpoint
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 # torch's own annotations are incomplete here.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -20,7 +22,7 @@ def write_shares(tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Write this rank's share of the tensors; all ranks call it with the same names. Raises on all of them what one of them
     met, such as OSError."""
     try:
-        checkpoint.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from error
 
@@ -31,6 +33,7 @@ def read_shares(folder: Path, like: Callable[[str], Tensor | None]) -> dict[str,
     reader = HuggingFaceStorageReader(str(folder))
     tensors: dict[str, Tensor] = {}
     for name, found in reader.read_metadata().state_dict_metadata.items():
+        assert isinstance(found, TensorStorageMetadata)  # files of safetensors hold nothing else
         other, dtype = like(name), found.properties.dtype
         if other is not None and hasattr(other, "device_mesh") and other.shape == found.size:
             tensors[name] = torch.empty_like(other, dtype=dtype)
@@ -38,5 +41,5 @@ def read_shares(folder: Path, like: Callable[[str], Tensor | None]) -> dict[str,
             tensors[name] = torch.empty(found.size, dtype=dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it should be in one process
-        checkpoint.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+        load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     return tensors
