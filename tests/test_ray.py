@@ -129,6 +129,8 @@ def test_a_cluster_without_room_is_said_and_none_of_it_stays_reserved(launcher: 
         MachineFailure, match=r"2 processes \(1 processor each, and 3 GPUs\).* free are 0 processors and 0 GPUs"
     ):
         launcher._reserved("spread", [2, 1])
+    states = [group["state"] for group in ray.util.placement_group_table().values()]
+    assert sorted(states) == ["CREATED", "REMOVED", "REMOVED"]
 
 
 def test_a_model_that_a_host_does_not_see_is_said(launcher: Launcher, tmp_path: Path):
