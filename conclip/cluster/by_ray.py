@@ -196,15 +196,17 @@ class RayLauncher:
     ) -> tuple[Process, Connection]:
         name = secrets.token_hex(8)
         place = {"host": self.host, "port": self._listener.address[1], "name": name, "key": self._key.hex()}
-        process = self._placed(num_gpus if self._has_gpus else 0, place)
+        process = self._placed(self._resources(num_gpus), place)
         connection = self._connection_of(name, process)
         connection.send((work, arguments))
         return process, connection
 
-    def _placed(self, num_gpus: int, place: dict[str, Any]) -> RayProcess:
+    def _placed(self, wanted: dict[str, float], place: dict[str, Any]) -> RayProcess:
         """Have a host start a process; if it is lost meanwhile, another one."""
         for tries_left in reversed(range(MAX_TRIES)):
-            agent: Any = Agent.options(num_cpus=1, num_gpus=num_gpus, scheduling_strategy=self._room).remote()
+            agent: Any = Agent.options(
+                num_cpus=wanted["CPU"], num_gpus=wanted.get("GPU", 0), scheduling_strategy=self._room
+            ).remote()
             try:
                 host = cast(str, ray.get(agent.host.remote(), timeout=PLACE_S))
                 return RayProcess(agent, host, ray.get(agent.start.remote(place), timeout=ASK_S))
