@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,19 @@ class WithAdapters(ScriptedEngine):
         if adapter is not None:
             shift = load_file(adapter / "adapter_model.safetensors")["shift"]
             self._weights["model.norm.weight"] = self._weights["model.norm.weight"] + shift
+
+
+class Meeting(ScriptedEngine):
+    """Goes to sleep only together with the others: as many as the folder says that the environment names."""
+
+    def sleep(self) -> None:
+        folder = Path(os.environ["MEETING"])
+        (folder / str(os.getpid())).touch()
+        wanted, deadline = int((folder / "wanted").read_text()), time.monotonic() + 60
+        while len(list(folder.iterdir())) <= wanted:
+            assert time.monotonic() < deadline, "the others did not come"
+            time.sleep(0.01)
+        super().sleep()
 
 
 def with_worker(model: Path, config: RolloutConfig, **settings: Any) -> RolloutEngine:

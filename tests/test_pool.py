@@ -17,7 +17,7 @@ from conclip.rollout.pool import EnginePool
 from conclip.types import Completion
 from tests.asking import SPEC, requests, run, tokens
 from tests.engines import ROLLOUT, SETTINGS, shifting_adapter
-from tests.scripted import ScriptedEngine, WithAdapters, refusing
+from tests.scripted import Meeting, ScriptedEngine, WithAdapters, refusing
 
 pytestmark = pytest.mark.whole
 
@@ -90,6 +90,18 @@ def test_an_adapter_reaches_every_engine_and_may_go(said: list[str], tmp_path: P
         pool._engines[2]._process.kill()
         assert run(pool) == adapted
         pool.sleep()
+    finally:
+        pool.close()
+
+
+def test_engines_get_a_command_at_once(said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each waits for the others: one after the other, they would wait for ever."""
+    monkeypatch.setenv("MEETING", str(tmp_path))
+    (tmp_path / "wanted").write_text("3")
+    pool = EnginePool(LAB_MODEL, THREE, warn=said.append, start=Meeting, **SETTINGS)
+    try:
+        pool.sleep()
+        assert len(list(tmp_path.iterdir())) == 4 and not said
     finally:
         pool.close()
 

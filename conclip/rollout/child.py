@@ -142,10 +142,15 @@ class ChildEngine:
         self._undelivered |= {request.request_id for request in requests}
         self._command("submit", list(requests), spec)
 
-    def poll(self) -> list[Completion]:
+    @property
+    def awaited(self) -> Connection | None:
+        """What becomes ready when the child says something; None where nothing is being sampled."""
+        return self._pipe if self._undelivered else None
+
+    def poll(self, wait_s: float = POLL_S) -> list[Completion]:
         if self._undelivered and not self._finished:
             try:
-                if self._pipe.poll(POLL_S) or self._is_silent():
+                if self._pipe.poll(wait_s) or self._is_silent():
                     self._receive()
             except EngineDied as error:
                 self._restart(error)

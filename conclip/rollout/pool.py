@@ -2,7 +2,10 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing.connection import wait
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +13,7 @@ import torch
 
 from conclip.cluster.memory_folder import MemoryFolder
 from conclip.config.groups import RolloutConfig
-from conclip.rollout.child import ChildEngine, vllm_engine
+from conclip.rollout.child import POLL_S, ChildEngine, vllm_engine
 from conclip.rollout.engine import RolloutEngine
 from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
@@ -52,20 +55,25 @@ class EnginePool:
     def policy_version(self) -> int:
         return self._engines[0].policy_version
 
+    def _all(self, name: str, *arguments: Any) -> None:
+        """Give every engine a command, all at once: it takes as long as the slowest."""
+        with ThreadPoolExecutor(len(self._engines)) as threads:
+            list(threads.map(methodcaller(name, *arguments), self._engines))
+
     def submit(self, requests: Sequence[Request], spec: SamplingSpec) -> None:
         for index, engine in enumerate(self._engines):
             if mine := requests[index :: len(self._engines)]:
                 engine.submit(mine, spec)
 
     def poll(self) -> list[Completion]:
-        return [completion for engine in self._engines for completion in engine.poll()]
+        wait([pipe for engine in self._engines if (pipe := engine.awaited) is not None], POLL_S)
+        return [completion for engine in self._engines for completion in engine.poll(0.0)]
 
     def progress(self) -> int:
         return sum(engine.progress() for engine in self._engines)
 
     def abort(self) -> None:
-        for engine in self._engines:
-            engine.abort()
+        self._all("abort")
 
     def takes_adapters(self) -> bool:
         return all(engine.takes_adapters() for engine in self._engines)
@@ -79,21 +87,18 @@ class EnginePool:
             source = Path(self._shared.name)
             if adapter is not None:
                 adapter = Path(shutil.copytree(adapter, source / "adapter"))
-        for engine in self._engines:
-            engine.update_weights(source, version, adapter)
+        self._all("update_weights", source, version, adapter)
         if old is not None:
             old.cleanup()
 
     def reset_cache(self) -> None:
-        for engine in self._engines:
-            engine.reset_cache()
+        self._all("reset_cache")
 
     def sleep(self) -> None:
-        for engine in self._engines:
-            engine.sleep()
+        self._all("sleep")
 
     def close(self) -> None:
-        for engine in self._engines:
-            engine.close()
+        if self._engines:
+            self._all("close")
         if self._shared is not None:
             self._shared.cleanup()
