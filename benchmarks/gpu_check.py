@@ -159,7 +159,8 @@ def memory_checks() -> Iterator[Row]:
             learner.update(experience, torch_stream("again"), kl_coef=0.01)
             seconds = time.monotonic() - began
             parts = memory_parts(config, ModelSize.of(folder), longest, Place(kind="gpu", memory_gib=80.0))
-            planned = sum(part.update for part in parts if _of_learner(part))
+            mine = [part for part in parts if _of_learner(part)]
+            planned = max(sum(part.update for part in mine), sum(part.critic_update for part in mine))
             figures, held = f"load and first update {loaded:.0f} s, second {seconds:.1f} s", None
             if ON_GPU:
                 peak = torch.cuda.max_memory_allocated() / 2**30

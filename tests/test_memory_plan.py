@@ -17,7 +17,16 @@ from conclip.cli.main import main
 from conclip.config.compose import load_config
 from conclip.config.groups import AdapterConfig, Dtype
 from conclip.config.schema import BaseConfig, LearnConfig
-from conclip.experiments.memory import ModelSize, Part, Place, engine_weights_gib, memory_parts, peak_gib, place_of
+from conclip.experiments.memory import (
+    ModelSize,
+    Part,
+    Place,
+    engine_weights_gib,
+    memory_parts,
+    memory_table,
+    peak_gib,
+    place_of,
+)
 from conclip.experiments.memory_plan import MemoryPlan, plan_memory
 from conclip.models.activations import activations
 from conclip.models.adapters import Adapter
@@ -46,7 +55,7 @@ def test_ppo_in_fp32_takes_36_bytes_a_parameter_and_a_gradient_twice():
     parts = parts_of(learning())
     gib = {name: part.update * GIB for name, part in parts.items()}
     assert (gib["policy"], gib["critic"], gib["reference"]) == (40, 40, 40)
-    assert (gib["moments of AdamW"], gib["gradients"]) == (160, 80)
+    assert (gib["moments of AdamW"], gib["gradients"], parts["gradients"].critic_update * GIB) == (160, 40, 80)
     assert (parts["copy for a checkpoint"].sampling * GIB, parts["copy for a checkpoint"].update) == (240, 0)
     assert (gib["engine: weights"], parts["engine: KV cache"].update) == (40, learning().rollout.kv_cache_gib)
     assert parts["gradients"].sampling == parts["activations"].sampling == 0.0
@@ -107,7 +116,7 @@ def test_a_critic_has_no_output_head():
     untied = ModelSize(folder=LAB_MODEL, num_parameters=10, linear={}, head=(2, 3), tied=False)
     parts = parts_of(learning(), untied)
     assert (parts["policy"].update * GIB, parts["critic"].update * GIB) == (40, 16)
-    assert parts["gradients"].update * GIB == 4 * (10 + 4)
+    assert parts["gradients"].critic_update * GIB == 4 * (10 + 4)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +134,8 @@ def test_a_critic_has_no_output_head():
 def test_adapters_share_a_base(overrides: tuple[str, ...], base: float, trained: int, moments: float):
     parts = parts_of(learning("model/adapter=lora", "model.adapter.rank=2", *overrides))
     none = Part(name="none")
-    gib = {name: parts.get(name, none).update * GIB for name in ("frozen base", "adapters", "gradients", "moments of AdamW")}
+    names = ("frozen base", "adapters", "gradients", "moments of AdamW")
+    gib = {name: parts.get(name, none).critic_update * GIB for name in names}
     assert list(gib.values()) == [base, 4 * trained, 4 * trained, moments]
     merged = parts["merged weights of a layer"]
     assert (merged.transfer * GIB, merged.update) == (4 * 6, 0)
@@ -178,6 +188,19 @@ def test_the_engine_gets_what_the_learner_leaves():
 def test_the_peak_is_that_of_a_moment():
     parts = [Part(name="a", sampling=3, update=1), Part(name="b", transfer=2, update=3, exact=False)]
     assert peak_gib(parts) == 4 and peak_gib(parts, exact_only=True) == 3
+    assert peak_gib([*parts, Part(name="c", update=1, of_critic=3)]) == 7
+
+
+def test_logits_and_the_critics_gradients_are_never_there_together():
+    model = dataclasses.replace(SMALL, num_parameters=2**29, head=(2**14, 2**13))
+    parts = parts_of(learning("model.dtype=bfloat16"), model)
+    assert (parts["gradients"].update, parts["gradients"].critic_update) == (2, 4)
+    assert parts["logits"].update > 0 and parts["logits"].critic_update == 0
+    assert parts["the head's gradient again"].critic_update == 0
+    assert parts["activations"].critic_update == parts["activations"].update > 0
+    columns = [str(column.header) for column in memory_table(list(parts.values())).columns]
+    assert columns == ["part", "sampling", "weights to the engine", "update", "the critic's update"]
+    assert len(memory_table(list(parts_of(learning("algo=grpo"), model).values())).columns) == 4
 
 
 def kept_by(model: torch.nn.Module, rows: int, tokens: int, dtype: Dtype) -> int:
@@ -241,7 +264,7 @@ def test_four_billion_parameters_on_a_card_of_24_gib(tmp_path: Path):
     card = Place(kind="gpu", memory_gib=24.0)
     hf = ["model=hf", "model.path=x", "data=gsm8k", "model.dtype=bfloat16", "rollout.gpu_memory_utilization=0.45"]
     full = plan_memory(learning(*hf), model, 4096, card)
-    assert full.impossible and full.peak > 140
+    assert full.impossible and full.peak > 135
     lean = plan_memory(
         learning(*hf, "model/adapter=lora", "model.adapter.base=4bit", "optim.moments=8bit"), model, 4096, card
     )

@@ -26,21 +26,34 @@ RANK_GIB = 0.4
 ENGINE_ROOM_GIB = 1.5
 """What an engine needs on a GPU besides its weights, to start with some room for responses (assumed)."""
 
-MOMENTS = ("sampling", "transfer", "update")
+MOMENTS = {
+    "sampling": "sampling",
+    "transfer": "weights to the engine",
+    "update": "update",
+    "critic_update": "the critic's update",
+}
+"""The moments at which a part may take its own, and what tables call them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """What one thing takes [GiB], while responses are sampled, while weights go to the engine, and during an update."""
+    """What one thing takes [GiB]: while responses are sampled, while weights go to the engine, and during an update, the
+    policy's gradients first and then the critic's."""
 
     name: str
     sampling: float = 0.0
     transfer: float = 0.0
     update: float = 0.0
+    of_critic: float | None = None
+    """What it takes in the critic's part of an update; None: the same."""
     exact: bool = True
     """Whether it follows from shapes and precisions; else it is an estimate."""
     rests: bool = False
     """Whether main memory holds it while a GPU samples."""
+
+    @property
+    def critic_update(self) -> float:
+        return self.update if self.of_critic is None else self.of_critic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +129,7 @@ def memory_parts(config: BaseConfig, model: ModelSize, longest: int, place: Plac
         parts += [*_weights(learning, model, place), *_of_ranks(learning, model, longest, place)]
     everywhere = LIBRARIES[place.kind]
     parts.append(Part(name="libraries", sampling=everywhere, transfer=everywhere, update=everywhere, exact=False))
-    return [part for part in parts if max(part.sampling, part.transfer, part.update) > 0]
+    return [part for part in parts if max(part.sampling, part.transfer, part.update, part.critic_update) > 0]
 
 
 def _engine(config: BaseConfig, model: ModelSize, place: Place) -> Iterator[Part]:
@@ -200,7 +213,7 @@ def _weights(config: LearnConfig, model: ModelSize, place: Place) -> Iterator[Pa
         largest = max(model.largest_layer, math.prod(model.head or (0,)))
         shard = min(4.0 * model.num_parameters, SHARD_BYTES + 4.0 * largest)
         yield Part(name="merged weights of a file", transfer=shard / GIB)
-    yield Part(name="gradients", update=share * 4.0 * trained / GIB)
+    yield Part(name="gradients", update=share * 4.0 * policy / GIB, of_critic=share * 4.0 * trained / GIB)
 
 
 def num_ranks(config: BaseConfig) -> int:
@@ -212,7 +225,7 @@ def _of_ranks(config: LearnConfig, model: ModelSize, longest: int, place: Place)
     """Yield what the ranks of a learner need for a micro-batch each, beside their shares of the models."""
     here = num_ranks(config) if place.kind == "cpu" else 1
     for part in _update(config, model, longest):
-        yield replace(part, update=here * part.update)
+        yield replace(part, update=here * part.update, of_critic=here * part.critic_update)
     if num_ranks(config) > 1:  # a layer and the next one, the embedding and the head, and their gradients
         gathered = 2 * model.largest_layer + (1 if model.tied else 2) * math.prod(model.head or (0,))
         yield Part(name="gathered weights", update=here * 8.0 * gathered / GIB, exact=False)
@@ -230,10 +243,11 @@ def _update(config: LearnConfig, model: ModelSize, longest: int) -> Iterator[Par
     rows, longest = largest_micro_batch(longest, config.trainer.max_tokens_per_micro_batch)
     if model.head is not None:
         logits = min(logits_at_a_time(*model.head), rows * longest * model.head[0])
-        yield Part(name="logits", update=PEAK_BLOCKS * 4 * logits / GIB, exact=False)
+        yield Part(name="logits", update=PEAK_BLOCKS * 4 * logits / GIB, of_critic=0.0, exact=False)
         if config.model.adapter.kind == "none":  # one micro-batch's, before it is added to that of the others
             each = 6 if config.model.dtype == "bfloat16" else 4
-            yield Part(name="the head's gradient again", update=each * math.prod(model.head) / GIB, exact=False)
+            again = each * math.prod(model.head) / GIB
+            yield Part(name="the head's gradient again", update=again, of_critic=0.0, exact=False)
     kept = activations(model.folder, rows, longest, config.model.adapter, config.model.dtype)
     if kept is not None:
         peak = kept.peak(recompute=config.trainer.recompute_activations)
@@ -271,12 +285,14 @@ def peak_gib(parts: Sequence[Part], *, exact_only: bool = False) -> float:
 def memory_table(parts: Sequence[Part]) -> Table:
     """Return the parts and their sums as a table [GiB]."""
     table = Table(title="memory it needs [GiB]", title_justify="left")
-    for name in ("part", "sampling", "weights to the engine", "update"):
+    has_critic = any(part.critic_update > part.update for part in parts)
+    moments = [moment for moment in MOMENTS if has_critic or moment != "critic_update"]
+    for name in ("part", *(MOMENTS[moment] for moment in moments)):
         table.add_column(name, justify="left" if name == "part" else "right")
     for part in parts:
-        shown = [f"{gib:.2f}" if gib else "" for gib in (part.sampling, part.transfer, part.update)]
+        shown = [f"{gib:.2f}" if (gib := getattr(part, moment)) else "" for moment in moments]
         table.add_row(part.name if part.exact else f"{part.name} (estimate)", *shown)
     table.add_section()
-    sums = [sum(getattr(part, moment) for part in parts) for moment in MOMENTS]
+    sums = [sum(getattr(part, moment) for part in parts) for moment in moments]
     table.add_row("in all", *(f"{gib:.2f}" for gib in sums))
     return table

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -225,9 +225,9 @@ class Learner:
         part = to_device(experience, self.backend.device)
         self.backend.wake()
         moments = self.backend.missing_moments()
-        for _ in range(2):  # the second micro-batch finds the gradients of the first
-            self._backward_policy(part, part.advantages, 0.0)
-            self._backward_critic(part, part.advantages)
+        for backward in self._backwards(True, 0.0):
+            for _ in range(2):  # the second micro-batch finds the gradients of the first
+                backward(part, part.advantages)
         del moments
         self.backend.drop_gradients()
         self.backend.rest()
@@ -275,16 +275,17 @@ class Learner:
             tokens.loss_mask[rows], algo.loss_aggregation, constant_tokens=algo.constant_tokens
         )
         stats = {"perf/padded_tokens": 0.0}
-        for micro, counts in self._micro_batches(tokens, rows):
-            part = to_device(select_rows(experience, micro), self.backend.device)
-            stats["perf/padded_tokens"] += part.tokens.input_ids.numel() * counts
-            share = (weights[micro, : part.advantages.shape[1]] * counts).to(self.backend.device)
-            sums = self._backward_policy(part, share, kl_coef) if train_policy else {}
-            sums |= self._backward_critic(part, share)
-            for name, value in sums.items():
-                stats[name] = stats.get(name, 0.0) + value
+        backwards = self._backwards(train_policy, kl_coef)
+        for backward in backwards:  # one model after the other: the policy's logits never meet the critic's gradients
+            for micro, counts in self._micro_batches(tokens, rows):
+                part = to_device(select_rows(experience, micro), self.backend.device)
+                stats["perf/padded_tokens"] += part.tokens.input_ids.numel() * counts
+                share = (weights[micro, : part.advantages.shape[1]] * counts).to(self.backend.device)
+                for name, value in backward(part, share).items():
+                    stats[name] = stats.get(name, 0.0) + value
         stats = self.backend.ranks.totals(stats)
-        stats["perf/padding_share"] = 1.0 - float(row_lengths(tokens)[rows].sum()) / stats.pop("perf/padded_tokens")
+        num_tokens = len(backwards) * float(row_lengths(tokens)[rows].sum())
+        stats["perf/padding_share"] = 1.0 - num_tokens / stats.pop("perf/padded_tokens")
         if "policy/kl_gradient" in stats:
             kl, policy = stats.pop("policy/kl_gradient"), stats.pop("policy/policy_gradient")
             stats["policy/kl_gradient_share"] = kl / (kl + policy) if kl + policy > 0 else 0.0
@@ -306,7 +307,12 @@ class Learner:
                 "neither policy nor critic has changed since"
             )
 
-    def _backward_policy(self, part: ExperienceBatch, share: Tensor, kl_coef: float) -> dict[str, float]:
+    def _backwards(self, train_policy: bool, kl_coef: float) -> list[Callable[[ExperienceBatch, Tensor], dict[str, float]]]:
+        """Return what accumulates the gradients of each model that trains, on a micro-batch with its weights."""
+        policy = [partial(self._backward_policy, kl_coef=kl_coef)] if train_policy else []
+        return policy if self.backend.models.critic is None else [*policy, self._backward_critic]
+
+    def _backward_policy(self, part: ExperienceBatch, share: Tensor, *, kl_coef: float) -> dict[str, float]:
         """Accumulate the gradients of the policy's loss on one micro-batch. Returns sums of its statistics, weighted like
         the loss."""
         algo = self._algo
@@ -352,8 +358,7 @@ class Learner:
 
     def _backward_critic(self, part: ExperienceBatch, share: Tensor) -> dict[str, float]:
         values = self.backend.values(part.tokens)
-        if values is None:
-            return {}
+        assert values is not None
         loss = clipped_value_loss(values, part.old_values, part.returns, value_clip=self._algo.value_clip_eps)
         (loss * share).sum().backward()  # pyright: ignore[reportUnknownMemberType]
         return {"value/loss": float((loss.detach() * share).sum())}
