@@ -17,8 +17,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from memory import responses
@@ -201,6 +203,8 @@ def optimizer_checks() -> Iterator[Row]:
 
 
 def engine_checks() -> Iterator[Row]:
+    from conclip.rollout.pool import EnginePool
+    from conclip.rollout.transfer import connect_gpus
     from conclip.rollout.vllm_engine import VllmEngine
 
     rollout = dataclasses.replace(
@@ -211,13 +215,21 @@ def engine_checks() -> Iterator[Row]:
         Request(request_id=str(number), prompt_token_ids=tuple(range(5, 25 + number)), seed=number) for number in range(16)
     ]
     apart = ("model/adapter=lora", "model.adapter.serving=apart", f"model.dtype={'bfloat16' if ON_GPU else 'float32'}")
-    for opened, what, overrides in (("first", "weights", ()), ("again", "weights", ()), ("again", "adapter", apart)):
+    sent: dict[str, Any] = {}
+    if ON_GPU:
+        sent = {"weight_transfer": "ipc", "connect": partial(connect_gpus, "ipc", "127.0.0.1", 1)}
+    for opened, what, overrides, start in (
+        ("first", "weights", (), VllmEngine),
+        ("again", "weights", (), VllmEngine),
+        ("again", "adapter", apart, VllmEngine),
+        ("in a process", f"weights{' by ipc' if ON_GPU else ''}", (), partial(EnginePool, **sent)),
+    ):
         config = config_of(*overrides)
-        engine = VllmEngine(
+        engine = start(
             LAB_MODEL, rollout, dtype=config.model.dtype, seed=0, max_model_len=1024, adapter=config.model.adapter
         )
         learner = Learner(Backend(LAB_MODEL, config, num_updates=10), config)
-        learner.backend.models.select("policy")
+        learner.backend.models.scorer("policy")  # selects its weights
         bound = 1e-3 if config.model.dtype == "float32" else 0.1
         try:
             for version in (1, 2, 3):

@@ -356,3 +356,4 @@ class ClusterConfig:
     learner_ranks: Annotated[int | None, at_least(1)] = 1
     address: str | None = None
     placement: Literal["pack", "spread"] = "pack"
+    weights: Literal["files", "ipc", "nccl"] = "files"

@@ -236,6 +236,17 @@ def _check_ranks(config: LearnConfig) -> None:
     cluster = config.cluster
     by_torchrun = cluster.kind == "torchrun"
     _require((cluster.learner_ranks is None) == by_torchrun, "cluster.learner_ranks", "is null with cluster=torchrun only")
+    if cluster.weights != "files":
+        _require(config.model.adapter.kind == "none", "cluster.weights", "must be files with adapters")
+        apart = cluster.kind == "ray"
+        fits = cluster.weights == "nccl" if apart else cluster.weights == "ipc" and cluster.learner_ranks == 1
+        _require(
+            fits,
+            "cluster.weights",
+            "must be nccl or files with cluster=ray"
+            if apart
+            else "is ipc for one engine on the GPU of a learner of one rank",
+        )
     if cluster.learner_ranks == 1:
         return
     why = "with cluster.learner_ranks above 1"

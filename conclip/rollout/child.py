@@ -15,7 +15,7 @@ import torch
 from conclip.cluster.launch import Launcher, Local, check_there, detach, ending, raise_if_ours, told
 from conclip.cluster.memory_folder import MemoryFolder, remove_orphans
 from conclip.config.groups import RolloutConfig
-from conclip.rollout.engine import EngineDied, RolloutEngine
+from conclip.rollout.engine import EngineDied, RolloutEngine, WeightsLost
 from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
 
@@ -101,7 +101,9 @@ class ChildEngine:
         self._arguments, self._warn = (start, model_path.absolute(), config, settings), warn
         self._dtype = cast(torch.dtype, getattr(torch, settings["dtype"]))
         self._weights: Path | None = None
-        """The folder of the child's current weights; None for those it starts with."""
+        """The folder of the child's current weights; None for those it starts with, or was sent by `transfer`."""
+        self._was_sent = False
+        """Whether nothing here has the child's weights."""
         self._adapter: Path | None = None
         """The folder of the adapter beside them."""
         self._shared: MemoryFolder | None = None
@@ -177,12 +179,36 @@ class ChildEngine:
     def takes_adapters(self) -> bool:
         return self._takes_adapters
 
+    @property
+    def pid(self) -> int | None:
+        """The number of the child's process, another one after each start."""
+        return self._process.pid
+
+    def unread(self) -> tuple[str, ...]:
+        """Return the names of weights that the engine's model has no place for."""
+        try:
+            return self._send("unread")
+        except EngineDied as error:
+            self._restart(error)
+            return self.unread()
+
+    def transfer(self, name: str, payload: Any) -> None:
+        """Have the engine take part in vLLM's weight transfer (`VllmEngine.transfer`). Raises WeightsLost when it dies."""
+        self._asleep = False
+        try:
+            self._send("transfer", name, payload)
+        except EngineDied as error:
+            self._weights, self._was_sent = None, True
+            self._restart(error)
+
     def update_weights(
-        self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int, adapter: Path | None = None
+        self, source: Path | Iterable[tuple[str, torch.Tensor]] | None, version: int, adapter: Path | None = None
     ) -> None:
-        old, self._version, self._asleep = self._shared, version, False
-        if isinstance(source, Path):
-            self._weights, self._shared = source.absolute(), None
+        """`source`: None for the weights that `transfer` has brought. Should the child die with those, every method raises
+        WeightsLost once."""
+        old, self._version, self._asleep, self._was_sent = self._shared, version, False, source is None
+        if source is None or isinstance(source, Path):
+            self._weights, self._shared = None if source is None else source.absolute(), None
         else:
             # Weights never go through the pipe. The folder stays until the next update, for a child that must be
             # restarted.
@@ -190,7 +216,7 @@ class ChildEngine:
             self._weights = Path(self._shared.name)
         self._adapter = adapter
         if adapter is not None and self._shared is not None:
-            self._adapter = Path(shutil.copytree(adapter, self._weights / "adapter"))
+            self._adapter = Path(shutil.copytree(adapter, Path(self._shared.name) / "adapter"))
         self._command("update_weights")
         if old is not None:
             old.cleanup()
@@ -233,12 +259,17 @@ class ChildEngine:
         self._tokens_before_child, self._tokens_of_child = self._tokens_before_unit, 0
         try:
             self._start()
+            if self._was_sent:
+                self._was_sent = False
+                raise WeightsLost(f"{error}; it runs again, without the weights that it was sent")
             if self._weights is not None:
                 self._send("update_weights")
             if self._asleep:
                 self._send("sleep")
             for requests, spec in self._unit:
                 self._send("submit", requests, spec)
+        except WeightsLost:
+            raise
         except EngineDied as again:
             self._restart(again)
 
@@ -276,19 +307,21 @@ class ChildEngine:
         self._pipe.close()
         self._launcher.release(self._process)
 
-    def _weights_for_child(self) -> tuple[Path, int, Path | None]:
+    def _weights_for_child(self) -> tuple[Path | None, int, Path | None]:
         """Return the arguments of `update_weights` with folders that the child can read."""
-        assert self._weights is not None
+        if self._weights is None:
+            return None, self._version, None
         weights = self._launcher.carried(self._process, self._weights)
         adapter = None if self._adapter is None else weights / self._adapter.relative_to(self._weights)
         return weights, self._version, adapter
 
-    def _send(self, name: str, *arguments: Any) -> None:
+    def _send(self, name: str, *arguments: Any) -> Any:
+        """Send a command. Returns the value that answers it."""
         try:
             self._pipe.send((name, self._weights_for_child() if name == "update_weights" else arguments))
         except OSError as error:
             raise EngineDied("the engine process is gone") from error
-        self._wait_done()
+        return self._wait_done()
 
     def _wait_done(self) -> Any:
         """Wait for the answer to a command. Returns its value."""

@@ -17,6 +17,10 @@ class EngineDied(MachineFailure):
     """The engine's process has died. Requests in flight are lost; the weights and the run are not."""
 
 
+class WeightsLost(EngineDied):
+    """An engine has died, and only the learner has the weights that it was sent. It has started again, with others."""
+
+
 class TakesWeights(Protocol):
     """What receives a policy's weights."""
 

@@ -4,8 +4,8 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import repeat
 from multiprocessing.connection import wait
-from operator import methodcaller
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from conclip.cluster.memory_folder import MemoryFolder
 from conclip.config.groups import RolloutConfig
 from conclip.rollout.child import POLL_S, ChildEngine, vllm_engine
 from conclip.rollout.engine import RolloutEngine
+from conclip.rollout.transfer import Transfer
 from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
 
@@ -33,10 +34,20 @@ class EnginePool:
     """
 
     def __init__(
-        self, model_path: Path, config: RolloutConfig, *, start: Callable[..., RolloutEngine] = vllm_engine, **settings: Any
+        self,
+        model_path: Path,
+        config: RolloutConfig,
+        *,
+        start: Callable[..., RolloutEngine] = vllm_engine,
+        connect: Callable[[Transfer], Any] | None = None,
+        **settings: Any,
     ) -> None:
-        """Start the engines side by side. All arguments are those of `ChildEngine`."""
+        """Start the engines side by side. `connect`: how the weights of updates are sent (`Transfer`); None: as files. All
+        other arguments are those of `ChildEngine`."""
         number = config.num_engines
+        self._transfer = None if connect is None else Transfer(connect, self._tell, number)
+        self._connected: list[int | None] = []
+        """The processes that the transfer is connected to."""
         start = partial(with_threads, max(1, torch.get_num_threads() // number), start)
         self._dtype = cast(torch.dtype, getattr(torch, settings["dtype"]))
         self._shared: MemoryFolder | None = None
@@ -55,10 +66,18 @@ class EnginePool:
     def policy_version(self) -> int:
         return self._engines[0].policy_version
 
-    def _all(self, name: str, *arguments: Any) -> None:
-        """Give every engine a command, all at once: it takes as long as the slowest."""
+    def _each(self, name: str, *arguments: Any) -> None:
+        """Give every engine a command with what `arguments` have for it, all at once: it takes as long as the slowest."""
         with ThreadPoolExecutor(len(self._engines)) as threads:
-            list(threads.map(methodcaller(name, *arguments), self._engines))
+            list(threads.map(lambda engine, *mine: getattr(engine, name)(*mine), self._engines, *arguments))
+
+    def _all(self, name: str, *arguments: Any) -> None:
+        """Give every engine the same command."""
+        self._each(name, *map(repeat, arguments))
+
+    def _tell(self, name: str, payloads: Sequence[Any]) -> None:
+        """Pass a call of vLLM's weight transfer on to every engine, with its own argument."""
+        self._each("transfer", repeat(name), payloads)
 
     def submit(self, requests: Sequence[Request], spec: SamplingSpec) -> None:
         for index, engine in enumerate(self._engines):
@@ -82,14 +101,26 @@ class EnginePool:
         self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int, adapter: Path | None = None
     ) -> None:
         old, self._shared = self._shared, None
-        if not isinstance(source, Path):
-            self._shared = as_folder(source, self._dtype)
-            source = Path(self._shared.name)
-            if adapter is not None:
-                adapter = Path(shutil.copytree(adapter, source / "adapter"))
-        self._all("update_weights", source, version, adapter)
+        folder = source if isinstance(source, Path) else self._sent(source)
+        if adapter is not None and self._shared is not None:
+            adapter = Path(shutil.copytree(adapter, Path(self._shared.name) / "adapter"))
+        self._all("update_weights", folder, version, adapter)
         if old is not None:
             old.cleanup()
+
+    def _sent(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Path | None:
+        """Send the weights to all engines, or return the folder from which they can read them."""
+        if self._transfer is not None:
+            processes = [engine.pid for engine in self._engines]
+            if self._transfer.is_ready:
+                if processes != self._connected:
+                    self._transfer.disconnect()
+                self._transfer.send(weights)
+                self._connected = processes
+                return None
+            weights = self._transfer.noted(weights, self._dtype, self._engines[0].unread())
+        self._shared = as_folder(weights, self._dtype)
+        return Path(self._shared.name)
 
     def reset_cache(self) -> None:
         self._all("reset_cache")

@@ -32,6 +32,7 @@ from conclip.models.load import load_tokenizer, reading
 from conclip.problems.prompts import INSTRUCTIONS, encode_prompt, messages_for
 from conclip.rollout.collect import TRAINING, PromptSet, Task, collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
+from conclip.rollout.transfer import connect_gpus
 from conclip.runs.run import Run
 from conclip.runs.sampling_progress import BatchContext
 from conclip.runs.stopwatch import Stopwatch
@@ -343,14 +344,23 @@ def start_engine(
     by_transformers = implementation(model_path, trust_remote_code=config.model.trust_remote_code) == "transformers"
     elsewhere = config.cluster.kind == "ray"
     alone = config.cluster.learner_ranks == 1  # vLLM takes a process's only process group for itself
-    if config.rollout.num_engines > 1:
+    weights = config.cluster.weights if config.learning is not None else "files"
+    if config.rollout.num_engines > 1 or weights != "files":
         from conclip.rollout.pool import EnginePool  # noqa: PLC0415
 
-        if torch.cuda.is_available() and not elsewhere:
+        if weights != "files" and not torch.cuda.is_available():
+            raise UserError(
+                f"cluster.weights={weights}: weights go from GPU to GPU, and torch sees none here; set it to files"
+            )
+        if torch.cuda.is_available() and not elsewhere and config.rollout.num_engines > 1:
             raise UserError(
                 "rollout.num_engines: on GPUs, several engines need cluster=ray, which gives each its own; set it to 1"
             )
-        return EnginePool(model_path, config.rollout, warn=warn, launcher=launcher(), **settings)
+        begun = launcher()
+        if weights != "files":
+            num_workers = config.rollout.num_engines * config.rollout.tensor_parallel_size
+            settings |= {"weight_transfer": weights, "connect": partial(connect_gpus, weights, begun.host, num_workers)}
+        return EnginePool(model_path, config.rollout, warn=warn, launcher=begun, **settings)
     if config.rollout.engine == "child_process" or by_transformers or elsewhere or not alone:
         from conclip.rollout.child import ChildEngine  # noqa: PLC0415  only what is used gets imported
 

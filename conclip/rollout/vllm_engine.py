@@ -52,10 +52,11 @@ class VllmEngine:
         stop_tokens: Sequence[str] = (),
         thinking_tags: ThinkingTags | None = None,
         adapter: AdapterConfig | None = None,
+        weight_transfer: str | None = None,
     ) -> None:
         """Start vLLM. `stop_tokens` end a response, as the model's own end tokens do; `thinking_tags` are required where
-        requests have a thinking budget; `adapter` is one that `update_weights` may bring. Raises UserError when vLLM refuses
-        the model or the settings."""
+        requests have a thinking budget; `adapter` is one that `update_weights` may bring; `weight_transfer` names the
+        backend of vLLM's that `transfer` is for. Raises UserError when vLLM refuses the model or the settings."""
         _configure_environment(deterministic=config.deterministic)
         with lasting():
             from vllm import EngineArgs, LLMEngine  # noqa: PLC0415  seconds to import, and reads the environment above
@@ -73,6 +74,7 @@ class VllmEngine:
             reasoning_config=_reasoning(thinking_tags),
             max_model_len=max_model_len,
             trust_remote_code=trust_remote_code,
+            weight_transfer_config=_transfer(weight_transfer),
             **engine_settings(config, max_model_len=max_model_len, on_cpu=on_cpu),
         )
         try:
@@ -163,15 +165,37 @@ class VllmEngine:
     def takes_adapters(self) -> bool:
         return self._takes_adapters
 
-    def update_weights(
-        self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int, adapter: Path | None = None
-    ) -> None:
+    def unread(self) -> tuple[str, ...]:
+        """Return the names of weights that the model has no place for."""
+        return () if self._has_head else tuple(self._tied)
+
+    def transfer(self, name: str, payload: dict[str, Any]) -> None:
+        """Have the workers take their part in vLLM's weight transfer: the method of this name, with its argument if it has
+        one. `update_weights` follows, when all weights are there."""
+        self._wake()
+        self._engine.collective_rpc(name, args=(payload,) if payload else ())
+
+    def _wake(self) -> None:
         if self._in_flight:
             raise RuntimeError("weights may not change while responses are being sampled")
         if self._asleep:
             self._engine.wake_up()
             self._asleep = False
-        tensors = read_weights(source) if isinstance(source, Path) else source
+
+    def update_weights(
+        self, source: Path | Iterable[tuple[str, torch.Tensor]] | None, version: int, adapter: Path | None = None
+    ) -> None:
+        """`source`: None for the weights that `transfer` has brought."""
+        self._wake()
+        if source is not None:
+            self._reload(read_weights(source) if isinstance(source, Path) else source)
+        if self._on_cpu:
+            self._engine.apply_model(_pack_experts)
+        self._adapter = None if adapter is None else self._added(adapter)
+        self.reset_cache()
+        self._version = version
+
+    def _reload(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         if self._tied:
             tensors = _with_head(tensors, self._tied) if self._has_head else _without(tensors, self._tied)
         if self._in_workers:
@@ -179,11 +203,6 @@ class VllmEngine:
                 self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         else:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
-        if self._on_cpu:
-            self._engine.apply_model(_pack_experts)
-        self._adapter = None if adapter is None else self._added(adapter)
-        self.reset_cache()
-        self._version = version
 
     def _added(self, adapter: Path) -> Any:
         """Make the engine read an adapter, in place of the one it has. Returns what requests name it by."""
@@ -330,6 +349,15 @@ def _pack_experts(model: torch.nn.Module) -> None:
         kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
         if kernel is not None:
             kernel.fused_experts.process_weights_after_loading(module)
+
+
+def _transfer(backend: str | None) -> Any:
+    """Return vLLM's settings for its weight transfer; None without one."""
+    if backend is None:
+        return None
+    from vllm.config import WeightTransferConfig  # noqa: PLC0415
+
+    return WeightTransferConfig(backend=backend)
 
 
 def _reasoning(tags: ThinkingTags | None) -> Any:

@@ -1,0 +1,171 @@
+"""Weights sent to engines in other processes by vLLM's weight transfer, with a transport that a CPU has."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conclip.config.compose import load_config
+from conclip.errors import UserError
+from conclip.experiments.inputs import Inputs
+from conclip.models.folder import LAB_MODEL
+from conclip.models.load import load_policy
+from conclip.rollout.engine import WeightsLost
+from conclip.rollout.pool import EnginePool
+from conclip.rollout.session import Runtime
+from conclip.rollout.transfer import Transfer
+from conclip.training import ranks
+from conclip.training.learner import Learner
+from conclip.training.phase import PhaseInputs
+from tests.asking import SPEC, requests, run, tokens
+from tests.conftest import by_hand, runtime_with
+from tests.engines import ROLLOUT, SETTINGS
+from tests.phases import left_by, saving
+from tests.transport import FileTrainer, Sendable, vllm_with_files
+
+TWO = dataclasses.replace(ROLLOUT, num_engines=2)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def sent_runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, Inputs]]:
+    """With two engines that are sent their weights."""
+    connect = partial(FileTrainer, tmp_path_factory.mktemp("sent"))
+
+    def pool(model: Path, _: Any, **settings: Any) -> EnginePool:
+        return EnginePool(model, TWO, start=Sendable, connect=connect, **settings)
+
+    yield from runtime_with(pool, tmp_path_factory.mktemp("runs"))
+
+
+def weights_of(model: Path) -> dict[str, torch.Tensor]:
+    return load_policy(model, CPU).state_dict()
+
+
+@pytest.mark.whole
+@pytest.mark.engine
+def test_vllm_samples_from_what_it_is_sent(random_model: Path, tmp_path: Path):
+    """First as files, which tells names and shapes, then by the transfer: the responses are the same."""
+    connected: list[FileTrainer] = []
+
+    def connect(transfer: Transfer) -> FileTrainer:
+        connected.append(FileTrainer(tmp_path, transfer))
+        return connected[-1]
+
+    pool = EnginePool(LAB_MODEL, TWO, start=vllm_with_files, connect=connect, **SETTINGS)
+    try:
+        at_first = run(pool)
+        pool.update_weights(weights_of(random_model).items(), 1)
+        as_files = run(pool)
+        pool.update_weights(weights_of(LAB_MODEL).items(), 2)
+        assert tokens(run(pool)) == tokens(at_first) != tokens(as_files)
+        pool.update_weights(weights_of(random_model).items(), 3)
+        sent = run(pool)
+        assert {key: one.logprobs for key, one in sent.items()} == {key: one.logprobs for key, one in as_files.items()}
+        assert {one.policy_version for one in sent.values()} == {3} and len(connected) == 1
+    finally:
+        pool.close()
+
+
+@pytest.mark.whole
+def test_an_engine_that_dies_has_lost_what_it_was_sent(said: list[str], random_model: Path, tmp_path: Path):
+    pool = EnginePool(LAB_MODEL, TWO, warn=said.append, start=Sendable, connect=partial(FileTrainer, tmp_path), **SETTINGS)
+    lab, other = weights_of(LAB_MODEL), weights_of(random_model)
+    try:
+        pool.update_weights(lab.items(), 1)
+        pool.update_weights(other.items(), 2)
+        expected = run(pool)
+        pool._engines[1]._process.kill()
+        pool._engines[1]._process.join()
+        with pytest.raises(WeightsLost, match="runs again, without the weights"):
+            run(pool)
+        pool.abort()
+        pool.update_weights(other.items(), 3)
+        again = run(pool)
+        assert {key: one.logprobs for key, one in again.items()} == {key: one.logprobs for key, one in expected.items()}
+        pool._engines[0]._process.kill()
+        pool._engines[0]._process.join()
+        with pytest.raises(WeightsLost):  # as it is told that weights come
+            pool.update_weights(lab.items(), 4)
+        pool.update_weights(lab.items(), 5)
+        pool.submit(requests(), SPEC)
+        assert pool.policy_version == 5
+    finally:
+        pool.close()
+
+
+def trained(runtime: tuple[Runtime, Inputs], key: str) -> dict[str, Any]:
+    opened, inputs = runtime
+    config = saving("algo=ppo", num_steps=3)
+    phase = PhaseInputs(
+        stage="phase2",
+        settings=config.phase,
+        model_path=LAB_MODEL,
+        selection=by_hand(inputs.pool[:4]),
+        validation=inputs.validation,
+        key=key,
+    )
+    result, _ = ranks.train(phase, config, opened, ranks.Learners(config.cluster))
+    return left_by(opened.run, result)
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("method", ["update", "push"])
+def test_a_run_goes_on_from_its_last_checkpoint_when_weights_are_lost(
+    sent_runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch, method: str
+):
+    """An engine is killed before weights are sent to it (`update`), or after, so that sampling finds it (`push`)."""
+    engine, said, calls = sent_runtime[0].engine, list[str](), list[int]()
+    assert isinstance(engine, EnginePool)
+    undisturbed = trained(sent_runtime, f"undisturbed {method}")
+    real = getattr(Learner, method)
+
+    def killing(learner: Learner, *arguments: Any, **named: Any) -> Any:
+        value = real(learner, *arguments, **named)
+        calls.append(1)
+        if len(calls) == 3:
+            engine._engines[0]._process.kill()
+        return value
+
+    monkeypatch.setattr(Learner, method, killing)
+    monkeypatch.setattr(sent_runtime[0].run, "warn", said.append)
+    assert trained(sent_runtime, f"disturbed {method}") == undisturbed
+    assert any("the learner is started again, and phase2 goes on from its last checkpoint" in text for text in said)
+
+
+def test_workers_of_an_engine_come_after_those_of_the_engines_before():
+    """Two engines of two GPUs each and the trainer: five in all."""
+    told: list[tuple[str, Any]] = []
+    transfer = Transfer(lambda _: None, lambda name, payloads: told.append((name, payloads)), 2)
+    transfer.init_weight_transfer_engine({"rank_offset": 1, "world_size": 5})
+    assert told == [
+        ("init_weight_transfer_engine", [{"rank_offset": 1, "world_size": 5}, {"rank_offset": 3, "world_size": 5}])
+    ]
+
+
+def test_what_an_engine_has_no_place_for_is_not_sent():
+    transfer = Transfer(lambda _: None, lambda name, payloads: None, 1)
+    weights = {"a": torch.ones(2, 3), "head": torch.ones(1), "count": torch.ones(1, dtype=torch.long)}
+    noted = dict(transfer.noted(weights.items(), torch.bfloat16, ["head"]))
+    assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in noted.items()} == {
+        "a": (torch.bfloat16, (2, 3)),
+        "count": (torch.int64, (1,)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["cluster.weights=nccl"], "ipc for one engine"),
+        (["cluster.weights=ipc", "cluster.learner_ranks=2"], "ipc for one engine"),
+        (["cluster=ray", "cluster.weights=ipc"], "nccl or files with cluster=ray"),
+        (["cluster.weights=ipc", "model/adapter=lora"], "files with adapters"),
+    ],
+)
+def test_transfers_that_cannot_be_are_refused(overrides: list[str], words: str):
+    with pytest.raises(UserError, match=words):
+        load_config("train-phase2", *overrides)
