@@ -14,13 +14,16 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
+
+# pyright: reportMissingImports=false
+# lm-eval is installed for this comparison alone.
 from lm_eval.api.metrics import exact_match_hf_evaluate
 from lm_eval.filters.extraction import MultiChoiceRegexFilter, RegexFilter
 from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string, remove_boxed
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from conclip.config.schema import EvalRunConfig
 from conclip.config.typed import to_config
@@ -75,7 +78,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="run folder of conclip eval")
     parser.add_argument("--out", type=Path, help="write the disagreeing responses here, as JSON lines")
     arguments = parser.parse_args()
-    config = to_config(EvalRunConfig, OmegaConf.create(OmegaConf.load(arguments.folder / "config.yaml")))
+    config = to_config(EvalRunConfig, cast(DictConfig, OmegaConf.load(arguments.folder / "config.yaml")))
     problems = {p.problem_id: p for p in load_problems("data.test", config.data.test, config.seed)}
     rows = read_rows(arguments.folder)
     has_choices = any(problem.choices for problem in problems.values())

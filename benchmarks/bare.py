@@ -12,7 +12,7 @@ def bare_llm(model: str, *, dtype: str = "float32", max_model_len: int = 1024, k
     """An `LLM` with the settings conclip's own engine has on a CPU."""
     return LLM(
         model=model,
-        dtype=dtype,
+        dtype=dtype,  # pyright: ignore[reportArgumentType]
         skip_tokenizer_init=True,
         enforce_eager=True,
         enable_chunked_prefill=False,

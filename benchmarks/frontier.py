@@ -12,13 +12,14 @@ their own.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 from lab_runs import DOCS, Line, differences, into_page, keep_rows, lines, main, table
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.colors import ListedColormap
 
 ALGORITHMS = ("ppo", "vapo", "grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "gspo", "cispo", "shortest_sft")
 LORA = ("model/adapter=lora", "optim.policy_lr=1.0e-3", "optim.critic_lr=5.0e-3")
@@ -89,7 +90,14 @@ def picture(found: Sequence[Line], path: Path) -> None:
 
 
 MARKERS = "osD^v<>Ph*Xp8"
-COLOURS = [*matplotlib.colormaps["tab10"].colors, "black", "navy", "darkgreen", "maroon", "indigo"]
+COLOURS = [
+    *cast(Any, cast(ListedColormap, matplotlib.colormaps["tab10"]).colors),
+    "black",
+    "navy",
+    "darkgreen",
+    "maroon",
+    "indigo",
+]
 
 
 def _point(axes: Any, line: Line, label: str) -> None:

@@ -42,10 +42,10 @@ from conclip.types import Request, SamplingSpec
 ON_GPU = torch.cuda.is_available()
 GPU = torch.device("cuda" if ON_GPU else "cpu")
 CPU = torch.device("cpu")
-LARGE = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
+LARGE: dict[str, Any] = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
 LARGE |= {"num_key_value_heads": 2, "vocab_size": 151_936, "tie_word_embeddings": False}
 """The shape of Qwen2.5-1.5B."""
-TINY = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
 TINY |= {"num_key_value_heads": 2, "vocab_size": 512, "tie_word_embeddings": False}
 
 Row = tuple[str, bool | None, str]
@@ -140,8 +140,8 @@ def memory_checks() -> Iterator[Row]:
     with TemporaryDirectory() as name:
         folder = Path(name)
         with GPU:
-            model = Qwen2ForCausalLM(Qwen2Config(**shape)).to(torch.bfloat16)
-        model.save_pretrained(folder)
+            model: Any = Qwen2ForCausalLM(Qwen2Config(**shape))
+        model.to(torch.bfloat16).save_pretrained(folder)
         del model
         tokens = batch(int(shape["vocab_size"]), num_responses, num_tokens)
         longest = tokens.input_ids.shape[1]

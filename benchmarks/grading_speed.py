@@ -43,7 +43,7 @@ def main() -> None:
         ("(%d, 1)", "(%d,2)"),
         ("[0,%d)", "[0, %d]"),
     )
-    symbolic = [tuple(part % (n + 10) for part in shapes[n % len(shapes)]) for n in range(3000)]
+    symbolic = [(gold % (n + 10), said % (n + 10)) for n in range(3000) for gold, said in [shapes[n % len(shapes)]]]
     equal = [(f"{n},000", f"{n}000") for n in range(50_000)]
     cached = [("1/2", "0.5"), ("3", "4")] * 25_000
     for name, pairs in (("symbolic", symbolic), ("equal", equal), ("cached", cached)):

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -109,7 +109,7 @@ def sample_bare(work: Work, *, logprobs: bool = True) -> Numbers:
     seconds, tokens = list[float](), list[int]()
     for number in range(ROUNDS):
         tasks = tasks_for(inputs.pool, prompts.by_variant[TRAINING], work.group_size, (number, "bench"), spec)
-        stop = [prompts.tokenizer.eos_token_id]
+        stop = [cast(int, prompts.tokenizer.eos_token_id)]
         limits: dict[str, Any] = {"temperature": 1.0, "max_tokens": work.max_tokens, "detokenize": False}
         limits |= {"logprobs": 0} if logprobs else {}
         parameters = [SamplingParams(seed=task.seed, stop_token_ids=stop, **limits) for task in tasks]
@@ -225,10 +225,11 @@ def step_trl(work: Work) -> Numbers:
     from conclip.models.load import load_policy, load_tokenizer
     from conclip.rollout.session import TRAINING, encode_prompts
 
+    trainers: Any = trl  # its annotations do not name what it exports
     config, inputs = config_of(work)
     tokenizer = load_tokenizer(inputs.model_path)
     token_ids = encode_prompts(config, inputs.model_path, inputs.pool).by_variant[TRAINING].token_ids
-    rows = [{"prompt": tokenizer.decode(token_ids[p.problem_id]), "gold": str(p.answer)} for p in inputs.pool]
+    rows = [{"prompt": tokenizer.decode(list(token_ids[p.problem_id])), "gold": str(p.answer)} for p in inputs.pool]
     lengths: list[int] = []
 
     def reward(completions: list[str], completion_ids: list[list[int]], gold: list[str], **_: Any) -> list[float]:
@@ -246,10 +247,10 @@ def step_trl(work: Work) -> Numbers:
 
     size = min(64, work.num_problems * work.group_size)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trl.GRPOTrainer(
+        trainer = trainers.GRPOTrainer(
             model=load_policy(inputs.model_path, torch.device("cpu")),
             reward_funcs=reward,
-            args=trl.GRPOConfig(
+            args=trainers.GRPOConfig(
                 output_dir=folder,
                 use_cpu=True,
                 bf16=config.model.dtype == "bfloat16",
