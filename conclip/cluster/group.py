@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]  documented, but not exported
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from conclip.cluster.ranks import OnAllRanks, RankDied, whole
+from conclip.cluster.ranks import OnAllRanks, RankDied, matching, whole
 from conclip.cluster.shares import write_shares
 from conclip.runs.interrupts import deferred
 
@@ -101,7 +102,13 @@ class Group:
         dist.broadcast_object_list(calls)
         return cast(Call, calls[0])
 
+    def loads_on(self, device: torch.device) -> torch.device:
+        return torch.device("cpu" if self.is_first else "meta")  # sharding takes a layer at a time to the device
+
     def shard(self, module: nn.Module) -> None:
+        weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
+        if not self.is_first:
+            _give_room(module)
         for layer in module.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 fully_shard(layer, mesh=self._mesh)
@@ -111,6 +118,18 @@ class Group:
                 # losses are sums with weights that were counted over all ranks, so gradients add up
                 part.set_gradient_divide_factor(1.0)
                 part.set_force_sum_reduction_for_comms(True)
+        self.fill(module, weights)
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+    @torch.no_grad()
+    def fill(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in module.named_parameters():
+            whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=self._device)
+            if self.is_first:
+                whole.copy_(matching(weights, name, parameter))
+            of_rank = cast(DTensor, parameter)
+            parameter.copy_(distribute_tensor(whole, of_rank.device_mesh, of_rank.placements, src_data_rank=0))
 
     def share(self, micro_batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
         """Deal the micro-batches in turn: neighbours are of similar length, so that ranks wait little for each other."""
@@ -138,6 +157,22 @@ class Group:
 
     def leave(self) -> None:
         dist.destroy_process_group()
+
+
+def _give_room(module: nn.Module) -> None:
+    """Give tensors of the meta device room in main memory, without content; what is tied stays so. The system keeps no page
+    of them until it is written, so that a rank takes as much as its share."""
+    parameters: dict[nn.Parameter, nn.Parameter] = {}
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter.is_meta:
+                if parameter not in parameters:
+                    room = torch.empty_like(parameter, device="cpu")
+                    parameters[parameter] = nn.Parameter(room, requires_grad=parameter.requires_grad)
+                setattr(owner, name, parameters[parameter])
+        for name, buffer in owner.named_buffers(recurse=False):
+            if buffer.is_meta:
+                setattr(owner, name, torch.empty_like(buffer, device="cpu"))
 
 
 def interface_to(host: str) -> str:

@@ -40,8 +40,19 @@ class Ranks(Protocol):
         """Have every other rank call its learner's method `name` with these arguments while the first calls its own."""
         ...
 
+    def loads_on(self, device: torch.device) -> torch.device:
+        """Return where this rank loads a model that `device` is to compute with; ranks that have no need of its content load
+        it on the meta device."""
+        ...
+
     def shard(self, module: nn.Module) -> None:
-        """Leave this rank its share of the module's weights. The module gathers them in its forward and backward passes."""
+        """Leave this rank its share of the module's weights, as the first rank has them. The module gathers them in its
+        forward and backward passes."""
+        ...
+
+    def fill(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Set this rank's share of the module's parameters to whole tensors, as the first rank has them. Raises ValueError
+        there when one is missing or has another shape."""
         ...
 
     def share(self, micro_batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
@@ -80,7 +91,15 @@ class OneRank:
     def calling(self, name: str, *arguments: Any, **named: Any) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def loads_on(self, device: torch.device) -> torch.device:
+        return device
+
     def shard(self, module: nn.Module) -> None: ...
+
+    @torch.no_grad()
+    def fill(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in module.named_parameters():
+            parameter.copy_(matching(weights, name, parameter))
 
     def share(self, micro_batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
         return ((rows, True) for rows in micro_batches)
@@ -96,6 +115,14 @@ class OneRank:
 
     def write(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "tensors.safetensors")
+
+
+def matching(saved: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
+    """Return the saved tensor of a parameter. Raises ValueError when it is missing or has another shape."""
+    tensor = saved.get(name)
+    if tensor is None or tensor.shape != parameter.shape:
+        raise ValueError(f"{name} is missing, or of another shape")
+    return tensor
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from conclip.cluster.ranks import divided_like, whole
+from conclip.cluster.ranks import divided_like, matching, whole
 from conclip.config.groups import AdapterBase, Dtype
 from conclip.errors import UserError, explain
 from conclip.models.folder import layer_number, weight_files
@@ -61,11 +61,20 @@ def load_policy(
     """Return the causal language model in eval mode: dropout would make the trainer's log-probs differ from the engine's.
 
     Its weights are fp32, since small learning rates vanish in bf16 ones; frozen `weights` may also be bf16, or 4-bit (NF4,
-    Dettmers et al. 2023, section 3), which are computed with in `dtype`. Raises UserError for a model whose logits are not
-    those of `OutputHead`.
+    Dettmers et al. 2023, section 3), which are computed with in `dtype`. On the meta device it has shapes and no content,
+    and no file of weights is read. Raises UserError for a model whose logits are not those of `OutputHead`.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     computed = torch.float32 if weights == "float32" or (weights == "4bit" and dtype == "float32") else torch.bfloat16
+    # The engine caps attention scores where the model says so (Gemma 2). None of torch's own attention kernels does, and
+    # none warns about it.
+    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+    if device.type == "meta":
+        with device:
+            shapes = AutoModelForCausalLM.from_config(
+                config, dtype=computed, trust_remote_code=trust_remote_code, attn_implementation=attention
+            )
+        return cast(PreTrainedModel, cast(torch.nn.Module, shapes).eval())
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -74,9 +83,7 @@ def load_policy(
         quantization_config=nf4 if weights == "4bit" else None,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
-        # The engine caps attention scores where the model says so (Gemma 2). None of torch's own attention kernels does,
-        # and none warns about it.
-        attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else None,
+        attn_implementation=attention,
     )
     policy = cast(PreTrainedModel, cast(torch.nn.Module, model).to(device).eval())
     if weights == "4bit":
@@ -108,10 +115,7 @@ def checkpoint_weights(policy: PreTrainedModel) -> Iterator[tuple[str, torch.Ten
 def copy_parameters(saved: Mapping[str, torch.Tensor], module: torch.nn.Module, *, prefix: str = "") -> None:
     """Copy the saved parameters into the module. Raises ValueError when one is missing or has another shape."""
     for key, parameter in module.named_parameters():
-        tensor = saved.get(f"{prefix}{key}")
-        if tensor is None or tensor.shape != parameter.shape:
-            raise ValueError(f"{prefix}{key} is missing, or of another shape")
-        parameter.copy_(divided_like(tensor, parameter))
+        parameter.copy_(divided_like(matching(saved, f"{prefix}{key}", parameter), parameter))
 
 
 class OutputHead(torch.nn.Module):
@@ -175,14 +179,15 @@ def recompute_activations(policy: PreTrainedModel) -> None:
     layers = [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not (layers and policy.supports_gradient_checkpointing):
         raise UserError("trainer.recompute_activations: this model's code does not support it; set it to false")
-    before = _hidden(policy)
+    has_content = policy.device.type != "meta"  # else the rank that has it looks
+    before = _hidden(policy) if has_content else None
     policy.gradient_checkpointing_enable({"use_reentrant": False})
     for layer in layers:
         layer.training = True  # only the layer itself needs it: modules inside it, such as dropout, stay in eval mode
         for name, value in list(vars(layer).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(layer, name, 0.0)  # what the layer itself would drop
-    if not torch.equal(_hidden(policy), before):
+    if before is not None and not torch.equal(_hidden(policy), before):
         raise UserError("trainer.recompute_activations: this model's layers drop values at random then; set it to false")
 
 

@@ -30,7 +30,7 @@ def load_models(folder: Path, config: LearnConfig, device: torch.device, ranks: 
     algo, adapter = config.algo, config.model.adapter
     policy = load_policy(
         folder,
-        device if ranks.size == 1 else torch.device("cpu"),  # sharding takes a layer at a time to the device
+        ranks.loads_on(device),
         trust_remote_code=config.model.trust_remote_code,
         weights=adapter.base,
         dtype=config.model.dtype,

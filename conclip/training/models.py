@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from conclip.cluster.ranks import OneRank, Ranks
 from conclip.config.groups import Dtype
 from conclip.models.critic import Critic, body_of
-from conclip.models.load import checkpoint_weights, copy_parameters, load_policy
+from conclip.models.load import checkpoint_weights, load_policy
 from conclip.models.scorer import Scorer
 from conclip.rollout.engine import TakesWeights
 
@@ -79,25 +79,27 @@ class FullModels:
         trust_remote_code: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
+        """Divide the models among `ranks`, each before the next is made: `policy` is whole, or without content."""
         self.policy, self._trust_remote_code = policy, trust_remote_code
         self._ranks, self._loads_on = ranks or OneRank(), policy.device
+        self._scorers: dict[Role, nn.Module] = {}
         self.reference = None
         if reference:
             self.reference = copy.deepcopy(policy).requires_grad_(False)
             if reference_dtype == "bfloat16":
                 for parameter in self.reference.parameters():  # not the buffers: positions need all their digits
                     parameter.data = parameter.data.bfloat16()
+            self._scorers["reference"] = self._divided(Scorer(self.reference))
         self.critic = Critic(copy.deepcopy(body_of(policy))) if critic else None
         self.trained: dict[str, nn.Module] = {"policy": policy}
         if self.critic is not None:
             self.trained["critic"] = self.critic
-        self._scorers: dict[Role, nn.Module] = {"policy": Scorer(policy)}
-        if self.reference is not None:
-            self._scorers["reference"] = Scorer(self.reference)
-        if self.critic is not None:
-            self._scorers["critic"] = self.critic
-        for module in self._scorers.values():
-            self._ranks.shard(module)
+            self._scorers["critic"] = self._divided(self.critic)
+        self._scorers["policy"] = self._divided(Scorer(policy))
+
+    def _divided(self, module: nn.Module) -> nn.Module:
+        self._ranks.shard(module)
+        return module
 
     def for_updates(self) -> list[nn.Module]:
         return [model for model in (self.reference, self.critic) if model is not None]
@@ -125,7 +127,7 @@ class FullModels:
 
     def load(self, folder: Path) -> None:
         saved = load_policy(folder, self._loads_on, trust_remote_code=self._trust_remote_code)
-        copy_parameters(dict(saved.named_parameters()), self.policy)
+        self._ranks.fill(self.policy, dict(saved.named_parameters()))
 
     def complete(self, folder: Path, *, written: bool = True) -> None:
         """Do nothing: it is whole."""
