@@ -134,6 +134,7 @@ def memory_checks() -> Iterator[Row]:
     cases = {
         "GRPO, all weights": ("algo=grpo",),
         "GRPO, all weights, 8-bit moments": ("algo=grpo", "optim.moments=8bit"),
+        "PPO, all weights, 8-bit moments": ("optim.moments=8bit",),
         "PPO, adapters on bfloat16": ("model/adapter=lora", "model.adapter.base=bfloat16"),
         "PPO, adapters on 4 bits": ("model/adapter=lora", "model.adapter.base=4bit"),
     }

@@ -27,7 +27,7 @@ def test_the_check_rehearses_without_a_gpu():
         "learner": 9,
         "repeat": 2,
         "optimiser": 2,
-        "memory": 4,
+        "memory": 5,
         "engine": 12,
     }
 

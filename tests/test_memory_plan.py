@@ -198,8 +198,10 @@ def test_logits_and_the_critics_gradients_are_never_there_together():
     assert parts["logits"].update > 0 and parts["logits"].critic_update == 0
     assert parts["the head's gradient again"].critic_update == 0
     assert parts["activations"].critic_update == parts["activations"].update > 0
+    again = parts["the embedding's gradient again"]
+    assert again.update == 0 and again.critic_update == pytest.approx(0.5 - parts["activations"].update)
     columns = [str(column.header) for column in memory_table(list(parts.values())).columns]
-    assert columns == ["part", "sampling", "weights to the engine", "update", "the critic's update"]
+    assert columns == ["part", "sampling", "weights to the engine", "the policy's update", "the critic's update"]
     assert len(memory_table(list(parts_of(learning("algo=grpo"), model).values())).columns) == 4
 
 

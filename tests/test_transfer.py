@@ -16,12 +16,12 @@ from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy
 from conclip.rollout.engine import WeightsLost
 from conclip.rollout.pool import EnginePool
-from conclip.rollout.session import Runtime
+from conclip.rollout.session import Runtime, start_engine
 from conclip.rollout.transfer import Transfer
 from conclip.training import ranks
 from conclip.training.learner import Learner
 from conclip.training.phase import PhaseInputs
-from tests.asking import SPEC, requests, run, tokens
+from tests.asking import run, tokens
 from tests.conftest import by_hand, runtime_with
 from tests.engines import ROLLOUT, SETTINGS
 from tests.phases import left_by, saving
@@ -32,9 +32,15 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def sent_runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, Inputs]]:
+def sent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the transport."""
+    return tmp_path_factory.mktemp("sent")
+
+
+@pytest.fixture(scope="module")
+def sent_runtime(sent: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, Inputs]]:
     """With two engines that are sent their weights."""
-    connect = partial(FileTrainer, tmp_path_factory.mktemp("sent"))
+    connect = partial(FileTrainer, sent)
 
     def pool(model: Path, _: Any, **settings: Any) -> EnginePool:
         return EnginePool(model, TWO, start=Sendable, connect=connect, **settings)
@@ -77,11 +83,12 @@ def test_an_engine_that_dies_has_lost_what_it_was_sent(said: list[str], random_m
     lab, other = weights_of(LAB_MODEL), weights_of(random_model)
     try:
         pool.update_weights(lab.items(), 1)
+        at_first = {key: one.logprobs for key, one in run(pool).items()}
         pool.update_weights(other.items(), 2)
         expected = run(pool)
         pool._engines[1]._process.kill()
         pool._engines[1]._process.join()
-        with pytest.raises(WeightsLost, match="runs again, without the weights"):
+        with pytest.raises(WeightsLost, match="and with it the weights that it was sent"):
             run(pool)
         pool.abort()
         pool.update_weights(other.items(), 3)
@@ -89,11 +96,20 @@ def test_an_engine_that_dies_has_lost_what_it_was_sent(said: list[str], random_m
         assert {key: one.logprobs for key, one in again.items()} == {key: one.logprobs for key, one in expected.items()}
         pool._engines[0]._process.kill()
         pool._engines[0]._process.join()
-        with pytest.raises(WeightsLost):  # as it is told that weights come
-            pool.update_weights(lab.items(), 4)
-        pool.update_weights(lab.items(), 5)
-        pool.submit(requests(), SPEC)
-        assert pool.policy_version == 5
+        pool.update_weights(lab.items(), 4)  # others come: nothing is lost
+        assert {key: one.logprobs for key, one in run(pool).items()} == at_first
+        (tmp_path / "die").touch()
+        with pytest.raises(WeightsLost, match="as it was sent weights; all engines start again"):
+            pool.update_weights(other.items(), 5)
+        pool.update_weights(other.items(), 6)
+        last = run(pool)
+        assert {key: one.logprobs for key, one in last.items()} == {key: one.logprobs for key, one in expected.items()}
+        assert {one.policy_version for one in last.values()} == {6}
+        pool._engines[0]._process.kill()
+        pool._engines[0]._process.join()
+        pool.sleep()  # drops the weights: nothing is lost
+        pool.update_weights(lab.items(), 7)
+        assert {key: one.logprobs for key, one in run(pool).items()} == at_first
     finally:
         pool.close()
 
@@ -114,27 +130,31 @@ def trained(runtime: tuple[Runtime, Inputs], key: str) -> dict[str, Any]:
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("method", ["update", "push"])
-def test_a_run_goes_on_from_its_last_checkpoint_when_weights_are_lost(
-    sent_runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch, method: str
+@pytest.mark.parametrize("when", ["before", "amid", "after"])
+def test_a_run_sends_lost_weights_again(
+    sent_runtime: tuple[Runtime, Inputs], sent: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ):
-    """An engine is killed before weights are sent to it (`update`), or after, so that sampling finds it (`push`)."""
+    """An engine is killed before new weights are sent to it, amid them, or after, so that sampling finds it."""
     engine, said, calls = sent_runtime[0].engine, list[str](), list[int]()
     assert isinstance(engine, EnginePool)
-    undisturbed = trained(sent_runtime, f"undisturbed {method}")
-    real = getattr(Learner, method)
+    undisturbed = trained(sent_runtime, f"undisturbed {when}")
+    push = Learner.push
 
-    def killing(learner: Learner, *arguments: Any, **named: Any) -> Any:
-        value = real(learner, *arguments, **named)
+    def killing(learner: Learner, *arguments: Any) -> None:
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 3 and when == "amid":
+            (sent / "die").touch()
+        if len(calls) == 3 and when == "before":
             engine._engines[0]._process.kill()
-        return value
+        push(learner, *arguments)
+        if len(calls) == 3 and when == "after":
+            engine._engines[0]._process.kill()
 
-    monkeypatch.setattr(Learner, method, killing)
+    monkeypatch.setattr(Learner, "push", killing)
     monkeypatch.setattr(sent_runtime[0].run, "warn", said.append)
-    assert trained(sent_runtime, f"disturbed {method}") == undisturbed
-    assert any("the learner is started again, and phase2 goes on from its last checkpoint" in text for text in said)
+    assert trained(sent_runtime, f"disturbed {when}") == undisturbed
+    lost = [text for text in said if "they are sent again" in text]
+    assert len(lost) == (when != "before") and ("sampled anew" in "".join(lost)) is (when == "after")
 
 
 def test_workers_of_an_engine_come_after_those_of_the_engines_before():
@@ -160,8 +180,10 @@ def test_what_an_engine_has_no_place_for_is_not_sent():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["cluster.weights=nccl"], "ipc for one engine"),
-        (["cluster.weights=ipc", "cluster.learner_ranks=2"], "ipc for one engine"),
+        (["cluster.weights=nccl"], "ipc, for one engine"),
+        (["cluster.weights=ipc", "cluster.learner_ranks=2"], "ipc, for one engine"),
+        (["cluster.weights=ipc", "rollout.num_engines=2"], "ipc, for one engine"),
+        (["cluster.weights=ipc", "rollout.tensor_parallel_size=2"], "ipc, for one engine"),
         (["cluster=ray", "cluster.weights=ipc"], "nccl or files with cluster=ray"),
         (["cluster.weights=ipc", "model/adapter=lora"], "files with adapters"),
     ],
@@ -169,3 +191,10 @@ def test_what_an_engine_has_no_place_for_is_not_sent():
 def test_transfers_that_cannot_be_are_refused(overrides: list[str], words: str):
     with pytest.raises(UserError, match=words):
         load_config("train-phase2", *overrides)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_transfer_between_gpus_needs_a_gpu():
+    config = load_config("train-phase2", "cluster.weights=ipc")
+    with pytest.raises(UserError, match=r"cluster.weights=ipc.*torch sees none"):
+        start_engine(config, LAB_MODEL, max_model_len=512, warn=pytest.fail)

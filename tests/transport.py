@@ -1,5 +1,7 @@
 """A transport for vLLM's weight transfer that a CPU has: files, a few tensors at a time."""
 
+import os
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +26,8 @@ class FileTrainer:
     def __init__(self, folder: Path, transfer: Transfer) -> None:
         self._folder, self._transfer = folder, transfer
         transfer.init_weight_transfer_engine({"folder": str(folder), "rank_offset": 1, "world_size": 5})
+
+    def shutdown(self) -> None: ...
 
     def send_weights(self) -> None:
         transfer, sent = self._transfer, list[tuple[str, torch.Tensor]]()
@@ -51,9 +55,9 @@ class Piece:
 
 def vllm_with_files(model: Path, config: RolloutConfig, **settings: Any) -> RolloutEngine:
     """vLLM's engine, which knows the transport."""
-    from conclip.rollout.vllm_engine import VllmEngine, _configure_environment
+    from conclip.rollout.vllm_engine import VllmEngine, configure_environment
 
-    _configure_environment(deterministic=False)
+    configure_environment(deterministic=False)
     from vllm.distributed.weight_transfer.base import WeightTransferEngine
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
@@ -82,7 +86,10 @@ def vllm_with_files(model: Path, config: RolloutConfig, **settings: Any) -> Roll
 
 
 class Sendable(ScriptedEngine):
-    """Takes weights by the transport."""
+    """Takes weights by the transport, in the order that vLLM's workers insist on. It dies of a piece where its folder has a
+    file `die`."""
+
+    _is_open = False
 
     def unread(self) -> tuple[str, ...]:
         return ("lm_head.weight",)
@@ -91,11 +98,18 @@ class Sendable(ScriptedEngine):
         if name == "init_weight_transfer_engine":
             self._place = Place(**payload)
         elif name == "start_weight_update":
+            assert not self._is_open, "an update has begun already, as vLLM's workers say"
             self._sent: dict[str, torch.Tensor] = {}
+            self._is_open = True
         elif name == "update_weights":
+            assert self._is_open
             self._sent |= load_file(Path(self._place.folder) / payload["file"])
+            if (die := Path(self._place.folder) / "die").exists():
+                die.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
         else:
-            assert name == "finish_weight_update"
+            assert name == "finish_weight_update" and self._is_open
+            self._is_open = False
 
     def update_weights(
         self, source: Path | Iterable[tuple[str, torch.Tensor]] | None, version: int, adapter: Path | None = None

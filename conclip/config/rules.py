@@ -239,13 +239,14 @@ def _check_ranks(config: LearnConfig) -> None:
     if cluster.weights != "files":
         _require(config.model.adapter.kind == "none", "cluster.weights", "must be files with adapters")
         apart = cluster.kind == "ray"
-        fits = cluster.weights == "nccl" if apart else cluster.weights == "ipc" and cluster.learner_ranks == 1
+        alone = (cluster.learner_ranks, config.rollout.num_engines, config.rollout.tensor_parallel_size) == (1, 1, 1)
+        fits = cluster.weights == "nccl" if apart else cluster.weights == "ipc" and alone
         _require(
             fits,
             "cluster.weights",
             "must be nccl or files with cluster=ray"
             if apart
-            else "is ipc for one engine on the GPU of a learner of one rank",
+            else "is ipc, for one engine of one GPU and a learner of one rank there; or files",
         )
     if cluster.learner_ranks == 1:
         return

@@ -29,7 +29,7 @@ ENGINE_ROOM_GIB = 1.5
 MOMENTS = {
     "sampling": "sampling",
     "transfer": "weights to the engine",
-    "update": "update",
+    "update": "the policy's update",
     "critic_update": "the critic's update",
 }
 """The moments at which a part may take its own, and what tables call them."""
@@ -249,9 +249,13 @@ def _update(config: LearnConfig, model: ModelSize, longest: int) -> Iterator[Par
             again = each * math.prod(model.head) / GIB
             yield Part(name="the head's gradient again", update=again, of_critic=0.0, exact=False)
     kept = activations(model.folder, rows, longest, config.model.adapter, config.model.dtype)
+    peak = 0.0
     if kept is not None:
-        peak = kept.peak(recompute=config.trainer.recompute_activations)
-        yield Part(name="activations", update=peak / GIB, exact=False)
+        peak = kept.peak(recompute=config.trainer.recompute_activations) / GIB
+        yield Part(name="activations", update=peak, exact=False)
+    if model.head is not None and config.algo.has_critic and config.model.adapter.kind == "none":
+        again = 4 * math.prod(model.head) / GIB  # it comes last, when activations are gone
+        yield Part(name="the embedding's gradient again", of_critic=max(0.0, again - peak), exact=False)
 
 
 def trained_parameters(config: LearnConfig, model: ModelSize) -> tuple[int, int]:

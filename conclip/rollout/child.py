@@ -78,9 +78,10 @@ def _serve(
 class ChildEngine:
     """A `RolloutEngine` in a child process.
 
-    A child that dies is restarted with the weights it had, and its unit of work (everything submitted since the last cache
-    reset) is sampled again: from a cold cache the same requests give the same tokens, and completions that were already
-    delivered are not delivered twice. Raises EngineDied when restarts do not help.
+    A child that dies is restarted with the weights it had, unless it was sent those by `transfer`, and its unit of work
+    (everything submitted since the last cache reset) is sampled again: from a cold cache the same requests give the same
+    tokens, and completions that were already delivered are not delivered twice. Raises EngineDied when restarts do not
+    help.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class ChildEngine:
         """Processes that the child's engine has started."""
         self._num_restarts = 0
         """Restarts in this unit."""
+        self._num_starts, self._closed = 0, False
         atexit.register(self.close)
         remove_orphans()
         try:
@@ -163,7 +165,10 @@ class ChildEngine:
         return finished
 
     def _is_silent(self) -> bool:
-        return time.monotonic() - self._heard > SILENT_S and not self._process.is_alive()
+        if time.monotonic() - self._heard <= SILENT_S:
+            return False
+        self._heard = time.monotonic()
+        return not self._process.is_alive()
 
     def progress(self) -> int:
         return self._tokens_before_child + self._tokens_of_child
@@ -180,9 +185,18 @@ class ChildEngine:
         return self._takes_adapters
 
     @property
-    def pid(self) -> int | None:
-        """The number of the child's process, another one after each start."""
-        return self._process.pid
+    def num_starts(self) -> int:
+        """How often a child was started."""
+        return self._num_starts
+
+    def forget_weights(self) -> None:
+        """Others follow: a child that is started again meanwhile needs none."""
+        self._weights, self._was_sent = None, False
+
+    def discard(self) -> None:
+        """End the child, whose weights are of no use. The next command starts another one."""
+        self.forget_weights()
+        self._stop()
 
     def unread(self) -> tuple[str, ...]:
         """Return the names of weights that the engine's model has no place for."""
@@ -193,19 +207,15 @@ class ChildEngine:
             return self.unread()
 
     def transfer(self, name: str, payload: Any) -> None:
-        """Have the engine take part in vLLM's weight transfer (`VllmEngine.transfer`). Raises WeightsLost when it dies."""
+        """Have the engine take part in vLLM's weight transfer (`VllmEngine.transfer`). Raises EngineDied if it dies."""
         self._asleep = False
-        try:
-            self._send("transfer", name, payload)
-        except EngineDied as error:
-            self._weights, self._was_sent = None, True
-            self._restart(error)
+        self._send("transfer", name, payload)
 
     def update_weights(
         self, source: Path | Iterable[tuple[str, torch.Tensor]] | None, version: int, adapter: Path | None = None
     ) -> None:
-        """`source`: None for the weights that `transfer` has brought. Should the child die with those, every method raises
-        WeightsLost once."""
+        """`source`: None for the weights that `transfer` has brought. When the child has died with those, a command raises
+        WeightsLost, and the next one starts another child."""
         old, self._version, self._asleep, self._was_sent = self._shared, version, False, source is None
         if source is None or isinstance(source, Path):
             self._weights, self._shared = None if source is None else source.absolute(), None
@@ -226,10 +236,11 @@ class ChildEngine:
         self._command("reset_cache")
 
     def sleep(self) -> None:
-        self._asleep = True
+        self._asleep, self._was_sent = True, False  # what it was sent is dropped
         self._command("sleep")
 
     def close(self) -> None:
+        self._closed = True
         atexit.unregister(self.close)
         self._stop()
         if self._shared is not None:
@@ -249,7 +260,13 @@ class ChildEngine:
             self._restart(error)
 
     def _restart(self, error: EngineDied) -> None:
-        """Start a new child and bring it to the state that the old one should have."""
+        """Start a new child and bring it to the state that the old one should have. Raises WeightsLost when nothing here has
+        its weights."""
+        if self._closed:
+            raise error
+        if self._was_sent:
+            self.discard()
+            raise WeightsLost(f"{error}, and with it the weights that it was sent") from error
         self._num_restarts += 1
         if self._num_restarts > MAX_RESTARTS:
             raise EngineDied(f"{error}; {MAX_RESTARTS} restarts did not help") from error
@@ -259,17 +276,12 @@ class ChildEngine:
         self._tokens_before_child, self._tokens_of_child = self._tokens_before_unit, 0
         try:
             self._start()
-            if self._was_sent:
-                self._was_sent = False
-                raise WeightsLost(f"{error}; it runs again, without the weights that it was sent")
             if self._weights is not None:
                 self._send("update_weights")
             if self._asleep:
                 self._send("sleep")
             for requests, spec in self._unit:
                 self._send("submit", requests, spec)
-        except WeightsLost:
-            raise
         except EngineDied as again:
             self._restart(again)
 
@@ -283,6 +295,7 @@ class ChildEngine:
         self.ready()
 
     def _begin(self) -> None:
+        self._num_starts += 1
         self._process, self._pipe = self._launcher.start(
             _serve,
             self._arguments,

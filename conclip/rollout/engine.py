@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class EngineDied(MachineFailure):
-    """The engine's process has died. Requests in flight are lost; the weights and the run are not."""
+    """The engine's process has died, and with it requests in flight. The run goes on."""
 
 
 class WeightsLost(EngineDied):
-    """An engine has died, and only the learner has the weights that it was sent. It has started again, with others."""
+    """An engine has died, and only the learner has the weights that it was sent: they are to be sent again."""
 
 
 class TakesWeights(Protocol):

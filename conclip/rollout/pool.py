@@ -14,7 +14,7 @@ import torch
 from conclip.cluster.memory_folder import MemoryFolder
 from conclip.config.groups import RolloutConfig
 from conclip.rollout.child import POLL_S, ChildEngine, vllm_engine
-from conclip.rollout.engine import RolloutEngine
+from conclip.rollout.engine import EngineDied, RolloutEngine, WeightsLost
 from conclip.rollout.transfer import Transfer
 from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
@@ -46,8 +46,8 @@ class EnginePool:
         other arguments are those of `ChildEngine`."""
         number = config.num_engines
         self._transfer = None if connect is None else Transfer(connect, self._tell, number)
-        self._connected: list[int | None] = []
-        """The processes that the transfer is connected to."""
+        self._connected: list[int] = []
+        """The starts of the engines that the transfer is connected to."""
         start = partial(with_threads, max(1, torch.get_num_threads() // number), start)
         self._dtype = cast(torch.dtype, getattr(torch, settings["dtype"]))
         self._shared: MemoryFolder | None = None
@@ -85,7 +85,8 @@ class EnginePool:
                 engine.submit(mine, spec)
 
     def poll(self) -> list[Completion]:
-        wait([pipe for engine in self._engines if (pipe := engine.awaited) is not None], POLL_S)
+        if awaited := [pipe for engine in self._engines if (pipe := engine.awaited) is not None]:
+            wait(awaited, POLL_S)
         return [completion for engine in self._engines for completion in engine.poll(0.0)]
 
     def progress(self) -> int:
@@ -101,22 +102,35 @@ class EnginePool:
         self, source: Path | Iterable[tuple[str, torch.Tensor]], version: int, adapter: Path | None = None
     ) -> None:
         old, self._shared = self._shared, None
-        folder = source if isinstance(source, Path) else self._sent(source)
-        if adapter is not None and self._shared is not None:
-            adapter = Path(shutil.copytree(adapter, Path(self._shared.name) / "adapter"))
-        self._all("update_weights", folder, version, adapter)
-        if old is not None:
-            old.cleanup()
+        try:
+            folder = source if isinstance(source, Path) else self._sent(source)
+            if adapter is not None and self._shared is not None:
+                adapter = Path(shutil.copytree(adapter, Path(self._shared.name) / "adapter"))
+            self._all("update_weights", folder, version, adapter)
+        finally:
+            if old is not None:
+                old.cleanup()
 
     def _sent(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Path | None:
-        """Send the weights to all engines, or return the folder from which they can read them."""
+        """Send the weights to all engines, or return the folder from which they can read them. Raises WeightsLost when an
+        engine dies as they are sent: all engines are begun anew then, since none knows what it has got."""
         if self._transfer is not None:
-            processes = [engine.pid for engine in self._engines]
             if self._transfer.is_ready:
-                if processes != self._connected:
+                for engine in self._engines:
+                    engine.forget_weights()
+                self._all("unread")  # starts those that have died
+                starts = [engine.num_starts for engine in self._engines]
+                if starts != self._connected:
                     self._transfer.disconnect()
-                self._transfer.send(weights)
-                self._connected = processes
+                try:
+                    self._transfer.send(weights)
+                except BaseException as error:
+                    for engine in self._engines:
+                        engine.discard()
+                    if isinstance(error, EngineDied):
+                        raise WeightsLost(f"{error} as it was sent weights; all engines start again") from error
+                    raise
+                self._connected = starts
                 return None
             weights = self._transfer.noted(weights, self._dtype, self._engines[0].unread())
         self._shared = as_folder(weights, self._dtype)

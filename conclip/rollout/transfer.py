@@ -5,11 +5,15 @@ Tests run its life cycle with a transport of their own on a CPU. Those of vLLM h
 processes share on one GPU, and `nccl`, across GPUs and hosts.
 """
 
+import collections
+import math
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
+
+from conclip.rollout.vllm_engine import configure_environment
 
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
 
@@ -38,28 +42,45 @@ class Transfer:
         """Yield weights that go another way, and note their names and shapes. `dtype`: the engines' precision; `unread`:
         what they have no place for."""
         self._dtype, self._unread = dtype, unread
+        shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         for name, tensor in self._as_sent(weights):
-            self._shapes[name] = (tensor.dtype, tuple(tensor.shape))
+            shapes[name] = (tensor.dtype, tuple(tensor.shape))
             yield name, tensor
+        self._shapes = shapes
 
     def _as_sent(self, weights: NamedTensors) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in weights:
             if name not in self._unread:
                 yield name, tensor.detach().to(self._dtype if tensor.is_floating_point() else tensor.dtype)
 
+    @property
+    def largest(self) -> int:
+        """The bytes of the largest tensor."""
+        return max(dtype.itemsize * math.prod(shape) for dtype, shape in self._shapes.values())
+
     def send(self, weights: NamedTensors) -> None:
-        """Send weights of the names, shapes and order that were noted."""
-        self._weights = weights
+        """Send weights of the names, shapes and order that were noted. When that fails, it connects anew the next time."""
+        self._weights = iter(weights)
         try:
+            if torch.cuda.is_available():
+                torch.cuda.current_stream().synchronize()  # vLLM reads them on streams of its own
             if self._trainer is None:
                 self._trainer = self._connect(self)
             self._trainer.send_weights()
+        except BaseException:
+            self.disconnect()
+            collections.deque(self._weights, maxlen=0)  # other ranks gather them to the end
+            raise
         finally:
             self._weights = ()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # what it was sent from
 
     def disconnect(self) -> None:
         """Connect anew before the next weights: an engine is another process."""
-        self._trainer = None
+        trainer, self._trainer = self._trainer, None
+        if trainer is not None:
+            trainer.shutdown()
 
     # vLLM's `WeightSource`
 
@@ -95,6 +116,7 @@ class Transfer:
 def connect_gpus(kind: Literal["ipc", "nccl"], host: str, num_workers: int, transfer: Transfer) -> Any:
     """Return vLLM's trainer for a transfer from this process's GPU. `host`: the address at which engines reach this process;
     `num_workers`: the GPUs of all of them."""
+    configure_environment(deterministic=False)  # of this process, which samples nothing
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory  # noqa: PLC0415
 
     source: Any = transfer
@@ -102,7 +124,9 @@ def connect_gpus(kind: Literal["ipc", "nccl"], host: str, num_workers: int, tran
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo  # noqa: PLC0415
 
         return WeightTransferTrainerFactory.trainer_init(
-            IPCTrainerInitInfo(packed=True, rank=0), client=transfer, source=source
+            IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=max(1 << 28, transfer.largest), rank=0),
+            client=transfer,
+            source=source,
         )
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The rollout engine on vLLM: the only module that imports it.
+"""The rollout engine on vLLM, which only this module and `rollout.transfer` import.
 
 Everything runs in the calling process (vLLM's own worker processes are off): this is fastest on one CPU, and
 `rollout.child` puts this class into a child process where one is wanted. The project's tests run on CPU; they do not cover
@@ -25,7 +25,7 @@ from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
 
 
-def _configure_environment(*, deterministic: bool) -> None:
+def configure_environment(*, deterministic: bool) -> None:
     """Set the variables that vLLM reads when it is imported or started."""
     protect_children()
     os.environ["VLLM_BATCH_INVARIANT"] = str(int(deterministic))
@@ -57,7 +57,7 @@ class VllmEngine:
         """Start vLLM. `stop_tokens` end a response, as the model's own end tokens do; `thinking_tags` are required where
         requests have a thinking budget; `adapter` is one that `update_weights` may bring; `weight_transfer` names the
         backend of vLLM's that `transfer` is for. Raises UserError when vLLM refuses the model or the settings."""
-        _configure_environment(deterministic=config.deterministic)
+        configure_environment(deterministic=config.deterministic)
         with lasting():
             from vllm import EngineArgs, LLMEngine  # noqa: PLC0415  seconds to import, and reads the environment above
             from vllm.distributed import cleanup_dist_env_and_memory  # noqa: PLC0415

@@ -24,7 +24,7 @@ from conclip.algo.masking import equal
 from conclip.cluster.ranks import OnAllRanks, Ranks
 from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
-from conclip.rollout.engine import Discarding, RolloutEngine
+from conclip.rollout.engine import Discarding, RolloutEngine, WeightsLost
 from conclip.runs.checked import Count
 from conclip.training.backend import Backend
 from conclip.training.batch import (
@@ -109,8 +109,14 @@ class Learner:
 
     def push(self, engine: RolloutEngine, version: int) -> None:
         """Make the engine sample from the policy, as version `version`."""
+        lost: WeightsLost | None = None
         with self.backend.ranks.calling("join_push", engine.takes_adapters(), version):
-            self.backend.models.push(engine, version)
+            try:
+                self.backend.models.push(engine, version)
+            except WeightsLost as error:  # every rank has gathered the weights, and is done
+                lost = error
+        if lost is not None:
+            raise lost
 
     def join_push(self, takes_adapters: bool, version: int) -> None:
         """Take part in a push of the first rank, which has the engine."""

@@ -16,7 +16,6 @@ from conclip.cluster.launch import Launcher, Local, Worker, check_there
 from conclip.cluster.ranks import OnAllRanks, OneRank, RankDied, Ranks
 from conclip.config.groups import ClusterConfig
 from conclip.config.schema import LearnConfig
-from conclip.rollout.engine import WeightsLost
 from conclip.rollout.session import Runtime
 from conclip.training.learner import Learner, make_learner
 from conclip.training.phase import PhaseInputs, TrainResult
@@ -29,7 +28,7 @@ START_POLL_S, END_S = 0.1, 5.0
 """How often the start of ranks is looked at, and the longest that a rank which has failed takes to end [s]."""
 
 MAX_RESTARTS = 3
-"""Times that one training stage is begun again after a process has died."""
+"""Times that the ranks of one training stage are started again."""
 
 BEGIN, DROP, END = "begin", "drop", "end"
 """What ranks are told besides the calls of a learner's methods: to load a learner, to drop it, to end."""
@@ -153,22 +152,19 @@ class Learners:
 
 
 def train(phase: PhaseInputs, config: LearnConfig, runtime: Runtime, learners: Learners) -> tuple[TrainResult, float]:
-    """Train one phase; where a rank of its learner dies, or an engine with weights that only the learner has, go on from the
-    last checkpoint. Returns the result, and the time spent on it [s]."""
+    """Train one phase; where a rank of its learner dies, go on from the last checkpoint. Returns the result, and the time
+    spent on it [s]."""
     num_restarts = 0
     while True:
         try:
             trainer = Trainer(phase, config, runtime, learners.make)
             result = trainer.train()
-        except (RankDied, WeightsLost) as error:
+        except RankDied as error:
             learners.close()
             num_restarts += 1
             if num_restarts > MAX_RESTARTS:
-                raise type(error)(f"{error}; {MAX_RESTARTS} restarts did not help") from error
-            who = "all are started again" if isinstance(error, RankDied) else "the learner is started again"
-            runtime.run.warn(f"{error}; {who}, and {phase.stage} goes on from its last checkpoint")
+                raise RankDied(f"{error}; {MAX_RESTARTS} restarts did not help") from error
+            runtime.run.warn(f"{error}; all are started again, and {phase.stage} goes on from its last checkpoint")
         else:
             learners.drop()
             return result, trainer.wall_s
-        trainer = None  # its models make room for the next one's
-        gc.collect()

@@ -11,6 +11,7 @@ from conclip.config.recipe import checkpoint_folder
 from conclip.config.schema import LearnConfig
 from conclip.curriculum.order import ProblemOrder, make_refresher
 from conclip.rollout.collect import TRAINING
+from conclip.rollout.engine import WeightsLost
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import Interrupted, deferred
 from conclip.seeding import python_stream, torch_stream
@@ -27,7 +28,10 @@ from conclip.training.rewards import reward_group
 from conclip.training.schedule import plan_step, tokens_limit
 from conclip.training.stopping import MIN_MIXED_PROBLEMS, stop_reason
 from conclip.training.summary import summarise_steps
-from conclip.types import DEFAULT_TEMPLATE, Outcome, RolloutGroup, SamplingSpec
+from conclip.types import DEFAULT_TEMPLATE, Outcome, Problem, RolloutGroup, SamplingSpec
+
+MAX_RESENDS = 4
+"""How often the same weights are sent, or the same requests sampled, when engines die of their weights."""
 
 
 class StaleEngine(RuntimeError):
@@ -226,7 +230,7 @@ class Trainer:
         used = self._progress.problem_ids
         used += [p.problem_id for p in problems if p.problem_id not in used]
         label = f"{self._stage} step {step}"
-        groups = self._runtime.sample_groups(label, problems, spec, self._phase.group_size, self._stage, step, *seed_parts)
+        groups = self._sampled(label, problems, spec, self._phase.group_size, self._stage, step, *seed_parts)
         completions = [rollout.completion for group in groups for rollout in group.rollouts]
         versions = {completion.policy_version for completion in completions}
         if versions != {self._version}:
@@ -251,13 +255,35 @@ class Trainer:
             learner.rehearse(longest_prompt + self._config.rollout.max_tokens)
 
     def _push_weights(self) -> None:
-        self._version = self._runtime.engine.policy_version + 1
-        self._learner.push(self._runtime.engine, self._version)
+        """Make the engine sample from the policy; once more where engines died as they were sent the weights."""
+        for tries_left in reversed(range(MAX_RESENDS)):
+            self._version = self._runtime.engine.policy_version + 1
+            try:
+                return self._learner.push(self._runtime.engine, self._version)
+            except WeightsLost as error:
+                if not tries_left:
+                    raise
+                self._run.warn(f"{error}; they are sent again")
+
+    def _sampled(
+        self, label: str, problems: Sequence[Problem], spec: SamplingSpec, number: int, *seed_parts: int | str
+    ) -> list[RolloutGroup]:
+        """Return groups of responses; sampled anew where an engine has lost the policy's weights meanwhile."""
+        for tries_left in reversed(range(MAX_RESENDS)):
+            try:
+                return self._runtime.sample_groups(label, problems, spec, number, *seed_parts)
+            except WeightsLost as error:
+                if not tries_left:
+                    raise
+                self._run.warn(f"{error}; they are sent again, and what was being sampled is sampled anew")
+                self._runtime.engine.abort()
+                self._push_weights()
+        raise AssertionError("unreachable")
 
     def _validate(self, step: int) -> Validation:
         """Validate the policy. Seeds are the same each time, so that two validations differ only by the policy."""
         runtime = self._runtime
-        groups = runtime.sample_groups(
+        groups = self._sampled(
             f"{self._stage} validation",
             self._validation_problems,
             runtime.training_spec,
