@@ -8,10 +8,12 @@ import pytest
 
 from conclip.config.schema import TrainRunConfig
 from conclip.experiments.inputs import Inputs
-from conclip.models.folder import model_hash
+from conclip.models.folder import LAB_MODEL, model_hash
 from conclip.rollout.session import Runtime
 from conclip.runs.run import Run
-from conclip.training.phase import TrainResult
+from conclip.training import ranks
+from conclip.training.phase import PhaseInputs, TrainResult
+from conclip.training.ranks import Learners
 from conclip.training.trainer import Trainer
 from tests.conftest import by_hand, make_trainer, train_config
 
@@ -72,6 +74,22 @@ def left_by(run: Run, result: TrainResult) -> dict[str, Any]:
     steps = run.stage_metrics("phase2")
     kept = [{k: v for k, v in step.items() if not k.startswith(("time/", "perf/"))} for step in steps]
     return {"steps": kept, "history": result.history, "best": result.best, "weights": model_hash(result.checkpoint)}
+
+
+def trained_by(runtime: tuple[Runtime, Inputs], key: str, config: TrainRunConfig, learners: Learners) -> dict[str, Any]:
+    """Train phase 2 by these learners, as a run does."""
+    opened, inputs = runtime
+    phase = PhaseInputs(
+        stage="phase2",
+        settings=config.phase,
+        model_path=LAB_MODEL,
+        selection=by_hand(inputs.pool[:4]),
+        validation=inputs.validation,
+        key=key,
+    )
+    result, wall_s = ranks.train(phase, config, opened, learners)
+    assert wall_s > 0
+    return left_by(opened.run, result)
 
 
 ALGORITHMS = [["algo=ppo", "algo.critic_warmup_steps=1"], ["algo=grpo", "algo.kl_target=0.01"]]

@@ -24,15 +24,12 @@ from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_tokenizer
 from conclip.rollout.session import Runtime
 from conclip.seeding import torch_stream
-from conclip.training import ranks
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
-from conclip.training.phase import PhaseInputs
 from conclip.training.ranks import Learners
 from conclip.training.schedule import StepPlan
-from tests.conftest import by_hand
 from tests.golden.replay import LOSSES, recorded_batch
-from tests.phases import left_by, saving
+from tests.phases import saving, trained_by
 
 NUM_UPDATES = 10
 
@@ -188,21 +185,6 @@ def test_engines_and_exports_get_whole_weights(divided: dict[int, Learners], tmp
     same_weights(exported[2], exported[1])
 
 
-def trained(runtime: tuple[Runtime, Inputs], key: str, config: TrainRunConfig, learners: Learners) -> dict[str, Any]:
-    opened, inputs = runtime
-    phase = PhaseInputs(
-        stage="phase2",
-        settings=config.phase,
-        model_path=LAB_MODEL,
-        selection=by_hand(inputs.pool[:4]),
-        validation=inputs.validation,
-        key=key,
-    )
-    result, wall_s = ranks.train(phase, config, opened, learners)
-    assert wall_s > 0
-    return left_by(opened.run, result)
-
-
 def ranks_alive() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
 
@@ -218,7 +200,7 @@ def test_a_killed_rank_changes_nothing(
     config, said = saving("algo=ppo", num_steps=3), list[str]()
     learners = divided[2]
     try:
-        undisturbed = trained(scripted_runtime, "undisturbed", config, learners)
+        undisturbed = trained_by(scripted_runtime, "undisturbed", config, learners)
         update, updated = Learner.update, list[int]()
 
         def killing(learner: Learner, *arguments: Any, **named: Any) -> dict[str, float]:
@@ -229,13 +211,13 @@ def test_a_killed_rank_changes_nothing(
 
         monkeypatch.setattr(Learner, "update", killing)
         monkeypatch.setattr(scripted_runtime[0].run, "warn", said.append)
-        disturbed = trained(scripted_runtime, "disturbed", config, learners)
+        disturbed = trained_by(scripted_runtime, "disturbed", config, learners)
         assert disturbed == undisturbed and len(updated) == 4
         assert any("learner rank 1 is gone (exit code -9); all are started again" in text for text in said)
 
         monkeypatch.setattr(Learner, "update", lambda *a, **n: (kill_a_rank(), update(*a, **n))[1])
         with pytest.raises(RankDied, match="restarts did not help"):
-            trained(scripted_runtime, "always", config, learners)
+            trained_by(scripted_runtime, "always", config, learners)
     finally:
         learners.close()
     assert ranks_alive() == []

@@ -18,13 +18,12 @@ from conclip.rollout.engine import WeightsLost
 from conclip.rollout.pool import EnginePool
 from conclip.rollout.session import Runtime, start_engine
 from conclip.rollout.transfer import Transfer
-from conclip.training import ranks
 from conclip.training.learner import Learner
-from conclip.training.phase import PhaseInputs
+from conclip.training.ranks import Learners
 from tests.asking import run, tokens
-from tests.conftest import by_hand, runtime_with
+from tests.conftest import runtime_with
 from tests.engines import ROLLOUT, SETTINGS
-from tests.phases import left_by, saving
+from tests.phases import saving, trained_by
 from tests.transport import FileTrainer, Sendable, vllm_with_files
 
 TWO = dataclasses.replace(ROLLOUT, num_engines=2)
@@ -115,18 +114,8 @@ def test_an_engine_that_dies_has_lost_what_it_was_sent(said: list[str], random_m
 
 
 def trained(runtime: tuple[Runtime, Inputs], key: str) -> dict[str, Any]:
-    opened, inputs = runtime
     config = saving("algo=ppo", num_steps=3)
-    phase = PhaseInputs(
-        stage="phase2",
-        settings=config.phase,
-        model_path=LAB_MODEL,
-        selection=by_hand(inputs.pool[:4]),
-        validation=inputs.validation,
-        key=key,
-    )
-    result, _ = ranks.train(phase, config, opened, ranks.Learners(config.cluster))
-    return left_by(opened.run, result)
+    return trained_by(runtime, key, config, Learners(config.cluster))
 
 
 @pytest.mark.whole
