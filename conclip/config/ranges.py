@@ -78,6 +78,12 @@ def check_ranges(config: Any, prefix: str = "") -> None:
             raise UserError(f"config key '{key}' {limits.requirement}{null}, got {value}")
 
 
+def require(condition: bool, key: str, message: str) -> None:
+    """Raise UserError, which names the key, unless the condition holds."""
+    if not condition:
+        raise UserError(f"config key '{key}' {message}")
+
+
 def _values(config: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield (dotted key, type, value) of every field, in the order of the schema."""
     for item in dataclasses.fields(config):

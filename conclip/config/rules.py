@@ -10,26 +10,22 @@ from typing import Any, cast
 from conclip.config.groups import (
     AlgoConfig,
     EvalConfig,
-    LengthConfig,
     ModelConfig,
     PhaseConfig,
     ProbeConfig,
     ProblemSetConfig,
     RolloutConfig,
 )
-from conclip.config.ranges import TEMPERATURE, check_ranges
+from conclip.config.learning_rules import NO_TRAINING_SET, check_learning
+from conclip.config.ranges import TEMPERATURE, check_ranges, require
 from conclip.config.recipe import BASE, StageConfig, kind_of
-from conclip.config.schema import BaseConfig, LearnConfig
+from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
 from conclip.lab.arithmetic import FAMILIES, MAX_LEVEL, SPLITS
 from conclip.redact import hide
 
 MAX_NAME_BYTES = 200
 """Longest name of a run; file systems allow 255 bytes."""
-
-NO_TRAINING_SET = (
-    "names no problems; add a set (of the presets gsm8k, math and aime24_train can train, others only evaluate)"
-)
 
 RESERVED_KWARGS = {
     "conversation",
@@ -72,11 +68,6 @@ def _values_of(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             )
 
 
-def _require(condition: bool, key: str, message: str) -> None:
-    if not condition:
-        raise UserError(f"config key '{key}' {message}")
-
-
 def _is_plain_name(name: str) -> bool:
     return bool(name) and name.isprintable() and name.strip() == name and len(name.encode()) <= MAX_NAME_BYTES
 
@@ -84,40 +75,40 @@ def _is_plain_name(name: str) -> bool:
 def check(config: BaseConfig) -> None:
     """Check ranges and cross-field rules. Raises UserError; touches neither disk nor models."""
     for key, value in _values_of(dataclasses.asdict(config)):
-        _require(not isinstance(value, float) or math.isfinite(value), key, f"must be a finite number, got {value}")
+        require(not isinstance(value, float) or math.isfinite(value), key, f"must be a finite number, got {value}")
     check_ranges(config)
     plain = _is_plain_name(config.name) and config.name not in (".", "..") and "/" not in config.name
-    _require(plain, "name", f"must be a folder name of up to {MAX_NAME_BYTES} bytes")
-    _require("{question}" in config.model.prompt, "model.prompt", "must contain {question}")
+    require(plain, "name", f"must be a folder name of up to {MAX_NAME_BYTES} bytes")
+    require("{question}" in config.model.prompt, "model.prompt", "must contain {question}")
     _check_model(config.model)
     local = config.model.url is None or (config.probing is None and config.learning is None)
     if config.model.url is not None:
         http = re.match(r"https?://[^/@]+(/|$)", config.model.url) is not None
         no_key = hide(config.model.url) == config.model.url
-        _require(no_key, "model.url", "must hold no key, as it is written down; export OPENAI_API_KEY=...")
-        _require(http, "model.url", "must begin with http:// or https:// and a host")
-    _require(local, "model.url", "is for conclip eval only: probing and training need the weights")
+        require(no_key, "model.url", "must hold no key, as it is written down; export OPENAI_API_KEY=...")
+        require(http, "model.url", "must begin with http:// or https:// and a host")
+    require(local, "model.url", "is for conclip eval only: probing and training need the weights")
     for part in dataclasses.fields(config.data):
         for name, problem_set in getattr(config.data, part.name).items():
-            _require(
+            require(
                 _is_plain_name(name), f"data.{part.name}", f"has a set without a plain name of up to {MAX_NAME_BYTES} bytes"
             )
             _check_problem_set(f"data.{part.name}.{name}", problem_set)
-    _require("model" not in config.given_models, "checkpoints.model", "is the name of model.path; choose another")
+    require("model" not in config.given_models, "checkpoints.model", "is the name of model.path; choose another")
     plain = all(_is_plain_name(name) and "/" not in name for name in config.given_models)
-    _require(plain, "checkpoints", f"must have plain names of up to {MAX_NAME_BYTES} bytes: they become file names")
+    require(plain, "checkpoints", f"must have plain names of up to {MAX_NAME_BYTES} bytes: they become file names")
     if config.evaluation is not None:
         _check_eval(config.evaluation)
         english = not config.model.is_lab or config.evaluation.prompts == ["plain"]
-        _require(english, "eval.prompts", "must be [plain] for the lab's model, which reads no English")
-        _require(bool(config.data.test), "data.test", "names no benchmark; add one")
+        require(english, "eval.prompts", "must be [plain] for the lab's model, which reads no English")
+        require(bool(config.data.test), "data.test", "names no benchmark; add one")
         _check_room(config.rollout, "eval.max_tokens", config.evaluation.max_tokens)
     if config.probing is not None:
         _check_room(config.rollout, "rollout.max_tokens", config.rollout.max_tokens)
         _check_probe(config.probing)
-        _require(bool(config.data.pool), "data.pool", NO_TRAINING_SET)
+        require(bool(config.data.pool), "data.pool", NO_TRAINING_SET)
     if config.learning is not None:
-        _check_learning(config.learning)
+        check_learning(config.learning)
     _check_recipe(config)
     for name, phase in config.phase_settings.items():
         _check_phase(config.phase_key(name), phase)
@@ -125,18 +116,18 @@ def check(config: BaseConfig) -> None:
             _check_phase_algo(config.phase_key(name), phase, config.learning.algo)
     if config.given_rates is not None:
         by_hand = any(phase.by_hand for phase in config.phase_settings.values())
-        _require(not by_hand, "pass_rates", "is unread with problems named by hand (phase.problem_ids, phase.answers)")
+        require(not by_hand, "pass_rates", "is unread with problems named by hand (phase.problem_ids, phase.answers)")
 
 
 def _check_model(model: ModelConfig) -> None:
     tags = model.thinking_tags
     pair = tags is None or (len(tags) == 2 and all(tags) and tags[0] != tags[1])
-    _require(
+    require(
         pair, "model.thinking_tags", "must be null or two texts that differ: what opens the thinking part, what closes it"
     )
-    _require(all(model.stop_tokens), "model.stop_tokens", "must list tokens by their text")
+    require(all(model.stop_tokens), "model.stop_tokens", "must list tokens by their text")
     own = model.url is None or not model.stop_tokens
-    _require(
+    require(
         own, "model.stop_tokens", "is for models of one's own; a server is told by its own settings what ends a response"
     )
     _check_template_kwargs("model.chat_template_kwargs", model.chat_template_kwargs)
@@ -144,187 +135,97 @@ def _check_model(model: ModelConfig) -> None:
 
 def _check_template_kwargs(key: str, values: Mapping[str, Any]) -> None:
     for name in values:
-        _require(
+        require(
             name not in RESERVED_KWARGS, f"{key}.{name}", "is not for the chat template's author to read: conclip sets it"
         )
 
 
 def _check_room(rollout: RolloutConfig, key: str, max_tokens: int) -> None:
     room = rollout.max_model_len is None or rollout.max_model_len > max_tokens
-    _require(room, "rollout.max_model_len", f"must exceed {key}={max_tokens}: it holds the prompt as well")
+    require(room, "rollout.max_model_len", f"must exceed {key}={max_tokens}: it holds the prompt as well")
 
 
 def _check_eval(settings: EvalConfig) -> None:
     good = bool(settings.temperatures) and all(value == 0 or TEMPERATURE.contains(value) for value in settings.temperatures)
-    _require(good, "eval.temperatures", f"must list values of 0 (greedy), or {TEMPERATURE}: vLLM samples at no other")
-    _require(len(set(settings.temperatures)) == len(settings.temperatures), "eval.temperatures", "lists a value twice")
-    _require(bool(settings.prompts), "eval.prompts", "must list at least one instruction")
-    _require(len(set(settings.prompts)) == len(settings.prompts), "eval.prompts", "lists an instruction twice")
+    require(good, "eval.temperatures", f"must list values of 0 (greedy), or {TEMPERATURE}: vLLM samples at no other")
+    require(len(set(settings.temperatures)) == len(settings.temperatures), "eval.temperatures", "lists a value twice")
+    require(bool(settings.prompts), "eval.prompts", "must list at least one instruction")
+    require(len(set(settings.prompts)) == len(settings.prompts), "eval.prompts", "lists an instruction twice")
     for name, values in settings.template_kwargs.items():
-        _require(name.isprintable() and name.strip() == name != "", "eval.template_kwargs", "must have plain names")
+        require(name.isprintable() and name.strip() == name != "", "eval.template_kwargs", "must have plain names")
         _check_template_kwargs(f"eval.template_kwargs.{name}", values)
     budgets = settings.thinking_budgets
     good = bool(budgets) and all(budget is None or budget >= 0 for budget in budgets)
-    _require(good, "eval.thinking_budgets", "must list numbers of tokens, or null for no budget")
-    _require(len(set(budgets)) == len(budgets), "eval.thinking_budgets", "lists a value twice")
-    _require(settings.top_k == -1 or settings.top_k >= 1, "eval.top_k", "must be -1 (all) or at least 1")
+    require(good, "eval.thinking_budgets", "must list numbers of tokens, or null for no budget")
+    require(len(set(budgets)) == len(budgets), "eval.thinking_budgets", "lists a value twice")
+    require(settings.top_k == -1 or settings.top_k >= 1, "eval.top_k", "must be -1 (all) or at least 1")
 
 
 def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
     if problems.source == "dataset":
-        _require(not (problems.answer_boxed and problems.answer_pattern), f"{key}.answer_boxed", "excludes answer_pattern")
-        _require(problems.family is None, f"{key}.family", "is for source: arithmetic")
+        require(not (problems.answer_boxed and problems.answer_pattern), f"{key}.answer_boxed", "excludes answer_pattern")
+        require(problems.family is None, f"{key}.family", "is for source: arithmetic")
         share = problems.share
         good = share is None or (len(share) == 2 and 0 <= share[0] < share[1] <= 1)
-        _require(good, f"{key}.share", "must be null or two shares, from and to, such as [0, 0.5]")
+        require(good, f"{key}.share", "must be null or two shares, from and to, such as [0, 0.5]")
         from_hub = problems.path is None and problems.dataset is not None
-        _require(not from_hub or problems.split is not None, f"{key}.split", "is needed with a data set of the hub")
+        require(not from_hub or problems.split is not None, f"{key}.split", "is needed with a data set of the hub")
         examples = problems.shots == 0 or problems.shots_split is not None or problems.shots_path is not None
-        _require(
+        require(
             examples, f"{key}.shots", "needs shots_split (or shots_path): examples must not come from the problems asked"
         )
         return
     for field in dataclasses.fields(problems):
         if field.name not in ARITHMETIC_KEYS:
-            _require(getattr(problems, field.name) == field.default, f"{key}.{field.name}", "is for source: dataset")
-    _require(problems.family in FAMILIES, f"{key}.family", f"must be one of {', '.join(FAMILIES)}")
-    _require(problems.split in SPLITS, f"{key}.split", f"must be one of {', '.join(SPLITS)}")
-    _require(problems.num_problems is not None, f"{key}.num_problems", "is needed for source: arithmetic")
+            require(getattr(problems, field.name) == field.default, f"{key}.{field.name}", "is for source: dataset")
+    require(problems.family in FAMILIES, f"{key}.family", f"must be one of {', '.join(FAMILIES)}")
+    require(problems.split in SPLITS, f"{key}.split", f"must be one of {', '.join(SPLITS)}")
+    require(problems.num_problems is not None, f"{key}.num_problems", "is needed for source: arithmetic")
     highest = MAX_LEVEL[problems.family or "chain"]
     good = bool(problems.levels) and all(1 <= level <= highest for level in problems.levels or [])
-    _require(good, f"{key}.levels", f"must list levels from 1 to {highest}")
-
-
-def _check_learning(config: LearnConfig) -> None:
-    trainer, adapter = config.trainer, config.model.adapter
-    fits = adapter.base != "bfloat16" or config.model.dtype == "bfloat16"
-    _require(fits, "model.adapter.base", f"is {adapter.base}, which needs model.dtype=bfloat16")
-    whole = adapter.kind != "none" or adapter.base == "float32"
-    _require(whole, "model.adapter.base", "is for adapters (model/adapter=lora); all weights train in float32 only")
-    served = adapter.kind != "none" or adapter.serving == "auto"
-    _require(served, "model.adapter.serving", "is for adapters (model/adapter=lora)")
-    targets = adapter.targets
-    _require(targets != [], "model.adapter.targets", "must name at least one layer, or be null for all")
-    head = "lm_head" in (targets or ()) or "embed_tokens" in (targets or ())
-    _require(not head, "model.adapter.targets", "may name neither the embedding nor the output head")
-    _check_algo(config.algo)
-    smaller = config.algo.reference_dtype != "float32"
-    fits = config.algo.has_reference and config.model.dtype == "bfloat16" and adapter.kind == "none"
-    why = (
-        "is bfloat16, which needs a reference (algo.kl), model.dtype=bfloat16 and no adapters (theirs is model.adapter.base)"
-    )
-    _require(fits or not smaller, "algo.reference_dtype", why)
-    pages = config.optim.moments == "paged_8bit"
-    _require(not (trainer.offload and pages), "trainer.offload", "must be false with optim.moments=paged_8bit")
-    _check_ranks(config)
-    _check_length(config.length)
-    priced = config.length.kind != "none"
-    unrewarded = config.algo.advantage in ("shortest_correct", "distillation")
-    message = f"must be none with algo.advantage={config.algo.advantage}, which learns from no reward"
-    _require(not (priced and unrewarded), "length.kind", message)
-    reads = not (config.algo.has_teacher and config.model.is_lab)
-    _require(reads, "algo.advantage", "must not be distillation with the lab's model, which reads no English")
-    reward = config.reward
-    _require(reward.correct > reward.wrong, "reward.correct", "must be above reward.wrong")
-    room = trainer.max_tokens_per_micro_batch >= config.rollout.max_tokens
-    _require(room, "trainer.max_tokens_per_micro_batch", "must hold at least one response of rollout.max_tokens")
-    _require(bool(config.data.validation), "data.validation", NO_TRAINING_SET)
-
-
-def _check_ranks(config: LearnConfig) -> None:
-    """Check what a learner of several ranks does not do."""
-    cluster = config.cluster
-    by_torchrun = cluster.kind == "torchrun"
-    _require((cluster.learner_ranks is None) == by_torchrun, "cluster.learner_ranks", "is null with cluster=torchrun only")
-    if cluster.weights != "files":
-        _require(config.model.adapter.kind == "none", "cluster.weights", "must be files with adapters")
-        apart = cluster.kind == "ray"
-        alone = (cluster.learner_ranks, config.rollout.num_engines, config.rollout.tensor_parallel_size) == (1, 1, 1)
-        fits = cluster.weights == "nccl" if apart else cluster.weights == "ipc" and alone
-        _require(
-            fits,
-            "cluster.weights",
-            "must be nccl or files with cluster=ray"
-            if apart
-            else "is ipc, for one engine of one GPU and a learner of one rank there; or files",
-        )
-    if cluster.learner_ranks == 1:
-        return
-    why = "with cluster.learner_ranks above 1"
-    _require(config.model.adapter.base != "4bit", "model.adapter.base", f"must not be 4bit {why}: FSDP cannot divide it")
-    _require(config.optim.moments == "float32", "optim.moments", f"must be float32 {why}: bitsandbytes cannot divide others")
-    _require(not config.trainer.offload, "trainer.offload", f"must be false {why}")
-
-
-def _check_algo(algo: AlgoConfig) -> None:
-    per_token = algo.advantage in ("gae", "monte_carlo")
-    message = f"must be 'loss' or 'none' with algo.advantage={algo.advantage}: it has no per-token reward"
-    _require(per_token or algo.kl != "reward", "algo.kl", message)
-    adapts = algo.kl_target is None or (algo.kl != "none" and algo.kl_coef > 0)
-    _require(adapts, "algo.kl_target", "needs a place for the KL (algo.kl) and algo.kl_coef above 0 to start from")
-    _require(
-        algo.has_critic or algo.critic_warmup_steps == 0,
-        "algo.critic_warmup_steps",
-        "must be 0 without a critic (algo.advantage=gae)",
-    )
-    discounts = per_token or algo.gamma == 1
-    _require(discounts, "algo.gamma", f"must be 1 with algo.advantage={algo.advantage}, which discounts nothing")
-    imitates = (algo.advantage == "shortest_correct") == (algo.policy_loss == "nll")
-    _require(imitates, "algo.policy_loss", "nll goes with algo.advantage=shortest_correct and with nothing else")
-    taught = not algo.has_teacher or (algo.kl == "none" and not algo.whiten_advantages)
-    message = "distillation needs algo.kl=none and algo.whiten_advantages=false: the teacher is all that it learns from"
-    _require(taught, "algo.advantage", message)
-    white = algo.whiten_advantages and algo.advantage == "shortest_correct"
-    _require(not white, "algo.whiten_advantages", "must be false with algo.advantage=shortest_correct: all would become 0")
-
-
-def _check_length(length: LengthConfig) -> None:
-    acts = length.kind != "none"
-    message = f"is 0, so length.kind={length.kind} does nothing; length={length.kind} sets the published one"
-    _require(length.strength > 0 or not acts, "length.strength", message)
-    _require(length.strength == 0 or acts, "length.strength", f"is unread with length.kind={length.kind}")
+    require(good, f"{key}.levels", f"must list levels from 1 to {highest}")
 
 
 def _check_probe(probe: ProbeConfig) -> None:
     enough = probe.max_samples >= probe.first_samples
-    _require(enough, "probe.max_samples", f"must be at least probe.first_samples ({probe.first_samples})")
+    require(enough, "probe.max_samples", f"must be at least probe.first_samples ({probe.first_samples})")
     mean = probe.mean_samples
     budget = mean is None or mean >= probe.first_samples
-    _require(budget, "probe.mean_samples", f"must be at least probe.first_samples ({probe.first_samples}), or null")
+    require(budget, "probe.mean_samples", f"must be at least probe.first_samples ({probe.first_samples}), or null")
 
 
 def _check_phase(key: str, phase: PhaseConfig) -> None:
     band = phase.pass_rate_low <= phase.pass_rate_high
-    _require(band, f"{key}.pass_rate_low", f"must not exceed {key}.pass_rate_high={phase.pass_rate_high:g}")
-    _require(phase.problem_ids is None or phase.answers is None, f"{key}.answers", f"excludes {key}.problem_ids")
+    require(band, f"{key}.pass_rate_low", f"must not exceed {key}.pass_rate_high={phase.pass_rate_high:g}")
+    require(phase.problem_ids is None or phase.answers is None, f"{key}.answers", f"excludes {key}.problem_ids")
     named = phase.problem_ids if phase.problem_ids is not None else phase.answers
     number = phase.num_problems if named is None else len(named)
     fits = 1 <= phase.problems_per_step <= number
-    _require(fits, f"{key}.problems_per_step", f"must lie between 1 and the number of training problems ({number})")
+    require(fits, f"{key}.problems_per_step", f"must lie between 1 and the number of training problems ({number})")
     ends = phase.retire_below < phase.retire_above
-    _require(ends, f"{key}.retire_below", f"must be below {key}.retire_above={phase.retire_above:g}")
-    _require(not phase.refresh or named is None, f"{key}.refresh", "needs a probed pool, not problems named by hand")
+    require(ends, f"{key}.retire_below", f"must be below {key}.retire_above={phase.retire_above:g}")
+    require(not phase.refresh or named is None, f"{key}.refresh", "needs a probed pool, not problems named by hand")
     for name in ("wrong_answers", "hardest"):
         chosen = getattr(phase, name) == 0 or (named is None and not phase.refresh)
-        _require(chosen, f"{key}.{name}", "needs problems chosen by pass rate, and refresh=false")
+        require(chosen, f"{key}.{name}", "needs problems chosen by pass rate, and refresh=false")
     stages = phase.max_tokens_stages
     good = stages is None or (bool(stages) and all(0 < share <= 1 for share in stages))
-    _require(good, f"{key}.max_tokens_stages", "must list shares of rollout.max_tokens, each in (0, 1], or be null")
+    require(good, f"{key}.max_tokens_stages", "must list shares of rollout.max_tokens, each in (0, 1], or be null")
 
 
 def _check_phase_algo(key: str, phase: PhaseConfig, algo: AlgoConfig) -> None:
     num_responses = phase.problems_per_step * phase.group_size
-    _require(
+    require(
         algo.updates_per_rollout <= num_responses,
         "algo.updates_per_rollout",
         f"must not exceed the {num_responses} responses of a step",
     )
     filtered = phase.refresh and algo.dynamic_sampling_rounds > 0
-    _require(not filtered, f"{key}.refresh", "excludes algo.dynamic_sampling_rounds, which hides settled problems from it")
+    require(not filtered, f"{key}.refresh", "excludes algo.dynamic_sampling_rounds, which hides settled problems from it")
     grouped = algo.advantage not in ("group_relative", "leave_one_out") or phase.group_size >= 2
-    _require(grouped, f"{key}.group_size", f"must be at least 2 with algo.advantage={algo.advantage}")
+    require(grouped, f"{key}.group_size", f"must be at least 2 with algo.advantage={algo.advantage}")
     mixed = algo.dynamic_sampling_rounds == 0 or phase.group_size >= 2
-    _require(
+    require(
         mixed,
         f"{key}.group_size",
         "must be at least 2 with algo.dynamic_sampling_rounds: one response is all right or wrong",
@@ -341,18 +242,18 @@ def _check_recipe(config: BaseConfig) -> None:
     for name, stage in config.recipe.items():
         _check_stage_name(name, stage)
         own = not stage.evidence or config.model.url is None
-        _require(own, f"recipe.{name}.evidence", "is for models of one's own; a server takes eval.prompts")
+        require(own, f"recipe.{name}.evidence", "is for models of one's own; a server takes eval.prompts")
         blank = StageConfig(kind=stage.kind)
         for item in dataclasses.fields(stage):
             unread = item.name not in KEYS_BY_STAGE[stage.kind] and getattr(stage, item.name) != getattr(blank, item.name)
-            _require(not unread, f"recipe.{name}.{item.name}", f"is unread: the stage's kind is {stage.kind}")
+            require(not unread, f"recipe.{name}.{item.name}", f"is unread: the stage's kind is {stage.kind}")
         if stage.kind != "eval":
             _check_known(f"recipe.{name}.model", [stage.model], [BASE, *trained], "the base or an earlier training stage")
         if stage.kind in ("probe", "train"):
             known = list(config.phase_settings)
             _check_known(f"recipe.{name}.phase", [stage.phase], known, "one of the phases")
         if stage.kind == "warm_up":
-            _require(config.warming_up is not None, f"recipe.{name}", "needs the settings of a warm-up; see recipe=warm_up")
+            require(config.warming_up is not None, f"recipe.{name}", "needs the settings of a warm-up; see recipe=warm_up")
             _check_known(f"recipe.{name}.rates", [stage.rates], probes, "an earlier probing stage")
             trained.append(name)
         elif stage.kind == "train":
