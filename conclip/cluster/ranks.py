@@ -96,10 +96,8 @@ class OneRank:
 
     def shard(self, module: nn.Module) -> None: ...
 
-    @torch.no_grad()
     def fill(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        for name, parameter in module.named_parameters():
-            parameter.copy_(matching(weights, name, parameter))
+        copy_parameters(weights, module)
 
     def share(self, micro_batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
         return ((rows, True) for rows in micro_batches)
@@ -123,6 +121,14 @@ def matching(saved: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tenso
     if tensor is None or tensor.shape != parameter.shape:
         raise ValueError(f"{name} is missing, or of another shape")
     return tensor
+
+
+@torch.no_grad()
+def copy_parameters(saved: Mapping[str, Tensor], module: nn.Module, *, prefix: str = "") -> None:
+    """Copy the saved parameters, which every rank has, into the module. Raises ValueError when one is missing or has another
+    shape."""
+    for key, parameter in module.named_parameters():
+        parameter.copy_(divided_like(matching(saved, f"{prefix}{key}", parameter), parameter))
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -22,11 +22,10 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 
-from conclip.cluster.ranks import whole
+from conclip.cluster.ranks import copy_parameters, whole
 from conclip.config.groups import AdapterConfig
 from conclip.errors import UserError
 from conclip.models.folder import layer_number
-from conclip.models.load import copy_parameters
 from conclip.models.shards import write_weights
 from conclip.seeding import torch_stream
 

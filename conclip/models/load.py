@@ -1,6 +1,6 @@
 """Loads models and tokenizers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -19,7 +19,7 @@ from transformers import (
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from conclip.cluster.ranks import divided_like, matching, whole
+from conclip.cluster.ranks import whole
 from conclip.config.groups import AdapterBase, Dtype
 from conclip.errors import UserError, explain
 from conclip.models.folder import layer_number, weight_files
@@ -109,13 +109,6 @@ def checkpoint_weights(policy: PreTrainedModel) -> Iterator[tuple[str, torch.Ten
     one layer are there at a time."""
     for _, of_layer in groupby(policy.state_dict().items(), lambda item: layer_number(item[0])):
         yield from revert_weight_conversion(policy, {name: whole(tensor.detach()) for name, tensor in of_layer}).items()
-
-
-@torch.no_grad()
-def copy_parameters(saved: Mapping[str, torch.Tensor], module: torch.nn.Module, *, prefix: str = "") -> None:
-    """Copy the saved parameters into the module. Raises ValueError when one is missing or has another shape."""
-    for key, parameter in module.named_parameters():
-        parameter.copy_(divided_like(matching(saved, f"{prefix}{key}", parameter), parameter))
 
 
 class OutputHead(torch.nn.Module):

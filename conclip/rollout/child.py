@@ -120,7 +120,9 @@ class ChildEngine:
         """Processes that the child's engine has started."""
         self._num_restarts = 0
         """Restarts in this unit."""
-        self._num_starts, self._closed = 0, False
+        self.num_starts = 0
+        """How often a child was started."""
+        self._closed = False
         atexit.register(self.close)
         remove_orphans()
         try:
@@ -183,11 +185,6 @@ class ChildEngine:
 
     def takes_adapters(self) -> bool:
         return self._takes_adapters
-
-    @property
-    def num_starts(self) -> int:
-        """How often a child was started."""
-        return self._num_starts
 
     def forget_weights(self) -> None:
         """Others follow: a child that is started again meanwhile needs none."""
@@ -295,7 +292,7 @@ class ChildEngine:
         self.ready()
 
     def _begin(self) -> None:
-        self._num_starts += 1
+        self.num_starts += 1
         self._process, self._pipe = self._launcher.start(
             _serve,
             self._arguments,

@@ -32,7 +32,6 @@ from conclip.models.load import load_tokenizer, reading
 from conclip.problems.prompts import INSTRUCTIONS, encode_prompt, messages_for
 from conclip.rollout.collect import TRAINING, PromptSet, Task, collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
-from conclip.rollout.transfer import connect_gpus
 from conclip.runs.run import Run
 from conclip.runs.sampling_progress import BatchContext
 from conclip.runs.stopwatch import Stopwatch
@@ -358,6 +357,8 @@ def start_engine(
             )
         begun = launcher()
         if weights != "files":
+            from conclip.rollout.transfer import connect_gpus  # noqa: PLC0415
+
             num_workers = config.rollout.num_engines * config.rollout.tensor_parallel_size
             settings |= {"weight_transfer": weights, "connect": partial(connect_gpus, weights, begun.host, num_workers)}
         return EnginePool(model_path, config.rollout, warn=warn, launcher=begun, **settings)

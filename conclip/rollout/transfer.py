@@ -1,8 +1,8 @@
 """Weights for engines in other processes by vLLM's own weight transfer, which leaves them on GPUs.
 
 What is here is the trainer's side, in its terms: the client that it tells engines through, and the source that it sends.
-Tests run its life cycle with a transport of their own on a CPU. Those of vLLM have not run here: `ipc`, memory that
-processes share on one GPU, and `nccl`, across GPUs and hosts.
+Tests run its life cycle with a transport of their own on a CPU. Those of vLLM have never run with conclip: `ipc`, memory
+that processes share on one GPU, and `nccl`, across GPUs and hosts.
 """
 
 import collections
@@ -119,19 +119,16 @@ def connect_gpus(kind: Literal["ipc", "nccl"], host: str, num_workers: int, tran
     configure_environment(deterministic=False)  # of this process, which samples nothing
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory  # noqa: PLC0415
 
-    source: Any = transfer
     if kind == "ipc":
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo  # noqa: PLC0415
 
-        return WeightTransferTrainerFactory.trainer_init(
-            IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=max(1 << 28, transfer.largest), rank=0),
-            client=transfer,
-            source=source,
-        )
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo  # noqa: PLC0415
+        place = IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=max(1 << 28, transfer.largest), rank=0)
+    else:
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo  # noqa: PLC0415
 
-    with socket.socket() as free:
-        free.bind((host, 0))
-        port = free.getsockname()[1]
-    place = NCCLTrainerInitInfo(master_address=host, master_port=port, world_size=1 + num_workers, rank=0)
+        with socket.socket() as free:
+            free.bind((host, 0))
+            port = free.getsockname()[1]
+        place = NCCLTrainerInitInfo(master_address=host, master_port=port, world_size=1 + num_workers, rank=0)
+    source: Any = transfer
     return WeightTransferTrainerFactory.trainer_init(place, client=transfer, source=source)

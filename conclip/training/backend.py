@@ -14,11 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from conclip.cluster.ranks import OneRank, Ranks, whole
+from conclip.cluster.ranks import OneRank, Ranks, copy_parameters, whole
 from conclip.cluster.shares import read_shares
 from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
-from conclip.models.load import autocast, copy_parameters, load_policy, recompute_activations
+from conclip.models.load import autocast, load_policy, recompute_activations
 from conclip.training.batch import TokenBatch
 from conclip.training.models import FullModels, PhaseModels
 from conclip.training.optimizer import Scheduled, make_optimizer
