@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.performance.comparisons import Result
+from benchmarks.performance.record import Point, Record, Start
 from conclip.claims.config import claim_files
 from conclip.cli import tools
 from conclip.config.compose import compose_config, load_config, sweep_jobs
@@ -135,3 +137,15 @@ def test_the_site_builds_without_a_warning(tmp_path: Path):
     pages = list((tmp_path / "site").glob("*.html"))
     loaded = [found for page in pages for found in re.findall(r'(?:src|<link[^>]*href)="(https?://[^"]+)', page.read_text())]
     assert len(pages) >= 13 and [url for url in loaded if "mkdocs-material" not in url] == []
+
+
+def test_the_page_of_performance_is_made_from_its_record():
+    """Nothing is left to fill in, and the page shown is that of the record."""
+    ours, other = ({"s_per_1000": s, "gib": 2.0, "matrix_share": share} for s, share in ((1.0, 0.5), (1.5, 0.3)))
+    points, starts = [Point("update", 64, 32, 1, 0.5, 1.25)], [Start("conclip --help", 0.1, 0.2)]
+    page = Record("two cores", [Result("lab", "update", [(ours, other)])], points, starts).page()
+    assert "1.50 (1.50 to 1.50)" in page and "50%, 30%" in page and "| `conclip --help` | 0.10 | 0.20 |" in page
+    assert "[[" not in page
+    recorded, shown = TOP / "benchmarks/performance/recorded.json", TOP / "docs/performance.md"
+    assert recorded.exists() == shown.exists()
+    assert not recorded.exists() or shown.read_text() == Record.read(recorded).page()

@@ -1,11 +1,8 @@
-"""What is compared with what, and what comes of it: pairs of measurements, kept as JSON, from which tables are made."""
+"""What is compared with what, and what comes of it: pairs of measurements, from which tables are made."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,8 @@ class Result:
     model: str
     name: str
     pairs: list[tuple[Numbers, Numbers]]
-    """Ours and the other side, pair by pair: times of 1,000 tokens [s], peak memory [GiB], and parts of a step's time."""
+    """Ours and the other side, pair by pair: times of 1,000 tokens [s], peak memory [GiB], of an update the share of the
+    processor's matrix rate, and of a step the parts of its time."""
 
     @property
     def ratios(self) -> list[float]:
@@ -65,6 +63,7 @@ class Result:
             f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
             f"{goal:.2f}",
             *(f"{self.middle(side, 'gib'):.1f}" for side in (0, 1)),
+            ", ".join(f"{self.middle(side, 'matrix_share'):.0%}" for side in (0, 1)) if self.name == "update" else "",
         ]
         return f"| {' | '.join(cells)} |"
 
@@ -79,19 +78,10 @@ class Result:
 
 def tables(results: Sequence[Result]) -> str:
     """Return the results as Markdown."""
-    lines = ["| model | what | ours [s per 1,000 tokens] | other | other / ours | goal | ours [GiB] | other |"]
-    lines += ["|---|---|---:|---:|---:|---:|---:|---:|", *(result.row() for result in results), ""]
-    lines += ["| model | step | where its time goes |", "|---|---|---|"]
+    names = "model", "what", "ours [s per 1,000 tokens]", "other", "other / ours", "goal", "ours [GiB]", "other"
+    lines = [f"| {' | '.join(names)} | matrix rate: ours, other |", "|---|---|---:|---:|---:|---:|---:|---:|---|"]
+    lines += [*(result.row() for result in results), "", "| model | step | where its time goes |", "|---|---|---|"]
     return "\n".join([*lines, *(r.budget() for r in results if r.name in ("grpo", "ppo"))])
-
-
-def write_results(path: Path, results: Sequence[Result]) -> None:
-    path.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
-
-
-def read_results(path: Path) -> list[Result]:
-    found: list[dict[str, Any]] = json.loads(path.read_text())
-    return [Result(r["model"], r["name"], [(ours, other) for ours, other in r["pairs"]]) for r in found]
 
 
 def fallen(results: Sequence[Result], recorded: Sequence[Result]) -> list[str]:

@@ -1,7 +1,5 @@
 """How time and memory grow: with the length of responses, their number and the threads; and how soon a command is there.
 
-    python -m benchmarks.performance.scaling        # ten minutes
-
 Each point is measured in a process of its own, with the embedded model.
 """
 
@@ -12,23 +10,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
 from benchmarks.performance.comparisons import Numbers
+from benchmarks.performance.record import Point, Start
 from benchmarks.performance.sides import sample, updates
 from benchmarks.performance.work import LAB
-from conclip.processes import let_threads_sleep
 
 TOKENS = 32_768
 """Of each batch whose lengths differ."""
 
-COMMANDS = {
-    "`conclip --help`": ("--help",),
-    "`conclip two-phase --help`": ("two-phase", "--help"),
-    "`conclip two-phase --dry-run`": ("two-phase", "--dry-run"),
-}
+COMMANDS = "--help", "two-phase --help", "two-phase --dry-run"
 
 
 def learn(length: int, responses: int) -> Numbers:
@@ -57,42 +52,44 @@ def timed(kind: str, length: int, responses: int, threads: int) -> Numbers:
     return json.loads(next(line for line in output.splitlines() if line.startswith('{"s_per_1000"')))
 
 
-def processor_seconds(arguments: tuple[str, ...]) -> tuple[float, float]:
-    """Run `conclip` once. Returns seconds by the clock, and those of the processor."""
+def start(arguments: str) -> Start:
+    """Run `conclip` once."""
     with tempfile.TemporaryDirectory() as folder:
         before, began = os.times(), time.monotonic()
-        subprocess.run([sys.executable, "-m", "conclip", *arguments], stdout=subprocess.DEVNULL, check=True, cwd=folder)
+        command = [sys.executable, "-m", "conclip", *arguments.split()]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True, cwd=folder)
         after = os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
-    return time.monotonic() - began, used
+    return Start(f"conclip {arguments}", time.monotonic() - began, used)
+
+
+def points() -> Iterator[Point]:
+    """Measure how time and memory grow (ten minutes)."""
+    threads = len(os.sched_getaffinity(0))
+    asked = [("learn", length, TOKENS // length, threads) for length in (64, 256, 1024, 4096)]
+    asked += [("learn", 256, responses, threads) for responses in (32, 512, 2048)]
+    asked += [("learn", 256, TOKENS // 256, 1)]
+    asked += [("rollout", length, 64, threads) for length in (64, 256, 1024)]
+    asked += [("rollout", 256, responses, threads) for responses in (8, 256)]
+    asked += [("rollout", 256, 64, 1)]
+    for kind, length, responses, number in asked:
+        found = timed(kind, length, responses, number)
+        what = "update" if kind == "learn" else "sampling"
+        yield Point(what, length, responses, number, found["s_per_1000"], found["gib"])
+
+
+def starts() -> Iterator[Start]:
+    """Measure how soon commands are there, each the second time: what is read from disk has been read then."""
+    for arguments in COMMANDS:
+        start(arguments)
+        yield start(arguments)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--point", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.point:
-        kind, length, responses = options.point
-        print(json.dumps(KINDS[kind](int(length), int(responses))))
-        return
-    let_threads_sleep()
-    threads = len(os.sched_getaffinity(0))
-    points = [("learn", length, TOKENS // length, threads) for length in (64, 256, 1024, 4096)]
-    points += [("learn", 256, responses, threads) for responses in (32, 512, 2048)]
-    points += [("learn", 256, TOKENS // 256, 1)]
-    points += [("rollout", length, 64, threads) for length in (64, 256, 1024)]
-    points += [("rollout", 256, responses, threads) for responses in (8, 256)]
-    points += [("rollout", 256, 64, 1)]
-    print("| what | tokens each | responses | threads | s per 1,000 tokens | peak [GiB] |\n|---|---:|---:|---:|---:|---:|")
-    for kind, length, responses, number in points:
-        found = timed(kind, length, responses, number)
-        what = "update" if kind == "learn" else "sampling"
-        print(f"| {what} | {length} | {responses} | {number} | {found['s_per_1000']:.3f} | {found['gib']:.2f} |", flush=True)
-    print("\n| command | s by the clock | s of the processor |\n|---|---:|---:|")
-    for name, arguments in COMMANDS.items():
-        processor_seconds(arguments)  # what is read from disk is read now
-        clock, used = processor_seconds(arguments)
-        print(f"| {name} | {clock:.2f} | {used:.2f} |", flush=True)
+    parser.add_argument("--point", nargs=3, required=True)
+    kind, length, responses = parser.parse_args().point
+    print(json.dumps(KINDS[kind](int(length), int(responses))))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import torch
 
+from benchmarks.performance.arithmetic import operations, share_reached
 from benchmarks.performance.comparisons import Numbers
 from benchmarks.performance.work import Work
 from conclip.config.compose import load_config
@@ -28,6 +29,10 @@ ROUNDS = 3
 
 OFF_STEP = {"time/validate_s", "time/save_s"}
 """Parts of a step's time that only some steps have, and the other side has not: they are left out."""
+
+
+PROMPT = 48
+"""Tokens of a prompt in the sequences that updates are timed with."""
 
 
 def config_of(work: Work, *more: str) -> tuple[LearnConfig, Inputs]:
@@ -123,13 +128,13 @@ def sample_bare(work: Work, *, logprobs: bool = True) -> Numbers:
 
 
 def sequences(work: Work, number: int = 0) -> list[list[int]]:
-    """Prompts of 48 tokens with responses of random ones, of log-normal length around a quarter of the limit."""
+    """Prompts of PROMPT tokens with responses of random ones, of log-normal length around a quarter of the limit."""
     generator = torch.Generator().manual_seed(number)
     _, inputs = config_of(work)
     vocabulary = json.loads((inputs.model_path / "config.json").read_text())["vocab_size"]
     spread = torch.randn(work.num_problems * work.group_size, generator=generator).mul(0.5).exp()
     lengths = (spread * work.max_tokens / 4).long().clamp(8, work.max_tokens)
-    return [torch.randint(3, vocabulary, (48 + int(n),), generator=generator).tolist() for n in lengths]
+    return [torch.randint(3, vocabulary, (PROMPT + int(n),), generator=generator).tolist() for n in lengths]
 
 
 def update(work: Work) -> Numbers:
@@ -138,7 +143,7 @@ def update(work: Work) -> Numbers:
 
 
 def updates(work: Work, sequences_of: Callable[[int], list[list[int]]]) -> Numbers:
-    """Updates with these sequences, whose first 48 tokens are prompts: a list for each round."""
+    """Updates with these sequences, whose first PROMPT tokens are prompts: a list for each round."""
     from benchmarks.memory import as_groups
     from conclip.seeding import torch_stream
     from conclip.training.backend import Backend
@@ -149,9 +154,10 @@ def updates(work: Work, sequences_of: Callable[[int], list[list[int]]]) -> Numbe
     config, inputs = config_of(work, "algo=grpo")
     learner = Learner(Backend(inputs.model_path, config, num_updates=ROUNDS), config)
     seconds, scoring, tokens = list[float](), list[float](), list[int]()
+    ids: list[list[int]] = []
     for number in range(ROUNDS):
         ids = sequences_of(number)
-        batch = collate(as_groups(ids, prompt_tokens=48, group_size=work.group_size), train_on_truncated=True)
+        batch = collate(as_groups(ids, prompt_tokens=PROMPT, group_size=work.group_size), train_on_truncated=True)
         began = time.monotonic()
         scores = learner.score(batch)
         scoring.append(time.monotonic() - began)
@@ -160,7 +166,15 @@ def updates(work: Work, sequences_of: Callable[[int], list[list[int]]]) -> Numbe
         learner.update(experience, torch_stream("order"), kl_coef=0.0)
         seconds.append(time.monotonic() - began)
         tokens.append(sum(map(len, ids)))
-    return counted(seconds, tokens) | {"score_s_per_1000": counted(scoring, tokens)["s_per_1000"]}
+    found = counted(seconds, tokens) | {"score_s_per_1000": counted(scoring, tokens)["s_per_1000"]}
+    return found | matrix_share(work, found, tokens[-1], tokens[-1] - PROMPT * len(ids))
+
+
+def matrix_share(work: Work, found: Numbers, tokens: int, scored: int) -> Numbers:
+    """The share of the processor's matrix rate that an update of so many tokens reached, `scored` of them by the head."""
+    config, inputs = config_of(work)
+    needed = operations(inputs.model_path, tokens, scored, recomputed=config.trainer.recompute_activations)
+    return share_reached(found, needed, tokens, getattr(torch, config.model.dtype))
 
 
 def update_bare(work: Work) -> Numbers:
@@ -190,7 +204,8 @@ def update_bare(work: Work) -> Numbers:
         model.zero_grad()
         seconds.append(time.monotonic() - began)
         tokens.append(sum(length * len(rows) for length, rows in by_length.items()))
-    return counted(seconds, tokens)
+    found = counted(seconds, tokens)
+    return found | matrix_share(work, found, tokens[-1], tokens[-1])
 
 
 def step_ours(work: Work, algo: str) -> Numbers:
