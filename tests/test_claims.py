@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from conclip.claims import outcome as claim_outcome
 from conclip.claims import runs as claim_runs
 from conclip.claims.config import Claim, Contrast, check_runs, claim_files, load_claim
 from conclip.claims.measures import difference, numbers
-from conclip.claims.outcome import Outcome, from_json, outcome_of, recorded, write_outcome
+from conclip.claims.outcome import from_json, outcome_of, recorded, write_outcome
 from conclip.claims.page import write_claims
 from conclip.claims.runs import PlannedRun, carry_out, in_order, planned
 from conclip.claims.verdict import Verdict, judge, overall
@@ -20,6 +21,8 @@ from conclip.cli.main import main
 from conclip.errors import MachineFailure, UserError
 from conclip.report.data import read_run
 from conclip.runs.files import write_json
+from conclip.types import Outcome
+from tests.conftest import make_row
 from tests.made_runs import made_run
 
 CLAIM = """
@@ -171,6 +174,43 @@ def test_what_is_measured(tmp_path: Path):
         of("metrics.policy/nothing")
 
 
+def test_other_ways_of_asking_are_no_part_of_a_measure(tmp_path: Path):
+    """By hand: base 200 tokens as asked first, 100 asked to be concise; phase2 110. -45 %, not -27 %."""
+    right = Outcome.CORRECT
+    base = make_row("p", right, 200, model="base"), make_row("p", right, 100, model="base", prompt="concise")
+    rows = [*base, make_row("p", right, 110, model="phase2")]
+    run = replace(read_run(made_run(tmp_path / "run")), rows=rows)
+    assert numbers(run).tokens == pytest.approx(-45)
+    contrast = Contrast(measure="tokens", first="a", expect="less", relevant=1)
+    assert difference(contrast, run, None) == pytest.approx(-45)
+
+
+@pytest.mark.parametrize(
+    ("common", "contrast", "message"),
+    [
+        ("['eval.temperatures=[0.3,1]']", "", "evaluated: 0.3, 1"),
+        ("['eval.temperatures=[0.3,1]']", ", temperature: 0.6", "evaluated: 0.3, 1"),
+        ("['eval.temperatures=[0.3]']", ", temperature: 1", "evaluated: 0.3"),
+    ],
+)
+def test_a_contrast_says_at_which_temperature(common: str, contrast: str, message: str, tmp_path: Path):
+    text = CLAIM.replace("relevant: 5}", f"relevant: 5{contrast}}}").replace("runs:", f"common: {common}\nruns:")
+    with pytest.raises(UserError, match=rf"claim 'mine': contrasts\.a against b\.temperature must .*'a' is {message}$"):
+        check_runs("mine", load_claim("mine", written(tmp_path, text)), quick=False)
+
+
+def test_a_run_whose_config_has_changed_is_not_done(claim: Claim, tmp_path: Path):
+    hashes = check_runs("mine", claim, quick=False)
+    assert hashes["a"] != hashes["b"]
+    todo = planned("mine", claim, [0], tmp_path, quick=False, configs=hashes)
+    for run in todo:
+        run.folder.mkdir(parents=True)
+        write_json(run.done_file, {"overrides": list(run.overrides), "config": run.config, "seconds": 1.0})
+    assert all(run.is_done() for run in todo)
+    changed = planned("mine", claim, [0], tmp_path, quick=False, configs=hashes | {"b": "another"})
+    assert [run.is_done() for run in changed] == [True, False]
+
+
 @pytest.fixture
 def claim(tmp_path: Path) -> Claim:
     return load_claim("mine", written(tmp_path, CLAIM))
@@ -284,9 +324,9 @@ def test_a_run_that_decides_nothing_is_shown(tmp_path: Path):
 def test_a_claim_without_two_seeds_is_untried(claim: Claim, tmp_path: Path):
     outcome = outcome_of("mine", claim, finished(claim, tmp_path, seeds=2)[:2], quick=True)
     assert outcome.word() == "untried" and "quick" in write_claims([outcome], tmp_path / "docs", quick=True).read_text()
-    assert (
-        Outcome(name="n", claim=claim, quick=False, differences={"a against b": {}}, runs={}, seconds=0).word() == "untried"
-    )
+    nothing: dict[str, dict[int, float]] = {"a against b": {}}
+    untried = claim_outcome.Outcome(name="n", claim=claim, quick=False, differences=nothing, runs={}, seconds=0)
+    assert untried.word() == "untried"
 
 
 @pytest.mark.whole

@@ -1,6 +1,6 @@
 """A claim is a file in `conf/claims/`: the runs that test it, and the differences that decide it, fixed before any run."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +11,10 @@ from yaml import YAMLError
 
 from conclip.config.compose import compose_config, config_folder
 from conclip.config.foreign import limit_yaml_size
-from conclip.config.schema import SCHEMAS
+from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.config.typed import to_config
 from conclip.errors import UserError
+from conclip.runs.identity import digest, relevant
 
 SUBCOMMAND = "run"
 """The subcommand of every run of a claim."""
@@ -47,7 +48,7 @@ class Contrast:
     than: str | None = None
     """second=null: the other model of the same run; null: the measure itself, which is 0 where nothing changed"""
     temperature: float | None = None
-    """the temperature of the evaluation; null: the only one"""
+    """the temperature of the evaluation; null: the only one, where there is no other"""
     test: str | None = None
     """the set of test problems; null: all of them"""
 
@@ -117,15 +118,33 @@ def load_claim(name: str, path: Path) -> Claim:
 MEASURES = ("tokens", "accuracy", "gap")
 
 
-def check_runs(name: str, claim: Claim, *, quick: bool, config_dir: Path | None = None) -> None:
-    """Compose every run of a claim. Raises UserError naming claim and run."""
+def check_runs(name: str, claim: Claim, *, quick: bool, config_dir: Path | None = None) -> dict[str, str]:
+    """Compose every run of a claim. Returns the hash of each run's config. Raises UserError naming claim and run."""
     folder = str(config_dir) if config_dir is not None else None
+    hashes: dict[str, str] = {}
     for run in claim.runs:
         try:
             wanted = [*overrides(claim, run, quick=quick), "seed=0"]
-            to_config(SCHEMAS[SUBCOMMAND], compose_config(SUBCOMMAND, wanted, config_dir=folder)[0])
+            config = to_config(SCHEMAS[SUBCOMMAND], compose_config(SUBCOMMAND, wanted, config_dir=folder)[0])
         except UserError as error:
             raise UserError(f"claim '{name}', run '{run}': {error}") from error
+        assert isinstance(config, BaseConfig)
+        _check_temperatures(name, claim, run, config)
+        hashes[run] = digest([relevant(config), asdict(config.data)])
+    return hashes
+
+
+def _check_temperatures(name: str, claim: Claim, run: str, config: BaseConfig) -> None:
+    """Refuse contrasts of a run that leave open at which temperature they measure, or name one that it does not have."""
+    there = [] if config.evaluation is None else config.evaluation.temperatures
+    for key, contrast in claim.contrasts.items():
+        if run not in (contrast.first, contrast.second) or contrast.measure.startswith("metrics."):
+            continue
+        if contrast.temperature not in (there if len(there) > 1 else [None, *there]):
+            raise UserError(
+                f"claim '{name}': contrasts.{key}.temperature must be one at which '{run}' is evaluated: "
+                f"{', '.join(f'{one:g}' for one in there) or 'it is not evaluated'}"
+            )
 
 
 def overrides(claim: Claim, run: str, *, quick: bool) -> list[str]:

@@ -35,13 +35,14 @@ class RunNumbers:
 
 
 def numbers(run: RunData) -> RunNumbers:
-    """Return the numbers of the model that a run ended with. Raises UserError where it did not evaluate the base model."""
+    """Return the numbers of the model that a run ended with, over all temperatures. Raises UserError where it did not
+    evaluate the base model."""
     model = run.rows[-1].model if run.rows else BASE
     tokens, accuracy = (
         difference(Contrast(measure=measure, first="", expect="less", relevant=1, model=model), run, None)
         for measure in ("tokens", "accuracy")
     )
-    rows = [row for row in run.rows if row.model == model]
+    rows = _of_model(run, model)
     truncated = fmean(row.outcome is Outcome.TRUNCATED for row in rows)
     return RunNumbers(folder=run.folder.parent.name, tokens=tokens, accuracy=accuracy, truncated=truncated)
 
@@ -58,13 +59,14 @@ def _value(contrast: Contrast, run: RunData, model: str) -> float:
     return 100 * (fmean(r.num_tokens for r in rows) / fmean(r.num_tokens for r in base) - 1)
 
 
+def _of_model(run: RunData, model: str) -> list[EvalRow]:
+    """Return a model's rows, asked as the run's first row was: how models are asked is no part of a claim."""
+    return [row for row in run.rows if row.model == model and row.prompt_condition == run.rows[0].prompt_condition]
+
+
 def _rows(run: RunData, model: str, contrast: Contrast) -> list[EvalRow]:
     temperature, test = contrast.temperature, contrast.test
-    rows = [
-        row
-        for row in run.rows
-        if row.model == model and temperature in (None, row.temperature) and test in (None, row.benchmark)
-    ]
+    rows = [row for row in _of_model(run, model) if temperature in (None, row.temperature) and test in (None, row.benchmark)]
     if not rows:
         where = ("" if temperature is None else f" at temperature {temperature:g}") + (f" on {test}" if test else "")
         raise UserError(f"'{run.folder}' has no rows of '{model}'{where}; its recipe must evaluate that model")

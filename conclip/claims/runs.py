@@ -4,7 +4,7 @@ claims rest on it."""
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -30,27 +30,39 @@ class PlannedRun:
     """where its attempts are; runs with the same overrides share it"""
     config_dir: Path | None = None
     """a folder with configs of the user's own"""
+    config: str | None = None
+    """the hash of its config, where that has been composed"""
 
     @property
     def done_file(self) -> Path:
         return self.folder / "done.json"
 
     def is_done(self) -> bool:
-        """Return whether it ended, with these overrides."""
-        return self.done_file.is_file() and read_object(self.done_file).get("overrides") == list(self.overrides)
+        """Return whether it ended, with these overrides and, where it is known, this config."""
+        ended = read_object(self.done_file) if self.done_file.is_file() else {}
+        return ended.get("overrides") == list(self.overrides) and self.config in (None, ended.get("config"))
 
 
 def planned(
-    name: str, claim: Claim, seeds: Sequence[int], out: Path, *, quick: bool, config_dir: Path | None = None
+    name: str,
+    claim: Claim,
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    quick: bool,
+    config_dir: Path | None = None,
+    configs: Mapping[str, str] | None = None,
 ) -> list[PlannedRun]:
-    """Return the runs of a claim, seed by seed, so that what is cut off early has whole seeds."""
+    """Return the runs of a claim, seed by seed, so that what is cut off early has whole seeds. `configs`: what `check_runs`
+    returned."""
     found: list[PlannedRun] = []
     for seed in seeds:
         for run in claim.runs:
             wanted = overrides(claim, run, quick=quick)
             own = digest([*wanted, str(config_dir.resolve())] if config_dir is not None else wanted)[:10]
             folder = out / SUBCOMMAND / f"{own}-{seed}"
-            found.append(PlannedRun(name, run, seed, (*wanted, f"seed={seed}"), folder, config_dir))
+            config = None if configs is None else configs[run]
+            found.append(PlannedRun(name, run, seed, (*wanted, f"seed={seed}"), folder, config_dir, config))
     return found
 
 
@@ -79,7 +91,8 @@ def carry_out(runs: Sequence[PlannedRun], out: Path, *, jobs: int, tell: Callabl
                     what = f"{run.claim}: {run.run}, seed {run.seed}"
                     raise MachineFailure(f"{what} ended with code {process.returncode}; see '{_log(run)}'")
                 seconds = time.monotonic() - began
-                write_json(run.done_file, {"overrides": list(run.overrides), "seconds": round(seconds, 1)})
+                done = {"overrides": list(run.overrides), "config": run.config, "seconds": round(seconds, 1)}
+                write_json(run.done_file, done)
                 tell(run, seconds)
             time.sleep(0.2)
     finally:

@@ -17,7 +17,7 @@ from conclip.redact import terminal_safe
 from conclip.runs.terminal import open_console
 from conclip.runs.view import clock, remaining
 
-QUICK_SEEDS = 2
+QUICK_SEEDS, MAX_SEEDS = 2, 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run what is left, claim by claim, and show the verdicts."""
     claims = _chosen(options)
-    if options.jobs < 1 or (options.seeds is not None and options.seeds < 1):
-        raise UserError("--jobs and --seeds must be at least 1")
+    if options.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {options.jobs}")
+    if options.seeds is not None and not 1 <= options.seeds <= MAX_SEEDS:
+        raise UserError(f"--seeds must be 1 to {MAX_SEEDS}, got {options.seeds}")
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out: '{options.out}' is a file; give a folder")
     console = open_console()
@@ -57,8 +59,6 @@ def run(options: argparse.Namespace) -> None:
     console.print(_costs(claims, todo))
     if options.list:
         return
-    for name, claim in claims.items():
-        check_runs(name, claim, quick=options.quick, config_dir=options.config_dir)
     outcomes: list[Outcome] = []
     for name, claim in claims.items():
         left = [one for one in todo[name] if not one.is_done()]
@@ -88,7 +88,9 @@ def _chosen(options: argparse.Namespace) -> dict[str, Claim]:
 def _planned(name: str, claim: Claim, options: argparse.Namespace) -> list[PlannedRun]:
     number = options.seeds or (QUICK_SEEDS if options.quick else claim.seeds)
     seeds = range(options.first_seed, options.first_seed + number)
-    return planned(name, claim, seeds, options.out, quick=options.quick, config_dir=options.config_dir)
+    where = {"quick": options.quick, "config_dir": options.config_dir}
+    configs = None if options.list else check_runs(name, claim, **where)  # a quarter of a second a run
+    return planned(name, claim, seeds, options.out, **where, configs=configs)
 
 
 def _costs(claims: dict[str, Claim], todo: dict[str, list[PlannedRun]]) -> Table:
