@@ -7,19 +7,23 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from conclip.cli.main import main
+from conclip.config.compose import load_config
 from conclip.errors import UserError
 from conclip.evaluation.rows import read_lines, read_rows, select_rows, to_dict
-from conclip.evaluation.units import RowFile
+from conclip.evaluation.units import RowFile, response_key
+from conclip.grading.thinking import PLAIN
 from conclip.models.folder import LAB_MODEL, model_hash
+from conclip.rollout.collect import TRAINING, Task
 from conclip.runs.identity import digest
 from conclip.runs.run import Run
 from conclip.runs.sampling_progress import SamplingProgress
-from conclip.types import Outcome
+from conclip.types import Outcome, Problem, SamplingSpec
 from tests.conftest import make_row
 from tests.junk import JUNK, changed, places
 
@@ -30,6 +34,26 @@ SMALL = ["debug=eval", "data.test.chain.num_problems=12", "eval.samples_per_prob
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", ["conclip", *arguments])
     main()
+
+
+@pytest.mark.parametrize(
+    ("override", "changes"),
+    [
+        ("rollout.deterministic=true", True),
+        ("rollout.num_engines=2", True),
+        ("rollout.kv_cache_gib=3", True),
+        ("rollout.unit_responses=7", False),
+        ("rollout.gpu_memory_utilization=0.3", False),
+        ("eval.samples_per_problem=7", False),
+    ],
+)
+def test_a_row_is_known_by_all_that_changes_a_response(override: str, changes: bool):
+    problem = Problem(problem_id="p", question="q", answer="1", source="s")
+    spec = SamplingSpec(temperature=1.0, max_tokens=8)
+    rest: dict[str, Any] = {"messages": (), "template_kwargs": {}, "thinking": PLAIN}
+    task = Task(problem=problem, variant=TRAINING, spec=spec, sample=0, prompt_token_ids=(1, 2), seed=3, **rest)
+    keys = {response_key("model", task, load_config("eval", *more)) for more in ((), (override,))}
+    assert len(keys) == 1 + changes
 
 
 @pytest.mark.engine

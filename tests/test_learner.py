@@ -650,6 +650,9 @@ def test_warnings_name_what_needs_attention():
 def test_the_summary_of_a_phase_by_hand():
     steps = [{"policy/entropy": float(value)} for value in (8, 6, 5, 4, 3, 2, 1, 9)]
     assert summarise_steps(steps) == {"policy/entropy": {"first": 7, "last": 5, "lowest": 1, "highest": 9}}
+    skipped = [{"policy/entropy": value} for value in (math.inf, 8.0, math.nan, 6.0)]  # as they are, and as read back
+    assert summarise_steps(skipped) == {"policy/entropy": {"first": 8, "last": 6, "lowest": 6, "highest": 8}}
+    assert summarise_steps(skipped[:1]) == {}
 
 
 def test_explained_variance():

@@ -12,6 +12,8 @@ from conclip.config.recipe import label, lineage, rates_file
 from conclip.config.schema import RecipeRunConfig
 from conclip.config.typed import to_config
 from conclip.errors import UserError
+from conclip.experiments.inputs import load_inputs
+from conclip.experiments.plan import steps_of
 from conclip.report.data import read_run
 from conclip.runs.manifest import read_stages
 
@@ -126,6 +128,11 @@ FAULTS = {
     "a model twice": ("recipe.eval.models=[base,base]", "each once"),
     "no models": ("recipe.eval.models=[]", "each once"),
     "a model nobody trains": ("recipe.eval.models=[base,phase3]", "models there are by then: base, phase1, phase2"),
+    "a model in two evaluations": ("recipe.eval.models=[base,phase2]", "'base', which recipe.eval-first measures already"),
+    "two stages with one file": (
+        "++recipe.probe={kind: probe, model: base, phase: phase1}",
+        "'recipe.probe' would write pass_rates.jsonl, as recipe.probe-base does",
+    ),
     "no stages": ("~recipe", "recipe"),
     "a kind there is not": ("recipe.eval.kind=evaluate", "recipe.eval.kind"),
     "a key there is not": ("++recipe.eval.model_s=[base]", "did you mean 'recipe.eval.models'?"),
@@ -140,6 +147,12 @@ def test_a_recipe_that_cannot_be_done_is_refused(name: str):
     with pytest.raises(UserError) as caught:
         load_config("run", override)
     assert said in str(caught.value)
+
+
+def test_an_evaluation_without_names_measures_what_none_has_measured():
+    config = load_config("run", "recipe.eval.models=null")
+    steps = [step.name for step in steps_of(config, load_inputs(config))]
+    assert [name for name in steps if name.startswith("eval")] == ["eval-base", "eval-phase1", "eval-phase2"]
 
 
 def test_a_subcommand_that_does_not_train_refuses_a_training_stage():

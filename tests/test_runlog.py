@@ -102,6 +102,8 @@ def test_a_stage_taken_over_brings_its_metrics_to_the_trackers(config: BaseConfi
     first = Run("eval", config, "identity 1")
     first.log_metrics("phase1", 1, {"reward/mean": 0.5, "value/loss": float("nan")})
     first.log_metrics("phase2", 1, {"reward/mean": 0.7})
+    for stage, step in (("phase1", 1), ("phase1", -2), ("phase1-again", 1)):
+        first.write_transcripts(stage, step, [], 1)
     first.close()
     second = Run("eval", config, "identity 2")
     tracked: list[tuple[str, int, Mapping[str, float]]] = []
@@ -110,6 +112,7 @@ def test_a_stage_taken_over_brings_its_metrics_to_the_trackers(config: BaseConfi
     second.close()
     assert tracked == [("phase1", 1, {"reward/mean": 0.5})]
     assert len((second.folder / "metrics.jsonl").read_text().splitlines()) == 1
+    assert {path.name for path in (second.folder / "rollouts").iterdir()} == {"phase1-0001.jsonl", "phase1--002.jsonl"}
 
 
 def test_metrics_are_whole_lines_and_transcripts_show_best_and_worst(config: BaseConfig):

@@ -7,7 +7,7 @@ import torch
 
 from conclip.config.groups import AlgoConfig, PhaseConfig
 from conclip.training.optimizer import Scheduled
-from conclip.training.schedule import StepPlan, lr_scale, plan_step, tokens_limit
+from conclip.training.schedule import StepPlan, lr_scale, plan_step, share_spent, tokens_limit
 from tests.conftest import train_config
 
 
@@ -166,3 +166,10 @@ def test_token_limits_tighten_in_equal_stages():
     limits = [tokens_limit([1.0, 0.75, 0.5], 200, step / 6) for step in range(7)]
     assert limits == [200, 200, 150, 150, 100, 100, 100]
     assert tokens_limit(None, 200, 0.9) == 200
+
+
+def test_the_warm_up_is_no_part_of_the_budget_of_stages():
+    """100,000 tokens, 40,000 of them the critic's: half of the rest is spent after 70,000."""
+    phase, _ = settings(max_sampled_tokens=100_000)
+    assert [share_spent(phase, tokens, tokens_of_warmup=40_000) for tokens in (40_000, 70_000, 100_000)] == [0, 0.5, 1]
+    assert share_spent(settings()[0], 70_000, tokens_of_warmup=0) == 0

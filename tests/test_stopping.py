@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from conclip.training.progress import Validation
-from conclip.training.stopping import stop_reason
+from conclip.training.stopping import fell_by_more, stop_reason
 from tests.conftest import train_config
 
 PHASE = train_config().phase
@@ -25,6 +25,15 @@ def test_nothing_stops_a_phase_by_default_but_lost_accuracy():
     history = [at(0, 0.5, 100), at(5, 0.41, 100, length_correlation=0.9, length_correlation_low=0.8), at(10, 0.41, 100)]
     assert reason(history) is None
     assert str(reason([*history, at(15, 0.39, 50)])).startswith("failure: validation accuracy 0.390 fell more than 0.1")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "drop", "more"), [(0.34, 0.24, 0.1, False), (0.34, 0.23875, 0.1, True), (0.07, 0.06, 0.01, False)]
+)
+def test_a_fall_of_exactly_the_drop_is_not_more(before: float, after: float, drop: float, more: bool):
+    """0.34 - 0.24 and 0.07 - 0.06 are above 0.1 and 0.01 in binary fractions; 0.00125 is one response of 800."""
+    assert fell_by_more(at(0, before, 100), at(5, after, 100), drop) is more
+    assert (reason([at(0, before, 100), at(5, after, 100)], stop_accuracy_drop=drop) is not None) is more
 
 
 @pytest.mark.parametrize(("low", "stops"), [(0.01, True), (0.0, False), (-0.2, False), (None, False)])

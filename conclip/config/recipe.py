@@ -28,7 +28,7 @@ class StageConfig:
     without: list[str] = field(default_factory=list[str])
     """train: earlier training stages and warm-ups, none of whose problems is chosen again"""
     models: list[str] | None = None
-    """eval: the models it measures; null: all there are by then"""
+    """eval: the models it measures; null: all there are by then that no earlier evaluation measures"""
     evidence: bool = False
     """eval: measure the models also as they are asked for brevity, and without or with less thinking, where they think"""
     about: str = ""

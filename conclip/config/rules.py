@@ -4,7 +4,7 @@ the key and says what to do."""
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from conclip.config.groups import (
@@ -18,9 +18,8 @@ from conclip.config.groups import (
 )
 from conclip.config.learning_rules import NO_TRAINING_SET, check_learning
 from conclip.config.ranges import TEMPERATURE, check_ranges, require
-from conclip.config.recipe import BASE, StageConfig, kind_of
+from conclip.config.recipe_rules import check_recipe
 from conclip.config.schema import BaseConfig
-from conclip.errors import UserError
 from conclip.lab.arithmetic import FAMILIES, MAX_LEVEL, SPLITS
 from conclip.redact import hide
 
@@ -47,14 +46,6 @@ RESERVED_KWARGS = {
 
 ARITHMETIC_KEYS = {"source", "num_problems", "seed", "family", "levels", "split"}
 """Keys that a set of generated problems reads."""
-
-KEYS_BY_STAGE = {
-    "probe": {"model", "phase"},
-    "train": {"model", "phase", "rates", "without", "about"},
-    "eval": {"models", "evidence"},
-    "warm_up": {"model", "rates", "about"},
-}
-"""The keys that a stage of each kind reads."""
 
 
 def _values_of(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -109,7 +100,7 @@ def check(config: BaseConfig) -> None:
         require(bool(config.data.pool), "data.pool", NO_TRAINING_SET)
     if config.learning is not None:
         check_learning(config.learning)
-    _check_recipe(config)
+    check_recipe(config)
     for name, phase in config.phase_settings.items():
         _check_phase(config.phase_key(name), phase)
         if config.learning is not None:
@@ -230,73 +221,3 @@ def _check_phase_algo(key: str, phase: PhaseConfig, algo: AlgoConfig) -> None:
         f"{key}.group_size",
         "must be at least 2 with algo.dynamic_sampling_rounds: one response is all right or wrong",
     )
-
-
-def _check_recipe(config: BaseConfig) -> None:
-    """Check that stages rest on earlier ones, and that their names can be file names. Raises UserError."""
-    if not config.recipe:
-        raise UserError("config key 'recipe' has no stages; see conf/recipe/ for examples")
-    probes: list[str] = []
-    trained: list[str] = []
-    measured = [BASE] if config.learning is not None else ["model", *config.given_models]
-    for name, stage in config.recipe.items():
-        _check_stage_name(name, stage)
-        own = not stage.evidence or config.model.url is None
-        require(own, f"recipe.{name}.evidence", "is for models of one's own; a server takes eval.prompts")
-        blank = StageConfig(kind=stage.kind)
-        for item in dataclasses.fields(stage):
-            unread = item.name not in KEYS_BY_STAGE[stage.kind] and getattr(stage, item.name) != getattr(blank, item.name)
-            require(not unread, f"recipe.{name}.{item.name}", f"is unread: the stage's kind is {stage.kind}")
-        if stage.kind != "eval":
-            _check_known(f"recipe.{name}.model", [stage.model], [BASE, *trained], "the base or an earlier training stage")
-        if stage.kind in ("probe", "train"):
-            known = list(config.phase_settings)
-            _check_known(f"recipe.{name}.phase", [stage.phase], known, "one of the phases")
-        if stage.kind == "warm_up":
-            require(config.warming_up is not None, f"recipe.{name}", "needs the settings of a warm-up; see recipe=warm_up")
-            _check_known(f"recipe.{name}.rates", [stage.rates], probes, "an earlier probing stage")
-            trained.append(name)
-        elif stage.kind == "train":
-            _check_training_stage(name, stage, config, probes, trained)
-            trained.append(name)
-        elif stage.kind == "probe":
-            probes.append(name)
-        elif stage.models is not None:
-            where = f"recipe.{name}.models"
-            _check_known(where, stage.models, [*measured, *trained], "models there are by then")
-            if not stage.models or len(set(stage.models)) < len(stage.models):
-                raise UserError(f"config key '{where}' must list models, each once")
-
-
-def _check_training_stage(
-    name: str, stage: StageConfig, config: BaseConfig, probes: Sequence[str], trained: Sequence[str]
-) -> None:
-    if config.learning is None:
-        raise UserError(f"config key 'recipe.{name}.kind': this subcommand does not train; conclip run recipe=... does")
-    given = config.given_rates is not None or config.phase_of(stage).by_hand
-    if stage.rates is not None:
-        _check_known(f"recipe.{name}.rates", [stage.rates], probes, "an earlier probing stage")
-    elif not given:
-        key = config.phase_key(str(stage.phase))
-        raise UserError(
-            f"config key 'recipe.{name}.rates' must name an earlier probing stage, or {key}.problem_ids problems"
-        )
-    _check_known(f"recipe.{name}.without", stage.without, trained, "earlier training stages")
-
-
-def _check_stage_name(name: str, stage: StageConfig) -> None:
-    plain = name.replace("-", "").replace("_", "").isalnum() and name.isascii() and len(name) <= 100
-    if not plain or name in (BASE, "model"):
-        raise UserError(f"config key 'recipe' has a stage '{name}'; a name has letters, digits, - and _, and is not {BASE}")
-    if kind_of(name) != stage.kind:
-        raise UserError(
-            f"config key 'recipe' has a stage '{name}' of kind {stage.kind}; probing stages are called probe or probe-..., "
-            "evaluations eval or eval-..., warm-ups warm-up or warm-up-..., and no training stage is"
-        )
-
-
-def _check_known(key: str, names: Sequence[str | None], known: Sequence[str], what: str) -> None:
-    for name in names:
-        if name not in known:
-            value = f"is '{name}'" if name is not None else "has no value"
-            raise UserError(f"config key '{key}' {value}; it must be {what}: {', '.join(known) or 'there is none'}")

@@ -165,6 +165,7 @@ def response_key(model_hash: str, task: Task, config: BaseConfig) -> str:
     engine = [config.model.dtype, rollout.max_num_seqs, rollout.max_num_batched_tokens, rollout.tensor_parallel_size]
     engine += [rollout.kv_cache_gib, rollout.max_model_len, rollout.enforce_eager, config.model.stop_tokens]
     engine += [rollout.num_engines] if rollout.num_engines > 1 else []
+    engine += ["deterministic"] if rollout.deterministic else []
     if task.messages:
         engine = []
     judged = [problem.golds, problem.choices, problem.tolerance, GRADER_VERSION, asdict(task.thinking)]

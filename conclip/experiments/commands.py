@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from conclip.config.groups import DeviceConfig, EvalConfig
-from conclip.config.recipe import BASE, StageConfig, training_stages
+from conclip.config.recipe import BASE, StageConfig
 from conclip.config.schema import BaseConfig
 from conclip.curriculum.pass_rates import PassRate
 from conclip.curriculum.selection import Selection
@@ -63,18 +63,19 @@ def run_recipe(config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Pa
                 if stage.evidence and config.evaluation is not None:
                     _show_evidence(run, rows[step.model], config.evaluation)
     all_rows = [row for model_rows in rows.values() for row in model_rows]
-    stage_names = training_stages(config.recipe)
+    made = list(trained)
     if config.evaluation is not None:
         _conclude(run, all_rows, config.evaluation, inputs.notes)
     if config.learning is not None:
-        for name in stage_names:
+        for name in made:
             write_card(run, config.learning, models[name], name, rows=all_rows)
         data = read_run(run.folder)
         write_curve(data, run.folder / "curve.png")
         if all_rows:
             write_page([data], run.folder / "report.html")
             run.point_to("report", run.folder / "report.html")
-        run.point_to("final model" if all_rows else "checkpoint", models[stage_names[-1]])
+        if made:
+            run.point_to("final model" if all_rows else "checkpoint", models[made[-1]])
     else:
         for name, measured in rates.items():
             _propose(config, inputs, run, config.recipe[name], measured)

@@ -61,8 +61,9 @@ def steps_of(config: BaseConfig, inputs: Inputs) -> list[Step]:
     models = inputs.names if config.learning is None else [BASE]
     for name, stage in config.recipe.items():
         if stage.kind == "eval":
-            evaluated = models if stage.models is None else stage.models
-            steps += [Step(name=evaluation_of(model), stage=stage, model=model) for model in evaluated]
+            measured = {step.model for step in steps if step.stage.kind == "eval"}
+            left = [model for model in models if model not in measured] if stage.models is None else stage.models
+            steps += [Step(name=evaluation_of(model), stage=stage, model=model) for model in left]
         elif not (name in needless and all(needless[name])):
             steps.append(Step(name=name, stage=stage, model=stage.model))
         if stage.kind in ("train", "warm_up"):

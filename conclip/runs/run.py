@@ -208,7 +208,7 @@ class Run:
         for row in copied:
             numbers = {k: v for k, v in row.items() if k not in ("schema", "stage", "step") and v is not None}
             self._trackers.log(stage, row["step"], numbers)
-        for path in (folder / "rollouts").glob(f"{stage}-*.jsonl"):
+        for path in (folder / "rollouts").glob(f"{stage}-[-0-9]*.jsonl"):  # steps of the critic's warm-up are below 1
             (self.folder / "rollouts").mkdir(exist_ok=True)
             copy_file(path, self.folder / "rollouts" / path.name)
 

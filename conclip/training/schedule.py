@@ -89,6 +89,13 @@ def plan_step(
     )
 
 
+def share_spent(phase: PhaseConfig, tokens: int, *, tokens_of_warmup: int) -> float:
+    """Return the share of `max_sampled_tokens` that is sampled, the critic's warm-up left out; 0 without such a budget."""
+    if phase.max_sampled_tokens is None:
+        return 0.0
+    return (tokens - tokens_of_warmup) / max(1, phase.max_sampled_tokens - tokens_of_warmup)
+
+
 def rows_per_group(algo: AlgoConfig, group_size: int) -> int:
     """Return the largest number of a group's responses that train."""
     return 1 if algo.advantage == "shortest_correct" else group_size

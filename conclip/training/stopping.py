@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conclip.config.groups import PhaseConfig
+from conclip.stats import DIGITS
 from conclip.training.progress import Validation
 
 MIN_MIXED_PROBLEMS = 5
@@ -22,6 +23,11 @@ class Stop:
     """Whether the phase went wrong; else it has done what it can."""
 
 
+def fell_by_more(first: Validation, last: Validation, drop: float) -> bool:
+    """Return whether accuracy fell by more than `drop`; 0.07 to 0.06 is a fall of 0.01, whatever binary fractions say."""
+    return round(first.accuracy - last.accuracy, DIGITS) > drop
+
+
 def stop_reason(history: Sequence[Validation], phase: PhaseConfig) -> Stop | None:
     """Return why the phase stops after its newest validation, or None.
 
@@ -30,7 +36,7 @@ def stop_reason(history: Sequence[Validation], phase: PhaseConfig) -> Stop | Non
     Length has not fallen by 2 % in `stop_flat_validations` validations.
     """
     first, last = history[0], history[-1]
-    if last.accuracy < first.accuracy - phase.stop_accuracy_drop:
+    if fell_by_more(first, last, phase.stop_accuracy_drop):
         text = (
             f"validation accuracy {last.accuracy:.3f} fell more than {phase.stop_accuracy_drop:g} below the "
             f"{first.accuracy:.3f} it began with"

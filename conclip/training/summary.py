@@ -1,5 +1,6 @@
 """The monitors of a whole phase: their names, the summary of their values, and its table."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -27,10 +28,11 @@ MONITORS = {
 
 
 def summarise_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Return each monitor's mean over the first and the last quarter of its steps, and its lowest and highest value."""
+    """Return each monitor's mean over the first and the last quarter of its steps, and its lowest and highest value. Values
+    that are not finite, such as the gradient norm of a skipped update, are left out."""
     summary: dict[str, dict[str, float]] = {}
     for name in MONITORS:
-        values = [step[name] for step in steps if name in step]
+        values = [step[name] for step in steps if math.isfinite(step.get(name, math.nan))]
         if values:
             quarter = max(1, len(values) // 4)
             summary[name] = {

@@ -25,8 +25,8 @@ from conclip.training.phase import PhaseInputs, TrainResult
 from conclip.training.progress import NextAction, Progress, Validation
 from conclip.training.recovery import Recovery
 from conclip.training.rewards import reward_group
-from conclip.training.schedule import plan_step, tokens_limit
-from conclip.training.stopping import MIN_MIXED_PROBLEMS, stop_reason
+from conclip.training.schedule import plan_step, share_spent, tokens_limit
+from conclip.training.stopping import MIN_MIXED_PROBLEMS, fell_by_more, stop_reason
 from conclip.training.summary import summarise_steps
 from conclip.types import DEFAULT_TEMPLATE, Outcome, Problem, RolloutGroup, SamplingSpec
 
@@ -241,9 +241,9 @@ class Trainer:
 
     def _sampling_spec(self, step: int) -> SamplingSpec:
         """Return the config's sampling settings with the token limit of this point in the phase."""
-        spec, phase = self._runtime.training_spec, self._phase
-        by_tokens = self._progress.num_sampled_tokens / phase.max_sampled_tokens if phase.max_sampled_tokens else 0.0
-        progress = max(0.0, (step - 1) / phase.num_steps, by_tokens)
+        spec, phase, so_far = self._runtime.training_spec, self._phase, self._progress
+        spent = share_spent(phase, so_far.num_sampled_tokens, tokens_of_warmup=so_far.num_warmup_tokens)
+        progress = max(0.0, (step - 1) / phase.num_steps, spent)
         return dataclasses.replace(spec, max_tokens=tokens_limit(phase.max_tokens_stages, spec.max_tokens, progress))
 
     def _rehearse(self) -> None:
@@ -312,8 +312,8 @@ class Trainer:
         best, first = self._progress.best, self._progress.history[0]
         if self._phase.keep_best == "accuracy":
             return (validation.accuracy, -validation.mean_tokens) > (best.accuracy, -best.mean_tokens)
-        kept_accuracy = validation.accuracy >= first.accuracy - self._phase.max_accuracy_drop
-        return kept_accuracy and validation.mean_tokens < best.mean_tokens
+        fell = fell_by_more(first, validation, self._phase.max_accuracy_drop)
+        return not fell and validation.mean_tokens < best.mean_tokens
 
     def _times(self) -> dict[str, float]:
         """Return the seconds of each part since the last call, as metrics."""
