@@ -13,7 +13,8 @@ import psutil
 import pytest
 import torch
 
-from conclip.errors import UserError
+from conclip.cluster.launch import Local
+from conclip.errors import MachineFailure, UserError
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy
 from conclip.rollout.child import ChildEngine
@@ -124,6 +125,17 @@ def test_a_child_that_cannot_be_started_again_is_given_up(child: ChildEngine):
         run(child)
     child.close()
     assert number is not None and not psutil.pid_exists(number)
+
+
+def test_a_host_that_starts_nothing_is_said(monkeypatch: pytest.MonkeyPatch):
+    launcher = Local()
+
+    def start(*_: Any, **__: Any) -> Any:
+        raise MachineFailure("a host did not connect")
+
+    monkeypatch.setattr(launcher, "start", start)
+    with pytest.raises(MachineFailure, match="did not connect"):
+        ChildEngine(LAB_MODEL, ROLLOUT, launcher=launcher, **SETTINGS)
 
 
 @pytest.mark.parametrize(

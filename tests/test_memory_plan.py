@@ -27,7 +27,7 @@ from conclip.experiments.memory import (
     peak_gib,
     place_of,
 )
-from conclip.experiments.memory_plan import MemoryPlan, plan_memory
+from conclip.experiments.memory_plan import MemoryPlan, changes, plan_memory
 from conclip.models.activations import activations
 from conclip.models.adapters import Adapter
 from conclip.models.folder import LAB_MODEL
@@ -272,6 +272,23 @@ def test_four_billion_parameters_on_a_card_of_24_gib(tmp_path: Path):
     )
     assert lean.peak < full.peak / 4
     assert "model/adapter=lora" in full.verdict()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "left_out"),
+    [
+        (
+            ["cluster.learner_ranks=2"],
+            {"trainer.offload=true", "optim.moments=8bit", "model/adapter=lora model.adapter.base=4bit"},
+        ),
+        (["model.dtype=float32"], {"model/adapter=lora model.adapter.base=bfloat16"}),
+        (["cluster=ray", "cluster.weights=nccl"], {"model/adapter=lora"}),
+    ],
+)
+def test_nothing_is_proposed_that_would_be_refused(overrides: list[str], left_out: set[str]):
+    free = {change.overrides for change in changes(learning("model.dtype=bfloat16"), SMALL, 600, GPU)}
+    found = {change.overrides for change in changes(learning(*overrides), SMALL, 600, GPU)}
+    assert left_out <= free and left_out.isdisjoint(found) and "algo=grpo" in found
 
 
 def test_what_is_proposed_makes_it_fit_and_the_cheapest_comes_first():

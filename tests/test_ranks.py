@@ -4,16 +4,21 @@ import copy
 import dataclasses
 import os
 import signal
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  documented, but not exported
 from transformers import AutoModelForCausalLM
 
+import conclip.training.ranks
+from conclip.cluster.group import Group
 from conclip.cluster.ranks import RankDied
 from conclip.config.compose import load_config
 from conclip.config.groups import ClusterConfig
@@ -23,10 +28,11 @@ from conclip.experiments.inputs import Inputs
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_tokenizer
 from conclip.rollout.session import Runtime
+from conclip.runs.interrupts import SIGNALS
 from conclip.seeding import torch_stream
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
-from conclip.training.ranks import Learners
+from conclip.training.ranks import Learners, follow_under_torchrun, train
 from conclip.training.schedule import StepPlan
 from tests.golden.replay import LOSSES, recorded_batch
 from tests.phases import saving, trained_by
@@ -228,6 +234,57 @@ def test_a_model_that_is_not_there_ends_all_ranks(divided: dict[int, Learners], 
     with pytest.raises(Exception, match="none"):
         divided[2].make(tmp_path / "none", settings("algo=ppo"), num_updates=1)
     divided[2].close()
+
+
+def test_a_group_leaves_the_threads_as_they_were(divided: dict[int, Learners], monkeypatch: pytest.MonkeyPatch):
+    """As if another rank shared the cores, twice in turn."""
+    divided[2].close()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for _ in range(2):
+            group = Group(0, 1, store=TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+            assert torch.get_num_threads() == 2
+            group.leave()
+            assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_learner_is_gone_before_the_next_one_is_loaded(monkeypatch: pytest.MonkeyPatch):
+    alive = weakref.WeakSet[Any]()
+    found: list[int] = []
+
+    class Dying:
+        wall_s = 0.0
+
+        def __init__(self, *_: Any) -> None:
+            found.append(len(alive))
+            alive.add(self)
+
+        def train(self) -> None:
+            try:
+                raise RuntimeError(f"a connection is closed by {self}")
+            except RuntimeError as error:
+                raise RankDied("rank 1 is gone") from error
+
+    monkeypatch.setattr(conclip.training.ranks, "Trainer", Dying)
+    with pytest.raises(RankDied, match="rank 1 is gone; 3 restarts did not help"):
+        train(Mock(), settings(), Mock(), Learners(ClusterConfig()))
+    assert found == [0, 0, 0, 0]
+
+
+def test_a_rank_of_torchrun_leaves_signals_to_the_first_one(monkeypatch: pytest.MonkeyPatch):
+    """torchrun and terminals send them to all."""
+    ignored: list[Any] = []
+    monkeypatch.setattr(signal, "signal", lambda number, does: ignored.append((number, does)))
+    group = Mock()
+    group.next_call.return_value = ("end", (), {})
+    monkeypatch.setattr(conclip.training.ranks, "_group_of_torchrun", lambda: group)
+    follow_under_torchrun()
+    assert ignored == [(number, signal.SIG_IGN) for number in SIGNALS]
+    group.leave.assert_called_once()
 
 
 @pytest.mark.parametrize("override", ["model.adapter.base=4bit", "optim.moments=8bit", "trainer.offload=true"])

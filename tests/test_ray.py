@@ -2,10 +2,11 @@
 
 import dataclasses
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -116,6 +117,14 @@ def test_what_a_placed_process_meets_is_said(launcher: Launcher):
     killed._process.join()
     assert killed.failure() == "a worker is gone (exit code -6)"
     killed.end()
+
+
+def test_whoever_connects_and_says_nothing_holds_up_nobody(launcher: Launcher):
+    assert isinstance(launcher, RayLauncher)
+    with socket.create_connection(cast(tuple[str, int], launcher._listener.address)):
+        worker = Worker("a worker", launcher, os.abort)
+        worker._process.join()
+        worker.end()
 
 
 def test_a_cluster_without_room_is_said_and_none_of_it_stays_reserved(launcher: Launcher, monkeypatch: pytest.MonkeyPatch):

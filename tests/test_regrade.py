@@ -2,15 +2,19 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conclip.cli.main import main
 from conclip.errors import UserError
+from conclip.evaluation import regrade
 from conclip.evaluation.regrade import _items, grade_file
 from conclip.evaluation.rows import to_dict
-from conclip.types import Outcome
+from conclip.grading.grader import Grader
+from conclip.types import Grade, Outcome
 from tests.conftest import make_row
 from tests.junk import JUNK, changed, places
 
@@ -52,6 +56,34 @@ def test_order_holds_over_many_rows(tmp_path: Path):
     graded = read(tmp_path / "out.jsonl")
     assert [row["n"] for row in graded] == list(range(2500))
     assert [row["outcome"] == "correct" for row in graded] == [n < 7 for n in range(2500)]
+
+
+def test_an_audit_waits_for_its_second_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """First verdicts are there at once, second ones come one a wait: no more than ten rows are held."""
+    read_rows, waiting = list[str](), list[str]()
+
+    class Slow(Grader):
+        def submit_answer(self, key: str, **_: Any) -> None:
+            waiting.append(key)
+
+        def poll(self, wait_s: float = 0.0) -> list[tuple[str, Grade]]:
+            first = [key for key in waiting if "audit" not in key]
+            found = first or (waiting[:1] if wait_s else [])
+            for key in found:
+                waiting.remove(key)
+            return [(key, Grade(outcome=Outcome.CORRECT, extracted="1", method="boxed")) for key in found]
+
+    def items(source: Path) -> Iterator[Any]:
+        for item in _items(source):
+            read_rows.append(item.response)
+            yield item
+
+    monkeypatch.setattr(regrade, "Grader", Slow)
+    monkeypatch.setattr(regrade, "MAX_PENDING", 10)
+    source = write(tmp_path / "in.jsonl", [{"gold": "1", "response": r"\boxed{1}"}] * 100)
+    monkeypatch.setattr(regrade, "_items", items)
+    held = [len(read_rows) - number for number, _ in enumerate(regrade._graded(source, audit=True))]
+    assert len(held) == 100 and max(held) == 10
 
 
 def test_an_audit_lists_where_a_second_method_disagrees(tmp_path: Path):

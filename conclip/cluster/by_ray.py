@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection, Listener
+from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -155,7 +155,7 @@ class RayLauncher:
         self.host = ray.util.get_node_ip_address()
         self._here = ray.get_runtime_context().get_node_id()
         self._key, self._closed = secrets.token_bytes(32), False
-        self._listener = Listener((self.host, 0), authkey=self._key, backlog=64)
+        self._listener = Listener((self.host, 0), backlog=64)
         self._arrived: dict[str, Connection] = {}
         self._news = threading.Condition()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -177,19 +177,23 @@ class RayLauncher:
         return {"CPU": 1.0} | ({"GPU": float(num_gpus)} if self._has_gpus and num_gpus else {})
 
     def _accept(self) -> None:
-        while True:
-            try:
+        while not self._closed:
+            with suppress(OSError):
                 connection = self._listener.accept()
-                name = connection.recv()
-            except (OSError, EOFError):
-                if self._closed:
-                    return
-                continue
-            except Exception:  # whoever does not know the key
-                continue
-            with self._news:
-                self._arrived[name] = connection
-                self._news.notify_all()
+                threading.Thread(target=self._welcome, args=(connection,), daemon=True).start()
+
+    def _welcome(self, connection: Connection) -> None:
+        """Note a process that knows the key. Whoever says nothing is waited for here, where nobody else waits."""
+        try:
+            deliver_challenge(connection, self._key)
+            answer_challenge(connection, self._key)
+            name = connection.recv()
+        except Exception:  # whoever does not know the key
+            connection.close()
+            return
+        with self._news:
+            self._arrived[name] = connection
+            self._news.notify_all()
 
     def start(
         self, work: Callable[..., None], arguments: tuple[Any, ...], *, num_gpus: int, daemon: bool = True

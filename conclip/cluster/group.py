@@ -52,12 +52,13 @@ class Group:
         self.size, self.is_first, self._lost = size, rank == 0, lost
         self.in_step = True
         """Whether the other ranks wait for the next call; else they may be amid one that this rank has left."""
+        self._num_threads = torch.get_num_threads()
         gpu = torch.cuda.is_available()
         self._device = torch.device("cuda", rank if local_rank is None else local_rank) if gpu else torch.device("cpu")
         if gpu:
             torch.cuda.set_device(self._device)
         else:
-            torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
+            torch.set_num_threads(max(1, self._num_threads // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
         if host is not None:  # gloo would take the address that this host's name has
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_to(host))
         dist.init_process_group(
@@ -157,6 +158,7 @@ class Group:
 
     def leave(self) -> None:
         dist.destroy_process_group()
+        torch.set_num_threads(self._num_threads)
 
 
 def _give_room(module: nn.Module) -> None:

@@ -4,6 +4,7 @@ python -m conclip.cluster.join < HOST, PORT, NAME and KEY as JSON
 """
 
 import json
+import signal
 import sys
 from multiprocessing.connection import Client
 
@@ -13,7 +14,7 @@ from conclip.runs.interrupts import end_with_parent
 
 def main() -> None:
     """Connect, and work."""
-    end_with_parent()
+    end_with_parent(signal.SIGKILL)  # the others are ignored by what works for a run
     protect_children()
     let_threads_sleep()
     place = json.loads(sys.stdin.read())

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 
 from conclip.errors import UserError, explain
 from conclip.processes import protect_children
-from conclip.runs.interrupts import SIGNALS
+from conclip.runs.interrupts import ignore_signals
 
 
 class Process(Protocol):
@@ -155,7 +154,6 @@ def check_there(model: Path) -> None:
 
 
 def detach() -> None:
-    """Leave signals, which are sent to the whole process group, and the terminal to the process that started this one."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    """Leave signals and the terminal to the process that started this one."""
+    ignore_signals()
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  open for the process's whole life

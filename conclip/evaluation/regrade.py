@@ -83,9 +83,12 @@ def _graded(source: Path, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grad
     verdicts: dict[str, Grade] = {}
     next_out = 0
 
+    def is_ready(key: str) -> bool:
+        return key in verdicts and (not audit or f"{key} audit" in verdicts)
+
     def ready() -> Iterator[tuple[dict[str, Any], Grade, str | None]]:
         nonlocal next_out
-        while (key := str(next_out)) in verdicts and (not audit or f"{key} audit" in verdicts):
+        while is_ready(key := str(next_out)):
             grade = verdicts.pop(key)
             second = _agreement(grade, verdicts.pop(f"{key} audit")) if audit else None
             yield pending.pop(key).row, grade, second
@@ -99,7 +102,7 @@ def _graded(source: Path, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grad
             if audit:
                 _submit(grader, f"{key} audit", item, second=True)
             verdicts |= dict(grader.poll())
-            while len(pending) >= MAX_PENDING and str(next_out) not in verdicts:
+            while len(pending) >= MAX_PENDING and not is_ready(str(next_out)):
                 verdicts |= dict(grader.poll(1.0))
             yield from ready()
         while pending:

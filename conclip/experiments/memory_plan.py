@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conclip.config.rules import check
 from conclip.config.schema import BaseConfig
+from conclip.errors import UserError
 from conclip.experiments.inputs import Inputs
 from conclip.experiments.memory import (
     ENGINE_ROOM_GIB,
@@ -34,8 +36,20 @@ class Change:
     """The keys that the overrides change, as far as they decide about memory."""
 
 
-def changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) -> Iterator[Change]:
-    """Yield what would save memory, the cheapest first."""
+def changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) -> list[Change]:
+    """Return what would save memory and goes with the rest of the config, the cheapest first."""
+    return [one for one in _changes(config, model, longest, place) if _is_allowed(with_values(config, one.values))]
+
+
+def _is_allowed(config: BaseConfig) -> bool:
+    try:
+        check(config)
+    except UserError:
+        return False
+    return True
+
+
+def _changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) -> Iterator[Change]:
     if config.learning is not None and place.kind == "cpu":
         key = "trainer.save_in_background"
         yield Change(overrides=f"{key}=false", price="training waits for checkpoints", values={key: False})
@@ -70,7 +84,9 @@ def changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) ->
             price=f"adapters on a base in {base}",
             values=lora | {"model.adapter.base": base},
         )
-    yield Change(overrides="algo=grpo", price="no critic", values={"algo.advantage": "group_relative"})
+    no_critic = {"algo.advantage": "group_relative", "algo.critic_warmup_steps": 0}
+    kl = "none" if learning.algo.kl == "none" else "loss"
+    yield Change(overrides="algo=grpo", price="no critic", values=no_critic | {"algo.kl": kl})
 
 
 def with_values(config: Any, values: Mapping[str, Any]) -> Any:
@@ -162,7 +178,7 @@ class MemoryPlan:
             said = f"{said}; beside it {self.offloaded:.1f} GiB{of} of main memory while responses are sampled"
         if self.fits:
             return said
-        possible = list(changes(self.config, self.model, self.longest, self.place))
+        possible = changes(self.config, self.model, self.longest, self.place)
         return f"{said}; {remedies(self.config, lambda config: self._with(config).fits, possible)}"
 
     def _with(self, config: BaseConfig) -> "MemoryPlan":

@@ -5,6 +5,7 @@ done before gives the same result as one that runs now.
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
@@ -145,7 +146,7 @@ class Stages:
         history, inputs = result_file(stage), self._training_inputs(config, phase, model, selection)
 
         def work() -> StageOutput:
-            runtime = self.runtime_with(model)
+            runtime = self._shared()
             self._loaded = None  # from here on the engine has the learner's weights
             self._run.say(f"{stage}: {len(selection.problems)} problems, {phase.num_steps} steps")
             if note := selection.confidence_note(phase):
@@ -226,7 +227,11 @@ class Stages:
                 self._loaded = None
             learner, losses = fine_tune(model, config, settings, examples, prompts.tokenizer, self._learners.make)
             shown = list(problems.values())
-            save_model(target, learner.export, prompts.tokenizer, problems=shown, earlier=trained_on(model))
+            begun = target.with_name(target.name + ".part")
+            for path in (begun, target):
+                shutil.rmtree(path, ignore_errors=True)
+            save_model(begun, learner.export, prompts.tokenizer, problems=shown, earlier=trained_on(model))
+            begun.replace(target)
             self._learners.drop()
             return StageOutput(
                 outputs=[str(target.relative_to(self._run.folder))],
@@ -298,14 +303,19 @@ class Stages:
 
     def runtime_with(self, model: Path) -> Runtime:
         """Return the run's runtime, with this model's weights in its engine."""
+        runtime = self._shared()
+        if self._loaded != model:
+            runtime.use_weights(model)
+            self._loaded = model
+        return runtime
+
+    def _shared(self) -> Runtime:
+        """Return the run's runtime, with whatever weights its engine has."""
         if self._runtime is None:
             start = self._inputs.model_path
             opened = open_runtime(self._config, self._run, start, self._prompts[start], self._launcher)
             self._runtime = self._open.enter_context(opened)
             self._loaded = start
-        if self._loaded != model:
-            self._runtime.use_weights(model)
-            self._loaded = model
         return self._runtime
 
     def _hash(self, model: Path) -> str:

@@ -123,10 +123,10 @@ class ChildEngine:
         self.num_starts = 0
         """How often a child was started."""
         self._closed = False
-        atexit.register(self.close)
         remove_orphans()
+        self._begin()
+        atexit.register(self.close)
         try:
-            self._begin()
             if wait:
                 self.ready()
         except BaseException:

@@ -56,10 +56,16 @@ def _handle(number: int, _: FrameType | None) -> None:
     raise Interrupted(number)
 
 
-def end_with_parent() -> None:
-    """Make the kernel send this child process SIGTERM when its parent dies (Linux). Call it before the child runs its
+def ignore_signals() -> None:
+    """Leave the signals, which are sent to all processes of a run, to the one that decides what follows."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Make the kernel send this child process a signal when its parent dies (Linux). Call it before the child runs its
     program."""
-    _LIBC.prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    _LIBC.prctl(_PARENT_DEATH_SIGNAL, number)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from conclip.cluster.ranks import OnAllRanks, OneRank, RankDied, Ranks
 from conclip.config.groups import ClusterConfig
 from conclip.config.schema import LearnConfig
 from conclip.rollout.session import Runtime
+from conclip.runs.interrupts import ignore_signals
 from conclip.training.learner import Learner, make_learner
 from conclip.training.phase import PhaseInputs, TrainResult
 from conclip.training.trainer import Trainer
@@ -64,6 +65,7 @@ def _follow_in_child(rank: int, size: int, host: str, port: int, local_rank: int
 
 def follow_under_torchrun() -> None:
     """Be the rank that torchrun's environment names, until the first one ends."""
+    ignore_signals()
     group = _group_of_torchrun()
     follow(group)
     group.leave()
@@ -154,17 +156,19 @@ class Learners:
 def train(phase: PhaseInputs, config: LearnConfig, runtime: Runtime, learners: Learners) -> tuple[TrainResult, float]:
     """Train one phase; where a rank of its learner dies, go on from the last checkpoint. Returns the result, and the time
     spent on it [s]."""
-    num_restarts = 0
-    while True:
+    for restarts_left in reversed(range(MAX_RESTARTS + 1)):
+        trainer: Trainer | None = None
         try:
             trainer = Trainer(phase, config, runtime, learners.make)
             result = trainer.train()
-        except RankDied as error:
-            learners.close()
-            num_restarts += 1
-            if num_restarts > MAX_RESTARTS:
-                raise RankDied(f"{error}; {MAX_RESTARTS} restarts did not help") from error
-            runtime.run.warn(f"{error}; all are started again, and {phase.stage} goes on from its last checkpoint")
-        else:
             learners.drop()
             return result, trainer.wall_s
+        except RankDied as error:
+            lost = str(error)
+        trainer = None  # its models, before others are loaded; the error held them, too
+        gc.collect()
+        learners.close()
+        if not restarts_left:
+            raise RankDied(f"{lost}; {MAX_RESTARTS} restarts did not help")
+        runtime.run.warn(f"{lost}; all are started again, and {phase.stage} goes on from its last checkpoint")
+    raise AssertionError("unreachable")
