@@ -174,5 +174,5 @@ type: $(DEV)
 
 check: lint type test-fast ## format, lint, types, unit tests: before each commit
 
-clean: ## remove the environment and all run folders
-	rm -rf $(VENV) outputs build dist
+clean: ## remove the environment and what was built; run folders stay
+	rm -rf $(VENV) build dist

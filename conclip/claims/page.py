@@ -28,7 +28,8 @@ together (Bonferroni).
 - **not separable:** neither, although so many seeds would show such a difference in at least 80 % of cases.
 - **untried:** neither, and too few seeds to tell.
 
-"Again" is the verdict of another set of seeds, where there is one.
+"Again" is the verdict of another set of seeds, where there is one. Claims of `conf/claims/` that are not below have not
+been run; `conclip claims --list` names them.
 """
 
 

@@ -17,7 +17,7 @@ IRRELEVANT = {
     ("paths",),
     ("logger",),
     ("device",),
-    ("cluster",),
+    ("cluster",),  # ranks add up in another order, which moves last digits
     ("data",),  # the problems themselves are hashed
     ("checkpoints",),  # and so are the models
     ("pass_rates",),
@@ -36,7 +36,8 @@ IRRELEVANT = {
     ("eval", "allow_overlap"),
     ("eval", "margin"),
 }
-"""Config keys that change no token, no weight and no outcome."""
+"""Config keys that change no token, no weight and no outcome, but for the last digits of a learner on another number of
+ranks."""
 
 
 def digest(value: Any) -> str:
