@@ -314,12 +314,31 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "rows without columns": (compared(GOOD), ("rows", "schema")),
     "rows that are no JSON": (compared("{\n"), ("evaluation rows",)),
     "rows that are no objects": (compared("[1]\n"), ("evaluation rows",)),
-    "graded file into itself": (lambda p: ["grade", str(f := p.file(json.dumps(ROW))), str(f)], ("is the input",)),
+    "graded file into itself": (lambda p: ["grade", str(f := p.file(json.dumps(ROW))), str(f)], ("is an input",)),
+    "graded file into its questions": (
+        lambda p: ["grade", str(p.file(json.dumps(ROW))), str(p.file("{}", "questions.jsonl"))],
+        ("OUT", "is an input"),
+    ),
     "graded file without gold": (graded('{"response": "1"}\n'), (":1:", "gold")),
     "graded choices": (graded(json.dumps(ROW | {"choices": 3})), (":1:", "choices")),
     "graded precision": (graded(json.dumps(ROW | {"precision": "high"})), (":1:", "precision")),
     "graded into a folder": (lambda p: ["grade", str(p.file(json.dumps(ROW))), str(p.folder)], ("OUT", "is a folder")),
     "report into a folder": (lambda p: ["report", str(made(p)), "--out", str(p.folder)], ("--out", "is a folder")),
+    "report over rows": (
+        lambda p: ["report", str(run := made(p)), "--out", str(run / "rows-phase2.jsonl")],
+        ("--out", "must end in .html"),
+    ),
+    "comparison over a side": (
+        lambda p: ["compare", str(f := p.file(json.dumps(ROW))), str(f), "--json", str(f)],
+        ("--json", "is an input"),
+    ),
+    "claims from a negative seed": (lambda p: ["claims", "c5", "--first-seed", "-1"], ("--first-seed", "at least 0")),
+    "claims' page in a file": (lambda p: ["claims", "c5", "--page", str(p.file("x") / "docs")], ("--page", "is a file")),
+    "claims in a file": (lambda p: ["claims", "c5", "--out", str(p.file("x") / "out")], ("--out", "is a file")),
+    "adapters on layers that are not there": (
+        lambda p: ["train-phase2", "debug=train", "model/adapter=lora", "model.adapter.targets=[nosuch]"],
+        ("model.adapter.targets", "'nosuch'", "q_proj"),
+    ),
     "figures into a file": (lambda p: ["report", str(made(p)), "--figures", str(p.file("x"))], ("--figures", "is a file")),
     "report twice of a run": (lambda p: ["report", str(run := made(p)), str(run)], ("twice",)),
     # the surroundings

@@ -139,6 +139,27 @@ def test_mixed_or_disjoint_evaluations_are_refused():
         paired(base, [make_row("elsewhere", RIGHT, 1)])
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([make_row("p", RIGHT, 5), make_row("p", RIGHT, 5)], "SECOND has 2 rows of b, problem 'p', sample 0"),
+        ([make_row("p", Outcome.GRADER_ERROR, 5)], "none of SECOND's responses could be graded"),
+        ([make_row("p", RIGHT, 0)], "SECOND's responses have no tokens"),
+    ],
+)
+def test_rows_that_say_nothing_or_the_same_twice_are_refused(rows: list[EvalRow], words: str):
+    with pytest.raises(UserError, match=words):
+        paired([make_row("p", RIGHT, 5)], rows)
+
+
+def test_other_golds_and_another_rule_are_said():
+    said = differences([make_row("p", RIGHT, 5)], [make_row("p", RIGHT, 5, answer="2", extraction="lenient")])
+    assert said == [
+        "the extraction rule differs: strict against lenient",
+        "1 problems have other gold answers: they may be other problems of the same name",
+    ]
+
+
 def test_pairing_sees_what_two_separate_intervals_do_not():
     """Problems differ far more than the models: paired, a gain of two points is shown; unpaired it drowns."""
     stream = random.Random(5)

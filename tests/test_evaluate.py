@@ -56,6 +56,16 @@ def test_a_row_is_known_by_all_that_changes_a_response(override: str, changes: b
     assert len(keys) == 1 + changes
 
 
+def test_a_last_line_of_a_file_that_is_named_counts_with_and_without_its_end(tmp_path: Path):
+    lines = [json.dumps(to_dict(make_row(problem, Outcome.CORRECT, 5))) for problem in "ab"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines))
+    assert [row.problem_id for row in read_rows(path)] == ["a", "b"]
+    path.write_text("\n".join(lines)[:-9])
+    with pytest.raises(UserError, match="line 2"):
+        read_rows(path)
+
+
 @pytest.mark.engine
 def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     tmp_path: Path,

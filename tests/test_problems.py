@@ -291,3 +291,22 @@ def test_unreadable_files_are_named(tmp_path: Path, name: str, content: str, sai
 def test_an_empty_folder_is_named(tmp_path: Path):
     with pytest.raises(UserError, match="holds no"):
         load(path=str(tmp_path))
+
+
+def test_a_row_with_more_cells_than_the_header_is_refused(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("question,answer\nIf a=1, what?,7\n")
+    with pytest.raises(UserError, match=r"a\.csv:2: 3 cells, but 2 columns; quote"):
+        load(path=str(tmp_path / "a.csv"))
+
+
+def test_numbers_of_half_precision_are_as_they_were_written(tmp_path: Path):
+    columns = {"question": ["a", "b"], "answer": pa.array([0.1, 0.35], pa.float32())}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert [problem.answer for problem in load(path=str(tmp_path / "a.parquet"))] == ["0.1", "0.35"]
+
+
+def test_hidden_copies_are_no_problems(tmp_path: Path):
+    write(tmp_path / "a.jsonl", ROWS[:1]).rename(tmp_path / "A.JSONL")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    write(tmp_path / ".ipynb_checkpoints/a-checkpoint.jsonl", ROWS[1:])
+    assert len(load(path=str(tmp_path))) == 1

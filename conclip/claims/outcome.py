@@ -140,4 +140,7 @@ def from_json(path: Path) -> Outcome:
     content = read_object(path)
     if "outcome" not in content:
         raise UserError(f"'{path}' holds no outcome of a claim; 'conclip claims' writes it")
-    return read_as(_OUTCOME, content["outcome"], f"'{path}'")
+    outcome = read_as(_OUTCOME, content["outcome"], f"'{path}'")
+    if not re.fullmatch(r"[\w-]+", outcome.name):  # it becomes the name of files
+        raise UserError(f"'{path}': the claim's name {outcome.name!r} has other characters than letters, digits, - and _")
+    return outcome

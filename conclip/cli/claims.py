@@ -52,8 +52,11 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--jobs must be at least 1, got {options.jobs}")
     if options.seeds is not None and not 1 <= options.seeds <= MAX_SEEDS:
         raise UserError(f"--seeds must be 1 to {MAX_SEEDS}, got {options.seeds}")
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out: '{options.out}' is a file; give a folder")
+    if options.first_seed < 0:
+        raise UserError(f"--first-seed must be at least 0, got {options.first_seed}")
+    for option, folder in (("--out", options.out), ("--page", options.page)):
+        if folder is not None and not _nearest(folder).is_dir():
+            raise UserError(f"{option}: '{folder}' is a file, or in one; give a folder")
     console = open_console()
     todo = {name: _planned(name, claim, options) for name, claim in claims.items()}
     console.print(_costs(claims, todo))
@@ -76,6 +79,11 @@ def run(options: argparse.Namespace) -> None:
     if options.page is not None:
         page = write_claims(recorded(options.out, quick=options.quick), options.page, quick=options.quick)
         sys.stdout.write(terminal_safe(f"page: {page}\n"))
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the folder, or what is there of those around it."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, Claim]:

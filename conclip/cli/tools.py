@@ -112,7 +112,7 @@ def compare(arguments: list[str]) -> None:
     if not 0 < options.margin < 1:
         parser.error(f"--margin is a share: it must lie in (0, 1), got {options.margin:g}")
     if options.json:
-        check_target(options.json, "--json")
+        check_target(options.json, "--json", inputs=[options.first, *([options.second] if options.second else [])])
     chosen = {name: getattr(options, name) for name in ROW_FILTERS if getattr(options, name)}
     if options.second is None and all(len(values) == 1 for values in chosen.values()):
         options_there = ", ".join(f"--{name.replace('_', '-')}" for name in ROW_FILTERS)
@@ -147,6 +147,8 @@ def report(arguments: list[str]) -> None:
     runs = disambiguate_names([read_run(path) for path in options.runs])
     page = options.out or (runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html"))
     check_target(page, "--out")
+    if page.suffix not in (".html", ".htm"):
+        raise UserError(f"--out: '{page}' must end in .html")
     if options.figures is not None and options.figures.exists() and not options.figures.is_dir():
         raise UserError(f"--figures: '{options.figures}' is a file; give a folder")
     write_page(runs, page)

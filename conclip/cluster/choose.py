@@ -15,11 +15,13 @@ ANSWER_S = 10.0
 
 def check_cluster(config: ClusterConfig) -> None:
     """Raise UserError where the processes of a run could not start, as far as it is known at once."""
-    if config.kind == "torchrun" and "RANK" not in os.environ:
-        raise UserError(
-            "cluster=torchrun: torchrun has not started this process (RANK is not set); start it with 'torchrun "
-            "--nproc-per-node N -m conclip ...', or leave cluster=torchrun out"
-        )
+    if config.kind == "torchrun":
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            if not os.environ.get(name, "").isdecimal():
+                raise UserError(
+                    f"cluster=torchrun: torchrun has not started this process ({name} is no number in its environment); "
+                    "start it with 'torchrun --nproc-per-node N -m conclip ...', or leave cluster=torchrun out"
+                )
     if config.kind != "ray":
         return
     if find_spec("ray") is None:

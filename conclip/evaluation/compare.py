@@ -1,5 +1,6 @@
 """`conclip compare FIRST SECOND`: two evaluations on the same problems, paired problem by problem."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -25,6 +26,7 @@ SETTINGS = {
     "top_p": "top_p",
     "top_k": "top_k",
     "max_tokens": "the cap on tokens",
+    "extraction": "the extraction rule",
     "grader_version": "the grader's version",
 }
 """Columns that two evaluations should share, unless the difference is the point."""
@@ -54,7 +56,7 @@ class Paired:
 def paired(first: Sequence[EvalRow], second: Sequence[EvalRow], *, seed: int = 0) -> list[Paired]:
     """Compare each benchmark that both sides have, on the problems that both have. Raises UserError when they share none, or
     a side mixes models, instructions or temperatures."""
-    for rows in (first, second):
+    for side, rows in (("FIRST", first), ("SECOND", second)):
         mixed = {(row.model, condition_name(*row.prompt_condition), row.temperature) for row in rows}
         if len(mixed) > 1:
             mixture = "; ".join(f"{model}, {condition}, temperature {t:g}" for model, condition, t in sorted(mixed))
@@ -62,6 +64,7 @@ def paired(first: Sequence[EvalRow], second: Sequence[EvalRow], *, seed: int = 0
                 f"the rows mix evaluations ({mixture}); choose with --model, --prompt, --template, --thinking-budget and "
                 "--temperature"
             )
+        _check_rows(side, rows)
     results: list[Paired] = []
     for benchmark in dict.fromkeys(row.benchmark for row in first):
         columns = [[row for row in rows if row.benchmark == benchmark] for rows in (first, second)]
@@ -72,6 +75,18 @@ def paired(first: Sequence[EvalRow], second: Sequence[EvalRow], *, seed: int = 0
     if not results:
         raise UserError("the two evaluations share no problem; evaluate both on the same benchmark")
     return results
+
+
+def _check_rows(side: str, rows: Sequence[EvalRow]) -> None:
+    """Raise UserError for rows that say nothing, or the same thing twice."""
+    keys = Counter((row.benchmark, row.problem_id, row.sample) for row in rows)
+    (benchmark, problem, sample), number = keys.most_common(1)[0]
+    if number > 1:
+        raise UserError(f"{side} has {number} rows of {benchmark}, problem '{problem}', sample {sample}; leave one")
+    if all(row.outcome is Outcome.GRADER_ERROR for row in rows):
+        raise UserError(f"none of {side}'s responses could be graded; grade them again with 'conclip grade'")
+    if not any(row.num_tokens for row in rows):
+        raise UserError(f"{side}'s responses have no tokens (num_tokens is 0 in every row): there is no length to compare")
 
 
 def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow], seed: int) -> Paired:
@@ -119,6 +134,9 @@ def differences(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> list[str
         if values[0] != values[1]:
             one, two = (", ".join(map(str, side)) for side in values)
             texts.append(f"{name} differs: {one} against {two}")
+    golds = [{(row.benchmark, row.problem_id): row.answer for row in rows} for rows in (first, second)]
+    if number := sum(golds[1].get(problem, gold) != gold for problem, gold in golds[0].items()):
+        texts.append(f"{number} problems have other gold answers: they may be other problems of the same name")
     lost = {row.problem_id for row in first} ^ {row.problem_id for row in second}
     if lost:
         texts.append(f"{len(lost)} problems stand on one side only and are left out")

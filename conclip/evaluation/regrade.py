@@ -58,9 +58,7 @@ def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
     """
     if not source.is_file():
         raise UserError(f"no file '{source}'; give JSON lines with columns 'gold' and 'response'")
-    if source.resolve() == target.resolve():
-        raise UserError(f"'{target}' is the input; give another file for the output")
-    check_target(target, "OUT")
+    check_target(target, "OUT", inputs=(source, source.parent / "questions.jsonl"))
     num_rows = sum(1 for _ in _items(source))
     if num_rows == 0:
         raise UserError(f"'{source}' holds no rows; give JSON lines with columns 'gold' and 'response'")

@@ -19,7 +19,7 @@ from conclip.problems.tables import parquet_rows
 from conclip.redact import hide_known
 from conclip.runs.checked import first_fault
 from conclip.runs.files import check_content, newest_attempt, writing_bytes
-from conclip.runs.json_lines import DamagedLine, json_lines
+from conclip.runs.json_lines import CutLine, DamagedLine, json_lines
 from conclip.types import EvalRow
 
 SCHEMA = 3
@@ -58,10 +58,10 @@ def from_dict(values: dict[str, Any]) -> EvalRow:
     return row
 
 
-def read_lines(path: Path) -> Iterator[EvalRow]:
-    """Yield the rows of a JSON-lines file; a last line that was cut is dropped."""
+def read_lines(path: Path, *, cut_line: CutLine = "drop") -> Iterator[EvalRow]:
+    """Yield the rows of a JSON-lines file. `cut_line`: whether a last line without its end is dropped, or read."""
     with path.open(encoding="utf-8-sig") as lines:
-        yield from (from_dict(values) for _, values in json_lines(lines, cut_line="drop"))
+        yield from (from_dict(values) for _, values in json_lines(lines, cut_line=cut_line))
 
 
 def write_parquet(rows: Sequence[EvalRow], path: Path) -> None:
@@ -71,7 +71,7 @@ def write_parquet(rows: Sequence[EvalRow], path: Path) -> None:
 
 def read_rows(path: Path) -> list[EvalRow]:
     """Return the rows of a file (JSON lines or Parquet), or all rows of a run. Raises UserError when there are none."""
-    files = [path]
+    files, cut_line = [path], "drop" if path.is_dir() else "read"
     if path.is_dir():
         folder = newest_attempt(path)
         check_content(folder.resolve())
@@ -81,19 +81,19 @@ def read_rows(path: Path) -> list[EvalRow]:
                 f"'{path}' has no rows*.jsonl; give a run that evaluated (outputs/<subcommand>/<name>, or an attempt in "
                 "it), or a file with rows"
             )
-    rows = [row for file in files for row in _read_file(file)]
+    rows = [row for file in files for row in _read_file(file, cut_line)]
     if not rows:
         raise UserError(f"'{path}' holds no rows")
     return rows
 
 
-def _read_file(path: Path) -> list[EvalRow]:
+def _read_file(path: Path, cut_line: CutLine) -> list[EvalRow]:
     if not path.is_file():
         raise UserError(f"no file or folder '{path}'")
     try:
         if path.suffix == ".parquet":
             return [from_dict(values) for values in parquet_rows(path)]
-        return list(read_lines(path))
+        return list(read_lines(path, cut_line=cut_line))
     except DamagedLine as error:
         raise UserError(f"'{path}' does not hold evaluation rows (line {error.number}: {error})") from error
     except ValidationError as error:

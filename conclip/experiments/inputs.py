@@ -14,7 +14,15 @@ from conclip.curriculum.selection import Selection, select
 from conclip.errors import MACHINE_ERRORS, UserError
 from conclip.grading.grader import GRADER_VERSION
 from conclip.models.architectures import implementation
-from conclip.models.folder import check_model, check_trainable, find_model, model_hash, num_parameters
+from conclip.models.folder import (
+    check_model,
+    check_trainable,
+    find_model,
+    linear_layers,
+    linear_shapes,
+    model_hash,
+    num_parameters,
+)
 from conclip.problems.load import load_problems
 from conclip.problems.overlap import check_overlap
 from conclip.runs.files import check_content, expanded, newest_attempt
@@ -124,6 +132,15 @@ def _check_models(config: BaseConfig, model_path: Path, local: Mapping[str, Path
             check_model(path, "eval.max_tokens", max_tokens, key, max_model_len=limit, trust_remote_code=trust)
     if config.learning is not None:
         check_trainable(model_path, max_model_len=limit, trust_remote_code=trust)
+        _check_targets(config.model.adapter.targets or [], model_path)
+
+
+def _check_targets(targets: Sequence[str], model_path: Path) -> None:
+    layers = [name.removesuffix(".weight") for name in linear_shapes(model_path)] if targets else []
+    for target in targets:
+        if not any(f".{layer}".endswith(f".{target}") for layer in layers):
+            there = ", ".join(linear_layers(model_path))
+            raise UserError(f"model.adapter.targets: the model has no layer '{target}'; there are: {there}")
 
 
 def _model_notes(config: BaseConfig, model_path: Path, local: Mapping[str, Path]) -> list[str]:

@@ -218,7 +218,8 @@ def _weights(config: LearnConfig, model: ModelSize, place: Place) -> Iterator[Pa
 
 def num_ranks(config: BaseConfig) -> int:
     """Return how many processes share the learner's models: those of the config, or those that torchrun has started."""
-    return config.cluster.learner_ranks or int(os.environ.get("WORLD_SIZE", "1"))
+    started = os.environ.get("WORLD_SIZE", "")
+    return config.cluster.learner_ranks or (int(started) if started.isdecimal() else 1)
 
 
 def _of_ranks(config: LearnConfig, model: ModelSize, longest: int, place: Place) -> Iterator[Part]:

@@ -28,7 +28,7 @@ def read_rows(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
     if settings.path:
         path = expanded(settings.path)
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+            files = sorted(file for file in path.rglob("*") if _is_table(file.relative_to(path)))
             if not files:
                 raise UserError(f"{key}.path: folder '{path}' holds no {', '.join(SUFFIXES)}")
             for file in files:
@@ -41,16 +41,22 @@ def read_rows(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
         raise UserError(f"config key '{key}.path' has no value; give a file or folder ({', '.join(SUFFIXES)})")
 
 
+def _is_table(path: Path) -> bool:
+    """Return whether a file in a folder is a table; hidden ones are copies that editors keep."""
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
 def _read_file(key: str, path: Path) -> Iterator[Row]:
     if not path.is_file():
         raise UserError(f"{key}.path: no file '{path}'; give one of {', '.join(SUFFIXES)}, or a folder of them")
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise UserError(f"{key}.path: '{path}' is none of {', '.join(SUFFIXES)}")
-    if path.suffix == ".jsonl":
+    if suffix == ".jsonl":
         yield from object_lines(path)
-    elif path.suffix == ".json":
+    elif suffix == ".json":
         yield from _json_list(path)
-    elif path.suffix == ".csv":
+    elif suffix == ".csv":
         yield from _csv(path)
     else:
         yield from _parquet(key, path)
@@ -92,7 +98,11 @@ def _csv(path: Path) -> Iterator[Row]:
     try:
         _check_distinct(f"{path}:1", reader.fieldnames or [])
         for row in reader:
-            yield f"{path}:{reader.line_num}", {name: value for name, value in row.items() if name is not None}
+            where = f"{path}:{reader.line_num}"
+            if surplus := cast(dict[Any, list[str]], row).get(None):
+                cells, columns = len(row) - 1 + len(surplus), len(row) - 1
+                raise UserError(f"{where}: {cells} cells, but {columns} columns; quote cells that have commas")
+            yield where, dict(row)
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num + 1}: not CSV from there on ({error})") from None
 
@@ -196,6 +206,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         with path.open("rb") as content, pq.ParquetFile(content) as file:
             _check_distinct(str(path), file.schema_arrow.names)
             texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
+            short = {f.name: f.type.to_pandas_dtype() for f in file.schema_arrow if f.type in (pa.float32(), pa.float16())}
         with path.open("rb") as content, pq.ParquetFile(content, read_dictionary=texts) as file:
             for batch in file.iter_batches(batch_size=1024):
                 names, columns = batch.schema.names, batch.columns
@@ -205,6 +216,9 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
                         row = {name: column[place].as_py() for name, column in zip(names, columns, strict=True)}
                     except UnicodeDecodeError:
                         raise UserError(f"{path}, row {number}: holds bytes that are no UTF-8 text") from None
+                    for name, kind in short.items():
+                        if row[name] is not None:  # the shortest decimal of its precision, as its writer saw it: 0.1
+                            row[name] = float(str(kind(row[name])))
                     num_bytes += _size(row)
                     if num_bytes > MAX_TABLE_BYTES:
                         raise UserError(

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path, PurePosixPath
@@ -173,8 +173,12 @@ def newest_attempt(path: Path) -> Path:
     return latest if latest.exists() else path
 
 
-def check_target(path: Path, option: str) -> None:
-    """Raise UserError when a file cannot be made at `path`, the value of `option`."""
+def check_target(path: Path, option: str, *, inputs: Sequence[Path] = ()) -> None:
+    """Raise UserError when a file cannot be made at `path`, the value of `option`, or is one of the inputs, or there already
+    in a folder of them."""
+    for source in inputs if path.exists() else ():
+        if path.resolve().is_relative_to(source.resolve()):
+            raise UserError(f"{option}: '{path}' is an input; give another file")
     if path.is_dir():
         raise UserError(f"{option}: '{path}' is a folder; give a file")
     if path.is_symlink() or (path.exists() and not path.is_file()):
