@@ -199,6 +199,35 @@ def test_a_contrast_says_at_which_temperature(common: str, contrast: str, messag
         check_runs("mine", load_claim("mine", written(tmp_path, text)), quick=False)
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("model: phase3", "model is 'phase3', which 'a' does not have; it has base, phase1, phase2"),
+        ("than: nosuch", "than is 'nosuch'"),
+        ("test: nosuch", "test is 'nosuch', which 'a' does not have; it has chain"),
+    ],
+)
+def test_a_contrast_names_what_its_runs_have(more: str, said: str, tmp_path: Path):
+    claim = load_claim("mine", written(tmp_path, CLAIM.replace("relevant: 5}", f"relevant: 5, {more}}}")))
+    with pytest.raises(UserError, match=re.escape(f"claim 'mine': contrasts.a against b.{said}")):
+        check_runs("mine", claim, quick=False)
+
+
+@pytest.mark.parametrize("seconds", ['"abc"', "null", "[1]", "1e400"])
+def test_a_damaged_time_of_a_run_is_none(claim: Claim, seconds: str, tmp_path: Path):
+    (run, *_) = finished(claim, tmp_path, seeds=2)
+    run.done_file.write_text(f'{{"overrides": {json.dumps(run.overrides)}, "seconds": {seconds}}}')
+    assert run.is_done() and run.seconds == 0
+    assert outcome_of("mine", claim, [run], quick=False).seconds == 0
+
+
+def test_an_outcome_whose_name_is_no_name_is_refused(claim: Claim, tmp_path: Path):
+    write_outcome(outcome_of("mine", claim, finished(claim, tmp_path, seeds=2), quick=False), tmp_path)
+    (tmp_path / "evil.json").write_text((tmp_path / "mine.json").read_text().replace('"mine"', '"../../evil"'))
+    with pytest.raises(UserError, match=r"evil\.json': the claim's name '\.\./\.\./evil'"):
+        recorded(tmp_path, quick=False)
+
+
 def test_a_run_whose_config_has_changed_is_not_done(claim: Claim, tmp_path: Path):
     hashes = check_runs("mine", claim, quick=False)
     assert hashes["a"] != hashes["b"]

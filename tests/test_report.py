@@ -13,10 +13,12 @@ import pytest
 
 from conclip.cli.main import main
 from conclip.cli.tools import disambiguate_names
+from conclip.errors import UserError
 from conclip.report.charts import figures
 from conclip.report.data import read_run
 from conclip.report.export import latex, markdown
 from conclip.report.page import headlines, in_script, result_tables
+from conclip.runs.identity import path_hash
 from conclip.types import Outcome
 from tests.made_runs import HOSTILE, MODELS, made_run
 
@@ -215,3 +217,16 @@ def test_tables_for_papers_escape_what_latex_reads(tmp_path: Path):
     table["rows"][0] = ("a_b & 50 %", table["rows"][0][1])
     assert r"a\_b \& 50 \% &" in latex(table)
     assert markdown(table).splitlines()[2].startswith("| model | accuracy")
+
+
+def test_rows_that_the_run_did_not_write_are_refused(tmp_path: Path):
+    run = made_run(tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    for name in ("base", "phase1", "phase2"):
+        manifest["stages"][f"eval-{name}"]["outputs"] = {f"rows-{name}.jsonl": path_hash(run / f"rows-{name}.jsonl")}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert len(read_run(run).rows) == 72
+    lines = (run / "rows-phase1.jsonl").read_text().splitlines(keepends=True)
+    (run / "rows-phase1.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match=r"rows-phase1\.jsonl' is not what the run wrote"):
+        read_run(run)

@@ -11,6 +11,7 @@ from yaml import YAMLError
 
 from conclip.config.compose import compose_config, config_folder
 from conclip.config.foreign import limit_yaml_size
+from conclip.config.recipe import BASE
 from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.config.typed import to_config
 from conclip.errors import UserError
@@ -130,6 +131,7 @@ def check_runs(name: str, claim: Claim, *, quick: bool, config_dir: Path | None 
             raise UserError(f"claim '{name}', run '{run}': {error}") from error
         assert isinstance(config, BaseConfig)
         _check_temperatures(name, claim, run, config)
+        _check_names(name, claim, run, config)
         hashes[run] = digest([relevant(config), asdict(config.data)])
     return hashes
 
@@ -145,6 +147,24 @@ def _check_temperatures(name: str, claim: Claim, run: str, config: BaseConfig) -
                 f"claim '{name}': contrasts.{key}.temperature must be one at which '{run}' is evaluated: "
                 f"{', '.join(f'{one:g}' for one in there) or 'it is not evaluated'}"
             )
+
+
+def _check_names(name: str, claim: Claim, run: str, config: BaseConfig) -> None:
+    """Refuse contrasts that name a model or a set of test problems which a run does not have."""
+    models, tests = [BASE, *(n for n, s in config.recipe.items() if s.kind in ("train", "warm_up"))], list(config.data.test)
+    for key, contrast in claim.contrasts.items():
+        if run not in (contrast.first, contrast.second):
+            continue
+        for what, value, there in (
+            ("model", contrast.model, models),
+            ("than", contrast.than, models),
+            ("test", contrast.test, tests),
+        ):
+            if value is not None and value not in there:
+                raise UserError(
+                    f"claim '{name}': contrasts.{key}.{what} is '{value}', which '{run}' does not have; it has "
+                    f"{', '.join(there) or 'none'}"
+                )
 
 
 def overrides(claim: Claim, run: str, *, quick: bool) -> list[str]:

@@ -70,7 +70,7 @@ def outcome_of(name: str, claim: Claim, runs: Sequence[PlannedRun], *, quick: bo
         quick=quick,
         differences={key: _differences(contrast, data) for key, contrast in claim.contrasts.items()},
         runs={name: {seed: numbers(found) for (run, seed), found in data.items() if run == name} for name in claim.runs},
-        seconds=sum(float(read_object(run.done_file).get("seconds", 0.0)) for run in done),
+        seconds=sum(run.seconds for run in done),
         machine=", ".join(sorted({_machine(run) for run in data.values()})),
     )
 

@@ -1,6 +1,7 @@
 """Runs what claims need: each run with each seed is one `conclip run` in a process of its own, and is done once, whichever
 claims rest on it."""
 
+import math
 import os
 import subprocess
 import time
@@ -42,6 +43,12 @@ class PlannedRun:
         ended = read_object(self.done_file) if self.done_file.is_file() else {}
         return ended.get("overrides") == list(self.overrides) and self.config in (None, ended.get("config"))
 
+    @property
+    def seconds(self) -> float:
+        """Return how long it took, as far as that is known."""
+        took = read_object(self.done_file).get("seconds")
+        return float(took) if isinstance(took, (int, float)) and math.isfinite(took) else 0.0
+
 
 def planned(
     name: str,
@@ -68,7 +75,7 @@ def planned(
 
 def mean_seconds(runs: Sequence[PlannedRun]) -> float | None:
     """Return how long the runs that are done took on average; None where none is."""
-    took = [float(read_object(run.done_file).get("seconds", 0.0)) for run in runs if run.is_done()]
+    took = [run.seconds for run in runs if run.is_done()]
     return fmean(took) if took else None
 
 

@@ -230,5 +230,5 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     if memory is not None:
         console.print(memory_table(memory.parts))
         lines.append(f"memory: {memory.verdict()}")
-    for line in lines:
+    for line in (*lines, *(f"warning: {note}" for note in inputs.notes)):
         console.print(line, markup=False, soft_wrap=True)

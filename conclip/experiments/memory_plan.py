@@ -50,6 +50,12 @@ def _is_allowed(config: BaseConfig) -> bool:
 
 
 def _changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) -> Iterator[Change]:
+    if config.rollout.num_engines > 1 and place.kind == "cpu":
+        key = "rollout.num_engines"
+        yield Change(overrides=f"{key}=1", price="one engine samples", values={key: 1})
+    if config.cluster.learner_ranks not in (None, 1) and place.kind == "cpu":
+        key = "cluster.learner_ranks"
+        yield Change(overrides=f"{key}=1", price="one process learns", values={key: 1})
     if config.learning is not None and place.kind == "cpu":
         key = "trainer.save_in_background"
         yield Change(overrides=f"{key}=false", price="training waits for checkpoints", values={key: False})
