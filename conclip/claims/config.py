@@ -130,41 +130,34 @@ def check_runs(name: str, claim: Claim, *, quick: bool, config_dir: Path | None 
         except UserError as error:
             raise UserError(f"claim '{name}', run '{run}': {error}") from error
         assert isinstance(config, BaseConfig)
-        _check_temperatures(name, claim, run, config)
-        _check_names(name, claim, run, config)
+        _check_contrasts(name, claim, run, config)
         hashes[run] = digest([relevant(config), asdict(config.data)])
     return hashes
 
 
-def _check_temperatures(name: str, claim: Claim, run: str, config: BaseConfig) -> None:
-    """Refuse contrasts of a run that leave open at which temperature they measure, or name one that it does not have."""
-    there = [] if config.evaluation is None else config.evaluation.temperatures
-    for key, contrast in claim.contrasts.items():
-        if run not in (contrast.first, contrast.second) or contrast.measure.startswith("metrics."):
-            continue
-        if contrast.temperature not in (there if len(there) > 1 else [None, *there]):
-            raise UserError(
-                f"claim '{name}': contrasts.{key}.temperature must be one at which '{run}' is evaluated: "
-                f"{', '.join(f'{one:g}' for one in there) or 'it is not evaluated'}"
-            )
-
-
-def _check_names(name: str, claim: Claim, run: str, config: BaseConfig) -> None:
-    """Refuse contrasts that name a model or a set of test problems which a run does not have."""
+def _check_contrasts(name: str, claim: Claim, run: str, config: BaseConfig) -> None:
+    """Refuse contrasts of a run that name a model or a set of test problems which it does not have, or leave open at which
+    temperature they measure."""
     models, tests = [BASE, *(n for n, s in config.recipe.items() if s.kind in ("train", "warm_up"))], list(config.data.test)
+    temperatures = [] if config.evaluation is None else config.evaluation.temperatures
     for key, contrast in claim.contrasts.items():
         if run not in (contrast.first, contrast.second):
             continue
+        where = f"claim '{name}': contrasts.{key}"
         for what, value, there in (
             ("model", contrast.model, models),
             ("than", contrast.than, models),
             ("test", contrast.test, tests),
         ):
             if value is not None and value not in there:
-                raise UserError(
-                    f"claim '{name}': contrasts.{key}.{what} is '{value}', which '{run}' does not have; it has "
-                    f"{', '.join(there) or 'none'}"
-                )
+                had = ", ".join(there) or "none"
+                raise UserError(f"{where}.{what} is '{value}', which '{run}' does not have; it has {had}")
+        of_rows = not contrast.measure.startswith("metrics.")
+        if of_rows and contrast.temperature not in (temperatures if len(temperatures) > 1 else [None, *temperatures]):
+            raise UserError(
+                f"{where}.temperature must be one at which '{run}' is evaluated: "
+                f"{', '.join(f'{one:g}' for one in temperatures) or 'it is not evaluated'}"
+            )
 
 
 def overrides(claim: Claim, run: str, *, quick: bool) -> list[str]:

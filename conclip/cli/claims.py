@@ -14,6 +14,7 @@ from conclip.claims.page import write_claims
 from conclip.claims.runs import PlannedRun, carry_out, mean_seconds, planned
 from conclip.errors import UserError
 from conclip.redact import terminal_safe
+from conclip.runs.files import nearest_existing
 from conclip.runs.terminal import open_console
 from conclip.runs.view import clock, remaining
 
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     if options.first_seed < 0:
         raise UserError(f"--first-seed must be at least 0, got {options.first_seed}")
     for option, folder in (("--out", options.out), ("--page", options.page)):
-        if folder is not None and not _nearest(folder).is_dir():
+        if folder is not None and not nearest_existing(folder).is_dir():
             raise UserError(f"{option}: '{folder}' is a file, or in one; give a folder")
     console = open_console()
     todo = {name: _planned(name, claim, options) for name, claim in claims.items()}
@@ -79,11 +80,6 @@ def run(options: argparse.Namespace) -> None:
     if options.page is not None:
         page = write_claims(recorded(options.out, quick=options.quick), options.page, quick=options.quick)
         sys.stdout.write(terminal_safe(f"page: {page}\n"))
-
-
-def _nearest(folder: Path) -> Path:
-    """Return the folder, or what is there of those around it."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, Claim]:

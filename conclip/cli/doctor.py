@@ -21,7 +21,7 @@ from conclip.experiments.memory import ModelSize, trained_parameters
 from conclip.experiments.memory_plan import MemoryPlan
 from conclip.grading.grader import Grader, GraderBroken
 from conclip.processes import PYTHON
-from conclip.runs.files import expanded
+from conclip.runs.files import expanded, nearest_existing
 
 State = Literal["ok", "note", "FAILED"]
 
@@ -113,18 +113,13 @@ def _allocator() -> Check:
     return Check(name="allocator", state="note", detail="the C library's", remedy=remedy)
 
 
-def _existing(outputs: Path) -> Path:
-    """Return `outputs`, or the folder in which it would be made."""
-    return next(path for path in (outputs.absolute(), *outputs.absolute().parents) if path.exists())
-
-
 def free_disk_gib(outputs: Path) -> float:
     """Return the free space [GiB] where `outputs` is, or would be made."""
-    return shutil.disk_usage(_existing(outputs)).free / 2**30
+    return shutil.disk_usage(nearest_existing(outputs)).free / 2**30
 
 
 def _disk(outputs: Path) -> Check:
-    place, free = _existing(outputs), free_disk_gib(outputs)
+    place, free = nearest_existing(outputs), free_disk_gib(outputs)
     detail = f"{free:.1f} GiB free for '{outputs}'"
     if not (place.is_dir() and os.access(place, os.W_OK)):
         remedy = f"'{place}' is no folder one can write to; set paths.outputs=..."

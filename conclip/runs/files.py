@@ -162,6 +162,11 @@ def expanded(path: str) -> Path:
         raise UserError(f"'{path}': no home of such a user here; give the whole path") from error
 
 
+def nearest_existing(path: Path) -> Path:
+    """Return `path`, or the nearest folder around it that is there, in which it would be made."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
 def newest_attempt(path: Path) -> Path:
     """Return the newest attempt for `outputs/<subcommand>/<name>`, and any other path unchanged. Raises UserError when
     `latest` points anywhere but to an attempt beside it."""
