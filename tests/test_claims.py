@@ -135,6 +135,12 @@ def test_the_claim_of_the_docs_composes(tmp_path: Path):
         (("a: []", '"a\\eb": []'), "'a\\x1bb' is no name"),
         (("a: []", '" ": []'), "' ' is no name"),
         (("claim: a is", "seeds: 1\nclaim: a is"), "seeds must be at least 2"),
+        (("relevant: 5", "relevant: .nan"), "relevant must be positive"),
+        (("relevant: 5", "relevant: .inf"), "relevant must be positive"),
+        (("relevant: 5}", "relevant: 5, at_least: .nan}"), "at_least must be a size"),
+        (("[algo=grpo]", "[seed=3]"), "runs.b: 'seed=3' is set by conclip claims itself"),
+        (("claim: a is", "common: [name=x]\nclaim: a is"), "common: 'name=x' is set by"),
+        (("claim: a is", "quick: [paths.outputs=x]\nclaim: a is"), "quick: 'paths.outputs=x' is set by"),
         (("claim: a is shorter than b", "[1, 2"), "is no claim"),
     ],
 )
@@ -226,6 +232,29 @@ def test_an_outcome_whose_name_is_no_name_is_refused(claim: Claim, tmp_path: Pat
     (tmp_path / "evil.json").write_text((tmp_path / "mine.json").read_text().replace('"mine"', '"../../evil"'))
     with pytest.raises(UserError, match=r"evil\.json': the claim's name '\.\./\.\./evil'"):
         recorded(tmp_path, quick=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ('"differences": {"a against b"', '"differences": {"b against a"'),
+            "differences or runs are not those of its claim",
+        ),
+        (('"runs": {"a": {', '"runs": {"z": {'), "differences or runs are not those of its claim"),
+        (('"relevant": 5', '"relevant": 0'), "relevant must be positive"),
+        (('"measure": "tokens"', '"measure": "words"'), "measure must be one of"),
+        (('"seconds": ', '"seconds": -'), "seconds: Input should be greater than or equal to 0"),
+    ],
+)
+def test_a_damaged_outcome_is_refused(claim: Claim, change: tuple[str, str], message: str, tmp_path: Path):
+    write_outcome(outcome_of("mine", claim, finished(claim, tmp_path, seeds=2), quick=False), tmp_path)
+    text = json.dumps(json.loads((tmp_path / "mine.json").read_text()))
+    assert change[0] in text
+    (tmp_path / "mine.json").write_text(text.replace(*change))
+    with pytest.raises(UserError) as refused:
+        recorded(tmp_path, quick=False)
+    assert message in str(refused.value) and "mine.json" in str(refused.value)
 
 
 def test_a_run_whose_config_has_changed_is_not_done(claim: Claim, tmp_path: Path):

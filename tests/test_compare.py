@@ -10,7 +10,7 @@ import pytest
 
 from conclip.cli.main import main
 from conclip.errors import UserError
-from conclip.evaluation.compare import differences, paired, sentences, to_json
+from conclip.evaluation.compare import differences, paired, sentences, to_json, transition_table
 from conclip.evaluation.metrics import compare
 from conclip.evaluation.units import RowFile
 from conclip.types import EvalRow, Outcome
@@ -158,6 +158,19 @@ def test_other_golds_and_another_rule_are_said():
         "the extraction rule differs: strict against lenient",
         "1 problems have other gold answers: they may be other problems of the same name",
     ]
+
+
+def test_responses_beyond_their_cap_are_said():
+    (said,) = differences([make_row("p", RIGHT, 5)], [make_row("p", RIGHT, 10**6)])
+    assert said.startswith("1 of SECOND's responses have more tokens than their cap")
+
+
+def test_the_transition_table_says_what_it_leaves_out():
+    one, four = evaluation(0.5, 100), [row for row in evaluation(0.5, 50) if row.sample == 0]
+    (result,) = paired(one, four)
+    assert "300 of 400 responses have no counterpart" in str(transition_table(result).title)
+    (result,) = paired(one, one)
+    assert "counterpart" not in str(transition_table(result).title)
 
 
 def test_pairing_sees_what_two_separate_intervals_do_not():

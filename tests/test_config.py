@@ -123,6 +123,22 @@ def test_meanings_follow_the_nesting(tmp_path: Path):
         ("phase.stop_accuracy_drop=10", "ten points"),
         ("length.kind=kimi", "length=kimi sets"),
         ("length.strength=0.5", "length.strength' is unread"),
+        ("rollout.max_tokens=true", "rollout.max_tokens': takes no truth value, got true"),
+        ("algo.gamma=false", "algo.gamma': takes no truth value"),
+        ("data.pool.chain.levels=[true]", "data.pool.chain.levels': takes no truth value"),
+        ("seed=99999999999999999999999", "seed' must be below 9e+15"),
+        ("phase.num_steps=100000000000000000000", "phase.num_steps' must be below"),
+        ("cluster.address=host:6379", "cluster.address' is for cluster=ray"),
+        ("cluster.placement=spread", "cluster.placement' is for cluster=ray"),
+        ("model.adapter.rank=8", "model.adapter.rank' is for adapters"),
+        ("model.adapter.alpha=8", "model.adapter.alpha' is for adapters"),
+        ("model.adapter.targets=[q_proj]", "model.adapter.targets' is for adapters"),
+        ("algo=[ppo,grpo]", "'algo=[ppo,grpo]': the last one would win"),
+        ("phase=[one,two]", "the last one would win"),
+        ("algo=null", "algo is a group, which takes an option's name: cispo, dapo,"),
+        ("algo=[1]", "algo is a group, which takes an option's name"),
+        ("recipe=[]", "recipe is a group, which takes an option's name"),
+        ("data.pool=[x]", "'data.pool=[x]': data.pool has named entries: data.pool={name: value}"),
     ],
 )
 def test_bad_values_are_named(override: str, said: str):
@@ -202,6 +218,13 @@ def test_sweeps_are_expanded_and_need_the_flag():
         list(sweep_jobs(["a=1,2"], sweeping=False))
     with pytest.raises(UserError, match="override"):
         list(sweep_jobs(["a b"], sweeping=False))
+    with pytest.raises(UserError, match="names no value"):
+        list(sweep_jobs(["a=range(0,0)"], sweeping=True))
+
+
+def test_options_of_one_group_are_combined_where_that_makes_sense():
+    config = load_config("eval", "data=[gsm8k,mmlu_stem]")
+    assert {"gsm8k", "mmlu_stem"} <= set(config.data.test)
 
 
 def test_a_preset_takes_every_key_of_a_problem_set():

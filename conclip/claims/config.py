@@ -1,5 +1,7 @@
 """A claim is a file in `conf/claims/`: the runs that test it, and the differences that decide it, fixed before any run."""
 
+import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -96,6 +98,15 @@ def load_claim(name: str, path: Path) -> Claim:
         raise UserError(f"'{path}': key '{'.'.join(map(str, first['loc']))}': {first['msg']}") from error
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"'{path}' is no claim: {str(error).splitlines()[0]}") from error
+    check_claim(claim, path)
+    return claim
+
+
+MEASURES = ("tokens", "accuracy", "gap")
+
+
+def check_claim(claim: Claim, path: Path) -> None:
+    """Raise UserError naming the key of a claim that makes no sense. `path`: the file that holds it."""
     if claim.seeds < 2:
         raise UserError(f"'{path}': seeds must be at least 2, got {claim.seeds}: one seed has no spread")
     if not claim.runs or not claim.contrasts:
@@ -103,20 +114,23 @@ def load_claim(name: str, path: Path) -> Claim:
     for run in claim.runs:
         if not run.strip() or not run.isprintable():
             raise UserError(f"'{path}': runs: {run!r} is no name; use printable characters")
+    for place, wanted in (
+        ("common", claim.common),
+        ("quick", claim.quick),
+        *((f"runs.{k}", r) for k, r in claim.runs.items()),
+    ):
+        if taken := [text for text in wanted if re.match(r"\+*(name|seed|paths\.outputs|paths\.stages_from)=", text)]:
+            raise UserError(f"'{path}': {place}: '{taken[0]}' is set by conclip claims itself; leave it out")
     for key, contrast in claim.contrasts.items():
         for run in filter(None, (contrast.first, contrast.second)):
             if run not in claim.runs:
                 raise UserError(f"'{path}': contrasts.{key} names the run '{run}'; there are: {', '.join(claim.runs)}")
-        if not contrast.relevant > 0:
+        if not 0 < contrast.relevant < math.inf:
             raise UserError(f"'{path}': contrasts.{key}.relevant must be positive, got {contrast.relevant}")
-        if contrast.at_least < 0 or (contrast.at_least and contrast.expect not in ("less", "more")):
+        if not 0 <= contrast.at_least < math.inf or (contrast.at_least and contrast.expect not in ("less", "more")):
             raise UserError(f"'{path}': contrasts.{key}.at_least must be a size, and goes with less or more")
         if contrast.measure not in MEASURES and not contrast.measure.startswith("metrics."):
             raise UserError(f"'{path}': contrasts.{key}.measure must be one of {', '.join(MEASURES)}, metrics.NAME")
-    return claim
-
-
-MEASURES = ("tokens", "accuracy", "gap")
 
 
 def check_runs(name: str, claim: Claim, *, quick: bool, config_dir: Path | None = None) -> dict[str, str]:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from conclip.claims.config import Claim, Contrast
+from conclip.claims.config import Claim, Contrast, check_claim
 from conclip.claims.measures import RunNumbers, difference, numbers
 from conclip.claims.runs import PlannedRun
 from conclip.claims.verdict import Verdict, Word, judge, overall
 from conclip.errors import UserError
 from conclip.report.data import RunData, read_run
-from conclip.runs.checked import read_as
+from conclip.runs.checked import Finite, NonNegative, read_as
 from conclip.runs.files import read_object, write_json
 
 
@@ -24,11 +24,11 @@ class Outcome:
     name: str
     claim: Claim
     quick: bool
-    differences: dict[str, dict[int, float]]
+    differences: dict[str, dict[int, Finite]]
     """contrast -> seed -> difference"""
     runs: dict[str, dict[int, RunNumbers]]
     """run -> seed -> what came of it"""
-    seconds: float
+    seconds: NonNegative
     """time of its runs, one after another"""
     machine: str = ""
     """what they ran on"""
@@ -141,6 +141,9 @@ def from_json(path: Path) -> Outcome:
     if "outcome" not in content:
         raise UserError(f"'{path}' holds no outcome of a claim; 'conclip claims' writes it")
     outcome = read_as(_OUTCOME, content["outcome"], f"'{path}'")
+    check_claim(outcome.claim, path)
+    if set(outcome.differences) != set(outcome.claim.contrasts) or not set(outcome.runs) <= set(outcome.claim.runs):
+        raise UserError(f"'{path}' is damaged: its differences or runs are not those of its claim; run the claim again")
     if not re.fullmatch(r"[\w-]+", outcome.name):  # it becomes the name of files
         raise UserError(f"'{path}': the claim's name {outcome.name!r} has other characters than letters, digits, - and _")
     return outcome

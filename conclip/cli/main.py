@@ -129,6 +129,8 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     flags = parser.parse_intermixed_args([argument for argument in arguments if argument != "--dry-run"])
     if flags.config_path or flags.experimental_rerun:
         raise UserError("--config-path and --experimental-rerun are not conclip's; --config-dir adds a folder of configs")
+    if (flags.resolve or flags.package) and not flags.cfg:
+        raise UserError("--resolve and --package say how --cfg shows the config; add --cfg job")
     primary = flags.config_name or subcommand.replace("-", "_")
     compose = partial(compose_config, subcommand, primary=flags.config_name, config_dir=flags.config_dir)
     if flags.help:
@@ -206,6 +208,7 @@ def _execute(subcommand: str, composed: "DictConfig") -> None:
 
 def _plan(subcommand: str, composed: "DictConfig") -> None:
     """Say what would be done, what of it is done already, and what the rest will cost. Nothing is written."""
+    from conclip.cluster.choose import check_cluster  # noqa: PLC0415
     from conclip.experiments.inputs import checked  # noqa: PLC0415
 
     config, inputs = checked(subcommand, composed)
@@ -230,5 +233,10 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     if memory is not None:
         console.print(memory_table(memory.parts))
         lines.append(f"memory: {memory.verdict()}")
-    for line in (*lines, *(f"warning: {note}" for note in inputs.notes)):
+    notes = list(inputs.notes)
+    try:
+        check_cluster(config.cluster)
+    except UserError as error:  # a plan may be made elsewhere
+        notes.append(f"here the run itself would be refused: {error}")
+    for line in (*lines, *(f"warning: {note}" for note in notes)):
         console.print(line, markup=False, soft_wrap=True)

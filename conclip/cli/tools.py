@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 
 def _budget(text: str) -> int | None:
+    if text != "none" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"takes a whole number of tokens, or none, got '{text}'")
     return None if text == "none" else int(text)
 
 

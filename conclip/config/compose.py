@@ -49,8 +49,6 @@ def compose_config(
     UserError, with the nearest name for an unknown key.
     """
     known = schema_keys(SCHEMAS[subcommand])
-    if several := [text for text in overrides if text.startswith("logger=[")]:
-        raise UserError(f"'{several[0]}': the last one would win; name them by logger.trackers=[...]")
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir: no folder '{config_dir}'")
     name = primary or subcommand.replace("-", "_")
@@ -62,6 +60,8 @@ def compose_config(
     overrides = [quote_text(expand_phase_key(override, known)) for override in overrides]
     named = [entry for override in overrides if (entry := named_override(override)) is not None]
     plain = [add_prefix(override) for override in overrides if named_override(override) is None]
+    for text, override in zip(plain, _parsed(plain), strict=True):
+        _check_option(text, override, folders)
     try:
         with limit_yaml_size(), initialize_config_dir(str(folders[0]), version_base="1.3"):
             composed = compose(name, overrides=[*where, *plain], return_hydra_config=True)
@@ -76,6 +76,13 @@ def compose_config(
             unknown = (f"'{key}'" in text and "is not in struct" in text) or f"Could not override '{key}'" in text
             if unknown and key not in known:
                 raise UserError(unknown_key(key, known)) from error
+        merged = next(
+            (override for override in overrides if text.endswith(f"rror merging override {add_prefix(override)}")), None
+        )
+        if merged is not None and (cause := error.__cause__) is not None:
+            key, why = merged.lstrip("+").partition("=")[0], str(cause).splitlines()[0]
+            why = f"{key} has named entries: {key}={{name: value}}" if "merge DictConfig" in why else f"{why}; see --cfg job"
+            raise UserError(f"'{merged}': {why}") from error
         raise UserError(text.replace("\n", " ")) from error
     with open_dict(composed):
         for entry in named:
@@ -88,6 +95,25 @@ def compose_config(
             composed.model.dtype = "bfloat16" if planned_for_gpu else native_dtype()
     check_hydra(hydra)
     return composed, hydra.runtime.choices
+
+
+COMBINING_GROUPS = {"data", "experiment"}
+"""Groups of which several options make sense together: data=[gsm8k,mmlu_stem] has the problems of both."""
+
+
+def _check_option(text: str, override: Any, folders: Sequence[Path]) -> None:
+    """Raise UserError for a choice in a group that is no option's name, or of several options of which one would win."""
+    group, value = override.key_or_group, override.value()
+    is_group = any((folder / group).is_dir() for folder in folders)
+    if not is_group or override.is_delete() or override.is_sweep_override() or isinstance(value, dict):
+        return
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) for name in names):
+        options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+        raise UserError(f"'{text}': {group} is a group, which takes an option's name: {', '.join(options)}")
+    if len(names) > 1 and group not in COMBINING_GROUPS:
+        remedy = "name them by logger.trackers=[...]" if group == "logger" else "choose one, or sweep over them with -m"
+        raise UserError(f"'{text}': the last one would win; {remedy}")
 
 
 def _missing_option(error: MissingConfigException) -> str:
@@ -213,6 +239,8 @@ def sweep_jobs(overrides: Sequence[str], *, sweeping: bool) -> Iterator[list[str
                 raise UserError(f"'{text}': glob() finds nothing here; name the values: {key}=a,b") from error
         else:
             raise UserError(f"'{text}' names several values; add -m to run one job per value")
+        if not choices[-1]:
+            raise UserError(f"'{text}' names no value, so that the sweep has no job")
     for combination in product(*choices):
         yield list(combination)
 

@@ -1,6 +1,8 @@
 """Rules between config keys of training: adapters, the algorithm, length rewards, and the processes that share a learner."""
 
-from conclip.config.groups import AlgoConfig, LengthConfig
+import dataclasses
+
+from conclip.config.groups import AdapterConfig, AlgoConfig, LengthConfig
 from conclip.config.ranges import require
 from conclip.config.schema import LearnConfig
 
@@ -14,10 +16,11 @@ def check_learning(config: LearnConfig) -> None:
     trainer, adapter = config.trainer, config.model.adapter
     fits = adapter.base != "bfloat16" or config.model.dtype == "bfloat16"
     require(fits, "model.adapter.base", f"is {adapter.base}, which needs model.dtype=bfloat16")
-    whole = adapter.kind != "none" or adapter.base == "float32"
-    require(whole, "model.adapter.base", "is for adapters (model/adapter=lora); all weights train in float32 only")
-    served = adapter.kind != "none" or adapter.serving == "auto"
-    require(served, "model.adapter.serving", "is for adapters (model/adapter=lora)")
+    for field in dataclasses.fields(adapter):
+        read = adapter.kind != "none" or getattr(adapter, field.name) == getattr(AdapterConfig(), field.name)
+        require(
+            read, f"model.adapter.{field.name}", "is for adapters (model/adapter=lora); here all weights train, in float32"
+        )
     targets = adapter.targets
     require(targets != [], "model.adapter.targets", "must name at least one layer, or be null for all")
     head = "lm_head" in (targets or ()) or "embed_tokens" in (targets or ())

@@ -22,6 +22,7 @@ from conclip.config.recipe_rules import check_recipe
 from conclip.config.schema import BaseConfig
 from conclip.lab.arithmetic import FAMILIES, MAX_LEVEL, SPLITS
 from conclip.redact import hide
+from conclip.runs.checked import MAX_COUNT
 
 MAX_NAME_BYTES = 200
 """Longest name of a run; file systems allow 255 bytes."""
@@ -67,11 +68,16 @@ def check(config: BaseConfig) -> None:
     """Check ranges and cross-field rules. Raises UserError; touches neither disk nor models."""
     for key, value in _values_of(dataclasses.asdict(config)):
         require(not isinstance(value, float) or math.isfinite(value), key, f"must be a finite number, got {value}")
+        countable = not isinstance(value, int) or abs(value) < MAX_COUNT
+        require(countable, key, f"must be below {MAX_COUNT:.0e} in size, got {value}" if not countable else "")
     check_ranges(config)
     plain = _is_plain_name(config.name) and config.name not in (".", "..") and "/" not in config.name
     require(plain, "name", f"must be a folder name of up to {MAX_NAME_BYTES} bytes")
     require("{question}" in config.model.prompt, "model.prompt", "must contain {question}")
     _check_model(config.model)
+    ray = config.cluster.kind == "ray"
+    require(ray or config.cluster.address is None, "cluster.address", "is for cluster=ray")
+    require(ray or config.cluster.placement == "pack", "cluster.placement", "is for cluster=ray")
     local = config.model.url is None or (config.probing is None and config.learning is None)
     if config.model.url is not None:
         http = re.match(r"https?://[^/@]+(/|$)", config.model.url) is not None

@@ -60,6 +60,11 @@ def _coerce(plain: Mapping[Any, Any], schema: type, known: set[str], prefix: str
         key, annotation = f"{prefix}{name}", annotations.get(name)
         if annotation is None:
             raise UserError(unknown_key(key, known))
+        given = cast(list[Any], value if isinstance(value, list) else [value])
+        if any(isinstance(item, bool) for item in given) and not _takes_truth(annotation):
+            raise UserError(
+                f"config key '{key}': takes no truth value, got {str(value).lower()} (YAML reads yes and no as one)"
+            )
         if isinstance(value, dict):
             nested = cast(dict[Any, Any], value)
             if dataclasses.is_dataclass(annotation):
@@ -87,6 +92,10 @@ def entry_schema(annotation: Any) -> type | None:
     if get_origin(annotation) is dict and dataclasses.is_dataclass(entry := get_args(annotation)[1]):
         return cast(type, entry)
     return None
+
+
+def _takes_truth(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(map(_takes_truth, get_args(annotation)))
 
 
 def _number_to_text(value: Any) -> Any:

@@ -137,6 +137,9 @@ def differences(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> list[str
     golds = [{(row.benchmark, row.problem_id): row.answer for row in rows} for rows in (first, second)]
     if number := sum(golds[1].get(problem, gold) != gold for problem, gold in golds[0].items()):
         texts.append(f"{number} problems have other gold answers: they may be other problems of the same name")
+    for side, rows in (("FIRST", first), ("SECOND", second)):
+        if number := sum(row.num_tokens > row.max_tokens for row in rows):
+            texts.append(f"{number} of {side}'s responses have more tokens than their cap (max_tokens): the file is damaged")
     lost = {row.problem_id for row in first} ^ {row.problem_id for row in second}
     if lost:
         texts.append(f"{len(lost)} problems stand on one side only and are left out")
@@ -163,8 +166,14 @@ def sentences(result: Paired, margin: float) -> list[str]:
 def transition_table(result: Paired) -> Table:
     """Return a table of responses: outcomes of the first in rows, of the second in columns."""
     first, second = result.names
+    counted, most = sum(result.transitions.values()), max(result.first.num_responses, result.second.num_responses)
+    left_out = (
+        "" if counted == most else f"; {most - counted} of {most} responses have no counterpart of the same sample number"
+    )
     outcomes = [o for o in Outcome if any(o in pair for pair in result.transitions)]
-    table = Table(title=f"{result.benchmark}: outcomes of {first} (rows) and {second} (columns)", title_justify="left")
+    table = Table(
+        title=f"{result.benchmark}: outcomes of {first} (rows) and {second} (columns){left_out}", title_justify="left"
+    )
     table.add_column("")
     for outcome in outcomes:
         table.add_column(outcome.value, justify="right")

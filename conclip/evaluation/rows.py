@@ -4,6 +4,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownVariableType=false
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, fields
@@ -17,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from conclip.errors import UserError
 from conclip.problems.tables import parquet_rows
 from conclip.redact import hide_known
-from conclip.runs.checked import first_fault
+from conclip.runs.checked import MAX_COUNT, first_fault
 from conclip.runs.files import check_content, newest_attempt, writing_bytes
 from conclip.runs.json_lines import CutLine, DamagedLine, json_lines
 from conclip.types import EvalRow
@@ -48,12 +49,14 @@ def from_dict(values: dict[str, Any]) -> EvalRow:
         raise UserError(f"rows have schema {str(values.get('schema'))[:20]}, this version reads {SCHEMA}; evaluate again")
     row = _ROW.validate_python({name: {**_DEFAULTS, **values}[name] for name in _FIELDS})
     for name in _FIELDS:
-        value = getattr(row, name)
+        value, given = getattr(row, name), values.get(name)
+        if isinstance(value, (int, float)) and isinstance(given, (bool, str)):
+            raise ValueError(f"{name} is {json.dumps(given)[:40]}, not a number")
         if isinstance(value, str):
             value.encode()  # half a surrogate pair is no text
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is no finite number")
-        elif isinstance(value, int) and not (0 if name in _COUNTS else -(2**63)) <= value < 2**63:
+        elif isinstance(value, int) and not (0 <= value < MAX_COUNT if name in _COUNTS else -(2**63) <= value < 2**63):
             raise ValueError(f"{name} is {'no count' if value < 0 else 'too large'}")
     return row
 

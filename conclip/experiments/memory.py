@@ -12,6 +12,7 @@ from rich.table import Table
 from conclip.config.groups import DeviceConfig
 from conclip.config.machine import available_memory_gib, gpu_memory_gib
 from conclip.config.schema import BaseConfig, LearnConfig
+from conclip.errors import UserError
 from conclip.models.folder import SHARD_BYTES, head_shape, layer_number, linear_shapes, num_parameters, ties_its_head
 
 GIB = 2**30
@@ -109,8 +110,10 @@ class Place:
 
 def place_of(device: DeviceConfig) -> Place:
     """Return the memory of the device that the config names: by default the GPU of this machine or, without one, what is
-    free of its main memory."""
+    free of its main memory. Raises UserError for a GPU that neither is here nor has its memory named."""
     on_gpu = None if device.kind == "cpu" or device.memory_gib is not None else gpu_memory_gib()
+    if device.kind == "gpu" and device.memory_gib is None and on_gpu is None:
+        raise UserError("config key 'device.kind' is gpu, and this machine has none; name one to plan for: device=h100")
     kind = device.kind or ("cpu" if on_gpu is None else "gpu")
     beside = math.inf if on_gpu is None else available_memory_gib()
     memory = device.memory_gib or on_gpu or available_memory_gib()

@@ -13,7 +13,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """The integers that Parquet and NumPy can hold."""
 
-Count = Annotated[int, Field(ge=0, lt=2**53)]
+MAX_COUNT = 2**53
+Count = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
 """The counts that a float holds exactly."""
 
 
