@@ -15,7 +15,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from conclip.cli.main import main
+from conclip.evaluation.rows import to_dict
 from conclip.models.folder import LAB_MODEL
+from conclip.types import Outcome
+from tests.conftest import make_row
 from tests.made_runs import made_run
 
 LIMIT_S = 5.0
@@ -128,6 +131,21 @@ def compared(content: str) -> Arguments:
     return lambda place: ["compare", str(place.file(content)), str(place.file(content))]
 
 
+def counted(number: str) -> str:
+    """An evaluation row with a number of tokens as JSON may give it."""
+    row = to_dict(make_row("p", Outcome.CORRECT, 7))
+    return json.dumps(row).replace('"num_tokens": 7', f'"num_tokens": {number}') + "\n"
+
+
+def packed(place: Place) -> list[str]:
+    return [
+        "eval",
+        "data=mine",
+        f"data.test.mine.path={place.file(GOOD).parent}",
+        f"name={place.file(b'', 'b.jsonl.gz').stem}",
+    ]
+
+
 def same_everywhere(place: Place) -> list[str]:
     path = place.file(GOOD)
     return ["two-phase", "data=mine", *(f"data.{name}.mine.path={path}" for name in ("pool", "validation", "test"))]
@@ -222,6 +240,7 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "suffix": (data(GOOD, name="data.txt"), ("data.txt", ".jsonl")),
     "empty file": (data(""), ("no problems",)),
     "empty folder": (lambda p: ["eval", "data=mine", f"data.test.mine.path={p.folder}"], ("holds no",)),
+    "packed in a folder": (packed, ("b.jsonl.gz", "unpack")),
     "path too long": (of("eval", "data=mine", f"data.test.mine.path={'d' * 5000}"), ("name too long",)),
     "not JSON": (data(GOOD + "{broken\n"), (":2: not JSON",)),
     "binary": (data(b"\x00\xff\xfe\x01"), (":1: byte 0xff", "UTF-8")),
@@ -314,6 +333,9 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "rows without columns": (compared(GOOD), ("rows", "schema")),
     "rows that are no JSON": (compared("{\n"), ("evaluation rows",)),
     "rows that are no objects": (compared("[1]\n"), ("evaluation rows",)),
+    "a count that is true": (compared(counted("true")), ("line 1: ", "num_tokens is true, not a number")),
+    "a count that is text": (compared(counted('"7"')), ("line 1: ", 'num_tokens is "7", not a number')),
+    "a count beyond all": (compared(counted("9007199254740993")), ("line 1: ", "num_tokens is too large")),
     "graded file into itself": (lambda p: ["grade", str(f := p.file(json.dumps(ROW))), str(f)], ("is an input",)),
     "graded file into its questions": (
         lambda p: ["grade", str(p.file(json.dumps(ROW))), str(p.file("{}", "questions.jsonl"))],

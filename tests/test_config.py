@@ -137,7 +137,6 @@ def test_meanings_follow_the_nesting(tmp_path: Path):
         ("phase=[one,two]", "the last one would win"),
         ("algo=null", "algo is a group, which takes an option's name: cispo, dapo,"),
         ("algo=[1]", "algo is a group, which takes an option's name"),
-        ("recipe=[]", "recipe is a group, which takes an option's name"),
         ("data.pool=[x]", "'data.pool=[x]': data.pool has named entries: data.pool={name: value}"),
     ],
 )

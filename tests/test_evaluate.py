@@ -15,7 +15,7 @@ import pytest
 from conclip.cli.main import main
 from conclip.config.compose import load_config
 from conclip.errors import UserError
-from conclip.evaluation.rows import read_lines, read_rows, select_rows, to_dict
+from conclip.evaluation.rows import read_rows, select_rows, to_dict
 from conclip.evaluation.units import RowFile, response_key
 from conclip.grading.thinking import PLAIN
 from conclip.models.folder import LAB_MODEL, model_hash
@@ -86,7 +86,7 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     run(monkeypatch, *command)
     said = capfd.readouterr().out
     first = tmp_path / "outputs/eval/crossed/attempt-001"
-    rows = list(read_lines(first / "rows-model.jsonl"))
+    rows = read_rows(first / "rows-model.jsonl")
     assert [
         (row.temperature, len([r for r in rows if r.temperature == row.temperature])) for row in (rows[0], rows[-1])
     ] == [
@@ -101,7 +101,7 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     sampled = [row.outcome is Outcome.CORRECT for row in rows if row.temperature == 1]
     assert tracked["eval/chain/model, T 1/accuracy"] == pytest.approx(sum(sampled) / 24)
     assert len(tracked) == 8 and tracked["eval/chain/after, T 0/accuracy"] == 0
-    assert not any(row.outcome is Outcome.CORRECT for row in read_lines(first / "rows-after.jsonl"))
+    assert not any(row.outcome is Outcome.CORRECT for row in read_rows(first / "rows-after.jsonl"))
     assert {now.overall_total for now in seen} == {36}  # what is shown of a model counts all its conditions
     assert [now.overall_finished for now in seen if now.num_finished == now.num_total][-1] == 36
 
@@ -176,7 +176,7 @@ def test_rows_are_known_again_whatever_line_ends_a_response_holds(tmp_path: Path
     path = tmp_path / "rows-model.jsonl"
     file = RowFile(path, model="model", model_hash="m")
     file.finish(rows)
-    assert list(read_lines(path)) == rows
+    assert read_rows(path) == rows
     before = path.read_bytes()
     RowFile(path, model="model", model_hash="m")  # keeps the rows it knows, and no others
     assert path.read_bytes() == before

@@ -104,11 +104,11 @@ COMBINING_GROUPS = {"data", "experiment"}
 def _check_option(text: str, override: Any, folders: Sequence[Path]) -> None:
     """Raise UserError for a choice in a group that is no option's name, or of several options of which one would win."""
     group, value = override.key_or_group, override.value()
-    is_group = any((folder / group).is_dir() for folder in folders)
+    is_group = bool(group) and any((folder / group).is_dir() for folder in folders)
     if not is_group or override.is_delete() or override.is_sweep_override() or isinstance(value, dict):
         return
     names = value if isinstance(value, list) else [value]
-    if not names or not all(isinstance(name, str) for name in names):
+    if not all(isinstance(name, str) for name in names):
         options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
         raise UserError(f"'{text}': {group} is a group, which takes an option's name: {', '.join(options)}")
     if len(names) > 1 and group not in COMBINING_GROUPS:

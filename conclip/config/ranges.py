@@ -40,6 +40,10 @@ class Range:
         return f"must {verb} {self}{self.why}"
 
 
+MAX_COUNT = 2**53
+"""The whole numbers of a config are smaller, so that a float holds each."""
+
+
 def at_least(low: float, why: str = "") -> Range:
     return Range(low=low, why=why)
 

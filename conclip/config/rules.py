@@ -17,12 +17,11 @@ from conclip.config.groups import (
     RolloutConfig,
 )
 from conclip.config.learning_rules import NO_TRAINING_SET, check_learning
-from conclip.config.ranges import TEMPERATURE, check_ranges, require
+from conclip.config.ranges import MAX_COUNT, TEMPERATURE, check_ranges, require
 from conclip.config.recipe_rules import check_recipe
 from conclip.config.schema import BaseConfig
 from conclip.lab.arithmetic import FAMILIES, MAX_LEVEL, SPLITS
 from conclip.redact import hide
-from conclip.runs.checked import MAX_COUNT
 
 MAX_NAME_BYTES = 200
 """Longest name of a run; file systems allow 255 bytes."""

@@ -61,12 +61,6 @@ def from_dict(values: dict[str, Any]) -> EvalRow:
     return row
 
 
-def read_lines(path: Path, *, cut_line: CutLine = "drop") -> Iterator[EvalRow]:
-    """Yield the rows of a JSON-lines file. `cut_line`: whether a last line without its end is dropped, or read."""
-    with path.open(encoding="utf-8-sig") as lines:
-        yield from (from_dict(values) for _, values in json_lines(lines, cut_line=cut_line))
-
-
 def write_parquet(rows: Sequence[EvalRow], path: Path) -> None:
     with writing_bytes(path) as out:
         pq.write_table(pa.Table.from_pylist([to_dict(row) for row in rows]), out)
@@ -93,16 +87,28 @@ def read_rows(path: Path) -> list[EvalRow]:
 def _read_file(path: Path, cut_line: CutLine) -> list[EvalRow]:
     if not path.is_file():
         raise UserError(f"no file or folder '{path}'")
+    rows, where = list[EvalRow](), ""
     try:
-        if path.suffix == ".parquet":
-            return [from_dict(values) for values in parquet_rows(path)]
-        return list(read_lines(path, cut_line=cut_line))
+        for where, values in _placed(path, cut_line):  # noqa: B007  errors name it
+            rows.append(from_dict(values))
     except DamagedLine as error:
         raise UserError(f"'{path}' does not hold evaluation rows (line {error.number}: {error})") from error
     except ValidationError as error:
-        raise UserError(f"'{path}' does not hold evaluation rows ({first_fault(error)})") from error
+        raise UserError(f"'{path}' does not hold evaluation rows ({where}{first_fault(error)})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"'{path}' does not hold evaluation rows ({type(error).__name__}: {error})") from error
+        raise UserError(f"'{path}' does not hold evaluation rows ({where}{type(error).__name__}: {error})") from error
+    return rows
+
+
+def _placed(path: Path, cut_line: CutLine) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of a file, each with where it stands, for an error."""
+    if path.suffix == ".parquet":
+        for number, values in enumerate(parquet_rows(path), start=1):
+            yield f"row {number}: ", values
+        return
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, values in json_lines(lines, cut_line=cut_line):
+            yield f"line {number}: ", values
 
 
 def select_rows(rows: Sequence[EvalRow], **wanted: str | float | None) -> list[EvalRow]:

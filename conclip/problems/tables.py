@@ -16,6 +16,8 @@ from conclip.runs.json_lines import DamagedLine, json_lines
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
+PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+
 MAX_TABLE_BYTES = 4 << 30
 """Largest size of the rows of a Parquet file in memory."""
 
@@ -29,6 +31,14 @@ def read_rows(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
         path = expanded(settings.path)
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if _is_table(file.relative_to(path)))
+            if packed := sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix in PACKED and _is_table(file.relative_to(path).with_suffix(""))
+            ):
+                raise UserError(
+                    f"{key}.path: unpack '{packed[0]}', or take it out of the folder; packed tables are not read"
+                )
             if not files:
                 raise UserError(f"{key}.path: folder '{path}' holds no {', '.join(SUFFIXES)}")
             for file in files:
