@@ -182,7 +182,7 @@ def _options(group: str) -> Iterator[str]:
     yield ""
 
 
-ALSO_WRITTEN = {"model.dtype": " or `auto`"}
+ALSO_WRITTEN = {"model.dtype": " or `auto`", "rollout.num_engines": " or null"}
 """Values that a config file may hold beside those of the schema: composing replaces them."""
 
 

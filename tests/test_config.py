@@ -8,6 +8,7 @@ import pytest
 from conclip.cli.help import read_meanings
 from conclip.cli.main import main
 from conclip.cli.subcommands import SUBCOMMANDS
+from conclip.config import compose
 from conclip.config.compose import compose_config, config_folder, load_config, quoted, sweep_jobs
 from conclip.config.schema import EvalRunConfig
 from conclip.config.typed import to_config
@@ -19,6 +20,22 @@ CONF = config_folder()
 @pytest.mark.parametrize("subcommand", SUBCOMMANDS)
 def test_primary_configs_compose(subcommand: str):
     assert load_config(subcommand).name == "default"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "overrides", "number"),
+    [
+        (False, [], 2),
+        (True, [], 1),
+        (False, ["device=h100"], 1),
+        (True, ["rollout.num_engines=2"], 2),
+        (False, ["model=hf", "model.path=x"], 1),
+        (False, ["debug=train"], 1),
+    ],
+)
+def test_the_lab_has_two_engines_on_a_cpu(gpu: bool, overrides: list[str], number: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compose, "has_gpu", lambda: gpu)
+    assert load_config("train-phase2", *overrides).rollout.num_engines == number
 
 
 def options() -> list[tuple[str, str]]:

@@ -40,7 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     ("override", "changes"),
     [
         ("rollout.deterministic=true", True),
-        ("rollout.num_engines=2", True),
+        ("rollout.num_engines=3", True),
         ("rollout.kv_cache_gib=3", True),
         ("rollout.unit_responses=7", False),
         ("rollout.gpu_memory_utilization=0.3", False),

@@ -41,7 +41,7 @@ SMALL = ModelSize(folder=LAB_MODEL, num_parameters=10, linear={"layers.0.q_proj.
 
 
 def learning(*overrides: str) -> LearnConfig:
-    config = load_config("train-phase2", *overrides)
+    config = load_config("train-phase2", "rollout.num_engines=1", *overrides)
     assert isinstance(config, LearnConfig)
     return config
 
@@ -61,7 +61,18 @@ def test_ppo_in_fp32_takes_36_bytes_a_parameter_and_a_gradient_twice():
     assert parts["gradients"].sampling == parts["activations"].sampling == 0.0
     assert "copy for a checkpoint" not in parts_of(learning("trainer.save_in_background=false"))
     assert {"critic", "reference"}.isdisjoint(parts_of(learning("algo=grpo", "algo.kl=none", "algo.kl_coef=0")))
-    assert set(parts_of(load_config("eval"))) == {"engine: weights", "engine: KV cache", "libraries"}
+    assert set(parts_of(load_config("eval", "rollout.num_engines=1"))) == {
+        "engine: weights",
+        "engine: KV cache",
+        "libraries",
+    }
+
+
+def test_two_engines_take_all_of_it_twice():
+    one, two = parts_of(learning()), parts_of(learning("rollout.num_engines=2"))
+    for name in ("engine: weights", "engine: KV cache"):
+        assert two[name].sampling == 2 * one[name].sampling and two[name].update == 2 * one[name].update
+    assert two["engine: libraries"].update == 2 * two["libraries"].update and "engine: libraries" not in one
 
 
 def test_a_large_head_has_its_gradient_twice_and_merged_weights_are_there_a_file_at_a_time():

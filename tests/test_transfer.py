@@ -184,6 +184,6 @@ def test_transfers_that_cannot_be_are_refused(overrides: list[str], words: str):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_transfer_between_gpus_needs_a_gpu():
-    config = load_config("train-phase2", "cluster.weights=ipc")
+    config = load_config("train-phase2", "cluster.weights=ipc", "rollout.num_engines=1")
     with pytest.raises(UserError, match=r"cluster.weights=ipc.*torch sees none"):
         start_engine(config, LAB_MODEL, max_model_len=512, warn=pytest.fail)

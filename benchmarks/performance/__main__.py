@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from benchmarks.performance.comparisons import COMPARISONS, Numbers, Result, fal
 from benchmarks.performance.record import Record
 from benchmarks.performance.scaling import points, starts
 from benchmarks.performance.sides import SIDES
+from benchmarks.performance.watch import watched
 from benchmarks.performance.work import LAB, Work, real
 from conclip.processes import let_threads_sleep
 
@@ -42,8 +42,8 @@ def this_machine() -> str:
 def timed(side: str, work: Work) -> Numbers:
     """Run one side in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.performance", "--side", side, work.to_json()]
-    output = subprocess.run(command, stdout=subprocess.PIPE, stderr=sys.stderr, text=True, check=True).stdout
-    return json.loads(next(line for line in output.splitlines() if line.startswith('{"side"')))["numbers"]
+    printed, peak = watched(command, "side")
+    return printed["numbers"] | {"gib": peak}
 
 
 def measure(work: Work, name: str, number: int) -> Result:

@@ -18,6 +18,7 @@ import torch
 from benchmarks.performance.comparisons import Numbers
 from benchmarks.performance.record import Point, Start
 from benchmarks.performance.sides import sample, updates
+from benchmarks.performance.watch import watched
 from benchmarks.performance.work import LAB
 
 TOKENS = 32_768
@@ -39,7 +40,7 @@ def learn(length: int, responses: int) -> Numbers:
 def rollout(length: int, responses: int) -> Numbers:
     """Sampling of so many responses with this limit, hardly one of which ends before it."""
     work = replace(LAB, num_problems=max(1, responses // 8), group_size=min(8, responses), max_tokens=length)
-    return sample(work, "rollout.temperature=2", f"rollout.max_model_len={length + 256}")
+    return sample(work, "rollout.num_engines=1", "rollout.temperature=2", f"rollout.max_model_len={length + 256}")
 
 
 KINDS = {"learn": learn, "rollout": rollout}
@@ -48,8 +49,8 @@ KINDS = {"learn": learn, "rollout": rollout}
 def timed(kind: str, length: int, responses: int, threads: int) -> Numbers:
     command = [sys.executable, "-m", "benchmarks.performance.scaling", "--point", kind, str(length), str(responses)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
-    return json.loads(next(line for line in output.splitlines() if line.startswith('{"s_per_1000"')))
+    numbers, peak = watched(command, "s_per_1000", environment)
+    return numbers | {"gib": peak}
 
 
 def start(arguments: str) -> Start:

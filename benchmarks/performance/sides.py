@@ -2,7 +2,6 @@
 
 import json
 import math
-import resource
 import subprocess
 import sys
 import tempfile
@@ -41,14 +40,9 @@ def config_of(work: Work, *more: str) -> tuple[LearnConfig, Inputs]:
     return config, load_inputs(config)
 
 
-def peak_gib() -> float:
-    """The largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def counted(seconds: Sequence[float], tokens: Sequence[int]) -> Numbers:
     """The median time of 1,000 tokens over all rounds but the first."""
-    return {"s_per_1000": median(1000 * s / n for s, n in zip(seconds[1:], tokens[1:], strict=True)), "gib": peak_gib()}
+    return {"s_per_1000": median(1000 * s / n for s, n in zip(seconds[1:], tokens[1:], strict=True))}
 
 
 def rounds(work: Work, count: Callable[[Any, Inputs, Path], int], *more: str) -> Numbers:
@@ -94,7 +88,7 @@ def evaluate(work: Work) -> Numbers:
         file = RowFile(folder / f"rows-{seed}.jsonl", model="bench", model_hash=seed)
         return sum(row.num_tokens for row in evaluate_model("bench", runtime, inputs.pool, settings, file))
 
-    return rounds(work, count)
+    return rounds(work, count, "rollout.num_engines=1")
 
 
 def sample_bare(work: Work, *, logprobs: bool = True) -> Numbers:
@@ -226,8 +220,7 @@ def step_ours(work: Work, algo: str) -> Numbers:
         name: median(1000 * step.get(name, 0.0) / step["rollout/num_tokens"] for step in steps) for name in sorted(of_step)
     }
     total = [1000 * math.fsum(step.get(name, 0.0) for name in of_step) / step["rollout/num_tokens"] for step in steps]
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    return found | {"s_per_1000": median(total), "gib": peak, "run_s": whole}
+    return found | {"s_per_1000": median(total), "run_s": whole}
 
 
 def step_trl(work: Work) -> Numbers:
@@ -306,7 +299,7 @@ def beside_busy(work: Work) -> Numbers:
 
 
 SIDES: dict[str, Callable[[Work], Numbers]] = {
-    "sample": sample,
+    "sample": lambda work: sample(work, "rollout.num_engines=1"),
     "sample_engines": lambda work: sample(work, "rollout.num_engines=2"),
     "sample_bare": sample_bare,
     "evaluate": evaluate,

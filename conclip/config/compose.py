@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conclip.config.foreign import check_hydra, limit_yaml_size
 from conclip.config.groups import ProblemSetConfig
-from conclip.config.machine import native_dtype
+from conclip.config.machine import has_gpu, native_dtype
 from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.config.typed import REMOVED_KEYS, schema_keys, text_keys, to_config, unknown_key
 from conclip.errors import UserError
@@ -90,9 +90,11 @@ def compose_config(
                 raise UserError(unknown_key(entry.key, known))
             entry.put(composed)
         hydra = composed.pop("hydra")
+        planned_for_gpu = OmegaConf.select(composed, "device.kind") == "gpu"
         if OmegaConf.select(composed, "model.dtype") == "auto":
-            planned_for_gpu = OmegaConf.select(composed, "device.kind") == "gpu"
             composed.model.dtype = "bfloat16" if planned_for_gpu else native_dtype()
+        if OmegaConf.select(composed, "rollout.num_engines", default=1) is None:
+            composed.rollout.num_engines = 1 if planned_for_gpu or has_gpu() else 2
     check_hydra(hydra)
     return composed, hydra.runtime.choices
 

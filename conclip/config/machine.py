@@ -51,8 +51,11 @@ def gpu_memory_gib() -> float | None:
         return None
 
 
+def has_gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None and gpu_memory_gib() is not None
+
+
 def native_dtype() -> str:
     """Return the precision that this machine is fast in: bfloat16 on a GPU and on processors that multiply in it, else
     float32."""
-    has_gpu = shutil.which("nvidia-smi") is not None and gpu_memory_gib() is not None
-    return "bfloat16" if has_gpu or NATIVE_BFLOAT16 & cpu_flags() else "float32"
+    return "bfloat16" if has_gpu() or NATIVE_BFLOAT16 & cpu_flags() else "float32"
