@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 
 from conclip.config.compose import load_config
-from conclip.config.groups import AlgoConfig
+from conclip.config.groups import AdapterConfig, AlgoConfig
 from conclip.config.schema import LearnConfig
 from conclip.models.folder import LAB_MODEL
 from conclip.training.backend import Backend
@@ -25,6 +25,7 @@ from conclip.training.monitors import (
     step_warnings,
     zero_advantage_share,
 )
+from conclip.training.side_by_side import SideBySide
 from conclip.training.summary import summarise_steps
 from conclip.types import Outcome, RolloutGroup
 from tests.conftest import gradient_of, make_group, make_rollout
@@ -179,6 +180,74 @@ def test_recomputed_activations_change_nothing(random_model: Path):
     recomputed = dataclasses.replace(kept, trainer=dataclasses.replace(kept.trainer, recompute_activations=True))
     first, second = (parameters_after(random_model, settings) for settings in (kept, recomputed))
     assert torch.equal(first[0], second[0]) and first[1] == second[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"kl": "loss", "entropy_coef": 0.01},
+        {"recompute_activations": True},
+        {"adapter": AdapterConfig(kind="lora", rank=2)},
+    ],
+    ids=lambda changes: ", ".join(changes) or "ppo",
+)
+def test_micro_batches_side_by_side_change_no_bit(random_model: Path, changes: dict[str, Any]):
+    """Each computes as it does alone, with one thread."""
+    adapter, rest = changes.get("adapter", AdapterConfig()), {k: v for k, v in changes.items() if k != "adapter"}
+
+    def after(number: int) -> tuple[torch.Tensor, dict[str, float]]:
+        settings = config(max_tokens_per_micro_batch=15, micro_batches_at_once=number, **rest)
+        model = dataclasses.replace(settings.model, adapter=adapter)
+        return parameters_after(random_model, dataclasses.replace(settings, model=model))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        (one, stats), (three, same) = after(1), after(3)
+        assert torch.equal(one, three) and stats == same
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_lab_has_the_same_bits_with_any_number_of_threads():
+    """Which is why it may have as many micro-batches side by side as there are threads."""
+    settings = config(max_tokens_per_micro_batch=40)
+    before, found = torch.get_num_threads(), list[torch.Tensor]()
+    try:
+        for num_threads, number in ((1, 1), (2, 2), (4, 3)):
+            torch.set_num_threads(num_threads)
+            trainer = dataclasses.replace(settings.trainer, micro_batches_at_once=number)
+            found.append(parameters_after(LAB_MODEL, dataclasses.replace(settings, trainer=trainer))[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_tasks_side_by_side_keep_their_order_and_few_are_begun():
+    begun: list[int] = []
+
+    def task(number: int) -> int:
+        begun.append(number)
+        return number
+
+    results = SideBySide(2).run(partial(task, number) for number in range(20))
+    assert next(results) == 0 and len(begun) <= 3
+    assert list(results) == list(range(1, 20)) and sorted(begun) == list(range(20))
+
+
+def test_a_task_that_fails_side_by_side_fails_the_whole():
+    before = torch.get_num_threads()
+
+    def task(number: int) -> int:
+        if number == 3:
+            raise MemoryError(f"no room for {number}")
+        return number
+
+    with pytest.raises(MemoryError, match="no room for 3"):
+        list(SideBySide(2).run(partial(task, number) for number in range(9)))
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.whole

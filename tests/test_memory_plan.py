@@ -68,6 +68,16 @@ def test_ppo_in_fp32_takes_36_bytes_a_parameter_and_a_gradient_twice():
     }
 
 
+def test_micro_batches_side_by_side_take_activations_and_gradients_each():
+    one, three = (parts_of(learning(f"trainer.micro_batches_at_once={number}")) for number in (1, 3))
+    assert three["activations"].update == 3 * one["activations"].update
+    waiting = three["gradients of each micro-batch"]
+    assert (waiting.update * GIB, waiting.critic_update * GIB) == (4 * 40, 4 * 40)  # three, and one that is added up
+    assert "gradients of each micro-batch" not in one
+    on_gpu = parts_of(learning("trainer.micro_batches_at_once=3"), place=GPU)
+    assert "gradients of each micro-batch" not in on_gpu
+
+
 def test_two_engines_take_all_of_it_twice():
     one, two = parts_of(learning()), parts_of(learning("rollout.num_engines=2"))
     for name in ("engine: weights", "engine: KV cache"):

@@ -285,6 +285,7 @@ class TrainerConfig:
     save_in_background: bool
     validation_samples: Annotated[int, at_least(1)]
     max_tokens_per_micro_batch: int
+    micro_batches_at_once: Annotated[int | None, at_least(1)]
     recompute_activations: bool
     offload: bool
     max_sampler_drift: Annotated[float | None, above(0)]

@@ -226,10 +226,16 @@ def num_ranks(config: BaseConfig) -> int:
 
 
 def _of_ranks(config: LearnConfig, model: ModelSize, longest: int, place: Place) -> Iterator[Part]:
-    """Yield what the ranks of a learner need for a micro-batch each, beside their shares of the models."""
+    """Yield what the ranks of a learner need for their micro-batches, beside their shares of the models."""
+    from conclip.training.side_by_side import number_at_once  # noqa: PLC0415  imports torch
+
     here = num_ranks(config) if place.kind == "cpu" else 1
+    at_once = number_at_once(config.trainer, on_cpu=place.kind == "cpu", num_ranks=num_ranks(config))
     for part in _update(config, model, longest):
-        yield replace(part, update=here * part.update, of_critic=here * part.critic_update)
+        yield replace(part, update=here * at_once * part.update, of_critic=here * at_once * part.critic_update)
+    if at_once > 1:  # one of them waits to be added up
+        policy, critic = (4.0 * (at_once + 1) * size / GIB for size in trained_parameters(config, model))
+        yield Part(name="gradients of each micro-batch", update=policy, of_critic=critic)
     if num_ranks(config) > 1:  # a layer and the next one, the embedding and the head, and their gradients
         gathered = 2 * model.largest_layer + (1 if model.tied else 2) * math.prod(model.head or (0,))
         yield Part(name="gathered weights", update=here * 8.0 * gathered / GIB, exact=False)

@@ -57,6 +57,9 @@ def _changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) -
         key = "cluster.learner_ranks"
         yield Change(overrides=f"{key}=1", price="one process learns", values={key: 1})
     if config.learning is not None and place.kind == "cpu":
+        if config.learning.trainer.micro_batches_at_once != 1:
+            key = "trainer.micro_batches_at_once"
+            yield Change(overrides=f"{key}=1", price="micro-batches one after another", values={key: 1})
         key = "trainer.save_in_background"
         yield Change(overrides=f"{key}=false", price="training waits for checkpoints", values={key: False})
     key, value = "rollout.kv_cache_gib", 0.5

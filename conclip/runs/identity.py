@@ -27,6 +27,7 @@ IRRELEVANT = {
     ("rollout", "engine"),
     ("rollout", "gpu_memory_utilization"),
     ("trainer", "transcripts_per_group"),
+    ("trainer", "micro_batches_at_once"),
     ("trainer", "save_every"),
     ("trainer", "keep_last"),
     ("trainer", "save_in_background"),

@@ -6,10 +6,10 @@ of (all of its weights, an adapter on a frozen base, shards on several devices) 
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,9 +20,12 @@ from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
 from conclip.models.load import autocast, load_policy, recompute_activations
 from conclip.training.batch import TokenBatch
-from conclip.training.models import FullModels, PhaseModels
+from conclip.training.models import FullModels, PhaseModels, Role
 from conclip.training.optimizer import Scheduled, make_optimizer
 from conclip.training.schedule import learning_rates, lr_scale
+from conclip.training.side_by_side import SideBySide, number_at_once
+
+Stats: TypeAlias = dict[str, float]
 
 
 def load_models(folder: Path, config: LearnConfig, device: torch.device, ranks: Ranks) -> PhaseModels:
@@ -83,6 +86,9 @@ class Backend:
         }
         self.set_position(0)
         self._offloads = config.trainer.offload
+        on_cpu = self.device.type == "cpu"
+        self.side_by_side = SideBySide(number_at_once(config.trainer, on_cpu=on_cpu, num_ranks=self.ranks.size))
+        """Computes micro-batches."""
         self.rest()
 
     def _optimizer(self, module: torch.nn.Module, lr: float, num_updates: int) -> Scheduled:
@@ -119,6 +125,28 @@ class Backend:
             chosen, entropy = self.models.scorer(role)(ids, mask, targets, self._temperature, entropy_gradient)
         zeros = torch.zeros(mask.shape, device=self.device, dtype=chosen.dtype)
         return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
+
+    def gradients(self, role: Role, losses: Iterable[Callable[[], tuple[Tensor, Stats]]]) -> Iterator[Stats]:
+        """Add the gradients of the losses to those of a role's parameters, in their order, and yield what else comes with
+        each loss."""
+        if self.side_by_side.number == 1:
+            for compute in losses:
+                loss, stats = compute()
+                loss.backward()  # pyright: ignore[reportUnknownMemberType]
+                del loss
+                yield stats
+            return
+        parameters = [p for p in self._trained[role].module.parameters() if p.requires_grad]
+
+        def of(compute: Callable[[], tuple[Tensor, Stats]]) -> tuple[tuple[Tensor | None, ...], Stats]:
+            loss, stats = compute()
+            return torch.autograd.grad(loss, parameters, allow_unused=True), stats
+
+        for found, stats in self.side_by_side.run(partial(of, compute) for compute in losses):
+            for parameter, gradient in zip(parameters, found, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            yield stats
 
     def set_position(self, update: int) -> None:
         """Set the learning rates for a position in the phase's schedule [updates, the critic's warm-up included]."""

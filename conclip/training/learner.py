@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -26,7 +26,7 @@ from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
 from conclip.rollout.engine import Discarding, RolloutEngine, WeightsLost
 from conclip.runs.checked import Count
-from conclip.training.backend import Backend
+from conclip.training.backend import Backend, Stats
 from conclip.training.batch import (
     ExperienceBatch,
     TokenBatch,
@@ -37,7 +37,11 @@ from conclip.training.batch import (
     to_device,
 )
 from conclip.training.experience import Scores
+from conclip.training.models import Role
 from conclip.training.schedule import StepPlan, rows_per_group
+
+LossOf = Callable[[ExperienceBatch, Tensor], tuple[Tensor, Stats]]
+"""Returns a model's loss on a micro-batch with the weights of its tokens, and statistics."""
 
 _COUNT = TypeAdapter[int](Count)
 
@@ -138,38 +142,33 @@ class Learner:
         """Return the log-probs of policy and reference and the critic's values, before any update. `asked`: the same
         responses after the prompts that the reference is to see; None: those that the policy sees."""
         self.backend.wake()
-        parts: dict[str, Tensor] = {}
-        for rows, counts in self._micro_batches(tokens, torch.arange(len(tokens))):
-            part = select_rows(tokens, rows)
-            scored = {
-                "old_logprobs": self.backend.logprobs(part)[0],
-                "ref_logprobs": self.backend.ref_logprobs(part) if asked is None else None,
-                "old_values": self.backend.values(part),
-            }
-            for name, values in scored.items():
-                if values is not None:
-                    full = parts.setdefault(name, torch.zeros(tokens.response_mask.shape, dtype=values.dtype))
-                    full[rows, : values.shape[1]] = values.cpu() * counts
-        parts = {name: self.backend.ranks.merged(full) for name, full in parts.items()}
-        if asked is not None:
-            parts["ref_logprobs"] = self._teacher_logprobs(tokens, asked)
-        self._scored = parts["old_logprobs"]
-        return Scores(
-            old_logprobs=parts["old_logprobs"],
-            ref_logprobs=parts.get("ref_logprobs"),
-            old_values=parts.get("old_values"),
-        )
+        models, everything = self.backend.models, [torch.arange(len(tokens))]
+        self._scored = self._scored_by(self._logprobs, tokens, everything)
+        ref_logprobs = None
+        if models.reference is not None:
+            ref_logprobs = self._scored_by(self.backend.ref_logprobs, tokens if asked is None else asked, everything)
+        if asked is not None and ref_logprobs is not None:  # at the places that the responses have in `tokens`
+            placed = torch.zeros(tokens.response_mask.shape, dtype=ref_logprobs.dtype)
+            ref_logprobs = placed.masked_scatter(tokens.response_mask, ref_logprobs[asked.response_mask])
+        old_values = None if models.critic is None else self._scored_by(self.backend.values, tokens, everything)
+        return Scores(old_logprobs=self._scored, ref_logprobs=ref_logprobs, old_values=old_values)
 
-    def _teacher_logprobs(self, tokens: TokenBatch, asked: TokenBatch) -> Tensor:
-        """Return the reference's log-probs of the responses in `asked`, at the places that they have in `tokens`, [B, T]."""
-        scored = torch.zeros(asked.response_mask.shape)
-        for rows, counts in self._micro_batches(asked, torch.arange(len(asked))):
-            values = self.backend.ref_logprobs(select_rows(asked, rows))
+    def _logprobs(self, tokens: TokenBatch) -> Tensor:
+        return self.backend.logprobs(tokens)[0]
+
+    def _scored_by(
+        self, score: Callable[[TokenBatch], Tensor | None], tokens: TokenBatch, batches: Iterable[Tensor]
+    ) -> Tensor:
+        """Return a model's values of the rows in `batches`, micro-batch by micro-batch, [B, T]; 0 in other rows."""
+        shares = [share for rows in batches for share in self._micro_batches(tokens, rows)]
+        tasks = (partial(torch.no_grad()(score), select_rows(tokens, rows)) for rows, _ in shares)
+        full: Tensor | None = None
+        for (rows, counts), values in zip(shares, self.backend.side_by_side.run(tasks), strict=True):
             assert values is not None
-            scored[rows, : values.shape[1]] = values.cpu().to(scored.dtype) * counts
-        scored = self.backend.ranks.merged(scored)
-        placed = torch.zeros(tokens.response_mask.shape)
-        return placed.masked_scatter(tokens.response_mask, scored[asked.response_mask])  # row by row, token by token
+            full = torch.zeros(tokens.response_mask.shape, dtype=values.dtype) if full is None else full
+            full[rows, : values.shape[1]] = values.cpu() * counts
+        assert full is not None
+        return self.backend.ranks.merged(full)
 
     def _micro_batches(self, tokens: TokenBatch, rows: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """Yield this rank's micro-batches, and whether each counts (`Ranks.share`)."""
@@ -231,9 +230,9 @@ class Learner:
         part = to_device(experience, self.backend.device)
         self.backend.wake()
         moments = self.backend.missing_moments()
-        for backward in self._backwards(True, 0.0):
-            for _ in range(2):  # the second micro-batch finds the gradients of the first
-                backward(part, part.advantages)
+        for role, loss_of in self._losses(True, 0.0):
+            for _ in self.backend.gradients(role, 2 * [partial(loss_of, part, part.advantages)]):
+                pass  # the second micro-batch finds the gradients of the first
         del moments
         self.backend.drop_gradients()
         self.backend.rest()
@@ -259,14 +258,9 @@ class Learner:
             return experience
         if self._scored is None or not torch.equal(self._scored, experience.old_logprobs):
             return experience
-        scored = torch.zeros_like(experience.old_logprobs)
-        for rows in batches:
-            for micro, counts in self._micro_batches(experience.tokens, rows):
-                part = select_rows(experience.tokens, micro)
-                scored[micro, : part.response_mask.shape[1]] = self.backend.logprobs(part)[0].cpu() * counts
+        scored = self._scored_by(self._logprobs, experience.tokens, batches)
         trained = torch.zeros(len(experience), dtype=torch.bool)
         trained[torch.cat(list(batches))] = True
-        scored = self.backend.ranks.merged(scored)
         old_logprobs = torch.where(trained.unsqueeze(-1), scored, experience.old_logprobs)
         return dataclasses.replace(experience, old_logprobs=old_logprobs)
 
@@ -280,18 +274,15 @@ class Learner:
         weights[rows] = aggregation_weights(
             tokens.loss_mask[rows], algo.loss_aggregation, constant_tokens=algo.constant_tokens
         )
-        stats = {"perf/padded_tokens": 0.0}
-        backwards = self._backwards(train_policy, kl_coef)
-        for backward in backwards:  # one model after the other: the policy's logits never meet the critic's gradients
-            for micro, counts in self._micro_batches(tokens, rows):
-                part = to_device(select_rows(experience, micro), self.backend.device)
-                stats["perf/padded_tokens"] += part.tokens.input_ids.numel() * counts
-                share = (weights[micro, : part.advantages.shape[1]] * counts).to(self.backend.device)
-                for name, value in backward(part, share).items():
+        shares, lengths = list(self._micro_batches(tokens, rows)), row_lengths(tokens)
+        stats = {"perf/padded_tokens": float(sum(len(m) * int(lengths[m].max()) * counts for m, counts in shares))}
+        for role, loss_of in self._losses(train_policy, kl_coef):  # the policy's logits never meet the critic's gradients
+            losses = (partial(loss_of, *self._part(experience, weights, *share)) for share in shares)
+            for of_part in self.backend.gradients(role, losses):
+                for name, value in of_part.items():
                     stats[name] = stats.get(name, 0.0) + value
         stats = self.backend.ranks.totals(stats)
-        num_tokens = len(backwards) * float(row_lengths(tokens)[rows].sum())
-        stats["perf/padding_share"] = 1.0 - num_tokens / stats.pop("perf/padded_tokens")
+        stats["perf/padding_share"] = 1.0 - float(lengths[rows].sum()) / stats.pop("perf/padded_tokens")
         if "policy/kl_gradient" in stats:
             kl, policy = stats.pop("policy/kl_gradient"), stats.pop("policy/policy_gradient")
             stats["policy/kl_gradient_share"] = kl / (kl + policy) if kl + policy > 0 else 0.0
@@ -313,19 +304,27 @@ class Learner:
                 "neither policy nor critic has changed since"
             )
 
-    def _backwards(self, train_policy: bool, kl_coef: float) -> list[Callable[[ExperienceBatch, Tensor], dict[str, float]]]:
-        """Return what accumulates the gradients of each model that trains, on a micro-batch with its weights."""
-        policy = [partial(self._backward_policy, kl_coef=kl_coef)] if train_policy else []
-        return policy if self.backend.models.critic is None else [*policy, self._backward_critic]
+    def _part(
+        self, experience: ExperienceBatch, weights: Tensor, micro: Tensor, counts: bool
+    ) -> tuple[ExperienceBatch, Tensor]:
+        """Return a micro-batch and the weights of its tokens, on the device."""
+        part = to_device(select_rows(experience, micro), self.backend.device)
+        return part, (weights[micro, : part.advantages.shape[1]] * counts).to(self.backend.device)
 
-    def _backward_policy(self, part: ExperienceBatch, share: Tensor, *, kl_coef: float) -> dict[str, float]:
-        """Accumulate the gradients of the policy's loss on one micro-batch. Returns sums of its statistics, weighted like
-        the loss."""
+    def _losses(self, train_policy: bool, kl_coef: float) -> Iterator[tuple[Role, LossOf]]:
+        """Yield what computes the loss of each model that trains, on a micro-batch with its weights."""
+        if train_policy:
+            yield "policy", partial(self._policy_loss, kl_coef=kl_coef)
+        if self.backend.models.critic is not None:
+            yield "critic", self._critic_loss
+
+    def _policy_loss(self, part: ExperienceBatch, share: Tensor, *, kl_coef: float) -> tuple[Tensor, Stats]:
+        """Return the policy's loss on one micro-batch, and sums of its statistics, weighted like the loss."""
         algo = self._algo
         logprobs, entropy = self.backend.logprobs(part.tokens, entropy_gradient=algo.entropy_coef > 0)
-        policy_loss, bounded = self._policy_loss(part, logprobs)
+        policy_loss, bounded = self._token_losses(part, logprobs)
         loss = (policy_loss * share).sum()
-        sums: dict[str, float] = {}
+        sums: Stats = {}
         if part.ref_logprobs is not None and algo.kl == "loss":
             (pull,) = torch.autograd.grad(loss, logprobs, retain_graph=True)
             kl_loss = kl_coef * (kl_k3(logprobs, part.ref_logprobs) * share).sum()
@@ -334,16 +333,15 @@ class Learner:
             loss = loss + kl_loss
         if algo.entropy_coef > 0:
             loss = loss - algo.entropy_coef * (entropy * share).sum()
-        loss.backward()  # pyright: ignore[reportUnknownMemberType]
         per_token = {
             "policy/loss": policy_loss,
             "policy/entropy": entropy,
             "policy/clip_fraction": bounded.float(),
             "policy/approx_kl": kl_k3(part.old_logprobs, logprobs),
         }
-        return sums | {name: float((value.detach() * share).sum()) for name, value in per_token.items()}
+        return loss, sums | {name: float((value.detach() * share).sum()) for name, value in per_token.items()}
 
-    def _policy_loss(self, part: ExperienceBatch, logprobs: Tensor) -> tuple[Tensor, Tensor]:
+    def _token_losses(self, part: ExperienceBatch, logprobs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of each token and where it was clipped, both [b, T]."""
         algo, mask = self._algo, part.tokens.loss_mask
         clip = {"clip_low": algo.clip_low, "clip_high": algo.clip_high}
@@ -362,12 +360,13 @@ class Learner:
             )
         return loss, bounded
 
-    def _backward_critic(self, part: ExperienceBatch, share: Tensor) -> dict[str, float]:
+    def _critic_loss(self, part: ExperienceBatch, share: Tensor) -> tuple[Tensor, Stats]:
+        """Return the critic's loss on one micro-batch, and the same as a statistic."""
         values = self.backend.values(part.tokens)
         assert values is not None
         loss = clipped_value_loss(values, part.old_values, part.returns, value_clip=self._algo.value_clip_eps)
-        (loss * share).sum().backward()  # pyright: ignore[reportUnknownMemberType]
-        return {"value/loss": float((loss.detach() * share).sum())}
+        loss = (loss * share).sum()
+        return loss, {"value/loss": float(loss.detach())}
 
 
 def make_learner(model_path: Path, config: LearnConfig, *, num_updates: int, ranks: Ranks | None = None) -> Learner:
