@@ -47,7 +47,7 @@ install: $(VENV)/.installed ## make .venv and install everything a run needs
 
 install-dev: $(DEV) ## and the tools of tests and checks (twice as fast with make -j2)
 
-demo: $(VENV)/.installed ## the whole two-phase recipe on the embedded model (4 minutes on 2 cores; 8 with a busy process beside)
+demo: $(VENV)/.installed ## the whole two-phase recipe on the embedded model (4 minutes on 2 cores; 6 with a busy process beside)
 	$(BIN)/conclip two-phase $(ARGS)
 
 demo-full: $(VENV)/.installed ## the larger demo: 1,000 held-out problems, three seeds (half an hour on 2 cores; an hour on slow ones)

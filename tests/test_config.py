@@ -31,10 +31,13 @@ def test_primary_configs_compose(subcommand: str):
         (True, ["rollout.num_engines=2"], 2),
         (False, ["model=hf", "model.path=x"], 1),
         (False, ["debug=train"], 1),
+        (False, ["cluster=ray"], 1),
+        (True, ["device=cpu"], 2),
     ],
 )
 def test_the_lab_has_two_engines_on_a_cpu(gpu: bool, overrides: list[str], number: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compose, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(compose, "num_cores", lambda: 2)
     assert load_config("train-phase2", *overrides).rollout.num_engines == number
 
 
@@ -143,14 +146,14 @@ def test_meanings_follow_the_nesting(tmp_path: Path):
         ("rollout.max_tokens=true", "rollout.max_tokens': takes no truth value, got true"),
         ("algo.gamma=false", "algo.gamma': takes no truth value"),
         ("data.pool.chain.levels=[true]", "data.pool.chain.levels': takes no truth value"),
-        ("seed=99999999999999999999999", "seed' must be below 9e+15"),
+        ("seed=99999999999999999999999", "seed' must be below 2^53"),
         ("phase.num_steps=100000000000000000000", "phase.num_steps' must be below"),
         ("cluster.address=host:6379", "cluster.address' is for cluster=ray"),
         ("cluster.placement=spread", "cluster.placement' is for cluster=ray"),
         ("model.adapter.rank=8", "model.adapter.rank' is for adapters"),
         ("model.adapter.alpha=8", "model.adapter.alpha' is for adapters"),
         ("model.adapter.targets=[q_proj]", "model.adapter.targets' is for adapters"),
-        ("algo=[ppo,grpo]", "'algo=[ppo,grpo]': the last one would win"),
+        ("algo=[ppo,grpo]", "'algo=[ppo,grpo]': they set the same keys"),
         ("phase=[one,two]", "the last one would win"),
         ("algo=null", "algo is a group, which takes an option's name: cispo, dapo,"),
         ("algo=[1]", "algo is a group, which takes an option's name"),

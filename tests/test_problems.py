@@ -288,6 +288,15 @@ def test_unreadable_files_are_named(tmp_path: Path, name: str, content: str, sai
         load(path=str(tmp_path / name))
 
 
+def test_a_packed_table_is_named_unless_it_is_there_unpacked(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
+    (tmp_path / "a.jsonl.gz").write_bytes(b"")
+    assert len(load(path=str(tmp_path))) == 1
+    (tmp_path / "b.csv.ZST").write_bytes(b"")
+    with pytest.raises(UserError, match=r"unpack '.*b\.csv\.ZST'"):
+        load(path=str(tmp_path))
+
+
 def test_an_empty_folder_is_named(tmp_path: Path):
     with pytest.raises(UserError, match="holds no"):
         load(path=str(tmp_path))

@@ -23,6 +23,9 @@ COMPARISONS = {
     "sampling": Comparison("sampling, against `LLM.generate` of vLLM", "sample", "sample_bare", 0.97),
     "evaluation": Comparison("evaluation, against `LLM.generate` of vLLM", "evaluate", "evaluate_bare", 0.97),
     "engines": Comparison("two engines of one thread, against one of two", "sample_engines", "sample", 1.25, only_lab=True),
+    "engines_by_thread": Comparison(
+        "two engines of one thread, against one of one", "sample_engines", "sample_one_thread", 1.6, only_lab=True
+    ),
     "update": Comparison("update, against a bare forward and backward pass", "update", "update_bare", 1.0, 1.4),
     "grpo": Comparison("GRPO step, against TRL's", "step_grpo", "step_trl", 1.5, 5.0),
     "ppo": Comparison("PPO step, against our GRPO step", "step_ppo", "step_grpo", 1 / 1.5),

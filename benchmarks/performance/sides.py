@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.performance.arithmetic import operations, share_reached
 from benchmarks.performance.comparisons import Numbers
+from benchmarks.performance.watch import peak_gib
 from benchmarks.performance.work import Work
 from conclip.config.compose import load_config
 from conclip.config.schema import LearnConfig
@@ -72,6 +73,12 @@ def sample(work: Work, *more: str) -> Numbers:
         return sum(r.completion.num_tokens for group in groups for r in group.rollouts)
 
     return rounds(work, count, *more)
+
+
+def sample_one_thread(work: Work) -> Numbers:
+    """The same with one engine of one thread."""
+    torch.set_num_threads(1)
+    return sample(work, "rollout.num_engines=1")
 
 
 def evaluate(work: Work) -> Numbers:
@@ -210,7 +217,7 @@ def step_ours(work: Work, algo: str) -> Numbers:
         began = time.monotonic()
         own = [f"algo={algo}", f"phase.problem_ids={names}", f"paths.outputs={folder}"]
         command = [sys.executable, "-m", "conclip", "train-phase2", *work.overrides, *own]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        peak = peak_gib(command, sys.stderr)
         whole = time.monotonic() - began
         lines = (Path(folder) / "train-phase2/speed/latest/metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines][1:]
@@ -220,7 +227,7 @@ def step_ours(work: Work, algo: str) -> Numbers:
         name: median(1000 * step.get(name, 0.0) / step["rollout/num_tokens"] for step in steps) for name in sorted(of_step)
     }
     total = [1000 * math.fsum(step.get(name, 0.0) for name in of_step) / step["rollout/num_tokens"] for step in steps]
-    return found | {"s_per_1000": median(total), "run_s": whole}
+    return found | {"s_per_1000": median(total), "gib": peak, "run_s": whole}
 
 
 def step_trl(work: Work) -> Numbers:
@@ -301,6 +308,7 @@ def beside_busy(work: Work) -> Numbers:
 SIDES: dict[str, Callable[[Work], Numbers]] = {
     "sample": lambda work: sample(work, "rollout.num_engines=1"),
     "sample_engines": lambda work: sample(work, "rollout.num_engines=2"),
+    "sample_one_thread": sample_one_thread,
     "sample_bare": sample_bare,
     "evaluate": evaluate,
     "evaluate_bare": lambda work: sample_bare(work, logprobs=False),

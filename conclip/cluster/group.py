@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from conclip.cluster.ranks import OnAllRanks, RankDied, matching, whole
 from conclip.cluster.shares import write_shares
+from conclip.cluster.threads import use_threads
 from conclip.runs.interrupts import deferred
 
 LONGEST_WAIT = timedelta(days=7)
@@ -58,7 +59,7 @@ class Group:
         if gpu:
             torch.cuda.set_device(self._device)
         else:
-            torch.set_num_threads(max(1, self._num_threads // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
+            use_threads(max(1, self._num_threads // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
         if host is not None:  # gloo would take the address that this host's name has
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_to(host))
         dist.init_process_group(
@@ -158,7 +159,7 @@ class Group:
 
     def leave(self) -> None:
         dist.destroy_process_group()
-        torch.set_num_threads(self._num_threads)
+        use_threads(self._num_threads)
 
 
 def _give_room(module: nn.Module) -> None:

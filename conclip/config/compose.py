@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conclip.config.foreign import check_hydra, limit_yaml_size
 from conclip.config.groups import ProblemSetConfig
-from conclip.config.machine import has_gpu, native_dtype
+from conclip.config.machine import has_gpu, native_dtype, num_cores
 from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.config.typed import REMOVED_KEYS, schema_keys, text_keys, to_config, unknown_key
 from conclip.errors import UserError
@@ -90,11 +90,13 @@ def compose_config(
                 raise UserError(unknown_key(entry.key, known))
             entry.put(composed)
         hydra = composed.pop("hydra")
-        planned_for_gpu = OmegaConf.select(composed, "device.kind") == "gpu"
+        planned_for = OmegaConf.select(composed, "device.kind")
         if OmegaConf.select(composed, "model.dtype") == "auto":
-            composed.model.dtype = "bfloat16" if planned_for_gpu else native_dtype()
+            composed.model.dtype = "bfloat16" if planned_for == "gpu" else native_dtype()
         if OmegaConf.select(composed, "rollout.num_engines", default=1) is None:
-            composed.rollout.num_engines = 1 if planned_for_gpu or has_gpu() else 2
+            on_cpu = planned_for == "cpu" or (planned_for is None and not has_gpu())
+            several = on_cpu and num_cores() > 1 and OmegaConf.select(composed, "cluster.kind") != "ray"
+            composed.rollout.num_engines = 2 if several else 1
     check_hydra(hydra)
     return composed, hydra.runtime.choices
 
@@ -104,7 +106,8 @@ COMBINING_GROUPS = {"data", "experiment"}
 
 
 def _check_option(text: str, override: Any, folders: Sequence[Path]) -> None:
-    """Raise UserError for a choice in a group that is no option's name, or of several options of which one would win."""
+    """Raise UserError for a choice in a group that is no option's name, or of several options of conclip's own that set the
+    same keys."""
     group, value = override.key_or_group, override.value()
     is_group = bool(group) and any((folder / group).is_dir() for folder in folders)
     if not is_group or override.is_delete() or override.is_sweep_override() or isinstance(value, dict):
@@ -113,9 +116,12 @@ def _check_option(text: str, override: Any, folders: Sequence[Path]) -> None:
     if not all(isinstance(name, str) for name in names):
         options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
         raise UserError(f"'{text}': {group} is a group, which takes an option's name: {', '.join(options)}")
-    if len(names) > 1 and group not in COMBINING_GROUPS:
-        remedy = "name them by logger.trackers=[...]" if group == "logger" else "choose one, or sweep over them with -m"
-        raise UserError(f"'{text}': the last one would win; {remedy}")
+    ours = all((config_folder() / group / f"{name}.yaml").is_file() for name in names)
+    if len(names) > 1 and ours and group not in COMBINING_GROUPS:
+        remedy = "choose one, or sweep over them with -m"
+        if group == "logger":
+            remedy = "name them by logger.trackers=[...]"
+        raise UserError(f"'{text}': they set the same keys, so that the last one would win; {remedy}")
 
 
 def _missing_option(error: MissingConfigException) -> str:

@@ -1,6 +1,6 @@
 """Facts about this machine: its processor, memory and GPU, without importing torch."""
 
-import shutil
+import os
 import subprocess
 from pathlib import Path
 
@@ -18,6 +18,11 @@ def cpu_flags() -> set[str]:
     except OSError:
         return set()
     return {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
+
+
+def num_cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def cpu_quota() -> float | None:
@@ -52,7 +57,9 @@ def gpu_memory_gib() -> float | None:
 
 
 def has_gpu() -> bool:
-    return shutil.which("nvidia-smi") is not None and gpu_memory_gib() is not None
+    """Return whether processes of this environment see a GPU."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and (Path("/proc/driver/nvidia/version").exists() or gpu_memory_gib() is not None)
 
 
 def native_dtype() -> str:

@@ -68,7 +68,7 @@ def check(config: BaseConfig) -> None:
     for key, value in _values_of(dataclasses.asdict(config)):
         require(not isinstance(value, float) or math.isfinite(value), key, f"must be a finite number, got {value}")
         countable = not isinstance(value, int) or abs(value) < MAX_COUNT
-        require(countable, key, f"must be below {MAX_COUNT:.0e} in size, got {value}" if not countable else "")
+        require(countable, key, f"must be below 2^53 in size, got {value}")
     check_ranges(config)
     plain = _is_plain_name(config.name) and config.name not in (".", "..") and "/" not in config.name
     require(plain, "name", f"must be a folder name of up to {MAX_NAME_BYTES} bytes")

@@ -139,7 +139,10 @@ def differences(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> list[str
         texts.append(f"{number} problems have other gold answers: they may be other problems of the same name")
     for side, rows in (("FIRST", first), ("SECOND", second)):
         if number := sum(row.num_tokens > row.max_tokens for row in rows):
-            texts.append(f"{number} of {side}'s responses have more tokens than their cap (max_tokens): the file is damaged")
+            texts.append(
+                f"{number} of {side}'s responses have more tokens than their cap (max_tokens): "
+                "their server counts otherwise, or the file is damaged"
+            )
     lost = {row.problem_id for row in first} ^ {row.problem_id for row in second}
     if lost:
         texts.append(f"{len(lost)} problems stand on one side only and are left out")

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
+from conclip.config.ranges import MAX_COUNT
 from conclip.errors import UserError
 from conclip.problems.tables import parquet_rows
 from conclip.redact import hide_known
-from conclip.runs.checked import MAX_COUNT, first_fault
+from conclip.runs.checked import first_fault
 from conclip.runs.files import check_content, newest_attempt, writing_bytes
 from conclip.runs.json_lines import CutLine, DamagedLine, json_lines
 from conclip.types import EvalRow
@@ -57,7 +58,7 @@ def from_dict(values: dict[str, Any]) -> EvalRow:
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is no finite number")
         elif isinstance(value, int) and not (0 <= value < MAX_COUNT if name in _COUNTS else -(2**63) <= value < 2**63):
-            raise ValueError(f"{name} is {'no count' if value < 0 else 'too large'}")
+            raise ValueError(f"{name} is {'too large' if value > 0 else 'no count' if name in _COUNTS else 'too small'}")
     return row
 
 
@@ -89,8 +90,10 @@ def _read_file(path: Path, cut_line: CutLine) -> list[EvalRow]:
         raise UserError(f"no file or folder '{path}'")
     rows, where = list[EvalRow](), ""
     try:
-        for where, values in _placed(path, cut_line):  # noqa: B007  errors name it
+        for place, values in _placed(path, cut_line):
+            where = place
             rows.append(from_dict(values))
+            where = ""  # the reader's own errors have their place, or none
     except DamagedLine as error:
         raise UserError(f"'{path}' does not hold evaluation rows (line {error.number}: {error})") from error
     except ValidationError as error:

@@ -31,14 +31,8 @@ def read_rows(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
         path = expanded(settings.path)
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if _is_table(file.relative_to(path)))
-            if packed := sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix in PACKED and _is_table(file.relative_to(path).with_suffix(""))
-            ):
-                raise UserError(
-                    f"{key}.path: unpack '{packed[0]}', or take it out of the folder; packed tables are not read"
-                )
+            if packed := [file for file in sorted(path.rglob("*")) if _is_packed(file, path)]:
+                raise UserError(f"{key}.path: unpack '{packed[0]}', or take it out of the folder: packed, it is not read")
             if not files:
                 raise UserError(f"{key}.path: folder '{path}' holds no {', '.join(SUFFIXES)}")
             for file in files:
@@ -54,6 +48,12 @@ def read_rows(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
 def _is_table(path: Path) -> bool:
     """Return whether a file in a folder is a table; hidden ones are copies that editors keep."""
     return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
+def _is_packed(file: Path, folder: Path) -> bool:
+    """Return whether a file in a folder is a packed table, and the table itself is not there."""
+    table = file.with_suffix("")
+    return file.suffix.lower() in PACKED and file.is_file() and _is_table(table.relative_to(folder)) and not table.exists()
 
 
 def _read_file(key: str, path: Path) -> Iterator[Row]:

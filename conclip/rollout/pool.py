@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 
 from conclip.cluster.memory_folder import MemoryFolder
+from conclip.cluster.threads import use_threads
 from conclip.config.groups import RolloutConfig
 from conclip.rollout.child import POLL_S, ChildEngine, vllm_engine
 from conclip.rollout.engine import EngineDied, RolloutEngine, WeightsLost
@@ -22,7 +23,7 @@ from conclip.types import Completion, Request, SamplingSpec
 
 def with_threads(num_threads: int, start: Callable[..., RolloutEngine], *arguments: Any, **settings: Any) -> RolloutEngine:
     """Start an engine that computes with so many threads."""
-    torch.set_num_threads(num_threads)
+    use_threads(num_threads)
     return start(*arguments, **settings)
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from conclip.config.ranges import MAX_COUNT
 from conclip.errors import UserError
 
 Value = TypeVar("Value")
@@ -13,7 +14,6 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """The integers that Parquet and NumPy can hold."""
 
-MAX_COUNT = 2**53
 Count = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
 """The counts that a float holds exactly."""
 

@@ -38,7 +38,7 @@ IRRELEVANT = {
     ("eval", "margin"),
 }
 """Config keys that change no token, no weight and no outcome, but for the last digits of a learner on another number of
-ranks."""
+ranks or, of other models than the lab's, with micro-batches side by side."""
 
 
 def digest(value: Any) -> str:

@@ -25,7 +25,8 @@ from conclip.training.optimizer import Scheduled, make_optimizer
 from conclip.training.schedule import learning_rates, lr_scale
 from conclip.training.side_by_side import SideBySide, number_at_once
 
-Stats: TypeAlias = dict[str, float]
+Loss: TypeAlias = tuple[Tensor, dict[str, Tensor]]
+"""A loss, and statistics that come with it."""
 
 
 def load_models(folder: Path, config: LearnConfig, device: torch.device, ranks: Ranks) -> PhaseModels:
@@ -126,26 +127,32 @@ class Backend:
         zeros = torch.zeros(mask.shape, device=self.device, dtype=chosen.dtype)
         return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
 
-    def gradients(self, role: Role, losses: Iterable[Callable[[], tuple[Tensor, Stats]]]) -> Iterator[Stats]:
-        """Add the gradients of the losses to those of a role's parameters, in their order, and yield what else comes with
-        each loss."""
+    def gradients(self, role: Role, losses: Iterable[Callable[[], Loss]]) -> Iterator[dict[str, float]]:
+        """Add the gradients of the losses to those of a role's parameters, in their order, and yield the statistics that
+        come with each."""
         if self.side_by_side.number == 1:
             for compute in losses:
                 loss, stats = compute()
                 loss.backward()  # pyright: ignore[reportUnknownMemberType]
                 del loss
-                yield stats
+                yield {name: float(value) for name, value in stats.items()}
             return
         parameters = [p for p in self._trained[role].module.parameters() if p.requires_grad]
 
-        def of(compute: Callable[[], tuple[Tensor, Stats]]) -> tuple[tuple[Tensor | None, ...], Stats]:
+        def gradients_of(compute: Callable[[], Loss]) -> tuple[list[Tensor | None], dict[str, float]]:
             loss, stats = compute()
-            return torch.autograd.grad(loss, parameters, allow_unused=True), stats
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            return list(gradients), {name: float(value) for name, value in stats.items()}
 
-        for found, stats in self.side_by_side.run(partial(of, compute) for compute in losses):
-            for parameter, gradient in zip(parameters, found, strict=True):
-                if gradient is not None:
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        for gradients, stats in self.side_by_side.run(partial(gradients_of, compute) for compute in losses):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is None:
+                    continue
+                if parameter.grad is None:  # in the parameter's own layout, as backward() has it
+                    parameter.grad = torch.empty_like(parameter).copy_(gradient)
+                else:
+                    parameter.grad.add_(gradient)
+            gradients.clear()
             yield stats
 
     def set_position(self, update: int) -> None:

@@ -26,7 +26,7 @@ from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
 from conclip.rollout.engine import Discarding, RolloutEngine, WeightsLost
 from conclip.runs.checked import Count
-from conclip.training.backend import Backend, Stats
+from conclip.training.backend import Backend, Loss
 from conclip.training.batch import (
     ExperienceBatch,
     TokenBatch,
@@ -40,7 +40,7 @@ from conclip.training.experience import Scores
 from conclip.training.models import Role
 from conclip.training.schedule import StepPlan, rows_per_group
 
-LossOf = Callable[[ExperienceBatch, Tensor], tuple[Tensor, Stats]]
+LossOf = Callable[[ExperienceBatch, Tensor], Loss]
 """Returns a model's loss on a micro-batch with the weights of its tokens, and statistics."""
 
 _COUNT = TypeAdapter[int](Count)
@@ -318,18 +318,18 @@ class Learner:
         if self.backend.models.critic is not None:
             yield "critic", self._critic_loss
 
-    def _policy_loss(self, part: ExperienceBatch, share: Tensor, *, kl_coef: float) -> tuple[Tensor, Stats]:
+    def _policy_loss(self, part: ExperienceBatch, share: Tensor, *, kl_coef: float) -> Loss:
         """Return the policy's loss on one micro-batch, and sums of its statistics, weighted like the loss."""
         algo = self._algo
         logprobs, entropy = self.backend.logprobs(part.tokens, entropy_gradient=algo.entropy_coef > 0)
         policy_loss, bounded = self._token_losses(part, logprobs)
         loss = (policy_loss * share).sum()
-        sums: Stats = {}
+        sums: dict[str, Tensor] = {}
         if part.ref_logprobs is not None and algo.kl == "loss":
             (pull,) = torch.autograd.grad(loss, logprobs, retain_graph=True)
             kl_loss = kl_coef * (kl_k3(logprobs, part.ref_logprobs) * share).sum()
             (kl_pull,) = torch.autograd.grad(kl_loss, logprobs, retain_graph=True)
-            sums |= {"policy/policy_gradient": float(pull.abs().sum()), "policy/kl_gradient": float(kl_pull.abs().sum())}
+            sums |= {"policy/policy_gradient": pull.abs().sum(), "policy/kl_gradient": kl_pull.abs().sum()}
             loss = loss + kl_loss
         if algo.entropy_coef > 0:
             loss = loss - algo.entropy_coef * (entropy * share).sum()
@@ -339,7 +339,7 @@ class Learner:
             "policy/clip_fraction": bounded.float(),
             "policy/approx_kl": kl_k3(part.old_logprobs, logprobs),
         }
-        return loss, sums | {name: float((value.detach() * share).sum()) for name, value in per_token.items()}
+        return loss, sums | {name: (value.detach() * share).sum() for name, value in per_token.items()}
 
     def _token_losses(self, part: ExperienceBatch, logprobs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of each token and where it was clipped, both [b, T]."""
@@ -360,13 +360,13 @@ class Learner:
             )
         return loss, bounded
 
-    def _critic_loss(self, part: ExperienceBatch, share: Tensor) -> tuple[Tensor, Stats]:
+    def _critic_loss(self, part: ExperienceBatch, share: Tensor) -> Loss:
         """Return the critic's loss on one micro-batch, and the same as a statistic."""
         values = self.backend.values(part.tokens)
         assert values is not None
         loss = clipped_value_loss(values, part.old_values, part.returns, value_clip=self._algo.value_clip_eps)
         loss = (loss * share).sum()
-        return loss, {"value/loss": float(loss.detach())}
+        return loss, {"value/loss": loss.detach()}
 
 
 def make_learner(model_path: Path, config: LearnConfig, *, num_updates: int, ranks: Ranks | None = None) -> Learner:

@@ -8,10 +8,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
+from threading import Barrier
 from typing import TypeVar
 
 import torch
 
+from conclip.cluster.threads import use_threads
 from conclip.config.groups import TrainerConfig
 
 Result = TypeVar("Result")
@@ -30,7 +32,12 @@ class SideBySide:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self._pool = ThreadPoolExecutor(number, initializer=partial(torch.set_num_threads, 1)) if number > 1 else None
+        self._pool: ThreadPoolExecutor | None = None
+        if number > 1:
+            num_threads, all_there = torch.get_num_threads(), Barrier(number)
+            self._pool = ThreadPoolExecutor(number, initializer=partial(use_threads, 1))
+            list(self._pool.map(lambda _: all_there.wait(), range(number)))
+            use_threads(num_threads)
 
     def run(self, tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
         """Yield what tasks return, in their order."""
@@ -38,7 +45,7 @@ class SideBySide:
             yield from (task() for task in tasks)
             return
         num_threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # libraries take it for all threads
+        use_threads(1)  # libraries take it for all threads
         begun: deque[Future[Result]] = deque()
         try:
             for task in tasks:
@@ -49,4 +56,4 @@ class SideBySide:
                 yield begun.popleft().result()
         finally:
             wait([left for left in begun if not left.cancel()])  # none is left but after an error
-            torch.set_num_threads(num_threads)
+            use_threads(num_threads)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from conclip.cluster.threads import use_threads
 from conclip.config.compose import load_config
 from conclip.config.schema import TrainRunConfig
 from conclip.grading.grader import Grader
@@ -83,14 +84,13 @@ def replay(algo: str) -> list[dict[str, float]]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """An engine in this process leaves torch's own name for it without effect."""
     before = torch.get_num_threads()
-    torch._C.set_num_threads(1)  # pyright: ignore[reportAttributeAccessIssue]
+    use_threads(1)
     assert torch.get_num_threads() == 1
     try:
         yield
     finally:
-        torch._C.set_num_threads(before)  # pyright: ignore[reportAttributeAccessIssue]
+        use_threads(before)
 
 
 def _replay(algo: str) -> list[dict[str, float]]:
