@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from conclip.cluster.threads import use_threads
+from conclip.cluster.threads import threads
 from conclip.config.compose import load_config
 from conclip.config.groups import AdapterConfig, AlgoConfig
 from conclip.config.schema import LearnConfig
@@ -202,27 +202,20 @@ def test_micro_batches_side_by_side_change_no_bit(random_model: Path, changes: d
         model = dataclasses.replace(settings.model, adapter=adapter)
         return parameters_after(random_model, dataclasses.replace(settings, model=model))
 
-    before = torch.get_num_threads()
-    use_threads(1)
-    try:
+    with threads(1):
         (one, stats), (three, same) = after(1), after(3)
         assert torch.equal(one, three) and stats == same
         assert torch.get_num_threads() == 1
-    finally:
-        use_threads(before)
 
 
 def test_the_lab_has_the_same_bits_with_any_number_of_threads():
     """Which is why it may have as many micro-batches side by side as there are threads."""
     settings = config(max_tokens_per_micro_batch=40)
-    before, found = torch.get_num_threads(), list[torch.Tensor]()
-    try:
-        for num_threads, number in ((1, 1), (2, 2), (4, 3)):
-            use_threads(num_threads)
-            trainer = dataclasses.replace(settings.trainer, micro_batches_at_once=number)
+    found: list[torch.Tensor] = []
+    for num_threads, number in ((1, 1), (2, 2), (4, 3)):
+        trainer = dataclasses.replace(settings.trainer, micro_batches_at_once=number)
+        with threads(num_threads):
             found.append(parameters_after(LAB_MODEL, dataclasses.replace(settings, trainer=trainer))[0])
-    finally:
-        use_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
@@ -241,13 +234,9 @@ def test_tasks_side_by_side_keep_their_order_and_few_are_begun():
 def test_each_task_has_one_thread_also_beside_an_engine_in_this_process(monkeypatch: pytest.MonkeyPatch):
     """vLLM's on a CPU leaves torch's own function without effect."""
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
-    before = torch.get_num_threads()
-    use_threads(3)
-    try:
+    with threads(3):
         assert list(SideBySide(2).run(torch.get_num_threads for _ in range(5))) == [1] * 5
         assert torch.get_num_threads() == 3
-    finally:
-        use_threads(before)
 
 
 def test_a_task_that_fails_side_by_side_fails_the_whole():

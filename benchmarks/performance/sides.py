@@ -20,6 +20,7 @@ from benchmarks.performance.arithmetic import operations, share_reached
 from benchmarks.performance.comparisons import Numbers
 from benchmarks.performance.watch import peak_gib
 from benchmarks.performance.work import Work
+from conclip.cluster.threads import threads
 from conclip.config.compose import load_config
 from conclip.config.schema import LearnConfig
 from conclip.experiments.inputs import Inputs, load_inputs
@@ -77,8 +78,8 @@ def sample(work: Work, *more: str) -> Numbers:
 
 def sample_one_thread(work: Work) -> Numbers:
     """The same with one engine of one thread."""
-    torch.set_num_threads(1)
-    return sample(work, "rollout.num_engines=1")
+    with threads(1):
+        return sample(work, "rollout.num_engines=1")
 
 
 def evaluate(work: Work) -> Numbers:

@@ -12,6 +12,7 @@ from statistics import fmean
 
 from conclip.claims.config import SUBCOMMAND, Claim, overrides
 from conclip.config.compose import quoted
+from conclip.config.machine import num_cores
 from conclip.errors import MachineFailure
 from conclip.processes import PYTHON
 from conclip.runs.files import read_object, write_json
@@ -83,7 +84,7 @@ def carry_out(runs: Sequence[PlannedRun], out: Path, *, jobs: int, tell: Callabl
     """Run what is not done, `jobs` processes side by side, each with its share of the cores. `tell` hears of each that ended
     and of its seconds. Raises MachineFailure naming the log of a run that failed, after stopping the others."""
     left = iter({run.folder: run for run in in_order(runs, jobs) if not run.is_done()}.values())
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    threads = max(1, num_cores() // jobs)
     going: dict[subprocess.Popen[bytes], tuple[PlannedRun, float]] = {}
     try:
         while True:

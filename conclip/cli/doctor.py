@@ -14,7 +14,7 @@ from typing import Literal
 import psutil
 from packaging.requirements import Requirement
 
-from conclip.config.machine import available_memory_gib, cpu_flags, cpu_quota
+from conclip.config.machine import available_memory_gib, cpu_flags, cpu_quota, num_cores
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.experiments.inputs import Inputs
 from conclip.experiments.memory import ModelSize, trained_parameters
@@ -81,7 +81,7 @@ def _processor() -> Check:
 
 
 def _threads() -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = num_cores()
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     detail = f"{usable} processors" + (f", OMP_NUM_THREADS={wanted}" if wanted else "")
     if wanted.isdigit() and int(wanted) > usable:

@@ -1,7 +1,7 @@
 """Micro-batches side by side on a processor, each computed by one thread; one after another they share all threads.
 
 Threads that share an operation wait for each other at its end; of a small model that takes a tenth of the time, and more
-than half of it where other processes need the processor, too (docs/log.md). Results are the same to the last bit.
+than half of it where other processes need the processor, too (docs/log.md). Each has the bits that it has with one thread.
 """
 
 from collections import deque
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from conclip.cluster.threads import use_threads
+from conclip.cluster.threads import threads, use_threads
 from conclip.config.groups import TrainerConfig
 
 Result = TypeVar("Result")
@@ -34,26 +34,23 @@ class SideBySide:
         self.number = number
         self._pool: ThreadPoolExecutor | None = None
         if number > 1:
-            num_threads, all_there = torch.get_num_threads(), Barrier(number)
-            self._pool = ThreadPoolExecutor(number, initializer=partial(use_threads, 1))
-            list(self._pool.map(lambda _: all_there.wait(), range(number)))
-            use_threads(num_threads)
+            self._pool, all_there = ThreadPoolExecutor(number, initializer=partial(use_threads, 1)), Barrier(number)
+            with threads(torch.get_num_threads()):  # what the new threads set holds for this one, too
+                list(self._pool.map(lambda _: all_there.wait(), range(number)))
 
     def run(self, tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
         """Yield what tasks return, in their order."""
         if self._pool is None:
             yield from (task() for task in tasks)
             return
-        num_threads = torch.get_num_threads()
-        use_threads(1)  # libraries take it for all threads
         begun: deque[Future[Result]] = deque()
-        try:
-            for task in tasks:
-                if len(begun) > self.number:  # one waits, so that no thread does
+        with threads(1):  # libraries take it for all threads
+            try:
+                for task in tasks:
+                    if len(begun) > self.number:  # one waits, so that no thread does
+                        yield begun.popleft().result()
+                    begun.append(self._pool.submit(task))
+                while begun:
                     yield begun.popleft().result()
-                begun.append(self._pool.submit(task))
-            while begun:
-                yield begun.popleft().result()
-        finally:
-            wait([left for left in begun if not left.cancel()])  # none is left but after an error
-            use_threads(num_threads)
+            finally:
+                wait([left for left in begun if not left.cancel()])  # none is left but after an error

@@ -9,14 +9,12 @@ ten updates with PPO and with GRPO, and the machine that computed them.
 import dataclasses
 import json
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from conclip.cluster.threads import use_threads
+from conclip.cluster.threads import threads
 from conclip.config.compose import load_config
 from conclip.config.schema import TrainRunConfig
 from conclip.grading.grader import Grader
@@ -78,19 +76,9 @@ def _rollout(group: dict[str, Any], recorded: dict[str, Any]) -> Rollout:
 def replay(algo: str) -> list[dict[str, float]]:
     """The losses of ten updates on the recorded rollouts, scored once before the first: the ratio moves away from 1.
     With one thread: sums then have one order."""
-    with one_thread():
+    with threads(1):  # also beside an engine in this process
+        assert torch.get_num_threads() == 1
         return _replay(algo)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    use_threads(1)
-    assert torch.get_num_threads() == 1
-    try:
-        yield
-    finally:
-        use_threads(before)
 
 
 def _replay(algo: str) -> list[dict[str, float]]:
