@@ -142,6 +142,7 @@ def test_the_claim_of_the_docs_composes(tmp_path: Path):
         (("claim: a is", "common: [name=x]\nclaim: a is"), "common: 'name=x' is set by"),
         (("claim: a is", "quick: [paths.outputs=x]\nclaim: a is"), "quick: 'paths.outputs=x' is set by"),
         (("claim: a is shorter than b", "[1, 2"), "is no claim"),
+        (("claim: a is shorter than b", "claim: a\nclaim: b"), "found duplicate key claim"),
     ],
 )
 def test_a_wrong_claim_is_refused_with_its_file_and_key(change: tuple[str, str], message: str, tmp_path: Path):

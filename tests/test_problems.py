@@ -85,6 +85,14 @@ def test_filters_shuffle_offset_and_number(tmp_path: Path):
         load(path=path, levels=[2], num_problems=3)
 
 
+@pytest.mark.parametrize("level", ["1" + 9 * "0", 10**30, "Level " + 5000 * "7"])
+def test_a_number_too_long_for_a_level_is_refused_with_its_place(tmp_path: Path, level: int | str):
+    path = str(write(tmp_path / "d.jsonl", [ROWS[0], ROWS[1] | {"level": level}]))
+    with pytest.raises(UserError, match=r"d.jsonl.*2.*column 'level' .* at most 9 are a level") as refused:
+        load(path=path)
+    assert len(str(refused.value)) < 300
+
+
 def test_the_expected_number_is_checked_and_repetitions_are_reported(tmp_path: Path):
     path = str(write(tmp_path / "d.jsonl", [*ROWS, ROWS[0]]))
     with pytest.raises(UserError, match=r"4 problems where 3 are expected.*expected_problems=null"):

@@ -17,6 +17,7 @@ from conclip.config.recipe import BASE
 from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.config.typed import to_config
 from conclip.errors import UserError
+from conclip.redact import one_line
 from conclip.runs.identity import digest, relevant
 
 SUBCOMMAND = "run"
@@ -97,7 +98,7 @@ def load_claim(name: str, path: Path) -> Claim:
         first = error.errors()[0]
         raise UserError(f"'{path}': key '{'.'.join(map(str, first['loc']))}': {first['msg']}") from error
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"'{path}' is no claim: {str(error).splitlines()[0]}") from error
+        raise UserError(f"'{path}' is no claim: {one_line(str(error))}") from error
     check_claim(claim, path)
     return claim
 

@@ -21,6 +21,9 @@ MAX_SKIPPED_SHARE = 0.01
 MAX_NAMED_ROWS = 3
 """Skipped rows that are named with their reason; the others are only counted."""
 
+MAX_LEVEL_DIGITS = 9
+"""The longest number that is a level; columns of rows hold 64 bits."""
+
 
 class _NoAnswer(UserError):
     """A row that has no usable answer."""
@@ -96,14 +99,22 @@ def _compile(key: str, pattern: str | None) -> re.Pattern[str] | None:
 
 def _passes_filters(row: Row, settings: ProblemSetConfig) -> bool:
     _, columns = row
-    good_level = not settings.levels or _level(columns, settings) in settings.levels
+    good_level = not settings.levels or _level(row, settings) in settings.levels
     return good_level and (not settings.subjects or _subject(columns, settings) in settings.subjects)
 
 
-def _level(columns: dict[str, Any], settings: ProblemSetConfig) -> int | None:
-    """Return the first number in the level's column ("Level 5" is 5)."""
+def _level(row: Row, settings: ProblemSetConfig) -> int | None:
+    """Return the first number in the level's column ("Level 5" is 5). Raises UserError for one that is no level."""
+    where, columns = row
     match = re.search(r"\d+", str(columns.get(settings.level, "")))
-    return int(match.group()) if match else None
+    if match is None:
+        return None
+    if len(match.group()) > MAX_LEVEL_DIGITS:
+        raise UserError(
+            f"{where}: column '{settings.level}' (level) has a number of {len(match.group())} digits, at most "
+            f"{MAX_LEVEL_DIGITS} are a level; name another column, or one that is not there"
+        )
+    return int(match.group())
 
 
 def _problem(
@@ -135,7 +146,7 @@ def _problem(
         tolerance=settings.tolerance,
         choices=choices,
         source=name,
-        level=_level(columns, settings),
+        level=_level(row, settings),
         subject=subject,
     )
 
