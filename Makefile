@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo demo-full test test-fast test-engine test-whole test-all test-thinking test-cluster test-page browser families fuzz check format lint type lab-model careful-model lab-report bench bench-grading bench-golds theory frontier probing gpu-check kills hosts faults soak docs pictures docs-commands claims measurements \
+.PHONY: help install install-dev demo demo-full test test-fast test-engine test-whole test-all test-thinking test-cluster test-page browser families fuzz check format lint type lab-model careful-model lab-report bench bench-grading bench-golds theory measured-loss frontier probing gpu-check kills hosts faults soak docs pictures docs-commands claims measurements \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -121,12 +121,15 @@ claims: $(VENV)/.installed ## try every claim of conf/claims/, and write docs/cl
 	[ -d outputs/careful-model ] || $(MAKE) careful-model
 	$(BIN)/conclip claims --jobs 2 --page docs $(ARGS)
 
-measurements: demo-full lab-report bench bench-grading bench-golds theory frontier probing claims ## the measurements behind the lab's figures, one after another (a day)
+measurements: demo-full lab-report bench bench-grading bench-golds theory measured-loss frontier probing claims ## the measurements behind the lab's figures, one after another (a day)
 	$(BIN)/conclip two-phase -m seed=0,1,2,3,4
 	$(BIN)/conclip two-phase experiment=no_hidden_penalty
 
 theory: $(VENV)/.installed ## the table of docs/theory.md: exact pressure on length
 	$(BIN)/python benchmarks/theory_table.py
+
+measured-loss: $(VENV)/.installed ## the losses that four runs measured beside the closed form of docs/theory.md (ten minutes)
+	$(BIN)/python benchmarks/measured_loss.py $(ARGS)
 
 test: $(DEV) ## unit tests, and what samples with the real engine (minutes)
 	$(PYTEST) -m "not whole and not browser and not thinking and not families and not cluster" $(ARGS)

@@ -19,7 +19,7 @@ from conclip.rollout.collect import TRAINING, PromptSet
 from conclip.rollout.session import Runtime
 from conclip.training.phase import TrainResult
 from conclip.training.progress import Validation
-from conclip.training.trainer import StaleEngine
+from conclip.training.sampling import StaleEngine
 from conclip.types import DEFAULT_TEMPLATE, Outcome
 from tests.conftest import by_hand, make_row, make_trainer, train_config
 from tests.phases import check_algorithm, steps_of
@@ -141,7 +141,7 @@ def test_an_engine_at_another_version_does_not_train(scripted_runtime: tuple[Run
         opened.engine.update_weights(LAB_MODEL, opened.engine.policy_version + 1)  # behind the trainer's back
 
     trainer._begin = begin_and_spoil  # type: ignore[method-assign]
-    with pytest.raises(StaleEngine, match="the learner is at"):
+    with pytest.raises(StaleEngine, match="it was given"):
         trainer.train()
 
 

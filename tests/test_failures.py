@@ -6,7 +6,9 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,23 @@ def test_a_signal_waits_for_the_end_of_a_change(signals: None):
     assert done == ["inner", "outer"] and stopped.value.exit_code == 143
     with deferred():
         pass  # it struck once
+
+
+def test_what_another_thread_does_holds_up_no_signal(signals: None):
+    begun, ended = threading.Event(), threading.Event()
+
+    def sample() -> None:
+        with deferred():
+            begun.set()
+            ended.wait()
+
+    with ThreadPoolExecutor(1) as other:
+        sampling = other.submit(sample)
+        begun.wait()
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+        ended.set()
+        sampling.result()
 
 
 def test_a_second_signal_waits_for_nothing(signals: None):

@@ -23,6 +23,7 @@ from conclip.training.learner import Learner, NonFiniteGradient, explained_varia
 from conclip.training.monitors import (
     advantage_by_length,
     experience_metrics,
+    mean_advantages,
     step_warnings,
     zero_advantage_share,
 )
@@ -691,6 +692,9 @@ def test_monitors_by_hand():
     # lengths 3, 3 (wrong, -0.5), 6, 6 (truncated, -1), 9, 9 (correct, 1)
     assert advantage_by_length(experience, everyone) == {"short": -0.5, "middle": -1.0, "long": 1.0}
     assert advantage_by_length(experience, tokens.truncated) == {"short": -1.0, "middle": -1.0}
+    assert mean_advantages(experience).tolist() == [1.0, -0.5, -1.0] * 2
+    none_train = dataclasses.replace(tokens, loss_mask=torch.zeros_like(tokens.loss_mask))
+    assert mean_advantages(dataclasses.replace(experience, tokens=none_train)).isnan().all()
     assert experience_metrics(experience)["policy/end_probability_wrong"] == pytest.approx(math.exp(-1))
 
 

@@ -44,15 +44,16 @@ def test_a_signal_costs_the_step_in_flight_at_most(scripted_runtime: tuple[Runti
     alone = left_by(opened.run, train(scripted_runtime, "phase2", f"alone {moment}", settings))
     key = f"stopped in {moment}"
     trainer = resumable(opened, inputs, key, settings)
-    name = {"sampling": "_sample", "update": "_push_weights", "validation": "_validate"}[moment]
-    original = getattr(trainer, name)
+    name = {"sampling": "take", "update": "push_weights", "validation": "_validate"}[moment]
+    owner = trainer if moment == "validation" else trainer._sampler
+    original = getattr(owner, name)
 
     def told_to_stop(*arguments: Any) -> Any:
         if trainer._progress.step == (3 if moment == "validation" else 2):
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    setattr(trainer, name, told_to_stop)
+    setattr(owner, name, told_to_stop)
     with signals_handled(), pytest.raises(Interrupted) as stopped:
         trainer.train()
     assert stopped.value.exit_code == 143

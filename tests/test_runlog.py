@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -103,7 +104,7 @@ def test_a_stage_taken_over_brings_its_metrics_to_the_trackers(config: BaseConfi
     first.log_metrics("phase1", 1, {"reward/mean": 0.5, "value/loss": float("nan")})
     first.log_metrics("phase2", 1, {"reward/mean": 0.7})
     for stage, step in (("phase1", 1), ("phase1", -2), ("phase1-again", 1)):
-        first.write_transcripts(stage, step, [], 1)
+        first.write_transcripts(stage, step, [], [], 1)
     first.close()
     second = Run("eval", config, "identity 2")
     tracked: list[tuple[str, int, Mapping[str, float]]] = []
@@ -123,7 +124,7 @@ def test_metrics_are_whole_lines_and_transcripts_show_best_and_worst(config: Bas
         make_rollout([1], sample=1),
         make_rollout([1, 2], sample=2, outcome=Outcome.WRONG, reward=-0.5),
     )
-    run.write_transcripts("phase1", 3, [group], 2)
+    run.write_transcripts("phase1", 3, [group, group], [0.1, 0.2, math.nan] * 2, 2)
     run.close()
     assert json.loads((run.folder / "metrics.jsonl").read_text()) == {
         "schema": 1,
@@ -132,7 +133,10 @@ def test_metrics_are_whole_lines_and_transcripts_show_best_and_worst(config: Bas
         "reward/mean": 0.5,
     }
     rows = [json.loads(line) for line in (run.folder / "rollouts/phase1-0003.jsonl").read_text().splitlines()]
-    assert [row["sample"] for row in rows] == [1, 2]  # the shortest correct one, and the wrong one
+    assert [(row["sample"], row["advantage"]) for row in rows] == [
+        (1, 0.2),
+        (2, None),
+    ] * 2  # the shortest correct, the wrong
 
 
 def test_a_display_that_fails_ends_no_run(config: BaseConfig, capfd: pytest.CaptureFixture[str]):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -52,6 +53,19 @@ def test_an_error_ends_the_part(clock: list[float]):
     with watch.part("save"):
         clock[0] += 2
     assert watch.take() == {"other": 0, "validate": 1, "save": 2}
+
+
+def test_what_another_thread_does_meanwhile_counts_for_nothing(clock: list[float]):
+    watch = Stopwatch()
+
+    def sample() -> None:
+        with watch.part("sample"):
+            clock[0] += 2
+
+    with watch.part("update"), ThreadPoolExecutor(1) as other:
+        other.submit(sample).result()
+        clock[0] += 1
+    assert watch.take() == {"other": 0, "update": 3}
 
 
 @pytest.mark.whole

@@ -288,6 +288,7 @@ class TrainerConfig:
     micro_batches_at_once: Annotated[int | None, at_least(1)]
     recompute_activations: bool
     offload: bool
+    sample_ahead: bool
     max_sampler_drift: Annotated[float | None, above(0)]
     transcripts_per_group: Annotated[int, NON_NEGATIVE]
 

@@ -35,6 +35,7 @@ def check_learning(config: LearnConfig) -> None:
     pages = config.optim.moments == "paged_8bit"
     require(not (trainer.offload and pages), "trainer.offload", "must be false with optim.moments=paged_8bit")
     _check_ranks(config)
+    _check_sampling_ahead(config)
     _check_length(config.length)
     priced = config.length.kind != "none"
     unrewarded = config.algo.advantage in ("shortest_correct", "distillation")
@@ -72,6 +73,21 @@ def _check_ranks(config: LearnConfig) -> None:
     require(config.model.adapter.base != "4bit", "model.adapter.base", f"must not be 4bit {why}: FSDP cannot divide it")
     require(config.optim.moments == "float32", "optim.moments", f"must be float32 {why}: bitsandbytes cannot divide others")
     require(not config.trainer.offload, "trainer.offload", f"must be false {why}")
+
+
+def _check_sampling_ahead(config: LearnConfig) -> None:
+    """Check what sampling with weights one update old, while the learner works, asks of the rest."""
+    trainer, rollout, key = config.trainer, config.rollout, "trainer.sample_ahead"
+    if not trainer.sample_ahead:
+        return
+    require(config.algo.sampler_correction != "none", key, "needs algo.sampler_correction=token or sequence")
+    whole = trainer.save_every % trainer.validate_every == 0
+    require(whole, "trainer.save_every", f"must be a multiple of trainer.validate_every with {key}: a run resumes there")
+    elsewhere = config.cluster.kind == "ray"
+    apart = elsewhere or rollout.engine == "child_process" or rollout.num_engines > 1
+    require(apart, key, "needs an engine in a process of its own: rollout.engine=child_process, or several")
+    idle = not trainer.offload and config.cluster.weights != "ipc"
+    require(idle, key, "needs a device that the engine keeps: trainer.offload=false, and cluster.weights not ipc")
 
 
 def _check_algo(algo: AlgoConfig) -> None:

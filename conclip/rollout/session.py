@@ -344,6 +344,9 @@ def start_engine(
     elsewhere = config.cluster.kind == "ray"
     alone = config.cluster.learner_ranks == 1  # vLLM takes a process's only process group for itself
     weights = config.cluster.weights if config.learning is not None else "files"
+    ahead = config.learning is not None and config.learning.trainer.sample_ahead
+    if ahead and torch.cuda.is_available() and not elsewhere:
+        raise UserError("trainer.sample_ahead: on GPUs it needs cluster=ray, which gives engines their own; set it to false")
     if config.rollout.num_engines > 1 or weights != "files":
         from conclip.rollout.pool import EnginePool  # noqa: PLC0415
 

@@ -53,6 +53,7 @@ NEWER = {
     ("optim", "moments"): "float32",
     ("rollout", "deterministic"): False,
     ("rollout", "num_engines"): 1,
+    ("trainer", "sample_ahead"): False,
 }
 NEWER_OF_PHASES = {"wrong_answers": 0.0, "hardest": 0.0}
 """Keys that earlier versions lacked, and those of a phase, with the values at which a run is what it was then: its hash

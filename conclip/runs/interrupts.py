@@ -6,6 +6,7 @@ takes effect at once.
 
 import ctypes
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -70,7 +71,10 @@ def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Complete a block before a signal takes effect."""
+    """Complete a block before a signal takes effect. Signals reach the main thread alone: in others it does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     _State.depth += 1
     try:
         yield

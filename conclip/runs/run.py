@@ -227,15 +227,19 @@ class Run:
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
 
-    def write_transcripts(self, stage: str, step: int, groups: Iterable[RolloutGroup], per_group: int) -> None:
-        """Write the best, the worst and other responses of each group as JSON lines in rollouts/."""
+    def write_transcripts(
+        self, stage: str, step: int, groups: Iterable[RolloutGroup], advantages: Iterable[float], per_group: int
+    ) -> None:
+        """Write the best, the worst and other responses of each group as JSON lines in rollouts/. `advantages`: the mean one
+        of each response's tokens, group by group; nan for a response that does not train."""
         check_folder(self.folder)
-        folder = self.folder / "rollouts"
+        folder, left = self.folder / "rollouts", iter(advantages)
         folder.mkdir(exist_ok=True)
         with writing(folder / f"{stage}-{step:04d}.jsonl") as out:
             for group in groups:
+                of_sample = {rollout.sample: next(left) for rollout in group.rollouts}
                 for rollout in _pick_transcripts(group, per_group):
-                    out.write(json.dumps(transcript(rollout)) + "\n")
+                    out.write(json.dumps(transcript(rollout, of_sample[rollout.sample])) + "\n")
 
     def begin(self, stage: str, num_steps: int | None = None, step: int = 0) -> None:
         """Show that a stage, or its steps after `step`, begins; it only affects the display."""
@@ -260,8 +264,8 @@ class Run:
             closing.callback(self._trackers.close, failed=failed)
 
 
-def transcript(rollout: Rollout) -> dict[str, Any]:
-    """Return a rollout as a flat JSON object."""
+def transcript(rollout: Rollout, advantage: float) -> dict[str, Any]:
+    """Return a rollout and its mean advantage as a flat JSON object."""
     return {
         "schema": SCHEMA_VERSION,
         "problem_id": rollout.problem.problem_id,
@@ -271,6 +275,7 @@ def transcript(rollout: Rollout) -> dict[str, Any]:
         "outcome": rollout.grade.outcome.value,
         "extracted": rollout.grade.extracted,
         "reward": rollout.reward,
+        "advantage": advantage if math.isfinite(advantage) else None,
         "num_tokens": rollout.completion.num_tokens,
         "policy_version": rollout.completion.policy_version,
         "text": rollout.text,

@@ -85,12 +85,18 @@ def advantage_by_length(experience: ExperienceBatch, rows: Tensor) -> dict[str, 
 
     Thirds with no row are left out. A per-response mean loss weights each row by this same mean over its tokens.
     """
-    tokens = experience.tokens
+    tokens, per_row = experience.tokens, mean_advantages(experience)
     chosen = (rows & tokens.loss_mask.any(-1)).nonzero().squeeze(-1)
     order = chosen[torch.argsort(tokens.response_tokens[chosen], stable=True)]
-    per_row = (experience.advantages * tokens.loss_mask).sum(-1) / tokens.loss_mask.sum(-1).clamp(min=1)
     thirds = zip(("short", "middle", "long"), order.tensor_split(3), strict=True)
     return {name: float(per_row[part].mean()) for name, part in thirds if len(part)}
+
+
+def mean_advantages(experience: ExperienceBatch) -> Tensor:
+    """Return [B] the mean advantage of each row's training tokens, nan where none trains. With the per-response mean, it is
+    minus the row's loss before the first update."""
+    mask = experience.tokens.loss_mask
+    return torch.where(mask, experience.advantages, 0.0).sum(-1) / mask.sum(-1)
 
 
 REPORTED = (

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from conclip.runs.checked import Count, Finite, NonNegative, Whole
+from conclip.types import RolloutGroup
 
 
 class NextAction(Enum):
@@ -65,6 +66,14 @@ class Progress:
     """Ids of all problems used in training, in the order of first use; `asked` in files."""
     warned: list[str] = field(default_factory=list[str])
     ended: bool = False
+
+    def count(self, groups: Iterable[RolloutGroup]) -> None:
+        """Count what was sampled for a step."""
+        for group in groups:
+            if group.problem.problem_id not in self.problem_ids:
+                self.problem_ids.append(group.problem.problem_id)
+            self.num_responses += len(group.rollouts)
+            self.num_sampled_tokens += sum(rollout.completion.num_tokens for rollout in group.rollouts)
 
     @property
     def next_action(self) -> NextAction:

@@ -67,14 +67,16 @@ class Recovery:
         return self.progress.step - self._first_step
 
     @contextmanager
-    def change(self) -> Iterator[None]:
+    def change(self, *, can_resume: bool = True) -> Iterator[None]:
         """Complete a change of the phase's state before a signal takes effect. What a step samples before its change is not
-        part of the state."""
+        part of the state. `can_resume`: nothing has been sampled ahead with weights that the state no longer has."""
         with deferred():
             self._state = None
             yield
             now = time.monotonic()
             self.progress.wall_s, self._began = self.progress.wall_s + now - self._began, now
+            if not can_resume:
+                return
             self._state = {
                 "progress": self.progress.to_json(),
                 "order": self._order.state_dict(),
@@ -112,7 +114,9 @@ class Recovery:
     def save_interrupted(self) -> None:
         """Save the state for the next start, after a signal."""
         if self._state is None:
-            self._run.say(f"{self._stage}: stopped where there is nothing new to save")
+            self._run.say(
+                f"{self._stage}: stopped where nothing can be saved; the next start goes on from the last checkpoint"
+            )
             return
         if self._state is not self._saved_state:
             self.save(scheduled=False)

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from statistics import fmean
 
 from conclip.algo.losses import next_kl_coef
@@ -11,31 +10,28 @@ from conclip.config.recipe import checkpoint_folder
 from conclip.config.schema import LearnConfig
 from conclip.curriculum.order import ProblemOrder, make_refresher
 from conclip.rollout.collect import TRAINING
-from conclip.rollout.engine import WeightsLost
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import Interrupted, deferred
 from conclip.seeding import python_stream, torch_stream
 from conclip.stats import clustered_interval, correlation_if_any
 from conclip.training.batch import ExperienceBatch, TokenBatch, collate, with_prompts
-from conclip.training.experience import Scores, has_signal, kl_reward_share, make_experience
+from conclip.training.experience import Scores, kl_reward_share, make_experience
 from conclip.training.learner import Learner, NonFiniteGradient, make_learner
-from conclip.training.length_rewards import make_shaper
-from conclip.training.monitors import MAX_SAMPLER_DRIFT, experience_metrics, rollout_metrics, step_warnings
+from conclip.training.monitors import (
+    MAX_SAMPLER_DRIFT,
+    experience_metrics,
+    mean_advantages,
+    rollout_metrics,
+    step_warnings,
+)
 from conclip.training.phase import PhaseInputs, TrainResult
 from conclip.training.progress import NextAction, Progress, Validation
 from conclip.training.recovery import Recovery
-from conclip.training.rewards import reward_group
+from conclip.training.sampling import Sampled, Sampler
 from conclip.training.schedule import plan_step, share_spent, tokens_limit
 from conclip.training.stopping import MIN_MIXED_PROBLEMS, fell_by_more, stop_reason
 from conclip.training.summary import summarise_steps
-from conclip.types import DEFAULT_TEMPLATE, Outcome, Problem, RolloutGroup, SamplingSpec
-
-MAX_RESENDS = 4
-"""How often the same weights are sent, or the same requests sampled, when engines die of their weights."""
-
-
-class StaleEngine(RuntimeError):
-    """The engine sampled with other weights than the learner's; its responses must not be trained on."""
+from conclip.types import DEFAULT_TEMPLATE, Outcome, RolloutGroup, SamplingSpec
 
 
 class Trainer:
@@ -51,16 +47,13 @@ class Trainer:
         """Start the engine and load the models, by `make_learner`."""
         self._stage, self._phase, self._config, self._algo = phase.stage, phase.settings, config, config.algo
         self._runtime, self._run, self._validation_problems = runtime, runtime.run, phase.validation
-        self._version = runtime.engine.policy_version
-        """The version of the weights that the engine must sample with. Reading it here starts the engine before the learner
-        takes memory: the engine measures what is free."""
-        runtime.engine.sleep()  # until the learner's weights are pushed
-        self._shaper = make_shaper(config.length)
+        runtime.engine.sleep()  # it starts before the learner takes memory, as it measures what is free
         num_updates = self._phase.num_steps * config.algo.updates_per_rollout
         self._learner = make_learner(phase.model_path, config, num_updates=num_updates)
         self._candidates = [choice.problem for choice in (*phase.selection.chosen, *phase.selection.reserve)]
         self._order = ProblemOrder(phase.selection.problems, python_stream(config.seed, phase.stage, "order"))
         self._refresher = make_refresher(self._order, phase.selection, phase.settings) if phase.settings.refresh else None
+        self._sampler = Sampler(phase, config, runtime, self._learner, self._order)
         self._recovery = Recovery(phase, config, runtime, self._learner, self._order, self._refresher)
         self._steps: list[Mapping[str, float]] = []
         """The metrics of the steps so far."""
@@ -77,11 +70,12 @@ class Trainer:
 
     def train(self) -> TrainResult:
         """Run the phase, from its newest checkpoint if it has one. The best validated checkpoint is kept; a phase whose
-        accuracy degrades stops. A signal costs at most the step in progress."""
+        accuracy degrades stops. A signal costs at most the step in progress; with trainer.sample_ahead, the steps since the
+        last validation."""
         self._recovery.restore()
         self._rehearse()
         self._steps = self._run.stage_metrics(self._stage) if self._progress.history else []
-        self._push_weights()
+        self._sampler.push_weights()
         try:
             if self._progress.next_action is NextAction.INITIAL_VALIDATION:
                 self._begin()
@@ -95,12 +89,17 @@ class Trainer:
         except NonFiniteGradient as error:
             step = self._progress.step
             self._run.warn(f"{self._stage} stops after step {step}: {error}; the best checkpoint so far is kept")
+            self._sampler.wait()
         except Interrupted:
             with deferred():
                 self._recovery.save_interrupted()
+            raise  # what is being sampled ahead ends with the engine
+        except BaseException:
+            self._sampler.wait()  # the engine may go on with the phase's last checkpoint
             raise
         finally:
             with deferred():
+                self._sampler.close()
                 self._recovery.checkpoints.wait()
         checkpoint = self._run.folder / checkpoint_folder(self._stage)
         self._recovery.checkpoints.publish(self._progress.best_checkpoint, checkpoint, self._learner.complete)
@@ -120,8 +119,13 @@ class Trainer:
         if step <= 0:
             algo = dataclasses.replace(algo, critic_gae_lambda=1.0)
         tokens_before = progress.num_sampled_tokens
-        groups = self._sample(step)
-        self._runtime.engine.sleep()
+        sampled = self._sampler.take(step, self._sampling_spec(step), progress.monitor_tokens)
+        progress.count(sampled.everything)
+        groups = sampled.groups
+        if ahead := self._samples_ahead(step):
+            self._sampler.begin(step + 1, self._sampling_spec(step + 1), progress.monitor_tokens)
+        else:
+            self._runtime.engine.sleep()
         tokens = collate(groups, train_on_truncated=algo.train_on_truncated)
         with self._timed("score"):
             scores = learner.score(tokens, self._asked(groups))
@@ -129,13 +133,13 @@ class Trainer:
             experience = make_experience(tokens, scores, algo, kl_coef=progress.kl_coef)
         tokens_so_far = (tokens_before, progress.num_sampled_tokens)
         plan = plan_step(step, self._phase, algo, tokens=tokens_so_far, tokens_of_warmup=progress.num_warmup_tokens)
-        with self._recovery.change():
+        with self._recovery.change(can_resume=not ahead):
             with self._timed("update"):
                 random = torch_stream(self._config.seed, self._stage, "update", step)
                 updated = learner.update(experience, random, kl_coef=progress.kl_coef, train_policy=step > 0, plan=plan)
             with self._timed("push_weights"):
-                self._push_weights()
-            metrics = self._observe(step, groups, tokens, scores, experience, updated)
+                self._sampler.push_weights()
+            metrics = self._observe(step, sampled, tokens, scores, experience, updated)
             if algo.kl_target is not None and step > 0:
                 progress.kl_coef = next_kl_coef(progress.kl_coef, metrics["policy/kl_to_reference"], algo.kl_target)
             if step <= 0:
@@ -152,18 +156,21 @@ class Trainer:
     def _observe(
         self,
         step: int,
-        groups: Sequence[RolloutGroup],
+        sampled: Sampled,
         tokens: TokenBatch,
         scores: Scores,
         experience: ExperienceBatch,
         updated: dict[str, float],
     ) -> dict[str, float]:
         """Write the step's transcripts, show its outcomes to the refresher and return its metrics."""
-        progress, algo = self._progress, self._algo
-        self._run.write_transcripts(self._stage, step, groups, self._config.trainer.transcripts_per_group)
+        progress, algo, groups = self._progress, self._algo, sampled.groups
+        advantages, per_group = mean_advantages(experience).tolist(), self._config.trainer.transcripts_per_group
+        self._run.write_transcripts(self._stage, step, groups, advantages, per_group)
         of_experience = experience_metrics(experience, bootstraps_truncated=algo.truncated_bootstrap == "value")
         metrics = rollout_metrics(groups) | of_experience | updated
         metrics |= {"policy/kl_coef": progress.kl_coef, "rollout/num_sampled_tokens": float(progress.num_sampled_tokens)}
+        if self._config.trainer.sample_ahead:
+            metrics["rollout/updates_behind"] = float(sampled.updates_behind)
         if algo.kl == "reward":
             metrics["policy/kl_gradient_share"] = kl_reward_share(tokens, scores, algo, progress.kl_coef)
         if self._refresher is not None:
@@ -174,15 +181,14 @@ class Trainer:
     def _conclude(self, step: int, metrics: dict[str, float]) -> None:
         """Report a step, validate and save where scheduled, and decide whether the phase ends."""
         progress, phase, trainer = self._progress, self._phase, self._config.trainer
-        spent = progress.num_sampled_tokens >= (phase.max_sampled_tokens or math.inf)
-        last = step == phase.num_steps or (step > 0 and spent)
+        last = self._is_last(step)
         scheduled = step > 0 and (step % trainer.validate_every == 0 or last)
         validation = None
         if scheduled:
             with self._timed("validate", whole=True):
                 validation = self._validate(step)
         improved = validation is not None and self._is_better(validation)
-        with self._recovery.change():
+        with self._recovery.change(can_resume=not self._samples_ahead(step)):
             stop = None
             if validation is not None:
                 progress.history.append(validation)
@@ -208,36 +214,15 @@ class Trainer:
             self._progress.best_checkpoint = self._recovery.number
         self._recovery.save()
 
-    def _sample(self, step: int) -> list[RolloutGroup]:
-        """Return the step's groups with rewards. Dynamic sampling replaces groups without a training signal by new ones, for
-        `dynamic_sampling_rounds` rounds (DAPO, Yu et al. 2025, section 3.2)."""
-        wanted, spec = self._phase.problems_per_step, self._sampling_spec(step)
-        groups = self._sample_problems(step, spec, wanted)
-        with_signal = partial(_with_signal, train_on_truncated=self._algo.train_on_truncated)
-        for extra in range(self._algo.dynamic_sampling_rounds):
-            kept = with_signal(groups)
-            if len(kept) == wanted:
-                break
-            groups = kept + self._sample_problems(step, spec, wanted - len(kept), "extra", extra)
-        if self._algo.dynamic_sampling_rounds:
-            groups = with_signal(groups) or groups
-        return groups
+    def _samples_ahead(self, step: int) -> bool:
+        """Return whether the responses of the step after this one are sampled while this one trains. Not beyond a
+        validation, which needs the engine with the weights that this step will give."""
+        trainer = self._config.trainer
+        return trainer.sample_ahead and step > 0 and step % trainer.validate_every != 0 and not self._is_last(step)
 
-    def _sample_problems(
-        self, step: int, spec: SamplingSpec, num_problems: int, *seed_parts: int | str
-    ) -> list[RolloutGroup]:
-        problems = self._order.draw(num_problems)
-        used = self._progress.problem_ids
-        used += [p.problem_id for p in problems if p.problem_id not in used]
-        label = f"{self._stage} step {step}"
-        groups = self._sampled(label, problems, spec, self._phase.group_size, self._stage, step, *seed_parts)
-        completions = [rollout.completion for group in groups for rollout in group.rollouts]
-        versions = {completion.policy_version for completion in completions}
-        if versions != {self._version}:
-            raise StaleEngine(f"engine sampled with policy versions {sorted(versions)}, the learner is at {self._version}")
-        self._progress.num_sampled_tokens += sum(completion.num_tokens for completion in completions)
-        self._progress.num_responses += len(completions)
-        return [reward_group(group, self._config.reward, self._shaper, self._progress.monitor_tokens) for group in groups]
+    def _is_last(self, step: int) -> bool:
+        spent = self._progress.num_sampled_tokens >= (self._phase.max_sampled_tokens or math.inf)
+        return step == self._phase.num_steps or (step > 0 and spent)
 
     def _sampling_spec(self, step: int) -> SamplingSpec:
         """Return the config's sampling settings with the token limit of this point in the phase."""
@@ -254,36 +239,10 @@ class Trainer:
             longest_prompt = max(len(token_ids[problem.problem_id]) for problem in self._candidates)
             learner.rehearse(longest_prompt + self._config.rollout.max_tokens)
 
-    def _push_weights(self) -> None:
-        """Make the engine sample from the policy; once more where engines died as they were sent the weights."""
-        for tries_left in reversed(range(MAX_RESENDS)):
-            self._version = self._runtime.engine.policy_version + 1
-            try:
-                return self._learner.push(self._runtime.engine, self._version)
-            except WeightsLost as error:
-                if not tries_left:
-                    raise
-                self._run.warn(f"{error}; they are sent again")
-
-    def _sampled(
-        self, label: str, problems: Sequence[Problem], spec: SamplingSpec, number: int, *seed_parts: int | str
-    ) -> list[RolloutGroup]:
-        """Return groups of responses; sampled anew where an engine has lost the policy's weights meanwhile."""
-        for tries_left in reversed(range(MAX_RESENDS)):
-            try:
-                return self._runtime.sample_groups(label, problems, spec, number, *seed_parts)
-            except WeightsLost as error:
-                if not tries_left:
-                    raise
-                self._run.warn(f"{error}; they are sent again, and what was being sampled is sampled anew")
-                self._runtime.engine.abort()
-                self._push_weights()
-        raise AssertionError("unreachable")
-
     def _validate(self, step: int) -> Validation:
         """Validate the policy. Seeds are the same each time, so that two validations differ only by the policy."""
         runtime = self._runtime
-        groups = self._sampled(
+        groups = self._sampler.responses(
             f"{self._stage} validation",
             self._validation_problems,
             runtime.training_spec,
@@ -324,12 +283,15 @@ class Trainer:
             metrics[name] = metrics.get(name, 0.0) + seconds
         self._run.log_metrics(self._stage, step, metrics)
         max_drift = self._config.trainer.max_sampler_drift or MAX_SAMPLER_DRIFT[self._config.model.dtype]
+        limit = f"limit {max_drift:g}"
+        if metrics.get("rollout/updates_behind"):
+            max_drift, limit = math.inf, "one update behind"  # what an update changes is no error
         seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
         self._run.say(
             f"{self._stage} step {step:>3}/{self._phase.num_steps}  accuracy {metrics['outcome/correct']:.3f}  "
             f"length {metrics['length/mean_tokens']:6.1f}  reward {metrics['reward/mean']:+.3f}  "
             f"kl {metrics.get('policy/approx_kl', 0.0):.4f}  drift {metrics['policy/sampler_drift_mean']:.1e} "
-            f"(limit {max_drift:g})  {seconds:.1f} s"
+            f"({limit})  {seconds:.1f} s"
         )
         self._steps.append(metrics)
         cuts_responses = self._phase.max_tokens_stages is not None
@@ -352,8 +314,3 @@ def _length_correlation(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         return {}
     mean, low, _ = clustered_interval(correlations)
     return {"length_correlation": mean} | ({"length_correlation_low": low} if math.isfinite(low) else {})
-
-
-def _with_signal(groups: Sequence[RolloutGroup], *, train_on_truncated: bool) -> list[RolloutGroup]:
-    """Return the groups that give a training signal."""
-    return [group for group in groups if has_signal(group, train_on_truncated=train_on_truncated)]
