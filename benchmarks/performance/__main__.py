@@ -98,8 +98,11 @@ def main() -> None:
                 continue
             record.comparisons.append(measure(work, name, options.pairs))
             record.write(options.out)
-    if "scaling" in options.only and not options.no_lab and not record.starts:
-        record.points, record.starts = list(points()), list(starts())
+    if "scaling" in options.only and not options.no_lab:
+        for point in points(tuple(record.points)):
+            record.points.append(point)
+            record.write(options.out)
+        record.starts = record.starts or list(starts())
         record.write(options.out)
     print(f"\n{record.page()}")
     if options.guard and (slower := fallen(record.comparisons, Record.read(RECORDED).comparisons)):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,6 +23,9 @@ from benchmarks.performance.work import LAB
 
 TOKENS = 32_768
 """Of each batch whose lengths differ."""
+
+CONTEXT, ROOM = 1024, 256
+"""The embedded model's context, and what of it is for prompts."""
 
 COMMANDS = "--help", "two-phase --help", "two-phase --dry-run"
 
@@ -40,7 +43,7 @@ def learn(length: int, responses: int) -> Numbers:
 def rollout(length: int, responses: int) -> Numbers:
     """Sampling of so many responses with this limit, hardly one of which ends before it."""
     work = replace(LAB, num_problems=max(1, responses // 8), group_size=min(8, responses), max_tokens=length)
-    return sample(work, "rollout.num_engines=1", "rollout.temperature=2", f"rollout.max_model_len={length + 256}")
+    return sample(work, "rollout.num_engines=1", "rollout.temperature=2", f"rollout.max_model_len={length + ROOM}")
 
 
 KINDS = {"learn": learn, "rollout": rollout}
@@ -64,18 +67,21 @@ def start(arguments: str) -> Start:
     return Start(f"conclip {arguments}", time.monotonic() - began, used)
 
 
-def points() -> Iterator[Point]:
-    """Measure how time and memory grow (ten minutes)."""
+def points(known: Sequence[Point]) -> Iterator[Point]:
+    """Measure how time and memory grow, but for what is known (ten minutes)."""
+    done = {(point.what, point.length, point.responses, point.threads) for point in known}
     threads = len(os.sched_getaffinity(0))
     asked = [("learn", length, TOKENS // length, threads) for length in (64, 256, 1024, 4096)]
     asked += [("learn", 256, responses, threads) for responses in (32, 512, 2048)]
     asked += [("learn", 256, TOKENS // 256, 1)]
-    asked += [("rollout", length, 64, threads) for length in (64, 256, 1024)]
+    asked += [("rollout", length, 64, threads) for length in (64, 256, CONTEXT - ROOM)]
     asked += [("rollout", 256, responses, threads) for responses in (8, 256)]
     asked += [("rollout", 256, 64, 1)]
     for kind, length, responses, number in asked:
-        found = timed(kind, length, responses, number)
         what = "update" if kind == "learn" else "sampling"
+        if (what, length, responses, number) in done:
+            continue
+        found = timed(kind, length, responses, number)
         yield Point(what, length, responses, number, found["s_per_1000"], found["gib"])
 
 
