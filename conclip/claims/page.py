@@ -148,10 +148,12 @@ def _of_runs(outcome: Outcome) -> Figure:
 
 def _of_contrasts(outcome: Outcome) -> Figure:
     """Draw each contrast: a point for every seed, the mean and its interval, beside 0 and the smallest that matters."""
-    panels = {name: _panel(outcome, name, contrast) for name, contrast in outcome.claim.contrasts.items()}
+    panels: dict[str, Chart] = {}
+    for name, _, _, expected, *_, word in contrast_rows(outcome):
+        panels[f"{name} (expected: {expected}): {word}"] = _panel(outcome, name, outcome.claim.contrasts[name])
     said = "; ".join(
         f"{name}: {v.mean:+.1f} [{v.low:+.1f}, {v.high:+.1f}], {v.word}"
-        for name in panels
+        for name in outcome.claim.contrasts
         if len(outcome.differences[name]) > 1 and (v := outcome.verdict(name))
     )
     return Figure(name=outcome.name, title=outcome.claim.claim, caption=f"Differences over seeds. {said}.", panels=panels)
