@@ -10,6 +10,7 @@ of each quarter of the steps, and compared is how much of the losses it then exp
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -80,7 +81,8 @@ def table(runs: dict[float, dict[str, list[Trained]]]) -> str:
         for name, responses in found.items():
             cells = [f"{gae_lambda:g}", name]
             for outcome in SHOWN:
-                fitted, explained = surprise([one for one in responses if one.outcome is outcome], gae_lambda)
+                mine = [one for one in responses if one.outcome is outcome]
+                fitted, explained = surprise(mine, gae_lambda) if mine else (math.nan, math.nan)
                 cells += [f"{fitted:+.2f}", f"{explained:.0%}"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -93,6 +95,8 @@ def panel(responses: Sequence[Trained], gae_lambda: float) -> Chart:
     lines: Values = []
     for outcome in SHOWN:
         mine = [one for one in responses if one.outcome is outcome]
+        if not mine:
+            continue
         fitted = surprise(mine, gae_lambda)[0]
         span = range(min(one.tokens for one in mine), max(one.tokens for one in mine) + 1, 2)
         lines += [{"tokens": n, "loss": -fitted * factor(n, gae_lambda), "outcome": outcome.value} for n in span]

@@ -76,13 +76,14 @@ def _check_ranks(config: LearnConfig) -> None:
 
 
 def _check_sampling_ahead(config: LearnConfig) -> None:
-    """Check what sampling with weights one update old, while the learner works, asks of the rest."""
+    """Check what sampling with weights one step old, while the learner works, asks of the rest."""
     trainer, rollout, key = config.trainer, config.rollout, "trainer.sample_ahead"
     if not trainer.sample_ahead:
         return
     require(config.algo.sampler_correction != "none", key, "needs algo.sampler_correction=token or sequence")
-    whole = trainer.save_every % trainer.validate_every == 0
-    require(whole, "trainer.save_every", f"must be a multiple of trainer.validate_every with {key}: a run resumes there")
+    require(
+        trainer.validate_every > 1, key, "does nothing where every step is validated; set trainer.validate_every above 1"
+    )
     elsewhere = config.cluster.kind == "ray"
     apart = elsewhere or rollout.engine == "child_process" or rollout.num_engines > 1
     require(apart, key, "needs an engine in a process of its own: rollout.engine=child_process, or several")

@@ -94,6 +94,7 @@ class _State:
     """Workers in a row that ended before they were ready."""
     verdicts: dict[_Pair, Outcome] = field(default_factory=dict[_Pair, Outcome])
     done: list[tuple[str, Grade]] = field(default_factory=list[tuple[str, Grade]])
+    closed: bool = False
 
 
 class GraderBroken(MachineFailure):
@@ -181,9 +182,11 @@ class Grader:
 
     def poll(self, timeout_s: float = 0.0) -> list[tuple[str, Grade]]:
         """Return the verdicts that are ready. Waits up to `timeout_s` when there are none but some are pending. Raises
-        GraderBroken when several workers in a row end before they are ready."""
+        GraderBroken when several workers in a row end before they are ready, and when another thread has closed it."""
         with self._lock:
             state = self._state
+            if state.closed:
+                raise GraderBroken("the grader is closed")
             if state.waiting:
                 self._read(0.0 if state.done else timeout_s)
             done, state.done = state.done, []
@@ -207,6 +210,7 @@ class Grader:
 
     def close(self) -> None:
         with self._lock:
+            self._state.closed = True
             for worker in self._state.workers:
                 _kill(worker)
             self._state.workers.clear()

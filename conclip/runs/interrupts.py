@@ -69,6 +69,15 @@ def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
     _LIBC.prctl(_PARENT_DEATH_SIGNAL, number)
 
 
+def strike() -> None:
+    """Let a signal that waits for the end of a `deferred` block take effect now: for a long wait inside one that may remain
+    incomplete."""
+    number = _State.pending
+    if number is not None:
+        _State.pending, _State.raised = None, True
+        raise Interrupted(number)
+
+
 @contextmanager
 def deferred() -> Iterator[None]:
     """Complete a block before a signal takes effect. Signals reach the main thread alone: in others it does nothing."""
@@ -80,7 +89,5 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         _State.depth -= 1
-        number = _State.pending
-        if number is not None and not _State.depth:
-            _State.pending, _State.raised = None, True
-            raise Interrupted(number)
+        if not _State.depth:
+            strike()

@@ -114,9 +114,8 @@ class Recovery:
     def save_interrupted(self) -> None:
         """Save the state for the next start, after a signal."""
         if self._state is None:
-            self._run.say(
-                f"{self._stage}: stopped where nothing can be saved; the next start goes on from the last checkpoint"
-            )
+            whence = "its beginning" if self._saved_state is None else "the last checkpoint"
+            self._run.say(f"{self._stage}: stopped where nothing can be saved; the next start goes on from {whence}")
             return
         if self._state is not self._saved_state:
             self.save(scheduled=False)

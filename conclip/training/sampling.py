@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 from conclip.config.schema import LearnConfig
 from conclip.curriculum.order import ProblemOrder
 from conclip.rollout.engine import WeightsLost
 from conclip.rollout.session import Runtime
+from conclip.runs.interrupts import strike
 from conclip.training.experience import has_signal
 from conclip.training.learner import Learner
 from conclip.training.length_rewards import make_shaper
@@ -17,6 +19,9 @@ from conclip.types import Problem, RolloutGroup, SamplingSpec
 
 MAX_RESENDS = 4
 """How often the same weights are sent, or the same requests sampled, when engines die of their weights."""
+
+LOOK_EVERY_S = 0.2
+"""How soon a signal ends the wait for what is being sampled ahead."""
 
 
 class StaleEngine(RuntimeError):
@@ -31,8 +36,8 @@ class Sampled:
     """those that train, with rewards"""
     everything: list[RolloutGroup]
     """in the order of sampling, with what dynamic sampling replaced"""
-    updates_behind: int
-    """how many steps' updates the policy has had since"""
+    steps_behind: int
+    """how many steps have trained the policy since"""
 
 
 class Sampler:
@@ -48,11 +53,25 @@ class Sampler:
         self._shaper = make_shaper(config.length)
         self._thread = ThreadPoolExecutor(1, "sampling ahead")
         self._ahead: Future[Sampled] | None = None
+        self._order_before: dict[str, Any] = {}
+        """The order's state before it drew what is being sampled ahead."""
+        choices = (*phase.selection.chosen, *phase.selection.reserve)
+        self._problems = {choice.problem.problem_id: choice.problem for choice in choices}
+
+    @property
+    def is_ahead(self) -> bool:
+        """Return whether responses of the next step are there, or being sampled."""
+        return self._ahead is not None
 
     def push_weights(self) -> None:
         """Make the engine sample from the policy, after what it is sampling ahead; once more where engines died as they were
-        sent the weights."""
+        sent the weights. Raises what ended the sampling ahead."""
         self.wait()
+        error = None if self._ahead is None else self._ahead.exception()
+        if isinstance(error, WeightsLost):  # `take` samples the same problems again
+            self._order.load_state_dict(self._order_before, self._problems)
+        elif error is not None:
+            raise error
         for tries_left in reversed(range(MAX_RESENDS)):
             self._version = self._runtime.engine.policy_version + 1
             try:
@@ -76,13 +95,15 @@ class Sampler:
 
     def begin(self, step: int, spec: SamplingSpec, lengths: Sequence[int]) -> None:
         """Begin to sample the responses of a coming step with the weights that the engine has, in the background."""
+        self._order_before = self._order.state_dict()
         self._ahead = self._thread.submit(self._step, step, spec, lengths, self._runtime.sample_groups, 1)
 
     def wait(self) -> None:
-        """Wait until nothing is being sampled ahead."""
+        """Wait until nothing is being sampled ahead. A signal ends it."""
         if self._ahead is not None:
             with self._runtime.stopwatch.part("generate"):
-                wait([self._ahead])
+                while wait([self._ahead], LOOK_EVERY_S).not_done:
+                    strike()
 
     def close(self) -> None:
         """Begin nothing more. What is being sampled ahead ends by itself, or with the engine."""
@@ -94,7 +115,7 @@ class Sampler:
         spec: SamplingSpec,
         lengths: Sequence[int],
         sample: Callable[..., list[RolloutGroup]],
-        updates_behind: int = 0,
+        steps_behind: int = 0,
     ) -> Sampled:
         """Sample a step's groups by `sample`. Dynamic sampling replaces groups without a training signal by new ones, for
         `dynamic_sampling_rounds` rounds (DAPO, Yu et al. 2025, section 3.2)."""
@@ -116,7 +137,7 @@ class Sampler:
                 break
             more = new(wanted - len(kept), "extra", extra)
             groups, everything = kept + more, everything + more
-        return Sampled((rounds and self._with_signal(groups)) or groups, everything, updates_behind)
+        return Sampled((rounds and self._with_signal(groups)) or groups, everything, steps_behind)
 
     def _with_signal(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
         """Return the groups that give a training signal."""

@@ -32,7 +32,9 @@ def summarise_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, dict[str,
     that are not finite, such as the gradient norm of a skipped update, are left out."""
     summary: dict[str, dict[str, float]] = {}
     for name in MONITORS:
-        values = [step[name] for step in steps if math.isfinite(step.get(name, math.nan))]
+        # on a step that was sampled ahead, drift is what the step before has changed
+        told = [s for s in steps if not s.get("rollout/steps_behind")] if name == "policy/sampler_drift_max" else steps
+        values = [step[name] for step in told if math.isfinite(step.get(name, math.nan))]
         if values:
             quarter = max(1, len(values) // 4)
             summary[name] = {

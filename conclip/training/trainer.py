@@ -122,7 +122,7 @@ class Trainer:
         sampled = self._sampler.take(step, self._sampling_spec(step), progress.monitor_tokens)
         progress.count(sampled.everything)
         groups = sampled.groups
-        if ahead := self._samples_ahead(step):
+        if self._samples_ahead(step):
             self._sampler.begin(step + 1, self._sampling_spec(step + 1), progress.monitor_tokens)
         else:
             self._runtime.engine.sleep()
@@ -133,7 +133,7 @@ class Trainer:
             experience = make_experience(tokens, scores, algo, kl_coef=progress.kl_coef)
         tokens_so_far = (tokens_before, progress.num_sampled_tokens)
         plan = plan_step(step, self._phase, algo, tokens=tokens_so_far, tokens_of_warmup=progress.num_warmup_tokens)
-        with self._recovery.change(can_resume=not ahead):
+        with self._recovery.change(can_resume=not self._sampler.is_ahead):
             with self._timed("update"):
                 random = torch_stream(self._config.seed, self._stage, "update", step)
                 updated = learner.update(experience, random, kl_coef=progress.kl_coef, train_policy=step > 0, plan=plan)
@@ -170,7 +170,7 @@ class Trainer:
         metrics = rollout_metrics(groups) | of_experience | updated
         metrics |= {"policy/kl_coef": progress.kl_coef, "rollout/num_sampled_tokens": float(progress.num_sampled_tokens)}
         if self._config.trainer.sample_ahead:
-            metrics["rollout/updates_behind"] = float(sampled.updates_behind)
+            metrics["rollout/steps_behind"] = float(sampled.steps_behind)
         if algo.kl == "reward":
             metrics["policy/kl_gradient_share"] = kl_reward_share(tokens, scores, algo, progress.kl_coef)
         if self._refresher is not None:
@@ -188,7 +188,7 @@ class Trainer:
             with self._timed("validate", whole=True):
                 validation = self._validate(step)
         improved = validation is not None and self._is_better(validation)
-        with self._recovery.change(can_resume=not self._samples_ahead(step)):
+        with self._recovery.change(can_resume=not self._sampler.is_ahead):
             stop = None
             if validation is not None:
                 progress.history.append(validation)
@@ -200,7 +200,8 @@ class Trainer:
             if stop is not None:
                 (self._run.warn if stop.is_failure else self._run.say)(f"{self._stage} stops at step {step}: {stop.text}")
             progress.pending_metrics, progress.ended = None, last or stop is not None
-        if improved or progress.ended or step % trainer.save_every == 0:
+        due = scheduled if trainer.sample_ahead else step % trainer.save_every == 0
+        if improved or progress.ended or due:
             with self._timed("save"):
                 self._recovery.save()
 
@@ -284,8 +285,8 @@ class Trainer:
         self._run.log_metrics(self._stage, step, metrics)
         max_drift = self._config.trainer.max_sampler_drift or MAX_SAMPLER_DRIFT[self._config.model.dtype]
         limit = f"limit {max_drift:g}"
-        if metrics.get("rollout/updates_behind"):
-            max_drift, limit = math.inf, "one update behind"  # what an update changes is no error
+        if metrics.get("rollout/steps_behind"):
+            max_drift, limit = math.inf, "one step behind"  # what a step changes is no error
         seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
         self._run.say(
             f"{self._stage} step {step:>3}/{self._phase.num_steps}  accuracy {metrics['outcome/correct']:.3f}  "
