@@ -118,13 +118,13 @@ def main() -> None:
     claim = load_claim("c6", claim_files()["c6"])
     claim = replace(claim, common=[*claim.common, "trainer.transcripts_per_group=8"])
     runs = planned("c6", claim, [options.seed], options.out, quick=False)
-    carry_out(runs, options.out, jobs=1, tell=lambda run, seconds: print(f"{run.run}: {seconds:.0f} s", flush=True))
+    carry_out(runs, options.out, jobs=2, tell=lambda run, seconds: print(f"{run.run}: {seconds:.0f} s", flush=True))
     found = {lambda_of(run): parts(read_steps(run)) for run in runs}
     print(f"\n{table(found)}")
     panels = {
         f"lambda {gae_lambda:g}, {name}": panel(of_run[name], gae_lambda)
         for gae_lambda, of_run in found.items()
-        for name in ("first step", "quarter 1")
+        for name in ("first step", "quarter 3")
     }
     caption = "Loss of each response against its length, and the closed form."
     write_figure(Figure(name="measured-loss", title="Loss and length", caption=caption, panels=panels, columns=2), PICTURE)
