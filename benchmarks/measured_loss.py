@@ -37,14 +37,14 @@ class Trained:
     loss: float
 
 
-def factor(tokens: int, gae_lambda: float) -> float:
+def length_factor(tokens: int, gae_lambda: float) -> float:
     """Return what multiplies -(R - V) in the loss of a response (docs/theory.md)."""
     return 1.0 if gae_lambda == 1 else (1 - gae_lambda**tokens) / (tokens * (1 - gae_lambda))
 
 
 def surprise(responses: Sequence[Trained], gae_lambda: float) -> tuple[float, float]:
     """Return R - V, fitted by least squares, and the share of the losses' squares that the closed form then explains."""
-    factors = [factor(one.tokens, gae_lambda) for one in responses]
+    factors = [length_factor(one.tokens, gae_lambda) for one in responses]
     fitted = -sum(f * one.loss for f, one in zip(factors, responses, strict=True)) / sum(f * f for f in factors)
     left = sum((one.loss + fitted * f) ** 2 for f, one in zip(factors, responses, strict=True))
     return fitted, 1 - left / sum(one.loss**2 for one in responses)
@@ -99,7 +99,7 @@ def panel(responses: Sequence[Trained], gae_lambda: float) -> Chart:
             continue
         fitted = surprise(mine, gae_lambda)[0]
         span = range(min(one.tokens for one in mine), max(one.tokens for one in mine) + 1, 2)
-        lines += [{"tokens": n, "loss": -fitted * factor(n, gae_lambda), "outcome": outcome.value} for n in span]
+        lines += [{"tokens": n, "loss": -fitted * length_factor(n, gae_lambda), "outcome": outcome.value} for n in span]
     names = [outcome.value for outcome in SHOWN]
     color = alt.Color("outcome:N", title=None, scale=alt.Scale(domain=names, range=[OUTCOMES[one] for one in SHOWN]))
     x, y = alt.X("tokens:Q", title="tokens of the response"), alt.Y("loss:Q", title="its loss")

@@ -14,6 +14,7 @@ import vl_convert
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 
+from benchmarks.measured_loss import length_factor
 from conclip.report.data import RunData, read_run
 from conclip.report.export import PAPER, write_curve
 from conclip.report.page import write_page
@@ -63,7 +64,7 @@ def terminal(run: RunData, path: Path) -> None:
 def factor(path: Path) -> None:
     """What multiplies R - V in the loss of a response of T tokens."""
     values = [
-        {"tokens": tokens, "factor": (1 - x**tokens) / (tokens * (1 - x)) if x < 1 else 1.0, "lambda": f"{x:g}"}
+        {"tokens": tokens, "factor": length_factor(tokens, x), "lambda": f"{x:g}"}
         for x in LAMBDAS
         for tokens in range(1, 301)
     ]

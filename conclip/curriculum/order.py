@@ -163,7 +163,7 @@ def _problems_by_id(problem_ids: Sequence[str], known: Mapping[str, Problem]) ->
 
 def make_refresher(order: ProblemOrder, selection: Selection, phase: PhaseConfig) -> Refresher:
     """Return the refresher of a phase, which starts from the counts of the probe."""
-    rated = [choice.rate for choice in (*selection.chosen, *selection.reserve) if choice.rate is not None]
+    rated = [choice.rate for choice in selection.candidates if choice.rate is not None]
     return Refresher(
         order,
         [choice.problem for choice in selection.reserve],

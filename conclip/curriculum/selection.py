@@ -34,6 +34,16 @@ class Selection:
     def problems(self) -> list[Problem]:
         return [choice.problem for choice in self.chosen]
 
+    @property
+    def candidates(self) -> tuple[Choice, ...]:
+        """Return all choices that the phase may train on."""
+        return (*self.chosen, *self.reserve)
+
+    @property
+    def problems_by_id(self) -> dict[str, Problem]:
+        """Return the problems of all candidates, in their order."""
+        return {choice.problem.problem_id: choice.problem for choice in self.candidates}
+
     def confidence_note(self, phase: PhaseConfig) -> str | None:
         """Return a sentence when chosen problems lie in the band less probably than asked for, else None."""
         doubtful = [choice.probability for choice in self.chosen if choice.probability < phase.band_confidence]

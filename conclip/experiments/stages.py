@@ -365,7 +365,7 @@ def _counts(group: Sequence[EvalRow]) -> tuple[int, int, int]:
 
 def _probe_counts(selection: Selection) -> list[tuple[int, int]]:
     """Return the (correct, sampled) counts of the probe that refresh starts from."""
-    rates = [choice.rate for choice in (*selection.chosen, *selection.reserve)]
+    rates = [choice.rate for choice in selection.candidates]
     return [(rate.num_correct, rate.num_samples) for rate in rates if rate is not None]
 
 

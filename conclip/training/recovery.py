@@ -52,9 +52,7 @@ class Recovery:
         )
         assert runtime.tokenizer is not None
         self._tokenizer, self._earlier_questions = runtime.tokenizer, trained_on(phase.model_path)
-        choices = (*phase.selection.chosen, *phase.selection.reserve)
-        self._problems = {choice.problem.problem_id: choice.problem for choice in choices}
-        """The problems that the phase may train on, by id."""
+        self._problems = phase.selection.problems_by_id
         self._state: dict[str, Any] | None = None
         """The state after the last change; None during a change, and before the first."""
         self._saved_state: dict[str, Any] | None = None

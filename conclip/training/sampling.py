@@ -55,8 +55,7 @@ class Sampler:
         self._ahead: Future[Sampled] | None = None
         self._order_before: dict[str, Any] = {}
         """The order's state before it drew what is being sampled ahead."""
-        choices = (*phase.selection.chosen, *phase.selection.reserve)
-        self._problems = {choice.problem.problem_id: choice.problem for choice in choices}
+        self._problems = phase.selection.problems_by_id
 
     @property
     def is_ahead(self) -> bool:
@@ -137,7 +136,9 @@ class Sampler:
                 break
             more = new(wanted - len(kept), "extra", extra)
             groups, everything = kept + more, everything + more
-        return Sampled((rounds and self._with_signal(groups)) or groups, everything, steps_behind)
+        if rounds:
+            groups = self._with_signal(groups) or groups
+        return Sampled(groups, everything, steps_behind)
 
     def _with_signal(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
         """Return the groups that give a training signal."""

@@ -50,7 +50,7 @@ class Trainer:
         runtime.engine.sleep()  # it starts before the learner takes memory, as it measures what is free
         num_updates = self._phase.num_steps * config.algo.updates_per_rollout
         self._learner = make_learner(phase.model_path, config, num_updates=num_updates)
-        self._candidates = [choice.problem for choice in (*phase.selection.chosen, *phase.selection.reserve)]
+        self._candidates = [choice.problem for choice in phase.selection.candidates]
         self._order = ProblemOrder(phase.selection.problems, python_stream(config.seed, phase.stage, "order"))
         self._refresher = make_refresher(self._order, phase.selection, phase.settings) if phase.settings.refresh else None
         self._sampler = Sampler(phase, config, runtime, self._learner, self._order)
