@@ -73,7 +73,7 @@ def updated(config: LearnConfig, model: Path, tokens: TokenBatch, device: torch.
 
 def difference(first: Learner, second: Learner, tokens: TokenBatch) -> float:
     """The largest difference of two learners' log-probs [nats]."""
-    one, other = (learner.score(tokens).old_logprobs for learner in (first, second))
+    one, other = (learner.logprobs(tokens) for learner in (first, second))
     return float((one - other).abs().max())
 
 
@@ -110,9 +110,10 @@ def learner_checks() -> Iterator[Row]:
     yield "learner: offload between two updates", same_bits(plain, rested), f"weights bit for bit{held}"
     for base in ("float32", "bfloat16", "4bit"):
         config = config_of("model/adapter=lora", "model.dtype=bfloat16", f"model.adapter.base={base}")
-        scores = Learner(Backend(LAB_MODEL, config, num_updates=10, device=GPU), config).score(tokens)
-        assert scores.ref_logprobs is not None
-        equal = torch.equal(scores.old_logprobs, scores.ref_logprobs)
+        adapted = Learner(Backend(LAB_MODEL, config, num_updates=10, device=GPU), config)
+        ref_logprobs = adapted.score(tokens).ref_logprobs
+        assert ref_logprobs is not None
+        equal = torch.equal(adapted.logprobs(tokens), ref_logprobs)
         yield f"learner: a new adapter on a base in {base} changes nothing", equal, "policy and reference bit for bit"
 
 

@@ -72,6 +72,7 @@ def whole_loss(policy: PreTrainedModel, experience: ExperienceBatch, config: Lea
     tokens, algo = experience.tokens, config.algo
     logits = policy(input_ids=tokens.input_ids).logits[:, :-1].float() / config.rollout.temperature
     logprobs = torch.log_softmax(logits, -1).gather(-1, tokens.targets.unsqueeze(-1)).squeeze(-1)
+    assert experience.old_logprobs is not None
     ratio = torch.exp(logprobs - experience.old_logprobs)
     gain = torch.minimum(
         ratio * experience.advantages, ratio.clamp(1 - algo.clip_low, 1 + algo.clip_high) * experience.advantages
@@ -105,9 +106,9 @@ def main() -> None:
     scores = learner.score(tokens)
     experience = make_experience(tokens, scores, loaded.algo, kl_coef=loaded.algo.kl_coef)
     # an old policy some way off, so that the ratio is not 1 and the loss not the mean advantage
-    away = 0.1 * torch.randn(scores.old_logprobs.shape, generator=torch_stream("away"))
-    experience = dataclasses.replace(experience, old_logprobs=experience.old_logprobs + away * tokens.response_mask)
-    stats = learner.update(experience, torch_stream("order"), kl_coef=loaded.algo.kl_coef)
+    away = 0.1 * torch.randn(tokens.response_mask.shape, generator=torch_stream("away"))
+    experience = dataclasses.replace(experience, old_logprobs=learner.logprobs(tokens) + away * tokens.response_mask)
+    stats = learner.update(experience, torch_stream("order"), kl_coef=loaded.algo.kl_coef).stats
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     whole = whole_loss(load_policy(arguments.model, learner.backend.device), experience, loaded)
     print(json.dumps({"peak_resident_gib": peak, "policy_loss": stats["policy/loss"], "whole_policy_loss": whole}))

@@ -254,7 +254,7 @@ def gradient_of(learner: Learner, experience: ExperienceBatch, *, kl_coef: float
         return 0.0
 
     learner.backend.clip = keep  # type: ignore[method-assign]
-    stats = learner.update(experience, torch.Generator().manual_seed(0), kl_coef=kl_coef)
+    stats = learner.update(experience, torch.Generator().manual_seed(0), kl_coef=kl_coef).stats
     return torch.cat(gradients), stats
 
 

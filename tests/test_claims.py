@@ -13,7 +13,7 @@ from conclip.claims import outcome as claim_outcome
 from conclip.claims import runs as claim_runs
 from conclip.claims.config import Claim, Contrast, check_runs, claim_files, load_claim
 from conclip.claims.measures import difference, numbers
-from conclip.claims.outcome import from_json, outcome_of, recorded, write_outcome
+from conclip.claims.outcome import contrast_rows, from_json, outcome_of, recorded, write_outcome
 from conclip.claims.page import write_claims
 from conclip.claims.runs import PlannedRun, carry_out, in_order, planned
 from conclip.claims.verdict import Verdict, judge, overall
@@ -164,7 +164,9 @@ def test_what_is_measured(tmp_path: Path):
 
     def of(measure: str, model: str = "phase2", than: str | None = None, test: str | None = None) -> float:
         contrast = Contrast(measure=measure, first="a", expect="less", relevant=1, model=model, than=than, test=test)
-        return difference(contrast, read_run(run), None)
+        found = difference(contrast, read_run(run), None)
+        assert found is not None
+        return found
 
     base, phase1, phase2 = (100 - 30 * n + 5.5 for n in range(3))
     assert of("tokens") == pytest.approx(100 * (phase2 / base - 1))
@@ -190,6 +192,27 @@ def test_other_ways_of_asking_are_no_part_of_a_measure(tmp_path: Path):
     assert numbers(run).tokens == pytest.approx(-45)
     contrast = Contrast(measure="tokens", first="a", expect="less", relevant=1)
     assert difference(contrast, run, None) == pytest.approx(-45)
+
+
+def test_a_seed_with_nothing_to_measure_is_left_out(tmp_path: Path):
+    """At a low temperature each problem may be all right or all wrong: a gap needs one with both. By hand: 30 against 20
+    tokens, +50 %."""
+    gap = CLAIM.replace("measure: tokens, first: a, second: b", "measure: gap, first: a")
+    claim = load_claim("mine", written(tmp_path, gap))
+    runs = finished(claim, tmp_path, seeds=2)
+    both = [make_row("p", Outcome.CORRECT, 20, model="phase2"), make_row("p", Outcome.WRONG, 30, sample=1, model="phase2")]
+    apart = [both[0], replace(both[1], problem_id="q")]
+    contrast = claim.contrasts["a against b"]
+    data = read_run(made_run(tmp_path / "another"))
+    assert difference(contrast, replace(data, rows=both), None) == pytest.approx(50)
+    assert difference(contrast, replace(data, rows=apart), None) is None
+    rows_file = runs[0].folder / "latest/rows-phase2.jsonl"
+    kept = [line for line in rows_file.read_text().splitlines() if json.loads(line).get("outcome") != "wrong"]
+    rows_file.write_text("\n".join(kept) + "\n")
+    outcome = outcome_of("mine", claim, runs, quick=False)
+    assert list(outcome.differences["a against b"]) == [1] and outcome.word() == "untried"
+    (cells,) = contrast_rows(outcome)
+    assert (cells[1], cells[-1]) == ("1", "untried")
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def experience(learner: Learner, *, per_row: bool) -> ExperienceBatch:
     generator = torch.Generator().manual_seed(5)
     tokens = recorded_batch()
     mask = tokens.response_mask
-    old = learner.score(tokens).old_logprobs
+    old = learner.logprobs(tokens)
 
     def noise(size: float, columns: int = mask.shape[1]) -> Tensor:
         return size * torch.randn(len(tokens), columns, generator=generator, dtype=torch.float64) * mask
@@ -164,7 +164,7 @@ def test_losses_and_gradients_are_trls(loss: str, kl_coef: float, tmp_path: Path
     assert float((gradient - reference).norm()) < 1e-5 * float(reference.norm())
     kl = 0.0
     if kl_coef:
-        k3 = kl_k3(learner.score(batch.tokens).old_logprobs, batch.ref_logprobs)
+        k3 = kl_k3(learner.logprobs(batch.tokens), batch.ref_logprobs)
         assert trainer._metrics["eval"]["kl"][-1] == pytest.approx(float(masked_mean(k3, batch.tokens.loss_mask)), rel=1e-5)
         kl = kl_coef * weighted_as_the_loss(k3, batch.tokens, learner)
     assert stats["policy/loss"] + kl == pytest.approx(total.item(), rel=1e-5, abs=1e-6)

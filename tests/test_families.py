@@ -89,7 +89,7 @@ def sample(engine: RolloutEngine, prompts: Mapping[str, tuple[int, ...]]) -> lis
 def gap(learner: Learner, groups: Sequence[RolloutGroup]) -> float:
     """The largest difference between the engine's log-prob of a sampled token and the learner's."""
     tokens = collate(groups, train_on_truncated=True)
-    difference = (learner.score(tokens).old_logprobs - tokens.sampler_logprobs) * tokens.response_mask
+    difference = (learner.logprobs(tokens) - tokens.sampler_logprobs) * tokens.response_mask
     worst = float(difference.abs().max())
     assert math.isfinite(worst)
     return worst

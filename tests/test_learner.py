@@ -19,10 +19,11 @@ from conclip.models.folder import LAB_MODEL
 from conclip.training.backend import Backend
 from conclip.training.batch import ExperienceBatch, TokenBatch, collate, with_prompts
 from conclip.training.experience import Scores, has_signal, kl_reward_share, kl_rewards, make_experience, outcome_rewards
-from conclip.training.learner import Learner, NonFiniteGradient, explained_variance
+from conclip.training.learner import Learner, NonFiniteGradient
 from conclip.training.monitors import (
     advantage_by_length,
     experience_metrics,
+    explained_variance,
     mean_advantages,
     step_warnings,
     zero_advantage_share,
@@ -77,7 +78,7 @@ def parameters_after(model: Path, settings: LearnConfig) -> tuple[torch.Tensor, 
     tokens = batch()
     kl_coef = settings.algo.kl_coef
     experience = make_experience(tokens, learner.score(tokens), settings.algo, kl_coef=kl_coef)
-    stats = learner.update(experience, torch.Generator().manual_seed(0), kl_coef=kl_coef)
+    stats = learner.update(experience, torch.Generator().manual_seed(0), kl_coef=kl_coef).stats
     modules = [
         learner.backend.models.policy,
         *([learner.backend.models.critic] if learner.backend.models.critic is not None else []),
@@ -308,7 +309,7 @@ def test_a_reference_in_bfloat16_is_the_policy_rounded(random_model: Path):
         assert torch.equal(parameter, learner.backend.models.policy.get_parameter(name).bfloat16())
     scores = learner.score(batch())
     assert scores.ref_logprobs is not None
-    difference = (scores.ref_logprobs - scores.old_logprobs).abs().max()
+    difference = (scores.ref_logprobs - learner.logprobs(batch())).abs().max()
     assert 0 < difference < 0.05
 
 
@@ -323,15 +324,16 @@ def test_grpo_needs_no_critic(random_model: Path):
 def test_logprobs_match_a_plain_forward_pass(random_model: Path):
     learner = make_learner(random_model, config())
     tokens = batch()
-    scores = learner.score(tokens)
+    logprobs, scores = learner.logprobs(tokens), learner.score(tokens)
+    assert scores.old_logprobs is not None and torch.equal(logprobs, scores.old_logprobs)
     for i in range(len(tokens)):
         length = int(tokens.response_mask[i].nonzero().max()) + 2
         ids = tokens.input_ids[i, :length]
         logits = learner.backend.models.policy(input_ids=ids[None]).logits[0, :-1]
         expected = torch.log_softmax(logits, -1).gather(-1, ids[1:, None])[:, 0]
         mask = tokens.response_mask[i]
-        torch.testing.assert_close(scores.old_logprobs[i][mask], expected[mask[: length - 1]], atol=1e-5, rtol=0)
-    assert not scores.old_logprobs[~tokens.response_mask].any()
+        torch.testing.assert_close(logprobs[i][mask], expected[mask[: length - 1]], atol=1e-5, rtol=0)
+    assert not logprobs[~tokens.response_mask].any()
     assert scores.old_values is not None and not scores.old_values.any()  # the value head starts at 0
 
 
@@ -439,7 +441,7 @@ def test_a_teacher_scores_the_same_tokens_after_its_own_prompts(random_model: Pa
         mine = found.ref_logprobs[row, tokens.response_mask[row]]
         assert torch.allclose(mine, alone.ref_logprobs[row, asked.response_mask[row]], atol=1e-6)
     assert not found.ref_logprobs[~tokens.response_mask].any()
-    assert torch.allclose(found.old_logprobs, learner.score(tokens).old_logprobs)
+    assert torch.allclose(found.old_logprobs, learner.logprobs(tokens))
     assert not torch.allclose(found.ref_logprobs, found.old_logprobs, atol=1e-3)  # the prompts differ
 
 
@@ -454,7 +456,7 @@ def test_distillation_brings_the_policy_to_its_teacher(random_model: Path):
     expected = (scores.ref_logprobs - scores.old_logprobs) * tokens.response_mask  # pyright: ignore
     assert torch.equal(experience.advantages, expected) and experience.advantages.any()
     learner.update(experience, torch.Generator().manual_seed(0), kl_coef=0)
-    moved = learner.score(tokens).old_logprobs - scores.old_logprobs
+    moved = learner.logprobs(tokens) - scores.old_logprobs
     assert float((moved * experience.advantages).sum()) > 0
 
 
@@ -477,7 +479,7 @@ def learner_and_experience(
 
 
 def step(learner: Learner, experience: ExperienceBatch, **options: bool) -> dict[str, float]:
-    return learner.update(experience, torch.Generator().manual_seed(0), kl_coef=0.1, **options)
+    return learner.update(experience, torch.Generator().manual_seed(0), kl_coef=0.1, **options).stats
 
 
 def flat(module: torch.nn.Module) -> torch.Tensor:
@@ -595,15 +597,16 @@ def test_in_bfloat16_a_narrow_clip_sees_the_policy_move_and_no_rounding():
     tokens = collate(groups, train_on_truncated=True)
     scores = learner.score(tokens)
     experience = make_experience(tokens, scores, plain.algo, kl_coef=0)
-    moved = dataclasses.replace(experience, old_logprobs=experience.old_logprobs + 0.1 * tokens.response_mask)
+    assert scores.old_logprobs is not None
+    others = scores.old_logprobs + 0.1 * tokens.response_mask
     batches = torch.randperm(32, generator=generator).tensor_split(4)
-    matched = learner._with_matching_logprobs(experience, batches)
-    assert learner._with_matching_logprobs(moved, batches) is moved  # not this policy's: left as they are
+    matched = learner._with_matching_logprobs(experience, scores.old_logprobs, batches)
+    assert learner._with_matching_logprobs(experience, others, batches) is experience  # not this policy's: left as they are
     learner.backend.clip = lambda module: module.zero_grad() or 0.0  # type: ignore[method-assign]
     for rows in batches:
-        stats, _ = learner._update_once(matched, rows, kl_coef=0, train_policy=True)
+        stats, *_ = learner._update_once(matched, rows, kl_coef=0, train_policy=True)
         assert stats["policy/approx_kl"] == 0 and stats["policy/clip_fraction"] == 0
-    assert learner._with_matching_logprobs(experience, batches) is experience  # the policy has moved on
+    assert learner._with_matching_logprobs(experience, scores.old_logprobs, batches) is experience  # the policy has moved on
 
 
 def test_the_critic_is_measured_by_what_its_states_earned():

@@ -58,18 +58,23 @@ def settings(*overrides: str) -> TrainRunConfig:
     return loaded
 
 
-def updates(learner: Learner, config: TrainRunConfig, first: int, last: int) -> list[dict[str, float]]:
-    """The losses of updates on the recorded rollouts, each scored by the current policy."""
+def updates(
+    learner: Learner, config: TrainRunConfig, first: int, last: int, *, moved: bool = True
+) -> list[dict[str, float]]:
+    """The losses of updates on the recorded rollouts, each scored by the current policy. `moved`: as if the policy had moved
+    since, so that ratios differ from 1, and clipping and the KL take part."""
     tokens = recorded_batch()
     losses: list[dict[str, float]] = []
     for number in range(first, last):
-        scores = learner.score(tokens)
-        experience = make_experience(tokens, scores, config.algo, kl_coef=config.algo.kl_coef)
-        # as if the policy had moved since: ratios differ from 1, so that clipping and the KL take part
-        experience = dataclasses.replace(experience, old_logprobs=experience.old_logprobs * 1.01)
+        before = learner.logprobs(tokens) * (1.01 if moved else 1.0)
+        experience = make_experience(tokens, learner.score(tokens), config.algo, kl_coef=config.algo.kl_coef)
+        if moved:
+            experience = dataclasses.replace(experience, old_logprobs=before)
         random = torch_stream("ranks", number)
         plan = StepPlan(begin=number, end=number + 1, num_updates=1, num_rows=len(tokens))
-        stats = learner.update(experience, random, kl_coef=config.algo.kl_coef, plan=plan)
+        updated = learner.update(experience, random, kl_coef=config.algo.kl_coef, plan=plan)
+        torch.testing.assert_close(updated.old_logprobs, before, rtol=0, atol=1e-5)
+        stats = updated.stats
         losses.append({name: stats[name] for name in (*LOSSES, "perf/padding_share") if name in stats})
     return losses
 
@@ -109,6 +114,7 @@ KINDS = {
     "adapters with a reference": ["algo=grpo", "model/adapter=lora", "algo.kl=loss", "algo.kl_coef=0.1"],
     "recomputed": ["algo=ppo", "trainer.recompute_activations=true"],
     "long rows": ["algo=grpo", "trainer.max_tokens_per_micro_batch=256"],
+    "old log-probs by the update": ["algo=grpo", "algo.kl=none", "algo.kl_coef=0"],
 }
 
 
@@ -122,7 +128,7 @@ def test_two_ranks_learn_what_one_process_does(divided: dict[int, Learners], unt
     results: dict[int, tuple[Any, ...]] = {}
     for size, learners in divided.items():
         learner = learners.make(model, config, num_updates=NUM_UPDATES)
-        losses = updates(learner, config, 0, NUM_UPDATES)
+        losses = updates(learner, config, 0, NUM_UPDATES, moved=kind != "old log-probs by the update")
         results[size] = losses, learner.saved(), learner.tensors()
         assert losses[-1] != losses[0]
     close(results[2][0], results[1][0])

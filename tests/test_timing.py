@@ -48,6 +48,8 @@ def test_training_counts_every_pass():
     assert operations_per_token(config_of("trainer.recompute_activations=true"), MODEL) == 22e9
     assert operations_per_token(config_of("algo=grpo", "algo.kl=none", "algo.kl_coef=0"), MODEL) == 8e9
     assert operations_per_token(config_of("algo=grpo", "algo.kl=none", "algo.kl_coef=0", "model/adapter=lora"), MODEL) == 6e9
+    one_update = config_of("algo=grpo", "algo.kl=none", "algo.kl_coef=0", "algo.updates_per_rollout=1")
+    assert operations_per_token(one_update, MODEL) == 6e9  # which has the log-probs on its way
     assert SPEED is not None
     sampled = PlannedStage(name="phase2", num_responses=8, max_tokens=100, batch=8)
     trained = PlannedStage(name="phase2", num_responses=8, max_tokens=100, batch=8, num_trained=8)

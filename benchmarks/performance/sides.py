@@ -140,7 +140,7 @@ def sequences(work: Work, number: int = 0) -> list[list[int]]:
 
 
 def update(work: Work) -> Numbers:
-    """One update of conclip's learner (GRPO: no critic, no reference), scoring left out."""
+    """One update of conclip's learner (GRPO: no critic, no reference, no scoring)."""
     return updates(work, partial(sequences, work))
 
 
@@ -155,20 +155,17 @@ def updates(work: Work, sequences_of: Callable[[int], list[list[int]]]) -> Numbe
 
     config, inputs = config_of(work, "algo=grpo")
     learner = Learner(Backend(inputs.model_path, config, num_updates=ROUNDS), config)
-    seconds, scoring, tokens = list[float](), list[float](), list[int]()
+    seconds, tokens = list[float](), list[int]()
     ids: list[list[int]] = []
     for number in range(ROUNDS):
         ids = sequences_of(number)
         batch = collate(as_groups(ids, prompt_tokens=PROMPT, group_size=work.group_size), train_on_truncated=True)
-        began = time.monotonic()
-        scores = learner.score(batch)
-        scoring.append(time.monotonic() - began)
-        experience = make_experience(batch, scores, config.algo, kl_coef=0.0)
+        experience = make_experience(batch, learner.score(batch), config.algo, kl_coef=0.0)
         began = time.monotonic()
         learner.update(experience, torch_stream("order"), kl_coef=0.0)
         seconds.append(time.monotonic() - began)
         tokens.append(sum(map(len, ids)))
-    found = counted(seconds, tokens) | {"score_s_per_1000": counted(scoring, tokens)["s_per_1000"]}
+    found = counted(seconds, tokens)
     return found | matrix_share(work, found, tokens[-1], tokens[-1] - PROMPT * len(ids))
 
 

@@ -12,13 +12,15 @@ from conclip.report.data import RunData
 from conclip.types import EvalRow, Outcome
 
 
-def difference(contrast: Contrast, first: RunData, second: RunData | None) -> float:
-    """Return the measure of the first run minus that of the second, or of another model of the first one. Raises UserError
-    where a run does not have what is measured."""
-    value = _value(contrast, first, contrast.model)
+def difference(contrast: Contrast, first: RunData, second: RunData | None) -> float | None:
+    """Return the measure of the first run minus that of the second, or of another model of the first one; None where
+    the responses leave nothing to measure. Raises UserError where a run does not have what is measured."""
+    value, other = _value(contrast, first, contrast.model), 0.0
     if second is not None:
-        return value - _value(contrast, second, contrast.model)
-    return value if contrast.than is None else value - _value(contrast, first, contrast.than)
+        other = _value(contrast, second, contrast.model)
+    elif contrast.than is not None:
+        other = _value(contrast, first, contrast.than)
+    return None if value is None or other is None else value - other
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +40,31 @@ def numbers(run: RunData) -> RunNumbers:
     """Return the numbers of the model that a run ended with, over all temperatures. Raises UserError where it did not
     evaluate the base model."""
     model = run.rows[-1].model if run.rows else BASE
-    tokens, accuracy = (
-        difference(Contrast(measure=measure, first="", expect="less", relevant=1, model=model), run, None)
-        for measure in ("tokens", "accuracy")
+    rows, base = _rows(run, model), _rows(run, BASE)
+    return RunNumbers(
+        folder=run.folder.parent.name,
+        tokens=_longer(rows, base),
+        accuracy=_more_accurate(rows, base),
+        truncated=fmean(row.outcome is Outcome.TRUNCATED for row in rows),
     )
-    rows = _of_model(run, model)
-    truncated = fmean(row.outcome is Outcome.TRUNCATED for row in rows)
-    return RunNumbers(folder=run.folder.parent.name, tokens=tokens, accuracy=accuracy, truncated=truncated)
 
 
-def _value(contrast: Contrast, run: RunData, model: str) -> float:
+def _value(contrast: Contrast, run: RunData, model: str) -> float | None:
     if contrast.measure.startswith("metrics."):
         return _monitor(run, model, contrast.measure.removeprefix("metrics."))
-    rows = _rows(run, model, contrast)
+    rows = _rows(run, model, contrast.temperature, contrast.test)
     if contrast.measure == "gap":
-        return _gap(run, rows)
-    base = _rows(run, BASE, contrast)
-    if contrast.measure == "accuracy":
-        return 100 * (_accuracy(rows) - _accuracy(base))
+        return _gap(rows)
+    base = _rows(run, BASE, contrast.temperature, contrast.test)
+    return _more_accurate(rows, base) if contrast.measure == "accuracy" else _longer(rows, base)
+
+
+def _longer(rows: Sequence[EvalRow], base: Sequence[EvalRow]) -> float:
     return 100 * (fmean(r.num_tokens for r in rows) / fmean(r.num_tokens for r in base) - 1)
+
+
+def _more_accurate(rows: Sequence[EvalRow], base: Sequence[EvalRow]) -> float:
+    return 100 * (_accuracy(rows) - _accuracy(base))
 
 
 def _of_model(run: RunData, model: str) -> list[EvalRow]:
@@ -64,8 +72,7 @@ def _of_model(run: RunData, model: str) -> list[EvalRow]:
     return [row for row in run.rows if row.model == model and row.prompt_condition == run.rows[0].prompt_condition]
 
 
-def _rows(run: RunData, model: str, contrast: Contrast) -> list[EvalRow]:
-    temperature, test = contrast.temperature, contrast.test
+def _rows(run: RunData, model: str, temperature: float | None = None, test: str | None = None) -> list[EvalRow]:
     rows = [row for row in _of_model(run, model) if temperature in (None, row.temperature) and test in (None, row.benchmark)]
     if not rows:
         where = ("" if temperature is None else f" at temperature {temperature:g}") + (f" on {test}" if test else "")
@@ -77,18 +84,16 @@ def _accuracy(rows: Sequence[EvalRow]) -> float:
     return fmean(is_correct(row) for row in rows if row.outcome is not Outcome.GRADER_ERROR)
 
 
-def _gap(run: RunData, rows: Sequence[EvalRow]) -> float:
+def _gap(rows: Sequence[EvalRow]) -> float | None:
     """Return by how much wrong responses are longer than correct ones to the same problem [%], mean over the problems that
-    have both; truncated ones are left out."""
+    have both; truncated ones are left out. None where no problem has both."""
     gaps: list[float] = []
     for mine in by_problem(rows).values():
         right = [row.num_tokens for row in mine if row.outcome is Outcome.CORRECT]
         wrong = [row.num_tokens for row in mine if row.outcome is Outcome.WRONG]
         if right and wrong:
             gaps.append(100 * (fmean(wrong) / fmean(right) - 1))
-    if not gaps:
-        raise UserError(f"'{run.folder}': no problem has correct and wrong responses; evaluate more samples per problem")
-    return fmean(gaps)
+    return fmean(gaps) if gaps else None
 
 
 def _monitor(run: RunData, stage: str, name: str) -> float:

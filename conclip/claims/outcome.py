@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -85,7 +86,8 @@ def _differences(contrast: Contrast, data: Mapping[tuple[str, int], RunData]) ->
         first = data.get((contrast.first, seed))
         second = data.get((contrast.second, seed)) if contrast.second is not None else None
         if first is not None and (second is not None or contrast.second is None):
-            found[seed] = difference(contrast, first, second)
+            measured = difference(contrast, first, second)
+            found |= {} if measured is None else {seed: measured}
     return found
 
 
@@ -102,9 +104,16 @@ def contrast_rows(outcome: Outcome) -> list[tuple[str, ...]]:
             rows.append((name, str(len(outcome.differences[name])), "", expected, matters, "", "untried"))
             continue
         v = outcome.verdict(name)
-        interval = f"{v.mean:+.1f} [{v.low:+.1f}, {v.high:+.1f}] {unit(contrast)}".rstrip()
-        rows.append((name, str(v.num_seeds), interval, expected, matters, f"{v.power:.2f}", v.word))
+        interval = with_interval(v.mean, v.low, v.high)
+        rows.append(
+            (name, str(v.num_seeds), f"{interval} {unit(contrast)}".rstrip(), expected, matters, f"{v.power:.2f}", v.word)
+        )
     return rows
+
+
+def with_interval(mean: float, low: float, high: float) -> str:
+    """Return a mean over seeds with its interval, which equal values do not have."""
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if isfinite(low) else f"{mean:+.1f} with every seed"
 
 
 UNITS = {"tokens": "% of base", "accuracy": "points", "gap": "%"}

@@ -9,7 +9,16 @@ import altair as alt
 
 from conclip.claims.config import Contrast
 from conclip.claims.measures import RunNumbers
-from conclip.claims.outcome import HEADINGS, Outcome, contrast_rows, outcome_file, recorded, unit, write_outcome
+from conclip.claims.outcome import (
+    HEADINGS,
+    Outcome,
+    contrast_rows,
+    outcome_file,
+    recorded,
+    unit,
+    with_interval,
+    write_outcome,
+)
 from conclip.report import escape
 from conclip.report.export import write_figure
 from conclip.report.figure import WIDTH, Chart, Figure, Values
@@ -26,7 +35,8 @@ together (Bonferroni).
 - **holds:** each contrast's interval lies on the side that the claim names, or excludes a drop that matters.
 - **does not hold:** an interval excludes a difference as large as the smallest that matters.
 - **not separable:** neither, although so many seeds would show such a difference in at least 80 % of cases.
-- **untried:** neither, and too few seeds to tell.
+- **untried:** neither, and too few seeds to tell. A seed is missing where its run left nothing to measure: no problem
+  with both correct and wrong responses, of whose lengths to take the difference.
 
 "Again" is the verdict of another set of seeds, where there is one. Claims of `conf/claims/` that are not below have not
 been run; `conclip claims --list` names them.
@@ -100,7 +110,7 @@ def _runs_table(outcome: Outcome) -> list[str]:
         if not found:
             continue
         cells = [escape.markdown(name), str(len(found))]
-        cells += ["{:+.1f} [{:+.1f}, {:+.1f}]".format(*clustered_interval(_of(found, measure))) for measure in SHOWN]
+        cells += [with_interval(*clustered_interval(_of(found, measure))) for measure in SHOWN]
         lines.append(f"| {' | '.join(cells)} | {fmean(one.truncated for one in found):.3f} |")
     return lines
 
@@ -152,7 +162,7 @@ def _of_contrasts(outcome: Outcome) -> Figure:
     for name, _, _, expected, *_, word in contrast_rows(outcome):
         panels[f"{name} (expected: {expected}): {word}"] = _panel(outcome, name, outcome.claim.contrasts[name])
     said = "; ".join(
-        f"{name}: {v.mean:+.1f} [{v.low:+.1f}, {v.high:+.1f}], {v.word}"
+        f"{name}: {with_interval(v.mean, v.low, v.high)}, {v.word}"
         for name in outcome.claim.contrasts
         if len(outcome.differences[name]) > 1 and (v := outcome.verdict(name))
     )

@@ -219,6 +219,12 @@ class AlgoConfig:
         return self.has_teacher or (self.kl != "none" and self.kl_coef > 0)
 
     @property
+    def scores_policy(self) -> bool:
+        """Whether the policy's log-probs are computed before the update: if more than one update compares with them, or
+        rewards or advantages are made of them. Else the one update has them on its way."""
+        return self.updates_per_rollout > 1 or self.has_teacher or (self.kl == "reward" and self.has_reference)
+
+    @property
     def has_teacher(self) -> bool:
         """Whether the reference, asked for brevity, teaches the policy."""
         return self.advantage == "distillation"

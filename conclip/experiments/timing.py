@@ -72,10 +72,11 @@ def keys_and_values(model: ModelSize) -> int:
 
 
 def operations_per_token(config: LearnConfig, model: ModelSize) -> float:
-    """Return the operations of scoring and updating per token: the policy's and the reference's pass, the critic's, and a
-    forward and a backward pass of each model that trains. With adapters the backward pass leaves out the gradients of the
-    frozen weights."""
+    """Return the operations of scoring and updating per token: the policy's pass, where it has one before the update, the
+    reference's, the critic's, and a forward and a backward pass of each model that trains. With adapters the backward pass
+    leaves out the gradients of the frozen weights."""
     backward = 2.0 if config.model.adapter.kind == "lora" else 4.0
     update = 2.0 + backward + (2.0 if config.trainer.recompute_activations else 0.0)
-    policy = (2.0 + update + (2.0 if config.algo.has_reference else 0.0)) * model.num_parameters
+    scoring = 2.0 * (config.algo.scores_policy + config.algo.has_reference)
+    policy = (scoring + update) * model.num_parameters
     return policy + ((2.0 + update) * model.body if config.algo.has_critic else 0.0)

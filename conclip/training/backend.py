@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,8 +25,7 @@ from conclip.training.optimizer import Scheduled, make_optimizer
 from conclip.training.schedule import learning_rates, lr_scale
 from conclip.training.side_by_side import SideBySide, number_at_once
 
-Loss: TypeAlias = tuple[Tensor, dict[str, Tensor]]
-"""A loss, and statistics that come with it."""
+Extra = TypeVar("Extra")
 
 
 def load_models(folder: Path, config: LearnConfig, device: torch.device, ranks: Ranks) -> PhaseModels:
@@ -127,24 +126,23 @@ class Backend:
         zeros = torch.zeros(mask.shape, device=self.device, dtype=chosen.dtype)
         return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
 
-    def gradients(self, role: Role, losses: Iterable[Callable[[], Loss]]) -> Iterator[dict[str, float]]:
-        """Add the gradients of the losses to those of a role's parameters, in their order, and yield the statistics that
-        come with each."""
+    def gradients(self, role: Role, losses: Iterable[Callable[[], tuple[Tensor, Extra]]]) -> Iterator[Extra]:
+        """Add the gradients of the losses to those of a role's parameters, in their order, and yield what comes with
+        each."""
         if self.side_by_side.number == 1:
             for compute in losses:
-                loss, stats = compute()
+                loss, extra = compute()
                 loss.backward()  # pyright: ignore[reportUnknownMemberType]
                 del loss
-                yield {name: float(value) for name, value in stats.items()}
+                yield extra
             return
         parameters = [p for p in self._trained[role].module.parameters() if p.requires_grad]
 
-        def gradients_of(compute: Callable[[], Loss]) -> tuple[list[Tensor | None], dict[str, float]]:
-            loss, stats = compute()
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            return list(gradients), {name: float(value) for name, value in stats.items()}
+        def gradients_of(compute: Callable[[], tuple[Tensor, Extra]]) -> tuple[list[Tensor | None], Extra]:
+            loss, extra = compute()
+            return list(torch.autograd.grad(loss, parameters, allow_unused=True)), extra
 
-        for gradients, stats in self.side_by_side.run(partial(gradients_of, compute) for compute in losses):
+        for gradients, extra in self.side_by_side.run(partial(gradients_of, compute) for compute in losses):
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is None:
                     continue
@@ -153,7 +151,12 @@ class Backend:
                 else:
                     parameter.grad.add_(gradient)
             gradients.clear()
-            yield stats
+            yield extra
+
+    def without_gradients(self, losses: Iterable[Callable[[], tuple[Tensor, Extra]]]) -> Iterator[Extra]:
+        """Yield what comes with each of the losses, which are computed for nothing else."""
+        for _, extra in self.side_by_side.run(torch.no_grad()(compute) for compute in losses):
+            yield extra
 
     def set_position(self, update: int) -> None:
         """Set the learning rates for a position in the phase's schedule [updates, the critic's warm-up included]."""

@@ -62,8 +62,8 @@ class ExperienceBatch:
     """The inputs of a policy update, all fixed before the first update of the step."""
 
     tokens: TokenBatch
-    old_logprobs: Tensor
-    """[B, T]: the trainer's log-probs at rollout time."""
+    old_logprobs: Tensor | None
+    """[B, T]: the trainer's log-probs at rollout time; None: those with which the step's only update begins."""
     ref_logprobs: Tensor
     """[B, T]; zeros when no KL term needs them."""
     old_values: Tensor

@@ -26,7 +26,8 @@ from conclip.types import Outcome, RolloutGroup
 class Scores:
     """The models' outputs for a batch before the update; all [B, T], 0 off the response mask."""
 
-    old_logprobs: Tensor
+    old_logprobs: Tensor | None
+    """None where only the update needs them, which then has them on its way."""
     ref_logprobs: Tensor | None
     """None when no KL term needs a reference."""
     old_values: Tensor | None
@@ -42,13 +43,14 @@ def outcome_rewards(tokens: TokenBatch) -> Tensor:
 def kl_rewards(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, kl_coef: float) -> Tensor:
     """Return -kl_coef * k1 for each sampled token (KL in the reward), [B, T]; zeros where the reward has no KL term."""
     if algo.kl != "reward" or scores.ref_logprobs is None:
-        return torch.zeros_like(scores.old_logprobs)
+        return torch.zeros_like(tokens.sampler_logprobs)
+    assert scores.old_logprobs is not None
     return -kl_coef * kl_k1(scores.old_logprobs, scores.ref_logprobs) * tokens.response_mask
 
 
 def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, *, kl_coef: float) -> ExperienceBatch:
     """Return the advantages and returns of the config's estimator. Whitening is over all tokens of the step that train."""
-    zeros = torch.zeros_like(scores.old_logprobs)
+    zeros = torch.zeros_like(tokens.sampler_logprobs)
     token_rewards = outcome_rewards(tokens) + kl_rewards(tokens, scores, algo, kl_coef)
     bootstrap = _bootstrap(tokens, scores, algo)
     returns, sampled_returns = zeros, None
@@ -62,7 +64,7 @@ def make_experience(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, *, kl_
         no_bootstrap = torch.zeros_like(bootstrap)
         sampled_returns = monte_carlo(token_rewards, tokens.response_mask, gamma=algo.gamma, bootstrap=no_bootstrap)
     elif algo.advantage == "distillation":
-        assert scores.ref_logprobs is not None
+        assert scores.old_logprobs is not None and scores.ref_logprobs is not None
         advantages = distillation(scores.old_logprobs, scores.ref_logprobs, tokens.response_mask)
     elif algo.advantage == "monte_carlo":
         advantages = monte_carlo(token_rewards, tokens.response_mask, gamma=algo.gamma, bootstrap=bootstrap)
@@ -90,7 +92,7 @@ def kl_reward_share(tokens: TokenBatch, scores: Scores, algo: AlgoConfig, kl_coe
     term."""
     if algo.kl != "reward" or algo.advantage not in ("gae", "monte_carlo"):
         return 0.0
-    zeros = torch.zeros_like(scores.old_logprobs)
+    zeros = torch.zeros_like(tokens.sampler_logprobs)
     gae_lambda = _policy_lambda(tokens, algo) if algo.advantage == "gae" else 1.0
 
     def size(rewards: Tensor, values: Tensor, bootstrap: Tensor) -> float:

@@ -1,8 +1,9 @@
-"""The learner updates the models with one step's experience: losses, micro-batches and optimiser steps."""
+"""The learner updates the models with one step's experience: micro-batches and optimiser steps."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -11,22 +12,13 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from conclip.algo.losses import (
-    aggregation_weights,
-    cispo_loss,
-    clipped_value_loss,
-    gspo_loss,
-    importance_weights,
-    kl_k3,
-    ppo_clip_loss,
-)
-from conclip.algo.masking import equal
+from conclip.algo.losses import aggregation_weights
 from conclip.cluster.ranks import OnAllRanks, Ranks
 from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
 from conclip.rollout.engine import Discarding, RolloutEngine, WeightsLost
 from conclip.runs.checked import Count
-from conclip.training.backend import Backend, Loss
+from conclip.training.backend import Backend
 from conclip.training.batch import (
     ExperienceBatch,
     TokenBatch,
@@ -37,11 +29,8 @@ from conclip.training.batch import (
     to_device,
 )
 from conclip.training.experience import Scores
-from conclip.training.models import Role
+from conclip.training.objective import Objective
 from conclip.training.schedule import StepPlan, rows_per_group
-
-LossOf = Callable[[ExperienceBatch, Tensor], Loss]
-"""Returns a model's loss on a micro-batch with the weights of its tokens, and statistics."""
 
 _COUNT = TypeAdapter[int](Count)
 
@@ -74,6 +63,16 @@ def on_all_ranks(
     return call
 
 
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """What comes of an update."""
+
+    stats: dict[str, float]
+    """Means over its optimiser batches."""
+    old_logprobs: Tensor
+    """[B, T]: the policy's log-probs before it."""
+
+
 class Learner:
     """The part that turns experience into updates. It is independent of engines, problems, devices and their number."""
 
@@ -81,6 +80,7 @@ class Learner:
         self.backend = backend
         self._algo, self._optim, self._trainer = config.algo, config.optim, config.trainer
         self._dtype: Dtype = config.model.dtype
+        self._objective = Objective(backend, config.algo)
         self._skipped_in_a_row = 0
         self._scored: Tensor | None = None
         """The log-probs from `score`, until the policy changes."""
@@ -140,10 +140,11 @@ class Learner:
     @torch.no_grad()
     def score(self, tokens: TokenBatch, asked: TokenBatch | None = None) -> Scores:
         """Return the log-probs of policy and reference and the critic's values, before any update. `asked`: the same
-        responses after the prompts that the reference is to see; None: those that the policy sees."""
+        responses after the prompts that the reference is to see; None: those that the policy sees. The policy's are left
+        out where the update makes them on its way (`AlgoConfig.scores_policy`)."""
         self.backend.wake()
         models, everything = self.backend.models, [torch.arange(len(tokens))]
-        self._scored = self._scored_by(self._logprobs, tokens, everything)
+        self._scored = self._scored_by(self._logprobs, tokens, everything) if self._algo.scores_policy else None
         ref_logprobs = None
         if models.reference is not None:
             ref_logprobs = self._scored_by(self.backend.ref_logprobs, tokens if asked is None else asked, everything)
@@ -152,6 +153,13 @@ class Learner:
             ref_logprobs = placed.masked_scatter(tokens.response_mask, ref_logprobs[asked.response_mask])
         old_values = None if models.critic is None else self._scored_by(self.backend.values, tokens, everything)
         return Scores(old_logprobs=self._scored, ref_logprobs=ref_logprobs, old_values=old_values)
+
+    @on_all_ranks
+    @torch.no_grad()
+    def logprobs(self, tokens: TokenBatch) -> Tensor:
+        """Return the policy's log-probs of the sampled tokens, [B, T], 0 off the response mask."""
+        self.backend.wake()
+        return self._scored_by(self._logprobs, tokens, [torch.arange(len(tokens))])
 
     def _logprobs(self, tokens: TokenBatch) -> Tensor:
         return self.backend.logprobs(tokens)[0]
@@ -183,9 +191,9 @@ class Learner:
         kl_coef: float,
         train_policy: bool = True,
         plan: StepPlan | None = None,
-    ) -> dict[str, float]:
+    ) -> Updated:
         """Make one pass over the rows that train, in the optimiser batches of the plan (None: those of a full step after the
-        previous one). Returns mean statistics.
+        previous one).
 
         `train_policy=False` updates only the critic. An update whose gradient is not finite is skipped; raises
         NonFiniteGradient after more than `max_skipped_updates` of them in a row.
@@ -195,17 +203,21 @@ class Learner:
         trained = experience.tokens.loss_mask.any(-1).nonzero().squeeze(-1)
         batches = plan.split(trained[torch.randperm(len(trained), generator=generator)])
         totals: dict[str, float] = {"optim/skipped_updates": 0.0}
-        if train_policy:
-            experience = self._with_matching_logprobs(experience, batches)
+        old_logprobs = experience.old_logprobs
+        if old_logprobs is None:
+            old_logprobs = self._left_out(experience.tokens, batches if train_policy else ())
+        elif train_policy:
+            experience = self._with_matching_logprobs(experience, old_logprobs, batches)
         for index, rows in enumerate(batches):
             self.backend.set_position(plan.position(index, len(batches)))
-            stats, finite = self._update_once(experience, rows, kl_coef=kl_coef, train_policy=train_policy)
+            stats, finite, own = self._update_once(experience, rows, kl_coef=kl_coef, train_policy=train_policy)
+            old_logprobs = old_logprobs if own is None else old_logprobs + own
             totals["optim/skipped_updates"] += not finite
             for name, value in stats.items():
                 totals[name] = totals.get(name, 0.0) + value / len(batches)
         self.backend.set_position(plan.end)
         self.backend.rest()
-        return totals
+        return Updated(totals, old_logprobs)
 
     @on_all_ranks
     def rehearse(self, longest: int) -> None:
@@ -230,7 +242,7 @@ class Learner:
         part = to_device(experience, self.backend.device)
         self.backend.wake()
         moments = self.backend.missing_moments()
-        for role, loss_of in self._losses(True, 0.0):
+        for role, loss_of in self._objective.losses(True, 0.0):
             for _ in self.backend.gradients(role, 2 * [partial(loss_of, part, part.advantages)]):
                 pass  # the second micro-batch finds the gradients of the first
         del moments
@@ -244,7 +256,22 @@ class Learner:
         return StepPlan(begin=begin, end=begin + size, num_updates=size, num_rows=num_rows)
 
     @torch.no_grad()
-    def _with_matching_logprobs(self, experience: ExperienceBatch, batches: Sequence[Tensor]) -> ExperienceBatch:
+    def _left_out(self, tokens: TokenBatch, batches: Sequence[Tensor]) -> Tensor:
+        """Return the log-probs of the rows that are in no batch, [B, T]; 0 in other rows. An update that makes the old
+        log-probs on its way has one batch: the policy of a second one would be another."""
+        if len(batches) > 1:
+            raise ValueError(f"{len(batches)} optimiser batches need the log-probs from before the first")
+        left = torch.ones(len(tokens), dtype=torch.bool)
+        for rows in batches:
+            left[rows] = False
+        if not left.any():
+            return torch.zeros(tokens.response_mask.shape)
+        return self._scored_by(self._logprobs, tokens, [left.nonzero().squeeze(-1)])
+
+    @torch.no_grad()
+    def _with_matching_logprobs(
+        self, experience: ExperienceBatch, old_logprobs: Tensor, batches: Sequence[Tensor]
+    ) -> ExperienceBatch:
         """Recompute `old_logprobs` on the same micro-batches that will train, where the clip range is finer than bfloat16's
         rounding (GSPO).
 
@@ -256,33 +283,22 @@ class Learner:
         narrow = algo.policy_loss in ("ppo_clip", "gspo") and min(algo.clip_low, algo.clip_high) < NARROW_CLIP
         if not (narrow and self._dtype == "bfloat16"):
             return experience
-        if self._scored is None or not torch.equal(self._scored, experience.old_logprobs):
+        if self._scored is None or not torch.equal(self._scored, old_logprobs):
             return experience
-        scored = self._scored_by(self._logprobs, experience.tokens, batches)
+        parts = [part for rows in batches for part in self._objective.teaching("policy", experience, rows)]
+        scored = self._scored_by(self._logprobs, experience.tokens, parts)
         trained = torch.zeros(len(experience), dtype=torch.bool)
         trained[torch.cat(list(batches))] = True
-        old_logprobs = torch.where(trained.unsqueeze(-1), scored, experience.old_logprobs)
-        return dataclasses.replace(experience, old_logprobs=old_logprobs)
+        matching = torch.where(trained.unsqueeze(-1), scored, old_logprobs)
+        return dataclasses.replace(experience, old_logprobs=matching)
 
     def _update_once(
         self, experience: ExperienceBatch, rows: Tensor, *, kl_coef: float, train_policy: bool
-    ) -> tuple[dict[str, float], bool]:
-        """Take one optimiser step on the given rows. Micro-batches bound the memory and do not change the result. Returns
-        the statistics, and whether all gradients were finite."""
-        algo, tokens = self._algo, experience.tokens
-        weights = torch.zeros(tokens.loss_mask.shape)
-        weights[rows] = aggregation_weights(
-            tokens.loss_mask[rows], algo.loss_aggregation, constant_tokens=algo.constant_tokens
-        )
-        shares, lengths = list(self._micro_batches(tokens, rows)), row_lengths(tokens)
-        stats = {"perf/padded_tokens": float(sum(len(m) * int(lengths[m].max()) * counts for m, counts in shares))}
-        for role, loss_of in self._losses(train_policy, kl_coef):  # the policy's logits never meet the critic's gradients
-            losses = (partial(loss_of, *self._part(experience, weights, *share)) for share in shares)
-            for of_part in self.backend.gradients(role, losses):
-                for name, value in of_part.items():
-                    stats[name] = stats.get(name, 0.0) + value
-        stats = self.backend.ranks.totals(stats)
-        stats["perf/padding_share"] = 1.0 - float(lengths[rows].sum()) / stats.pop("perf/padded_tokens")
+    ) -> tuple[dict[str, float], bool, Tensor | None]:
+        """Take one optimiser step on the given rows. Returns the statistics, whether all gradients were finite and, if the
+        experience has no old log-probs, those of the rows, [B, T]."""
+        stats, own = self._add_gradients(experience, rows, kl_coef=kl_coef, train_policy=train_policy)
+        stats["perf/padding_share"] = 1.0 - stats.pop("perf/tokens") / stats.pop("perf/padded_tokens")
         if "policy/kl_gradient" in stats:
             kl, policy = stats.pop("policy/kl_gradient"), stats.pop("policy/policy_gradient")
             stats["policy/kl_gradient_share"] = kl / (kl + policy) if kl + policy > 0 else 0.0
@@ -293,7 +309,34 @@ class Learner:
             self._scored = None
         broken = [name for name, norm in norms.items() if not math.isfinite(norm)]
         self._count_skipped(broken)
-        return stats, not broken
+        return stats, not broken, own
+
+    def _add_gradients(
+        self, experience: ExperienceBatch, rows: Tensor, *, kl_coef: float, train_policy: bool
+    ) -> tuple[dict[str, float], Tensor | None]:
+        """Compute the gradients of the losses on the given rows. Micro-batches bound the memory and leave the result as it
+        is. Returns sums of statistics and, where the experience has no old log-probs, those of the rows, [B, T]."""
+        algo, tokens, lengths = self._algo, experience.tokens, row_lengths(experience.tokens)
+        weights = torch.zeros(tokens.loss_mask.shape)
+        weights[rows] = aggregation_weights(
+            tokens.loss_mask[rows], algo.loss_aggregation, constant_tokens=algo.constant_tokens
+        )
+        stats, own = dict[str, float](), torch.zeros(tokens.response_mask.shape)
+        for role, loss_of in self._objective.losses(train_policy, kl_coef):  # one model after the other
+            teaching, others = self._objective.teaching(role, experience, rows)
+            for run, part in ((partial(self.backend.gradients, role), teaching), (self.backend.without_gradients, others)):
+                shares = list(self._micro_batches(tokens, part))
+                losses = (partial(loss_of, *self._part(experience, weights, *share)) for share in shares)
+                for (micro, counts), noted in zip(shares, run(losses), strict=True):
+                    sums = {name: float(value) for name, value in noted.sums.items()}
+                    sums["perf/tokens"] = float(lengths[micro].sum() * counts)
+                    sums["perf/padded_tokens"] = float(len(micro) * lengths[micro].max() * counts)
+                    for name, value in sums.items():
+                        stats[name] = stats.get(name, 0.0) + value
+                    if experience.old_logprobs is None and noted.logprobs is not None:
+                        own[micro, : noted.logprobs.shape[1]] = noted.logprobs.float().cpu() * counts
+        stats = self.backend.ranks.totals(stats)
+        return stats, self.backend.ranks.merged(own) if experience.old_logprobs is None else None
 
     def _count_skipped(self, broken: Sequence[str]) -> None:
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if broken else 0
@@ -311,72 +354,7 @@ class Learner:
         part = to_device(select_rows(experience, micro), self.backend.device)
         return part, (weights[micro, : part.advantages.shape[1]] * counts).to(self.backend.device)
 
-    def _losses(self, train_policy: bool, kl_coef: float) -> Iterator[tuple[Role, LossOf]]:
-        """Yield what computes the loss of each model that trains, on a micro-batch with its weights."""
-        if train_policy:
-            yield "policy", partial(self._policy_loss, kl_coef=kl_coef)
-        if self.backend.models.critic is not None:
-            yield "critic", self._critic_loss
-
-    def _policy_loss(self, part: ExperienceBatch, share: Tensor, *, kl_coef: float) -> Loss:
-        """Return the policy's loss on one micro-batch, and sums of its statistics, weighted like the loss."""
-        algo = self._algo
-        logprobs, entropy = self.backend.logprobs(part.tokens, entropy_gradient=algo.entropy_coef > 0)
-        policy_loss, bounded = self._token_losses(part, logprobs)
-        loss = (policy_loss * share).sum()
-        sums: dict[str, Tensor] = {}
-        if part.ref_logprobs is not None and algo.kl == "loss":
-            (pull,) = torch.autograd.grad(loss, logprobs, retain_graph=True)
-            kl_loss = kl_coef * (kl_k3(logprobs, part.ref_logprobs) * share).sum()
-            (kl_pull,) = torch.autograd.grad(kl_loss, logprobs, retain_graph=True)
-            sums |= {"policy/policy_gradient": pull.abs().sum(), "policy/kl_gradient": kl_pull.abs().sum()}
-            loss = loss + kl_loss
-        if algo.entropy_coef > 0:
-            loss = loss - algo.entropy_coef * (entropy * share).sum()
-        per_token = {
-            "policy/loss": policy_loss,
-            "policy/entropy": entropy,
-            "policy/clip_fraction": bounded.float(),
-            "policy/approx_kl": kl_k3(part.old_logprobs, logprobs),
-        }
-        return loss, sums | {name: (value.detach() * share).sum() for name, value in per_token.items()}
-
-    def _token_losses(self, part: ExperienceBatch, logprobs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of each token and where it was clipped, both [b, T]."""
-        algo, mask = self._algo, part.tokens.loss_mask
-        clip = {"clip_low": algo.clip_low, "clip_high": algo.clip_high}
-        if algo.policy_loss == "ppo_clip":
-            loss, bounded = ppo_clip_loss(logprobs, part.old_logprobs, part.advantages, **clip)
-        elif algo.policy_loss == "gspo":
-            loss, bounded = gspo_loss(logprobs, part.old_logprobs, part.advantages, mask, **clip)
-        elif algo.policy_loss == "cispo":
-            loss, bounded = cispo_loss(logprobs, part.old_logprobs, part.advantages, **clip)
-        else:
-            loss, bounded = -logprobs, torch.zeros_like(mask)
-        if algo.sampler_correction != "none":
-            sampled = part.tokens.sampler_logprobs
-            loss = loss * importance_weights(
-                part.old_logprobs, sampled, mask, level=algo.sampler_correction, largest=algo.sampler_correction_max
-            )
-        return loss, bounded
-
-    def _critic_loss(self, part: ExperienceBatch, share: Tensor) -> Loss:
-        """Return the critic's loss on one micro-batch, and the same as a statistic."""
-        values = self.backend.values(part.tokens)
-        assert values is not None
-        loss = clipped_value_loss(values, part.old_values, part.returns, value_clip=self._algo.value_clip_eps)
-        loss = (loss * share).sum()
-        return loss, {"value/loss": loss.detach()}
-
 
 def make_learner(model_path: Path, config: LearnConfig, *, num_updates: int, ranks: Ranks | None = None) -> Learner:
     """Load the models of a phase, and return its learner."""
     return Learner(Backend(model_path, config, num_updates=num_updates, ranks=ranks), config)
-
-
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """Return 1 - Var(returns - values) / Var(returns) over the mask, in double precision; 0 when the returns do not vary."""
-    inside, error = returns[mask].double(), (returns - values)[mask].double()
-    if not len(inside) or bool(equal(*returns[mask].aminmax())):
-        return 0.0
-    return float(1 - error.var(correction=0) / inside.var(correction=0))

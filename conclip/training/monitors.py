@@ -6,10 +6,9 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from conclip.algo.masking import masked_mean
+from conclip.algo.masking import equal, masked_mean
 from conclip.config.groups import Dtype
 from conclip.training.batch import ExperienceBatch
-from conclip.training.learner import explained_variance
 from conclip.types import TRUNCATION_ADVICE, WARNING_SHARE, Outcome, RolloutGroup
 
 
@@ -42,13 +41,14 @@ def experience_metrics(experience: ExperienceBatch, *, bootstraps_truncated: boo
 
     `bootstraps_truncated`: truncated responses are bootstrapped (algo.truncated_bootstrap=value). Their returns are unknown,
     so the critic is not measured on them."""
-    tokens = experience.tokens
+    tokens, old_logprobs = experience.tokens, experience.old_logprobs
+    assert old_logprobs is not None
     mask = tokens.response_mask
-    drift = (experience.old_logprobs - tokens.sampler_logprobs).abs()
+    drift = (old_logprobs - tokens.sampler_logprobs).abs()
     metrics = {
         "policy/sampler_drift_mean": float(masked_mean(drift, mask)),
         "policy/sampler_drift_max": float(torch.where(mask, drift, 0.0).max()),
-        "policy/kl_to_reference": float(masked_mean(experience.old_logprobs - experience.ref_logprobs, mask))
+        "policy/kl_to_reference": float(masked_mean(old_logprobs - experience.ref_logprobs, mask))
         if bool(experience.ref_logprobs.any())
         else 0.0,
         "value/explained_variance": 0.0,
@@ -59,7 +59,7 @@ def experience_metrics(experience: ExperienceBatch, *, bootstraps_truncated: boo
         metrics["value/explained_variance"] = explained_variance(experience.old_values, experience.sampled_returns, measured)
     positions = torch.arange(mask.shape[1])
     last = (mask * positions).argmax(-1, keepdim=True)
-    end_probability = experience.old_logprobs.gather(1, last).squeeze(1).exp()
+    end_probability = old_logprobs.gather(1, last).squeeze(1).exp()
     for name, rows in (("correct", tokens.correct), ("wrong", ~tokens.correct & ~tokens.truncated)):
         metrics[f"policy/advantage_{name}"] = float(
             masked_mean(experience.advantages, tokens.loss_mask & rows.unsqueeze(-1))
@@ -69,6 +69,14 @@ def experience_metrics(experience: ExperienceBatch, *, bootstraps_truncated: boo
         for third, value in advantage_by_length(experience, rows).items():
             metrics[f"policy/advantage_{name}_{third}"] = value
     return metrics
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """Return 1 - Var(returns - values) / Var(returns) over the mask, in double precision; 0 when the returns do not vary."""
+    inside, error = returns[mask].double(), (returns - values)[mask].double()
+    if not len(inside) or bool(equal(*returns[mask].aminmax())):
+        return 0.0
+    return float(1 - error.var(correction=0) / inside.var(correction=0))
 
 
 def zero_advantage_share(experience: ExperienceBatch) -> float:

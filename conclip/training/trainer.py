@@ -16,7 +16,7 @@ from conclip.seeding import python_stream, torch_stream
 from conclip.stats import clustered_interval, correlation_if_any
 from conclip.training.batch import ExperienceBatch, TokenBatch, collate, with_prompts
 from conclip.training.experience import Scores, kl_reward_share, make_experience
-from conclip.training.learner import Learner, NonFiniteGradient, make_learner
+from conclip.training.learner import Learner, NonFiniteGradient, Updated, make_learner
 from conclip.training.monitors import (
     MAX_SAMPLER_DRIFT,
     experience_metrics,
@@ -160,14 +160,15 @@ class Trainer:
         tokens: TokenBatch,
         scores: Scores,
         experience: ExperienceBatch,
-        updated: dict[str, float],
+        updated: Updated,
     ) -> dict[str, float]:
         """Write the step's transcripts, show its outcomes to the refresher and return its metrics."""
         progress, algo, groups = self._progress, self._algo, sampled.groups
         advantages, per_group = mean_advantages(experience).tolist(), self._config.trainer.transcripts_per_group
         self._run.write_transcripts(self._stage, step, groups, advantages, per_group)
+        experience = dataclasses.replace(experience, old_logprobs=updated.old_logprobs)
         of_experience = experience_metrics(experience, bootstraps_truncated=algo.truncated_bootstrap == "value")
-        metrics = rollout_metrics(groups) | of_experience | updated
+        metrics = rollout_metrics(groups) | of_experience | updated.stats
         metrics |= {"policy/kl_coef": progress.kl_coef, "rollout/num_sampled_tokens": float(progress.num_sampled_tokens)}
         if self._config.trainer.sample_ahead:
             metrics["rollout/steps_behind"] = float(sampled.steps_behind)

@@ -88,7 +88,7 @@ def fine_tune(
         begin = epoch * num_updates
         plan = StepPlan(begin=begin, end=begin + num_updates, num_updates=num_updates, num_rows=len(examples))
         random = torch_stream(config.seed, "warm-up", "update", epoch)
-        losses.append(learner.update(experience, random, kl_coef=0.0, plan=plan)["policy/loss"])
+        losses.append(learner.update(experience, random, kl_coef=0.0, plan=plan).stats["policy/loss"])
     return learner, losses
 
 

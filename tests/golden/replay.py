@@ -90,10 +90,11 @@ def _replay(algo: str) -> list[dict[str, float]]:
             module.double()
     tokens = recorded_batch()
     experience = make_experience(tokens, learner.score(tokens), config.algo, kl_coef=config.algo.kl_coef)
+    experience = dataclasses.replace(experience, old_logprobs=learner.logprobs(tokens))
     losses: list[dict[str, float]] = []
     for update in range(NUM_UPDATES):
         random = torch_stream("golden", update)
-        stats = learner.update(experience, random, kl_coef=config.algo.kl_coef)
+        stats = learner.update(experience, random, kl_coef=config.algo.kl_coef).stats
         losses.append({name: stats[name] for name in LOSSES if name in stats})
     return losses
 
