@@ -215,6 +215,15 @@ def test_a_seed_with_nothing_to_measure_is_left_out(tmp_path: Path):
     assert (cells[1], cells[-1]) == ("1", "untried")
 
 
+def test_equal_seeds_have_no_interval(claim: Claim, tmp_path: Path):
+    outcome = outcome_of("mine", claim, finished(claim, tmp_path, seeds=2), quick=False)
+    equal = replace(outcome, differences={"a against b": {0: 1.5, 1: 1.5}})
+    (cells,) = contrast_rows(equal)
+    assert cells[2] == "+1.5 % of base with every seed" and cells[-1] == "untried"
+    text = write_claims([equal], tmp_path / "docs").read_text()
+    assert "+1.5 % of base with every seed" in text and "[-inf" not in text
+
+
 @pytest.mark.parametrize(
     ("common", "contrast", "message"),
     [

@@ -104,16 +104,15 @@ def contrast_rows(outcome: Outcome) -> list[tuple[str, ...]]:
             rows.append((name, str(len(outcome.differences[name])), "", expected, matters, "", "untried"))
             continue
         v = outcome.verdict(name)
-        interval = with_interval(v.mean, v.low, v.high)
-        rows.append(
-            (name, str(v.num_seeds), f"{interval} {unit(contrast)}".rstrip(), expected, matters, f"{v.power:.2f}", v.word)
-        )
+        interval = with_interval(v.mean, v.low, v.high, unit(contrast))
+        rows.append((name, str(v.num_seeds), interval, expected, matters, f"{v.power:.2f}", v.word))
     return rows
 
 
-def with_interval(mean: float, low: float, high: float) -> str:
+def with_interval(mean: float, low: float, high: float, unit: str = "") -> str:
     """Return a mean over seeds with its interval, which equal values do not have."""
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if isfinite(low) else f"{mean:+.1f} with every seed"
+    unit = f" {unit}" if unit else ""
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]{unit}" if isfinite(low) else f"{mean:+.1f}{unit} with every seed"
 
 
 UNITS = {"tokens": "% of base", "accuracy": "points", "gap": "%"}
