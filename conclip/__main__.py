@@ -17,6 +17,6 @@ if not sys.flags.safe_path:
     else:
         del sys.path[0]
 
-from conclip.cli.main import main  # noqa: E402  after the line above
+from conclip.cli.main import command  # noqa: E402  after the line above
 
-main()
+command()

@@ -12,6 +12,8 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
+from conclip import processes
+from conclip.cli import main as cli_main
 from conclip.cli.main import main
 from conclip.processes import let_threads_sleep
 from tests.answering import Answering, choice, completion, listening
@@ -182,3 +184,34 @@ def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(mon
         expected = None if "OMP_WAIT_POLICY" in given else given.get("GOMP_SPINCOUNT", "3000")
         assert os.environ.get("GOMP_SPINCOUNT") == expected
         os.environ.pop("GOMP_SPINCOUNT", None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have allocators of their own")
+@pytest.mark.parametrize(
+    ("preload", "library", "gpu", "expected"),
+    [
+        (None, "libtcmalloc.so.4", None, "libtcmalloc.so.4"),
+        (None, None, None, None),
+        ("", "libtcmalloc.so.4", None, ""),
+        ("mine.so", "libtcmalloc.so.4", None, "mine.so"),
+        (None, "libtcmalloc.so.4", "/dev/nvidiactl", None),
+    ],
+)
+def test_what_trains_starts_again_with_tcmalloc_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, preload: str | None, library: str | None, gpu: str | None, expected: str | None
+):
+    monkeypatch.setenv("LD_PRELOAD", preload or "")
+    if preload is None:
+        monkeypatch.delenv("LD_PRELOAD")
+    monkeypatch.setattr(processes, "tcmalloc", lambda: library)
+    monkeypatch.setattr(os.path, "exists", lambda path: path == gpu)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-P", "-m", "conclip", "eval", "--help"])
+    called: list[object] = []
+    monkeypatch.setattr(os, "execv", lambda *arguments: called.append(arguments))
+    monkeypatch.setattr(cli_main, "main", lambda: called.append("main"))
+    for subcommand in ("report", "eval"):
+        monkeypatch.setattr(sys, "argv", ["conclip", subcommand])
+        cli_main.command()
+    again = (sys.executable, [sys.executable, "-P", "-m", "conclip", "eval", "--help"])
+    assert os.environ.pop("LD_PRELOAD", None) == expected
+    assert called[-1] == "main" and called[:-1] == (["main", again] if expected and preload is None else ["main"])

@@ -8,7 +8,7 @@
 
 Each comparison is made in pairs: the two sides run one after the other, each in a process of its own, and what is shown is
 the median of the pairs' ratios, with the smallest and the largest. Then how time and memory grow, and how soon commands
-are there. Results are kept in a file, comparison by comparison; --continue leaves out what is there.
+are there. Results are kept in a file, pair by pair; --continue leaves out what is there.
 """
 
 import argparse
@@ -18,13 +18,13 @@ import platform
 import sys
 from pathlib import Path
 
-from benchmarks.performance.comparisons import COMPARISONS, Numbers, Result, fallen
+from benchmarks.performance.comparisons import COMPARISONS, Numbers, fallen
 from benchmarks.performance.record import Record
 from benchmarks.performance.scaling import points, starts
 from benchmarks.performance.sides import SIDES
 from benchmarks.performance.watch import watched
 from benchmarks.performance.work import LAB, Work, real
-from conclip.processes import let_threads_sleep
+from conclip.processes import let_threads_sleep, preload_allocator
 
 RECORDED = Path(__file__).with_name("recorded.json")
 """The results that docs/performance.md shows."""
@@ -46,16 +46,13 @@ def timed(side: str, work: Work) -> Numbers:
     return {"gib": peak} | printed["numbers"]  # a side that only starts a run has measured that
 
 
-def measure(work: Work, name: str, number: int) -> Result:
-    """Run both sides `number` times, one after the other, and every other time the other way round."""
+def pair(work: Work, name: str, number: int) -> tuple[Numbers, Numbers]:
+    """Run both sides, one after the other: ours first in pairs of an even number."""
     ours, other = COMPARISONS[name].ours, COMPARISONS[name].other
-    found: list[tuple[Numbers, Numbers]] = []
-    for pair in range(number):
-        order = (ours, other) if pair % 2 == 0 else (other, ours)
-        numbers = {side: timed(side, work) for side in order}
-        found.append((numbers[ours], numbers[other]))
-        print(work.name, ours, other, *(f"{numbers[side]['s_per_1000']:.3f}" for side in (ours, other)), flush=True)
-    return Result(work.name, name, found)
+    order = (ours, other) if number % 2 == 0 else (other, ours)
+    numbers = {side: timed(side, work) for side in order}
+    print(work.name, ours, other, *(f"{numbers[side]['s_per_1000']:.3f}" for side in (ours, other)), flush=True)
+    return numbers[ours], numbers[other]
 
 
 def main() -> None:
@@ -83,6 +80,7 @@ def main() -> None:
         PAGE.write_text(Record.read(RECORDED).page())
         return
     let_threads_sleep()  # every side inherits what commands set
+    preload_allocator()
     works = [] if options.no_lab else [LAB]
     if options.smollm2:
         works.append(real("SmolLM2-135M", options.smollm2, num_problems=8, group_size=8, max_tokens=128))
@@ -91,13 +89,14 @@ def main() -> None:
     record = Record(this_machine())
     if options.goes_on and options.out.exists():
         record = Record.read(options.out)
-    known = {(result.model, result.name) for result in record.comparisons}
     for work in works:
         for name in options.only:
-            if name not in COMPARISONS or (work.name, name) in known or (COMPARISONS[name].only_lab and work is not LAB):
+            if name not in COMPARISONS or (COMPARISONS[name].only_lab and work is not LAB):
                 continue
-            record.comparisons.append(measure(work, name, options.pairs))
-            record.write(options.out)
+            pairs = record.pairs_of(work.name, name)
+            while len(pairs) < options.pairs:
+                pairs.append(pair(work, name, len(pairs)))
+                record.write(options.out)
     if "scaling" in options.only and not options.no_lab:
         for point in points(tuple(record.points)):
             record.points.append(point)

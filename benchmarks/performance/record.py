@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.performance.comparisons import Result, tables
+from benchmarks.performance.comparisons import Numbers, Result, tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,14 @@ class Record:
         pairs = [Result(r["model"], r["name"], [(ours, other) for ours, other in r["pairs"]]) for r in found["comparisons"]]
         points, starts = [Point(**p) for p in found["points"]], [Start(**s) for s in found["starts"]]
         return cls(found["machine"], pairs, points, starts)
+
+    def pairs_of(self, model: str, name: str) -> list[tuple[Numbers, Numbers]]:
+        """Return the pairs of a comparison, to add to; a new comparison has none."""
+        for result in self.comparisons:
+            if (result.model, result.name) == (model, name):
+                return result.pairs
+        self.comparisons.append(Result(model, name, []))
+        return self.comparisons[-1].pairs
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,8 +35,8 @@ together (Bonferroni).
 - **holds:** each contrast's interval lies on the side that the claim names, or excludes a drop that matters.
 - **does not hold:** an interval excludes a difference as large as the smallest that matters.
 - **not separable:** neither, although so many seeds would show such a difference in at least 80 % of cases.
-- **untried:** neither, and too few seeds to tell. A seed is missing where its run left nothing to measure: no problem
-  with both correct and wrong responses, of whose lengths to take the difference.
+- **untried:** neither, and too few seeds to tell. A seed is missing where its run left nothing to measure: no response
+  that could be graded, or no problem with both correct and wrong responses, of whose lengths to take the difference.
 
 "Again" is the verdict of another set of seeds, where there is one. Claims of `conf/claims/` that are not below have not
 been run; `conclip claims --list` names them.
@@ -110,7 +110,8 @@ def _runs_table(outcome: Outcome) -> list[str]:
         if not found:
             continue
         cells = [escape.markdown(name), str(len(found))]
-        cells += [with_interval(*clustered_interval(_of(found, measure))) for measure in SHOWN]
+        measured = [_of(found, measure) for measure in SHOWN]
+        cells += [with_interval(*clustered_interval(values)) if values else "" for values in measured]
         lines.append(f"| {' | '.join(cells)} | {fmean(one.truncated for one in found):.3f} |")
     return lines
 
@@ -119,7 +120,8 @@ SHOWN = {"tokens": "tokens against base [%]", "accuracy": "accuracy against base
 
 
 def _of(found: Sequence[RunNumbers], measure: str) -> list[float]:
-    return [float(getattr(one, measure)) for one in found]
+    """Return a measure of each seed that has it."""
+    return [value for one in found if (value := getattr(one, measure)) is not None]
 
 
 def figure(outcome: Outcome) -> Figure:

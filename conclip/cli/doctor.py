@@ -104,12 +104,12 @@ def _memory() -> Check:
 
 
 def _allocator() -> Check:
-    """Note where the C library's own allocator is in use: docs/real-models.md has what others save."""
+    """Note where runs have the C library's own allocator: docs/real-models.md has what others save."""
     preloaded = os.environ.get("LD_PRELOAD", "")
     names = [name for name in ("tcmalloc", "jemalloc", "mimalloc") if name in preloaded]
     if names or platform.system() != "Linux":
         return Check(name="allocator", state="ok", detail=names[0] if names else "the system's")
-    remedy = "training a model of your own on a CPU takes a quarter less memory with tcmalloc in LD_PRELOAD"
+    remedy = "install tcmalloc (Debian's libtcmalloc-minimal4): your own model then trains up to 1.6 times as fast on a CPU"
     return Check(name="allocator", state="note", detail="the C library's", remedy=remedy)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from conclip.cli.subcommands import PLAIN_SUBCOMMANDS, SUBCOMMANDS, USAGE
 from conclip.errors import EXIT_FAILED_RUN, UserError, explain
-from conclip.processes import lasting, let_threads_sleep, protect_children
+from conclip.processes import lasting, let_threads_sleep, preload_allocator, protect_children, start_again
 from conclip.redact import learn_secrets, terminal_safe
 from conclip.runs.interrupts import Interrupted, handle_signals
 
@@ -34,8 +34,16 @@ EXIT_BAD_INPUT = 2
 """Exit code of bad input."""
 
 
+def command() -> None:
+    """Run the console script. What samples and trains, or measures how fast that is, starts again with a better
+    allocator, if there is one."""
+    if sys.argv[1:2] and sys.argv[1] in (*SUBCOMMANDS, "doctor") and preload_allocator():
+        start_again()
+    main()
+
+
 def main() -> None:
-    """Run the console script."""
+    """Run a subcommand in this process."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         rows = "\n".join(f"  {name:<14} {what}" for name, what in (SUBCOMMANDS | PLAIN_SUBCOMMANDS).items())
