@@ -215,6 +215,22 @@ def test_a_seed_with_nothing_to_measure_is_left_out(tmp_path: Path):
     assert (cells[1], cells[-1]) == ("1", "untried")
 
 
+def test_a_run_of_which_nothing_could_be_graded_has_no_accuracy(tmp_path: Path):
+    """Its lengths count all the same."""
+    claim = load_claim("mine", written(tmp_path, CLAIM.replace("measure: tokens", "measure: accuracy")))
+    runs = finished(claim, tmp_path, seeds=2)
+    for run in runs[::2]:  # run a with both seeds
+        rows_file = run.folder / "latest/rows-phase2.jsonl"
+        rows_file.write_text(re.sub('"outcome": *"[a-z_]+"', '"outcome": "grader_error"', rows_file.read_text()))
+    outcome = outcome_of("mine", claim, runs, quick=False)
+    assert outcome.differences == {"a against b": {}} and outcome.word() == "untried"
+    assert [outcome.runs["a"][seed].accuracy for seed in (0, 1)] == [None, None] and outcome.runs["a"][0].tokens < 0
+    write_outcome(outcome, tmp_path)
+    assert from_json(tmp_path / "mine.json") == outcome
+    text = write_claims([outcome], tmp_path / "docs").read_text()
+    assert re.search(r"^\| a \| 2 \| -[^|]+ \|  \| ", text, re.M) and re.search(r"^\| b \| 2 \| .*\+50\.0 ", text, re.M)
+
+
 def test_equal_seeds_have_no_interval(claim: Claim, tmp_path: Path):
     outcome = outcome_of("mine", claim, finished(claim, tmp_path, seeds=2), quick=False)
     equal = replace(outcome, differences={"a against b": {0: 1.5, 1: 1.5}})

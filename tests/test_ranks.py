@@ -215,7 +215,7 @@ def test_a_killed_rank_changes_nothing(
         undisturbed = trained_by(scripted_runtime, "undisturbed", config, learners)
         update, updated = Learner.update, list[int]()
 
-        def killing(learner: Learner, *arguments: Any, **named: Any) -> dict[str, float]:
+        def killing(learner: Learner, *arguments: Any, **named: Any) -> Any:
             updated.append(1)
             if len(updated) == 2:
                 kill_a_rank()
@@ -233,6 +233,32 @@ def test_a_killed_rank_changes_nothing(
     finally:
         learners.close()
     assert ranks_alive() == []
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("amid", [3, 4])
+def test_a_rank_killed_as_the_next_step_is_sampled_changes_nothing(
+    divided: dict[int, Learners], scripted_runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch, amid: int
+):
+    """What is sampled ahead is not saved: the phase goes on after the last validation, which follows the second step."""
+    overrides = ["algo.sampler_correction=token", "rollout.engine=child_process", "trainer.sample_ahead=true"]
+    config = saving("algo=ppo", *overrides, "trainer.validate_every=2", num_steps=5)
+    update, updated = Learner.update, list[int]()
+
+    def killing(learner: Learner, *arguments: Any, **named: Any) -> Any:
+        updated.append(1)
+        if len(updated) == amid:
+            kill_a_rank()
+        return update(learner, *arguments, **named)
+
+    try:
+        undisturbed = trained_by(scripted_runtime, f"undisturbed {amid}", config, divided[2])
+        monkeypatch.setattr(Learner, "update", killing)
+        disturbed = trained_by(scripted_runtime, f"disturbed {amid}", config, divided[2])
+    finally:
+        divided[2].close()
+    assert disturbed == undisturbed and len(updated) == 5 + (amid - 2)
+    assert [step["rollout/steps_behind"] for step in disturbed["steps"]] == [0, 1, 0, 1, 0]
 
 
 @pytest.mark.cluster

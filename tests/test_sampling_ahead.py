@@ -3,17 +3,20 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conclip.cli.main import main
 from conclip.config.schema import TrainRunConfig
 from conclip.errors import UserError
 from conclip.experiments.inputs import Inputs
 from conclip.rollout.engine import WeightsLost
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import Interrupted
+from conclip.training.learner import Learner
 from tests.conftest import train_config
 from tests.phases import Cut, left_by, resumable, saving, train
 from tests.test_cli import conclip
@@ -57,16 +60,33 @@ def test_new_groups_for_silent_ones_come_with_the_same_weights(scripted_runtime:
 
 
 @pytest.mark.whole
-def test_two_engines_sample_ahead_and_a_run_repeats(tmp_path: Path):
+def test_two_engines_sample_ahead_and_a_run_repeats_though_one_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = [*CORRECTED, "rollout.num_engines=2", "phase.num_steps=3", "trainer={validate_every: 3, save_every: 3}"]
-    found: list[list[dict[str, float]]] = []
+    command = ["train-phase2", "debug=train", "trainer.sample_ahead=true", *settings, f"paths.outputs={tmp_path}"]
     for name in ("one", "another"):
-        own = [f"paths.outputs={tmp_path}", f"name={name}"]
-        ended = conclip("train-phase2", "debug=train", "trainer.sample_ahead=true", *settings, *own, cwd=tmp_path)
+        ended = conclip(*command, f"name={name}", cwd=tmp_path)
         assert ended.returncode == 0, ended.stderr
+    update, push, engines = Learner.update, Learner.push, list[Any]()
+
+    def pushing(learner: Learner, engine: Any, version: int) -> None:
+        engines.append(engine)
+        push(learner, engine, version)
+
+    def killing(*arguments: Any, **named: Any) -> Any:
+        if len(engines) == 2:  # the second step trains, the third one is being sampled
+            engines[0]._engines[1]._process.kill()
+        return update(*arguments, **named)
+
+    monkeypatch.setattr(Learner, "push", pushing)
+    monkeypatch.setattr(Learner, "update", killing)
+    monkeypatch.setattr(sys, "argv", ["conclip", *command, "name=killed"])
+    main()
+    assert "the engine process is gone" in (tmp_path / "train-phase2/killed/latest/run.log").read_text()
+    found: list[list[dict[str, float]]] = []
+    for name in ("one", "another", "killed"):
         lines = (tmp_path / f"train-phase2/{name}/latest/metrics.jsonl").read_text().splitlines()
         found.append([{k: v for k, v in json.loads(line).items() if not k.startswith(("time/", "perf/"))} for line in lines])
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     assert [row["rollout/steps_behind"] for row in found[0]] == [0, 1, 1]
     assert [row["policy/sampler_drift_max"] < 1e-4 for row in found[0]] == [True, False, False]
 

@@ -1,6 +1,7 @@
 """Times from a data sheet, by hand: a device of 1 TFLOPS and 10 GB/s, of which 0.4 and 0.6 are reached."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,15 @@ def test_training_counts_every_pass():
     trained = PlannedStage(name="phase2", num_responses=8, max_tokens=100, batch=8, num_trained=8)
     both = [stage_seconds(stage, config_of(), MODEL, 50, SPEED) for stage in (sampled, trained)]
     assert both[1] - both[0] == pytest.approx(8 * 100 * 18e9 / 0.4e12)
+
+
+def test_with_sampling_ahead_the_longer_of_both_counts():
+    """8 responses of 100 tokens, with prompts: 36 s of training beside 67 s of sampling, 360 s for ten times as many."""
+    ahead = "trainer={sample_ahead: true, validate_every: 2}", "algo.sampler_correction=token", "rollout.num_engines=2"
+    assert SPEED is not None
+    sampled = PlannedStage(name="phase2", num_responses=8, max_tokens=100, batch=8)
+    times = [stage_seconds(replace(sampled, num_trained=n), config_of(*ahead), MODEL, 50, SPEED) for n in (0, 8, 80)]
+    assert 66 < times[0] == times[1] < 67 and times[2] == pytest.approx(360)
 
 
 def test_a_gpu_that_is_planned_for_multiplies_in_bfloat16():

@@ -30,8 +30,8 @@ class RunNumbers:
     folder: str
     tokens: float
     """mean length [% more]"""
-    accuracy: float
-    """accuracy [points more]"""
+    accuracy: float | None
+    """accuracy [points more]; None where no response could be graded"""
     truncated: float
     """share of truncated responses"""
 
@@ -63,8 +63,9 @@ def _longer(rows: Sequence[EvalRow], base: Sequence[EvalRow]) -> float:
     return 100 * (fmean(r.num_tokens for r in rows) / fmean(r.num_tokens for r in base) - 1)
 
 
-def _more_accurate(rows: Sequence[EvalRow], base: Sequence[EvalRow]) -> float:
-    return 100 * (_accuracy(rows) - _accuracy(base))
+def _more_accurate(rows: Sequence[EvalRow], base: Sequence[EvalRow]) -> float | None:
+    ours, before = _accuracy(rows), _accuracy(base)
+    return None if ours is None or before is None else 100 * (ours - before)
 
 
 def _of_model(run: RunData, model: str) -> list[EvalRow]:
@@ -80,8 +81,9 @@ def _rows(run: RunData, model: str, temperature: float | None = None, test: str 
     return rows
 
 
-def _accuracy(rows: Sequence[EvalRow]) -> float:
-    return fmean(is_correct(row) for row in rows if row.outcome is not Outcome.GRADER_ERROR)
+def _accuracy(rows: Sequence[EvalRow]) -> float | None:
+    graded = [is_correct(row) for row in rows if row.outcome is not Outcome.GRADER_ERROR]
+    return fmean(graded) if graded else None
 
 
 def _gap(rows: Sequence[EvalRow]) -> float | None:

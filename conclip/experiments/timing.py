@@ -47,7 +47,8 @@ def stage_seconds(stage: PlannedStage, config: BaseConfig, model: ModelSize, pro
 
     One token of each response is sampled at a time. That reads all weights and the keys and values of all responses, or
     computes 2 operations per weight and response, whichever takes longer. Training computes 2 operations per weight and
-    token forward and 4 backward, 2 more where activations are recomputed (Kaplan et al. 2020, section 2.1).
+    token forward and 4 backward, 2 more where activations are recomputed (Kaplan et al. 2020, section 2.1). With
+    trainer.sample_ahead both go on at once, and the longer one counts.
     """
     if stage.num_responses == 0:
         return math.nan
@@ -62,7 +63,8 @@ def stage_seconds(stage: PlannedStage, config: BaseConfig, model: ModelSize, pro
     seconds = rounds * max(stage.max_tokens, stage.batch / at_once * mean) * one_token
     if stage.num_trained and (learning := config.learning) is not None:
         tokens = stage.num_trained * (prompt_tokens + mean)
-        seconds += tokens * operations_per_token(learning, model) / speed.operations
+        training = tokens * operations_per_token(learning, model) / speed.operations
+        return max(seconds, training) if learning.trainer.sample_ahead else seconds + training
     return seconds
 
 
