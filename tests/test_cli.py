@@ -186,23 +186,30 @@ def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(mon
         os.environ.pop("GOMP_SPINCOUNT", None)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have allocators of their own")
 @pytest.mark.parametrize(
-    ("preload", "library", "gpu", "expected"),
+    ("system", "preload", "library", "gpu", "expected"),
     [
-        (None, "libtcmalloc.so.4", None, "libtcmalloc.so.4"),
-        (None, None, None, None),
-        ("", "libtcmalloc.so.4", None, ""),
-        ("mine.so", "libtcmalloc.so.4", None, "mine.so"),
-        (None, "libtcmalloc.so.4", "/dev/nvidiactl", None),
+        ("linux", None, "libtcmalloc.so.4", None, "libtcmalloc.so.4"),
+        ("linux", None, None, None, None),
+        ("linux", "", "libtcmalloc.so.4", None, ""),
+        ("linux", "mine.so", "libtcmalloc.so.4", None, "mine.so"),
+        ("linux", None, "libtcmalloc.so.4", "/dev/nvidiactl", None),
+        ("linux", None, "libtcmalloc.so.4", "/dev/kfd", None),
+        ("darwin", None, "libtcmalloc.so.4", None, None),
     ],
 )
 def test_what_trains_starts_again_with_tcmalloc_unless_the_environment_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch, preload: str | None, library: str | None, gpu: str | None, expected: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    system: str,
+    preload: str | None,
+    library: str | None,
+    gpu: str | None,
+    expected: str | None,
 ):
     monkeypatch.setenv("LD_PRELOAD", preload or "")
     if preload is None:
         monkeypatch.delenv("LD_PRELOAD")
+    monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(processes, "tcmalloc", lambda: library)
     monkeypatch.setattr(os.path, "exists", lambda path: path == gpu)
     monkeypatch.setattr(sys, "orig_argv", ["python", "-P", "-m", "conclip", "eval", "--help"])

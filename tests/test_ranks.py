@@ -205,6 +205,20 @@ def kill_a_rank() -> None:
     os.kill(ranks_alive()[0].pid, signal.SIGKILL)
 
 
+def kill_a_rank_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Let a rank be killed as the first rank begins the update of this number. Returns a list that grows by each update."""
+    update, updated = Learner.update, list[int]()
+
+    def killing(*arguments: Any, **named: Any) -> Any:
+        updated.append(1)
+        if len(updated) == number:
+            kill_a_rank()
+        return update(*arguments, **named)
+
+    monkeypatch.setattr(Learner, "update", killing)
+    return updated
+
+
 @pytest.mark.cluster
 def test_a_killed_rank_changes_nothing(
     divided: dict[int, Learners], scripted_runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch
@@ -213,15 +227,8 @@ def test_a_killed_rank_changes_nothing(
     learners = divided[2]
     try:
         undisturbed = trained_by(scripted_runtime, "undisturbed", config, learners)
-        update, updated = Learner.update, list[int]()
-
-        def killing(learner: Learner, *arguments: Any, **named: Any) -> Any:
-            updated.append(1)
-            if len(updated) == 2:
-                kill_a_rank()
-            return update(learner, *arguments, **named)
-
-        monkeypatch.setattr(Learner, "update", killing)
+        update = Learner.update
+        updated = kill_a_rank_at(monkeypatch, 2)
         monkeypatch.setattr(scripted_runtime[0].run, "warn", said.append)
         disturbed = trained_by(scripted_runtime, "disturbed", config, learners)
         assert disturbed == undisturbed and len(updated) == 4
@@ -243,17 +250,9 @@ def test_a_rank_killed_as_the_next_step_is_sampled_changes_nothing(
     """What is sampled ahead is not saved: the phase goes on after the last validation, which follows the second step."""
     overrides = ["algo.sampler_correction=token", "rollout.engine=child_process", "trainer.sample_ahead=true"]
     config = saving("algo=ppo", *overrides, "trainer.validate_every=2", num_steps=5)
-    update, updated = Learner.update, list[int]()
-
-    def killing(learner: Learner, *arguments: Any, **named: Any) -> Any:
-        updated.append(1)
-        if len(updated) == amid:
-            kill_a_rank()
-        return update(learner, *arguments, **named)
-
     try:
         undisturbed = trained_by(scripted_runtime, f"undisturbed {amid}", config, divided[2])
-        monkeypatch.setattr(Learner, "update", killing)
+        updated = kill_a_rank_at(monkeypatch, amid)
         disturbed = trained_by(scripted_runtime, f"disturbed {amid}", config, divided[2])
     finally:
         divided[2].close()
