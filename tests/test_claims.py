@@ -135,6 +135,8 @@ def test_the_claim_of_the_docs_composes(tmp_path: Path):
         (("a: []", '"a\\eb": []'), "'a\\x1bb' is no name"),
         (("a: []", '" ": []'), "' ' is no name"),
         (("claim: a is", "seeds: 1\nclaim: a is"), "seeds must be at least 2"),
+        (("claim: a is", "hours: 0\nclaim: a is"), "hours must be positive, got 0"),
+        (("claim: a is", "hours: .nan\nclaim: a is"), "hours must be positive"),
         (("relevant: 5", "relevant: .nan"), "relevant must be positive"),
         (("relevant: 5", "relevant: .inf"), "relevant must be positive"),
         (("relevant: 5}", "relevant: 5, at_least: .nan}"), "at_least must be a size"),
@@ -434,6 +436,42 @@ def test_a_claim_without_two_seeds_is_untried(claim: Claim, tmp_path: Path):
     nothing: dict[str, dict[int, float]] = {"a against b": {}}
     untried = claim_outcome.Outcome(name="n", claim=claim, quick=False, differences=nothing, runs={}, seconds=0)
     assert untried.word() == "untried"
+
+
+def test_costs_come_from_runs_that_ended_here_or_from_the_claims_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Ten runs of 6 minutes by the file of "mine"; "other" shares its five runs `b`, and has no hours."""
+    written(tmp_path, CLAIM + "hours: 1\n")
+    written(tmp_path, CLAIM.replace("a: []", "c: [algo=dapo]").replace("first: a", "first: c"), name="other")
+
+    def listed(*options: str, names: tuple[str, ...] = ("other", "mine")) -> dict[str, str]:
+        told = ["conclip", "claims", *names, "--list", "--config-dir", ".", "--out", "out", *options]
+        monkeypatch.setattr(sys, "argv", told)
+        main()
+        cells = [[cell.strip() for cell in re.split("[│|]", line)[1:-1]] for line in capsys.readouterr().out.splitlines()]
+        return {row[0]: row[-1] for row in cells if len(row) == 5 and row[0]}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "140")
+    unknown = "not known before a run has ended"
+    assert listed() == {"other": unknown, "mine": "about 1:00:00", "all": "about 1:00:00, and 5 runs"}
+    assert listed(names=("mine", "other")) == listed()
+    assert listed("--quick") == {"other": unknown, "mine": "less than 24:00", "all": "less than 24:00, and 2 runs"}
+    assert listed("--seeds", "2")["mine"] == "about 24:00"
+    claim = load_claim("mine", tmp_path / "claims/mine.yaml")
+    run = planned("mine", claim, [0], Path("out"), quick=False, config_dir=Path("."))[0]
+    run.folder.mkdir(parents=True)
+    write_json(run.done_file, {"overrides": list(run.overrides), "seconds": 60.0})
+    assert listed() == {"other": unknown, "mine": "9:00", "all": "about 9:00, and 5 runs"}
+
+
+def test_hours_in_the_files_are_those_of_the_page():
+    shown = {path.stem: from_json(path) for path in (Path(__file__).parent.parent / "docs/claims").glob("*.json")}
+    first = {name: outcome for name, outcome in shown.items() if not outcome.seeds.start}
+    assert first and not any(outcome.quick for outcome in shown.values())
+    for name, outcome in first.items():
+        assert load_claim(name, claim_files()[name]).hours == round(outcome.seconds / 3600, 1), name
 
 
 @pytest.mark.whole

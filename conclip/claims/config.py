@@ -77,6 +77,12 @@ class Claim:
     """overrides of every run with --quick, which has two seeds"""
     designed: str = ""
     """what the lab's design has to do with it"""
+    hours: float | None = None
+    """what all runs took, one process after another on two cores [h]; null: not known yet"""
+
+    def seconds_a_run(self) -> float | None:
+        """Return what a run took on average [s], as far as the file says."""
+        return None if self.hours is None else 3600 * self.hours / (self.seeds * len(self.runs))
 
 
 _CLAIM = TypeAdapter(Claim)
@@ -85,7 +91,13 @@ _CLAIM = TypeAdapter(Claim)
 def claim_files(config_dir: Path | None = None) -> dict[str, Path]:
     """Return the claims that there are by name: conclip's, and those in the folder `claims` of `config_dir`."""
     folders = [config_folder(), *([config_dir] if config_dir is not None else [])]
-    return {path.stem: path for folder in folders for path in sorted((folder / "claims").glob("*.yaml"))}
+    found = {path.stem: path for folder in folders for path in (folder / "claims").glob("*.yaml")}
+    return {name: found[name] for name in sorted(found, key=by_number)}
+
+
+def by_number(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts c2 before c10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def load_claim(name: str, path: Path) -> Claim:
@@ -112,6 +124,8 @@ def check_claim(claim: Claim, path: Path) -> None:
         raise UserError(f"'{path}': seeds must be at least 2, got {claim.seeds}: one seed has no spread")
     if not claim.runs or not claim.contrasts:
         raise UserError(f"'{path}': a claim needs runs and contrasts")
+    if claim.hours is not None and not 0 < claim.hours < math.inf:
+        raise UserError(f"'{path}': hours must be positive, got {claim.hours}")
     for run in claim.runs:
         if not run.strip() or not run.isprintable():
             raise UserError(f"'{path}': runs: {run!r} is no name; use printable characters")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from conclip.claims.config import Claim, Contrast, check_claim
+from conclip.claims.config import Claim, Contrast, by_number, check_claim
 from conclip.claims.measures import RunNumbers, difference, numbers
 from conclip.claims.runs import PlannedRun
 from conclip.claims.verdict import Verdict, Word, judge, overall
@@ -135,12 +135,8 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
 def recorded(folder: Path, *, quick: bool) -> list[Outcome]:
     """Return all outcomes that a folder holds: c2 before c10, and of one claim the first seeds first."""
     outcomes = [from_json(path) for path in folder.glob("*.json")]
-    return sorted((outcome for outcome in outcomes if outcome.quick == quick), key=_by_number)
-
-
-def _by_number(outcome: Outcome) -> tuple[list[tuple[int, str]], int]:
-    parts = re.split(r"(\d+)", outcome.name)
-    return [(int(part), "") if part.isdigit() else (0, part) for part in parts], outcome.seeds.start
+    chosen = (outcome for outcome in outcomes if outcome.quick == quick)
+    return sorted(chosen, key=lambda outcome: (by_number(outcome.name), outcome.seeds.start))
 
 
 def from_json(path: Path) -> Outcome:

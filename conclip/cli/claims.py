@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"{option}: '{folder}' is a file, or in one; give a folder")
     console = open_console()
     todo = {name: _planned(name, claim, options) for name, claim in claims.items()}
-    console.print(_costs(claims, todo))
+    console.print(_costs(claims, todo, quick=options.quick))
     if options.list:
         return
     outcomes: list[Outcome] = []
@@ -99,15 +99,32 @@ def _planned(name: str, claim: Claim, options: argparse.Namespace) -> list[Plann
     return planned(name, claim, seeds, options.out, **where, configs=configs)
 
 
-def _costs(claims: dict[str, Claim], todo: dict[str, list[PlannedRun]]) -> Table:
+def _costs(claims: dict[str, Claim], todo: dict[str, list[PlannedRun]], *, quick: bool) -> Table:
+    """Return what is left of each claim and, of several, of all: by the runs that have ended here, else by its file."""
     table = Table("claim", "", "runs", "done", "left, one process")
-    known = [seconds for runs in todo.values() if (seconds := mean_seconds(runs)) is not None]
+    left: dict[Path, float | None] = {}
     for name, runs in todo.items():
-        done = sum(one.is_done() for one in runs)
-        each = mean_seconds(runs) or (sum(known) / len(known) if known else None)
-        cost = "not known before a run has ended" if each is None else clock(each * (len(runs) - done))
-        table.add_row(name, escape(claims[name].claim), str(len(runs)), str(done), cost if done < len(runs) else "-")
+        mine = [one for one in runs if not one.is_done()]
+        here, elsewhere = mean_seconds(runs), claims[name].seconds_a_run()
+        each = elsewhere if here is None else here
+        left |= {one.folder: each for one in mine if each is not None or one.folder not in left}
+        cost = "-" if not mine else _cost([each] * len(mine), sure=here is not None, quick=quick)
+        table.add_row(name, escape(claims[name].claim), str(len(runs)), str(len(runs) - len(mine)), cost)
+    if len(todo) > 1 and left:
+        table.add_section()
+        all_runs = {one.folder: one for runs in todo.values() for one in runs}
+        cost = _cost(list(left.values()), sure=False, quick=quick)
+        table.add_row("all", "runs that claims share counted once", str(len(all_runs)), str(len(all_runs) - len(left)), cost)
     return table
+
+
+def _cost(seconds: list[float | None], *, sure: bool, quick: bool) -> str:
+    """Return the time of runs that are left, of some of which it may not be known. `sure`: measured on this machine."""
+    known = [one for one in seconds if one is not None]
+    if not known:
+        return "not known before a run has ended"
+    about = "" if sure else "less than " if quick else "about "
+    return about + clock(sum(known)) + (f", and {len(seconds) - len(known)} runs" if len(known) < len(seconds) else "")
 
 
 def _verdicts(outcomes: Sequence[Outcome]) -> Table:
