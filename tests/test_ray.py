@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from conclip.cli.main import main
-from conclip.cluster.choose import check_cluster, make_launcher
+from conclip.cluster.choose import check_machine, make_launcher
 from conclip.cluster.launch import Launcher, Worker
 from conclip.config.compose import load_config
 from conclip.config.groups import ClusterConfig
@@ -158,7 +158,7 @@ def said_by(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'conclip\[ray\]'"):
-        check_cluster(ClusterConfig(kind="ray"))
+        check_machine(load_config("train-phase2", "cluster=ray"))
 
 
 def test_torchrun_must_have_started_a_run_that_counts_on_it(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from conclip.cluster import choose
 from conclip.config.compose import load_config
 from conclip.errors import UserError
 from conclip.experiments.inputs import Inputs
@@ -16,7 +18,7 @@ from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy
 from conclip.rollout.engine import WeightsLost
 from conclip.rollout.pool import EnginePool
-from conclip.rollout.session import Runtime, start_engine
+from conclip.rollout.session import Runtime
 from conclip.rollout.transfer import Transfer
 from conclip.training.learner import Learner
 from conclip.training.ranks import Learners
@@ -182,8 +184,28 @@ def test_transfers_that_cannot_be_are_refused(overrides: list[str], words: str):
         load_config("train-phase2", *overrides)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_transfer_between_gpus_needs_a_gpu():
-    config = load_config("train-phase2", "cluster.weights=ipc", "rollout.num_engines=1")
-    with pytest.raises(UserError, match=r"cluster.weights=ipc.*torch sees none"):
-        start_engine(config, LAB_MODEL, max_model_len=512, warn=pytest.fail)
+AHEAD = ("algo.sampler_correction=token", "rollout.engine=child_process")
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "overrides", "words"),
+    [
+        (False, ["cluster.weights=ipc", "rollout.num_engines=1"], "cluster.weights=ipc: .* this machine has none"),
+        (False, ["cluster=ray", "cluster.weights=nccl"], "cluster.weights=nccl: .* this machine has none"),
+        (True, ["rollout.num_engines=2"], "rollout.num_engines: on GPUs"),
+        (True, ["trainer.sample_ahead=true", *AHEAD], "trainer.sample_ahead: on GPUs"),
+        (True, ["cluster.weights=ipc", "rollout.num_engines=1"], None),
+        (True, ["cluster=ray", "cluster.weights=nccl", "rollout.num_engines=2"], None),
+        (True, ["cluster=ray", "trainer.sample_ahead=true", *AHEAD], None),
+        (False, ["trainer.sample_ahead=true", *AHEAD], None),
+        (False, ["rollout.num_engines=2"], None),
+    ],
+)
+def test_what_needs_gpus_or_ray_is_refused_before_anything_is_loaded(
+    on_gpu: bool, overrides: list[str], words: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(choose, "has_gpu", lambda: on_gpu)
+    monkeypatch.setattr(choose, "find_spec", lambda name: name)  # Ray is installed
+    config = load_config("train-phase2", "rollout.num_engines=1", *overrides)
+    with pytest.raises(UserError, match=words) if words else nullcontext():
+        choose.check_machine(config)

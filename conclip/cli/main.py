@@ -197,11 +197,11 @@ def _refuse_flag(message: str) -> NoReturn:
 
 
 def _execute(subcommand: str, composed: "DictConfig") -> None:
-    from conclip.cluster.choose import check_cluster  # noqa: PLC0415
+    from conclip.cluster.choose import check_machine  # noqa: PLC0415
     from conclip.experiments.inputs import checked  # noqa: PLC0415
 
     config, inputs = checked(subcommand, composed)
-    check_cluster(config.cluster)
+    check_machine(config)
     if config.cluster.kind == "torchrun" and os.environ.get("RANK", "0") != "0":
         if config.learning is not None:
             from conclip.training.ranks import follow_under_torchrun  # noqa: PLC0415
@@ -216,7 +216,7 @@ def _execute(subcommand: str, composed: "DictConfig") -> None:
 
 def _plan(subcommand: str, composed: "DictConfig") -> None:
     """Say what would be done, what of it is done already, and what the rest will cost. Nothing is written."""
-    from conclip.cluster.choose import check_cluster  # noqa: PLC0415
+    from conclip.cluster.choose import check_machine  # noqa: PLC0415
     from conclip.experiments.inputs import checked  # noqa: PLC0415
 
     config, inputs = checked(subcommand, composed)
@@ -243,7 +243,7 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
         lines.append(f"memory: {memory.verdict()}")
     notes = list(inputs.notes)
     try:
-        check_cluster(config.cluster)
+        check_machine(config)
     except UserError as error:  # a plan may be made elsewhere
         notes.append(f"here the run itself would be refused: {error}")
     for line in (*lines, *(f"warning: {note}" for note in notes)):

@@ -7,14 +7,36 @@ from importlib.util import find_spec
 
 from conclip.cluster.launch import Launcher, Local
 from conclip.config.groups import ClusterConfig
+from conclip.config.machine import has_gpu
+from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
 
 ANSWER_S = 10.0
 """The longest that a cluster takes to answer [s]."""
 
 
-def check_cluster(config: ClusterConfig) -> None:
-    """Raise UserError where the processes of a run could not start, as far as it is known at once."""
+def check_machine(config: BaseConfig) -> None:
+    """Raise UserError where the processes of a run could not start on this machine, or would miss their GPUs, as far as it
+    is known before anything is loaded."""
+    _check_cluster(config.cluster)
+    _check_gpus(config)
+
+
+def _check_gpus(config: BaseConfig) -> None:
+    on_gpu, weights = has_gpu(), config.cluster.weights
+    if config.learning is not None and weights != "files" and not on_gpu:
+        raise UserError(f"cluster.weights={weights}: weights go from GPU to GPU, and this machine has none; set it to files")
+    if not on_gpu or config.cluster.kind == "ray" or config.model.url:
+        return
+    if config.rollout.num_engines > 1:
+        raise UserError(
+            "rollout.num_engines: on GPUs, several engines need cluster=ray, which gives each its own; set it to 1"
+        )
+    if config.learning is not None and config.learning.trainer.sample_ahead:
+        raise UserError("trainer.sample_ahead: on GPUs it needs cluster=ray, which gives engines their own; set it to false")
+
+
+def _check_cluster(config: ClusterConfig) -> None:
     if config.kind == "torchrun":
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             if not os.environ.get(name, "").isdecimal():

@@ -9,7 +9,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from conclip.cluster.launch import Launcher, Local
@@ -344,20 +343,9 @@ def start_engine(
     elsewhere = config.cluster.kind == "ray"
     alone = config.cluster.learner_ranks == 1  # vLLM takes a process's only process group for itself
     weights = config.cluster.weights if config.learning is not None else "files"
-    ahead = config.learning is not None and config.learning.trainer.sample_ahead
-    if ahead and torch.cuda.is_available() and not elsewhere:
-        raise UserError("trainer.sample_ahead: on GPUs it needs cluster=ray, which gives engines their own; set it to false")
     if config.rollout.num_engines > 1 or weights != "files":
         from conclip.rollout.pool import EnginePool  # noqa: PLC0415
 
-        if weights != "files" and not torch.cuda.is_available():
-            raise UserError(
-                f"cluster.weights={weights}: weights go from GPU to GPU, and torch sees none here; set it to files"
-            )
-        if torch.cuda.is_available() and not elsewhere and config.rollout.num_engines > 1:
-            raise UserError(
-                "rollout.num_engines: on GPUs, several engines need cluster=ray, which gives each its own; set it to 1"
-            )
         begun = launcher()
         if weights != "files":
             from conclip.rollout.transfer import connect_gpus  # noqa: PLC0415
