@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from conclip.claims.measures import gaps
 from conclip.evaluation.compare import paired
 from conclip.evaluation.measures import by_problem
 from conclip.evaluation.rows import read_rows
@@ -40,8 +41,8 @@ def across_problems(rows: Sequence[EvalRow]) -> Interval:
 
 def within_problems(rows: Sequence[EvalRow]) -> Interval | None:
     """Return the mean over the problems that have both; None where hardly any has."""
-    both = [p for p in by_problem(rows).values() if lengths(p, Outcome.WRONG) and lengths(p, Outcome.CORRECT)]
-    return clustered_interval([longer(rows) for rows in both]) if len(both) >= 10 else None
+    found = gaps(rows)
+    return clustered_interval(found) if len(found) >= 10 else None
 
 
 def shown(interval: Interval | None) -> str:

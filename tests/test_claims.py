@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,13 +13,14 @@ import pytest
 from conclip.claims import outcome as claim_outcome
 from conclip.claims import runs as claim_runs
 from conclip.claims.config import Claim, Contrast, check_runs, claim_files, load_claim
-from conclip.claims.measures import difference, numbers
+from conclip.claims.measures import difference, gaps, numbers
 from conclip.claims.outcome import contrast_rows, from_json, outcome_of, recorded, write_outcome
 from conclip.claims.page import write_claims
 from conclip.claims.runs import PlannedRun, carry_out, in_order, planned
-from conclip.claims.verdict import Verdict, judge, overall
+from conclip.claims.verdict import judge, overall
 from conclip.cli.main import main
 from conclip.errors import MachineFailure, UserError
+from conclip.models.folder import LAB_MODEL
 from conclip.report.data import read_run
 from conclip.runs.files import write_json
 from conclip.types import Outcome
@@ -93,14 +95,10 @@ def test_power_grows_with_seeds_and_is_that_of_the_test():
 
 
 def test_a_claim_holds_if_all_of_its_contrasts_do():
-    verdicts = {
-        word: Verdict(word, 0, 0, 0, 1, 5)  # pyright: ignore[reportArgumentType]
-        for word in ("holds", "does not hold", "not separable", "untried")
-    }
-    assert overall([verdicts["holds"]] * 3) == "holds"
-    assert overall([verdicts["holds"], verdicts["not separable"]]) == "not separable"
-    assert overall([verdicts["untried"], verdicts["not separable"]]) == "untried"
-    assert overall(list(verdicts.values())) == "does not hold"
+    assert overall(["holds"] * 3) == "holds"
+    assert overall(["holds", "not separable"]) == "not separable"
+    assert overall(["untried", "not separable"]) == "untried"
+    assert overall(["holds", "not separable", "untried", "does not hold"]) == "does not hold"
 
 
 @pytest.mark.whole
@@ -143,6 +141,8 @@ def test_the_claim_of_the_docs_composes(tmp_path: Path):
         (("[algo=grpo]", "[seed=3]"), "runs.b: 'seed=3' is set by conclip claims itself"),
         (("claim: a is", "common: [name=x]\nclaim: a is"), "common: 'name=x' is set by"),
         (("claim: a is", "quick: [paths.outputs=x]\nclaim: a is"), "quick: 'paths.outputs=x' is set by"),
+        (("second: b", "second: a"), "second must be another run than first"),
+        (("second: b", "second: b, than: base"), "comes without than"),
         (("claim: a is shorter than b", "[1, 2"), "is no claim"),
         (("claim: a is shorter than b", "claim: a\nclaim: b"), "found duplicate key claim"),
     ],
@@ -152,6 +152,39 @@ def test_a_wrong_claim_is_refused_with_its_file_and_key(change: tuple[str, str],
     with pytest.raises(UserError) as refused:
         load_claim("mine", path)
     assert message in str(refused.value) and "mine.yaml" in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["my claim", "c1.5", "a*"])
+def test_the_name_of_a_claim_is_one_for_files(name: str, tmp_path: Path):
+    with pytest.raises(UserError, match="the name of a claim has letters, digits, - and _ only"):
+        load_claim(name, written(tmp_path, CLAIM, name=name))
+
+
+def test_a_run_that_does_not_evaluate_base_is_refused_before_it_runs(tmp_path: Path):
+    claim = load_claim("mine", written(tmp_path, CLAIM.replace("a: []", "a: [~recipe.eval-first]")))
+    with pytest.raises(UserError, match="claim 'mine', run 'a': its recipe must evaluate the model 'base'"):
+        check_runs("mine", claim, quick=False)
+
+
+def test_a_model_that_no_evaluation_measures_is_refused(tmp_path: Path):
+    unmeasured = CLAIM.replace("a: []", "a: ['recipe.eval.models=[phase2]']").replace(
+        "relevant: 5", "relevant: 5, model: phase1"
+    )
+    claim = load_claim("mine", written(tmp_path, unmeasured))
+    with pytest.raises(UserError, match="model is 'phase1', which 'a' does not have; it has base, phase2"):
+        check_runs("mine", claim, quick=False)
+
+
+def test_another_model_of_the_same_name_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    claim = load_claim("mine", written(tmp_path, CLAIM.replace("a: []", "a: [model=hf, model.path=own]")))
+    with pytest.raises(UserError, match=r"claim 'mine', run 'a': model.path: no folder 'own'"):
+        check_runs("mine", claim, quick=False)
+    shutil.copytree(LAB_MODEL, tmp_path / "own")
+    first = check_runs("mine", claim, quick=False)
+    (tmp_path / "own/config.json").write_text((tmp_path / "own/config.json").read_text() + " ")
+    then = check_runs("mine", claim, quick=False)
+    assert first["a"] != then["a"] and first["b"] == then["b"]
 
 
 def test_a_run_that_does_not_compose_is_named(tmp_path: Path):
@@ -198,7 +231,7 @@ def test_other_ways_of_asking_are_no_part_of_a_measure(tmp_path: Path):
 
 def test_a_seed_with_nothing_to_measure_is_left_out(tmp_path: Path):
     """At a low temperature each problem may be all right or all wrong: a gap needs one with both. By hand: 30 against 20
-    tokens, +50 %."""
+    tokens, 10 of 25: +40 %."""
     gap = CLAIM.replace("measure: tokens, first: a, second: b", "measure: gap, first: a")
     claim = load_claim("mine", written(tmp_path, gap))
     runs = finished(claim, tmp_path, seeds=2)
@@ -206,7 +239,7 @@ def test_a_seed_with_nothing_to_measure_is_left_out(tmp_path: Path):
     apart = [both[0], replace(both[1], problem_id="q")]
     contrast = claim.contrasts["a against b"]
     data = read_run(made_run(tmp_path / "another"))
-    assert difference(contrast, replace(data, rows=both), None) == pytest.approx(50)
+    assert difference(contrast, replace(data, rows=both), None) == pytest.approx(40)
     assert difference(contrast, replace(data, rows=apart), None) is None
     rows_file = runs[0].folder / "latest/rows-phase2.jsonl"
     kept = [line for line in rows_file.read_text().splitlines() if json.loads(line).get("outcome") != "wrong"]
@@ -215,6 +248,25 @@ def test_a_seed_with_nothing_to_measure_is_left_out(tmp_path: Path):
     assert list(outcome.differences["a against b"]) == [1] and outcome.word() == "untried"
     (cells,) = contrast_rows(outcome)
     assert (cells[1], cells[-1]) == ("1", "untried")
+
+
+def test_a_gap_is_0_where_outcome_and_length_have_nothing_to_do_with_each_other():
+    """Three responses of 10, 20 and 60 tokens, each in turn the only correct one: +100, +50 and -150 %. The ratio of wrong
+    to correct would be +300, +75 and -75 %."""
+    lengths = (10, 20, 60)
+    found = [
+        gap
+        for right in lengths
+        for gap in gaps([make_row("p", Outcome.CORRECT if n == right else Outcome.WRONG, n, sample=n) for n in lengths])
+    ]
+    assert found == pytest.approx([100, 50, -150])
+
+
+def test_a_claim_is_refuted_though_another_contrast_has_no_seeds(claim: Claim, tmp_path: Path):
+    both = replace(claim, contrasts={**claim.contrasts, "another": claim.contrasts["a against b"]})
+    made = outcome_of("mine", both, finished(both, tmp_path, seeds=3), quick=False)
+    assert replace(made, differences={"a against b": {0: 30.0, 1: 31.0, 2: 29.0}, "another": {}}).word() == "does not hold"
+    assert replace(made, differences={"a against b": {0: -30.0, 1: -31.0, 2: -29.0}, "another": {}}).word() == "untried"
 
 
 def test_a_run_of_which_nothing_could_be_graded_has_no_accuracy(tmp_path: Path):
@@ -265,7 +317,8 @@ def test_a_contrast_says_at_which_temperature(common: str, contrast: str, messag
     ],
 )
 def test_a_contrast_names_what_its_runs_have(more: str, said: str, tmp_path: Path):
-    claim = load_claim("mine", written(tmp_path, CLAIM.replace("relevant: 5}", f"relevant: 5, {more}}}")))
+    alone = CLAIM.replace("second: b, ", "").replace("relevant: 5}", f"relevant: 5, {more}}}")
+    claim = load_claim("mine", written(tmp_path, alone))
     with pytest.raises(UserError, match=re.escape(f"claim 'mine': contrasts.a against b.{said}")):
         check_runs("mine", claim, quick=False)
 
@@ -318,6 +371,66 @@ def test_a_run_whose_config_has_changed_is_not_done(claim: Claim, tmp_path: Path
     assert all(run.is_done() for run in todo)
     changed = planned("mine", claim, [0], tmp_path, quick=False, configs=hashes | {"b": "another"})
     assert [run.is_done() for run in changed] == [True, False]
+
+
+def test_a_config_that_changes_while_claims_run_stops_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The first run to start edits a preset, as a person may do in the hours that claims take."""
+    written(tmp_path, CLAIM.replace("[algo=grpo]", "[algo=mine]"))
+    (tmp_path / "algo").mkdir()
+    (tmp_path / "algo/mine.yaml").write_text("defaults: [grpo]\n")
+    started = ends_with(monkeypatch, 0)
+    start = claim_runs._start
+
+    def then_edit(run: PlannedRun, out: Path, threads: int) -> "subprocess.Popen[bytes]":
+        (tmp_path / "algo/mine.yaml").write_text("defaults: [grpo]\nclip_low: 0.1\n")
+        return start(run, out, threads)
+
+    monkeypatch.setattr(claim_runs, "_start", then_edit)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["conclip", "claims", "mine", "--config-dir", ".", "--seeds", "2"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and len(started) == 1
+    assert "the config of 'b' has changed since the command began" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_that_starts_again_is_not_done(claim: Claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else, cut off and with its former config back, it would count as done, with what the other config has left."""
+    run = planned("mine", claim, [0], tmp_path, quick=False, configs={"a": "one", "b": "one"})[0]
+    run.folder.mkdir(parents=True)
+    write_json(run.done_file, {"overrides": list(run.overrides), "config": "one", "seconds": 1.0})
+    assert run.is_done()
+    monkeypatch.setattr(claim_runs, "PYTHON", [sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(MachineFailure):
+        carry_out([replace(run, config="another")], tmp_path, jobs=1, tell=lambda *_: None)
+    assert not run.is_done()
+
+
+def test_a_page_is_not_made_from_fewer_seeds_than_it_has(
+    claim: Claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    write_claims([outcome_of("mine", claim, finished(claim, tmp_path, seeds=3), quick=False)], tmp_path / "docs")
+    monkeypatch.chdir(tmp_path)
+    for options, words in (
+        (["--seeds", "2"], "--seeds: 'docs/claims' has 3 seeds of 'mine' already"),
+        (["--seeds", "2", "--first-seed", "2"], "--first-seed: 'docs/claims' has seeds 0 to 2 of 'mine' already"),
+    ):
+        told = ["conclip", "claims", "mine", "--list", "--config-dir", ".", "--page", "docs", *options]
+        monkeypatch.setattr(sys, "argv", told)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2 and words in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_quick_page_stands_beside_the_other(claim: Claim, tmp_path: Path):
+    runs = finished(claim, tmp_path, seeds=3)
+    whole = write_claims([outcome_of("mine", claim, runs, quick=False)], tmp_path / "docs")
+    before = whole.read_text(), (tmp_path / "docs/claims/mine.svg").read_text()
+    quick = write_claims([outcome_of("mine", claim, runs[:4], quick=True)], tmp_path / "docs", quick=True)
+    assert quick.name == "claims-quick.md" and "(claims/mine-quick.svg)" in quick.read_text()
+    assert before == (whole.read_text(), (tmp_path / "docs/claims/mine.svg").read_text())
 
 
 @pytest.fixture

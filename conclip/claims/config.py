@@ -13,12 +13,13 @@ from yaml import YAMLError
 
 from conclip.config.compose import compose_config, config_folder
 from conclip.config.foreign import limit_yaml_size
-from conclip.config.recipe import BASE
+from conclip.config.recipe import BASE, measured_by
 from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.config.typed import to_config
 from conclip.errors import UserError
+from conclip.models.folder import find_model
 from conclip.redact import one_line
-from conclip.runs.identity import digest, relevant
+from conclip.runs.identity import digest, path_hash, relevant
 
 SUBCOMMAND = "run"
 """The subcommand of every run of a claim."""
@@ -33,9 +34,9 @@ class Contrast:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     measure: str
-    """`tokens` [% more than the base model's], `accuracy` [points more than the base model's], `gap` [% by which wrong
-    responses to a problem are longer than correct ones], or `metrics.NAME`: a monitor's mean over the last quarter of the
-    training steps"""
+    """`tokens` [% more than the base model's], `accuracy` [points more than the base model's], `gap` [by how much wrong
+    responses to a problem are longer than correct ones, % of the mean of both], or `metrics.NAME`: a monitor's mean over the
+    last quarter of the training steps"""
     first: str
     """the run"""
     expect: Expectation
@@ -78,7 +79,7 @@ class Claim:
     designed: str = ""
     """what the lab's design has to do with it"""
     hours: float | None = None
-    """what all runs took, one process after another on two cores [h]; null: not known yet"""
+    """what the runs took that no other claim had run before, one after another on two cores [h]; null: not known yet"""
 
     def seconds_a_run(self) -> float | None:
         """Return what a run took on average [s], as far as the file says."""
@@ -101,7 +102,9 @@ def by_number(name: str) -> list[tuple[int, str]]:
 
 
 def load_claim(name: str, path: Path) -> Claim:
-    """Return a claim, with its runs composed and checked. Raises UserError naming file and key."""
+    """Return a claim that makes sense. Raises UserError naming file and key."""
+    if not re.fullmatch(r"[\w-]+", name):  # it becomes the name of files
+        raise UserError(f"'{path}': the name of a claim has letters, digits, - and _ only; rename the file")
     try:
         with limit_yaml_size():
             plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
@@ -140,6 +143,8 @@ def check_claim(claim: Claim, path: Path) -> None:
         for run in filter(None, (contrast.first, contrast.second)):
             if run not in claim.runs:
                 raise UserError(f"'{path}': contrasts.{key} names the run '{run}'; there are: {', '.join(claim.runs)}")
+        if contrast.second is not None and (contrast.than is not None or contrast.second == contrast.first):
+            raise UserError(f"'{path}': contrasts.{key}.second must be another run than first, and comes without than")
         if not 0 < contrast.relevant < math.inf:
             raise UserError(f"'{path}': contrasts.{key}.relevant must be positive, got {contrast.relevant}")
         if not 0 <= contrast.at_least < math.inf or (contrast.at_least and contrast.expect not in ("less", "more")):
@@ -149,30 +154,43 @@ def check_claim(claim: Claim, path: Path) -> None:
 
 
 def check_runs(name: str, claim: Claim, *, quick: bool, config_dir: Path | None = None) -> dict[str, str]:
-    """Compose every run of a claim. Returns the hash of each run's config. Raises UserError naming claim and run."""
+    """Compose every run of a claim. Returns what `run_hash` does for each. Raises UserError naming claim and run."""
+    return {run: run_hash(name, claim, run, quick=quick, config_dir=config_dir) for run in claim.runs}
+
+
+def run_hash(name: str, claim: Claim, run: str, *, quick: bool, config_dir: Path | None = None) -> str:
+    """Compose a run of a claim. Returns the hash of its config but for the seed, and of its model and problems where they
+    are not conclip's own. Raises UserError naming claim and run."""
     folder = str(config_dir) if config_dir is not None else None
-    hashes: dict[str, str] = {}
-    for run in claim.runs:
-        try:
-            wanted = [*overrides(claim, run, quick=quick), "seed=0"]
-            config = to_config(SCHEMAS[SUBCOMMAND], compose_config(SUBCOMMAND, wanted, config_dir=folder)[0])
-        except UserError as error:
-            raise UserError(f"claim '{name}', run '{run}': {error}") from error
+    try:
+        wanted = [*overrides(claim, run, quick=quick), "seed=0"]
+        config = to_config(SCHEMAS[SUBCOMMAND], compose_config(SUBCOMMAND, wanted, config_dir=folder)[0])
         assert isinstance(config, BaseConfig)
-        _check_contrasts(name, claim, run, config)
-        hashes[run] = digest([relevant(config), asdict(config.data)])
-    return hashes
+        own = [] if config.model.url is not None or config.model.is_lab else [find_model(config.model.path)]
+    except UserError as error:
+        raise UserError(f"claim '{name}', run '{run}': {error}") from error
+    _check_contrasts(name, claim, run, config)
+    sets = (one for part in (config.data.pool, config.data.validation, config.data.test) for one in part.values())
+    own += [Path(one.path).expanduser() for one in sets if one.path is not None]
+    return digest([relevant(config), asdict(config.data), *map(path_hash, own)])
 
 
 def _check_contrasts(name: str, claim: Claim, run: str, config: BaseConfig) -> None:
-    """Refuse contrasts of a run that name a model or a set of test problems which it does not have, or leave open at which
-    temperature they measure."""
-    models, tests = [BASE, *(n for n, s in config.recipe.items() if s.kind in ("train", "warm_up"))], list(config.data.test)
-    temperatures = [] if config.evaluation is None else config.evaluation.temperatures
+    """Refuse a run of which the base model is not evaluated, and contrasts that name a model or a set of test problems which
+    it does not have, or leave open at which temperature they measure."""
+    evaluated = {model for models in measured_by(config.recipe).values() for model in models}
+    if BASE not in evaluated or config.evaluation is None:
+        raise UserError(
+            f"claim '{name}', run '{run}': its recipe must evaluate the model '{BASE}': all is measured against it"
+        )
+    trained = [name for name, stage in config.recipe.items() if stage.kind in ("train", "warm_up")]
+    tests, temperatures = list(config.data.test), config.evaluation.temperatures
     for key, contrast in claim.contrasts.items():
         if run not in (contrast.first, contrast.second):
             continue
         where = f"claim '{name}': contrasts.{key}"
+        of_rows = not contrast.measure.startswith("metrics.")
+        models = [model for model in (BASE, *trained) if model in evaluated] if of_rows else trained
         for what, value, there in (
             ("model", contrast.model, models),
             ("than", contrast.than, models),
@@ -181,12 +199,9 @@ def _check_contrasts(name: str, claim: Claim, run: str, config: BaseConfig) -> N
             if value is not None and value not in there:
                 had = ", ".join(there) or "none"
                 raise UserError(f"{where}.{what} is '{value}', which '{run}' does not have; it has {had}")
-        of_rows = not contrast.measure.startswith("metrics.")
         if of_rows and contrast.temperature not in (temperatures if len(temperatures) > 1 else [None, *temperatures]):
-            raise UserError(
-                f"{where}.temperature must be one at which '{run}' is evaluated: "
-                f"{', '.join(f'{one:g}' for one in temperatures) or 'it is not evaluated'}"
-            )
+            at = ", ".join(f"{one:g}" for one in temperatures)
+            raise UserError(f"{where}.temperature must be one at which '{run}' is evaluated: {at}")
 
 
 def overrides(claim: Claim, run: str, *, quick: bool) -> list[str]:

@@ -54,7 +54,8 @@ def _value(contrast: Contrast, run: RunData, model: str) -> float | None:
         return _monitor(run, model, contrast.measure.removeprefix("metrics."))
     rows = _rows(run, model, contrast.temperature, contrast.test)
     if contrast.measure == "gap":
-        return _gap(rows)
+        found = gaps(rows)
+        return fmean(found) if found else None
     base = _rows(run, BASE, contrast.temperature, contrast.test)
     return _more_accurate(rows, base) if contrast.measure == "accuracy" else _longer(rows, base)
 
@@ -86,20 +87,24 @@ def _accuracy(rows: Sequence[EvalRow]) -> float | None:
     return fmean(graded) if graded else None
 
 
-def _gap(rows: Sequence[EvalRow]) -> float | None:
-    """Return by how much wrong responses are longer than correct ones to the same problem [%], mean over the problems that
-    have both; truncated ones are left out. None where no problem has both."""
-    gaps: list[float] = []
+def gaps(rows: Sequence[EvalRow]) -> list[float]:
+    """Return by how much wrong responses are longer than correct ones [% of the mean length of both], for each problem that
+    has both; truncated ones are left out.
+
+    Where outcome and length have nothing to do with each other the mean is 0. The ratio of the two means would be above 1:
+    one over the mean of a few lengths that differ widely is above one over their expectation.
+    """
+    found: list[float] = []
     for mine in by_problem(rows).values():
         right = [row.num_tokens for row in mine if row.outcome is Outcome.CORRECT]
         wrong = [row.num_tokens for row in mine if row.outcome is Outcome.WRONG]
         if right and wrong:
-            gaps.append(100 * (fmean(wrong) / fmean(right) - 1))
-    return fmean(gaps) if gaps else None
+            found.append(100 * (fmean(wrong) - fmean(right)) / fmean(right + wrong))
+    return found
 
 
 def _monitor(run: RunData, stage: str, name: str) -> float:
-    values = [float(step[name]) for step in run.steps.get(stage, []) if step.get(name) is not None]
+    values = [value for step in run.steps.get(stage, []) if isinstance(value := step.get(name), (int, float))]
     if not values:
-        raise UserError(f"'{run.folder}' has no metric '{name}' of '{stage}'")
+        raise UserError(f"'{run.folder}' has no metric '{name}' of '{stage}' that is a number")
     return fmean(values[-max(1, len(values) // 4) :])

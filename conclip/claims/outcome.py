@@ -52,10 +52,9 @@ class Outcome:
         )
 
     def word(self) -> Word:
-        """Return the verdict on the claim: untried while a contrast has fewer than two seeds."""
-        if any(len(values) < 2 for values in self.differences.values()):
-            return "untried"
-        return overall([self.verdict(name) for name in self.claim.contrasts])
+        """Return the verdict on the claim; a contrast of fewer than two seeds is untried."""
+        found = self.differences.items()
+        return overall([self.verdict(name).word if len(values) > 1 else "untried" for name, values in found])
 
 
 _OUTCOME = TypeAdapter(Outcome)
@@ -104,15 +103,15 @@ def contrast_rows(outcome: Outcome) -> list[tuple[str, ...]]:
             rows.append((name, str(len(outcome.differences[name])), "", expected, matters, "", "untried"))
             continue
         v = outcome.verdict(name)
-        interval = with_interval(v.mean, v.low, v.high, unit(contrast))
+        interval = with_interval(v.mean, v.low, v.high, unit(contrast), digits=1 if unit(contrast) else 2)
         rows.append((name, str(v.num_seeds), interval, expected, matters, f"{v.power:.2f}", v.word))
     return rows
 
 
-def with_interval(mean: float, low: float, high: float, unit: str = "") -> str:
+def with_interval(mean: float, low: float, high: float, unit: str = "", *, digits: int = 1) -> str:
     """Return a mean over seeds with its interval, which equal values do not have."""
-    unit = f" {unit}" if unit else ""
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]{unit}" if isfinite(low) else f"{mean:+.1f}{unit} with every seed"
+    unit, shown = f" {unit}" if unit else "", f"{mean:+.{digits}f}"
+    return f"{shown} [{low:+.{digits}f}, {high:+.{digits}f}]{unit}" if isfinite(low) else f"{shown}{unit} with every seed"
 
 
 UNITS = {"tokens": "% of base", "accuracy": "points", "gap": "%"}
@@ -126,6 +125,22 @@ def outcome_file(outcome: Outcome) -> str:
     """Return the name of the file that holds an outcome: one for each claim and set of seeds."""
     seeds = f"-seeds-{outcome.seeds.start}" if outcome.seeds.start else ""
     return f"{outcome.name}{seeds}{'-quick' if outcome.quick else ''}.json"
+
+
+def check_seeds(name: str, seeds: Sequence[int], folder: Path, *, quick: bool) -> None:
+    """Raise UserError where a page's folder has more of these seeds than a claim would have now, or some of them in another
+    set."""
+    for other in recorded(folder, quick=quick):
+        if other.name != name or not set(other.seeds) & set(seeds):
+            continue
+        if other.seeds.start != seeds[0]:
+            raise UserError(
+                f"--first-seed: '{folder}' has seeds {other.seeds.start} to {other.seeds.stop - 1} of '{name}' already"
+            )
+        if len(other.seeds) > len(seeds):
+            raise UserError(
+                f"--seeds: '{folder}' has {len(other.seeds)} seeds of '{name}' already; give as many, or another --page"
+            )
 
 
 def write_outcome(outcome: Outcome, folder: Path) -> None:

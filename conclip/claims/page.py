@@ -29,14 +29,19 @@ HEAD = """# Which of the paper's claims hold here?
 
 `conclip claims` runs this page's experiments and writes it. Each claim is a file in `conf/claims/`, with its runs, what
 decides and the smallest difference that matters; all of it was committed before the runs. Seeds redraw problems, sampling
-and training. Differences are paired by seed; intervals are Student's t over seeds, at 95 % for all contrasts of a claim
-together (Bonferroni).
+and training. Differences are paired by seed; their intervals are Student's t over seeds, at 95 % for all contrasts of a
+claim together (Bonferroni). A contrast is one of three kinds:
 
-- **holds:** each contrast's interval lies on the side that the claim names, or excludes a drop that matters.
-- **does not hold:** an interval excludes a difference as large as the smallest that matters.
-- **not separable:** neither, although so many seeds would show such a difference in at least 80 % of cases.
-- **untried:** neither, and too few seeds to tell. A seed is missing where its run left nothing to measure: no response
-  that could be graded, or no problem with both correct and wrong responses, of whose lengths to take the difference.
+| expected | holds where the interval | does not hold where it |
+|---|---|---|
+| less, more | lies on that side of 0, however near | excludes the smallest difference that matters, on that side |
+| less or more, by a size at least | lies beyond that size | lies short of it |
+| not less, not more | excludes the drop (the rise) that matters | lies beyond that drop (rise) |
+
+A claim **holds** if all of its contrasts do, and **does not hold** if one does not. Otherwise it is **not separable** where
+so many seeds would show the smallest difference that matters in at least 80 % of cases, else **untried**. Values that are
+equal with every seed have no interval. A seed is missing where its run left nothing to measure: no response that could be
+graded, or no problem with both correct and wrong responses, of whose lengths to take the difference.
 
 "Again" is the verdict of another set of seeds, where there is one. Claims of `conf/claims/` that are not below have not
 been run; `conclip claims --list` names them.
@@ -44,19 +49,23 @@ been run; `conclip claims --list` names them.
 
 
 def write_claims(outcomes: Sequence[Outcome], folder: Path, *, quick: bool = False) -> Path:
-    """Write claims.md into a folder, and into its folder `claims` what came of each claim, and a figure. Claims that are
-    there already stay on the page. Returns its path."""
-    kept = folder / "claims"
+    """Write claims.md (claims-quick.md) into a folder, and into its folder `claims` what came of each claim, and a figure.
+    Claims that are there already stay on the page. Returns its path."""
+    kept, page = folder / "claims", folder / ("claims-quick.md" if quick else "claims.md")
     kept.mkdir(parents=True, exist_ok=True)
     for outcome in outcomes:
         write_outcome(outcome, kept)
     shown = [list(of_claim) for _, of_claim in groupby(recorded(kept, quick=quick), lambda outcome: outcome.name)]
     parts = [HEAD, _verdicts(shown)]
     for outcome, *again in shown:
-        write_figure(figure(outcome), kept / f"{outcome.name}.svg")
+        write_figure(figure(outcome), kept / _figure_file(outcome))
         parts.append(_section(outcome, again))
-    write_text(folder / "claims.md", "\n".join(parts))
-    return folder / "claims.md"
+    write_text(page, "\n".join(parts))
+    return page
+
+
+def _figure_file(outcome: Outcome) -> str:
+    return f"{outcome.name}{'-quick' if outcome.quick else ''}.svg"
 
 
 def _verdicts(shown: Sequence[Sequence[Outcome]]) -> str:
@@ -78,7 +87,7 @@ def _section(outcome: Outcome, again: Sequence[Outcome]) -> str:
     claim = outcome.claim
     lines = [f"## {outcome.name}", "", escape.markdown(claim.claim), "", f"Verdict: {_word(outcome)}", ""]
     lines += _differences(outcome)
-    lines += ["", f"![{escape.markdown(claim.claim)}](claims/{outcome.name}.svg)", "", *_runs_table(outcome), ""]
+    lines += ["", f"![{escape.markdown(claim.claim)}](claims/{_figure_file(outcome)})", "", *_runs_table(outcome), ""]
     for other in again:
         seeds = f"seeds {other.seeds.start} to {other.seeds.stop - 1}"
         lines += [f"**Again, with {seeds}:** {_word(other)}", "", *_differences(other), ""]
@@ -87,8 +96,8 @@ def _section(outcome: Outcome, again: Sequence[Outcome]) -> str:
     files = ", ".join(f"[{file}](claims/{file})" for file in map(outcome_file, (outcome, *again)))
     lines += [
         f"To reproduce: `conclip claims {outcome.name}{' --quick' if outcome.quick else ''}` "
-        f"({outcome.seconds / 3600:.1f} hours of one process; {outcome.machine}). What came of each run with each seed: "
-        f"{files}.",
+        f"({outcome.seconds / 3600:.1f} hours of one process, without what other claims had run before; {outcome.machine}). "
+        f"What came of each run with each seed: {files}.",
         "",
     ]
     return "\n".join(lines)
@@ -102,6 +111,8 @@ def _differences(outcome: Outcome) -> list[str]:
 def _runs_table(outcome: Outcome) -> list[str]:
     """Return what came of each run, with Student's t intervals of its own."""
     lines = [
+        "Each run by itself, over all of its temperatures and test sets; intervals at 95 % each:",
+        "",
         "| run | seeds | tokens against base [%] | accuracy against base [points] | truncated |",
         "|---|---:|---|---|---:|",
     ]

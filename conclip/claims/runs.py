@@ -80,15 +80,24 @@ def mean_seconds(runs: Sequence[PlannedRun]) -> float | None:
     return fmean(took) if took else None
 
 
-def carry_out(runs: Sequence[PlannedRun], out: Path, *, jobs: int, tell: Callable[[PlannedRun, float], None]) -> None:
+def carry_out(
+    runs: Sequence[PlannedRun],
+    out: Path,
+    *,
+    jobs: int,
+    tell: Callable[[PlannedRun, float], None],
+    check: Callable[[PlannedRun], None] = lambda run: None,
+) -> None:
     """Run what is not done, `jobs` processes side by side, each with its share of the cores. `tell` hears of each that ended
-    and of its seconds. Raises MachineFailure naming the log of a run that failed, after stopping the others."""
+    and of its seconds; `check` may refuse one that is about to start. Raises what it raises, and MachineFailure naming the
+    log of a run that failed, after stopping the others."""
     left = iter({run.folder: run for run in in_order(runs, jobs) if not run.is_done()}.values())
     threads = max(1, num_cores() // jobs)
     going: dict[subprocess.Popen[bytes], tuple[PlannedRun, float]] = {}
     try:
         while True:
             while len(going) < jobs and (run := next(left, None)) is not None:
+                check(run)
                 going[_start(run, out, threads)] = (run, time.monotonic())
             if not going:
                 return
@@ -120,6 +129,7 @@ def in_order(runs: Sequence[PlannedRun], jobs: int) -> list[PlannedRun]:
 
 def _start(run: PlannedRun, out: Path, threads: int) -> subprocess.Popen[bytes]:
     run.folder.mkdir(parents=True, exist_ok=True)
+    run.done_file.unlink(missing_ok=True)  # of another config: its results are not the newest any more
     place = [f"paths.outputs={quoted(str(out))}", f"paths.stages_from={quoted(str(run.folder.parent))}"]
     own = [f"name={quoted(run.folder.name)}", *place]
     where = ["--config-dir", str(run.config_dir)] if run.config_dir is not None else []

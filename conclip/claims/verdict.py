@@ -72,9 +72,9 @@ def _power(effect: float, half_width: float, num_seeds: int, num_contrasts: int)
     return 1.0 - below if math.isfinite(below) else float(shift > critical)
 
 
-def overall(verdicts: Sequence[Verdict]) -> Word:
-    """Return the verdict on a claim, which holds if all of its contrasts do."""
+def overall(words: Sequence[str]) -> Word:
+    """Return the verdict on a claim from those on its contrasts: it holds if all do, and does not if one does not."""
     for word in ("does not hold", "untried", "not separable"):
-        if any(verdict.word == word for verdict in verdicts):
+        if word in words:
             return word
     return "holds"

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from conclip.claims.config import Claim, check_runs, claim_files, load_claim
-from conclip.claims.outcome import HEADINGS, Outcome, contrast_rows, outcome_of, recorded, write_outcome
+from conclip.claims.config import Claim, check_runs, claim_files, load_claim, run_hash
+from conclip.claims.outcome import HEADINGS, Outcome, check_seeds, contrast_rows, outcome_of, write_outcome
 from conclip.claims.page import write_claims
 from conclip.claims.runs import PlannedRun, carry_out, mean_seconds, planned
 from conclip.errors import UserError
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--page",
         type=Path,
         metavar="DIR",
-        help="also write claims.md into DIR, with all claims in --out, and those that DIR has",
+        help="also write claims.md into DIR, with these claims and those that DIR has (--quick: claims-quick.md)",
     )
 
 
@@ -59,6 +59,9 @@ def run(options: argparse.Namespace) -> None:
         if folder is not None and not nearest_existing(folder).is_dir():
             raise UserError(f"{option}: '{folder}' is a file, or in one; give a folder")
     console = open_console()
+    if options.page is not None:
+        for name, claim in claims.items():
+            check_seeds(name, _seeds(claim, options), options.page / "claims", quick=options.quick)
     todo = {name: _planned(name, claim, options) for name, claim in claims.items()}
     console.print(_costs(claims, todo, quick=options.quick))
     if options.list:
@@ -73,12 +76,19 @@ def run(options: argparse.Namespace) -> None:
             rest = remaining(sum(ended) / options.jobs, len(ended), len(left) - len(ended)) or 0.0
             console.print(f"{one.claim}: {one.run}, seed {one.seed}: {clock(seconds)}; {clock(rest)} left", markup=False)
 
-        carry_out(todo[name], options.out, jobs=options.jobs, tell=tell)
+        def check(one: PlannedRun, claim: Claim = claim) -> None:
+            where = {"quick": options.quick, "config_dir": options.config_dir}
+            if run_hash(one.claim, claim, one.run, **where) != one.config:
+                raise UserError(
+                    f"claim '{one.claim}': the config of '{one.run}' has changed since the command began; repeat it"
+                )
+
+        carry_out(todo[name], options.out, jobs=options.jobs, tell=tell, check=check)
         outcomes.append(outcome_of(name, claim, todo[name], quick=options.quick))
         write_outcome(outcomes[-1], options.out)
     console.print(_verdicts(outcomes))
     if options.page is not None:
-        page = write_claims(recorded(options.out, quick=options.quick), options.page, quick=options.quick)
+        page = write_claims(outcomes, options.page, quick=options.quick)
         sys.stdout.write(terminal_safe(f"page: {page}\n"))
 
 
@@ -92,11 +102,14 @@ def _chosen(options: argparse.Namespace) -> dict[str, Claim]:
 
 
 def _planned(name: str, claim: Claim, options: argparse.Namespace) -> list[PlannedRun]:
-    number = options.seeds or (QUICK_SEEDS if options.quick else claim.seeds)
-    seeds = range(options.first_seed, options.first_seed + number)
     where = {"quick": options.quick, "config_dir": options.config_dir}
     configs = None if options.list else check_runs(name, claim, **where)  # a quarter of a second a run
-    return planned(name, claim, seeds, options.out, **where, configs=configs)
+    return planned(name, claim, _seeds(claim, options), options.out, **where, configs=configs)
+
+
+def _seeds(claim: Claim, options: argparse.Namespace) -> range:
+    number = options.seeds or (QUICK_SEEDS if options.quick else claim.seeds)
+    return range(options.first_seed, options.first_seed + number)
 
 
 def _costs(claims: dict[str, Claim], todo: dict[str, list[PlannedRun]], *, quick: bool) -> Table:

@@ -4,7 +4,7 @@ A recipe is a file in `conf/recipe/`, or in a folder of the user (`--config-dir`
 stages it needs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -48,6 +48,18 @@ def kind_of(stage: str) -> StageKind:
 
 def training_stages(recipe: Recipe) -> list[str]:
     return [name for name, stage in recipe.items() if stage.kind == "train"]
+
+
+def measured_by(recipe: Recipe, begin: Sequence[str] = (BASE,)) -> dict[str, list[str]]:
+    """Return the models that each evaluation measures, by its name. `begin`: the models that there are before any stage."""
+    models, found = list(begin), dict[str, list[str]]()
+    for name, stage in recipe.items():
+        if stage.kind == "eval":
+            earlier = {model for measured in found.values() for model in measured}
+            found[name] = [model for model in models if model not in earlier] if stage.models is None else stage.models
+        elif stage.kind != "probe":
+            models.append(name)
+    return found
 
 
 def lineage(recipe: Recipe, model: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from conclip.config.groups import EvalConfig, PhaseConfig, ProbeConfig
-from conclip.config.recipe import BASE, StageConfig, evaluation_of, kind_of
+from conclip.config.recipe import BASE, StageConfig, evaluation_of, kind_of, measured_by
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.curriculum.pass_rates import max_responses
 from conclip.experiments.inputs import Inputs
@@ -58,16 +58,12 @@ def steps_of(config: BaseConfig, inputs: Inputs) -> list[Step]:
             given = stage.kind == "train" and (config.given_rates is not None or config.phase_of(stage).by_hand)
             needless.setdefault(stage.rates, []).append(given)
     steps: list[Step] = []
-    models = inputs.names if config.learning is None else [BASE]
+    measured = measured_by(config.recipe, inputs.names if config.learning is None else [BASE])
     for name, stage in config.recipe.items():
         if stage.kind == "eval":
-            measured = {step.model for step in steps if step.stage.kind == "eval"}
-            left = [model for model in models if model not in measured] if stage.models is None else stage.models
-            steps += [Step(name=evaluation_of(model), stage=stage, model=model) for model in left]
+            steps += [Step(name=evaluation_of(model), stage=stage, model=model) for model in measured[name]]
         elif not (name in needless and all(needless[name])):
             steps.append(Step(name=name, stage=stage, model=stage.model))
-        if stage.kind in ("train", "warm_up"):
-            models = [*models, name]
     return steps
 
 
