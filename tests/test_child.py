@@ -5,9 +5,12 @@ The engine inside is scripted; one test of test_engine.py has vLLM there.
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -73,6 +76,50 @@ def test_a_child_that_dies_between_units_brings_nothing_of_the_last_one(child: C
     child._process.kill()
     child.abort()  # starts nothing
     assert not child._process.is_alive() and tokens(run(child)) == first
+
+
+def test_what_is_submitted_is_there_before_the_first_step(child: ChildEngine, here: RolloutEngine):
+    """However long the second submission takes: a step's batch must not depend on the clock."""
+    greedy = dataclasses.replace(SPEC, temperature=0.0)
+    first: list[set[str]] = []
+    for engine in (here, child):
+        engine.reset_cache()
+        engine.submit(requests()[:12], SPEC)
+        time.sleep(0.5)
+        engine.submit(requests()[12:], greedy)
+        found: list[Completion] = []
+        while not found:
+            found = engine.poll()
+        first.append({completion.request_id for completion in found})
+        engine.abort()
+    assert first[1] == first[0]
+    names = [request.request_id for request in requests()]
+    assert first[0] & set(names[:12]) and first[0] & set(names[12:])
+
+
+class LosingItsFirst(Local):
+    """Starts processes here; the host of the first one is lost as it starts."""
+
+    def __init__(self) -> None:
+        self.num_starts = 0
+
+    def start(self, *arguments: Any, **named: Any) -> Any:
+        self.num_starts += 1
+        if self.num_starts > 1:
+            return super().start(*arguments, **named)
+        here, there = Pipe()
+        there.close()
+        return Mock(exitcode=None, is_alive=lambda: False), here
+
+
+def test_an_engine_whose_host_is_lost_as_it_starts_is_started_elsewhere(said: list[str], here: RolloutEngine):
+    launcher = LosingItsFirst()
+    child = ChildEngine(LAB_MODEL, ROLLOUT, warn=said.append, start=ScriptedEngine, launcher=launcher, **SETTINGS)
+    try:
+        assert tokens(run(child)) == tokens(run(here))
+        assert launcher.num_starts == 2 and len(said) == 1 and "its host is lost" in said[0]
+    finally:
+        child.close()
 
 
 def test_a_child_that_dies_as_it_is_put_to_sleep_sleeps(child: ChildEngine):

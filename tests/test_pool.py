@@ -2,20 +2,23 @@
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
 import torch
 
+from conclip.cluster.ranks import RankDied
 from conclip.errors import UserError
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_policy
-from conclip.rollout.engine import RolloutEngine
+from conclip.rollout.collect import collect, tasks_for
+from conclip.rollout.engine import RolloutEngine, WeightsLost
 from conclip.rollout.pool import EnginePool
-from conclip.types import Completion
-from tests.asking import SPEC, requests, run, tokens
+from conclip.types import Completion, Request, SamplingSpec
+from tests.asking import PROBLEMS, PROMPTS, SPEC, TOKENIZER, requests, run, tokens
 from tests.engines import ROLLOUT, SETTINGS, shifting_adapter
 from tests.scripted import Meeting, ScriptedEngine, WithAdapters, refusing
 
@@ -61,6 +64,42 @@ def test_several_engines_answer_as_one_even_when_one_is_killed(
     assert found == through_pool and len(said) == 1 and "started again" in said[0]
     pool.update_weights(LAB_MODEL, 6)
     assert {c.policy_version for c in run(pool).values()} == {6}
+
+
+def test_a_push_that_fails_leaves_the_weights_of_before(pool: EnginePool, said: list[str], random_model: Path):
+    weights = dict(load_policy(random_model, torch.device("cpu")).state_dict())
+    pool.update_weights(weights.items(), 5)
+    before = run(pool)
+
+    def failing() -> Iterator[tuple[str, torch.Tensor]]:
+        yield from list(weights.items())[:2]
+        raise RankDied("a rank is gone as the weights are gathered")
+
+    with pytest.raises(RankDied):
+        pool.update_weights(failing(), 6)
+    pool._engines[1]._process.kill()
+    assert run(pool) == before and len(said) == 1 and pool.policy_version == 5
+
+
+def test_requests_that_an_engine_dies_of_are_taken_back_from_the_others(
+    here: RolloutEngine, monkeypatch: pytest.MonkeyPatch
+):
+    """Else the weights could not change, and the next unit would find them."""
+    greedy = dataclasses.replace(SPEC, temperature=0.0)
+    tasks = [*tasks_for(PROBLEMS[:2], PROMPTS, 1, ("test",), SPEC), *tasks_for(PROBLEMS[2:4], PROMPTS, 1, ("test",), greedy)]
+    submit = here.submit
+
+    def dying(requests: Sequence[Request], spec: SamplingSpec) -> None:
+        if spec == greedy:
+            raise WeightsLost("an engine is gone")
+        submit(requests, spec)
+
+    monkeypatch.setattr(here, "submit", dying)
+    with pytest.raises(WeightsLost):
+        next(collect(tasks, engine=here, grader=Mock(), tokenizer=TOKENIZER))
+    monkeypatch.undo()
+    here.reset_cache()  # refused where something is in flight
+    assert here.poll() == []
 
 
 def test_requests_go_to_engines_by_their_place(pool: EnginePool):

@@ -2,10 +2,13 @@
 
 import copy
 import dataclasses
+import errno
 import os
 import signal
 import weakref
 from collections.abc import Iterator
+from datetime import timedelta
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -18,12 +21,15 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 from transformers import AutoModelForCausalLM
 
 import conclip.training.ranks
+from conclip.cluster import group, launch, shares
 from conclip.cluster.group import Group
+from conclip.cluster.launch import Worker
 from conclip.cluster.ranks import RankDied
+from conclip.cluster.shares import write_shares
 from conclip.config.compose import load_config
 from conclip.config.groups import ClusterConfig
 from conclip.config.schema import TrainRunConfig
-from conclip.errors import UserError
+from conclip.errors import UserError, explain
 from conclip.experiments.inputs import Inputs
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_tokenizer
@@ -201,18 +207,19 @@ def ranks_alive() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
 
 
-def kill_a_rank() -> None:
-    os.kill(ranks_alive()[0].pid, signal.SIGKILL)
+def strike_a_rank(number: signal.Signals = signal.SIGKILL) -> None:
+    os.kill(ranks_alive()[0].pid, number)
 
 
-def kill_a_rank_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
-    """Let a rank be killed as the first rank begins the update of this number. Returns a list that grows by each update."""
+def strike_a_rank_at(monkeypatch: pytest.MonkeyPatch, number: int, struck_by: signal.Signals = signal.SIGKILL) -> list[int]:
+    """Let a rank be struck by a signal as the first rank begins the update of this number. Returns a list that grows by
+    each update."""
     update, updated = Learner.update, list[int]()
 
     def killing(*arguments: Any, **named: Any) -> Any:
         updated.append(1)
         if len(updated) == number:
-            kill_a_rank()
+            strike_a_rank(struck_by)
         return update(*arguments, **named)
 
     monkeypatch.setattr(Learner, "update", killing)
@@ -228,18 +235,60 @@ def test_a_killed_rank_changes_nothing(
     try:
         undisturbed = trained_by(scripted_runtime, "undisturbed", config, learners)
         update = Learner.update
-        updated = kill_a_rank_at(monkeypatch, 2)
+        updated = strike_a_rank_at(monkeypatch, 2)
         monkeypatch.setattr(scripted_runtime[0].run, "warn", said.append)
         disturbed = trained_by(scripted_runtime, "disturbed", config, learners)
         assert disturbed == undisturbed and len(updated) == 4
         assert any("learner rank 1 is gone (exit code -9); all are started again" in text for text in said)
 
-        monkeypatch.setattr(Learner, "update", lambda *a, **n: (kill_a_rank(), update(*a, **n))[1])
+        monkeypatch.setattr(Learner, "update", lambda *a, **n: (strike_a_rank(), update(*a, **n))[1])
         with pytest.raises(RankDied, match="restarts did not help"):
             trained_by(scripted_runtime, "always", config, learners)
     finally:
         learners.close()
     assert ranks_alive() == []
+
+
+@pytest.mark.cluster
+def test_a_rank_that_falls_silent_changes_nothing(
+    divided: dict[int, Learners], scripted_runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch
+):
+    """As one whose host is cut off: it closes no connection, and answers nothing."""
+    config, said = saving("algo=ppo", num_steps=3), list[str]()
+    try:
+        undisturbed = trained_by(scripted_runtime, "not silent", config, divided[2])
+        divided[2].close()
+        monkeypatch.setattr(group, "CALL_WAIT", timedelta(seconds=20))
+        updated = strike_a_rank_at(monkeypatch, 2, signal.SIGSTOP)
+        monkeypatch.setattr(scripted_runtime[0].run, "warn", said.append)
+        assert trained_by(scripted_runtime, "silent", config, divided[2]) == undisturbed
+    finally:
+        divided[2].close()
+    assert len(updated) == 4 and any("learner ranks have not answered for 0:00:20" in text for text in said)
+
+
+def test_what_ended_a_rank_is_heard_while_it_still_ends():
+    here, there = Pipe()
+    there.send(("failed", "out of memory"))
+    launcher = Mock(start=lambda *_, **__: (Mock(is_alive=lambda: True), here))
+    worker = Worker("a rank", launcher, print)
+    assert worker.failure() == worker.failure() == "a rank failed: out of memory"
+
+
+def test_ranks_that_do_not_share_the_folder_of_the_run_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(launch, "SHARED_S", 0.2)
+    with pytest.raises(UserError, match=r"'.*elsewhere' is not there on host .* must share the folder of the run"):
+        launch.check_shared(tmp_path / "elsewhere")
+    launch.check_shared(tmp_path)
+
+
+def test_a_share_that_the_disk_does_not_give_is_the_machines_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """torch's own exception is none that anybody catches."""
+    write_shares({"a": torch.ones(2)}, tmp_path)
+    monkeypatch.setattr(shares.HuggingFaceStorageReader, "read_data", Mock(side_effect=OSError(errno.EIO, "a bad sector")))
+    with pytest.raises(OSError, match="a bad sector") as found:
+        shares.read_shares(tmp_path, lambda name: None)
+    assert explain(found.value) is not None
 
 
 @pytest.mark.cluster
@@ -252,7 +301,7 @@ def test_a_rank_killed_as_the_next_step_is_sampled_changes_nothing(
     config = saving("algo=ppo", *overrides, "trainer.validate_every=2", num_steps=5)
     try:
         undisturbed = trained_by(scripted_runtime, f"undisturbed {amid}", config, divided[2])
-        updated = kill_a_rank_at(monkeypatch, amid)
+        updated = strike_a_rank_at(monkeypatch, amid)
         disturbed = trained_by(scripted_runtime, f"disturbed {amid}", config, divided[2])
     finally:
         divided[2].close()
@@ -275,9 +324,9 @@ def test_a_group_leaves_the_threads_as_they_were(divided: dict[int, Learners], m
     torch.set_num_threads(4)
     try:
         for _ in range(2):
-            group = Group(0, 1, store=TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+            alone = Group(0, 1, store=TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
             assert torch.get_num_threads() == 2
-            group.leave()
+            alone.leave()
             assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)

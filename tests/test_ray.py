@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -30,7 +31,8 @@ from tests.test_ranks import close, same_weights, settings, updates
 
 ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 
-from conclip.cluster.by_ray import RayLauncher, RayProcess  # noqa: E402  needs Ray
+from conclip.cluster import by_ray  # noqa: E402  needs Ray
+from conclip.cluster.by_ray import RayLauncher, RayProcess  # noqa: E402
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ranks")]
 
@@ -117,6 +119,41 @@ def test_what_a_placed_process_meets_is_said(launcher: Launcher):
     killed._process.join()
     assert killed.failure() == "a worker is gone (exit code -6)"
     killed.end()
+
+
+def show_threads(path: Path) -> None:
+    path.write_text(os.environ.get("OMP_NUM_THREADS", "none"))
+
+
+@pytest.mark.parametrize("number", ["3", None])
+def test_a_placed_process_has_this_ones_number_of_threads(
+    launcher: Launcher, tmp_path: Path, number: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    """Not the one that Ray sets for its own processes."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if number is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", number)
+    worker = Worker("a worker", launcher, show_threads, tmp_path / "threads")
+    worker._process.join()
+    worker.end()
+    assert (tmp_path / "threads").read_text() == (number or "none")
+
+
+def test_a_host_that_cannot_start_a_process_says_why(launcher: Launcher, monkeypatch: pytest.MonkeyPatch):
+    """It is no lost host, after which others would be tried."""
+    assert isinstance(launcher, RayLauncher)
+    monkeypatch.setattr(by_ray, "THREADS", "another")
+    with pytest.raises(MachineFailure, match=r"cannot start a process \(KeyError: 'OMP_NUM_THREADS'\)"):
+        Worker("a worker", launcher, os.abort)
+
+
+@pytest.mark.parametrize(("address", "kind"), [(None, MachineFailure), ("1.2.3.4:9", UserError)])
+def test_a_ray_that_does_not_start_here_is_the_machines_failure(
+    address: str | None, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(by_ray.ray, "init", Mock(side_effect=Exception("the dashboard\nfailed")))
+    with pytest.raises(kind, match="the dashboard failed"):
+        RayLauncher(address, "pack", [0])
 
 
 def test_whoever_connects_and_says_nothing_holds_up_nobody(launcher: Launcher):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from conclip.cluster import choose
+from conclip.config import machine
 from conclip.config.compose import load_config
 from conclip.errors import UserError
 from conclip.experiments.inputs import Inputs
@@ -193,6 +194,10 @@ AHEAD = ("algo.sampler_correction=token", "rollout.engine=child_process")
         (False, ["cluster.weights=ipc", "rollout.num_engines=1"], "cluster.weights=ipc: .* this machine has none"),
         (False, ["cluster=ray", "cluster.weights=nccl"], "cluster.weights=nccl: .* this machine has none"),
         (True, ["rollout.num_engines=2"], "rollout.num_engines: on GPUs"),
+        (True, ["cluster.learner_ranks=3"], "cluster.learner_ranks is 3, and this machine shows 2 GPUs"),
+        (True, ["cluster.learner_ranks=2"], None),
+        (True, ["cluster=ray", "cluster.learner_ranks=3"], None),
+        (False, ["cluster.learner_ranks=3"], None),
         (True, ["trainer.sample_ahead=true", *AHEAD], "trainer.sample_ahead: on GPUs"),
         (True, ["cluster.weights=ipc", "rollout.num_engines=1"], None),
         (True, ["cluster=ray", "cluster.weights=nccl", "rollout.num_engines=2"], None),
@@ -205,7 +210,18 @@ def test_what_needs_gpus_or_ray_is_refused_before_anything_is_loaded(
     on_gpu: bool, overrides: list[str], words: str | None, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(choose, "has_gpu", lambda: on_gpu)
+    monkeypatch.setattr(choose, "num_gpus", lambda: 2)
     monkeypatch.setattr(choose, "find_spec", lambda name: name)  # Ray is installed
     config = load_config("train-phase2", "rollout.num_engines=1", *overrides)
     with pytest.raises(UserError, match=words) if words else nullcontext():
         choose.check_machine(config)
+
+
+@pytest.mark.parametrize(("shown", "number"), [(None, 2), ("1", 1), ("0,1,2", 2), ("", 0), ("-1", 0)])
+def test_as_many_gpus_as_this_environment_sees(shown: str | None, number: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "_gpu_memories_gib", lambda: [80.0, 80.0])
+    if shown is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    assert machine.num_gpus() == number

@@ -16,14 +16,15 @@ from typing import Any, Literal, cast
 
 import psutil
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from conclip.cluster.launch import Process, ending
+from conclip.cluster.launch import Process
 from conclip.cluster.memory_folder import MemoryFolder, remove_orphans
 from conclip.errors import MachineFailure, UserError
 from conclip.processes import PYTHON
+from conclip.redact import one_line
 from conclip.runs.interrupts import handle_signals
 
 PLACE_S = 120.0
@@ -34,6 +35,7 @@ ASK_S = 60.0
 """The longest that a host takes to answer [s]; Ray notices within half a minute that one is lost."""
 MAX_TRIES = 3
 """Hosts that may be lost, one after the other, as they start a process."""
+THREADS = "OMP_NUM_THREADS"
 PIECE = 1 << 28
 """Bytes of a file that are sent at a time."""
 
@@ -57,7 +59,9 @@ class Agent:
 
     def start(self, place: dict[str, Any]) -> int:
         """Start the process, which connects to the run. Returns its number."""
-        self._process = subprocess.Popen([*PYTHON, "-m", "conclip.cluster.join"], stdin=subprocess.PIPE)
+        environment = {name: value for name, value in os.environ.items() if name != THREADS}  # Ray has set its own
+        environment |= {} if place[THREADS] is None else {THREADS: place[THREADS]}
+        self._process = subprocess.Popen([*PYTHON, "-m", "conclip.cluster.join"], stdin=subprocess.PIPE, env=environment)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(place).encode())
         self._process.stdin.close()
@@ -144,10 +148,11 @@ class RayLauncher:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            why = " ".join(str(error).split())[:300]
+        except Exception as error:  # Ray raises anything there
+            if address is None:
+                raise MachineFailure(f"Ray does not start on this host ({_text(error)})") from error
             raise UserError(
-                f"cluster.address: no Ray cluster answers at '{address}' ({why}); start one with 'ray start'"
+                f"cluster.address: no Ray cluster answers at '{address}' ({_text(error)}); start one with 'ray start'"
             ) from error
         handle_signals()  # Ray has set its own
         self._has_gpus = bool(ray.cluster_resources().get("GPU"))
@@ -198,31 +203,49 @@ class RayLauncher:
     def start(
         self, work: Callable[..., None], arguments: tuple[Any, ...], *, num_gpus: int, daemon: bool = True
     ) -> tuple[Process, Connection]:
-        name = secrets.token_hex(8)
-        place = {"host": self.host, "port": self._listener.address[1], "name": name, "key": self._key.hex()}
-        process = self._placed(self._resources(num_gpus), place)
-        connection = self._connection_of(name, process)
-        connection.send((work, arguments))
-        return process, connection
-
-    def _placed(self, wanted: dict[str, float], place: dict[str, Any]) -> RayProcess:
-        """Have a host start a process; if it is lost meanwhile, another one."""
         for tries_left in reversed(range(MAX_TRIES)):
-            agent: Any = Agent.options(
-                num_cpus=wanted["CPU"], num_gpus=wanted.get("GPU", 0), scheduling_strategy=self._room
-            ).remote()
             try:
-                host = cast(str, ray.get(agent.host.remote(), timeout=PLACE_S))
-                return RayProcess(agent, host, ray.get(agent.start.remote(place), timeout=ASK_S))
-            except GetTimeoutError as error:
-                ray.kill(agent)
+                return self._begun(self._resources(num_gpus), (work, arguments))
+            except (RayError, OSError) as error:
+                if not tries_left:
+                    what = f"{MAX_TRIES} hosts of the Ray cluster were lost, one after the other"
+                    raise MachineFailure(f"{what} ({_text(error)})") from error
+        raise AssertionError("unreachable")
+
+    def _begun(self, wanted: dict[str, float], work: tuple[Any, ...]) -> tuple[RayProcess, Connection]:
+        """Have a host start a process, and send it its work. Raises RayError or OSError where that host is lost, and
+        MachineFailure where it is not."""
+        name, threads = secrets.token_hex(8), os.environ.get(THREADS)
+        place = {
+            "host": self.host,
+            "port": self._listener.address[1],
+            "name": name,
+            "key": self._key.hex(),
+            THREADS: threads,
+        }
+        agent: Any = Agent.options(
+            num_cpus=wanted["CPU"], num_gpus=wanted.get("GPU", 0), scheduling_strategy=self._room
+        ).remote()
+        try:
+            host = cast(str, ray.get(agent.host.remote(), timeout=PLACE_S))
+            process = RayProcess(agent, host, ray.get(agent.start.remote(place), timeout=ASK_S))
+        except BaseException as error:
+            ray.kill(agent)
+            if isinstance(error, GetTimeoutError):
                 raise MachineFailure(
                     f"no host of the Ray cluster has had room for what was on a lost one for {PLACE_S:g} s; add a host"
                 ) from error
-            except RayError as error:
-                if not tries_left:
-                    raise MachineFailure(f"{MAX_TRIES} hosts of the Ray cluster were lost, one after the other") from error
-        raise AssertionError("unreachable")
+            if isinstance(error, RayTaskError):
+                raise MachineFailure(f"a host of the Ray cluster cannot start a process ({_text(error)})") from error
+            raise
+        connection = self._connection_of(name, process)
+        try:
+            connection.send(work)
+        except OSError:
+            process.kill()
+            self.release(process)
+            raise
+        return process, connection
 
     def _connection_of(self, name: str, process: RayProcess) -> Connection:
         deadline = time.monotonic() + START_S
@@ -231,9 +254,12 @@ class RayLauncher:
                 self._news.wait_for(lambda: name in self._arrived, timeout=1.0)
                 if name in self._arrived:
                     return self._arrived.pop(name)
-        how = ending(process)
+        is_alive, code = process.is_alive(), process.exitcode
         process.kill()
         self.release(process)
+        if not is_alive and code is None:
+            raise ConnectionError("a host is lost")
+        how = f"nothing was heard of it for {START_S:g} s" if is_alive else f"exit code {code}"
         raise MachineFailure(
             f"a process on a host of the Ray cluster did not connect to {self.host} ({how}); conclip must be "
             "installed there, and the host must reach this one"
@@ -243,6 +269,8 @@ class RayLauncher:
         assert isinstance(process, RayProcess)
         try:
             return self._carried(process, folder)
+        except RayTaskError as error:
+            raise MachineFailure(f"weights cannot be copied to a host of the Ray cluster ({_text(error)})") from error
         except RayError as error:
             raise ConnectionError("its host is lost") from error
 
@@ -269,3 +297,9 @@ class RayLauncher:
         self._listener.close()
         remove_placement_group(self._room.placement_group)
         ray.shutdown()
+
+
+def _text(error: BaseException) -> str:
+    """Return what an error says, in one line; of an error on another host, what it was there."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return one_line(f"{type(cause).__name__}: {cause}")

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from conclip.cluster.launch import Launcher, Local
 from conclip.config.groups import ClusterConfig
-from conclip.config.machine import has_gpu
+from conclip.config.machine import has_gpu, num_gpus
 from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
 
@@ -28,6 +28,11 @@ def _check_gpus(config: BaseConfig) -> None:
         raise UserError(f"cluster.weights={weights}: weights go from GPU to GPU, and this machine has none; set it to files")
     if not on_gpu or config.cluster.kind == "ray" or config.model.url:
         return
+    ranks = config.cluster.learner_ranks or 1
+    if config.learning is not None and config.cluster.kind == "local" and ranks > 1 and ranks > (here := num_gpus()):
+        raise UserError(
+            f"cluster.learner_ranks is {ranks}, and this machine shows {here} GPUs, of which each rank needs one"
+        )
     if config.rollout.num_engines > 1:
         raise UserError(
             "rollout.num_engines: on GPUs, several engines need cluster=ray, which gives each its own; set it to 1"

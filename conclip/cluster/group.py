@@ -18,14 +18,18 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from conclip.cluster.launch import check_shared
 from conclip.cluster.ranks import OnAllRanks, RankDied, matching, whole
 from conclip.cluster.shares import write_shares
 from conclip.cluster.threads import use_threads
 from conclip.runs.interrupts import deferred
 
+CALL_WAIT = timedelta(minutes=30)
+"""The longest that ranks wait for each other as they join, and within a call. One that dies closes its connections, which
+the others notice at once; a host that is cut off closes nothing."""
+
 LONGEST_WAIT = timedelta(days=7)
-"""The longest that a rank waits for the first one, which samples and validates meanwhile. A rank that dies closes its
-connections, which the others notice at once."""
+"""The longest that a rank waits for the next call of the first one, which samples and validates meanwhile."""
 
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 """A method's name, its arguments and its named arguments."""
@@ -45,11 +49,13 @@ class Group:
         store: Store | None = None,
         host: str | None = None,
         local_rank: int | None = None,
+        announce: Callable[[], None] = lambda: None,
         lost: Callable[[], str | None] = lambda: None,
     ) -> None:
         """Join the group. `store`: where its ranks meet, and `host`: the address of the first one; None: as the environment
-        has it, which torchrun sets. `local_rank`: the number of this rank's GPU among those it sees; None: `rank`. `lost`:
-        returns which rank has ended, where this rank can know."""
+        has it, which torchrun sets. `local_rank`: the number of this rank's GPU among those it sees; None: `rank`.
+        `announce` is called when nothing is left but to join. `lost`: returns which rank has ended, where this rank can
+        know."""
         self.size, self.is_first, self._lost = size, rank == 0, lost
         self.in_step = True
         """Whether the other ranks wait for the next call; else they may be amid one that this rank has left."""
@@ -62,13 +68,14 @@ class Group:
             use_threads(max(1, self._num_threads // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
         if host is not None:  # gloo would take the address that this host's name has
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_to(host))
+        announce()
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpu else "gloo",
             init_method="env://" if store is None else None,
             store=store,
             rank=rank,
             world_size=size,
-            timeout=LONGEST_WAIT,
+            timeout=CALL_WAIT,
         )
         self._rank = rank
         self._mesh = init_device_mesh(self._device.type, (size,))
@@ -94,14 +101,17 @@ class Group:
             except BaseException as error:
                 self.in_step = False
                 of_torch = isinstance(error, dist.DistError) or type(error) is RuntimeError
-                if of_torch and (lost := self._lost()) is not None:
+                silent = f"learner ranks have not answered for {CALL_WAIT}" if "timed out" in str(error).lower() else None
+                if of_torch and (lost := self._lost() or silent) is not None:
                     raise RankDied(lost) from error
                 raise
 
     def next_call(self) -> Call:
         """Wait for what the first rank calls next. Raises RuntimeError when it has ended."""
         calls: list[Call | None] = [None]
+        _wait_at_most(LONGEST_WAIT)
         dist.broadcast_object_list(calls)
+        _wait_at_most(CALL_WAIT)
         return cast(Call, calls[0])
 
     def loads_on(self, device: torch.device) -> torch.device:
@@ -155,6 +165,7 @@ class Group:
         return full.cpu() if self.is_first else full.to("meta")
 
     def write(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        check_shared(folder)
         write_shares(tensors, folder)
 
     def leave(self) -> None:
@@ -176,6 +187,11 @@ def _give_room(module: nn.Module) -> None:
         for name, buffer in owner.named_buffers(recurse=False):
             if buffer.is_meta:
                 setattr(owner, name, torch.empty_like(buffer, device="cpu"))
+
+
+def _wait_at_most(limit: timedelta) -> None:
+    """Let operations of the group take so long from now on."""
+    dist.distributed_c10d._set_pg_timeout(limit)  # pyright: ignore[reportPrivateUsage]  there is no public way
 
 
 def interface_to(host: str) -> str:

@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +15,9 @@ from typing import Any, Protocol
 from conclip.errors import UserError, explain
 from conclip.processes import protect_children
 from conclip.runs.interrupts import ignore_signals
+
+SHARED_S = 30.0
+"""The longest that a network's file system takes to show what another host has made [s]."""
 
 
 class Process(Protocol):
@@ -88,20 +93,19 @@ class Worker:
         """Start it. `work`: a module-level function. `name`: what error messages call it."""
         self.name, self._launcher = name, launcher
         self._process, self._pipe = launcher.start(_report, (work, arguments), num_gpus=num_gpus)
+        self._told = "", ""
 
     def failure(self) -> str | None:
         """Return how the process ended, in one line; None while it runs. Raises UserError for bad input that it met, and
         RuntimeError for a bug."""
-        if self._process.is_alive():
-            return None
-        kind, text = "", ""
-        try:
-            if self._pipe.poll():
-                kind, text = self._pipe.recv()
-        except (EOFError, OSError):
-            pass
+        with suppress(EOFError, OSError):
+            if self._pipe.poll():  # it may take long to end after that
+                self._told = self._pipe.recv()
+        kind, text = self._told
         raise_if_ours(kind, text, self.name)
-        return f"{self.name} failed: {text}" if text else f"{self.name} is gone ({ending(self._process)})"
+        if text:
+            return f"{self.name} failed: {text}"
+        return None if self._process.is_alive() else f"{self.name} is gone ({ending(self._process)})"
 
     def end(self, wait_s: float = 0.0) -> None:
         """Wait so long for the process to end by itself, then kill it."""
@@ -151,6 +155,18 @@ def check_there(model: Path) -> None:
             f"'{model}' is not there on host '{socket.gethostname()}': each host of a cluster needs the model in the same "
             "place, and those of the learner share the folder of the run (paths.outputs)"
         )
+
+
+def check_shared(folder: Path) -> None:
+    """Raise UserError where this host does not see a folder that the first rank has made in that of the run."""
+    deadline = time.monotonic() + SHARED_S
+    while not folder.is_dir():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"'{folder}' is not there on host '{socket.gethostname()}': the hosts of a learner must share the folder of "
+                "the run (paths.outputs)"
+            )
+        time.sleep(0.1)
 
 
 def detach() -> None:

@@ -2,7 +2,8 @@
 (torch.distributed.checkpoint, in the format of safetensors)."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,10 +22,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 def write_shares(tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Write this rank's share of the tensors; all ranks call it with the same names. Raises on all of them what one of them
     met, such as OSError."""
-    try:
+    with _as_met():
         save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    except CheckpointException as error:
-        raise next(iter(error.failures.values()))[0] from error
 
 
 def read_shares(folder: Path, like: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
@@ -41,5 +40,15 @@ def read_shares(folder: Path, like: Callable[[str], Tensor | None]) -> dict[str,
             tensors[name] = torch.empty(found.size, dtype=dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it should be in one process
-        load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+        with _as_met():
+            load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     return tensors
+
+
+@contextmanager
+def _as_met() -> Iterator[None]:
+    """Raise what a rank met, such as OSError, instead of torch's exception for all of them, which is no Exception."""
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from error

@@ -5,6 +5,9 @@ from contextlib import contextmanager
 
 import torch
 
+AT_START = torch.get_num_threads()
+"""What this process computes with before any of its parts takes a share."""
+
 
 def use_threads(number: int) -> None:
     """Compute with so many threads from now on, also where an engine in this process has replaced torch's own function by

@@ -49,11 +49,23 @@ def available_memory_gib() -> float:
 
 def gpu_memory_gib() -> float | None:
     """Return the memory [GiB] of the first GPU; None where the driver names none."""
+    return next(iter(_gpu_memories_gib()), None)
+
+
+def num_gpus() -> int:
+    """Return how many GPUs processes of this environment see."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    here = len(_gpu_memories_gib())
+    return here if shown is None else min(here, len([name for name in shown.split(",") if name.strip() not in ("", "-1")]))
+
+
+def _gpu_memories_gib() -> list[float]:
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        return float(subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.split()[0]) / 1024
-    except (OSError, subprocess.TimeoutExpired, IndexError, ValueError):
-        return None
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+        return [float(line) / 1024 for line in shown.split()]
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return []
 
 
 def has_gpu() -> bool:

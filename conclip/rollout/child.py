@@ -61,11 +61,14 @@ def _serve(
                     engine.close()
                     pipe.send(("done", None))
                     return
-                value = getattr(engine, name)(*arguments)
-                num_in_flight = (
-                    num_in_flight + len(arguments[0]) if name == "submit" else 0 if name == "abort" else num_in_flight
-                )
-                pipe.send(("done", value))
+                if name == "submit":
+                    for requests, spec in arguments[0]:
+                        engine.submit(requests, spec)
+                        num_in_flight += len(requests)
+                    pipe.send(("done", None))
+                    continue
+                num_in_flight = 0 if name == "abort" else num_in_flight
+                pipe.send(("done", getattr(engine, name)(*arguments)))
             finished = engine.poll()
             num_in_flight -= len(finished)
             pipe.send(("finished", finished, engine.progress()))
@@ -112,6 +115,8 @@ class ChildEngine:
         self._asleep = False
         self._heard = time.monotonic()
         self._unit: list[tuple[list[Request], SamplingSpec]] = []
+        self._num_sent = 0
+        """How many of the unit's submissions the child has."""
         self._undelivered: set[str] = set()
         """Requests of the unit whose completions have not been delivered."""
         self._finished: list[Completion] = []
@@ -134,7 +139,16 @@ class ChildEngine:
             raise
 
     def ready(self) -> None:
-        """Wait until the engine has started. Raises what ended it; `close` is the caller's then."""
+        """Wait until the engine has started, elsewhere if its host is lost meanwhile. Raises what ended it; `close` is the
+        caller's then."""
+        try:
+            self._started()
+        except EngineDied as error:
+            if self._process.is_alive() or self._process.exitcode is not None:
+                raise  # it would end so again
+            self._restart(error)
+
+    def _started(self) -> None:
         self._takes_adapters = bool(self._wait_done())
         if self._has_workers and isinstance(self._launcher, Local):  # another one ends them itself
             self._workers = psutil.Process(self._process.pid).children(recursive=True)
@@ -146,7 +160,13 @@ class ChildEngine:
     def submit(self, requests: Sequence[Request], spec: SamplingSpec) -> None:
         self._unit.append((list(requests), spec))
         self._undelivered |= {request.request_id for request in requests}
-        self._command("submit", list(requests), spec)
+
+    def send_submitted(self) -> None:
+        """Give the child what was submitted, as one message: else it would depend on the clock how far it is with the first
+        submission when the second one arrives, and so which responses share a batch."""
+        if new := self._unit[self._num_sent :]:
+            self._num_sent = len(self._unit)
+            self._command("submit", new)
 
     @property
     def awaited(self) -> Connection | None:
@@ -154,6 +174,7 @@ class ChildEngine:
         return self._pipe if self._undelivered else None
 
     def poll(self, wait_s: float = POLL_S) -> list[Completion]:
+        self.send_submitted()
         if self._undelivered and not self._finished:
             try:
                 if self._pipe.poll(wait_s) or self._is_silent():
@@ -245,6 +266,7 @@ class ChildEngine:
 
     def _forget_unit(self) -> None:
         self._unit.clear()
+        self._num_sent = 0
         self._undelivered.clear()
         self._finished.clear()
         self._tokens_before_unit, self._num_restarts = self.progress(), 0
@@ -277,8 +299,8 @@ class ChildEngine:
                 self._send("update_weights")
             if self._asleep:
                 self._send("sleep")
-            for requests, spec in self._unit:
-                self._send("submit", requests, spec)
+            if submitted := self._unit[: self._num_sent]:
+                self._send("submit", submitted)
         except EngineDied as again:
             self._restart(again)
 
@@ -289,7 +311,7 @@ class ChildEngine:
     def _start(self) -> None:
         """Start a child, and wait for its engine."""
         self._begin()
-        self.ready()
+        self._started()
 
     def _begin(self) -> None:
         self.num_starts += 1

@@ -136,11 +136,11 @@ def collect(
     unit = _Unit(tasks, grader, tokenizer, extraction)
     tokens_before, began = engine.progress(), time.monotonic()
     last_report = began
-    with stopwatch.part("generate"):
-        engine.reset_cache()
-        for spec, alike in groupby(tasks, key=attrgetter("spec")):
-            engine.submit([task.request for task in alike], spec)
     try:
+        with stopwatch.part("generate"):
+            engine.reset_cache()
+            for spec, alike in groupby(tasks, key=attrgetter("spec")):
+                engine.submit([task.request for task in alike], spec)
         while unit.num_done < len(tasks):
             sampling = unit.num_finished < len(tasks)
             try:

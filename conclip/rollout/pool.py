@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 
 from conclip.cluster.memory_folder import MemoryFolder
-from conclip.cluster.threads import use_threads
+from conclip.cluster.threads import AT_START, use_threads
 from conclip.config.groups import RolloutConfig
 from conclip.rollout.child import POLL_S, ChildEngine, vllm_engine
 from conclip.rollout.engine import EngineDied, RolloutEngine, WeightsLost
@@ -49,7 +49,7 @@ class EnginePool:
         self._transfer = None if connect is None else Transfer(connect, self._tell, number)
         self._connected: list[int] = []
         """The starts of the engines that the transfer is connected to."""
-        start = partial(with_threads, max(1, torch.get_num_threads() // number), start)
+        start = partial(with_threads, max(1, AT_START // number), start)
         self._dtype = cast(torch.dtype, getattr(torch, settings["dtype"]))
         self._shared: MemoryFolder | None = None
         """The folder of the weights that all of them have; None for those of a model folder."""
@@ -86,6 +86,8 @@ class EnginePool:
                 engine.submit(mine, spec)
 
     def poll(self) -> list[Completion]:
+        for engine in self._engines:
+            engine.send_submitted()
         if awaited := [pipe for engine in self._engines if (pipe := engine.awaited) is not None]:
             wait(awaited, POLL_S)
         return [completion for engine in self._engines for completion in engine.poll(0.0)]
@@ -107,6 +109,12 @@ class EnginePool:
             folder = source if isinstance(source, Path) else self._sent(source)
             if adapter is not None and self._shared is not None:
                 adapter = Path(shutil.copytree(adapter, Path(self._shared.name) / "adapter"))
+        except BaseException:
+            new, self._shared = self._shared, old  # an engine that is started again needs the weights of before
+            if new is not None:
+                new.cleanup()
+            raise
+        try:
             self._all("update_weights", folder, version, adapter)
         finally:
             if old is not None:

@@ -16,5 +16,9 @@ def as_folder(tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -
         name: (tensor.detach().to(dtype) if tensor.is_floating_point() else tensor).cpu().clone() for name, tensor in tensors
     }
     folder = MemoryFolder(sum(tensor.nbytes for tensor in copies.values()))
-    save_file(copies, Path(folder.name) / "model.safetensors")
+    try:
+        save_file(copies, Path(folder.name) / "model.safetensors")
+    except BaseException:
+        folder.cleanup()
+        raise
     return folder

@@ -7,10 +7,11 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  documented, but not exported
+from torch.distributed import DistError, TCPStore  # pyright: ignore[reportPrivateImportUsage]  documented, but not exported
 
 from conclip.cluster.launch import Launcher, Local, Worker, check_there
 from conclip.cluster.ranks import OnAllRanks, OneRank, RankDied, Ranks
@@ -57,8 +58,8 @@ def _follow_in_child(rank: int, size: int, host: str, port: int, local_rank: int
     from conclip.cluster.group import Group  # noqa: PLC0415  half a second to import, for several ranks only
 
     store = TCPStore(host, port, is_master=False)
-    store.set(_arrival(rank), "")
-    group = Group(rank, size, store=store, host=host, local_rank=local_rank)
+    announce = partial(store.set, _arrival(rank), "")
+    group = Group(rank, size, store=store, host=host, local_rank=local_rank, announce=announce)
     follow(group)
     group.leave()
 
@@ -138,6 +139,10 @@ class Learners:
                     if (lost := self._lost(wait_s=START_POLL_S)) is not None:
                         raise RankDied(lost)
                 self._group = Group(0, self._size, store=store, host=host, lost=self._lost)
+            except DistError as error:
+                lost = self._lost() or f"learner ranks did not join ({error})"
+                self.close()
+                raise RankDied(lost) from error
             except BaseException:
                 self.close()
                 raise
