@@ -143,8 +143,8 @@ def test_monte_carlo_by_hand():
 
 def test_batch_scale_by_hand():
     rewards, groups = torch.tensor([1.0, 0.0, 3.0, 1.0]), torch.tensor([0, 0, 1, 1])
-    # centred 0.5, -0.5, 1, -1: their deviation is sqrt(2.5 / 3) = 0.912871
-    expected = torch.tensor([0.547723, -0.547723, 1.095445, -1.095445])
+    # centred 0.5, -0.5, 1, -1; mean 1.25, the rewards' deviation is sqrt(4.75 / 3) = 1.258306
+    expected = torch.tensor([0.397360, -0.397360, 0.794719, -0.794719])
     torch.testing.assert_close(group_relative(rewards, groups, scale="batch", eps=0.0), expected, atol=1e-5, rtol=0)
 
 

@@ -7,12 +7,14 @@ a scripted one will do.
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from conclip.config.compose import config_folder
 from conclip.curriculum.pass_rates import Band, pass_rates
 from conclip.curriculum.selection import select
+from conclip.errors import MachineFailure, UserError
 from conclip.experiments.inputs import Inputs
 from conclip.models.folder import LAB_MODEL
 from conclip.rollout.collect import TRAINING, PromptSet
@@ -20,7 +22,7 @@ from conclip.rollout.session import Runtime
 from conclip.training.phase import TrainResult
 from conclip.training.progress import Validation
 from conclip.training.sampling import StaleEngine
-from conclip.types import DEFAULT_TEMPLATE, Outcome
+from conclip.types import DEFAULT_TEMPLATE, Grade, Outcome, RolloutGroup
 from tests.conftest import by_hand, make_row, make_trainer, train_config
 from tests.phases import check_algorithm, steps_of
 
@@ -90,6 +92,30 @@ def looked(
     return trainer.train()
 
 
+@pytest.mark.parametrize(("step", "kind", "said"), [(0, UserError, "check the answers"), (1, MachineFailure, "goes on")])
+def test_a_validation_of_which_nothing_could_be_graded_has_no_accuracy(
+    scripted_runtime: tuple[Runtime, Inputs], step: int, kind: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+):
+    opened, inputs = scripted_runtime
+    settings = train_config("phase.num_steps=1", "trainer.validate_every=1", "algo=grpo")
+    trainer = make_trainer(opened, inputs, f"ungraded-{step}", settings, by_hand(inputs.pool[:4]))
+    responses, validations = trainer._sampler.responses, list[str]()
+
+    def ungraded(label: str, *arguments: Any, **named: Any) -> list[RolloutGroup]:
+        groups = responses(label, *arguments, **named)
+        validations.extend([label] if "validation" in label else [])
+        if "validation" not in label or len(validations) <= step:
+            return groups
+        error = Grade(outcome=Outcome.GRADER_ERROR, extracted=None)
+        return [replace(group, rollouts=tuple(replace(r, grade=error) for r in group.rollouts)) for group in groups]
+
+    monkeypatch.setattr(trainer._sampler, "responses", ungraded)
+    with pytest.raises(
+        kind, match=rf"step {step}: none of the \d+ responses to validation problems could be graded.*{said}"
+    ):
+        trainer.train()
+
+
 @pytest.mark.parametrize(
     ("keep_best", "step"),
     [("accuracy", 3), ("shortest", 4)],  # of equals the shorter; the shortest of those that keep 0.49
@@ -121,7 +147,10 @@ def test_a_phase_whose_accuracy_falls_stops_and_keeps_what_was_best(scripted_run
 def test_dynamic_sampling_leaves_no_group_without_a_signal(scripted_runtime: tuple[Runtime, Inputs]):
     steps = steps_of(scripted_runtime, "dynamic", "algo=dapo", "algo.dynamic_sampling_rounds=6")
     assert all(row["policy/share_zero_advantage_groups"] == 0 for row in steps)
-    assert all(row["rollout/share_groups_all_correct"] == row["rollout/share_groups_none_correct"] == 0 for row in steps)
+    wanted = 4 * train_config().phase.group_size
+    replacing = [row for row in steps if row["rollout/num_responses"] > wanted]  # what was replaced is in all that is said
+    assert replacing
+    assert all(row["rollout/share_groups_all_correct"] + row["rollout/share_groups_none_correct"] > 0 for row in replacing)
 
 
 def test_the_kl_coefficient_adapts(scripted_runtime: tuple[Runtime, Inputs]):

@@ -180,6 +180,11 @@ def test_bad_values_are_named(override: str, said: str):
         (["algo=distillation", "model=hf", "model.path=x", "algo.teacher_prompt=plain"], "algo.teacher_prompt"),
         (["algo=shortest_sft", "algo.whiten_advantages=true"], "all would become 0"),
         (["algo.dynamic_sampling_rounds=2", "phase.group_size=1"], "all right or wrong"),
+        (
+            ["phase.refresh=true", "phase.group_size=4"],
+            "never retires a problem with phase.group_size=4: beliefs stay 0.056",
+        ),
+        (["phase.refresh=true", "phase.group_size=8", "phase.refresh_memory=0"], "never retires"),
         (["pass_rates=x", "phase.problem_ids=[a]", "phase.problems_per_step=1"], "pass_rates' is unread"),
     ],
 )

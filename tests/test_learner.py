@@ -643,6 +643,45 @@ def test_what_a_cut_response_would_have_earned_is_not_known():
     assert experience_metrics(experience)["value/explained_variance"] < 0
 
 
+@pytest.mark.parametrize("outcome", [Outcome.TRUNCATED, Outcome.GRADER_ERROR])
+def test_the_critic_is_measured_on_what_it_trains_on(outcome: Outcome):
+    """It knows all of that, and nothing of a long response that trains nothing."""
+    rollouts = [make_rollout([7, 8, 9]), make_rollout([7, 8], sample=1, outcome=Outcome.WRONG, reward=-0.5)]
+    reward = None if outcome is Outcome.GRADER_ERROR else -1.0
+    tokens = collate(
+        [make_group(*rollouts, make_rollout([7] * 40, sample=2, outcome=outcome, reward=reward))], train_on_truncated=False
+    )
+    values = torch.tensor([[1.0], [-0.5], [9.0]]) * tokens.response_mask
+    scores = dataclasses.replace(scores_of(tokens, 0), old_values=values)
+    metrics = experience_metrics(make_experience(tokens, scores, algo(kl="none"), kl_coef=0))
+    assert metrics["value/explained_variance"] == pytest.approx(1)
+
+
+def test_an_ungraded_response_is_no_wrong_one():
+    rollouts = [make_rollout([7, 8, 9]), make_rollout([7, 8], sample=1, outcome=Outcome.GRADER_ERROR, reward=None)]
+    tokens = collate([make_group(*rollouts)], train_on_truncated=True)
+    metrics = experience_metrics(make_experience(tokens, scores_of(tokens, 0), algo(kl="none"), kl_coef=0))
+    assert "policy/end_probability_correct" in metrics and "policy/end_probability_wrong" not in metrics
+
+
+@pytest.mark.whole
+def test_statistics_are_means_over_tokens_whatever_the_loss_divides_by(double_learner: Learner):
+    """Responses of equal length, for which all means are the same."""
+    learner, stats = double_learner, dict[str, dict[str, float]]()
+    plain = random_experience()
+    equal = dataclasses.replace(
+        plain.tokens, loss_mask=plain.tokens.response_mask & (plain.tokens.response_mask.cumsum(-1) <= 2)
+    )
+    for aggregation in ("sequence_mean", "constant"):
+        learner._algo = dataclasses.replace(learner._algo, loss_aggregation=aggregation)  # type: ignore[arg-type]
+        _, stats[aggregation] = gradient_of(learner, dataclasses.replace(plain, tokens=equal), kl_coef=0.1)
+    for name in ("policy/entropy", "policy/clip_fraction", "policy/approx_kl"):
+        assert (
+            stats["constant"][name] == pytest.approx(stats["sequence_mean"][name], rel=1e-6) and stats["constant"][name] > 0
+        )
+    assert stats["constant"]["policy/loss"] != pytest.approx(stats["sequence_mean"]["policy/loss"], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("outcomes", "rewards", "with_truncated", "without"),
     [

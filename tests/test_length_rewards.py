@@ -11,7 +11,7 @@ from conclip.config.groups import LengthConfig, LengthReward, RewardConfig
 from conclip.training import length_rewards as shape
 from conclip.training.length_rewards import GradedGroup, make_shaper
 from conclip.training.rewards import describe_rewards, reward_group
-from conclip.types import Outcome
+from conclip.types import Outcome, RolloutGroup
 from tests.conftest import make_group, make_rollout
 
 MIXED = GradedGroup(
@@ -60,24 +60,52 @@ def test_laser():
     assert shape.laser(MIXED, alpha=0.5, target_tokens=60) == close(1.5, 1.5, -0.5, -0.5)
 
 
+MONITORED: dict[shape.Band, list[int]] = {
+    "high": [10, 20, 30, 40, 50, 60, 70, 80],
+    "medium": [15, 30, 45, 300],
+    "low": [50, 70],
+}
+
+
 def test_laser_d():
-    def group(num_correct: int) -> GradedGroup:
+    def group(num_correct: int, monitored: shape.Monitored = MONITORED) -> GradedGroup:
         good = tuple(index < num_correct for index in range(6))
         return GradedGroup(
             rewards=tuple(float(g) for g in good),
             correct=good,
             truncated=(False,) * 6,
             num_tokens=(15, 25, 35, 45, 55, 65),
-            monitor_tokens=(10, 20, 30, 40, 50, 60, 70, 80),
+            monitored=monitored,
         )
 
-    # all 6 correct, easy: n_tier 4, coverage 1/4, the 2nd of 8 lengths: within 20
+    # 6 and 4 of 6 are high: 4 at least, a coverage of 1/4, the 2nd of 8 lengths: within 20
     assert shape.laser_d(group(6), alpha=0.5) == close(1.5, 1, 1, 1, 1, 1)
-    # 3 of 6: n_tier 2, the 4th: within 40
-    assert shape.laser_d(group(3), alpha=0.5) == close(1.5, 1.5, 1.5, 0, 0, 0)
-    # 1 of 6, hard: all of the coverage, within 80
+    assert shape.laser_d(group(4), alpha=0.5) == close(1.5, 1, 1, 1, 0, 0)
+    # 3 of 6: 2 at least, the 2nd of its band's 4: within 30
+    assert shape.laser_d(group(3), alpha=0.5) == close(1.5, 1.5, 1, 0, 0, 0)
+    # 1 of 6, low: all of its band, within 70
     assert shape.laser_d(group(1), alpha=0.5) == close(1.5, 0, 0, 0, 0, 0)
-    assert shape.laser_d(MIXED, alpha=0.5) == list(MIXED.rewards)  # nothing monitored yet
+    # nothing monitored in the band: no target
+    assert shape.laser_d(group(3, {"high": [1]}), alpha=0.5) == close(1.5, 1.5, 1.5, 0, 0, 0)
+
+
+def test_what_laser_d_monitors():
+    """Lengths of all responses, by the pass rate of their problem; what could not be judged has none."""
+
+    def group(name: str, outcomes: list[Outcome]) -> RolloutGroup:
+        rollouts = [make_rollout([7] * 10 * (n + 1), problem_id=name, sample=n, outcome=o) for n, o in enumerate(outcomes)]
+        return make_group(*rollouts)
+
+    right, wrong, cut, error = Outcome.CORRECT, Outcome.WRONG, Outcome.TRUNCATED, Outcome.GRADER_ERROR
+    found = shape.monitored_lengths(
+        [
+            group("easy", [right, right, right, wrong]),
+            group("hard", [right, wrong, cut]),
+            group("middle", [right, right, wrong]),
+            group("unread", [error, error]),
+        ]
+    )
+    assert found == {"high": [10, 20, 30, 40], "low": [10, 20, 30], "medium": [10, 20, 30]}
 
 
 def test_l_grpo_pays_length_only_when_every_response_is_correct():
@@ -164,7 +192,7 @@ def test_every_length_reward_is_finite_whatever_the_group(kind: str, responses: 
             correct=tuple(good for _, good in responses),
             truncated=(False,) * len(responses),
             num_tokens=tuple(length for length, _ in responses),
-            monitor_tokens=tuple(monitor),
+            monitored={"high": monitor, "low": monitor[:1]},
         )
     )
     assert len(rewards) == len(responses) and all(math.isfinite(reward) for reward in rewards)

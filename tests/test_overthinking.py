@@ -63,6 +63,7 @@ def test_correlation_within_a_problem_by_hand():
     assert length_correlation(four) == pytest.approx(-2.5 / (125**0.5 * 0.5))
     assert length_correlation([row("p", Outcome.CORRECT, 10), row("p", Outcome.CORRECT, 20, 1)]) is None
     assert length_correlation([row("p", Outcome.CORRECT, 10), row("p", Outcome.GRADER_ERROR, 20, 1)]) is None
+    assert length_correlation([*four, row("p", Outcome.TRUNCATED, 400, 9)]) == length_correlation(four)
 
 
 def test_effort_by_hand():

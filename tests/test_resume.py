@@ -176,7 +176,7 @@ PROGRESS = {
     "step": 2,
     "kl_coef": 0.1,
     "unreported": dict.fromkeys(REPORTED, 0.5),
-    "monitor_tokens": [7],
+    "monitored": {"high": [7], "low": []},
     "history": [{"step": 0, "accuracy": 0.5, "mean_tokens": 9.0}],
     "best": {"step": 0, "accuracy": 0.5, "mean_tokens": 9.0},
     "best_checkpoint": 0,

@@ -96,7 +96,7 @@ def test_two_engines_sample_ahead_and_a_run_repeats_though_one_dies(tmp_path: Pa
 def test_a_cut_phase_goes_on_from_its_last_validation_and_ends_the_same(
     scripted_runtime: tuple[Runtime, Inputs], cut_at: int
 ):
-    refreshed = ["phase.refresh=true", "algo.critic_warmup_steps=1"]
+    refreshed = ["phase.refresh=true", "phase.retire_above=0.9", "algo.critic_warmup_steps=1"]
     settings, run = settings_of("trainer.sample_ahead=true", *refreshed, every=2, num_steps=6), scripted_runtime[0].run
     alone = left_by(run, train(scripted_runtime, "phase2", f"alone {cut_at}", settings))
     with pytest.raises(Cut):

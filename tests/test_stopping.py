@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from conclip.training.progress import Validation
+from conclip.training.progress import Progress, Validation
 from conclip.training.stopping import fell_by_more, stop_reason
-from tests.conftest import train_config
+from conclip.training.trainer import _length_correlation
+from conclip.types import Outcome, RolloutGroup
+from tests.conftest import make_group, make_rollout, train_config
 
 PHASE = train_config().phase
 
@@ -41,6 +43,32 @@ def test_it_stops_where_longer_responses_are_surely_the_correct_ones(low: float 
     history = [at(0, 0.5, 100), at(5, 0.5, 50, length_correlation=0.2, length_correlation_low=low)]
     assert (reason(history, stop_length_correlation=0.0) is not None) is stops
     assert reason(history[1:], stop_length_correlation=0.0) is None  # as the model came
+
+
+def groups_of(*lengths: list[tuple[Outcome, int]]) -> list[RolloutGroup]:
+    return [
+        make_group(*(make_rollout([7] * n, problem_id=str(p), sample=i, outcome=o) for i, (o, n) in enumerate(one)))
+        for p, one in enumerate(lengths)
+    ]
+
+
+def test_responses_that_were_cut_are_no_long_wrong_ones():
+    """Correct ones are longer than wrong ones; two that were cut would turn the sign."""
+    right, wrong, cut = Outcome.CORRECT, Outcome.WRONG, Outcome.TRUNCATED
+    ended = [(right, 100), (right, 110), (wrong, 60), (wrong, 61)]
+    found = _length_correlation(groups_of(*[ended] * 8))
+    assert found["length_correlation"] > 0.9
+    assert _length_correlation(groups_of(*[[*ended, (cut, 400), (cut, 400)]] * 8)) == found
+
+
+def test_a_correlation_is_never_beyond_1():
+    """Two responses a problem: each correlation is -1 but for its last digit."""
+    lengths = (20, 23, 25, 29, 32, 34, 37, 41, 43, 47, 53)
+    pairs = [[(Outcome.CORRECT, n), (Outcome.WRONG, 384), (Outcome.WRONG, 384)] for n in lengths]
+    for number in range(5, len(pairs) + 1):
+        found = _length_correlation(groups_of(*pairs[:number]))
+        assert -1 <= found["length_correlation"] < -0.999
+        Progress.from_json(Progress(step=0, kl_coef=0.0, history=[at(0, 0.5, 10, **found)]).to_json())
 
 
 def test_it_stops_where_length_has_not_fallen_for_a_while():

@@ -60,7 +60,7 @@ def group_relative(rewards: Tensor, groups: Tensor, *, scale: AdvantageScale, ep
     """Return A_i = (r_i - mean of its group) / scale.
 
     `group`  its group's standard deviation: GRPO (Shao et al. 2024, section 4.1)
-    `batch`  the deviation of all centred rewards: Lite PPO (Liu et al. 2025, section 4)
+    `batch`  the deviation of all rewards: Lite PPO (Liu et al. 2025, section 4), as in TRL (`scale_rewards="batch"`)
     `none`   1: Dr. GRPO (Liu et al. 2025, section 3.2)
 
     rewards: [B]; groups: [B] integer group of each sequence. Deviations are the sample ones (n - 1); a group of one, or of
@@ -74,7 +74,7 @@ def group_relative(rewards: Tensor, groups: Tensor, *, scale: AdvantageScale, ep
     if scale == "group":
         deviation = (_group_sums(centred**2, groups) / (sizes - 1).clamp(min=1)).sqrt()
     else:
-        deviation = centred.std(correction=1) if len(centred) > 1 else torch.ones_like(centred)
+        deviation = rewards.std(correction=1) if len(rewards) > 1 else torch.ones_like(rewards)
     return torch.where(centred == 0, centred, centred / (deviation + eps))
 
 

@@ -201,6 +201,12 @@ def _check_phase(key: str, phase: PhaseConfig) -> None:
     ends = phase.retire_below < phase.retire_above
     require(ends, f"{key}.retire_below", f"must be below {key}.retire_above={phase.retire_above:g}")
     require(not phase.refresh or named is None, f"{key}.refresh", "needs a probed pool, not problems named by hand")
+    if phase.refresh and phase.refresh_memory < 1:
+        seen = phase.group_size / (1 - phase.refresh_memory)  # what many groups of one outcome add up to
+        least = 0.5 / (1 + seen)
+        reached = least < phase.retire_below or 1 - least > phase.retire_above
+        message = f"never retires a problem with {key}.group_size={phase.group_size}: beliefs stay {least:.3f} from 0 and 1"
+        require(reached, f"{key}.refresh", message)
     for name in ("wrong_answers", "hardest"):
         chosen = getattr(phase, name) == 0 or (named is None and not phase.refresh)
         require(chosen, f"{key}.{name}", "needs problems chosen by pass rate, and refresh=false")

@@ -109,6 +109,7 @@ def effort(rows: Sequence[EvalRow]) -> Effort:
 
 def length_correlation(responses: Sequence[EvalRow]) -> float | None:
     """Return the correlation of length and correctness among the responses to one problem (point-biserial); None where all
-    are right, none is, or all have one length. Grader errors are left out."""
-    judged = [row for row in responses if row.outcome is not Outcome.GRADER_ERROR]
-    return correlation_if_any([row.num_tokens for row in judged], [row.outcome is Outcome.CORRECT for row in judged])
+    are right, none is, or all have one length. Left out are grader errors, and truncated responses, which are the longest
+    by their limit and would be wrong."""
+    ended = [row for row in responses if row.outcome not in (Outcome.GRADER_ERROR, Outcome.TRUNCATED)]
+    return correlation_if_any([row.num_tokens for row in ended], [row.outcome is Outcome.CORRECT for row in ended])

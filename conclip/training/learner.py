@@ -29,7 +29,7 @@ from conclip.training.batch import (
     to_device,
 )
 from conclip.training.experience import Scores
-from conclip.training.objective import Objective
+from conclip.training.objective import MEANS, Objective
 from conclip.training.schedule import StepPlan, rows_per_group
 
 _COUNT = TypeAdapter[int](Count)
@@ -336,6 +336,8 @@ class Learner:
                     if experience.old_logprobs is None and noted.logprobs is not None:
                         own[micro, : noted.logprobs.shape[1]] = noted.logprobs.float().cpu() * counts
         stats = self.backend.ranks.totals(stats)
+        if algo.loss_aggregation == "constant":  # whose weights do not add up to 1
+            stats |= {name: stats[name] / float(weights.sum()) for name in MEANS if name in stats}
         return stats, self.backend.ranks.merged(own) if experience.old_logprobs is None else None
 
     def _count_skipped(self, broken: Sequence[str]) -> None:

@@ -9,13 +9,15 @@ Every formula is tested with hand-computed numbers. "Published" names the settin
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean, pstdev
+from typing import Literal, TypeAlias
 
 from scipy.special import expit
 
 from conclip.config.groups import LengthConfig
+from conclip.types import RolloutGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +32,8 @@ class GradedGroup:
     correct: tuple[bool, ...]
     truncated: tuple[bool, ...]
     num_tokens: tuple[int, ...]
-    monitor_tokens: tuple[int, ...] = ()
-    """Lengths of the correct responses in the last validation; only LASER-D reads them."""
+    monitored: "Monitored" = field(default_factory=dict["Band", Sequence[int]])
+    """Lengths of the responses in the last validation; only LASER-D reads them."""
 
     @property
     def correct_tokens(self) -> list[int]:
@@ -42,7 +44,23 @@ class GradedGroup:
         return fmean(self.correct)
 
 
+Band = Literal["low", "medium", "high"]
+"""Of pass rates: up to 1/3, up to 2/3, above."""
+
+Monitored: TypeAlias = Mapping[Band, Sequence[int]]
+"""Lengths of the responses to the validation problems of each band, right or not."""
+
 Shaper = Callable[[GradedGroup], list[float]]
+
+
+def monitored_lengths(groups: Iterable[RolloutGroup]) -> dict[Band, list[int]]:
+    """Return what LASER-D monitors of the groups of a validation. Problems of which nothing was judged are left out."""
+    found: dict[Band, list[int]] = {"low": [], "medium": [], "high": []}
+    for group in groups:
+        if (rate := group.pass_rate) is not None:
+            band: Band = "low" if rate <= 1 / 3 else "medium" if rate <= 2 / 3 else "high"
+            found[band] += [rollout.completion.num_tokens for rollout in group.rollouts]
+    return found
 
 
 def kimi(group: GradedGroup, *, weight: float) -> list[float]:
@@ -124,20 +142,20 @@ def laser(group: GradedGroup, *, alpha: float, target_tokens: float) -> list[flo
 
 
 def laser_d(group: GradedGroup, *, alpha: float) -> list[float]:
-    """Return `laser` with a target per difficulty: the shortest length that would still keep about one correct response.
+    """Return `laser` with a target per difficulty: the shortest length that would still keep one correct response.
 
-    Tiers follow the group's pass rate: above 2/3, above 1/3, the rest; the groups of a tier have n_tier = 2n/3, n/3 or 1
-    correct of n. Its target is the smallest length L with floor(coverage(L) * n_tier) >= 1, where coverage is the share of
-    `monitor_tokens` within L (LASER-D, Liu et al. 2025, section 4.2; published: alpha 0.5, monitored every 20 steps).
-    Without monitored lengths nothing is added.
+    A group is of the band `high` from a pass rate of 2/3 on, `medium` from 1/3 on, else `low`; a group of n in it has at
+    least m = floor(2n/3), floor(n/3) or 1 correct ones. Its target is the smallest length L with floor(coverage(L) * m) at
+    least 1, where coverage is the share within L of the lengths that were monitored in the band (LASER-D, Liu et al. 2025,
+    section 4.2, and its code, where the ends of the bands differ between groups and monitor; published: alpha 0.5, monitored
+    every 20 steps). A band in which nothing was monitored has no target: all correct ones are within it.
     """
-    if not group.monitor_tokens:
-        return list(group.rewards)
-    size = len(group.rewards)
-    num_correct = 2 * size / 3 if group.pass_rate > 2 / 3 else size / 3 if group.pass_rate > 1 / 3 else 1.0
-    ordered = sorted(group.monitor_tokens)
-    needed = math.ceil(len(ordered) / max(1.0, num_correct))
-    return laser(group, alpha=alpha, target_tokens=ordered[needed - 1])
+    size, rate = len(group.rewards), group.pass_rate
+    band: Band = "high" if rate >= 2 / 3 else "medium" if rate >= 1 / 3 else "low"
+    least = {"high": 2 * size // 3, "medium": size // 3, "low": 1}[band]
+    ordered = sorted(group.monitored.get(band, ()))
+    needed = math.ceil(len(ordered) / max(1, least))
+    return laser(group, alpha=alpha, target_tokens=ordered[needed - 1] if ordered else math.inf)
 
 
 def l_grpo(group: GradedGroup, *, weight: float, scale_tokens: float) -> list[float]:

@@ -55,12 +55,13 @@ def experience_metrics(experience: ExperienceBatch, *, bootstraps_truncated: boo
         "policy/share_zero_advantage_groups": zero_advantage_share(experience),
     }
     if experience.sampled_returns is not None:
-        measured = mask & ~(tokens.truncated & bootstraps_truncated).unsqueeze(-1)
+        measured = tokens.loss_mask & ~(tokens.truncated & bootstraps_truncated).unsqueeze(-1)  # what the critic trains on
         metrics["value/explained_variance"] = explained_variance(experience.old_values, experience.sampled_returns, measured)
     positions = torch.arange(mask.shape[1])
     last = (mask * positions).argmax(-1, keepdim=True)
     end_probability = old_logprobs.gather(1, last).squeeze(1).exp()
-    for name, rows in (("correct", tokens.correct), ("wrong", ~tokens.correct & ~tokens.truncated)):
+    wrong = ~tokens.correct & ~tokens.truncated & tokens.loss_mask.any(-1)  # what could not be graded trains nothing
+    for name, rows in (("correct", tokens.correct), ("wrong", wrong)):
         metrics[f"policy/advantage_{name}"] = float(
             masked_mean(experience.advantages, tokens.loss_mask & rows.unsqueeze(-1))
         )

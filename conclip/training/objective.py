@@ -20,6 +20,9 @@ from conclip.training.backend import Backend
 from conclip.training.batch import ExperienceBatch
 from conclip.training.models import Role
 
+MEANS = ("policy/entropy", "policy/clip_fraction", "policy/approx_kl")
+"""Statistics that are means over tokens, whatever the loss divides by."""
+
 
 class Noted(NamedTuple):
     """What comes with the loss of a micro-batch."""

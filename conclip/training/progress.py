@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from conclip.runs.checked import Count, Finite, NonNegative, Whole
+from conclip.training.length_rewards import Band
 from conclip.types import RolloutGroup
 
 
@@ -56,8 +57,8 @@ class Progress:
     num_validation_tokens: Count = 0
     wall_s: NonNegative = 0.0
     """The time spent on the steps so far, without interruptions."""
-    monitor_tokens: list[Count] = field(default_factory=list[int])
-    """Lengths of the correct responses in the last validation."""
+    monitored: dict[Band, list[Count]] = field(default_factory=dict[Band, list[int]])
+    """What LASER-D reads of the last validation."""
     history: list[Validation] = field(default_factory=list[Validation])
     best: Validation = field(default_factory=lambda: Validation(step=0, accuracy=0.0, mean_tokens=0.0))
     best_checkpoint: Count = 0

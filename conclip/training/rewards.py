@@ -1,10 +1,9 @@
 """Rewards: a table from outcome to reward and, where the config selects one, a term that prices length."""
 
 import dataclasses
-from collections.abc import Sequence
 
 from conclip.config.groups import RewardConfig
-from conclip.training.length_rewards import GradedGroup, Shaper
+from conclip.training.length_rewards import GradedGroup, Monitored, Shaper
 from conclip.types import ExtractionRule, Outcome, RolloutGroup
 
 
@@ -37,7 +36,7 @@ def describe_rewards(table: RewardConfig, extraction: ExtractionRule) -> str:
 
 
 def reward_group(
-    group: RolloutGroup, table: RewardConfig, shaper: Shaper | None, monitor_tokens: Sequence[int] = ()
+    group: RolloutGroup, table: RewardConfig, shaper: Shaper | None, monitored: Monitored | None = None
 ) -> RolloutGroup:
     """Return the group with a reward for each rollout: the table's, shaped by length where there is a shaper. Rollouts that
     the grader could not judge get None, and the shaper does not see them."""
@@ -51,7 +50,7 @@ def reward_group(
                 correct=tuple(outcome is Outcome.CORRECT for outcome in outcomes),
                 truncated=tuple(outcome is Outcome.TRUNCATED for outcome in outcomes),
                 num_tokens=tuple(group.rollouts[index].completion.num_tokens for index in judged),
-                monitor_tokens=tuple(monitor_tokens),
+                monitored=monitored or {},
             )
         )
         for index, reward in zip(judged, shaped, strict=True):

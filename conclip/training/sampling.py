@@ -12,7 +12,7 @@ from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import strike
 from conclip.training.experience import has_signal
 from conclip.training.learner import Learner
-from conclip.training.length_rewards import make_shaper
+from conclip.training.length_rewards import Monitored, make_shaper
 from conclip.training.phase import PhaseInputs
 from conclip.training.rewards import reward_group
 from conclip.types import Problem, RolloutGroup, SamplingSpec
@@ -80,22 +80,22 @@ class Sampler:
                     raise
                 self._runtime.run.warn(f"{error}; they are sent again")
 
-    def take(self, step: int, spec: SamplingSpec, lengths: Sequence[int]) -> Sampled:
-        """Return the step's responses: those sampled ahead, or else new ones. `lengths`: those of the last validation's
-        correct responses, which some length rewards read."""
+    def take(self, step: int, spec: SamplingSpec, monitored: Monitored) -> Sampled:
+        """Return the step's responses: those sampled ahead, or else new ones. `monitored`: what LASER-D reads of the last
+        validation."""
         ahead, self._ahead = self._ahead, None
         if ahead is None:
-            return self._step(step, spec, lengths, self.responses)
+            return self._step(step, spec, monitored, self.responses)
         try:
             return ahead.result()
         except WeightsLost as error:
             self._runtime.run.warn(f"{error}; step {step} is sampled anew, with the weights of now")
-            return self._step(step, spec, lengths, self.responses)
+            return self._step(step, spec, monitored, self.responses)
 
-    def begin(self, step: int, spec: SamplingSpec, lengths: Sequence[int]) -> None:
+    def begin(self, step: int, spec: SamplingSpec, monitored: Monitored) -> None:
         """Begin to sample the responses of a coming step with the weights that the engine has, in the background."""
         self._order_before = self._order.state_dict()
-        self._ahead = self._thread.submit(self._step, step, spec, lengths, self._runtime.sample_groups, 1)
+        self._ahead = self._thread.submit(self._step, step, spec, monitored, self._runtime.sample_groups, 1)
 
     def wait(self) -> None:
         """Wait until nothing is being sampled ahead. A signal ends it."""
@@ -112,7 +112,7 @@ class Sampler:
         self,
         step: int,
         spec: SamplingSpec,
-        lengths: Sequence[int],
+        monitored: Monitored,
         sample: Callable[..., list[RolloutGroup]],
         steps_behind: int = 0,
     ) -> Sampled:
@@ -125,7 +125,7 @@ class Sampler:
             versions = {rollout.completion.policy_version for group in groups for rollout in group.rollouts}
             if versions != {self._version}:
                 raise StaleEngine(f"engine sampled with policy versions {sorted(versions)}, it was given {self._version}")
-            return [reward_group(group, self._config.reward, self._shaper, lengths) for group in groups]
+            return [reward_group(group, self._config.reward, self._shaper, monitored) for group in groups]
 
         wanted, rounds = self._phase.problems_per_step, self._algo.dynamic_sampling_rounds
         groups = new(wanted)

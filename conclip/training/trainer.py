@@ -9,6 +9,7 @@ from conclip.algo.losses import next_kl_coef
 from conclip.config.recipe import checkpoint_folder
 from conclip.config.schema import LearnConfig
 from conclip.curriculum.order import ProblemOrder, make_refresher
+from conclip.errors import MachineFailure, UserError
 from conclip.rollout.collect import TRAINING
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import Interrupted, deferred
@@ -17,6 +18,7 @@ from conclip.stats import clustered_interval, correlation_if_any
 from conclip.training.batch import ExperienceBatch, TokenBatch, collate, with_prompts
 from conclip.training.experience import Scores, kl_reward_share, make_experience
 from conclip.training.learner import Learner, NonFiniteGradient, Updated, make_learner
+from conclip.training.length_rewards import monitored_lengths
 from conclip.training.monitors import (
     MAX_SAMPLER_DRIFT,
     experience_metrics,
@@ -119,11 +121,11 @@ class Trainer:
         if step <= 0:
             algo = dataclasses.replace(algo, critic_gae_lambda=1.0)
         tokens_before = progress.num_sampled_tokens
-        sampled = self._sampler.take(step, self._sampling_spec(step), progress.monitor_tokens)
+        sampled = self._sampler.take(step, self._sampling_spec(step), progress.monitored)
         progress.count(sampled.everything)
         groups = sampled.groups
         if self._samples_ahead(step):
-            self._sampler.begin(step + 1, self._sampling_spec(step + 1), progress.monitor_tokens)
+            self._sampler.begin(step + 1, self._sampling_spec(step + 1), progress.monitored)
         else:
             self._runtime.engine.sleep()
         tokens = collate(groups, train_on_truncated=algo.train_on_truncated)
@@ -168,7 +170,7 @@ class Trainer:
         self._run.write_transcripts(self._stage, step, groups, advantages, per_group)
         experience = dataclasses.replace(experience, old_logprobs=updated.old_logprobs)
         of_experience = experience_metrics(experience, bootstraps_truncated=algo.truncated_bootstrap == "value")
-        metrics = rollout_metrics(groups) | of_experience | updated.stats
+        metrics = rollout_metrics(sampled.everything) | of_experience | updated.stats
         metrics |= {"policy/kl_coef": progress.kl_coef, "rollout/num_sampled_tokens": float(progress.num_sampled_tokens)}
         if self._config.trainer.sample_ahead:
             metrics["rollout/steps_behind"] = float(sampled.steps_behind)
@@ -254,11 +256,18 @@ class Trainer:
         rollouts = [r for group in groups for r in group.rollouts]
         self._progress.num_responses += len(rollouts)
         self._progress.num_validation_tokens += sum(r.completion.num_tokens for r in rollouts)
-        self._progress.monitor_tokens = [r.completion.num_tokens for r in rollouts if r.grade.outcome is Outcome.CORRECT]
+        self._progress.monitored = monitored_lengths(groups)
         judged = [r for r in rollouts if r.grade.outcome is not Outcome.GRADER_ERROR]
+        if not judged:  # no accuracy, least of all 0
+            what = (
+                f"{self._stage}, step {step}: none of the {len(rollouts)} responses to validation problems could be graded"
+            )
+            if step == 0:
+                raise UserError(f"{what}; check the answers of data.validation")
+            raise MachineFailure(f"{what}; the same command goes on from the last checkpoint")
         result = Validation(
             step=step,
-            accuracy=fmean(r.grade.outcome is Outcome.CORRECT for r in judged) if judged else 0.0,
+            accuracy=fmean(r.grade.outcome is Outcome.CORRECT for r in judged),
             mean_tokens=fmean(r.completion.num_tokens for r in rollouts),
             **_length_correlation(groups),
         )
@@ -305,14 +314,15 @@ class Trainer:
 
 def _length_correlation(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Return the correlation of length and correctness within groups, and its lower bound; nothing where too few groups have
-    correct and other responses."""
+    correct and other responses. Truncated ones are left out: they are the longest, and would be wrong."""
     correlations: list[float] = []
     for group in groups:
-        judged = [r for r in group.rollouts if r.grade.outcome is not Outcome.GRADER_ERROR]
-        lengths = [r.completion.num_tokens for r in judged]
-        value = correlation_if_any(lengths, [r.grade.outcome is Outcome.CORRECT for r in judged])
+        ended = [r for r in group.rollouts if r.grade.outcome not in (Outcome.GRADER_ERROR, Outcome.TRUNCATED)]
+        lengths = [r.completion.num_tokens for r in ended]
+        value = correlation_if_any(lengths, [r.grade.outcome is Outcome.CORRECT for r in ended])
         correlations += [] if value is None else [value]
     if len(correlations) < MIN_MIXED_PROBLEMS:
         return {}
     mean, low, _ = clustered_interval(correlations)
+    mean = min(1.0, max(-1.0, mean))  # rounding may take it a digit beyond
     return {"length_correlation": mean} | ({"length_correlation_low": low} if math.isfinite(low) else {})
