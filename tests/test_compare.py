@@ -101,7 +101,7 @@ def test_what_is_said_of_three_problems_that_gain_alike():
     assert "+33.3 points" in first and "not shown to be kept" in first and "-20.0 %" in first
     assert result.comparison.tokens_ratio.high - result.comparison.tokens_ratio.low > 0.5
     assert "accuracy p = 0.2500, tokens p = 0.2500" in second  # two of the eight patterns of signs
-    assert "about 122 problems like these" in more[-1] and "here are 3" in more[-1]
+    assert "at least 122 problems like these" in more[-1] and "here are 3" in more[-1]
 
 
 def test_lengths_are_compared_on_one_set_of_responses():
@@ -128,6 +128,8 @@ def test_the_power_line_counts_problems_like_these():
     assert 700 < needed < 1400 and "here are 100" in line
     many = [make_row(f"p{n}", RIGHT, 10, 0) for n in range(130)]
     (same,) = paired(many, [dataclasses.replace(row, model="new") for row in many])
+    (few,) = paired(many[:8], [dataclasses.replace(row, model="new") for row in many[:8]])
+    assert any("it would take at least " in line for line in sentences(few, 0.03))  # no spread seen is not none
     assert "accuracy kept" in sentences(same, 0.03)[0] and not any("power" in line for line in sentences(same, 0.03))
 
 

@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch.autograd.graph import saved_tensors_hooks
 
+from conclip.cli.doctor import _disk_needed
 from conclip.cli.main import main
+from conclip.config import machine
 from conclip.config.compose import load_config
 from conclip.config.groups import AdapterConfig, Dtype
-from conclip.config.schema import BaseConfig, LearnConfig
+from conclip.config.schema import BaseConfig, EvalRunConfig, LearnConfig
+from conclip.experiments.inputs import load_inputs
 from conclip.experiments.memory import (
     ModelSize,
     Part,
@@ -28,6 +31,7 @@ from conclip.experiments.memory import (
     place_of,
 )
 from conclip.experiments.memory_plan import MemoryPlan, changes, plan_memory
+from conclip.experiments.plan import planned_stages, power_lines
 from conclip.models.activations import activations
 from conclip.models.adapters import Adapter
 from conclip.models.folder import LAB_MODEL
@@ -433,3 +437,69 @@ def test_ppo_on_all_weights_fits_eight_h100(shape: dict[str, Any], ranks: int, f
     own = ["model=hf", "model.path=x", "trainer.recompute_activations=true", "trainer.max_tokens_per_micro_batch=4096"]
     plan = plan_memory(learning(*settings, *own), model, 4096, Place(kind="gpu", memory_gib=80.0))
     assert plan.fits == fits, plan.verdict()
+
+
+def test_workers_of_one_engine_share_main_memory():
+    """In main memory two workers hold the weights together, and a cache each; on GPUs half of the weights each."""
+    one, two = (parts_of(learning(f"rollout.tensor_parallel_size={n}", "rollout.kv_cache_gib=0.5")) for n in (1, 2))
+    assert two["engine: weights"].sampling == one["engine: weights"].sampling > 0
+    assert (one["engine: KV cache"].sampling, two["engine: KV cache"].sampling) == (0.5, 1.0)
+    assert two["engine: libraries"].sampling > 0
+    halves = [engine_weights_gib(learning(f"rollout.tensor_parallel_size={n}"), SMALL, GPU) for n in (1, 2)]
+    assert halves[0] == 2 * halves[1]
+
+
+@pytest.mark.parametrize(
+    ("shown", "memory"), [(None, 80.0), ("1", 24.0), ("1,0", 24.0), ("", None), ("-1", None), ("GPU-5ebe9f43", 80.0)]
+)
+def test_the_gpu_that_is_planned_for_is_one_that_is_shown(
+    shown: str | None, memory: float | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(machine, "_gpu_memories_gib", lambda: [80.0, 24.0])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    assert machine.gpu_memory_gib() == memory
+
+
+def test_files_that_a_container_has_read_are_no_memory_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A limit of 1 GiB, of which 0.75 are counted, 0.5 of them for files."""
+    monkeypatch.setattr(machine, "GROUP", tmp_path)
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    (tmp_path / "memory.current").write_text(f"{3 * 2**28}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {2**28}\nactive_file {2**28}\ninactive_file {2**28}\n")
+    assert machine.available_memory_gib() == 0.75
+
+
+@pytest.mark.parametrize(
+    ("different", "said"),
+    [
+        ({"template_kwargs": {"as it is": {}, "other": {"think": False}}}, "x 4;"),
+        ({"prompts": ["plain", "concise"], "temperatures": [0.0, 0.6]}, "x 1;"),  # the greedy comparison needs most
+        ({}, None),  # one model, asked in one way
+    ],
+)
+def test_power_is_told_of_what_is_compared(different: dict[str, Any], said: str | None):
+    config = load_config("eval", "data.test.chain.num_problems=10")
+    assert isinstance(config, EvalRunConfig)
+    changed = dataclasses.replace(config, eval=dataclasses.replace(config.eval, **different))
+    lines = power_lines(changed, load_inputs(config))
+    assert (len(lines) == 1 and said in lines[0]) if said else lines == []
+
+
+def test_only_what_trains_takes_the_learners_time():
+    """Four problems x 8 responses x 2 steps: all train with PPO, one a group by imitation, and no replaced ones."""
+    small = ["phase.num_problems=4", "phase.problems_per_step=4", "phase.group_size=8", "phase.num_steps=2"]
+    found: dict[str, int] = {}
+    for algo in ("ppo", "shortest_sft", "dapo"):
+        config = load_config("train-phase2", f"algo={algo}", *small)
+        inputs = load_inputs(config)
+        (stage,) = [s for s in planned_stages(config, inputs, {}) if s.num_trained]
+        found[algo] = stage.num_trained
+    assert found == {"ppo": 64, "shortest_sft": 8, "dapo": 64}
+
+
+def test_merged_models_of_adapters_need_room_on_the_disk():
+    model = dataclasses.replace(SMALL, num_parameters=2**28)  # 1 GiB in fp32
+    small, merged = (_disk_needed(learning(*more), model).detail for more in ([], ["model/adapter=lora"]))
+    assert "merged" not in small and "1.0 for the merged models that phases end with" in merged

@@ -49,6 +49,32 @@ def test_every_row_gets_an_outcome_and_keeps_its_columns(tmp_path: Path):
     assert counts == {"correct": 5, "wrong": 1, "no_answer": 1}
 
 
+@pytest.mark.parametrize(("rule", "outcomes"), [("strict", ["no_answer", "correct"]), ("lenient", ["correct", "correct"])])
+def test_rows_of_ones_own_are_graded_by_the_rule_of_their_run(tmp_path: Path, rule: str, outcomes: list[str]):
+    """The first has no box; the second was judged wrong by an earlier version."""
+    texts = {"a": "The answer is 1.", "b": r"\boxed{1}"}
+    rows = [
+        to_dict(make_row(name, Outcome.WRONG, 5, text=text, extraction=rule, lenient_outcome=Outcome.WRONG))
+        for name, text in texts.items()
+    ]
+    grade_file(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", audit=False)
+    found = read(tmp_path / "out.jsonl")
+    assert [row["outcome"] for row in found] == outcomes and {row["extraction"] for row in found} == {rule}
+    assert [(row["lenient_outcome"], row["lenient_extracted"]) for row in found] == [("correct", "1")] * 2
+
+
+def test_an_audit_is_of_answers(tmp_path: Path):
+    """A response that was cut, or has no answer, is nothing that two methods could differ on."""
+    cut = make_row("a", Outcome.TRUNCATED, 5, text=r"\boxed{1}", finish_reason="length")
+    empty, phrase = (
+        make_row("b", Outcome.NO_ANSWER, 5, text=""),
+        make_row("c", Outcome.NO_ANSWER, 5, text="The answer is 1."),
+    )
+    rows = [to_dict(row) for row in (cut, empty, phrase)]
+    grade_file(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", audit=True)
+    assert [row["audit"] for row in read(tmp_path / "out.jsonl")] == ["not judged", "not judged", "agrees"]
+
+
 @pytest.mark.whole
 def test_order_holds_over_many_rows(tmp_path: Path):
     rows: list[dict[str, object]] = [{"gold": f"{n}", "response": f"\\boxed{{{n % 7}+0}}", "n": n} for n in range(2500)]

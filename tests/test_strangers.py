@@ -38,7 +38,7 @@ from conclip.report.export import latex, markdown, write_files
 from conclip.report.page import headlines, result_tables, rows_for_browser, sentences, write_page
 from conclip.rollout.weights import as_folder
 from conclip.runs.files import appending, break_links, check_content, finite, link, newest_attempt, read_object, write_text
-from conclip.runs.identity import path_hash
+from conclip.runs.identity import path_hash, sampling_hash
 from conclip.runs.manifest import Pipeline, StageOutput, read_stages
 from conclip.runs.run import Run, attempts
 from conclip.runs.terminal import as_text
@@ -221,6 +221,37 @@ def test_what_trackers_link_in_their_own_folders_is_theirs(tmp_path: Path):
     (folder / "checkpoints" / "wandb" / "x").symlink_to("y")
     with pytest.raises(UserError, match="a link"):
         check_content(folder)
+
+
+def test_a_folder_that_its_run_removes_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A checkpoint gets its final name, or goes, while another process looks at the run."""
+    folder, scandir = made_run(tmp_path / "run"), os.scandir
+    (folder / "checkpoints/step-000001.part").mkdir(parents=True)
+
+    def racing(path: Path | str) -> Any:
+        if Path(path).suffix == ".part":
+            Path(path).rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", racing)
+    check_content(folder)
+    with pytest.raises(FileNotFoundError):
+        check_content(tmp_path / "none")
+
+
+@pytest.mark.parametrize("command", [["compare", "{}", "{}"], ["grade", "{}", "out"], ["report", "{}"]])
+def test_a_path_that_no_file_system_takes_is_bad_input(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["conclip", *(part.format("x" * 300) for part in command)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and "too long" in capsys.readouterr().err
+
+
+def test_pass_rates_by_another_rule_of_extraction_are_others():
+    strict, lenient = (load_config("probe", f"rollout.extraction={rule}") for rule in ("strict", "lenient"))
+    assert sampling_hash(strict) != sampling_hash(lenient)
 
 
 @pytest.mark.parametrize("target", ["../../secret", "/etc", ".", "..", "attempt-002", "attempt-\u00b2", "attempt-001/x"])

@@ -15,6 +15,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from conclip.config.machine import available_memory_gib, cpu_flags, cpu_quota, num_cores
+from conclip.config.recipe import training_stages
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.experiments.inputs import Inputs
 from conclip.experiments.memory import ModelSize, trained_parameters
@@ -244,10 +245,14 @@ def config_checks(config: BaseConfig, inputs: Inputs, memory: MemoryPlan | None)
 
 def _disk_needed(config: LearnConfig, model: ModelSize) -> Check:
     each = sum(trained_parameters(config, model)) * (4 + config.optim.bytes_of_moments) / 2**30
-    needed = each * (config.trainer.keep_last + 2)
+    needed, whole = each * (config.trainer.keep_last + 2), 0.0
+    if config.model.adapter.kind == "lora":
+        whole = max(1, len(training_stages(config.recipe))) * 4 * model.num_parameters / 2**30
+        needed += whole
     free = free_disk_gib(expanded(config.paths.outputs))
     detail = (
-        f"about {needed:.1f} GiB (checkpoints of {each:.1f}: {config.trainer.keep_last} newest, best, one being written)"
+        f"about {needed:.1f} GiB (checkpoints of {each:.1f}: {config.trainer.keep_last} newest, best, one being written"
+        + (f"; {whole:.1f} for the merged models that phases end with)" if whole else ")")
     )
     if needed > free:
         remedy = f"{free:.1f} GiB are free; set trainer.keep_last=1, or paths.outputs=... on another disk"

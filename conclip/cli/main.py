@@ -5,6 +5,7 @@ memory, a process that was killed), 130, 143 and 129 stopped by SIGINT, SIGTERM 
 """
 
 import difflib
+import errno
 import os
 import sys
 import traceback
@@ -80,6 +81,8 @@ def main() -> None:
         _say(f"\nstopped by {stopped}{goes_on}\n")
         _leave(stopped.exit_code)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            fail(f"conclip {subcommand}", f"a path is too long for this file system: '{str(error.filename)[:80]}...'")
         message = explain(error)
         if message is None:
             raise

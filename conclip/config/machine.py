@@ -11,6 +11,10 @@ NATIVE_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
 took six times as long as float32 (SmolLM2-135M, 1,024 tokens at once)."""
 
 
+GROUP = Path("/sys/fs/cgroup")
+"""What the kernel says of this process's control group."""
+
+
 def cpu_flags() -> set[str]:
     """Return the flags of the processor; none where the system does not tell."""
     try:
@@ -35,28 +39,36 @@ def cpu_quota() -> float | None:
 
 
 def available_memory_gib() -> float:
-    """Return the memory [GiB] this process may still take: that of the machine, or of its control group where that is
-    less."""
+    """Return the memory [GiB] this process may still take: that of the machine, or of its control group where that is less.
+    Files that the group has read do not count: the kernel drops them for whoever needs the room."""
     available = psutil.virtual_memory().available
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        available = min(available, limit - used)
-    except (OSError, ValueError):
+        limit, used = (int((GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        held = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
+        available = min(available, limit - used + sum(int(held[name]) for name in ("active_file", "inactive_file")))
+    except (OSError, ValueError, KeyError):
         pass
     return available / 2**30
 
 
 def gpu_memory_gib() -> float | None:
-    """Return the memory [GiB] of the first GPU; None where the driver names none."""
-    return next(iter(_gpu_memories_gib()), None)
+    """Return the memory [GiB] of the first GPU that this environment shows; None where there is none."""
+    return next(iter(_shown(_gpu_memories_gib())), None)
 
 
 def num_gpus() -> int:
     """Return how many GPUs processes of this environment see."""
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    here = len(_gpu_memories_gib())
-    return here if shown is None else min(here, len([name for name in shown.split(",") if name.strip() not in ("", "-1")]))
+    return len(_shown(_gpu_memories_gib()))
+
+
+def _shown(memories: list[float]) -> list[float]:
+    """Return those of the GPUs that CUDA_VISIBLE_DEVICES names, by number; by their long names as many of the first ones."""
+    if (names := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        return memories
+    named = [name.strip() for name in names.split(",") if name.strip() not in ("", "-1")]
+    if all(name.isdecimal() for name in named):
+        return [memories[int(name)] for name in named if int(name) < len(memories)]
+    return memories[: len(named)]
 
 
 def _gpu_memories_gib() -> list[float]:

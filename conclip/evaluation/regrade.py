@@ -19,7 +19,7 @@ from conclip.grading.thinking import DEFAULT_TAGS, Thinking, answer_of, joined, 
 from conclip.problems.files import is_missing_value
 from conclip.problems.tables import object_lines
 from conclip.runs.files import check_target, writing
-from conclip.types import FinishReason, Grade, Outcome
+from conclip.types import ExtractionRule, FinishReason, Grade, Outcome
 
 MAX_PENDING = 1000
 """Rows held in memory at a time."""
@@ -43,6 +43,8 @@ class _Item:
     tolerance: float = 0.0
     finish_reason: FinishReason | None = None
     """How the response ended, in a row of conclip's own; None: the response is taken whole where it has no box."""
+    extraction: ExtractionRule = "strict"
+    """By which rule an outcome counts, in a row of conclip's own."""
 
 
 def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
@@ -52,9 +54,10 @@ def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
     A row's columns stay; `outcome`, `extracted`, `method` and `grader_version` are added, `audit` when asked for. What
     stands inside a thinking part (`<think>` or other known tags) is no answer. A response without a box is taken whole, from
     behind that part, as the answer. Of a list of golds each is right by itself. Optional columns: `choices` (texts of
-    options A, B, ...), `precision` (decimals to which numbers must agree). Rows of conclip's own are graded as in their run:
-    golds, choices and tolerance are those of questions.jsonl beside the file, else the row's `answer`. Raises UserError with
-    the line number on unusable rows, before `target` is made.
+    options A, B, ...), `precision` (decimals to which numbers must agree). Rows of conclip's own are graded as in their run,
+    by its rule of extraction, and their lenient columns, too: golds, choices and tolerance are those of questions.jsonl
+    beside the file, else the row's `answer`. (Whether a prompt had opened the thinking part, they do not say: one that never
+    closes counts as an answer.) Raises UserError with the line number on unusable rows, before `target` is made.
     """
     if not source.is_file():
         raise UserError(f"no file '{source}'; give JSON lines with columns 'gold' and 'response'")
@@ -66,6 +69,8 @@ def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
     with writing(target) as out:
         for row, grade, second in _graded(source, audit=audit):
             result = {"outcome": grade.outcome.value, "extracted": grade.extracted, "method": grade.method}
+            if "lenient_outcome" in row and grade.lenient_outcome is not None:
+                result |= {"lenient_outcome": grade.lenient_outcome.value, "lenient_extracted": grade.lenient_extracted}
             counts[grade.outcome.value] += 1
             if second is not None:
                 result["audit"] = second
@@ -87,9 +92,10 @@ def _graded(source: Path, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grad
     def ready() -> Iterator[tuple[dict[str, Any], Grade, str | None]]:
         nonlocal next_out
         while is_ready(key := str(next_out)):
-            grade = verdicts.pop(key)
+            item = pending.pop(key)
+            grade = verdicts.pop(key).by(item.extraction)
             second = _agreement(grade, verdicts.pop(f"{key} audit")) if audit else None
-            yield pending.pop(key).row, grade, second
+            yield item.row, grade, second
             next_out += 1
 
     try:
@@ -129,9 +135,11 @@ def _submit(grader: Grader, key: str, item: _Item, *, second: bool = False) -> N
 
 
 def _agreement(first: Grade, second: Grade) -> str:
-    if Outcome.GRADER_ERROR in (first.outcome, second.outcome):
+    """Compare what both methods say of an answer; that there is none, or that a response was cut, is no verdict on it."""
+    judged = first.lenient_outcome or first.outcome
+    if not {judged, second.outcome} <= {Outcome.CORRECT, Outcome.WRONG}:
         return "not judged"
-    return "agrees" if first.outcome is second.outcome else "disagrees"
+    return "agrees" if judged is second.outcome else "disagrees"
 
 
 def _listed(value: Any) -> list[Any]:
@@ -172,6 +180,7 @@ def _own(where: str, row: dict[str, Any], questions: Questions) -> _Item:
         choices=_choices(where, problem),
         tolerance=float(tolerance),
         finish_reason=row["finish_reason"],
+        extraction="lenient" if row.get("extraction") == "lenient" else "strict",
     )
 
 

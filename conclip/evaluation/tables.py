@@ -148,8 +148,9 @@ def power_line(comparison: Comparison, margin: float) -> str | None:
     needed = problems_needed([-spread, spread], [0.5, 0.5], margin)
     if needed <= comparison.num_problems:
         return None
+    about = "about" if spread > 0 else "at least"  # no difference seen among few is not that there is none
     return (
-        f"power: were nothing lost, it would take about {needed:,} problems like these to show it in four evaluations of "
+        f"power: were nothing lost, it would take {about} {needed:,} problems like these to show it in four evaluations of "
         f"five; here are {comparison.num_problems:,}"
     )
 

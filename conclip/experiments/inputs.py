@@ -172,7 +172,8 @@ def _rate_notes(config: BaseConfig, inputs: Inputs) -> list[str]:
         notes.append("pass_rates: measured on another model than model.path; its pass rates may be others")
     if first.sampling_hash != sampling_hash(config):
         notes.append(
-            "pass_rates: measured with another prompt, template, dtype, temperature or max_tokens; they may be others"
+            "pass_rates: measured with another prompt, template, dtype, temperature, max_tokens or rule of extraction; they "
+            "may be others"
         )
     if first.grader_version != GRADER_VERSION:
         notes.append("pass_rates: judged by another version of the grader; they may be others here")

@@ -145,8 +145,8 @@ def _engine(config: BaseConfig, model: ModelSize, place: Place) -> Iterator[Part
             share = 0.0
         yield Part(name="engine: its share", sampling=share, transfer=share)
         return
-    number = config.rollout.num_engines
-    cache, weights = number * config.rollout.kv_cache_gib, number * weights
+    number = config.rollout.num_engines * config.rollout.tensor_parallel_size  # of processes, each with a cache of its own
+    cache, weights = number * config.rollout.kv_cache_gib, config.rollout.num_engines * weights
     yield Part(name="engine: weights", sampling=weights, transfer=weights, update=weights)
     yield Part(name="engine: KV cache", sampling=cache, transfer=cache, update=cache)
     if number > 1:  # each is a process
@@ -171,7 +171,7 @@ def has_own_gpus(config: BaseConfig) -> bool:
 
 
 def engine_weights_gib(config: BaseConfig, model: ModelSize, place: Place) -> float:
-    """Return the weights that the engine holds on each of its devices."""
+    """Return the weights that the engine holds on each of its devices; in main memory, on all together."""
     each, learning = 2 if config.model.dtype == "bfloat16" else 4, config.learning
     adapter = config.model.adapter
     apart = learning is not None and adapter.wanted_apart(config.model.dtype, on_cpu=place.kind == "cpu")
@@ -179,7 +179,8 @@ def engine_weights_gib(config: BaseConfig, model: ModelSize, place: Place) -> fl
     if learning is not None and apart:  # vLLM keeps room for the next of the ranks it knows: 8, 16, 32, ...
         rank = max(8, 1 << (adapter.rank - 1).bit_length())
         beside = trained_parameters(learning, model)[0] * rank / adapter.rank
-    return (model.num_parameters + beside) * each / config.rollout.tensor_parallel_size / GIB
+    shares = config.rollout.tensor_parallel_size if place.kind == "gpu" else 1
+    return (model.num_parameters + beside) * each / shares / GIB
 
 
 def _weights(config: LearnConfig, model: ModelSize, place: Place) -> Iterator[Part]:

@@ -17,6 +17,7 @@ from conclip.experiments.inputs import Inputs
 from conclip.runs.manifest import StageRecord, changed_files, read_stages
 from conclip.runs.run import attempts, find_attempt
 from conclip.stats import chance_differences, problems_needed
+from conclip.training.schedule import rows_per_group
 
 if TYPE_CHECKING:
     from conclip.rollout.session import Prompts
@@ -100,7 +101,7 @@ def _training(name: str, config: LearnConfig, phase: PhaseConfig, inputs: Inputs
         num_responses=sampled + validation,
         max_tokens=config.rollout.max_tokens,
         batch=phase.problems_per_step * phase.group_size,
-        num_trained=sampled,
+        num_trained=steps * phase.problems_per_step * rows_per_group(config.algo, phase.group_size),
     )
 
 
@@ -118,9 +119,9 @@ def power_lines(config: BaseConfig, inputs: Inputs) -> list[str]:
     if settings is None:
         return []
     measured = {step.model for step in steps_of(config, inputs) if step.stage.kind == "eval"}
-    if len(measured) < 2 and len(settings.prompts) < 2:
+    if len(measured) < 2 and len(settings.conditions) < 2:
         return []
-    samples = max(settings.samples_per_problem if temperature > 0 else 1 for temperature in settings.temperatures)
+    samples = min(settings.samples_per_problem if temperature > 0 else 1 for temperature in settings.temperatures)
     needed = problems_needed(*chance_differences(samples), settings.margin)
     at_best = problems_needed([0.0], [1.0], settings.margin)
     return [

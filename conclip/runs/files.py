@@ -108,7 +108,14 @@ def check_content(folder: Path) -> None:
         raise UserError(f"'{folder}' is a link, where a run's attempt must be a folder; give the folder it leads to")
     pending = [folder]
     while pending:
-        with os.scandir(pending.pop()) as entries:
+        here = pending.pop()
+        try:
+            found = os.scandir(here)
+        except FileNotFoundError:
+            if here == folder:
+                raise
+            continue  # the run that it belongs to has renamed or removed it meanwhile
+        with found as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     if not (entry.name in TRACKER_FOLDERS and Path(entry.path).parent == folder):

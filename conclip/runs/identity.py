@@ -86,7 +86,13 @@ def sampling_hash(config: BaseConfig) -> str:
     model, rollout = config.model, config.rollout
     values = [model.prompt, model.system, model.dtype, rollout.temperature, rollout.max_tokens]
     # each only where it is set: older pass rates have hashes without them
-    further = {"template": model.chat_template_kwargs, "stop": model.stop_tokens, "tags": model.thinking_tags}
+    extraction = "" if rollout.extraction == "strict" else rollout.extraction
+    further = {
+        "template": model.chat_template_kwargs,
+        "extraction": extraction,
+        "stop": model.stop_tokens,
+        "tags": model.thinking_tags,
+    }
     return digest([*values, *([name, value] for name, value in further.items() if value)])
 
 
