@@ -17,7 +17,7 @@ from conclip.config.recipe import BASE, measured_by
 from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.config.typed import to_config
 from conclip.errors import UserError
-from conclip.models.folder import find_model
+from conclip.models.folder import find_model, model_hash
 from conclip.redact import one_line
 from conclip.runs.identity import digest, path_hash, relevant
 
@@ -101,9 +101,14 @@ def by_number(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
+def is_file_name(name: str) -> bool:
+    """Return whether a claim's name, which becomes that of files, has letters, digits, - and _ only."""
+    return re.fullmatch(r"[\w-]+", name) is not None
+
+
 def load_claim(name: str, path: Path) -> Claim:
     """Return a claim that makes sense. Raises UserError naming file and key."""
-    if not re.fullmatch(r"[\w-]+", name):  # it becomes the name of files
+    if not is_file_name(name):
         raise UserError(f"'{path}': the name of a claim has letters, digits, - and _ only; rename the file")
     try:
         with limit_yaml_size():
@@ -166,13 +171,13 @@ def run_hash(name: str, claim: Claim, run: str, *, quick: bool, config_dir: Path
         wanted = [*overrides(claim, run, quick=quick), "seed=0"]
         config = to_config(SCHEMAS[SUBCOMMAND], compose_config(SUBCOMMAND, wanted, config_dir=folder)[0])
         assert isinstance(config, BaseConfig)
-        own = [] if config.model.url is not None or config.model.is_lab else [find_model(config.model.path)]
+        own = [] if config.model.url is not None or config.model.is_lab else [model_hash(find_model(config.model.path))]
     except UserError as error:
         raise UserError(f"claim '{name}', run '{run}': {error}") from error
     _check_contrasts(name, claim, run, config)
     sets = (one for part in (config.data.pool, config.data.validation, config.data.test) for one in part.values())
-    own += [Path(one.path).expanduser() for one in sets if one.path is not None]
-    return digest([relevant(config), asdict(config.data), *map(path_hash, own)])
+    own += [path_hash(Path(one.path).expanduser()) for one in sets if one.path is not None]
+    return digest([relevant(config), asdict(config.data), *own])
 
 
 def _check_contrasts(name: str, claim: Claim, run: str, config: BaseConfig) -> None:

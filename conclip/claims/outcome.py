@@ -1,6 +1,5 @@
 """What came of a claim: the differences of each contrast, seed by seed, its verdict, and a file that holds all of it."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from conclip.claims.config import Claim, Contrast, by_number, check_claim
+from conclip.claims.config import Claim, Contrast, by_number, check_claim, is_file_name
 from conclip.claims.measures import RunNumbers, difference, numbers
 from conclip.claims.runs import PlannedRun
 from conclip.claims.verdict import Verdict, Word, judge, overall
@@ -127,10 +126,10 @@ def outcome_file(outcome: Outcome) -> str:
     return f"{outcome.name}{seeds}{'-quick' if outcome.quick else ''}.json"
 
 
-def check_seeds(name: str, seeds: Sequence[int], folder: Path, *, quick: bool) -> None:
-    """Raise UserError where a page's folder has more of these seeds than a claim would have now, or some of them in another
-    set."""
-    for other in recorded(folder, quick=quick):
+def check_seeds(name: str, seeds: Sequence[int], shown: Sequence[Outcome], folder: Path) -> None:
+    """Raise UserError where what a page shows, of the outcomes in a folder, has more of these seeds than a claim would have
+    now, or some of them in another set."""
+    for other in shown:
         if other.name != name or not set(other.seeds) & set(seeds):
             continue
         if other.seeds.start != seeds[0]:
@@ -163,6 +162,6 @@ def from_json(path: Path) -> Outcome:
     check_claim(outcome.claim, path)
     if set(outcome.differences) != set(outcome.claim.contrasts) or not set(outcome.runs) <= set(outcome.claim.runs):
         raise UserError(f"'{path}' is damaged: its differences or runs are not those of its claim; run the claim again")
-    if not re.fullmatch(r"[\w-]+", outcome.name):  # it becomes the name of files
+    if not is_file_name(outcome.name):
         raise UserError(f"'{path}': the claim's name {outcome.name!r} has other characters than letters, digits, - and _")
     return outcome

@@ -28,9 +28,9 @@ from conclip.stats import clustered_interval
 HEAD = """# Which of the paper's claims hold here?
 
 `conclip claims` runs this page's experiments and writes it. Each claim is a file in `conf/claims/`, with its runs, what
-decides and the smallest difference that matters; all of it was committed before the runs. Seeds redraw problems, sampling
-and training. Differences are paired by seed; their intervals are Student's t over seeds, at 95 % for all contrasts of a
-claim together (Bonferroni). A contrast is one of three kinds:
+decides and the smallest difference that matters, fixed before the runs unless the claim says otherwise below. Seeds
+redraw problems, sampling and training. Differences are paired by seed; their intervals are Student's t over seeds, at
+95 % for all contrasts of a claim together (Bonferroni). A contrast is one of three kinds:
 
 | expected | holds where the interval | does not hold where it |
 |---|---|---|

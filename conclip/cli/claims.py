@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from conclip.claims.config import Claim, check_runs, claim_files, load_claim, run_hash
-from conclip.claims.outcome import HEADINGS, Outcome, check_seeds, contrast_rows, outcome_of, write_outcome
+from conclip.claims.outcome import HEADINGS, Outcome, check_seeds, contrast_rows, outcome_of, recorded, write_outcome
 from conclip.claims.page import write_claims
 from conclip.claims.runs import PlannedRun, carry_out, mean_seconds, planned
 from conclip.errors import UserError
@@ -60,8 +60,10 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"{option}: '{folder}' is a file, or in one; give a folder")
     console = open_console()
     if options.page is not None:
+        kept = options.page / "claims"
+        shown = recorded(kept, quick=options.quick)
         for name, claim in claims.items():
-            check_seeds(name, _seeds(claim, options), options.page / "claims", quick=options.quick)
+            check_seeds(name, _seeds(claim, options), shown, kept)
     todo = {name: _planned(name, claim, options) for name, claim in claims.items()}
     console.print(_costs(claims, todo, quick=options.quick))
     if options.list:

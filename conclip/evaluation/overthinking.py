@@ -4,7 +4,7 @@ response thinks again. Diagnostics of text, by rules that are stated here; accur
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from statistics import fmean
@@ -111,5 +111,10 @@ def length_correlation(responses: Sequence[EvalRow]) -> float | None:
     """Return the correlation of length and correctness among the responses to one problem (point-biserial); None where all
     are right, none is, or all have one length. Left out are grader errors, and truncated responses, which are the longest
     by their limit and would be wrong."""
-    ended = [row for row in responses if row.outcome not in (Outcome.GRADER_ERROR, Outcome.TRUNCATED)]
-    return correlation_if_any([row.num_tokens for row in ended], [row.outcome is Outcome.CORRECT for row in ended])
+    return correlation_of((row.outcome, row.num_tokens) for row in responses)
+
+
+def correlation_of(responses: Iterable[tuple[Outcome, int]]) -> float | None:
+    """Return `length_correlation` of responses that are known by outcome and length."""
+    ended = [one for one in responses if one[0] not in (Outcome.GRADER_ERROR, Outcome.TRUNCATED)]
+    return correlation_if_any([length for _, length in ended], [outcome is Outcome.CORRECT for outcome, _ in ended])

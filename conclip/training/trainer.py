@@ -10,11 +10,12 @@ from conclip.config.recipe import checkpoint_folder
 from conclip.config.schema import LearnConfig
 from conclip.curriculum.order import ProblemOrder, make_refresher
 from conclip.errors import MachineFailure, UserError
+from conclip.evaluation.overthinking import correlation_of
 from conclip.rollout.collect import TRAINING
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import Interrupted, deferred
 from conclip.seeding import python_stream, torch_stream
-from conclip.stats import clustered_interval, correlation_if_any
+from conclip.stats import clustered_interval
 from conclip.training.batch import ExperienceBatch, TokenBatch, collate, with_prompts
 from conclip.training.experience import Scores, kl_reward_share, make_experience
 from conclip.training.learner import Learner, NonFiniteGradient, Updated, make_learner
@@ -314,13 +315,9 @@ class Trainer:
 
 def _length_correlation(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Return the correlation of length and correctness within groups, and its lower bound; nothing where too few groups have
-    correct and other responses. Truncated ones are left out: they are the longest, and would be wrong."""
-    correlations: list[float] = []
-    for group in groups:
-        ended = [r for r in group.rollouts if r.grade.outcome not in (Outcome.GRADER_ERROR, Outcome.TRUNCATED)]
-        lengths = [r.completion.num_tokens for r in ended]
-        value = correlation_if_any(lengths, [r.grade.outcome is Outcome.CORRECT for r in ended])
-        correlations += [] if value is None else [value]
+    correct and other responses."""
+    found = (correlation_of((r.grade.outcome, r.completion.num_tokens) for r in group.rollouts) for group in groups)
+    correlations = [value for value in found if value is not None]
     if len(correlations) < MIN_MIXED_PROBLEMS:
         return {}
     mean, low, _ = clustered_interval(correlations)
