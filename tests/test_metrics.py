@@ -151,3 +151,13 @@ def test_the_table_shows_the_accuracy_that_does_not_count_and_what_has_no_box():
     (lenient,) = results_cells({"m": summarise([r.by("lenient") for r in rows])}).values()
     assert (lenient["strict"], lenient["no answer"]) == ("0.250", "0.00 %")
     assert lenient["accuracy"].startswith("0.500")
+
+
+def test_models_that_count_by_different_extractions_share_their_columns():
+    form = {"lenient_outcome": Outcome.CORRECT, "lenient_extracted": "1", "method": "number"}
+    rows = [row("p", Outcome.CORRECT, 10), row("p", Outcome.NO_ANSWER, 10, 1, **form)]
+    cells = results_cells({"s": summarise(rows), "l": summarise([r.by("lenient") for r in rows])})
+    assert list(cells["s"]) == list(cells["l"])
+    assert {name: (c["lenient"], c["strict"]) for name, c in cells.items()} == dict.fromkeys("sl", ("1.000", "0.500"))
+    assert [c["no answer or no box"] for c in cells.values()] == ["50.00 %", "0.00 %"]
+    assert [c["accuracy"][:5] for c in cells.values()] == ["0.500", "1.000"]

@@ -22,6 +22,9 @@ def problem(answer: str, question: str = "How many?", choices: tuple[str, ...] |
         ("-7, so 7", "7", "-7, so 7"),
         (r"so \frac{1}{2} is left", r"\frac{1}{2}", r"so \frac{1}{2}"),
         ("nothing of the kind", "7", None),
+        ("another note, so no", "no", "another note, so no"),
+        ("2x and xy are not it; x is", "x", "2x and xy are not it; x"),
+        (r"\text{(B, C)} or (B, C)", "(B, C)", r"\text{(B, C)"),
     ],
 )
 def test_the_first_mention_of_the_answer(text: str, answer: str, seen: str | None):

@@ -17,7 +17,7 @@ from conclip.errors import UserError
 from conclip.report.charts import figures
 from conclip.report.data import read_run
 from conclip.report.export import latex, markdown
-from conclip.report.page import headlines, in_script, result_tables
+from conclip.report.page import headlines, in_script, result_tables, rows_for_browser
 from conclip.runs.identity import path_hash
 from conclip.types import Outcome
 from tests.made_runs import HOSTILE, MODELS, made_run
@@ -129,6 +129,26 @@ def test_runs_of_different_benchmarks_have_a_table_each(tmp_path: Path):
     tables = {table["benchmark"]: [name for name, _ in table["rows"]] for table in result_tables([first, other])}
     assert tables == {"b": [f"made: {m}" for m in MODELS], "c": [f"other: {m}" for m in MODELS]}
     assert "made, accuracy from" in figures([first, other])[0].caption
+
+
+def test_the_browser_keeps_problems_of_one_id_apart(tmp_path: Path):
+    run = read_run(made_run(tmp_path / "attempt-001", num_problems=1))
+    other = replace(run, rows=[replace(row, benchmark="c", answer="12") for row in run.rows])
+    shown = rows_for_browser([run, other])
+    assert [(problem["benchmark"], problem["id"], problem["answer"]) for problem in shown["problems"]] == [
+        ("b", "p0", run.rows[0].answer),
+        ("c", "p0", "12"),
+    ]
+    assert [row[0] for row in shown["rows"]] == [0] * len(run.rows) + [1] * len(run.rows)
+
+
+def test_figures_of_runs_whose_names_begin_alike_have_files_of_their_own(tmp_path: Path):
+    run = read_run(made_run(tmp_path / "attempt-001"))
+    names = [figure.file_name for figure in figures([replace(run, name="r" * 70 + end) for end in "ab"])]
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) <= 60
+    names = [figure.file_name for figure in figures([replace(run, name=name) for name in ("a b", "a-b")])]
+    assert len(set(names)) == len(names)
 
 
 def test_the_headline_is_the_last_model_against_the_first(tmp_path: Path):

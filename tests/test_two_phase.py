@@ -87,9 +87,12 @@ def test_only_runs_of_the_same_model_tell_what_a_run_will_cost(tmp_path: Path):
     (folder / "manifest.json").write_text(json.dumps({"identity": "i", "stages": {"probe-base": record}}))
     planned = [PlannedStage(name="probe-base", num_responses=100, max_tokens=512)]
 
-    def cells(model: str) -> list[str]:
+    def cells(model: str, row: int = 0) -> list[str]:
         table = plan_table(planned, tmp_path / "own", "identity", model, from_scratch=False)
-        return [str(next(iter(column.cells))) for column in table.columns]
+        return [str(list(column.cells)[row]) for column in table.columns]
 
     assert cells("mine")[2:5] == ["100", "2,000", "0 min 20 s"]
     assert cells("another")[2:] == ["100", "25,600", "?", "half of the limit"]
+    assert (cells("mine", -1)[4], cells("another", -1)[4]) == ("0 min 20 s", "?")
+    planned.append(PlannedStage(name="warm-up", num_responses=0, max_tokens=0))
+    assert cells("mine", -1)[4] == "at least 0 min 20 s"

@@ -77,7 +77,8 @@ def main() -> None:
 
         discard_output(sys.stdout)
     except Interrupted as stopped:
-        goes_on = "" if subcommand in PLAIN_SUBCOMMANDS else "; the same command goes on from what is whole"
+        begins_anew = subcommand in PLAIN_SUBCOMMANDS or "resume=never" in arguments
+        goes_on = "" if begins_anew else "; the same command goes on from what is whole"
         _say(f"\nstopped by {stopped}{goes_on}\n")
         _leave(stopped.exit_code)
     except Exception as error:

@@ -51,7 +51,7 @@ def first_mention(text: str, problem: Problem) -> int | None:
     itself states it.
 
     Numbers count by value (1,000 is 1000.0), letters of choices in a bracket or after "answer", "option" or "is", other
-    answers by their spelling.
+    answers by their spelling as a word of its own.
     """
     places = [place for gold in problem.golds if (place := _mention(text, gold, problem)) is not None]
     stated = any(_mention(problem.question, gold, problem) is not None for gold in problem.golds)
@@ -67,10 +67,14 @@ def _mention(text: str, gold: str, problem: Problem) -> int | None:
     if _NUMBER.fullmatch(plain):
         value = Decimal(plain)
         return next((m.end() for m in _NUMBER.finditer(text) if Decimal(m[0].replace(",", "")) == value), None)
-    for spelling in (gold, normalise(gold)):
-        if spelling and (place := text.find(spelling)) >= 0:
-            return place + len(spelling)
-    return None
+    ends = [m.end() for spelling in (gold, normalise(gold)) if spelling and (m := _as_a_word(spelling).search(text))]
+    return min(ends, default=None)
+
+
+def _as_a_word(spelling: str) -> re.Pattern[str]:
+    """Return what finds a spelling that is no part of a longer word or number: `no` is not in "another"."""
+    before, after = (r"(?<!\w)" if spelling[0].isalnum() else "", r"(?!\w)" if spelling[-1].isalnum() else "")
+    return re.compile(before + re.escape(spelling) + after)
 
 
 def tokens_up_to(place: int, token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int:

@@ -54,18 +54,22 @@ def _table(title: str, cells: Mapping[str, Mapping[str, str]]) -> Table:
 
 
 def results_cells(models: Mapping[str, Summary]) -> dict[str, dict[str, str]]:
-    """Return model -> column -> number, the main ones ± half a 95 % interval. Responses that could not be graded count in no
-    accuracy; a column shows them where there are some."""
+    """Return model -> column -> number, the main ones ± half a 95 % interval; all models have the same columns. Accuracy by
+    an extraction that does not count for all of them has a column of its own. Responses that could not be graded count in
+    no accuracy; a column shows them where there are some."""
     ungraded = any(summary.grader_errors for summary in models.values())
     looping = any(summary.looping_rate for summary in models.values())
+    extractions = {summary.extraction for summary in models.values()}
+    unanswered = " or ".join(("no box" if one == "strict" else "no answer") for one in sorted(extractions))
     return {
         name: {
             "accuracy": _cell(summary.accuracy, ".3f"),
-            **_other_accuracy(summary),
+            **({"lenient": f"{summary.lenient_accuracy.mean:.3f}"} if "strict" in extractions else {}),
+            **({"strict": f"{summary.strict_accuracy.mean:.3f}"} if "lenient" in extractions else {}),
             "tokens": _cell(summary.mean_tokens, ".1f"),
             "if correct": _cell(summary.correct_mean_tokens, ".1f"),
             "if wrong": _cell(summary.wrong_mean_tokens, ".1f"),
-            "no box" if summary.extraction == "strict" else "no answer": _percent(summary.no_answer_rate.mean),
+            unanswered: _percent(summary.no_answer_rate.mean),
             "truncated": _percent(summary.truncation_rate.mean),
         }
         | ({"looping": _percent(summary.looping_rate)} if looping else {})
@@ -105,13 +109,6 @@ def effort_cells(models: Mapping[str, Effort]) -> dict[str, dict[str, str]]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
-
-
-def _other_accuracy(summary: Summary) -> dict[str, str]:
-    """Return the accuracy by the extraction that does not count."""
-    if summary.extraction == "strict":
-        return {"lenient": f"{summary.lenient_accuracy.mean:.3f}"}
-    return {"strict": f"{summary.strict_accuracy.mean:.3f}"}
 
 
 def _percent(share: float) -> str:

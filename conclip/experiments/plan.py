@@ -156,7 +156,7 @@ def plan_table(
     table = Table(title="what would be done", title_justify="left")
     for name in ("stage", "state", "responses", "tokens", "time", "estimated from"):
         table.add_column(name, justify="left" if name in ("stage", "state", "estimated from") else "right")
-    totals = [0.0, 0.0]
+    tokens_to_do, times = 0.0, list[float]()
     for stage in planned:
         if record := done.get(stage.name):
             table.add_row(stage.name, "done", "", f"{record.num_tokens:,}", _duration(record.wall_s), "measured")
@@ -171,10 +171,11 @@ def plan_table(
             tokens, seconds, source = stage.num_responses * stage.max_tokens / 2, math.nan, "half of the limit"
             if by_data_sheet is not None:
                 seconds, source = by_data_sheet(stage), f"{source}, data sheet: at least"
-        totals = [totals[0] + tokens, totals[1] + seconds]
+        tokens_to_do += tokens
+        times.append(seconds)
         table.add_row(stage.name, "to do", f"{stage.num_responses:,}", f"{tokens:,.0f}", _duration(seconds), source)
     table.add_section()
-    table.add_row("to do in all", "", "", f"{totals[0]:,.0f}", _duration(totals[1]), "")
+    table.add_row("to do in all", "", "", f"{tokens_to_do:,.0f}", _total(times), "")
     return table
 
 
@@ -191,6 +192,14 @@ def _history(home: Path, model: str) -> dict[str, StageRecord]:
             for key in (name, kind_of(name)):
                 newest.setdefault(key, record)
     return newest
+
+
+def _total(times: Sequence[float]) -> str:
+    """Return the sum of times [s]; a lower bound where some are not known."""
+    known = [seconds for seconds in times if not math.isnan(seconds)]
+    if len(known) == len(times):
+        return _duration(sum(known))
+    return f"at least {_duration(sum(known))}" if known else "?"
 
 
 def _duration(seconds: float) -> str:

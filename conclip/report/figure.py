@@ -7,6 +7,7 @@ from typing import Any
 
 import altair as alt
 
+from conclip.runs.identity import digest
 from conclip.types import Outcome
 
 OUTCOMES = {
@@ -40,8 +41,12 @@ class Figure:
 
     @property
     def file_name(self) -> str:
-        """The name for a file or an HTML element: letters, digits, `-` and `_` of the name, up to a length."""
-        return re.sub(r"[^\w-]", "-", self.name)[:MAX_NAME_CHARS]
+        """The name for a file or an HTML element: letters, digits, `-` and `_` of the name, up to a length. One that loses
+        something so gets a hash, so that names that differ stay different."""
+        plain = re.sub(r"[^\w-]", "-", self.name)
+        if plain == self.name and len(plain) <= MAX_NAME_CHARS:
+            return plain
+        return f"{plain[: MAX_NAME_CHARS - 9]}-{digest(self.name)[:8]}"
 
     @property
     def specs(self) -> dict[str, dict[str, Any]]:

@@ -193,31 +193,26 @@ def rows_for_browser(runs: Sequence[RunData]) -> dict[str, Any]:
     """Return problems, models, sampling conditions and responses, with indices in place of names."""
     several = len(runs) > 1
     outcomes = [outcome.value for outcome in Outcome]
-    problems: dict[str, dict[str, Any]] = {}
+    problems: list[dict[str, Any]] = []
     models: dict[str, int] = {}
     conditions: dict[str, int] = {}
-    places: dict[str, int] = {}
+    places: dict[tuple[str, str, str, str], int] = {}  # sets may give the same id to different problems
     rows: list[list[Any]] = []
     for run in runs:
         for row in run.rows:
-            if row.problem_id not in problems:
-                places[row.problem_id] = len(problems)
-                problems[row.problem_id] = {
-                    "id": row.problem_id,
-                    "question": run.questions.get(row.problem_id, ""),
-                    "answer": row.answer,
-                    "level": row.level,
-                    "benchmark": row.benchmark,
-                }
+            question = run.questions.get(row.problem_id, "")
+            place = places.setdefault((row.benchmark, row.problem_id, question, row.answer), len(problems))
+            if place == len(problems):
+                problem = {"id": row.problem_id, "question": question, "answer": row.answer}
+                problems.append(problem | {"level": row.level, "benchmark": row.benchmark})
             model = models.setdefault(label(run, row.model, several), len(models))
             condition = conditions.setdefault(
                 f"{condition_name(*row.prompt_condition)}, temperature {row.temperature:g}", len(conditions)
             )
             outcome = outcomes.index(row.outcome.value)
-            place = places[row.problem_id]
             rows.append([place, model, condition, row.sample, outcome, row.num_tokens, row.extracted, _full_response(row)])
     return {
-        "problems": list(problems.values()),
+        "problems": problems,
         "models": list(models),
         "conditions": list(conditions),
         "outcomes": outcomes,
@@ -232,7 +227,7 @@ def _full_response(row: EvalRow) -> str:
 
 def _subtitle(runs: Sequence[RunData]) -> str:
     started = [str(run.environment.get("started", ""))[:10] for run in runs]
-    problems = len({row.problem_id for run in runs for row in run.rows})
+    problems = len({(row.benchmark, row.problem_id, row.answer) for run in runs for row in run.rows})
     parts = [f"started {', '.join(dict.fromkeys(started))}"]
     return ", ".join(parts + ([f"{problems} test problems"] if problems else []))
 

@@ -72,7 +72,8 @@ class Pipeline:
             source = f" in {record.taken_from}" if record.taken_from else ""
             self._run.say(f"{name}: done before{source} ({record.wall_s:.0f} s), taken over")
             if changed := changed_versions(record.made_by, self._run.versions):
-                self._run.warn(f"{name} was done with another version of {', '.join(changed)}; resume=never does it anew")
+                anew = "resume=never" if "/" not in (record.taken_from or "") else "paths.stages_from=null"
+                self._run.warn(f"{name} was done with another version of {', '.join(changed)}; {anew} does it anew")
             return record
         for path in before.outputs if before is not None else ():
             break_links(self._run.folder / path)
