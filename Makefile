@@ -92,7 +92,7 @@ frontier: $(DEV) ## accuracy x length of every algorithm and length reward on th
 kills: $(VENV)/.installed ## kill runs at 40 random moments and compare what their second start leaves (about an hour)
 	$(BIN)/python benchmarks/kills.py $(ARGS)
 
-hosts: $(DEV) ## a run over four hosts (network namespaces; root): kill processes and hosts, compare what is left (an hour)
+hosts: $(DEV) ## a run over four hosts (network namespaces; root): kill processes and hosts, compare what is left (long)
 	$(BIN)/python -m benchmarks.hosts $(ARGS)
 
 gpu-check: $(VENV)/.installed ## on a machine with a CUDA GPU: what holds there, as a table (eight minutes; without a GPU a rehearsal)

@@ -1,6 +1,6 @@
 """Run over several hosts, kill processes and whole hosts at random moments, and compare with an undisturbed run.
 
-    make hosts                          # 20 kills (about half an hour)
+    make hosts                          # 20 kills
     make hosts ARGS="--kills 4"         # fewer
 
 The hosts are network namespaces of this machine, each a node of one Ray cluster: they reach each other by addresses only

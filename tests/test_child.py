@@ -14,12 +14,10 @@ from unittest.mock import Mock
 
 import psutil
 import pytest
-import torch
 
 from conclip.cluster.launch import Local
 from conclip.errors import MachineFailure, UserError
 from conclip.models.folder import LAB_MODEL
-from conclip.models.load import load_policy
 from conclip.rollout.child import ChildEngine
 from conclip.rollout.engine import EngineDied, RolloutEngine
 from conclip.types import Completion
@@ -49,9 +47,8 @@ def test_a_child_that_is_killed_is_started_again_as_it_was(
     began = run(here)
     assert run(child) == began
     num_tokens = child.progress()
-    weights = dict(load_policy(random_model, torch.device("cpu")).state_dict())
-    here.update_weights(weights.items(), 5)
-    child.update_weights(weights.items(), 5)
+    here.update_weights(random_model, 5)
+    child.update_weights(random_model, 5)
     child._process.kill()  # between two units
     updated = run(child)
     assert updated == run(here) and logprobs(updated) != logprobs(began)
@@ -131,17 +128,16 @@ def test_a_child_that_dies_as_it_is_put_to_sleep_sleeps(child: ChildEngine):
 
 def test_a_child_that_is_started_again_has_its_adapter(said: list[str], tmp_path: Path):
     child = ChildEngine(LAB_MODEL, ROLLOUT, warn=said.append, start=WithAdapters, **SETTINGS)
-    weights = load_policy(LAB_MODEL, torch.device("cpu")).state_dict()
-    adapter = shifting_adapter(tmp_path / "adapter")
+    model = Path(shutil.copytree(LAB_MODEL, tmp_path / "model"))
+    adapter = shifting_adapter(model / "adapter")
     try:
         assert child.takes_adapters()
         plain = logprobs(run(child))
-        child.update_weights(weights.items(), 1, adapter)
-        shutil.rmtree(adapter)
+        child.update_weights(model, 1, adapter)
         adapted = run(child)
         assert logprobs(adapted) != plain
         assert killed_amid(child, requests()) == adapted and len(said) == 1
-        child.update_weights(weights.items(), 2)
+        child.update_weights(model, 2)
         assert logprobs(run(child)) == plain
     finally:
         child.close()

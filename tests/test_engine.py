@@ -215,7 +215,7 @@ def test_a_child_process_gives_the_same_tokens_even_when_it_is_killed(engine: Ro
     child = ChildEngine(LAB_MODEL, ROLLOUT, warn=said.append, **SETTINGS)
     try:
         assert tokens(run(child)) == tokens(here)
-        child.update_weights(load_policy(random_model, torch.device("cpu")).state_dict().items(), 5)
+        child.update_weights(random_model, 5)
         again = killed_amid(child, requests())
         assert tokens(again) == tokens(updated) and {completion.policy_version for completion in again.values()} == {5}
         assert len(said) == 1 and "started again" in said[0]
@@ -278,16 +278,16 @@ def test_an_engine_over_two_processes_gets_its_weights(random_model: Path, monke
     """`tensor_parallel_size`, on CPUs: a worker process on each of two, and a child process around them."""
     first, second = sorted(os.sched_getaffinity(0))[:2]
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{first}|{second}")
-    child = ChildEngine(LAB_MODEL, dataclasses.replace(ROLLOUT, tensor_parallel_size=2), **SETTINGS)
+    pool = EnginePool(LAB_MODEL, dataclasses.replace(ROLLOUT, tensor_parallel_size=2), **SETTINGS)
     try:
         wanted = requests(num_samples=1)
-        began = tokens(run(child, wanted=wanted))
-        child.update_weights(load_policy(random_model, torch.device("cpu")).state_dict().items(), 1)
-        assert tokens(run(child, wanted=wanted)) != began
-        child.update_weights(LAB_MODEL, 2)
-        assert tokens(run(child, wanted=wanted)) == began
+        began = tokens(run(pool, wanted=wanted))
+        pool.update_weights(load_policy(random_model, torch.device("cpu")).state_dict().items(), 1)
+        assert tokens(run(pool, wanted=wanted)) != began
+        pool.update_weights(LAB_MODEL, 2)
+        assert tokens(run(pool, wanted=wanted)) == began
     finally:
-        child.close()
+        pool.close()
 
 
 def test_what_vllm_refuses_is_bad_input_and_leaves_nothing_behind(engines: Engines):

@@ -21,8 +21,8 @@ from conclip.experiments.inputs import load_inputs
 from conclip.lab.arithmetic import generate
 from conclip.models.architectures import implementation
 from conclip.problems.prompts import encode_prompt
-from conclip.rollout.child import ChildEngine
 from conclip.rollout.engine import RolloutEngine
+from conclip.rollout.pool import EnginePool
 from conclip.rollout.session import start_engine
 from conclip.training.backend import Backend
 from conclip.training.batch import collate
@@ -114,7 +114,7 @@ def _no_other_engine(engines: Engines) -> None:
 def opened(folder: Path, config: TrainRunConfig) -> Iterator[RolloutEngine]:
     engine = start_engine(config, folder, max_model_len=256, warn=pytest.fail)
     try:
-        assert isinstance(engine, ChildEngine) == (implementation(folder) == "transformers")
+        assert isinstance(engine, EnginePool) == (implementation(folder) == "transformers")
         yield engine
     finally:
         engine.close()

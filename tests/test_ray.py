@@ -10,7 +10,6 @@ from typing import Any, cast
 from unittest.mock import Mock
 
 import pytest
-import torch
 
 from conclip.cli.main import main
 from conclip.cluster.choose import check_machine, make_launcher
@@ -19,7 +18,6 @@ from conclip.config.compose import load_config
 from conclip.config.groups import ClusterConfig
 from conclip.errors import MachineFailure, UserError
 from conclip.models.folder import LAB_MODEL
-from conclip.models.load import load_policy
 from conclip.rollout.child import ChildEngine
 from conclip.rollout.engine import RolloutEngine
 from conclip.rollout.pool import EnginePool
@@ -64,9 +62,8 @@ def test_an_engine_that_ray_places_is_the_same_and_is_started_again(
     try:
         here.update_weights(LAB_MODEL, 0)
         assert run(engine) == run(here)
-        weights = dict(load_policy(random_model, torch.device("cpu")).state_dict())
-        here.update_weights(weights.items(), 5)
-        engine.update_weights(weights.items(), 5)
+        here.update_weights(random_model, 5)
+        engine.update_weights(random_model, 5)
         updated = run(here)
         assert run(engine) == updated
         assert killed_amid(engine, requests()) == updated

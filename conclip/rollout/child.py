@@ -1,22 +1,19 @@
-"""An engine in a child process, behind the same interface: for several engines, or to isolate the run from a crash."""
+"""An engine in a child process, of which a pool has one or several."""
 
 import atexit
-import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
-import torch
 
 from conclip.cluster.launch import Launcher, Local, check_there, detach, ending, raise_if_ours, told
-from conclip.cluster.memory_folder import MemoryFolder, remove_orphans
+from conclip.cluster.memory_folder import remove_orphans
 from conclip.config.groups import RolloutConfig
 from conclip.rollout.engine import EngineDied, RolloutEngine, WeightsLost
-from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
 
 POLL_S = 0.05
@@ -79,7 +76,7 @@ def _serve(
 
 
 class ChildEngine:
-    """A `RolloutEngine` in a child process.
+    """A `RolloutEngine` in a child process, but that it takes weights as folders only.
 
     A child that dies is restarted with the weights it had, unless it was sent those by `transfer`, and its unit of work
     (everything submitted since the last cache reset) is sampled again: from a cold cache the same requests give the same
@@ -103,14 +100,12 @@ class ChildEngine:
         anything else."""
         self._launcher = launcher or Local()
         self._arguments, self._warn = (start, model_path.absolute(), config, settings), warn
-        self._dtype = cast(torch.dtype, getattr(torch, settings["dtype"]))
         self._weights: Path | None = None
         """The folder of the child's current weights; None for those it starts with, or was sent by `transfer`."""
         self._was_sent = False
         """Whether nothing here has the child's weights."""
         self._adapter: Path | None = None
         """The folder of the adapter beside them."""
-        self._shared: MemoryFolder | None = None
         self._version = 0
         self._asleep = False
         self._heard = time.monotonic()
@@ -229,25 +224,13 @@ class ChildEngine:
         self._asleep = False
         self._send("transfer", name, payload)
 
-    def update_weights(
-        self, source: Path | Iterable[tuple[str, torch.Tensor]] | None, version: int, adapter: Path | None = None
-    ) -> None:
-        """`source`: None for the weights that `transfer` has brought. When the child has died with those, a command raises
-        WeightsLost, and the next one starts another child."""
-        old, self._version, self._asleep, self._was_sent = self._shared, version, False, source is None
-        if source is None or isinstance(source, Path):
-            self._weights, self._shared = None if source is None else source.absolute(), None
-        else:
-            # Weights never go through the pipe. The folder stays until the next update, for a child that must be
-            # restarted.
-            self._shared = as_folder(source, self._dtype)
-            self._weights = Path(self._shared.name)
-        self._adapter = adapter
-        if adapter is not None and self._shared is not None:
-            self._adapter = Path(shutil.copytree(adapter, Path(self._shared.name) / "adapter"))
+    def update_weights(self, source: Path | None, version: int, adapter: Path | None = None) -> None:
+        """`source`: a folder that stays until the next update, for a child that is started again; None for the weights that
+        `transfer` has brought. When the child has died with those, a command raises WeightsLost, and the next one starts
+        another child. `adapter`: a folder inside of that folder."""
+        self._version, self._asleep, self._was_sent = version, False, source is None
+        self._weights, self._adapter = None if source is None else source.absolute(), adapter
         self._command("update_weights")
-        if old is not None:
-            old.cleanup()
 
     def reset_cache(self) -> None:
         self._forget_unit()
@@ -261,8 +244,6 @@ class ChildEngine:
         self._closed = True
         atexit.unregister(self.close)
         self._stop()
-        if self._shared is not None:
-            self._shared.cleanup()
 
     def _forget_unit(self) -> None:
         self._unit.clear()

@@ -1,4 +1,5 @@
-"""Several engines behind the interface of one, each in a process of its own."""
+"""Engines in processes of their own behind the interface of one: several of them, or one that isolates the run from its
+crash."""
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -49,7 +50,8 @@ class EnginePool:
         self._transfer = None if connect is None else Transfer(connect, self._tell, number)
         self._connected: list[int] = []
         """The starts of the engines that the transfer is connected to."""
-        start = partial(with_threads, max(1, AT_START // number), start)
+        if number > 1:
+            start = partial(with_threads, max(1, AT_START // number), start)
         self._dtype = cast(torch.dtype, getattr(torch, settings["dtype"]))
         self._shared: MemoryFolder | None = None
         """The folder of the weights that all of them have; None for those of a model folder."""

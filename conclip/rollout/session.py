@@ -343,8 +343,9 @@ def start_engine(
     elsewhere = config.cluster.kind == "ray"
     alone = config.cluster.learner_ranks == 1  # vLLM takes a process's only process group for itself
     weights = config.cluster.weights if config.learning is not None else "files"
-    if config.rollout.num_engines > 1 or weights != "files":
-        from conclip.rollout.pool import EnginePool  # noqa: PLC0415
+    in_child = config.rollout.engine == "child_process" or config.rollout.num_engines > 1
+    if in_child or by_transformers or elsewhere or not alone or weights != "files":
+        from conclip.rollout.pool import EnginePool  # noqa: PLC0415  only what is used gets imported
 
         begun = launcher()
         if weights != "files":
@@ -353,10 +354,6 @@ def start_engine(
             num_workers = config.rollout.num_engines * config.rollout.tensor_parallel_size
             settings |= {"weight_transfer": weights, "connect": partial(connect_gpus, weights, begun.host, num_workers)}
         return EnginePool(model_path, config.rollout, warn=warn, launcher=begun, **settings)
-    if config.rollout.engine == "child_process" or by_transformers or elsewhere or not alone:
-        from conclip.rollout.child import ChildEngine  # noqa: PLC0415  only what is used gets imported
-
-        return ChildEngine(model_path, config.rollout, warn=warn, launcher=launcher(), **settings)
     from conclip.rollout.vllm_engine import VllmEngine  # noqa: PLC0415
 
     return VllmEngine(model_path, config.rollout, **settings)
