@@ -257,13 +257,16 @@ def test_a_misspelt_option_and_a_subcommand_without_adapters_are_one_line():
         load_config("eval", "model/adapter=lora")
 
 
-def test_a_4_bit_base_is_what_the_engine_gets_and_what_is_exported(tmp_path: Path):
-    """NF4 by hand: the weights the engine gets are the base's quantised ones plus the adapter, never the originals."""
-    made = moved("model.adapter.base=4bit")
+@pytest.mark.parametrize("targets", ["null", "[q_proj,v_proj]"])
+def test_a_4_bit_base_is_what_the_engine_gets_and_what_is_exported(tmp_path: Path, targets: str):
+    """NF4 by hand: the weights the engine gets are the base's quantised ones plus the adapter, never the originals; so, too,
+    those of layers without an adapter."""
+    made = moved("model.adapter.base=4bit", f"model.adapter.targets={targets}")
     expected = logits(made, "policy").detach()
     sent = dict(made.models.weights())
     original = load_policy(LAB_MODEL, CPU).state_dict()
     assert sent.keys() == original.keys()
+    assert all(sent[name].shape == tensor.shape for name, tensor in original.items())
     name = "model.layers.0.mlp.up_proj.weight"
     quantised, _ = quantize_4bit(original[name], quant_type="nf4", blocksize=64)
     assert quantised.numel() * 2 == original[name].numel()

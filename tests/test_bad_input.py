@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from conclip.cli.main import main
+from conclip.curriculum.pass_rates import SCHEMA_VERSION, Band, pass_rates
 from conclip.evaluation.rows import to_dict
 from conclip.models.folder import LAB_MODEL
 from conclip.types import Outcome
@@ -25,6 +26,8 @@ LIMIT_S = 5.0
 
 GOOD = '{"question": "1+1", "answer": "2"}\n'
 ROW = {"gold": "1", "response": "1"}
+(_RATE,) = pass_rates([make_row("p", Outcome.CORRECT, 9)], Band(low=0.2, high=0.8), model_hash="m", sampling_hash="s")
+RATE = json.dumps({"schema": SCHEMA_VERSION, **asdict(_RATE)})
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,10 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
         ("eval.thinking_budgets", "'<t>'", "not one token"),
     ),
     "argument the template never reads": (of("eval", "model.chat_template_kwargs.think=true"), ("reads no 'think'",)),
+    "arguments by the name of training's own": (
+        of("two-phase", "eval.template_kwargs={default: {b: 1}}"),
+        ("is how training",),
+    ),
     "argument of a column": (of("eval", "eval.template_kwargs={a: {b: 1}}"), ("eval.template_kwargs.a", "reads no 'b'")),
     "stop token that is none": (of("probe", 'model.stop_tokens=["<|over|>"]'), ("model.stop_tokens", "'<|over|>'")),
     "band upside down": (of("probe", "phase.pass_rate_low=0.9", "phase.pass_rate_high=0.1"), ("pass_rate",)),
@@ -369,6 +376,26 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "outputs in a file": (lambda p: ["eval", "debug=eval", f"paths.outputs={p.file('x')}/here"], ("paths.outputs",)),
     "stages from nowhere": (of("eval", "debug=eval", "paths.stages_from=nowhere"), ("paths.stages_from", "nowhere")),
     "stages from a file": (lambda p: ["eval", "debug=eval", f"paths.stages_from={p.file('x')}"], ("paths.stages_from",)),
+    "a value that leads nowhere": (of("probe", "device.kind=${nope}"), ("device.kind", "nope")),
+    "a value that leads nowhere, shown": (of("probe", "--help", "paths.outputs=${nope}"), ("paths.outputs", "nope")),
+    "a value that leads nowhere, resolved": (
+        of("probe", "--cfg", "job", "--resolve", "paths.outputs=${nope}"),
+        ("paths.outputs", "nope"),
+    ),
+    "one option": (data('{"question": "1", "x": "2"}', "data.test.mine.choices=[x]"), ("choices", "two columns or more")),
+    "no options": (data('{"question": "1", "x": "2"}', "data.test.mine.choices=[]"), ("choices", "two columns or more")),
+    "several right options": (
+        data(
+            '{"question": "1", "x": ["1", "2"], "answer": [0, 1]}', "data.test.mine.choices=x", "data.test.mine.answers=all"
+        ),
+        ("choices", "one right option"),
+    ),
+    "rates of other problems": (rates(RATE), ("pass_rates", "none of the", "problems of data.pool")),
+    "rates of a problem twice": (rates(f"{RATE}\n{RATE}\n"), (":2:", "'p' appears twice")),
+    "job of a sweep with a template that fails": (
+        lambda p: ["eval", "-m", *changed("chat_template.jinja", "{% if %}")(p)[1:], "seed=0,1"],
+        ("chat template", "cannot be used"),
+    ),
     "dry run of a bad value": (of("two-phase", "--dry-run", "phase2.num_steps=0"), ("phase2.num_steps",)),
     "config folder": (of("eval", "--config-dir", "./nowhere", "seed=x"), ("nowhere",)),
 }

@@ -88,12 +88,12 @@ def test_a_wrong_name_or_address_is_one_line(
 class Refusing(Answering):
     """Serves one model; refuses the first request and never answers the others."""
 
-    numbers = count(1)
+    numbers, status = count(1), 402
 
     def do_POST(self) -> None:
         if next(Refusing.numbers) > 1:
             time.sleep(600)
-        self.send_json({"error": {"message": "no"}}, 401)
+        self.send_json({"error": {"message": "no"}}, Refusing.status)
 
 
 class Picky(Answering):
@@ -217,10 +217,17 @@ def test_a_run_folder_that_is_removed_ends_the_run(tmp_path: Path):
 
 
 @pytest.mark.whole
-def test_a_server_that_fails_ends_the_run_though_other_requests_wait(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("status", "code", "said"), [(402, 3, "fails: Error code: 402"), (401, 2, "OPENAI_API_KEY"), (403, 2, "OPENAI_API_KEY")]
+)
+def test_a_server_that_fails_ends_the_run_though_other_requests_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: int, said: str
+):
+    monkeypatch.setattr(Refusing, "numbers", count(1))
+    monkeypatch.setattr(Refusing, "status", status)
     with listening(Refusing) as (_, url):
         arguments = ["eval", "model=endpoint", f"model.url={url}", "data.test.chain.num_problems=3"]
         command = [sys.executable, "-m", "conclip", *arguments]
         outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert outcome.returncode == 3, outcome.stderr
-    assert "failed after several tries" in outcome.stderr and "Traceback" not in outcome.stderr
+    assert outcome.returncode == code, outcome.stderr
+    assert said in outcome.stderr and "Traceback" not in outcome.stderr

@@ -260,3 +260,22 @@ def test_control_characters_of_a_server_reach_no_terminal(
     assert "\\x1b]0;owned" in said.err and not [
         line for line in said.err.splitlines() if line.startswith("conclip eval: all")
     ]
+
+
+def test_text_of_no_tokens_is_no_reply():
+    with serving(lambda handler: handler.send_json(reply("", 0))) as server:
+        assert ask(server.url).num_tokens == 0
+    with (
+        serving(lambda handler: handler.send_json(reply("so 1", 0))) as server,
+        pytest.raises(EngineDied, match="no tokens"),
+    ):
+        ask(server.url)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_is_refused_is_bad_input(status: int):
+    def refuse(handler: Handler) -> None:
+        handler.send_json({"error": {"message": "who?"}}, status)
+
+    with serving(refuse) as server, pytest.raises(UserError, match="set OPENAI_API_KEY"):
+        ask(server.url)

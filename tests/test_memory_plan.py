@@ -34,7 +34,7 @@ from conclip.experiments.memory_plan import MemoryPlan, changes, plan_memory
 from conclip.experiments.plan import planned_stages, power_lines
 from conclip.models.activations import activations
 from conclip.models.adapters import Adapter
-from conclip.models.folder import LAB_MODEL
+from conclip.models.folder import LAB_MODEL, linear_layers
 from conclip.models.load import autocast, load_policy, recompute_activations
 from tests.sparse import QWEN3_0_6B, QWEN3_4B, QWEN_7B, QWEN_MATH_1_5B, R1_1_5B, sparse_model
 
@@ -372,11 +372,23 @@ def test_nobody_is_asked_about_code_of_the_models_own(tmp_path: Path):
     assert activations(tmp_path, 1, 10, AdapterConfig(), "float32") is None
 
 
-def test_a_tied_head_is_counted_once(tmp_path: Path):
+@pytest.mark.parametrize("said", [{"tie_word_embeddings": True}, {}])  # some architectures tie unless told otherwise
+def test_a_tied_head_is_counted_once(tmp_path: Path, said: dict[str, bool]):
     save_file({"model.embed_tokens.weight": torch.zeros(8, 4)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text('{"tie_word_embeddings": true, "vocab_size": 8, "hidden_size": 4}')
+    (tmp_path / "config.json").write_text(json.dumps(said | {"vocab_size": 8, "hidden_size": 4}))
     tied = ModelSize.of(tmp_path)
     assert (tied.num_parameters, tied.body) == (32, 32)
+    save_file(
+        {"model.embed_tokens.weight": torch.zeros(8, 4), "lm_head.weight": torch.zeros(8, 4)}, tmp_path / "model.safetensors"
+    )
+    stored = ModelSize.of(tmp_path)
+    assert (stored.num_parameters, stored.body) == ((32, 32) if said else (64, 32))
+
+
+def test_embeddings_are_no_layers_for_adapters(tmp_path: Path):
+    names = ("transformer.wte", "transformer.wpe", "transformer.h.0.attn.c_attn", "lm_head", "model.embed_tokens")
+    save_file({f"{name}.weight": torch.zeros(8, 4) for name in names}, tmp_path / "model.safetensors")
+    assert linear_layers(tmp_path) == ["c_attn"]
 
 
 @pytest.mark.parametrize(

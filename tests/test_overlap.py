@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from conclip.errors import UserError
-from conclip.problems.overlap import check_overlap, overlapping, trained_on, write_record
+from conclip.problems.overlap import apart_from, check_overlap, overlapping, trained_on, write_record
 from conclip.types import Problem
 
 
@@ -26,6 +26,20 @@ def test_a_rephrased_end_still_overlaps_and_another_story_does_not():
     assert overlapping([problem(STORY.replace("How many in all?", "What is the total?"))], [STORY])
     other = "A farmer owns seven cows and four horses and buys three more cows at the market in town. How many are there?"
     assert not overlapping([problem(other)], [STORY])
+
+
+def test_what_would_make_a_test_problem_known_is_left_out_of_the_pool():
+    asked = [problem(STORY), problem("A = 3; b = a + 4; b?")]
+    longer = f"{STORY} Say how you found it, in one short sentence, and then write the number of loaves in a box."
+    same = [problem(text) for text in (STORY.upper(), STORY.replace("How many in all?", "What is the total?"), longer)]
+    other = [
+        problem("A baker sells ten rolls and then two more of them before noon on the same day. How many rolls are sold?")
+    ]
+    other += [problem("a=3;b=a+5;b?")]
+    assert apart_from([*same, *other, problem("a=3;b=a+4;b?")], asked) == other
+    assert not overlapping(asked, [one.question for one in other])  # as a checkpoint's record is read
+    assert all(overlapping(asked, [one.question]) for one in same)
+    assert apart_from(same, []) == same
 
 
 def test_formulas_with_the_same_signs_do_not_overlap():

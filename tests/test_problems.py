@@ -78,6 +78,8 @@ def test_filters_shuffle_offset_and_number(tmp_path: Path):
     path = str(write(tmp_path / "d.jsonl", ROWS))
     assert [p.answer for p in load(path=path, levels=[2])] == ["6", "4"]
     assert [p.answer for p in load(path=path, subjects=["sums"])] == ["2", "4"]
+    ids = [p.problem_id for p in load(path=path)]
+    assert [p.problem_id for p in load(path=path, levels=[2])] == ids[1:]  # what else is asked renames no problem
     assert [p.answer for p in load(path=path, offset=1, num_problems=1)] == ["6"]
     parts = [load(path=path, seed=3, num_problems=2), load(path=path, seed=3, offset=2)]
     assert sorted(p.answer for part in parts for p in part) == ["2", "4", "6"]  # one shuffle, two disjoint parts
@@ -273,10 +275,12 @@ def test_worked_examples_of_the_same_subject_stand_before_each_question(tmp_path
     problem = load(path=str(path), shots=2, shots_path=str(shots))[1]
     assert problem.prompt_text == "0+0\nAnswer: \\boxed{0}\n\n1+0\nAnswer: \\boxed{1}\n\n2*3"
     assert problem.question == "2*3"  # problems that share their examples are not the same
-    with pytest.raises(UserError, match="4 examples asked for, subject 'sums' has 3"):
+    with pytest.raises(UserError, match="4 examples asked for, there are 3 of subject 'sums'"):
         load(path=str(path), shots=4, shots_path=str(shots))
     with pytest.raises(UserError, match="shots_path"):
         load(path=str(path), shots=2)
+    with pytest.raises(UserError, match=r"there are 0 of subject '.*' whose question is not asked itself"):
+        load(path=str(path), shots=1, shots_path=str(path))  # the gold answers stood in the prompts
 
 
 @pytest.mark.parametrize(

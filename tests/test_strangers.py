@@ -502,6 +502,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         'paths: {outputs: "${oc.env:PRIVATE}"}\nmodel: {system: "${oc.select:paths.outputs}"}',
         'model: {path: "thief/${oc.env:PRIVATE}"}',  # asked from the hub
         'checkpoints: {a: "thief/${oc.env:PRIVATE}"}',
+        'model: {chat_template_kwargs: {"a.b": "${oc.env:PRIVATE}"}}',  # no other key's name
+        'checkpoints: {"a.b": "thief/${oc.env:PRIVATE}"}',
         'paths: {outputs: "${oc.env:HF_TOKEN}"}',
         'model: {system: "${oc.decode:${oc.env:PRIVATE}}"}',
         'model: {system: "${oc.create:${oc.env:PRIVATE}}"}',

@@ -9,9 +9,8 @@ import errno
 import os
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -23,7 +22,7 @@ from conclip.runs.interrupts import Interrupted, handle_signals
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from omegaconf import DictConfig
 
@@ -147,51 +146,72 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     compose = partial(compose_config, subcommand, primary=flags.config_name, config_dir=flags.config_dir)
     if flags.help:
         own = primary if (config_folder() / f"{primary}.yaml").is_file() else subcommand.replace("-", "_")
-        return show_help(config_folder(), own, *compose(flags.overrides))
+        with _resolving():
+            return show_help(config_folder(), own, *compose(flags.overrides))
     if flags.cfg or flags.info or flags.hydra_help or flags.shell_completion:
-        return _show_hydra(primary, flags, compose)
+        with _resolving():
+            return _show_hydra(subcommand, primary, flags, compose)
     if not flags.multirun:
         (overrides,) = sweep_jobs(flags.overrides, sweeping=False)
         return (_plan if dry_run else _execute)(subcommand, compose(overrides)[0])
     from conclip.cli.sweep import Job, launch, run_here  # noqa: PLC0415
     from conclip.config.compose import quoted  # noqa: PLC0415
-    from conclip.experiments.inputs import checked  # noqa: PLC0415
+    from conclip.runs.files import expanded  # noqa: PLC0415
 
     of_hydra = [override for override in flags.overrides if override.startswith(("hydra/", "hydra."))]
     combinations = list(sweep_jobs([o for o in flags.overrides if o not in of_hydra], sweeping=True))
     composed = [compose([*own, *of_hydra])[0] for own in combinations]
+    launchers = [override.partition("=")[2] for override in of_hydra if override.startswith("hydra/launcher=")]
+    here = launchers in ([], ["basic"])
     for number, one in enumerate(composed):  # check all jobs before the first one runs
         one.name = f"{one.name}-{number}"
-        _plan(subcommand, one) if dry_run else checked(subcommand, one)
+        _plan(subcommand, one) if dry_run else _check(subcommand, one, here=here)
     if dry_run:
         return None
     named = (("--config-dir", flags.config_dir), ("--config-name", flags.config_name))
     where = [part for flag, value in named if value is not None for part in (flag, value)]
+    where += [override for override in of_hydra if override.startswith("hydra.searchpath=")]
     jobs = [
         Job(one.name, [subcommand, *where, *own, f"name={quoted(one.name)}"])
         for own, one in zip(combinations, composed, strict=True)
     ]
-    launchers = [override.partition("=")[2] for override in of_hydra if override.startswith("hydra/launcher=")]
-    if launchers in ([], ["basic"]):
+    if here:
         return run_here(jobs)
-    folder = Path(composed[0].paths.outputs).resolve() / "sweeps"
+    folder = expanded(composed[0].paths.outputs).resolve() / "sweeps"
     return launch(jobs, of_hydra, folder, flags.config_dir)
 
 
-def _show_hydra(primary: str, flags: "Namespace", compose: "Callable[[list[str]], tuple[DictConfig, object]]") -> None:
+@contextmanager
+def _resolving() -> "Iterator[None]":
+    """Raise UserError for a value that cannot be resolved as it is shown."""
+    from omegaconf.errors import OmegaConfBaseException  # noqa: PLC0415
+
+    from conclip.config.typed import unresolved  # noqa: PLC0415
+
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise unresolved(error) from error
+
+
+def _show_hydra(
+    subcommand: str, primary: str, flags: "Namespace", compose: "Callable[[list[str]], tuple[DictConfig, object]]"
+) -> None:
     """Show the composed config, or what else Hydra tells about itself."""
     import hydra  # noqa: PLC0415
     from omegaconf import OmegaConf  # noqa: PLC0415
 
-    from conclip.config.compose import add_prefix, config_folder, named_override  # noqa: PLC0415
+    from conclip.config.compose import config_folder, for_hydra  # noqa: PLC0415
     from conclip.config.foreign import limit_yaml_size  # noqa: PLC0415
 
     if flags.cfg or flags.info:
         composed = compose(flags.overrides)[0]
+        if flags.resolve:
+            OmegaConf.to_container(composed, resolve=True)
         if flags.cfg == "job" and flags.package is None:
             sys.stdout.write(OmegaConf.to_yaml(composed, resolve=flags.resolve))
             return
-    sys.argv[1:] = [add_prefix(argument) for argument in sys.argv[1:] if named_override(argument) is None]
+    sys.argv[1:] = for_hydra(subcommand, sys.argv[1:])[0]
     with limit_yaml_size():
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(lambda _: None)()
 
@@ -216,6 +236,19 @@ def _execute(subcommand: str, composed: "DictConfig") -> None:
         from conclip.experiments.commands import execute  # noqa: PLC0415  imports torch: only now
 
     execute(subcommand, config, inputs)
+
+
+def _check(subcommand: str, composed: "DictConfig", *, here: bool) -> None:
+    """Check all that is checked of a run before its engine loads. `here`: whether it would run on this machine."""
+    from conclip.cluster.choose import check_machine  # noqa: PLC0415
+    from conclip.experiments.inputs import checked  # noqa: PLC0415
+
+    config, inputs = checked(subcommand, composed)
+    if here:
+        check_machine(config)
+    with lasting():
+        from conclip.experiments.commands import all_prompts  # noqa: PLC0415
+    all_prompts(config, inputs)
 
 
 def _plan(subcommand: str, composed: "DictConfig") -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,8 @@ def compose_config(
     folders.sort(
         key=lambda folder: not (folder / f"{name}.yaml").is_file()
     )  # Hydra looks for the primary file in the first folder
-    where = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
-    overrides = [quote_text(expand_phase_key(override, known)) for override in overrides]
-    named = [entry for override in overrides if (entry := named_override(override)) is not None]
-    plain = [add_prefix(override) for override in overrides if named_override(override) is None]
+    where = [f"hydra.searchpath=[{quoted(f'file://{folder}')}]" for folder in folders[1:]]
+    plain, named = for_hydra(subcommand, overrides)
     for text, override in zip(plain, _parsed(plain), strict=True):
         _check_option(text, override, folders)
     try:
@@ -71,18 +70,16 @@ def compose_config(
         raise UserError(_missing_option(error)) from error
     except Exception as error:  # whatever Hydra raises is caused by the overrides or the files they name
         text = str(error)
-        for override in overrides:
+        for override in plain:
             key = override.lstrip("+~").split("=", 1)[0]
             unknown = (f"'{key}'" in text and "is not in struct" in text) or f"Could not override '{key}'" in text
             if unknown and key not in known:
                 raise UserError(unknown_key(key, known)) from error
-        merged = next(
-            (override for override in overrides if text.endswith(f"rror merging override {add_prefix(override)}")), None
-        )
+        merged = next((override for override in plain if text.endswith(f"rror merging override {override}")), None)
         if merged is not None and (cause := error.__cause__) is not None:
             key, why = merged.lstrip("+").partition("=")[0], str(cause).splitlines()[0]
             why = f"{key} has named entries: {key}={{name: value}}" if "merge DictConfig" in why else f"{why}; see --cfg job"
-            raise UserError(f"'{merged}': {why}") from error
+            raise UserError(f"'{merged.removeprefix('++')}': {why}") from error
         raise UserError(text.replace("\n", " ")) from error
     with open_dict(composed):
         for entry in named:
@@ -90,12 +87,13 @@ def compose_config(
                 raise UserError(unknown_key(entry.key, known))
             entry.put(composed)
         hydra = composed.pop("hydra")
-        planned_for = OmegaConf.select(composed, "device.kind")
-        if OmegaConf.select(composed, "model.dtype") == "auto":
+        select = partial(OmegaConf.select, composed, throw_on_resolution_failure=False)  # `to_config` names what fails
+        planned_for = select("device.kind")
+        if select("model.dtype") == "auto":
             composed.model.dtype = "bfloat16" if planned_for == "gpu" else native_dtype()
-        if OmegaConf.select(composed, "rollout.num_engines", default=1) is None:
+        if select("rollout.num_engines", default=1) is None:
             on_cpu = planned_for == "cpu" or (planned_for is None and not has_gpu())
-            several = on_cpu and num_cores() > 1 and OmegaConf.select(composed, "cluster.kind") != "ray"
+            several = on_cpu and num_cores() > 1 and select("cluster.kind") != "ray"
             composed.rollout.num_engines = 2 if several else 1
     check_hydra(hydra)
     return composed, hydra.runtime.choices
@@ -179,6 +177,14 @@ def named_override(override: str) -> NamedOverride | None:
         return None
     whole = match[1] == "checkpoints" or match[3] or match[4].lstrip().startswith("{")
     return NamedOverride(match[1], match[2], match[3] or None, match[4]) if whole else None
+
+
+def for_hydra(subcommand: str, overrides: Sequence[str]) -> tuple[list[str], list[NamedOverride]]:
+    """Return overrides as Hydra reads them, and those that it would misread."""
+    known = schema_keys(SCHEMAS[subcommand])
+    overrides = [quote_text(expand_phase_key(override, known)) for override in overrides]
+    named = [entry for override in overrides if (entry := named_override(override)) is not None]
+    return [add_prefix(override) for override in overrides if named_override(override) is None], named
 
 
 def expand_phase_key(override: str, known: Set[str]) -> str:

@@ -108,7 +108,9 @@ def check_hydra(hydra: Mapping[str, Any]) -> None:
 
 def check_interpolations(composed: DictConfig) -> None:
     """Raise UserError on interpolations that call what they may not, on nested ones, and on values that grow too long."""
-    texts = dict(_texts(OmegaConf.to_container(composed, resolve=False), ""))
+    texts: dict[str, str] = {}
+    for path, text in _texts(OmegaConf.to_container(composed, resolve=False)):
+        texts[_dotted(path)] = texts.get(_dotted(path), "") + text
     lengths: dict[str, int] = {}
 
     def length(key: str, pending: tuple[str, ...]) -> int:
@@ -159,16 +161,20 @@ def _absolute_key(key: str, name: str) -> str:
     return plain if not up else ".".join([*key.split(".")[:-up], plain])
 
 
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Yield every text of nested values, with its dotted key."""
+def _texts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Yield every text of nested values, with the names and numbers that lead to it; names may have dots."""
     if isinstance(value, dict):
         for name, item in cast(dict[Any, Any], value).items():
-            yield from _texts(item, f"{key}.{name}" if key else str(name))
+            yield from _texts(item, (*path, name))
     elif isinstance(value, list):
         for number, item in enumerate(cast(list[Any], value)):
-            yield from _texts(item, f"{key}.{number}" if key else str(number))
+            yield from _texts(item, (*path, number))
     elif isinstance(value, str):
-        yield key, value
+        yield path, value
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
 
 
 def resolve(composed: DictConfig) -> dict[str, Any]:
@@ -178,14 +184,17 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
     with _recorded_environment(read):
         plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
         if read:
-            for key, _ in _texts(OmegaConf.to_container(composed, resolve=False), ""):
-                _check_reading(composed, key, read)
+            for path, _ in _texts(OmegaConf.to_container(composed, resolve=False)):
+                _check_reading(composed, path, read)
     return plain
 
 
-def _check_reading(composed: DictConfig, key: str, read: list[str]) -> None:
+def _check_reading(composed: DictConfig, path: tuple[Any, ...], read: list[str]) -> None:
     read.clear()
-    value = OmegaConf.select(composed, key)
+    value: Any = composed
+    for part in path:
+        value = value[part]
+    key = _dotted(path)
     if OmegaConf.is_config(value):
         OmegaConf.to_container(value, resolve=True)
     if not read:

@@ -22,6 +22,7 @@ from conclip.config.recipe_rules import check_recipe
 from conclip.config.schema import BaseConfig
 from conclip.lab.arithmetic import FAMILIES, MAX_LEVEL, SPLITS
 from conclip.redact import hide
+from conclip.types import DEFAULT_TEMPLATE
 
 MAX_NAME_BYTES = 200
 """Longest name of a run; file systems allow 255 bytes."""
@@ -149,6 +150,8 @@ def _check_eval(settings: EvalConfig) -> None:
     require(len(set(settings.prompts)) == len(settings.prompts), "eval.prompts", "lists an instruction twice")
     for name, values in settings.template_kwargs.items():
         require(name.isprintable() and name.strip() == name != "", "eval.template_kwargs", "must have plain names")
+        own = "is how training asks; name the set otherwise, or set model.chat_template_kwargs for both"
+        require(name != DEFAULT_TEMPLATE, f"eval.template_kwargs.{name}", own)
         _check_template_kwargs(f"eval.template_kwargs.{name}", values)
     budgets = settings.thinking_budgets
     good = bool(budgets) and all(budget is None or budget >= 0 for budget in budgets)
@@ -161,6 +164,11 @@ def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
     if problems.source == "dataset":
         require(not (problems.answer_boxed and problems.answer_pattern), f"{key}.answer_boxed", "excludes answer_pattern")
         require(problems.family is None, f"{key}.family", "is for source: arithmetic")
+        if (columns := problems.choices) is not None:
+            one = problems.answers == "any" and problems.answer_pattern is None and not problems.answer_boxed
+            require(one, f"{key}.choices", "has one right option: leave out answers=all, answer_pattern and answer_boxed")
+            several = isinstance(columns, str) or len(set(columns)) == len(columns) >= 2
+            require(several, f"{key}.choices", "must be a column with lists, or two columns or more, the right one first")
         share = problems.share
         good = share is None or (len(share) == 2 and 0 <= share[0] < share[1] <= 1)
         require(good, f"{key}.share", "must be null or two shares, from and to, such as [0, 0.5]")

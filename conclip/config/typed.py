@@ -28,7 +28,7 @@ def to_config(schema: type[Config], composed: DictConfig) -> Config:
             raise UserError(f"config key '{missing[0]}' has no value; set it: {missing[0]}=...")
         plain = resolve(composed)
     except OmegaConfBaseException as error:
-        raise UserError(f"config key '{error.full_key}': {str(error).splitlines()[0]}") from error
+        raise unresolved(error) from error
     plain = _coerce(plain, schema, schema_keys(schema))
     if isinstance(phases := plain.get("phases"), dict) and isinstance(recipe := plain.get("recipe"), dict):
         named = {stage.get("phase") for stage in recipe.values() if isinstance(stage, dict)}
@@ -49,6 +49,11 @@ def to_config(schema: type[Config], composed: DictConfig) -> Config:
         raise UserError(f"config key '{key}': {first['msg']}, got {first['input']!r}{remedy}") from error
     check(config)
     return config
+
+
+def unresolved(error: OmegaConfBaseException) -> UserError:
+    """Return the error of a value that cannot be resolved, in one line."""
+    return UserError(f"config key '{error.full_key}': {str(error).splitlines()[0]}")
 
 
 def _coerce(plain: Mapping[Any, Any], schema: type, known: set[str], prefix: str = "") -> dict[str, Any]:

@@ -230,7 +230,7 @@ def read_pass_rates(path: Path) -> list[PassRate]:
     """Return the pass rates of a probe's file. Raises UserError with the line number when it is another file."""
     if not path.is_file():
         raise UserError(f"pass_rates: no file '{path}'; give a probe's run or its pass_rates.jsonl, or null to probe first")
-    rates: list[PassRate] = []
+    rates: dict[str, PassRate] = {}
     schema = TypeAdapter(PassRate)
     number = 0
     try:
@@ -241,14 +241,16 @@ def read_pass_rates(path: Path) -> list[PassRate]:
                 rate = schema.validate_python(row)
                 if not 0 <= rate.num_correct <= rate.num_samples < 2**53 or not 0 <= rate.num_truncated < 2**53:
                     raise ValueError(f"{rate.num_correct} of {rate.num_samples} responses correct")
-                rates.append(rate)
+                if rate.problem_id in rates:
+                    raise ValueError(f"problem '{rate.problem_id}' appears twice")
+                rates[rate.problem_id] = rate
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = first_fault(error) if isinstance(error, ValidationError) else " ".join(str(error).split())[:120]
         place = error.number if isinstance(error, DamagedLine) else max(1, number)
         raise UserError(f"{path}:{place}: not a line of pass_rates.jsonl ({reason}); probe again") from error
     if not rates:
         raise UserError(f"pass_rates: '{path}' is empty; probe again")
-    return rates
+    return list(rates.values())
 
 
 BINS = {"never": 0.0, "up to 0.2": 0.2, "0.2-0.5": 0.5, "0.5-0.8": 0.8, "above 0.8": 1.0, "always": None}

@@ -19,14 +19,14 @@ from conclip.models.folder import (
     check_trainable,
     find_model,
     linear_layers,
-    linear_shapes,
     model_hash,
     num_parameters,
 )
 from conclip.problems.load import load_problems
-from conclip.problems.overlap import check_overlap
+from conclip.problems.overlap import apart_from, check_overlap
 from conclip.runs.files import check_content, expanded, newest_attempt
 from conclip.runs.identity import sampling_hash
+from conclip.runs.run import attempts_in
 from conclip.runs.trackers import check_installed
 from conclip.types import Problem
 
@@ -85,8 +85,14 @@ def load_inputs(config: BaseConfig) -> Inputs:
     """Read and check the inputs of a config. Raises UserError for a missing or damaged model folder, data file or pass-rate
     file, for token limits that do not fit the model, and for a problem that is in two of pool, validation and test."""
     check_installed(config.logger.trackers)
-    if (place := config.paths.stages_from) is not None and not expanded(place).is_dir():
-        raise UserError(f"paths.stages_from: '{place}' is no folder; give the folder of earlier runs, such as outputs/run")
+    notes: list[str] = []
+    if (place := config.paths.stages_from) is not None:
+        if not expanded(place).is_dir():
+            raise UserError(
+                f"paths.stages_from: '{place}' is no folder; give the folder of earlier runs, such as outputs/run"
+            )
+        if not attempts_in(expanded(place)):
+            notes.append(f"paths.stages_from: no run is in '{place}', so that nothing is taken over")
     served_name: str | None = None
     if config.model.url is not None:
         from conclip.models.server import find_served_model  # noqa: PLC0415  a second to import
@@ -98,7 +104,7 @@ def load_inputs(config: BaseConfig) -> Inputs:
         f"checkpoints.{name}": path for name, path in checkpoints.items()
     }
     _check_models(config, model_path, local)
-    notes = _model_notes(config, model_path, local)
+    notes += _model_notes(config, model_path, local)
     probing, learning, evaluation = config.probing is not None, config.learning is not None, config.evaluation
     inputs = Inputs(
         model_path=model_path,
@@ -114,8 +120,9 @@ def load_inputs(config: BaseConfig) -> Inputs:
         for key, path in ({"model.path": model_path} | local).items():
             note = check_overlap(key, path, inputs.test, allowed=evaluation.allow_overlap)
             notes += [note] if note else []
-    inputs = replace(inputs, notes=(*notes, *_rate_notes(config, inputs)))
     _check_disjoint(inputs)
+    inputs = _apart_from_test(inputs, notes)
+    inputs = replace(inputs, notes=(*notes, *_rate_notes(config, inputs)))
     return replace(inputs, selections=_selections(config, inputs))
 
 
@@ -136,11 +143,10 @@ def _check_models(config: BaseConfig, model_path: Path, local: Mapping[str, Path
 
 
 def _check_targets(targets: Sequence[str], model_path: Path) -> None:
-    layers = [name.removesuffix(".weight") for name in linear_shapes(model_path)] if targets else []
+    layers = linear_layers(model_path) if targets else []
     for target in targets:
-        if not any(f".{layer}".endswith(f".{target}") for layer in layers):
-            there = ", ".join(linear_layers(model_path))
-            raise UserError(f"model.adapter.targets: the model has no layer '{target}'; there are: {there}")
+        if target not in layers:
+            raise UserError(f"model.adapter.targets: the model has no layer '{target}'; there are: {', '.join(layers)}")
 
 
 def _model_notes(config: BaseConfig, model_path: Path, local: Mapping[str, Path]) -> list[str]:
@@ -163,7 +169,8 @@ def _model_notes(config: BaseConfig, model_path: Path, local: Mapping[str, Path]
 
 
 def _rate_notes(config: BaseConfig, inputs: Inputs) -> list[str]:
-    """Return notes on why earlier pass rates may differ from those that this run would measure."""
+    """Return notes on why earlier pass rates may differ from those that this run would measure. Raises UserError where they
+    are of other problems."""
     if not inputs.rates:
         return []
     notes: list[str] = []
@@ -177,7 +184,13 @@ def _rate_notes(config: BaseConfig, inputs: Inputs) -> list[str]:
         )
     if first.grader_version != GRADER_VERSION:
         notes.append("pass_rates: judged by another version of the grader; they may be others here")
-    if unknown := {problem.problem_id for problem in inputs.pool} - {rate.problem_id for rate in inputs.rates}:
+    ids = {problem.problem_id for problem in inputs.pool}
+    if unknown := ids - {rate.problem_id for rate in inputs.rates}:
+        if unknown == ids:
+            raise UserError(
+                f"pass_rates: has none of the {len(ids)} problems of data.pool; give data and seed as they were probed, or "
+                "null to probe first"
+            )
         notes.append(
             f"pass_rates: has none of {len(unknown)} of the {len(inputs.pool)} problems of data.pool; they are left out"
         )
@@ -209,6 +222,21 @@ def _earlier_rates(config: BaseConfig) -> list[PassRate] | None:
         check_content(path.resolve())
         path /= "pass_rates.jsonl"
     return read_pass_rates(path)
+
+
+def _apart_from_test(inputs: Inputs, notes: list[str]) -> Inputs:
+    """Leave out of pool and validation what is nearly a test problem, with a note: a checkpoint that has trained on it could
+    not be evaluated on that test. Raises UserError where nothing is left."""
+    kept: dict[str, list[Problem]] = {}
+    for name in ("pool", "validation") if inputs.test else ():
+        problems: list[Problem] = getattr(inputs, name)
+        kept[name] = apart_from(problems, inputs.test)
+        if left_out := len(problems) - len(kept[name]):
+            which = f"data.{name}: {left_out} of {len(problems)} problems have nearly the text of a test problem"
+            if not kept[name]:
+                raise UserError(f"{which}; give others")
+            notes.append(f"{which}, and are left out")
+    return replace(inputs, **kept)
 
 
 def _check_disjoint(inputs: Inputs) -> None:

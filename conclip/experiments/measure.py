@@ -1,9 +1,8 @@
 """What a run will take, measured: a few responses and one update of this model on this machine."""
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -15,14 +14,14 @@ from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.experiments.inputs import Inputs
 from conclip.experiments.plan import PlannedStage
 from conclip.grading.grader import Grader
-from conclip.rollout.session import Prompts, open_runtime
+from conclip.rollout.session import Prompts, Runtime, open_runtime
 from conclip.runs.run import Run
 from conclip.training.backend import Backend
 from conclip.training.batch import collate
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
 from conclip.training.rewards import reward_group
-from conclip.types import Outcome, Rollout, RolloutGroup
+from conclip.types import Outcome, Rollout, RolloutGroup, SamplingSpec
 
 NUM_PROBLEMS, NUM_SAMPLES = 8, 4
 
@@ -49,8 +48,8 @@ def measure(config: BaseConfig, inputs: Inputs, prompts: Mapping[Path, Prompts])
     problems = (inputs.pool or inputs.test)[:NUM_PROBLEMS]
     model = inputs.model_path
     with TemporaryDirectory() as folder:
-        quiet = dataclasses.replace(config.logger, display="quiet", trackers=[])
-        config = dataclasses.replace(config, logger=quiet, paths=dataclasses.replace(config.paths, outputs=folder))
+        quiet = replace(config.logger, display="quiet", trackers=[])
+        config = replace(config, logger=quiet, paths=replace(config.paths, outputs=folder))
         run = Run("measure", config, "")
         try:
             with open_runtime(config, run, model, prompts[model]) as runtime:
@@ -59,7 +58,7 @@ def measure(config: BaseConfig, inputs: Inputs, prompts: Mapping[Path, Prompts])
                 start_s = time.monotonic() - began
                 _start_workers(runtime.grader)
                 began = time.monotonic()
-                groups = runtime.sample_groups("first look", problems, runtime.training_spec, NUM_SAMPLES, "measure")
+                groups = runtime.sample_groups("first look", problems, _spec(config, runtime), NUM_SAMPLES, "measure")
                 sampling_s = time.monotonic() - began
                 runtime.engine.sleep()
                 learning = config.learning
@@ -68,6 +67,13 @@ def measure(config: BaseConfig, inputs: Inputs, prompts: Mapping[Path, Prompts])
             run.close()
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     return _measured(rollouts, start_s, sampling_s, update_s)
+
+
+def _spec(config: BaseConfig, runtime: Runtime) -> SamplingSpec:
+    """Return how the run samples most: for training, or for the evaluation where it has nothing else."""
+    if config.probing is not None or (settings := config.evaluation) is None:
+        return runtime.training_spec
+    return replace(runtime.training_spec, max_tokens=settings.max_tokens, temperature=max(settings.temperatures))
 
 
 def _start_workers(grader: Grader) -> None:

@@ -182,13 +182,15 @@ def plan_table(
 def _history(home: Path, model: str) -> dict[str, StageRecord]:
     """Return the newest record of each stage name and kind in runs that began with this model, this run's own before those
     of other runs."""
+    others = [path for path in home.parent.glob("*") if path != home and path.is_dir()]
     newest: dict[str, StageRecord] = {}
-    others = sorted(path for path in home.parent.glob("*") if path != home and path.is_dir())
-    for folder in [attempt for run in (home, *others) for attempt in attempts(run)]:
-        records = read_stages(folder)
-        if all(record.inputs.get("model") != model for record in records.values()):
-            continue
-        for name, record in records.items():
+    for runs in ([home], others):
+        found: list[tuple[str, StageRecord]] = []
+        for folder in [attempt for run in runs for attempt in attempts(run)]:
+            records = read_stages(folder)
+            if any(record.inputs.get("model") == model for record in records.values()):
+                found += records.items()
+        for name, record in sorted(found, key=lambda one: one[1].finished, reverse=True):
             for key in (name, kind_of(name)):
                 newest.setdefault(key, record)
     return newest

@@ -259,7 +259,10 @@ class Stages:
         less thinking or none."""
         settings = self._config.evaluation
         assert settings is not None
-        conditions = self._prompts[model].evidence if evidence else settings.conditions
+        prompts = self._prompts.get(
+            model, self._prompts[self._inputs.model_path]
+        )  # models that the run trains share its own's
+        conditions = prompts.evidence if evidence else settings.conditions
         identity, file = self._identity(name, model), rows_file(name)
 
         def work() -> StageOutput:

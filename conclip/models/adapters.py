@@ -117,6 +117,7 @@ def served_weights(model: PreTrainedModel, merged: str | None = None) -> Iterato
     """Yield the weights of the base by the names of the model's checkpoints, with the adapter named `merged` added, in fp32
     where it adds something. Quantised weights come as what they stand for. New tensors of one layer are there at a time."""
     layers = {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
+    quantised = {path: m for path, m in model.named_modules() if hasattr(getattr(m, "weight", None), "quant_state")}
     for _, of_layer in groupby(model.state_dict().items(), lambda item: layer_number(item[0])):
         state: dict[str, Tensor] = {}
         for path, tensor in of_layer:
@@ -128,8 +129,12 @@ def served_weights(model: PreTrainedModel, merged: str | None = None) -> Iterato
                 state[f"{owner}.weight"] = weight if delta is None else weight.float() + delta
             elif leaf == "bias" and is_base:
                 state[f"{owner}.bias"] = whole(tensor)
-            elif not is_base and ".lora_" not in path:  # what else a base layer has describes its quantised weights
+            elif is_base or ".lora_" in path:
+                continue  # what else a base layer has describes its quantised weights
+            elif (layer := quantised.get(path.partition(".weight")[0])) is None or path.endswith(".bias"):
                 state[path] = whole(tensor)
+            elif path.endswith(".weight"):
+                state[path] = whole(cast(Tensor, dequantize_module_weight(layer)))
         yield from cast(dict[str, Tensor], revert_weight_conversion(model, state)).items()
 
 

@@ -52,9 +52,15 @@ def known_tags(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> Thinki
     return both[0] if both else None
 
 
+def opened_by_config(model: ModelConfig, template_kwargs: Mapping[str, Any]) -> bool | None:
+    """Return whether prompts open the thinking part according to `model.thinking_in_prompt`; None where it says nothing, and
+    for chats that switch thinking off."""
+    return None if template_kwargs.get("enable_thinking") is False else model.thinking_in_prompt
+
+
 def thinking_of(tokenizer: PreTrainedTokenizerBase, model: ModelConfig, template_kwargs: Mapping[str, Any]) -> Thinking:
     """Return how responses to the chats of this template mark their thinking part."""
-    tags, opened = known_tags(tokenizer, model) or DEFAULT_TAGS, model.thinking_in_prompt
+    tags, opened = known_tags(tokenizer, model) or DEFAULT_TAGS, opened_by_config(model, template_kwargs)
     if opened is None:
         opened = opens(text_after_placeholder(render(tokenizer, placeholder_chat(model), template_kwargs)), tags)
     return Thinking(tags=tags, opened=opened)

@@ -195,15 +195,21 @@ def num_parameters(folder: Path) -> int:
 
 
 def ties_its_head(folder: Path) -> bool:
-    """Return whether the config says that the output head is the embedding."""
-    return _plain_config(folder).get("tie_word_embeddings") is True
+    """Return whether the output head is the embedding: as the config says or, where it leaves that to the architecture,
+    because no file has a head."""
+    said = _plain_config(folder).get("tie_word_embeddings")
+    return said is True or (said is None and not any("lm_head" in name or "embed_out" in name for name in _shapes(folder)))
+
+
+_EMBEDDING = re.compile(r"embed|lm_head|\bw[tp]e\b")
+"""In the names of embeddings and output heads; `wte` and `wpe` are GPT-2's."""
 
 
 def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     """Return the shape of every matrix of a model folder but its embedding and output head, from the headers of its weight
     files: those that an adapter can be added to, and that are quantised."""
     matrices = {name: shape for name, shape in _shapes(folder).items() if len(shape) == 2}
-    return {name: (shape[0], shape[1]) for name, shape in matrices.items() if "embed" not in name and "lm_head" not in name}
+    return {name: (shape[0], shape[1]) for name, shape in matrices.items() if not _EMBEDDING.search(name)}
 
 
 def linear_layers(folder: Path) -> list[str]:

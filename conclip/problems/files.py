@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from decimal import Decimal
 from typing import Any, cast
 
@@ -39,13 +39,13 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
     rows have none, when anything else is unusable, and when `expected_problems` does not match what is left.
     """
     pattern = _compile(key, settings.answer_pattern)
-    rows = [row for row in read_rows(key, settings) if _passes_filters(row, settings)]
+    rows = [(n, row) for n, row in enumerate(read_rows(key, settings), start=1) if _passes_filters(row, settings)]
     if not rows:
         raise UserError(f"{key}: holds no problems{' after the filters' if settings.levels or settings.subjects else ''}")
-    shots = _shots(key, settings)
+    shots = _shots(key, settings, {_asked(columns, settings) for _, (_, columns) in rows})
     problems: list[Problem] = []
     left_out: list[_NoAnswer] = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in rows:
         try:
             problems.append(_problem(number, name, row, settings, pattern, shots))
         except _NoAnswer as reason:
@@ -130,7 +130,11 @@ def _problem(
     subject = _subject(columns, settings)
     examples = shots.get(subject or "", [])
     if len(examples) < settings.shots:
-        raise UserError(f"{where}: {settings.shots} examples asked for, subject '{subject}' has {len(examples)}")
+        of_subject = f" of subject '{subject}'" if subject else ""
+        raise UserError(
+            f"{where}: {settings.shots} examples asked for, there are {len(examples)}{of_subject} whose question is not "
+            "asked itself"
+        )
     if settings.problem_id is not None:
         problem_id = _text(where, columns, settings.problem_id, "problem_id")
     else:
@@ -250,8 +254,9 @@ _WRITTEN_LIST = re.compile(r"""\s*\[\s*["']""")
 """Start of a list as CSV files of pandas hold it; no formula begins so."""
 
 
-def _shots(key: str, settings: ProblemSetConfig) -> dict[str, list[str]]:
-    """Return worked examples by subject ("" where rows have none): the first `shots` rows of each in their split or file."""
+def _shots(key: str, settings: ProblemSetConfig, asked: Set[str]) -> dict[str, list[str]]:
+    """Return worked examples by subject ("" where rows have none): the first `shots` rows of each in their split or file,
+    but for questions that are `asked`."""
     if not settings.shots:
         return {}
     if settings.path and not settings.shots_path:
@@ -261,13 +266,18 @@ def _shots(key: str, settings: ProblemSetConfig) -> dict[str, list[str]]:
     examples: dict[str, list[str]] = {}
     for row in read_rows(f"{key} (examples)", source):
         mine = examples.setdefault(_subject(row[1], settings) or "", [])
-        if len(mine) < settings.shots and _passes_filters(row, settings):
+        if len(mine) < settings.shots and _passes_filters(row, settings) and _asked(row[1], settings) not in asked:
             try:
                 question, golds, _ = _question(row, settings, pattern)
             except _NoAnswer:
                 continue
             mine.append(f"{question}\nAnswer: \\boxed{{{golds[0]}}}")
     return examples
+
+
+def _asked(columns: dict[str, Any], settings: ProblemSetConfig) -> str:
+    """Return the question of a row, by which it is known again."""
+    return " ".join(str(columns.get(settings.question)).split())
 
 
 def _subject(columns: dict[str, Any], settings: ProblemSetConfig) -> str | None:

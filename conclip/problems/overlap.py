@@ -3,6 +3,7 @@ so."""
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,24 @@ def overlapping(questions: Iterable[Problem], trained: Sequence[str]) -> list[Pr
     known = {normalise_question(text) for text in trained}
     grams = {gram for text in known for gram in _ngrams(text)}
     return [problem for problem in questions if _overlaps(normalise_question(problem.question), known, grams)]
+
+
+def apart_from(problems: Sequence[Problem], questions: Sequence[Problem]) -> list[Problem]:
+    """Return the problems of which training a model would make `overlapping` name one of the questions, each problem by
+    itself, left out."""
+    asked = [(text, _ngrams(text)) for text in {normalise_question(question.question) for question in questions}]
+    texts = {text for text, _ in asked}
+    of_gram: dict[str, list[int]] = {}
+    for number, (_, grams) in enumerate(asked):
+        for gram in grams:
+            of_gram.setdefault(gram, []).append(number)
+
+    def is_apart(problem: Problem) -> bool:
+        text = normalise_question(problem.question)
+        shared = Counter(number for gram in set(_ngrams(text)) for number in of_gram.get(gram, ()))
+        return text not in texts and all(2 * count < len(asked[number][1]) for number, count in shared.items())
+
+    return [problem for problem in problems if is_apart(problem)]
 
 
 def _overlaps(text: str, known: set[str], grams: set[str]) -> bool:

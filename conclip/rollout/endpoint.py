@@ -96,6 +96,9 @@ class EndpointEngine:
                 raise EngineDied(f"'{self._url}' sends a reply without a choice, or without usage, which tells its length")
             choice = read_choice(reply.choices[0])
             if choice.finish_reason != "abort":  # a dropped request gave no response
+                num_tokens = _count(reply.usage.completion_tokens)
+                if not num_tokens and (choice.text or choice.reasoning):
+                    raise BadReply("counts no tokens in a reply that has some: usage.completion_tokens is 0")
                 return Completion(
                     request_id=request.request_id,
                     token_ids=(),
@@ -104,7 +107,7 @@ class EndpointEngine:
                     policy_version=0,
                     text=_text(choice.text),
                     reasoning=None if choice.reasoning is None else _text(choice.reasoning),
-                    reported_tokens=_count(reply.usage.completion_tokens),
+                    reported_tokens=num_tokens,
                     reported_prompt_tokens=_count(reply.usage.prompt_tokens),
                 )
         raise Dropped(f"dropped {MAX_ABORTS} times in a row (finish_reason abort)")
@@ -140,6 +143,11 @@ class EndpointEngine:
         """Raise the server's failure at once, and refused requests once all others have ended."""
         if self._failure is not None and (redirect := refused_redirect(self._failure)) is not None:
             raise EngineDied(f"'{self._url}' {redirect}") from self._failure
+        if isinstance(self._failure, (openai.AuthenticationError, openai.PermissionDeniedError)):
+            said = one_line(str(self._failure))
+            raise UserError(f"'{self._url}' asks for another key: set {server.KEY_VARIABLE} ({said})") from self._failure
+        if isinstance(self._failure, openai.APIStatusError):
+            raise EngineDied(f"'{self._url}' fails: {one_line(str(self._failure))}") from self._failure
         if isinstance(self._failure, openai.OpenAIError):
             raise EngineDied(f"'{self._url}' failed after several tries: {one_line(str(self._failure))}") from self._failure
         if self._failure is not None:

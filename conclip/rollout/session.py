@@ -23,6 +23,7 @@ from conclip.models.chat_template import (
     known_tags,
     named_tokens,
     names_read,
+    opened_by_config,
     placeholder_chat,
     text_after_placeholder,
     thinking_of,
@@ -293,8 +294,8 @@ def open_endpoint(config: BaseConfig, run: Run, served_name: str, problems: Sequ
     """Whether the prompts of a template open the thinking part."""
     for style, template in dict.fromkeys((style, template) for style, template, _ in settings.conditions):
         template_kwargs = template_kwargs_of(config, template)
-        if model.thinking_in_prompt is not None:
-            opened[template] = model.thinking_in_prompt
+        if (said := opened_by_config(model, template_kwargs)) is not None:
+            opened[template] = said
         elif template not in opened:
             prompt = render_by_server(model.url, served_name, placeholder_chat(model), template_kwargs)
             opened[template] = prompt is not None and opens(text_after_placeholder(prompt), tags)

@@ -72,8 +72,10 @@ class Pipeline:
             source = f" in {record.taken_from}" if record.taken_from else ""
             self._run.say(f"{name}: done before{source} ({record.wall_s:.0f} s), taken over")
             if changed := changed_versions(record.made_by, self._run.versions):
-                anew = "resume=never" if "/" not in (record.taken_from or "") else "paths.stages_from=null"
-                self._run.warn(f"{name} was done with another version of {', '.join(changed)}; {anew} does it anew")
+                lent = " paths.stages_from=null" if "/" in (record.taken_from or "") else ""
+                self._run.warn(
+                    f"{name} was done with another version of {', '.join(changed)}; resume=never{lent} does it anew"
+                )
             return record
         for path in before.outputs if before is not None else ():
             break_links(self._run.folder / path)
@@ -121,11 +123,15 @@ class Pipeline:
             for path in record.outputs:
                 link(folder / path, self._run.folder / path)
             self._run.copy_metrics(folder, name)
-            place = folder.name if folder.parent == self._run.home else f"{folder.parent.name}/{folder.name}"
-            record = replace(record, taken_from=record.taken_from or place)
+            record = replace(record, taken_from=self._origin(folder, record.taken_from or folder.name))
             self._write(name, record)
             return record
         return None
+
+    def _origin(self, folder: Path, attempt: str) -> str:
+        """Return how this run's records name an attempt that the record of a stage in `folder` names."""
+        own = "/" in attempt or folder.parent.resolve() == self._run.home.resolve()
+        return attempt if own else f"{folder.parent.name}/{attempt}"
 
     def _write(self, name: str, record: StageRecord) -> None:
         stages = {key: asdict(value) for key, value in read_stages(self._run.folder).items()}

@@ -187,8 +187,7 @@ class Run:
         the runs in `paths.stages_from`."""
         yield from self.other_attempts()
         if self._stages_from is not None:
-            place = expanded(self._stages_from)
-            found = {folder.resolve() for home in (place, *place.iterdir()) for folder in attempts(home)}
+            found = attempts_in(expanded(self._stages_from))
             yield from sorted(folder for folder in found if folder.parent != self.home.resolve())
 
     def remove_metrics(self, stage: str, after_step: float = -math.inf) -> None:
@@ -315,6 +314,13 @@ def _lock(folder: Path) -> IO[str]:
 def attempts(home: Path) -> list[Path]:
     """Return the folders of all attempts, newest first."""
     return sorted((p for p in home.glob("attempt-*") if ATTEMPT.fullmatch(p.name)), key=lambda p: -int(p.name[8:]))
+
+
+def attempts_in(place: Path) -> set[Path]:
+    """Return all attempts in a folder of runs or of one run, or the attempt that the folder itself is."""
+    if ATTEMPT.fullmatch(place.resolve().name):
+        return {place.resolve()}
+    return {folder.resolve() for home in (place, *place.iterdir()) for folder in attempts(home)}
 
 
 @contextmanager
