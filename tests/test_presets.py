@@ -287,7 +287,7 @@ def test_aime24_trains_the_papers_sets_and_aime25_validates(tmp_path: Path):
 
 def test_mmlus_examples_come_from_its_dev_split(tmp_path: Path):
     hub(tmp_path, "all", "test", mmlu(3018))
-    hub(tmp_path, "all", "dev", mmlu(90))
+    hub(tmp_path, "all", "dev", [row | {"question": f"As before: {row['question']}"} for row in mmlu(90)])
     problems = loaded("eval", "data=mmlu_stem_5shot", f"data.test.mmlu_stem.dataset={tmp_path}")[0]["test"]
     assert len(problems) == 3018 and {len(problem.examples) for problem in problems} == {5}
     assert problems[0].examples[0].endswith("D) nan\nAnswer: \\boxed{B}")

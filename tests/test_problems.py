@@ -279,7 +279,7 @@ def test_worked_examples_of_the_same_subject_stand_before_each_question(tmp_path
         load(path=str(path), shots=4, shots_path=str(shots))
     with pytest.raises(UserError, match="shots_path"):
         load(path=str(path), shots=2)
-    with pytest.raises(UserError, match=r"there are 0 of subject '.*' whose question is not asked itself"):
+    with pytest.raises(UserError, match=r"there are 0 of subject '.*' that are not asked themselves"):
         load(path=str(path), shots=1, shots_path=str(path))  # the gold answers stood in the prompts
 
 

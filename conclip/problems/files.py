@@ -42,12 +42,11 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
     rows = [(n, row) for n, row in enumerate(read_rows(key, settings), start=1) if _passes_filters(row, settings)]
     if not rows:
         raise UserError(f"{key}: holds no problems{' after the filters' if settings.levels or settings.subjects else ''}")
-    shots = _shots(key, settings, {_asked(columns, settings) for _, (_, columns) in rows})
     problems: list[Problem] = []
     left_out: list[_NoAnswer] = []
     for number, row in rows:
         try:
-            problems.append(_problem(number, name, row, settings, pattern, shots))
+            problems.append(_problem(number, name, row, settings, pattern))
         except _NoAnswer as reason:
             left_out.append(reason)
     notes = [_left_out(key, left_out, len(rows))] if left_out else []
@@ -57,9 +56,11 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
             f"{key}: {len(problems)} problems where {settings.expected_problems} are expected; another version of the data, "
             f"or a part of it? Set {key}.expected_problems=null to use it all the same{left}"
         )
-    num_repeated = len(problems) - len({" ".join(problem.question.split()) for problem in problems})
-    if num_repeated:
+    asked = {" ".join(problem.question.split()) for problem in problems}
+    if num_repeated := len(problems) - len(asked):
         notes.append(f"{key}: {num_repeated} of {len(problems)} problems repeat the text of another one (kept)")
+    if settings.shots:
+        problems = _with_examples(key, problems, _shots(key, settings, asked), settings.shots)
     if settings.seed:
         problems = python_stream("file", settings.seed).sample(problems, len(problems))
     if settings.share is not None:
@@ -117,24 +118,9 @@ def _level(row: Row, settings: ProblemSetConfig) -> int | None:
     return int(match.group())
 
 
-def _problem(
-    number: int,
-    name: str,
-    row: Row,
-    settings: ProblemSetConfig,
-    pattern: re.Pattern[str] | None,
-    shots: Mapping[str, list[str]],
-) -> Problem:
+def _problem(number: int, name: str, row: Row, settings: ProblemSetConfig, pattern: re.Pattern[str] | None) -> Problem:
     where, columns = row
     question, golds, choices = _question(row, settings, pattern)
-    subject = _subject(columns, settings)
-    examples = shots.get(subject or "", [])
-    if len(examples) < settings.shots:
-        of_subject = f" of subject '{subject}'" if subject else ""
-        raise UserError(
-            f"{where}: {settings.shots} examples asked for, there are {len(examples)}{of_subject} whose question is not "
-            "asked itself"
-        )
     if settings.problem_id is not None:
         problem_id = _text(where, columns, settings.problem_id, "problem_id")
     else:
@@ -144,14 +130,13 @@ def _problem(
     return Problem(
         problem_id=problem_id,
         question=question,
-        examples=tuple(examples),
         answer=golds[0],
         alternatives=golds[1:],
         tolerance=settings.tolerance,
         choices=choices,
         source=name,
         level=_level(row, settings),
-        subject=subject,
+        subject=_subject(columns, settings),
     )
 
 
@@ -254,11 +239,20 @@ _WRITTEN_LIST = re.compile(r"""\s*\[\s*["']""")
 """Start of a list as CSV files of pandas hold it; no formula begins so."""
 
 
+def _with_examples(key: str, problems: list[Problem], shots: Mapping[str, list[str]], number: int) -> list[Problem]:
+    """Return the problems with the worked examples of their subject. Raises UserError where those are too few."""
+    for subject in dict.fromkeys(problem.subject for problem in problems):
+        if (found := len(shots.get(subject or "", []))) < number:
+            of_subject = f" of subject '{subject}'" if subject else ""
+            raise UserError(
+                f"{key}: {number} examples asked for, there are {found}{of_subject} that are not asked themselves"
+            )
+    return [dataclasses.replace(problem, examples=tuple(shots[problem.subject or ""])) for problem in problems]
+
+
 def _shots(key: str, settings: ProblemSetConfig, asked: Set[str]) -> dict[str, list[str]]:
     """Return worked examples by subject ("" where rows have none): the first `shots` rows of each in their split or file,
-    but for questions that are `asked`."""
-    if not settings.shots:
-        return {}
+    but for questions that are `asked` (with single spaces)."""
     if settings.path and not settings.shots_path:
         raise UserError(f"{key}.shots_path: needs a file with the examples, as {key}.path is one")
     source = dataclasses.replace(settings, path=settings.shots_path, split=settings.shots_split)
@@ -266,18 +260,15 @@ def _shots(key: str, settings: ProblemSetConfig, asked: Set[str]) -> dict[str, l
     examples: dict[str, list[str]] = {}
     for row in read_rows(f"{key} (examples)", source):
         mine = examples.setdefault(_subject(row[1], settings) or "", [])
-        if len(mine) < settings.shots and _passes_filters(row, settings) and _asked(row[1], settings) not in asked:
+        if len(mine) < settings.shots and _passes_filters(row, settings):
             try:
                 question, golds, _ = _question(row, settings, pattern)
             except _NoAnswer:
                 continue
+            if " ".join(question.split()) in asked:
+                continue
             mine.append(f"{question}\nAnswer: \\boxed{{{golds[0]}}}")
     return examples
-
-
-def _asked(columns: dict[str, Any], settings: ProblemSetConfig) -> str:
-    """Return the question of a row, by which it is known again."""
-    return " ".join(str(columns.get(settings.question)).split())
 
 
 def _subject(columns: dict[str, Any], settings: ProblemSetConfig) -> str | None:
