@@ -138,9 +138,9 @@ test-engine: $(DEV) ## what samples with the real engine
 	$(PYTEST) -m "engine and not whole and not families and not cluster" $(ARGS)
 
 test-whole: $(DEV) ## whole phases and commands, signals, servers, trackers, other libraries, the page in a browser
-	$(PYTEST) -m "whole or browser" $(ARGS)
+	$(PYTEST) -m "(whole or browser) and not cluster" $(ARGS)
 
-test-all: $(DEV) ## what CI runs: test and test-whole in one go
+test-all: $(DEV) ## what CI runs: test, test-whole and test-page in one go
 	$(PYTEST) -m "not thinking and not families and not cluster" $(ARGS)
 
 test-thinking: $(DEV) ## models that think, behind published chat templates, in process and behind vLLM's server (minutes)
@@ -175,4 +175,4 @@ type: $(DEV)
 check: lint type test-fast ## format, lint, types, unit tests: before each commit
 
 clean: ## remove the environment and what was built; run folders stay
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

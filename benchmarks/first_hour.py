@@ -65,7 +65,8 @@ def timed(arguments: list[str]) -> dict[str, float]:
         for name, mark in MARKS.items():
             if name not in seen and mark in line:
                 seen[name] = time.monotonic() - began
-    process.wait()
+    if code := process.wait():
+        sys.exit(f"conclip {' '.join(arguments)} ended with exit code {code}")
     seen["exit"] = time.monotonic() - began
     return seen
 
@@ -85,6 +86,8 @@ def main() -> None:
     if options.write:
         write_problems(options.write, options.number)
         return
+    if options.model is None:
+        parser.error("give a folder with a model, or --write FILE")
     options.out.mkdir(parents=True, exist_ok=True)
     problems = options.out / "problems.jsonl"
     write_problems(problems, options.number)
@@ -93,10 +96,7 @@ def main() -> None:
         before = time.monotonic() - begun
         own = [f"model.path={options.model}", f"paths.problems={problems}"]
         seen = timed([*command, *own, f"paths.outputs={options.out}"])
-        cells = [
-            f"{divmod(round(before + seen[mark]), 60)[0]}:{round(before + seen[mark]) % 60:02d}" if mark in seen else "-"
-            for mark in MARKS
-        ]
+        cells = [_minutes(before + seen[mark]) if mark in seen else "-" for mark in MARKS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     sys.stdout.write("\n".join(["", "minutes after the first command", "", *lines, ""]))
 

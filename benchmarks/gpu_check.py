@@ -195,6 +195,8 @@ def optimizer_checks() -> Iterator[Row]:
             weight.grad = torch.ones_like(weight)
         adamw = make_optimizer(weights, 1e-6, settings) if what == "conclip's" else torch.optim.AdamW(weights, lr=1e-6)
         adamw.step()
+        if ON_GPU:
+            torch.cuda.synchronize()
         began = time.monotonic()
         adamw.step()
         if ON_GPU:
@@ -277,13 +279,13 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help=f"one of {', '.join(CHECKS)}")
+    parser.add_argument("--only", choices=list(CHECKS))
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     print(f"{machine()}\n\n| check | | figures |\n|---|---|---|", flush=True)
     failed = 0
     for name, check in CHECKS.items():
-        if options.only not in name:
+        if options.only not in (None, name):
             continue
         if name == "engine" and importlib.util.find_spec("vllm") is None:
             print("| engine | not run | vLLM is not installed |")

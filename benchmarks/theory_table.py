@@ -4,8 +4,9 @@
 
 At each of N decisions the policy stops with probability sigmoid(logit) or writes one more token; at the last it must stop.
 A response of T tokens is correct with probability `p_correct[T - 1]`. One number, a shift of all stop logits, is trained.
-`length_pressure` gives the change of the expected length per unit of a small gradient step on the project's own
-advantages and weights, in the limit of an infinite batch: no sampling, no noise.
+`length_pressure` gives the change of the expected length per unit of a small gradient step on the advantages
+of the project's `gae`, with the weights of each aggregation and whitening as they are in the limit of an infinite batch: no
+sampling, no noise.
 
 The table has responses of 1 to 30 tokens, stop probability 0.12 at each decision, rewards 1 and -0.5. Its numbers are d
 E[length] / d step size in tokens per unit; only their signs and ratios within a column mean something.

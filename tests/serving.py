@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 
 START_S = 240
 
@@ -35,9 +35,9 @@ def vllm_server(model: Path, *arguments: str) -> Iterator[str]:
             while True:
                 assert process.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()[-2000:]
                 try:
-                    if httpx.get(f"{url}/health").status_code == 200:
+                    if httpx2.get(f"{url}/health").status_code == 200:
                         break
-                except httpx.HTTPError:
+                except httpx2.HTTPError:
                     time.sleep(0.5)
             yield f"{url}/v1"
         finally:

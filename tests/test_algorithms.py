@@ -15,10 +15,11 @@ from conclip.config.compose import config_folder
 from conclip.curriculum.pass_rates import Band, pass_rates
 from conclip.curriculum.selection import select
 from conclip.errors import MachineFailure, UserError
-from conclip.experiments.inputs import Inputs
+from conclip.experiments.inputs import Inputs, load_inputs
 from conclip.models.folder import LAB_MODEL
 from conclip.rollout.collect import TRAINING, PromptSet
 from conclip.rollout.session import Runtime
+from conclip.training.experience import make_experience
 from conclip.training.phase import TrainResult
 from conclip.training.progress import Validation
 from conclip.training.sampling import StaleEngine
@@ -114,6 +115,67 @@ def test_a_validation_of_which_nothing_could_be_graded_has_no_accuracy(
         kind, match=rf"step {step}: none of the \d+ responses to validation problems could be graded.*{said}"
     ):
         trainer.train()
+
+
+def test_validations_ask_the_same_and_what_could_not_be_graded_is_no_wrong_response(
+    scripted_runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch
+):
+    """The scripted engine's responses follow from prompt and seed."""
+    opened, inputs = scripted_runtime
+    settings = train_config("phase.num_steps=2", "trainer.validate_every=1", "algo=grpo")
+    trainer = make_trainer(opened, inputs, "half", settings, by_hand(inputs.pool[:4]))
+    responses = trainer._sampler.responses
+    error = Grade(outcome=Outcome.GRADER_ERROR, extracted=None)
+    num_validations = 0
+
+    def half(label: str, *arguments: Any, **named: Any) -> list[RolloutGroup]:
+        """At the last validation every wrong response meets an error of the grader."""
+        nonlocal num_validations
+        num_validations += "validation" in label
+        groups = responses(label, *arguments, **named)
+        if num_validations < 3:
+            return groups
+        kept = [[r if r.grade.outcome is Outcome.CORRECT else replace(r, grade=error) for r in g.rollouts] for g in groups]
+        return [replace(group, rollouts=tuple(rollouts)) for group, rollouts in zip(groups, kept, strict=True)]
+
+    monkeypatch.setattr(trainer._sampler, "responses", half)
+    first, second, third = trainer.train().history
+    assert 0 < first.accuracy < 1 and (first.accuracy, first.mean_tokens) == (second.accuracy, second.mean_tokens)
+    assert (third.accuracy, third.mean_tokens) == (1, first.mean_tokens)
+
+
+def test_the_seed_of_the_config_decides_problems_orders_and_responses(scripted_runtime: tuple[Runtime, Inputs]):
+    opened, inputs = scripted_runtime
+    other = replace(opened, config=replace(opened.config, seed=1))
+    seeds = [[t.seed for t in one.tasks(TRAINING, inputs.pool[:2], 2, opened.training_spec, "x")] for one in (opened, other)]
+    assert not set(seeds[0]) & set(seeds[1])
+    again = load_inputs(train_config("seed=1"))
+    assert {p.question for p in again.pool} != {p.question for p in load_inputs(train_config()).pool}
+    orders = [
+        make_trainer(opened, inputs, "order", train_config(f"seed={seed}"), by_hand(inputs.pool[:12]))._order.draw(12)
+        for seed in (0, 1)
+    ]
+    assert orders[0] != orders[1] and sorted(p.problem_id for p in orders[0]) == sorted(p.problem_id for p in orders[1])
+
+
+def test_the_critics_warm_up_has_lambda_1_and_takes_nothing_of_the_budget(
+    scripted_runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch
+):
+    opened, inputs = scripted_runtime
+    settings = train_config("phase.num_steps=1", "algo=ppo", "algo.critic_warmup_steps=2")
+    trainer = make_trainer(opened, inputs, "lambdas", settings, by_hand(inputs.pool[:4]))
+    used: list[float | None] = []
+
+    def noting(tokens: Any, scores: Any, algo: Any, **named: Any) -> Any:
+        used.append(algo.critic_gae_lambda)
+        return make_experience(tokens, scores, algo, **named)
+
+    monkeypatch.setattr("conclip.training.trainer.make_experience", noting)
+    trainer.train()
+    assert used == [1.0, 1.0, settings.algo.critic_gae_lambda] and used[2] != 1.0
+    steps = opened.run.stage_metrics("lambdas")
+    responses = [step["rollout/num_responses"] * step["length/mean_tokens"] for step in steps]
+    assert trainer._progress.num_warmup_tokens == pytest.approx(sum(responses[:2]))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from conclip.config.compose import load_config
 from conclip.errors import UserError
 from conclip.evaluation.rows import read_rows, select_rows, to_dict
 from conclip.evaluation.units import RowFile, response_key
-from conclip.grading.thinking import PLAIN
+from conclip.grading.thinking import PLAIN, Thinking
 from conclip.models.folder import LAB_MODEL, model_hash
 from conclip.rollout.collect import TRAINING, Task
 from conclip.runs.identity import digest
@@ -54,6 +55,33 @@ def test_a_row_is_known_by_all_that_changes_a_response(override: str, changes: b
     task = Task(problem=problem, variant=TRAINING, spec=spec, sample=0, prompt_token_ids=(1, 2), seed=3, **rest)
     keys = {response_key("model", task, load_config("eval", *more)) for more in ((), (override,))}
     assert len(keys) == 1 + changes
+
+
+def test_a_row_is_known_by_all_that_changes_a_verdict(monkeypatch: pytest.MonkeyPatch):
+    problem, config = Problem(problem_id="p", question="q", answer="1", source="s"), load_config("eval")
+    spec = SamplingSpec(temperature=1.0, max_tokens=8)
+    rest: dict[str, Any] = {"messages": (), "template_kwargs": {}, "thinking": PLAIN}
+    task = Task(problem=problem, variant=TRAINING, spec=spec, sample=0, prompt_token_ids=(1, 2), seed=3, **rest)
+    other = [{"answer": "2"}, {"alternatives": ("2",)}, {"choices": ("1", "2")}, {"tolerance": 0.1}]
+    tasks = [
+        task,
+        replace(task, thinking=Thinking(opened=True)),
+        *(replace(task, problem=replace(problem, **c)) for c in other),
+    ]
+    keys = [response_key("model", one, config) for one in tasks]
+    monkeypatch.setattr("conclip.evaluation.units.GRADER_VERSION", -1)
+    keys.append(response_key("model", task, config))
+    assert len(set(keys)) == len(keys)
+
+
+def test_rows_of_a_server_are_known_by_whether_it_was_asked_for_special_tokens():
+    """Those that it had left out may hold the tags of the thinking part."""
+    problem = Problem(problem_id="p", question="q", answer="1", source="s")
+    rest: dict[str, Any] = {"messages": (("user", "q"),), "template_kwargs": {}, "thinking": PLAIN}
+    spec = SamplingSpec(temperature=1.0, max_tokens=8)
+    task = Task(problem=problem, variant=TRAINING, spec=spec, sample=0, prompt_token_ids=(), seed=3, **rest)
+    told = ["model.thinking_tags=['<think>','</think>']"]
+    assert len({response_key("model", task, load_config("eval", *more)) for more in ([], told)}) == 2
 
 
 def test_a_last_line_of_a_file_that_is_named_counts_with_and_without_its_end(tmp_path: Path):

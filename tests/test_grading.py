@@ -167,25 +167,31 @@ def test_hostile_answers_end_within_the_limits_and_the_rest_is_graded(tmp_path: 
 
 
 def test_a_stuck_worker_is_killed_and_the_rest_is_graded():
-    grader = Grader(num_workers=1, cpu_limit_s=1)
+    grader = Grader(num_workers=1, wall_limit_s=20)
     try:
-        grader.submit("tower", gold="3", text=boxed(r"9^{9^{9^{9^{9}}}} + \sin(9^{9^{9}})"), finish_reason="stop")
+        grader.grade(gold="1", text=boxed("2"))
+        (worker,) = grader._state.workers
+        worker.process.send_signal(signal.SIGSTOP)
+        grader.submit("stuck", gold="1/2", text=boxed(r"\frac{3}{6}"), finish_reason="stop")
+        worker.deadline = time.monotonic() + 0.1  # its time is nearly over; the next worker has all of its own
         grader.submit("easy", gold="1/2", text=boxed(r"\frac{2}{4}"), finish_reason="stop")
         verdicts = all_of(grader, 2)
-        assert verdicts["tower"].outcome in (Outcome.GRADER_ERROR, Outcome.WRONG)
+        assert verdicts["stuck"].outcome is Outcome.GRADER_ERROR
         assert verdicts["easy"].outcome is Outcome.CORRECT
+        assert worker.process.poll() == -signal.SIGKILL
     finally:
         grader.close()
 
 
 def test_time_nobody_had_to_look_is_not_given_to_workers(grader: Grader):
-    for idle_s in (0, 1000):  # a first look, and one after an idle time
-        grader._state.last_read -= idle_s
-        grader.submit(f"{idle_s}", gold="3", text=boxed(f"x_{{{idle_s}}}"), finish_reason="stop")
+    for before, after in ((0, 0), (1000, 0), (0, 1000)):  # a first look, one after an idle time, one that comes late
+        grader._state.last_read -= before
+        grader.submit("asked", gold="3", text=boxed(f"x_{{{before}{after}}}"), finish_reason="stop")
         (busy,) = [worker for worker in grader._state.workers if worker.pair is not None]
+        grader._state.last_read -= after
         deadline = busy.deadline
         answered = grader.poll(0.0)
-        assert busy.deadline == deadline
+        assert busy.deadline == pytest.approx(deadline + after, abs=5)
         all_of(grader, 1 - len(answered))
 
 

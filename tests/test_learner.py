@@ -372,7 +372,12 @@ def test_what_follows_a_truncated_response_is_an_option():
 
 
 def test_whitening_is_over_the_tokens_that_train():
-    tokens = batch()
+    cut = make_rollout([7, 8, 3, 5], outcome=Outcome.TRUNCATED, reward=-9.0)
+    groups = [
+        make_group(make_rollout([7, 8, 3]), make_rollout([4, 7], reward=-0.5, sample=1), dataclasses.replace(cut, sample=2))
+    ]
+    tokens = collate(groups, train_on_truncated=False)
+    assert not torch.equal(tokens.loss_mask, tokens.response_mask)
     white = make_experience(tokens, scores_of(tokens, 0.1), algo(whiten_advantages=True), kl_coef=0.1).advantages
     chosen = white[tokens.loss_mask]
     assert abs(float(chosen.mean())) < 1e-6 and abs(float(chosen.std(correction=0)) - 1) < 1e-4

@@ -1,6 +1,7 @@
 """Length-aware rewards: every formula against numbers worked out by hand."""
 
 import math
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -140,6 +141,30 @@ def test_cosine():
     )
     # half of the scale: c = 0.5; at the scale: c = 0
     assert shape.cosine(group, strength=1.0, scale_tokens=100) == close(1.5, 1.0, -5.0, -10.0, -10.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "strength", "group", "rewards"),
+    [  # as above, by hand
+        ("kimi", 0.4, MIXED, (1.2, 1.0, -0.5, -0.7)),
+        ("arora", 0.1, MIXED, (0.9731059, 0.9268941, -0.5, -0.5)),
+        ("l1_exact", 0.5, MIXED, (0.85, 0.95, -0.55, -0.75)),
+        ("l1_max", 2.0, MIXED, (1.0, 0.3, -0.5, -0.5)),
+        ("shorter_better", 1.0, MIXED, (2.0, 1.6, -0.7, -1.3)),
+        ("laser", 0.5, MIXED, (1.5, 1.0, -0.5, -0.5)),  # within 50
+        ("laser_d", 0.5, replace(MIXED, monitored={"high": [60], "medium": [20], "low": [60]}), (1.5, 1.0, -0.5, -0.5)),
+        ("l_grpo", 1.0, SOLVED, (1.5, 0.5)),  # 1 + (1 - 50 / 100), 1 + (1 - 150 / 100)
+        ("gr3", 0.33, MIXED, (0.8928571, 0.7352941, -0.5, -0.5)),
+        ("alp", 1.0, MIXED, (0.9, 0.7, -0.7, -1.0)),
+        ("dapo_overlong", 1.0, replace(MIXED, num_tokens=(80, 90, 100, 130)), (1.0, 0.5, -1.5, -1.5)),
+        ("cosine", 1.0, replace(MIXED, num_tokens=(50, 100, 50, 20)), (1.5, 1.0, -5.0, -10.0)),
+    ],
+)
+def test_a_config_selects_the_reward_with_its_strength_scale_and_target(
+    kind: LengthReward, strength: float, group: GradedGroup, rewards: tuple[float, ...]
+):
+    shaper = make_shaper(LengthConfig(kind=kind, strength=strength, scale_tokens=100, target_tokens=50))
+    assert shaper is not None and shaper(group) == close(*rewards)
 
 
 @pytest.mark.parametrize("factor", [1, 100])

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+MODEL = Path(os.environ.get("SMALL_MODELS", Path.home() / ".cache/small-models")) / "smollm2-135m"
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "memory.py"
 
 
 def test_a_ppo_step_of_a_135m_model_stays_under_6_gib_and_chunks_change_nothing():
-    folder = os.environ.get("CONCLIP_SMOLLM2")
-    if not folder:
-        pytest.skip("CONCLIP_SMOLLM2 does not name a folder with SmolLM2-135M-Instruct")
-    command = [sys.executable, str(SCRIPT), "--model", folder, "--responses", "16", "--tokens", "256"]
+    if not MODEL.is_dir():
+        pytest.skip(f"'{MODEL}' is not there (SMALL_MODELS names the folder it is in)")
+    command = [sys.executable, str(SCRIPT), "--model", str(MODEL), "--responses", "16", "--tokens", "256"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["peak_resident_gib"] < 6

@@ -23,6 +23,8 @@ def problem(answer: str, question: str = "How many?", choices: tuple[str, ...] |
         (r"so \frac{1}{2} is left", r"\frac{1}{2}", r"so \frac{1}{2}"),
         ("nothing of the kind", "7", None),
         ("another note, so no", "no", "another note, so no"),
+        ("12 cases: 1,2 it is", "1,2", "12 cases: 1,2"),
+        ("so 12,000 it is", "$12,000$", "so 12,000"),
         ("2x and xy are not it; x is", "x", "2x and xy are not it; x"),
         (r"\text{(B, C)} or (B, C)", "(B, C)", r"\text{(B, C)"),
     ],

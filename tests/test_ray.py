@@ -3,18 +3,14 @@
 import dataclasses
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
-from unittest.mock import Mock
 
 import pytest
 
-from conclip.cli.main import main
-from conclip.cluster.choose import check_machine, make_launcher
+from conclip.cluster.choose import make_launcher
 from conclip.cluster.launch import Launcher, Worker
-from conclip.config.compose import load_config
 from conclip.config.groups import ClusterConfig
 from conclip.errors import MachineFailure, UserError
 from conclip.models.folder import LAB_MODEL
@@ -25,6 +21,7 @@ from conclip.training.ranks import Learners
 from tests.asking import killed_amid, requests, run
 from tests.engines import ROLLOUT, SETTINGS
 from tests.scripted import ScriptedEngine
+from tests.test_cluster import said_by
 from tests.test_ranks import close, same_weights, settings, updates
 
 ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
@@ -144,15 +141,6 @@ def test_a_host_that_cannot_start_a_process_says_why(launcher: Launcher, monkeyp
         Worker("a worker", launcher, os.abort)
 
 
-@pytest.mark.parametrize(("address", "kind"), [(None, MachineFailure), ("1.2.3.4:9", UserError)])
-def test_a_ray_that_does_not_start_here_is_the_machines_failure(
-    address: str | None, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(by_ray.ray, "init", Mock(side_effect=Exception("the dashboard\nfailed")))
-    with pytest.raises(kind, match="the dashboard failed"):
-        RayLauncher(address, "pack", [0])
-
-
 def test_whoever_connects_and_says_nothing_holds_up_nobody(launcher: Launcher):
     assert isinstance(launcher, RayLauncher)
     with socket.create_connection(cast(tuple[str, int], launcher._listener.address)):
@@ -181,29 +169,6 @@ def test_a_model_that_a_host_does_not_see_is_said(launcher: Launcher, tmp_path: 
         ChildEngine(tmp_path / "none", ROLLOUT, start=ScriptedEngine, launcher=launcher, **SETTINGS)
 
 
-def said_by(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["conclip", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    return capsys.readouterr().err
-
-
-def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"pip install 'conclip\[ray\]'"):
-        check_machine(load_config("train-phase2", "cluster=ray"))
-
-
-def test_torchrun_must_have_started_a_run_that_counts_on_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    small = ["debug=two_phase", "cluster=torchrun", f"paths.outputs={tmp_path / 'outputs'}"]
-    text = said_by(capsys, monkeypatch, "two-phase", *small)
-    assert "torchrun --nproc-per-node" in text and len(text.splitlines()) == 1
-    assert not (tmp_path / "outputs").exists()
-
-
 def test_a_cluster_that_does_not_answer_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -211,9 +176,3 @@ def test_a_cluster_that_does_not_answer_is_said(
     text = said_by(capsys, monkeypatch, "two-phase", "debug=two_phase", "cluster=ray", *place)
     assert "cluster.address" in text and "ray start" in text and len(text.splitlines()) == 1
     assert not (tmp_path / "outputs").exists()
-
-
-@pytest.mark.parametrize("override", ["cluster.learner_ranks=2", "cluster.learner_ranks=0"])
-def test_the_number_of_ranks_is_torchruns(override: str):
-    with pytest.raises(UserError, match=r"cluster\.learner_ranks"):
-        load_config("train-phase2", "cluster=torchrun", override)

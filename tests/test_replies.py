@@ -80,6 +80,21 @@ def asked(
     return {name: found[name] for name in written}
 
 
+def test_options_tolerance_and_further_golds_reach_the_grader(url: str, grader: Grader):
+    plain = {"question": "q", "source": "s"}
+    problems = [
+        Problem(problem_id="an option", answer="B", choices=("seven", "nine"), **plain),
+        Problem(problem_id="near enough", answer="9.004", tolerance=0.01, **plain),
+        Problem(problem_id="another gold", answer="7", alternatives=("9",), **plain),
+    ]
+    messages = {problem.problem_id: (("user", problem.problem_id),) for problem in problems}
+    tasks = tasks_for(problems, PromptSet(messages=messages, template_kwargs={}, thinking=PLAIN), 1, (), SPEC)
+    Scripted.written = {"an option": [choice(r"\boxed{nine}")]} | {p.problem_id: [choice(BOX)] for p in problems[1:]}
+    with engine_of(url) as engine:
+        found = {r.problem.problem_id: r for r in collect(tasks, engine=engine, grader=grader, tokenizer=None)}
+    assert set(outcomes(found).values()) == {Outcome.CORRECT}, outcomes(found)
+
+
 def outcomes(rollouts: Mapping[str, Rollout]) -> dict[str, Outcome]:
     return {name: rollout.grade.outcome for name, rollout in rollouts.items()}
 

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import shlex
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -13,11 +14,12 @@ import pytest
 
 from conclip.cli.main import main
 from conclip.cli.tools import disambiguate_names
+from conclip.config.recipe import label
 from conclip.errors import UserError
 from conclip.report.charts import figures
 from conclip.report.data import read_run
 from conclip.report.export import latex, markdown
-from conclip.report.page import headlines, in_script, result_tables, rows_for_browser
+from conclip.report.page import _lineage, headlines, in_script, result_tables, rows_for_browser
 from conclip.runs.identity import path_hash
 from conclip.types import Outcome
 from tests.made_runs import HOSTILE, MODELS, made_run
@@ -209,6 +211,49 @@ def test_ungraded_responses_have_a_column_where_there_are_some(tmp_path: Path):
     first, *rest = run.rows
     (table,) = result_tables([replace(run, rows=[replace(first, outcome=Outcome.GRADER_ERROR), *rest])])
     assert [cells[table["columns"].index("not graded")] for _, cells in table["rows"]] == ["1", "0", "0"]
+
+
+def test_a_model_of_which_nothing_could_be_graded_has_no_curve(tmp_path: Path):
+    run = read_run(made_run(tmp_path / "attempt-001"))
+    rows = [replace(row, outcome=Outcome.GRADER_ERROR) if row.model == "phase1" else row for row in run.rows]
+    drawn = {figure.name: figure for figure in figures([replace(run, rows=rows)])}
+    assert "phase1" not in drawn["budgets"].caption and "phase2" in drawn["budgets"].caption
+    nothing = [replace(row, outcome=Outcome.GRADER_ERROR) for row in run.rows]
+    assert "budgets" not in {figure.name for figure in figures([replace(run, rows=nothing)])}
+
+
+def test_stages_are_called_as_the_recipe_calls_them(tmp_path: Path):
+    run = read_run(made_run(tmp_path / "attempt-001"))
+    (curves,) = [figure for figure in figures([run]) if figure.name == "curves"]
+    assert curves.caption.endswith("a dashed line the end of phase 1.")
+    names = {"phase1": "short", "phase2": "last-of-2"}
+    history = {"short": run.history["phase1"], "middle": run.history["phase1"], "last": run.history["phase2"]}
+    best = {"short": run.best["phase1"], "middle": run.best["phase1"], "last": run.best["phase2"]}
+    (curves,) = [figure for figure in figures([replace(run, history=history, best=best)]) if figure.name == "curves"]
+    assert curves.caption.endswith("dashed lines the ends of short, middle.")
+    rates = {names[phase]: found for phase, found in run.rates.items() if phase in names}
+    titles = {figure.title for figure in figures([replace(run, rates=rates)])}
+    assert titles >= {f"Pass rates before {label(name)}" for name in rates} and rates
+
+
+def test_the_problems_of_a_warm_up_are_shown_as_chosen(tmp_path: Path):
+    folder = made_run(tmp_path / "attempt-001")
+    recipe = {
+        "probe-base": {"kind": "probe", "phase": "two"},
+        "warm-up": {"kind": "warm_up", "phase": "two", "rates": "probe-base"},
+    }
+    (folder / "config.yaml").write_text(json.dumps({"name": "made", "seed": 0, "recipe": recipe}))
+    (folder / "problems-warm-up.json").write_text((folder / "problems-phase1.json").read_text())
+    (folder / "pass_rates-base.jsonl").write_text((folder / "pass_rates.jsonl").read_text())
+    run = read_run(folder)
+    assert [choice.problem_id for choice in run.chosen["warm-up"]] == ["p0"]
+
+
+def test_the_command_of_a_run_can_be_pasted(tmp_path: Path):
+    run = read_run(made_run(tmp_path / "attempt-001"))
+    given = ["phase2={num_problems: 4}", "eval.prompts=[plain,concise]"]
+    shown = dict(_lineage(replace(run, environment={"arguments": given}))["environment"])["command"]
+    assert shlex.split(shown)[2:] == given
 
 
 def test_pass_rates_of_a_run_without_phase_1_chose_for_phase_2(tmp_path: Path):

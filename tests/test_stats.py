@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.coverage import not_monotone, simulate
+from benchmarks.coverage import not_monotone, outside, share_outside, simulate
 from conclip.evaluation.metrics import Estimate
 from conclip.evaluation.tables import verdict
 from conclip.stats import (
@@ -161,6 +161,26 @@ def test_error_and_coverage_by_simulation():
         cell = simulate(family, number, samples, accuracy, num_evaluations=2000, seed=3)
         assert max(value for way, value in cell.kept.items() if way != "none") <= 0.025 + 0.0105
         assert min(*cell.covered.values(), cell.accuracy_covered) >= 0.94 - 0.016
+
+
+def test_the_coverage_that_is_measured_is_that_of_the_intervals():
+    """benchmarks/coverage.py asks of many tables at once on which side of a ratio the interval lies."""
+    rng = np.random.default_rng(0)
+    for number in (6, 40):
+        before = np.exp(rng.standard_normal(number))
+        after = before * np.exp(0.5 * rng.standard_normal(number) - 0.7)
+        ratio, low, high = clustered_ratio(after.tolist(), before.tolist())
+        seen, least = after - ratio * before, after.mean()
+        for at in (0.99 * low, 1.01 * low, ratio, 0.99 * high, 1.01 * high):
+            residuals = (after - at * before)[None]
+            assert outside(residuals, -np.maximum(least, 1.5 * (-seen).max())[None])[0] == (at < low)
+            assert outside(-residuals, -np.maximum(least, 1.5 * seen.max())[None])[0] == (at > high)
+        values = np.arange(5) / 4
+        counts = rng.multinomial(number, [0.1, 0.1, 0.2, 0.3, 0.3])
+        right = np.repeat(values, counts).tolist()
+        _, low, high = clustered_ratio(right, [1.0] * number, (0.0, 1.0))
+        for at in (0.99 * low, 1.01 * low):
+            assert share_outside(counts[None], values, at)[0] == (at < low)
 
 
 def test_sign_flips_by_hand():

@@ -122,9 +122,14 @@ def _runs_table(outcome: Outcome) -> list[str]:
             continue
         cells = [escape.markdown(name), str(len(found))]
         measured = [_of(found, measure) for measure in SHOWN]
-        cells += [with_interval(*clustered_interval(values)) if values else "" for values in measured]
+        cells += [_mean(values) for values in measured]
         lines.append(f"| {' | '.join(cells)} | {fmean(one.truncated for one in found):.3f} |")
     return lines
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Return a mean with its interval; of one value, which has no spread, the value."""
+    return with_interval(*clustered_interval(values)) if len(values) > 1 else f"{values[0]:+.1f}" if values else ""
 
 
 SHOWN = {"tokens": "tokens against base [%]", "accuracy": "accuracy against base [points]"}

@@ -143,7 +143,8 @@ def transitions(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> dict[tup
 
 
 def details(rows: Sequence[EvalRow]) -> dict[str, Any]:
-    """Return all of the above for one model on one benchmark, as plain data; intervals are bootstrapped over problems."""
+    """Return these measures, but for those of pairs of models, for one model on one benchmark, as plain data; intervals are
+    bootstrapped over problems."""
     groups = by_problem(rows)
     if not groups:
         return {}

@@ -63,9 +63,9 @@ def _mention(text: str, gold: str, problem: Problem) -> int | None:
     if problem.choices is not None:
         found = re.search(rf"(?:[({{\[]|\b(?:is|option|choice|answer)[: ]+){re.escape(gold)}\b", text)
         return found.end() if found else None
-    plain = gold.strip("$").replace(",", "")
+    plain = gold.strip("$")
     if _NUMBER.fullmatch(plain):
-        value = Decimal(plain)
+        value = Decimal(plain.replace(",", ""))
         return next((m.end() for m in _NUMBER.finditer(text) if Decimal(m[0].replace(",", "")) == value), None)
     ends = [m.end() for spelling in (gold, normalise(gold)) if spelling and (m := _as_a_word(spelling).search(text))]
     return min(ends, default=None)

@@ -259,10 +259,9 @@ class Stages:
         less thinking or none."""
         settings = self._config.evaluation
         assert settings is not None
-        prompts = self._prompts.get(
-            model, self._prompts[self._inputs.model_path]
-        )  # models that the run trains share its own's
-        conditions = prompts.evidence if evidence else settings.conditions
+        conditions = settings.conditions
+        if evidence:  # models that the run trains are asked as the one it begins with
+            conditions = self._prompts.get(model, self._prompts[self._inputs.model_path]).evidence
         identity, file = self._identity(name, model), rows_file(name)
 
         def work() -> StageOutput:

@@ -13,8 +13,8 @@ from typing import Literal
 from conclip.grading.spelling import clean, compact
 
 Method = Literal["boxed", "hashes", "phrase", "math", "number", "whole"]
-"""How an answer was found: in a box; after GSM8K's ``####``; after "answer is" or "answer:"; in the last formula; the last
-number; the whole response."""
+"""How an answer was found: in a box; after GSM8K's ``####``; by a phrase that states it ("answer is", an option that "is
+correct", ``<answer>`` tags, the only sentence); in the last formula; the last number; the whole response."""
 
 MAX_TAIL_CHARS = 200_000
 """Only this much of the end of a response is searched: a final answer comes at the end."""

@@ -45,7 +45,7 @@ def write_card(run: Run, config: LearnConfig, checkpoint: Path, stage: str, *, r
         _results(stage, rows, config),
         _problems(run.folder, stages),
         _reproduction(run.folder),
-        _limits(rows),
+        _limits([row for row in rows if row.model == stage]),
     ]
     write_text(checkpoint / "README.md", "\n".join(part for part in parts if part))
 

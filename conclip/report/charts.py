@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import altair as alt
 
-from conclip.evaluation.measures import accuracy_at_budgets
+from conclip.config.recipe import label as stage_label
+from conclip.evaluation.measures import accuracy_at_budgets, by_problem
 from conclip.evaluation.metrics import Summary, summarise
 from conclip.report.data import RunData
 from conclip.report.figure import MODELS, OUTCOMES, WIDTH, Chart, Figure, Values
@@ -85,7 +86,7 @@ def curves(runs: Sequence[RunData]) -> Figure | None:
                 kept = point["step"] == run.best[phase]["step"]
                 points.append({"run": run.name, "phase": phase, "step": step, "kept": kept} | _named(point))
             offset += history[-1]["step"]
-            bounds.append({"step": offset, "run": run.name})
+            bounds.append({"step": offset, "run": run.name, "phase": phase})
     if not points:
         return None
     colour = alt.Color("run:N", title="run", scale=alt.Scale(range=list(MODELS[1:])))
@@ -114,7 +115,10 @@ def curves(runs: Sequence[RunData]) -> Figure | None:
     described = "; ".join(
         _described([point for point in points if point["run"] == run.name], run.name) for run in runs if run.history
     )
-    end = ", a dashed line the end of phase 1" if len(runs) == 1 and len(bounds) > 1 else ""
+    ended = [stage_label(bound["phase"]) for bound in bounds[:-1]] if len(runs) == 1 else []
+    end = (
+        f", {'dashed lines the ends' if len(ended) > 1 else 'a dashed line the end'} of {', '.join(ended)}" if ended else ""
+    )
     return Figure(
         name="curves",
         title="Accuracy and length over training",
@@ -243,11 +247,16 @@ def budgets(models: Mapping[str, Sequence[EvalRow]]) -> Figure | None:
     panels: dict[str, Chart] = {}
     described: list[str] = []
     for where in settings:
-        there = {name: mine for name, rows in models.items() if (mine := by_setting(rows).get(where))}
+        mine = {name: by_setting(rows).get(where, []) for name, rows in models.items()}
+        there = {name: rows for name, rows in mine.items() if by_problem(rows)}  # where some response could be graded
+        if not there:
+            continue
         longest = max(row.num_tokens for rows in there.values() for row in rows)
         panels[where if len(settings) > 1 else ""] = _budget_panel(there, longest, list(models))
         reached = [f"{n} {accuracy_at_budgets(rows, [longest // 4])[longest // 4]:.3f}" for n, rows in there.items()]
         described.append(f"{f'{where}, within' if len(settings) > 1 else 'Within'} {longest // 4}: {', '.join(reached)}")
+    if not panels:
+        return None
     return Figure(
         name="budgets",
         title="Accuracy at token budgets",

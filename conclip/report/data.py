@@ -142,7 +142,12 @@ def read_run(path: Path) -> RunData:
         history={phase: [_numbers(point) for point in result["history"]] for phase, result in training.items()},
         best={phase: _numbers(result["best"]) for phase, result in training.items()},
         rates=_rates(folder, recipe),
-        chosen={phase: _chosen(folder / problems_file(phase)) for phase in phases} | {"": _chosen(folder / "problems.json")},
+        chosen={
+            name: _chosen(folder / problems_file(name))
+            for name, stage in recipe.items()
+            if stage.kind in ("train", "warm_up")
+        }
+        | {"": _chosen(folder / "problems.json")},
         stages=stages,
         config=config,
         environment=read_as(_ENVIRONMENT, _json(folder / "environment.json"), f"'{folder / 'environment.json'}'"),

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -249,7 +250,7 @@ def _lineage(run: RunData) -> dict[str, Any]:
     environment = run.environment
     git: Mapping[str, Any] = environment.get("git") or {}
     facts = {
-        "command": " ".join(["conclip", run.subcommand, *environment.get("arguments", [])]),
+        "command": shlex.join(["conclip", run.subcommand, *environment.get("arguments", [])]),
         "started": environment.get("started"),
         "machine": f"{environment.get('machine')}, {environment.get('num_cpus')} processors, {environment.get('platform')}",
         "Python": environment.get("python"),

@@ -4,6 +4,7 @@ from collections import Counter
 
 import altair as alt
 
+from conclip.config.recipe import label
 from conclip.report.data import RunData
 from conclip.report.figure import MODELS, WIDTH, Chart, Figure, Values
 from conclip.training.summary import MONITORS
@@ -46,7 +47,7 @@ def pass_rates(run: RunData, phase: str, several: bool) -> Figure | None:
         )
         .properties(width=WIDTH, height=200)
     )
-    title = f"Pass rates before {phase.replace('phase', 'phase ')}" if phase else "Pass rates"
+    title = f"Pass rates before {label(phase)}" if phase else "Pass rates"
     return Figure(
         name=f"pass-rates-{phase or 'probe'}" + (f"-{run.name}" if several else ""),
         title=title + (f": {run.name}" if several else ""),
