@@ -244,3 +244,52 @@ def test_any_thread_may_grade():
     grader.close()
     expected = {5 * n + a: Outcome.CORRECT if a == n + 1 else Outcome.WRONG for n in range(6) for a in range(5)}
     assert outcomes == expected
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "choices", "same"),
+    [
+        ("B", r"B\ \frac{1}{4}", ("1/2", "1/4"), True),
+        ("B", "B 0.25", ("1/2", "1/4"), True),
+        ("B", r"\text{B (10 cm)}", ("5 cm", "10 cm"), True),
+        ("B", r"\text{B (blue)}", ("red", "blue"), True),
+        ("B", r"\text{B, blue}", ("red", "blue"), True),
+        ("B", "B 0.5", ("1/2", "1/4"), False),
+        ("A", "B 0.5", ("1/2", "1/4"), False),
+        ("B", r"\text{A circle}", ("square", "circle"), True),
+        ("A", r"\text{A circle}", ("square", "circle"), False),
+        ("B", r"\text{B (red)}", ("red", "blue"), False),
+    ],
+)
+def test_a_letter_beside_the_text_of_an_option(grader: Grader, gold: str, answer: str, choices: tuple[str, ...], same: bool):
+    grader.submit("asked", gold=gold, text=boxed(answer), finish_reason="stop", choices=choices)
+    assert (all_of(grader, 1)["asked"].outcome is Outcome.CORRECT) is same
+
+
+@pytest.mark.parametrize("answer", [r"20\%\text{ of }x", r"20\%\text{ less than half}", r"20\%\text{ of }100"])
+def test_a_percentage_of_something_else_is_no_percentage(grader: Grader, answer: str):
+    assert grader.grade(gold="20", text=boxed(answer)).outcome is Outcome.WRONG
+
+
+@pytest.mark.parametrize(
+    ("gold", "text", "same"),
+    [
+        ("20", "The answer is 20% of the students.", True),
+        ("3", "So the length is 2√3.", False),
+        ("3", "So the solutions are {-1, 3}.", False),
+        ("5", "The interval is (-∞, 5].", False),
+        ("3", "The point is (1/2, √3).", False),
+        ("3", "The speed is 3 × 10^8 m/s.", False),
+        ("2.5", "So the profit is $2.5 million.", False),
+        (r"\{-1,3\}", "So the solutions are {-1, 3}.", True),
+        (r"\{1,2,3\}", "So the solutions are {1, 2, 3}.", True),
+        (r"(-\infty,5]", "The interval is (-∞, 5].", True),
+        (r"3\times 10^8", "The speed is 3 × 10^8 m/s.", True),
+        ("2500000", "So the profit is $2.5 million.", True),
+        ("7", "There were 3 boxes, then 7.", True),
+        ("18", "The answer is $18/day.", True),
+    ],
+)
+def test_the_last_number_is_all_that_is_written(grader: Grader, gold: str, text: str, same: bool):
+    """Without a box: a set, an interval, a root, a power of ten or a scale is no number by itself."""
+    assert (grader.grade(gold=gold, text=text).lenient_outcome is Outcome.CORRECT) is same

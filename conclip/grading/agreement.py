@@ -33,8 +33,10 @@ def agree(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
     if isinstance(gold, Region) or isinstance(answer, Region):
         first, second = region_of(gold, read), region_of(answer, read)
         return first is not None and second is not None and same_region(first, second)
-    if isinstance(gold, Number) and isinstance(answer, Several) and answer.brackets == "{}" and len(answer.items) == 1:
+    if _is_one(gold) and isinstance(answer, Several) and answer.brackets == "{}" and len(answer.items) == 1:
         return agree(gold, answer.items[0], tolerance)  # the set of the one solution
+    if _is_point(answer) and isinstance(gold, Several) and gold.brackets == "{}" and len(gold.items) == 1:
+        return agree(gold.items[0], answer, tolerance)
     if isinstance(answer, Number) and isinstance(gold, Several) and gold.brackets in ("", "{}") and 0 < len(gold.items) < 4:
         return all(agree(item, answer, tolerance) for item in gold.items)  # 9/4 or 2.25
     if isinstance(answer, Several) and isinstance(gold, Number) and not answer.brackets:  # 1/2 or 0.5
@@ -44,6 +46,15 @@ def agree(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
     if isinstance(gold, Matrix) or isinstance(answer, Matrix):
         return isinstance(gold, Matrix) and isinstance(answer, Matrix) and _agree_matrices(gold, answer, tolerance)
     return agree_numbers(gold, answer, tolerance)
+
+
+def _is_point(reading: Reading) -> bool:
+    return isinstance(reading, Several) and reading.brackets == "()"
+
+
+def _is_one(reading: Reading) -> bool:
+    """Return whether a reading is one number or one point."""
+    return isinstance(reading, Number) or _is_point(reading)
 
 
 def _agree_spelled(gold: Spelled, answer: Spelled, tolerance: Tolerance) -> bool:

@@ -16,7 +16,7 @@ class Number:
     decimal: Decimal | None
     """The value as it is spelled, where it is spelled as a decimal."""
     unit: str
-    """The unit as the answer spells it; "%" for percent, "" for none."""
+    """The unit as the answer spells it; "%" and what follows it for percent, "" for none."""
 
 
 @dataclass(frozen=True, slots=True)

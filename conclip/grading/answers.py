@@ -111,10 +111,11 @@ _DELIMITER = re.compile(r"\\.|\$\$?", re.DOTALL)
 _CLOSED_BY = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}
 _NUMBER = re.compile(
     r"(?<![\w.\\^_{])(?:-\\?\$|[-+\u2212\u2013])?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?"
+    r"(?:\s?[\u00d7*x]\s?10\^-?\d+)?(?:\s(?:hundred|thousand|million|billion|trillion)(?![a-z]))?"
     r"(?:\s?\\?%|(?:[ckm]?m|k?g|mg|m?[lL]|s|h|ft|lbs?|oz)[²³]?(?!\w))?(?![\w^_{\\!]|\.\d)"
 )
 _AMOUNT, _UNFINISHED = re.compile(r"(?<=\$)\.?\d"), re.compile(r"[-+*/=<>\u00d7\u00f7]$")
-_OPERATOR = re.compile(r"[-+*/^_\\({|\u2212]\s*$")
+_OPERATOR = re.compile(r"[-+*/^_\\({|\u2212\u221a\u221b\u221c]\s*$")
 _COMPARED = re.compile(
     r"(?:[<>\u2260\u2264\u2265]|\b(?:than|not|log|ln|between|root|root\s+of|power\s+of|sum\s+of|half\s+of)"
     r"|\d\s+(?:to|by|in|out\s+of))[ \t]*\Z|[\d)](?::|[ \t]*[x\u00d7][ \t]*)\Z",
@@ -297,7 +298,8 @@ def _is_part(text: str, at: int) -> bool:
 _UNSAID = re.compile(
     r"\b(?:false\s+that|suppose|assume|claims?\s+that|claimed|know\s+(?:if|whether)|n't)\b|n't\s*$", re.IGNORECASE
 )
-_TUPLE = re.compile(r"[(\[]\s*-?[\d./]+(?:\s*,\s*-?[\d./]+)+\s*[)\]]")
+_ITEM = r"[-\u2212]?(?:[\d./]*\u221a[\d.]+|[\d./]+|\u221e)"
+_TUPLE = re.compile(rf"(?:[(\[]|\\\{{|(?<![\\_^A-Za-z])\{{)\s*{_ITEM}(?:\s*,\s*{_ITEM})+\s*(?:[)\]]|\\?\}})")
 _LISTED = re.compile(r"\s*(?:,|,?\s*\b(?:and|or)\b)\s*(?:[a-zA-Z]\s*=\s*)?")
 
 

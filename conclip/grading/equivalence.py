@@ -191,13 +191,18 @@ def _options(text: str, choices: Sequence[str], tolerance: Tolerance) -> list[in
             return []  # the letter names one option, the text another
         return named
     if lettered:
-        index = ord(lettered[1]) - ord("A")
-        return [index] if index < len(texts) and same_words(texts[index], plain(text)[lettered.end() :]) else []
+        index, rest = ord(lettered[1]) - ord("A"), plain(text)[lettered.end() :].strip(" (),")
+        if index < len(texts) and _is_option(texts[index], rest, tolerance):
+            return [index]
     spelled = [index for index, option in enumerate(texts) if same_words(option, text)]
-    if len(spelled) == 1:
-        return spelled
+    if len(spelled) == 1 or (lettered and lettered[1] != "A"):  # which may be an article
+        return spelled if len(spelled) == 1 else []
     same = [index for index, option in enumerate(texts) if _same(option, text, None, tolerance)]
     return same if len(same) == 1 else []
+
+
+def _is_option(option: str, text: str, tolerance: Tolerance) -> bool:
+    return same_words(option, text) or _same(option, text, None, tolerance)
 
 
 _DENIED = re.compile(r"\s*(?:is\s+)?(?:not|never|wrong|false|incorrect)\b")
@@ -215,8 +220,8 @@ def _may_be(options: Sequence[str], index: int, text: str, tolerance: Tolerance)
         return _folded(text) == _folded(options[index])
     if _DENIED.match(text):
         return False
-    by_text = [i for i, option in enumerate(options) if same_words(option, text) or _same(option, text, None, tolerance)]
+    by_text = [i for i, option in enumerate(options) if _is_option(option, text, tolerance)]
     return not by_text or index in by_text
 
 
-_LETTER_AND_TEXT = re.compile(r"\s*[\[(]?([A-Z])\s*(?:[-=).:\]]\s*|\s)(?=\S)")
+_LETTER_AND_TEXT = re.compile(r"\s*[\[(]?([A-Z])\s*(?:[-=).:,\]]\s*|\s)(?=\S)")

@@ -27,7 +27,7 @@ from conclip.types import FinishReason, Grade, Outcome
 
 LOG = logging.getLogger(__name__)
 
-GRADER_VERSION = 5
+GRADER_VERSION = 6
 """Raised whenever a verdict may change."""
 
 CPU_LIMIT_S = 5

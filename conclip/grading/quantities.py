@@ -28,9 +28,11 @@ EXACT = Tolerance()
 def agree_numbers(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
     """Compare two numbers. A unit may be missing on either side; a percentage is both its number of percent and its
     fraction."""
-    percents = (gold.unit == "%", answer.unit == "%")
+    if are_opposed(gold.unit, answer.unit):
+        return False
+    percents = (gold.unit.startswith("%"), answer.unit.startswith("%"))
     if any(percents):
-        if {gold.unit, answer.unit} - {"", "%"}:
+        if any(n.unit and not is_percent for n, is_percent in zip((gold, answer), percents, strict=True)):
             return False
         is_share = not percents[0] and bool(gold.value.is_real and abs(gold.value) < 1)  # 0.6 is not meant as 0.6 %
         if not is_share and _same_value(gold, answer, tolerance):
@@ -38,12 +40,10 @@ def agree_numbers(gold: Number, answer: Number, tolerance: Tolerance) -> bool:
         if all(percents):
             return False
         shares = [
-            Number(n.value / 100, None if n.decimal is None else n.decimal / 100, "") if n.unit == "%" else n
-            for n in (gold, answer)
+            Number(n.value / 100, None if n.decimal is None else n.decimal / 100, "") if is_percent else n
+            for n, is_percent in zip((gold, answer), percents, strict=True)
         ]
         return _same_value(shares[0], shares[1], tolerance)
-    if are_opposed(gold.unit, answer.unit):
-        return False
     if _is_angle(gold.unit) and (_is_radian(answer.unit) or (not answer.unit and answer.value.has(sympy.pi))):
         gold, answer = _in_radians(gold), Number(answer.value, answer.decimal, "")
     elif _is_angle(answer.unit) and (_is_radian(gold.unit) or (not gold.unit and gold.value.has(sympy.pi))):

@@ -180,7 +180,7 @@ _TIMES = re.compile(r"(?<=[\d}])\s*(?:[xX*]|\\(?:mathrm|text)\{\s*[xX]\s*\})\s*(
 _FLOAT = re.compile(r"(?<![A-Za-z\d])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d+)(?![\dA-Za-z]|\.\d)")
 _GROUPED_BY_SPACES = re.compile(r"(?<![\d.,/])\d{1,3}(?:\s\d{3})+(?![\d/])")
 _EUROPEAN = re.compile(r"-?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|-?\d{1,3}(?:\.\d{3})+,\d+")
-_PRICE = re.compile(r"-?\s*\$\s*\d[\d,.]*")
+_PRICE = re.compile(r"-?\s*\$\s*\d[\d,.]*(?:\s?/\s?[a-z]{3,})?")
 _QUOTED = re.compile(r"([\"'`]{1,2})([^\"'`]+)\1|“([^”]+)”|``([^`']+)''")
 _PRICE_BEHIND = re.compile(r"^(?:\\\$)?\s*(-?\d[\d,.]*)\s*\\\$$")
 _LEADING = re.compile(
@@ -215,6 +215,7 @@ def _without_layout(text: str) -> str:
     text = _GLUED.sub(r"\1 ", text)
     text += "}" * _missing_braces(text)
     text = re.sub(r"\\!\s*", "", text)
+    text = re.sub(r"(?:(?<=[1-9])|(?<=\d\d))\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", "", text)  # of thousands, nothing else
     text = re.sub(r"\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", ",", text)
     text = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text)
     text = re.sub(r"(?<=\d)\s+\.(?=\d)", ".", text)

@@ -112,7 +112,7 @@ _PIECE = (
 _POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
 _JOIN = r"(?:\s|\\cdot(?![a-zA-Z])|/|\*|\.)*"
 _STYLED_SUFFIX = re.compile(
-    rf"(?P<value>.*?[^\s\\])\s*(?P<unit>{_PIECE}{_POWER}(?:{_JOIN}{_PIECE}{_POWER})*)"
+    rf"(?P<value>.*?[^\s\\])\s*(?P<unit>(?:/\s*)?{_PIECE}{_POWER}(?:{_JOIN}{_PIECE}{_POWER})*)"
     rf"(?P<plain>(?:\s[A-Za-z][A-Za-z. /]*{_POWER})?)\.?",
     re.DOTALL,
 )
@@ -122,7 +122,9 @@ _PLAIN_SUFFIX = re.compile(
     re.DOTALL,
 )
 _PERCENT = re.compile(
-    r"(?:%|\s*\\(?:text|mbox|mathrm)\s*\{\s*(?:%|per\s?cent(?:age)?|pct)\s*\}|\s(?:per\s?cent(?:age)?|pct))\s*$"
+    r"(?:%|\s*\\(?:text|mbox|mathrm)\s*\{\s*(?:%|per\s?cent(?:age)?|pct)\s*\}|\s(?:per\s?cent(?:age)?|pct)(?![a-z])"
+    r"|\s*\\(?:text|mbox|mathrm)\s*\{\s*(?:%|per\s?cent|pct)(?=\s+[A-Za-z]))"
+    r"\s*(?P<noun>(?:\\(?:text|mbox|mathrm)\s*\{)?\s*(?:[A-Za-z]{2,}\s*)*\}?)\s*$"
 )
 _FRACTIONS = r"(?:thir|four|fif|six|seven|eigh|nin|ten|hundred|thousand)(?:d|th)"
 _NO_UNIT = re.compile(
@@ -140,7 +142,8 @@ _MONEY = re.compile(
 )
 
 
-_PER = re.compile(r"\s*(?:/\s*|\b(?:per|an?)\s+|\\text\s*\{\s*(?:/|per|an?)\s+)[a-z]{3,}\s*\}?$")
+_ENDS_IN_OF = re.compile(r"\bof\s*\}?\s*$")
+_PER = re.compile(r"\s*(?:/\s*(?:\\text\s*\{\s*)?|\b(?:per|an?)\s+|\\text\s*\{\s*(?:/\s*|(?:per|an?)\s+))[a-z]{3,}\s*\}?$")
 
 
 def split_unit(text: str, *, letters: bool = True) -> tuple[str, str]:
@@ -153,11 +156,12 @@ def split_unit(text: str, *, letters: bool = True) -> tuple[str, str]:
         per = _PER.search(match["value"])
         value, behind = split_unit(match["value"][: per.start()] if per else match["value"])
         name = plain(match["name"] or "dollar").strip(" .")
-        if behind and (behind == "%" or read_unit(behind) is None):  # $5 profit
-            return match["sign"] + value, behind if behind == "%" else f"{behind} {name}"
+        if behind and (behind.startswith("%") or read_unit(behind) is None):  # $5 profit
+            return match["sign"] + value, behind if behind.startswith("%") else f"{behind} {name}"
         return match["sign"] + value, name
-    if match := _PERCENT.search(text):
-        return text[: match.start()].rstrip(), "%"
+    if (match := _PERCENT.search(text)) and not (_NO_UNIT.search(match["noun"]) or _ENDS_IN_OF.search(match["noun"])):
+        noun = plain(match["noun"]).strip(" }")  # 20 % of the students, a 20 % increase
+        return text[: match.start()].rstrip(), f"% {noun}".rstrip()
     if len(text) > MAX_CHARS:
         return text, ""
     if match := _STYLED_SUFFIX.fullmatch(text):
