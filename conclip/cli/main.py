@@ -39,7 +39,12 @@ def command() -> None:
     allocator, if there is one."""
     if sys.argv[1:2] and sys.argv[1] in (*SUBCOMMANDS, "doctor") and preload_allocator():
         start_again()
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        if end.code != EXIT_BAD_INPUT:
+            raise
+        _leave(EXIT_BAD_INPUT)  # a run may meet it late
 
 
 def main() -> None:
