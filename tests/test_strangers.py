@@ -443,6 +443,7 @@ def test_a_traceback_says_no_secret(tmp_path: Path):
 
 def test_what_libraries_and_children_print_is_cleaned_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdef")
+    monkeypatch.setattr(sys, "stdout", open(1, "w", closefd=False))  # noqa: SIM115  as it is without pytest
     config = load_config("eval", f"paths.outputs={tmp_path}", "logger.display=quiet", "model.system=hf_0123456789abcdef")
     run = Run("eval", config, "i")
     run.warn("a warning with hf_0123456789abcdef and \x1b[31m")

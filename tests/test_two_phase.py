@@ -45,7 +45,7 @@ def test_a_changed_phase_2_takes_over_what_came_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], scripted: None
 ):
     monkeypatch.chdir(tmp_path)
-    run(monkeypatch, "recipe=phase2_only", "recipe.eval.evidence=true")  # of the lab's model, what it evaluates anyhow
+    run(monkeypatch, "recipe=phase2_only", "+recipe.eval.evidence=true")  # of the lab's model, what it evaluates anyhow
     first, second = (tmp_path / "outputs/two-phase/debug" / f"attempt-00{number}" for number in (1, 2))
     assert list(read_stages(first)) == ["eval-base", "probe-base", "phase2", "eval-phase2"]
     capfd.readouterr()
