@@ -15,7 +15,7 @@ from conclip.claims import runs as claim_runs
 from conclip.claims.config import Claim, Contrast, check_runs, claim_files, load_claim
 from conclip.claims.measures import difference, gaps, numbers
 from conclip.claims.outcome import contrast_rows, from_json, outcome_of, recorded, write_outcome
-from conclip.claims.page import write_claims
+from conclip.claims.page import _mean, write_claims
 from conclip.claims.runs import PlannedRun, carry_out, in_order, planned
 from conclip.claims.verdict import judge, overall
 from conclip.cli.main import main
@@ -92,6 +92,11 @@ def test_power_grows_with_seeds_and_is_that_of_the_test():
     assert few < 0.3 < 0.95 < many
     size = judge([-3.0, 3.0, 1.0, -1.0] * 2, "less", 1e-9).power  # no effect at all: one side of a 95 % interval
     assert size == pytest.approx(0.025, abs=1e-6)
+
+
+def test_one_seed_has_a_value_and_no_interval():
+    assert (_mean([]), _mean([3.2]), _mean([3.2, 3.2])) == ("", "+3.2", "+3.2 with every seed")
+    assert _mean([1.0, 3.0]) == "+2.0 [-10.7, +14.7]"  # Student's t with one degree of freedom: 12.706 x 1
 
 
 def test_a_claim_holds_if_all_of_its_contrasts_do():

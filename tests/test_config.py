@@ -9,9 +9,9 @@ from conclip.cli.help import read_meanings
 from conclip.cli.main import main
 from conclip.cli.subcommands import SUBCOMMANDS
 from conclip.config import compose
-from conclip.config.compose import compose_config, config_folder, load_config, quoted, sweep_jobs
-from conclip.config.schema import EvalRunConfig
-from conclip.config.typed import to_config
+from conclip.config.compose import compose_config, config_folder, for_hydra, load_config, quoted, sweep_jobs
+from conclip.config.schema import SCHEMAS, EvalRunConfig
+from conclip.config.typed import schema_keys, to_config
 from conclip.errors import UserError
 
 CONF = config_folder()
@@ -362,3 +362,8 @@ def test_suggestions_are_never_what_was_typed(override: str, said: str):
     with pytest.raises(UserError) as caught:
         load_config("eval", override)
     assert said in str(caught.value) and f"did you mean '{override.partition('=')[0]}'" not in str(caught.value)
+
+
+def test_what_hydra_itself_shows_takes_the_short_keys():
+    plain, named = for_hydra(["--cfg", "hydra", "phase1.num_steps=3", "name=2024"], schema_keys(SCHEMAS["two-phase"]))
+    assert (plain, named) == (["--cfg", "hydra", "phases.phase1.num_steps=3", "name='2024'"], [])

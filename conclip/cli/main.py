@@ -208,6 +208,8 @@ def _show_hydra(
 
     from conclip.config.compose import config_folder, for_hydra  # noqa: PLC0415
     from conclip.config.foreign import limit_yaml_size  # noqa: PLC0415
+    from conclip.config.schema import SCHEMAS  # noqa: PLC0415
+    from conclip.config.typed import schema_keys  # noqa: PLC0415
 
     if flags.cfg or flags.info:
         composed = compose(flags.overrides)[0]
@@ -216,7 +218,7 @@ def _show_hydra(
         if flags.cfg == "job" and flags.package is None:
             sys.stdout.write(OmegaConf.to_yaml(composed, resolve=flags.resolve))
             return
-    sys.argv[1:] = for_hydra(subcommand, sys.argv[1:])[0]
+    sys.argv[1:] = for_hydra(sys.argv[1:], schema_keys(SCHEMAS[subcommand]))[0]
     with limit_yaml_size():
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=primary)(lambda _: None)()
 

@@ -58,7 +58,7 @@ def compose_config(
         key=lambda folder: not (folder / f"{name}.yaml").is_file()
     )  # Hydra looks for the primary file in the first folder
     where = [f"hydra.searchpath=[{quoted(f'file://{folder}')}]" for folder in folders[1:]]
-    plain, named = for_hydra(subcommand, overrides)
+    plain, named = for_hydra(overrides, known)
     for text, override in zip(plain, _parsed(plain), strict=True):
         _check_option(text, override, folders)
     try:
@@ -179,12 +179,11 @@ def named_override(override: str) -> NamedOverride | None:
     return NamedOverride(match[1], match[2], match[3] or None, match[4]) if whole else None
 
 
-def for_hydra(subcommand: str, overrides: Sequence[str]) -> tuple[list[str], list[NamedOverride]]:
-    """Return overrides as Hydra reads them, and those that it would misread."""
-    known = schema_keys(SCHEMAS[subcommand])
-    overrides = [quote_text(expand_phase_key(override, known)) for override in overrides]
-    named = [entry for override in overrides if (entry := named_override(override)) is not None]
-    return [add_prefix(override) for override in overrides if named_override(override) is None], named
+def for_hydra(overrides: Sequence[str], known: Set[str]) -> tuple[list[str], list[NamedOverride]]:
+    """Return overrides as Hydra reads them, and those that it would misread. `known`: the subcommand's `schema_keys`."""
+    texts = [quote_text(expand_phase_key(override, known)) for override in overrides]
+    read = [(text, named_override(text)) for text in texts]
+    return [add_prefix(text) for text, entry in read if entry is None], [entry for _, entry in read if entry is not None]
 
 
 def expand_phase_key(override: str, known: Set[str]) -> str:

@@ -195,8 +195,10 @@ def _options(text: str, choices: Sequence[str], tolerance: Tolerance) -> list[in
         if index < len(texts) and _is_option(texts[index], rest, tolerance):
             return [index]
     spelled = [index for index, option in enumerate(texts) if same_words(option, text)]
-    if len(spelled) == 1 or (lettered and lettered[1] != "A"):  # which may be an article
-        return spelled if len(spelled) == 1 else []
+    if len(spelled) == 1:
+        return spelled
+    if lettered and lettered[1] != "A":  # which may be an article
+        return []
     same = [index for index, option in enumerate(texts) if _same(option, text, None, tolerance)]
     return same if len(same) == 1 else []
 

@@ -131,7 +131,7 @@ def served_weights(model: PreTrainedModel, merged: str | None = None) -> Iterato
                 state[f"{owner}.bias"] = whole(tensor)
             elif is_base or ".lora_" in path:
                 continue  # what else a base layer has describes its quantised weights
-            elif (layer := quantised.get(path.partition(".weight")[0])) is None or path.endswith(".bias"):
+            elif (layer := quantised.get(path.partition(".weight")[0])) is None:
                 state[path] = whole(tensor)
             elif path.endswith(".weight"):
                 state[path] = whole(cast(Tensor, dequantize_module_weight(layer)))
