@@ -31,6 +31,7 @@ from conclip.config.groups import OptimConfig
 from conclip.config.schema import LearnConfig
 from conclip.experiments.memory import ModelSize, Part, Place, memory_parts
 from conclip.models.folder import LAB_MODEL
+from conclip.processes import prepare_gpu
 from conclip.seeding import torch_stream
 from conclip.training.backend import Backend
 from conclip.training.batch import TokenBatch, collate
@@ -281,6 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(CHECKS))
     options = parser.parse_args()
+    prepare_gpu(repeatable=True, lends_memory=False)
     logging.disable(logging.WARNING)
     print(f"{machine()}\n\n| check | | figures |\n|---|---|---|", flush=True)
     failed = 0

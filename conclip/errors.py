@@ -8,7 +8,10 @@ EXIT_FAILED_RUN = 3
 """Exit code of a run that the machine failed."""
 
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")
+MEMORY += ("cublas_status_alloc_failed", "cudnn_status_alloc_failed")
 MEMORY += ("less than desired gpu memory utilization",)  # vLLM's, where others hold memory that its share counts on
+OF_GPU = ("cuda", "cublas", "cudnn", "gpu memory")
+"""What messages on a GPU's memory name."""
 NO_MEMORY_FOR_CODE = "could not create a primitive"
 """The only message of oneDNN when it gets no memory for the code of a matrix product."""
 
@@ -49,6 +52,12 @@ def explain(error: BaseException) -> str | None:
         if number in (errno.ENOSPC, errno.EDQUOT) or any(part in lower for part in FULL):
             return f"no space left on the disk{where}; free some, then give the same command again: it goes on"
         lacking = any(part in lower for part in MEMORY) or lower == NO_MEMORY_FOR_CODE
+        if lacking and any(part in lower for part in OF_GPU):
+            return (
+                f"out of GPU memory ({text[:160]}); trainer.offload=true or a lower rollout.gpu_memory_utilization make "
+                "room, and the same command with them goes on; a lower trainer.max_tokens_per_micro_batch helps most, but "
+                "begins a new attempt"
+            )
         if isinstance(cause, MemoryError) or number == errno.ENOMEM or lacking:
             return (
                 f"out of memory ({text[:160] or type(cause).__name__}); with more of it, or with "

@@ -31,6 +31,22 @@ def let_threads_sleep() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
+def prepare_gpu(*, repeatable: bool, lends_memory: bool) -> None:
+    """Set what torch reads once, when it first uses a GPU, unless the environment says otherwise. `repeatable`: give cuBLAS
+    the workspace with which its products repeat. `lends_memory`: other processes read tensors on the GPU in place."""
+    if repeatable:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if not lends_memory and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        # the learner's freed blocks go back to the device page by page, where the engine wakes up
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
+def ask_for_gpus_without_using_one() -> None:
+    """Let torch ask the driver's library whether there is a GPU. By default it starts CUDA to find out, which processes
+    that are forked later, as vLLM's workers may be, cannot do again."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+
 def tcmalloc() -> str | None:
     """Return the name of the allocator's library; None where it is not installed."""
     from ctypes.util import find_library  # noqa: PLC0415  `conclip --help` should not wait for it

@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 
 from omegaconf import OmegaConf
 
-from conclip.cli.help import group_meanings, leaves, read_meanings, spelled
+from conclip.cli.help import group_files, group_meanings, leaves, read_meanings, spelled
 from conclip.config.compose import compose_config, config_folder
 from conclip.config.groups import ProblemSetConfig
 from conclip.config.ranges import range_of
@@ -106,12 +106,13 @@ def _own_keys() -> Iterator[str]:
 
 
 def _group(group: str) -> Iterator[str]:
-    folder, subcommand = config_folder() / group, GROUPS[group]
+    subcommand = GROUPS[group]
     composed, choices = compose_config(subcommand, [])
     option = choices[group]
     assert option is not None
     yield f"## {group}\n"
-    meanings = group_meanings(folder, option)
+    files = group_files([config_folder()], group, "*.yaml")
+    meanings = group_meanings(files, option)
     if group == "data":
         yield "`data.pool`, `data.validation` and `data.test` each hold problem sets by name (`*`).\n"
         yield HEAD
@@ -133,12 +134,11 @@ def _group(group: str) -> Iterator[str]:
             if not dataclasses.is_dataclass(item.type):  # a group of its own
                 yield _row(f"{package}.{item.name}", item.type, _plain(values.get(item.name)), meanings[item.name])
     yield ""
-    options = sorted(folder.glob("*.yaml"), key=lambda path: (path.stem != option, path.stem))
-    if len(options) > 1:
+    if len(files) > 1:
         yield "| option | |\n|---|---|"
-        for path in options:
-            name = f"`{group}={path.stem}`" + (" (default)" if path.stem == option else "")
-            yield f"| {name} | {_prose(read_meanings(path)[0])} |"
+        for name in sorted(files, key=lambda name: (name != option, name)):
+            default = " (default)" if name == option else ""
+            yield f"| `{group}={name}`{default} | {_prose(read_meanings(files[name])[0])} |"
         yield ""
 
 
@@ -176,9 +176,8 @@ def _presets() -> Iterator[str]:
 
 def _options(group: str) -> Iterator[str]:
     yield "| option | |\n|---|---|"
-    folder = config_folder() / group
-    for path in sorted(folder.rglob("*.yaml")):
-        yield f"| `{group}={path.relative_to(folder).with_suffix('')}` | {_prose(read_meanings(path)[0])} |"
+    for option, path in group_files([config_folder()], group, "**/*.yaml").items():
+        yield f"| `{group}={option}` | {_prose(read_meanings(path)[0])} |"
     yield ""
 
 

@@ -104,6 +104,31 @@ def test_help_gives_every_key_a_meaning(
     assert [line for line in lines if not re.match(r"  \S+=.*?  +\S", line)] == []
 
 
+def test_files_of_the_users_own_folder_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "algo").mkdir()
+    shipped = (CONF / "algo/ppo.yaml").read_text()
+    (tmp_path / "algo/ppo.yaml").write_text(shipped.replace("gae_lambda: 0.95", "gae_lambda: 0.5", 1))
+    (tmp_path / "algo/own.yaml").write_text("# Mine.\n\ndefaults: [ppo]\ngae_lambda: 0.25\n")
+    (tmp_path / "train_phase2.yaml").write_text("# Own.\n\ndefaults: [/train_phase1, _self_]\nseed: 7\n")
+    composed = {
+        choice: compose_config("train-phase1", choice.split(), config_dir=str(tmp_path))[0]
+        for choice in ("", "algo=own", "algo=grpo")
+    }
+    assert {choice: config.algo.gae_lambda for choice, config in composed.items()} == {
+        "": 0.5,
+        "algo=own": 0.25,
+        "algo=grpo": 0.5,  # a shipped file builds on the user's, too
+    }
+    assert compose_config("train-phase2", [], config_dir=str(tmp_path))[0].seed == 7
+    assert compose_config("train-phase1", [])[0].algo.gae_lambda == 0.95  # and is forgotten by the next composition
+    monkeypatch.setattr("sys.argv", ["conclip", "train-phase1", "--help", "--config-dir", str(tmp_path), "algo=own"])
+    main()
+    page = capsys.readouterr().out
+    assert "algo.gae_lambda=0.25" in page and re.search(r"^algo=own\n  or: .*grpo.* ppo", page, re.M) and "Mine." in page
+
+
 def test_meanings_follow_the_nesting(tmp_path: Path):
     path = tmp_path / "some.yaml"
     path.write_text("# What it is.\n\n# of a\na: 1\nb:\n  # of\n  # c\n  c: 2\n  d: 3\n# of e\ne: 4\n")

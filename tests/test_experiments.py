@@ -80,6 +80,7 @@ def test_an_experiment_with_a_large_model_takes_two_steps_with_a_small_model_of_
     small += ["probe.first_samples=4", "probe.max_samples=4"]
     small += ["phase2={num_problems: 2, problems_per_step: 2, group_size: 4, num_steps: 2}", "eval.samples_per_problem=1"]
     small += ["phase2={pass_rate_low: 0.05, pass_rate_high: 0.95}", "rollout.max_num_batched_tokens=2048"]
+    small += ["phase2.answers=null"]  # one preset trains on problems that are known by theirs
     monkeypatch.setattr(sys, "argv", ["conclip", "two-phase", *own, *small, "name=own"])
     main()
     folder = tmp_path / "outputs/two-phase/own/attempt-001"

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from conclip.config.compose import config_folder, load_config
+from conclip.config.schema import RecipeRunConfig
 from conclip.problems.files import load_dataset
 from conclip.problems.load import load_problems
 from conclip.types import Problem
@@ -228,7 +229,8 @@ def test_the_papers_benchmarks_are_the_presets_of_each():
     paper = load_config("eval", "data=paper").data
     assert list(paper.test) == ["math500", "aime24", "amc23", "mmlu_stem"]
     for name, problem_set in paper.test.items():
-        assert problem_set == load_config("eval", f"data={name}").data.test[name]
+        preset = "mmlu_stem_5shot" if name == "mmlu_stem" else name
+        assert problem_set == load_config("eval", f"data={preset}").data.test[name]
     few = load_config("train-phase2", "data=math_few").data
     assert (few.pool, few.validation) == (paper.pool, paper.validation)
 
@@ -283,6 +285,28 @@ def test_aime24_trains_the_papers_sets_and_aime25_validates(tmp_path: Path):
         "train-phase2", "data=aime24_train", f"data.pool.aime24.path={files[0]}", f"data.validation.aime25.path={files[1]}"
     )
     assert [len(problems) for problems in sets.values()] == [30, 30]
+
+
+@pytest.mark.parametrize(
+    ("pass_rate", "answers"),
+    [
+        ("0.0625", {"371", "809", "197", "385"}),
+        ("0.125", {"113", "110", "104", "468"}),
+        ("0.25", {"113", "110", "294", "480"}),
+        ("0.375", {"294", "480", "236", "55"}),
+    ],
+)
+def test_the_papers_curves_have_the_settings_of_its_scripts(pass_rate: str, answers: set[str]):
+    config = load_config(
+        "two-phase", "experiment=paper/r1_1.5b_aime", f"phase@phases.phase2=paper_aime24_p{pass_rate}", "seed=42"
+    )
+    assert isinstance(config, RecipeRunConfig)
+    phase = config.phases["phase2"]
+    assert set(phase.answers or ()) == answers and phase.num_problems == phase.problems_per_step == 4
+    assert (phase.group_size, phase.num_steps, config.algo.updates_per_rollout) == (8, 2000, 4)
+    assert (config.rollout.max_tokens, config.rollout.temperature, config.algo.gae_lambda) == (20000, 0.6, 0.95)
+    assert (config.optim.policy_lr, config.optim.critic_lr, config.algo.kl_coef) == (5e-7, 9e-6, 0.01)
+    assert (phase.stop_accuracy_drop, phase.keep_best) == (1.0, "last")  # no validation decides anything there
 
 
 def test_mmlus_examples_come_from_its_dev_split(tmp_path: Path):

@@ -110,11 +110,66 @@ def test_multiple_choice_by_index_letter_and_columns(tmp_path: Path):
     assert [p.answer for p in problems] == ["B", "C", "A"]
     assert problems[0].question == "?\nA) 10\nB) 12\nC) 14" and problems[0].choices == ("10", "12", "14")
     columns = [{"q": f"question {n}", "right": "yes", "wrong": "no", "wrong 2": "maybe"} for n in range(12)]
-    mixed = load(path=str(write(tmp_path / "e.jsonl", columns)), question="q", choices=["right", "wrong", "wrong 2"])
+    asked = write(tmp_path / "e.jsonl", columns)
+    mixed = load(path=str(asked), question="q", choices=["right", "wrong", "wrong 2"], answer=None)
     assert all(p.choices is not None and p.choices["ABC".index(p.answer)] == "yes" for p in mixed)
     assert len({p.answer for p in mixed}) == 3  # the right one does not always stand first
     with pytest.raises(UserError, match="names none of the 3 options"):
         load(path=str(write(tmp_path / "f.json", [rows[0] | {"key": 3}])), question="q", choices="options", answer="key")
+    with pytest.raises(UserError, match=r"no column 'answer'.*set answer=null"):
+        load(path=str(asked), question="q", choices=["right", "wrong", "wrong 2"])
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "expected"),
+    [
+        ({"A": "Berlin", "B": "Paris"}, "B", "B"),  # a letter that is a column's name, too
+        ({"A": "Berlin", "B": "Paris"}, "Paris", "B"),
+        ({"A": "Berlin", "B": "Paris"}, 0, "A"),
+        ({"first": "Berlin", "second": "Paris"}, "second", "B"),
+        ({"option1": "Berlin", "option2": "Paris"}, "2", None),  # counted from 1
+        ({"A": "1", "B": "0"}, "0", None),  # A by its index, B by its text
+        ({"A": "1", "B": "0"}, 0, "A"),  # a number is an index
+        ({"A": "0", "B": "1"}, "1", "B"),
+        ({"A": "same", "B": "same"}, "same", None),
+        ({"A": "Berlin", "B": "Paris"}, "Rome", None),
+    ],
+)
+def test_a_column_for_each_option_and_one_for_the_answer(
+    tmp_path: Path, options: dict[str, str], answer: str | int, expected: str | None
+):
+    path = str(write(tmp_path / "a.jsonl", [{"question": "?", **options, "answer": answer}]))
+    if expected is None:
+        with pytest.raises(UserError, match=r"answer\)"):
+            load(path=path, choices=list(options))
+        return
+    (problem,) = load(path=path, choices=list(options))
+    assert problem.answer == expected and problem.choices == tuple(options.values())  # not shuffled: letters name them
+
+
+def test_options_with_labels_and_values_inside_columns(tmp_path: Path):
+    arc = [
+        {"question": "?", "choices": {"text": ["x", "y", "z"], "label": ["A", "B", "C"]}, "answerKey": "B"},
+        {"question": "?", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "1"},
+        {"question": "?", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "3"},
+    ]
+    for name in ("arc.jsonl", "arc.parquet"):
+        problems = load(path=str(write(tmp_path / name, arc)), choices="choices", answer="answerKey")
+        assert [p.answer for p in problems] == ["B", "A", "C"] and problems[0].choices == ("x", "y", "z")
+    unlabelled = [{**arc[0], "choices": {"text": ["x", "y"], "label": ["A"]}}]
+    with pytest.raises(UserError, match="not as many labels"):
+        load(path=str(write(tmp_path / "b.json", unlabelled)), choices="choices", answer="answerKey")
+    verl = [
+        {"prompt": [{"role": "user", "content": "1 + 1?"}], "reward_model": {"ground_truth": "2"}, "extra": {"level": "3"}}
+    ]
+    inside = {"question": "prompt.0.content", "answer": "reward_model.ground_truth", "level": "extra.level"}
+    for name in ("verl.jsonl", "verl.parquet"):
+        (problem,) = load(path=str(write(tmp_path / name, verl)), **inside)
+        assert (problem.question, problem.answer, problem.level) == ("1 + 1?", "2", 3)
+    with pytest.raises(UserError, match=r"no column 'prompt\.1\.content' for the question; columns here: extra, prompt"):
+        load(path=str(tmp_path / "verl.jsonl"), **(inside | {"question": "prompt.1.content"}))
+    dotted = write(tmp_path / "dotted.json", [{"a.b": "1 + 1?", "a": {"b": "no"}, "answer": "2"}])
+    assert load(path=str(dotted), question="a.b")[0].question == "1 + 1?"  # a column of that very name comes first
 
 
 def test_answers_in_boxes_and_patterns(tmp_path: Path):

@@ -132,14 +132,17 @@ MARKED = [pytest.param(*case, marks=pytest.mark.whole if case == ("ppo", True) e
 def test_two_ranks_learn_what_one_process_does(divided: dict[int, Learners], untied: Path, kind: str, tied: bool):
     config, model = settings(*KINDS[kind]), LAB_MODEL if tied else untied
     results: dict[int, tuple[Any, ...]] = {}
+    moments: dict[int, int] = {}
     for size, learners in divided.items():
         learner = learners.make(model, config, num_updates=NUM_UPDATES)
+        moments[size] = sum(map(len, learner.backend.missing_moments()))
         losses = updates(learner, config, 0, NUM_UPDATES, moved=kind != "old log-probs by the update")
         results[size] = losses, learner.saved(), learner.tensors()
         assert losses[-1] != losses[0]
     close(results[2][0], results[1][0])
     same_weights(results[2][1], results[1][1])
     assert results[2][2].keys() == results[1][2].keys()
+    assert moments[1] / 2 <= moments[2] < 0.6 * moments[1]  # a rank's share, rounded up to whole rows
 
 
 @pytest.mark.cluster

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from conclip.training.progress import Progress, Validation
-from conclip.training.stopping import fell_by_more, stop_reason
+from conclip.training.stopping import accuracy_fall_low, fell_by_more, stop_reason
 from conclip.training.trainer import _length_correlation
 from conclip.types import Outcome, RolloutGroup
 from tests.conftest import make_group, make_rollout, train_config
@@ -24,9 +24,28 @@ def reason(history: list[Validation], **changes: Any) -> str | None:
 
 
 def test_nothing_stops_a_phase_by_default_but_lost_accuracy():
-    history = [at(0, 0.5, 100), at(5, 0.41, 100, length_correlation=0.9, length_correlation_low=0.8), at(10, 0.41, 100)]
-    assert reason(history) is None
-    assert str(reason([*history, at(15, 0.39, 50)])).startswith("failure: validation accuracy 0.390 fell more than 0.1")
+    history = [at(0, 0.5, 100), at(5, 0.3, 100, length_correlation=0.9, length_correlation_low=0.8, accuracy_fall_low=0.1)]
+    assert reason(history) is None  # that much may be chance
+    assert reason([*history, at(10, 0.3, 100)]) is None  # not known
+    assert str(reason([*history, at(15, 0.39, 50, accuracy_fall_low=0.101)])).startswith(
+        "failure: validation accuracy 0.390 is surely more than 0.1 below the 0.500 it began with (at least 0.101"
+    )
+
+
+def test_a_fall_is_sure_where_problems_agree_and_are_enough():
+    def low(lost: int, gained: int, same: int) -> float:
+        after = [0.0] * lost + [1.0] * gained + [0.5] * same
+        before = [1.0] * lost + [0.0] * gained + [0.5] * same
+        first, now = ({str(n): value for n, value in enumerate(values)} for values in (before, after))
+        found = accuracy_fall_low(first, now)
+        assert found is not None
+        return found
+
+    assert low(4, 0, 28) < 0.1  # four of 32 problems are an eighth, and chance
+    assert low(8, 4, 20) < 0
+    assert low(40, 4, 156) > 0.1  # 18 points of 200 problems are not
+    assert 0.47 < low(12, 0, 0) < 0.74  # all is lost; the bounds: as many gained what the others lost, or nothing
+    assert accuracy_fall_low({"a": 1.0}, {"b": 0.0}) is None  # no problem could be graded both times
 
 
 @pytest.mark.parametrize(
@@ -35,7 +54,8 @@ def test_nothing_stops_a_phase_by_default_but_lost_accuracy():
 def test_a_fall_of_exactly_the_drop_is_not_more(before: float, after: float, drop: float, more: bool):
     """0.34 - 0.24 and 0.07 - 0.06 are above 0.1 and 0.01 in binary fractions; 0.00125 is one response of 800."""
     assert fell_by_more(at(0, before, 100), at(5, after, 100), drop) is more
-    assert (reason([at(0, before, 100), at(5, after, 100)], stop_accuracy_drop=drop) is not None) is more
+    history = [at(0, before, 100), at(5, after, 100, accuracy_fall_low=before - after)]
+    assert (reason(history, stop_accuracy_drop=drop) is not None) is more
 
 
 @pytest.mark.parametrize(("low", "stops"), [(0.01, True), (0.0, False), (-0.2, False), (None, False)])

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from yaml import YAMLError
 
-from conclip.config.compose import compose_config, config_folder
+from conclip.config.compose import compose_config, config_folders
 from conclip.config.foreign import limit_yaml_size
 from conclip.config.recipe import BASE, measured_by
 from conclip.config.schema import SCHEMAS, BaseConfig
@@ -90,8 +90,9 @@ _CLAIM = TypeAdapter(Claim)
 
 
 def claim_files(config_dir: Path | None = None) -> dict[str, Path]:
-    """Return the claims that there are by name: conclip's, and those in the folder `claims` of `config_dir`."""
-    folders = [config_folder(), *([config_dir] if config_dir is not None else [])]
+    """Return the claims that there are by name: those in the folder `claims` of `config_dir`, and conclip's. Raises
+    UserError where there is no such folder."""
+    folders = reversed(config_folders(config_dir))
     found = {path.stem: path for folder in folders for path in (folder / "claims").glob("*.yaml")}
     return {name: found[name] for name in sorted(found, key=by_number)}
 

@@ -95,8 +95,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, Claim]:
-    if options.config_dir is not None and not options.config_dir.is_dir():
-        raise UserError(f"--config-dir: no folder '{options.config_dir}'")
     files = claim_files(options.config_dir)
     if unknown := [name for name in options.names if name not in files]:
         raise UserError(f"no claim '{unknown[0]}'; there are: {', '.join(files)}")

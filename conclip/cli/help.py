@@ -4,7 +4,7 @@ A YAML file of conf/ begins with a comment that says what it is, then a blank li
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,11 +43,21 @@ def read_meanings(path: Path) -> tuple[str, dict[str, str]]:
     return description, meanings
 
 
-def group_meanings(folder: Path, option: str) -> dict[str, str]:
+def group_files(folders: Sequence[Path], group: str, pattern: str) -> dict[str, Path]:
+    """Return the files of a config group by option, each from the first of `folders` that has it."""
+    found = {
+        str(path.relative_to(folder / group).with_suffix("")): path
+        for folder in reversed(folders)
+        for path in (folder / group).glob(pattern)
+    }
+    return dict(sorted(found.items()))
+
+
+def group_meanings(files: Mapping[str, Path], option: str) -> dict[str, str]:
     """Return the meanings of a config group's keys: the option's own comments first, then those of the other options, whose
     keys it may use."""
     merged: dict[str, str] = {}
-    for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem == option):
+    for _, path in sorted(files.items(), key=lambda item: item[0] == option):
         merged |= {_PROBLEM_SET.sub("*", key): text for key, text in read_meanings(path)[1].items()}
     return merged
 
@@ -69,12 +79,13 @@ def spelled(value: Any) -> str:
     return str(value).replace("None", "null") if isinstance(value, list) else str(value)
 
 
-def help_page(conf: Path, primary: str, composed: DictConfig, choices: Mapping[str, str | None]) -> Group:
+def help_page(folders: Sequence[Path], primary: str, composed: DictConfig, choices: Mapping[str, str | None]) -> Group:
     """Return the whole page: what the subcommand does, then its groups with options and keys, at their present values.
 
-    `choices`: group -> chosen option (Hydra's ``runtime.choices``).
+    `folders`: the folders of configs, the first of which that has a file counts. `choices`: group -> chosen option (Hydra's
+    ``runtime.choices``).
     """
-    description, own = read_meanings(conf / f"{primary}.yaml")
+    description, own = read_meanings(group_files(folders, ".", "*.yaml")[primary])
     groups = {
         name: option for name, option in reversed(list(choices.items())) if not name.startswith("hydra/") and name != "hydra"
     }
@@ -84,28 +95,28 @@ def help_page(conf: Path, primary: str, composed: DictConfig, choices: Mapping[s
     parts.append(_table({k: v for k, v in leaves(composed) if not k.startswith((*grouped, "recipe."))}, own, ""))
     parts += [Text("\nrecipe: its stages, in order", style="bold"), _stages(composed.recipe)]
     for name, option in groups.items():
-        folder = conf / name.partition("@")[0]
+        group = name.partition("@")[0]
+        files = group_files(folders, group, "**/*.yaml")
         package = packages[name]
         inner_groups = {other.removeprefix(f"{name}/") for other in groups if other.startswith(f"{name}/")}
-        found = [path.relative_to(folder).with_suffix("") for path in sorted(folder.rglob("*.yaml"))]
-        others = [str(path) for path in found if str(path.parent) not in inner_groups and str(path) != option]
+        others = [other for other in files if str(Path(other).parent) not in inner_groups and other != option]
         title = Text(f"\n{name}={option or 'null'}", style="bold")
         parts.append(title)
         if others:
             parts.append(Padding(Text(f"or: {', '.join(others)}"), INDENT))
         if option is not None:
-            parts.append(Padding(Text(read_meanings(folder / f"{option}.yaml")[0], style="italic"), INDENT))
+            parts.append(Padding(Text(read_meanings(files[option])[0], style="italic"), INDENT))
         values = OmegaConf.select(composed, package)
         if option is not None and package != "recipe" and isinstance(values, DictConfig):
             inner = tuple(other for other in grouped if other.startswith(f"{package}.") and other != f"{package}.")
             own = {key: value for key, value in leaves(values) if not f"{package}.{key}".startswith(inner)}
-            parts.append(_table(own, group_meanings(folder, option), f"{package}."))
+            parts.append(_table(own, group_meanings(group_files(folders, group, "*.yaml"), option), f"{package}."))
     parts.append(Text(FOOTER))
     return Group(*parts)
 
 
-def show_help(conf: Path, primary: str, composed: DictConfig, choices: Mapping[str, str | None]) -> None:
-    open_console().print(help_page(conf, primary, composed, choices))
+def show_help(folders: Sequence[Path], primary: str, composed: DictConfig, choices: Mapping[str, str | None]) -> None:
+    open_console().print(help_page(folders, primary, composed, choices))
 
 
 def _stages(recipe: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 from conclip.cli.subcommands import PLAIN_SUBCOMMANDS, SUBCOMMANDS, USAGE
 from conclip.errors import EXIT_FAILED_RUN, UserError, explain
-from conclip.processes import lasting, let_threads_sleep, preload_allocator, protect_children, start_again
+from conclip.processes import (
+    ask_for_gpus_without_using_one,
+    lasting,
+    let_threads_sleep,
+    preload_allocator,
+    prepare_gpu,
+    protect_children,
+    start_again,
+)
 from conclip.redact import learn_secrets, terminal_safe
 from conclip.runs.interrupts import Interrupted, handle_signals
 
@@ -65,6 +73,7 @@ def main() -> None:
     sys.excepthook = _show_bug
     protect_children()
     let_threads_sleep()
+    ask_for_gpus_without_using_one()
     handle_signals()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an error that reaches the user is a bug: show the whole traceback
     try:
@@ -137,7 +146,7 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     from hydra._internal.utils import get_args_parser  # noqa: PLC0415  the usage page above should not wait for it
 
     from conclip.cli.help import show_help  # noqa: PLC0415
-    from conclip.config.compose import compose_config, config_folder, sweep_jobs  # noqa: PLC0415
+    from conclip.config.compose import compose_config, config_folders, sweep_jobs  # noqa: PLC0415
 
     dry_run = "--dry-run" in arguments
     parser = get_args_parser()
@@ -150,9 +159,8 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     primary = flags.config_name or subcommand.replace("-", "_")
     compose = partial(compose_config, subcommand, primary=flags.config_name, config_dir=flags.config_dir)
     if flags.help:
-        own = primary if (config_folder() / f"{primary}.yaml").is_file() else subcommand.replace("-", "_")
         with _resolving():
-            return show_help(config_folder(), own, *compose(flags.overrides))
+            return show_help(config_folders(flags.config_dir), primary, *compose(flags.overrides))
     if flags.cfg or flags.info or flags.hydra_help or flags.shell_completion:
         with _resolving():
             return _show_hydra(subcommand, primary, flags, compose)
@@ -233,6 +241,7 @@ def _execute(subcommand: str, composed: "DictConfig") -> None:
 
     config, inputs = checked(subcommand, composed)
     check_machine(config)
+    prepare_gpu(repeatable=config.rollout.deterministic, lends_memory=config.cluster.weights == "ipc")
     if config.cluster.kind == "torchrun" and os.environ.get("RANK", "0") != "0":
         if config.learning is not None:
             from conclip.training.ranks import follow_under_torchrun  # noqa: PLC0415

@@ -137,6 +137,12 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor if gather is None else cast(Tensor, gather())
 
 
+def of_this_rank(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor."""
+    local = getattr(tensor, "to_local", None)  # of a DTensor
+    return tensor if local is None else cast(Tensor, local())
+
+
 def divided_like(tensor: Tensor, other: Tensor) -> Tensor:
     """Return a whole tensor, which every rank has, as this rank holds its share of `other`; a share as it is."""
     mesh = getattr(other, "device_mesh", None)

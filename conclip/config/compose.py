@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins import file_config_source
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conclip.config.foreign import check_hydra, limit_yaml_size
@@ -29,11 +32,33 @@ file_config_source.open = lambda path, encoding: open(path, encoding=f"{encoding
 OmegaConf.register_new_resolver("settings_of", lambda model: "lab" if model == "lab" else "hf")  # for defaults lists
 
 
+class OwnFolderFirst(SearchPathPlugin):
+    """Has Hydra search the user's folder before conf/: a file there replaces conclip's of the same name."""
+
+    folder: ClassVar[Path | None] = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if self.folder is not None:
+            search_path.prepend("--config-dir", f"file://{self.folder}", anchor="main")
+
+
+Plugins.instance().register(OwnFolderFirst)
+
+
 def config_folder() -> Path:
     """Return conf/: beside the package in a checkout, inside it in an installed wheel."""
     package = Path(__file__).parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
+
+
+def config_folders(config_dir: str | Path | None) -> list[Path]:
+    """Return the folders of configs, the user's (`--config-dir`) first. Raises UserError where there is no such folder."""
+    if config_dir is None:
+        return [config_folder()]
+    if not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir: no folder '{config_dir}'")
+    return [Path(config_dir).resolve(), config_folder()]
 
 
 def load_config(subcommand: str, *overrides: str) -> BaseConfig:
@@ -46,24 +71,19 @@ def compose_config(
 ) -> tuple[DictConfig, Mapping[str, str | None]]:
     """Return one job's config as Hydra composes it, and the option chosen in each group.
 
-    `primary` names another primary file than the subcommand's own, `config_dir` a folder that is searched as well. Raises
-    UserError, with the nearest name for an unknown key.
+    `primary` names another primary file than the subcommand's own, `config_dir` a folder that is searched before conf/.
+    Raises UserError, with the nearest name for an unknown key.
     """
     known = schema_keys(SCHEMAS[subcommand])
-    if config_dir is not None and not Path(config_dir).is_dir():
-        raise UserError(f"--config-dir: no folder '{config_dir}'")
+    folders = config_folders(config_dir)
+    OwnFolderFirst.folder = folders[0] if config_dir is not None else None
     name = primary or subcommand.replace("-", "_")
-    folders = [config_folder(), *([Path(config_dir).resolve()] if config_dir is not None else [])]
-    folders.sort(
-        key=lambda folder: not (folder / f"{name}.yaml").is_file()
-    )  # Hydra looks for the primary file in the first folder
-    where = [f"hydra.searchpath=[{quoted(f'file://{folder}')}]" for folder in folders[1:]]
     plain, named = for_hydra(overrides, known)
     for text, override in zip(plain, _parsed(plain), strict=True):
         _check_option(text, override, folders)
     try:
-        with limit_yaml_size(), initialize_config_dir(str(folders[0]), version_base="1.3"):
-            composed = compose(name, overrides=[*where, *plain], return_hydra_config=True)
+        with limit_yaml_size(), initialize_config_dir(str(config_folder()), version_base="1.3"):
+            composed = compose(name, overrides=plain, return_hydra_config=True)
     except UserError:
         raise
     except MissingConfigException as error:

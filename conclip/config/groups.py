@@ -115,7 +115,7 @@ class ProblemSetConfig:
     dataset_config: str | None = None
     revision: str | None = None
     question: str = "question"
-    answer: str = "answer"
+    answer: str | None = "answer"
     answers: Answers = "any"
     tolerance: Annotated[float, replace(SHARE_BELOW_ONE, why=" (a share of the gold number)")] = 0.0
     choices: str | list[str] | None = None

@@ -168,7 +168,9 @@ def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
             one = problems.answers == "any" and problems.answer_pattern is None and not problems.answer_boxed
             require(one, f"{key}.choices", "has one right option: leave out answers=all, answer_pattern and answer_boxed")
             several = isinstance(columns, str) or len(set(columns)) == len(columns) >= 2
-            require(several, f"{key}.choices", "must be a column with lists, or two columns or more, the right one first")
+            require(several, f"{key}.choices", "must be a column with lists, or two columns or more")
+        right_first = problems.answer is not None or isinstance(columns, list)
+        require(right_first, f"{key}.answer", "may be null where choices lists columns, the right one first")
         share = problems.share
         good = share is None or (len(share) == 2 and 0 <= share[0] < share[1] <= 1)
         require(good, f"{key}.share", "must be null or two shares, from and to, such as [0, 0.5]")

@@ -27,6 +27,9 @@ RANK_GIB = 0.4
 ENGINE_ROOM_GIB = 1.5
 """What an engine needs on a GPU besides its weights, to start with some room for responses (assumed)."""
 
+FREE_SHARE = 0.02
+"""The share of a GPU that the engine leaves beside the learner: no allocator uses up all of a card (assumed)."""
+
 MOMENTS = {
     "sampling": "sampling",
     "transfer": "weights to the engine",
@@ -49,8 +52,8 @@ class Part:
     """What it takes in the critic's part of an update; None: the same."""
     exact: bool = True
     """Whether it follows from shapes and precisions; else it is an estimate."""
-    rests: bool = False
-    """Whether main memory holds it while a GPU samples."""
+    beside: float = 0.0
+    """What main memory holds of it while a GPU samples."""
 
     @property
     def critic_update(self) -> float:
@@ -132,7 +135,7 @@ def memory_parts(config: BaseConfig, model: ModelSize, longest: int, place: Plac
         parts += [*_weights(learning, model, place), *_of_ranks(learning, model, longest, place)]
     everywhere = LIBRARIES[place.kind]
     parts.append(Part(name="libraries", sampling=everywhere, transfer=everywhere, update=everywhere, exact=False))
-    return [part for part in parts if max(part.sampling, part.transfer, part.update, part.critic_update) > 0]
+    return [part for part in parts if max(part.sampling, part.transfer, part.update, part.critic_update, part.beside) > 0]
 
 
 def _engine(config: BaseConfig, model: ModelSize, place: Place) -> Iterator[Part]:
@@ -156,13 +159,13 @@ def _engine(config: BaseConfig, model: ModelSize, place: Place) -> Iterator[Part
 
 def engine_share(config: BaseConfig, model: ModelSize, place: Place) -> float:
     """Return the share of a GPU's memory that the engine gets: that of the config or, without one, what the learner leaves
-    while responses are sampled, in steps of 0.05, at most 0.9."""
+    while responses are sampled, without FREE_SHARE, in steps of 0.05, at most 0.9."""
     if config.rollout.gpu_memory_utilization is not None:
         return config.rollout.gpu_memory_utilization
     held = LIBRARIES[place.kind]
     if (learning := config.learning) is not None and not has_own_gpus(config):
         held += sum(max(part.sampling, part.transfer) for part in _weights(learning, model, place))
-    return min(0.9, max(1, math.floor(20 * (1 - held / place.memory_gib))) / 20)
+    return min(0.9, max(1, math.floor(20 * (1 - FREE_SHARE - held / place.memory_gib))) / 20)
 
 
 def has_own_gpus(config: BaseConfig) -> bool:
@@ -204,11 +207,12 @@ def _weights(config: LearnConfig, model: ModelSize, place: Place) -> Iterator[Pa
     for name, whole in always.items():
         size = share * whole
         rests = name in for_updates
-        sampling = 0.0 if rests else size / GIB
-        yield Part(name=name, sampling=sampling, transfer=sampling, update=size / GIB, rests=rests)
-    if config.trainer.save_in_background and place.kind == "cpu":  # written while the next responses are sampled
+        sampling, beside = (0.0, size / GIB) if rests else (size / GIB, 0.0)
+        yield Part(name=name, sampling=sampling, transfer=sampling, update=size / GIB, beside=beside)
+    if config.trainer.save_in_background:  # written from main memory, while the next responses are sampled
         copy = (4 + moments) * trained / GIB
-        yield Part(name="copy for a checkpoint", sampling=copy, transfer=copy)
+        here, beside = (copy, 0.0) if place.kind == "cpu" else (0.0, copy)
+        yield Part(name="copy for a checkpoint", sampling=here, transfer=here, beside=beside)
     adapter = config.model.adapter
     apart = adapter.wanted_apart(config.model.dtype, on_cpu=place.kind == "cpu")
     if adapter.kind == "lora" and (adapter.base == "4bit" or not apart):
@@ -305,6 +309,8 @@ def memory_table(parts: Sequence[Part]) -> Table:
     for name in ("part", *(MOMENTS[moment] for moment in moments)):
         table.add_column(name, justify="left" if name == "part" else "right")
     for part in parts:
+        if not any(getattr(part, moment) for moment in moments):
+            continue  # it is in main memory beside the GPU
         shown = [f"{gib:.2f}" if (gib := getattr(part, moment)) else "" for moment in moments]
         table.add_row(part.name if part.exact else f"{part.name} (estimate)", *shown)
     table.add_section()

@@ -56,8 +56,8 @@ def _changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) -
     if config.cluster.learner_ranks not in (None, 1) and place.kind == "cpu":
         key = "cluster.learner_ranks"
         yield Change(overrides=f"{key}=1", price="one process learns", values={key: 1})
-    if config.learning is not None and place.kind == "cpu":
-        if config.learning.trainer.micro_batches_at_once != 1:
+    if config.learning is not None:
+        if config.learning.trainer.micro_batches_at_once != 1 and place.kind == "cpu":
             key = "trainer.micro_batches_at_once"
             yield Change(overrides=f"{key}=1", price="micro-batches one after another", values={key: 1})
         key = "trainer.save_in_background"
@@ -148,20 +148,20 @@ class MemoryPlan:
         return peak_gib(self.parts)
 
     @property
-    def offloaded(self) -> float:
+    def beside(self) -> float:
         """Return what main memory holds for a GPU while responses are sampled [GiB]: that of the learner which only updates
-        need."""
-        return sum(part.update for part in self.parts if part.rests)
+        need, and the copy for a checkpoint."""
+        return sum(part.beside for part in self.parts)
 
     @property
     def fits(self) -> bool:
-        return self.peak <= self.place.memory_gib and self.offloaded <= self.place.beside_gib
+        return self.peak <= self.place.memory_gib and self.beside <= self.place.beside_gib
 
     @property
     def impossible(self) -> bool:
         """Whether what is known exactly exceeds the memory already."""
         exact = peak_gib(self.parts, exact_only=True)
-        return exact > self.place.memory_gib or self.offloaded > self.place.beside_gib
+        return exact > self.place.memory_gib or self.beside > self.place.beside_gib
 
     @property
     def settled(self) -> BaseConfig:
@@ -182,9 +182,9 @@ class MemoryPlan:
                 f"the engine's share of the GPU, {share:.1f} of {total:.1f} GiB, does not hold its weights of {weights:.1f} "
                 f"GiB and {ENGINE_ROOM_GIB} to work in"
             )
-        if self.offloaded:
+        if self.beside:
             of = "" if math.isinf(self.place.beside_gib) else f" of {self.place.beside_gib:.1f} free"
-            said = f"{said}; beside it {self.offloaded:.1f} GiB{of} of main memory while responses are sampled"
+            said = f"{said}; beside it {self.beside:.1f} GiB{of} of main memory while responses are sampled"
         if self.fits:
             return said
         possible = changes(self.config, self.model, self.longest, self.place)

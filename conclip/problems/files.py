@@ -2,15 +2,15 @@
 
 import dataclasses
 import hashlib
-import math
 import re
-from collections.abc import Mapping, Set
-from decimal import Decimal
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, cast
 
 from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError
 from conclip.grading.answers import extract_boxed
+from conclip.problems.cells import NoAnswer, cell, cell_text, missing, text_of
+from conclip.problems.options import LETTERS, letter, options_in_column, options_in_columns, shuffled
 from conclip.problems.tables import Row, read_rows
 from conclip.seeding import python_stream
 from conclip.types import Problem
@@ -23,10 +23,6 @@ MAX_NAMED_ROWS = 3
 
 MAX_LEVEL_DIGITS = 9
 """The longest number that is a level; columns of rows hold 64 bits."""
-
-
-class _NoAnswer(UserError):
-    """A row that has no usable answer."""
 
 
 def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[Problem], list[str]]:
@@ -43,11 +39,11 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
     if not rows:
         raise UserError(f"{key}: holds no problems{' after the filters' if settings.levels or settings.subjects else ''}")
     problems: list[Problem] = []
-    left_out: list[_NoAnswer] = []
+    left_out: list[NoAnswer] = []
     for number, row in rows:
         try:
             problems.append(_problem(number, name, row, settings, pattern))
-        except _NoAnswer as reason:
+        except NoAnswer as reason:
             left_out.append(reason)
     notes = [_left_out(key, left_out, len(rows))] if left_out else []
     if settings.expected_problems is not None and len(problems) != settings.expected_problems:
@@ -76,7 +72,7 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
     return problems[: settings.num_problems], notes
 
 
-def _left_out(key: str, reasons: list[_NoAnswer], num_rows: int) -> str:
+def _left_out(key: str, reasons: list[NoAnswer], num_rows: int) -> str:
     """Return the note on skipped rows. Raises UserError with the first reason when they are too many."""
     many = f"{len(reasons)} of {num_rows} rows have no usable answer"
     if len(reasons) > MAX_SKIPPED_SHARE * num_rows:
@@ -107,7 +103,7 @@ def _passes_filters(row: Row, settings: ProblemSetConfig) -> bool:
 def _level(row: Row, settings: ProblemSetConfig) -> int | None:
     """Return the first number in the level's column ("Level 5" is 5). Raises UserError for one that is no level."""
     where, columns = row
-    match = re.search(r"\d+", str(columns.get(settings.level, "")))
+    match = re.search(r"\d+", str(cell(columns, settings.level)))
     if match is None:
         return None
     if len(match.group()) > MAX_LEVEL_DIGITS:
@@ -122,7 +118,7 @@ def _problem(number: int, name: str, row: Row, settings: ProblemSetConfig, patte
     where, columns = row
     question, golds, choices = _question(row, settings, pattern)
     if settings.problem_id is not None:
-        problem_id = _text(where, columns, settings.problem_id, "problem_id")
+        problem_id = text_of(where, columns, settings.problem_id, "problem_id")
     else:
         content = "\n".join([question, *golds])
         digest = hashlib.sha256(content.encode()).hexdigest()[:10]
@@ -145,64 +141,51 @@ def _question(
 ) -> tuple[str, tuple[str, ...], tuple[str, ...] | None]:
     """Return (question with its options, gold answers, each of which is right, options)."""
     where, columns = row
-    question = _text(where, columns, settings.question, "question")
+    question = text_of(where, columns, settings.question, "question")
     if settings.choices is None:
         return question, _golds(row, settings, pattern), None
+    labels: Sequence[str] | None
     if isinstance(settings.choices, str):
-        options = columns.get(settings.choices)
-        if not isinstance(options, list) or len(cast(list[Any], options)) < 2:
-            raise _NoAnswer(f"{where}: column '{settings.choices}' (choices) is no list of options")
-        if any(_cell_text(option) is None and option != "" for option in cast(list[Any], options)):
-            raise _NoAnswer(f"{where}: column '{settings.choices}' (choices) lacks the text of an option")
-        texts = tuple((_cell_text(option) or "").strip() for option in cast(list[Any], options))
-        golds = tuple(_letter(where, value, len(texts), settings.answer) for value in _values(row, settings.answer))
+        options, labels = options_in_column(where, columns, settings.choices)
     else:
-        # columns of options, the right one first: the question seeds the order in which they are shown
-        right, *wrong = (_option(where, columns, column) for column in settings.choices)
-        shuffled = python_stream("choices", question).sample([right, *wrong], 1 + len(wrong))
-        texts, golds = tuple(shuffled), (chr(ord("A") + shuffled.index(right)),)
-    lines = [f"{chr(ord('A') + index)}) {text}" for index, text in enumerate(texts)]
-    return "\n".join([question, *lines]), golds, texts
+        options, labels = options_in_columns(where, columns, settings.choices), settings.choices
+    if len(options) > len(LETTERS):
+        raise NoAnswer(f"{where}: {len(options)} options (choices), but {len(LETTERS)} letters")
+    if settings.answer is None:
+        options, right = shuffled(question, options)
+        golds = (right,)
+    else:
+        golds = tuple(letter(where, value, settings.answer, options, labels) for value in _values(row, settings))
+    lines = [f"{of_option}) {text}" for of_option, text in zip(LETTERS, options, strict=False)]
+    return "\n".join([question, *lines]), golds, options
 
 
-def _option(where: str, columns: dict[str, Any], column: str) -> str:
-    text = _cell_text(columns.get(column))
-    if text is None:
-        raise _NoAnswer(_missing(where, columns, column, "choices"))
-    return text.strip()
-
-
-def _letter(where: str, value: Any, count: int, column: str) -> str:
-    """Return the letter of the right option, from an index (0 is A) or a letter."""
-    text = (_cell_text(value) or "").strip().upper()
-    if len(text) == 1 and 0 <= ord(text) - ord("A") < count:
-        return text
-    if text.isdecimal() and int(text) < count:
-        return chr(ord("A") + int(text))
-    raise _NoAnswer(f"{where}: column '{column}' (answer) names none of the {count} options: {value!r}")
-
-
-def _values(row: Row, column: str) -> list[Any]:
-    """Return the items of the answer column where it holds a list, else its one value. Raises _NoAnswer when there is
+def _values(row: Row, settings: ProblemSetConfig) -> list[Any]:
+    """Return the items of the answer column where it holds a list, else its one value. Raises NoAnswer when there is
     none."""
     where, columns = row
-    value = columns.get(column)
-    items = cast(list[Any], value) if isinstance(value, list) else [value]
-    values = [item for item in items if _cell_text(item) is not None]
+    assert settings.answer is not None
+    value = cell(columns, settings.answer)
+    values = [item for item in _items(value) if cell_text(item) is not None]
     if not values:
-        raise _NoAnswer(_missing(where, columns, column, "answer"))
+        columned = value is None and isinstance(settings.choices, list)
+        remedy = "; is the first of choices right? Then set answer=null" if columned else ""
+        raise NoAnswer(missing(where, columns, settings.answer, "answer") + remedy)
     return values
+
+
+def _items(value: Any) -> list[Any]:
+    return cast(list[Any], value) if isinstance(value, list) else [value]
 
 
 def _golds(row: Row, settings: ProblemSetConfig, pattern: re.Pattern[str] | None) -> tuple[str, ...]:
     """Return the gold answers of a row; any one of them is right."""
     where, columns = row
-    golds = [_gold(where, _cell_text(value) or "", settings, pattern) for value in _values(row, settings.answer)]
+    golds = [_gold(where, cell_text(value) or "", settings, pattern) for value in _values(row, settings)]
     if settings.answers == "any":
         return tuple(dict.fromkeys(golds))
-    cell = columns[settings.answer]
-    if isinstance(cell, list) and len(golds) < len(cast(list[Any], cell)):
-        raise _NoAnswer(f"{where}: column '{settings.answer}' (answer) lacks one of several answers")
+    if len(golds) < len(_items(cell(columns, settings.answer or ""))):
+        raise NoAnswer(f"{where}: column '{settings.answer}' (answer) lacks one of several answers")
     return (", ".join(golds),)
 
 
@@ -214,13 +197,13 @@ def _gold(where: str, text: str, settings: ProblemSetConfig, pattern: re.Pattern
         match = pattern.search(text)
         answer, reason = match and match.group(1), "answer_pattern finds none"
     if answer is None or not answer.strip():
-        raise _NoAnswer(f"{where}: no answer in column '{settings.answer}': {reason}")
+        raise NoAnswer(f"{where}: no answer in column '{settings.answer}': {reason}")
     if is_missing_value(answer):
-        raise _NoAnswer(
+        raise NoAnswer(
             f"{where}: no answer in column '{settings.answer}': '{answer.strip()}' is how programs write a missing one"
         )
     if _WRITTEN_LIST.match(answer):
-        raise _NoAnswer(
+        raise NoAnswer(
             f"{where}: column '{settings.answer}' (answer) holds a list written as text: '{_short(answer)}'; give a list "
             "(JSON, Parquet) or one answer"
         )
@@ -263,7 +246,7 @@ def _shots(key: str, settings: ProblemSetConfig, asked: Set[str]) -> dict[str, l
         if len(mine) < settings.shots and _passes_filters(row, settings):
             try:
                 question, golds, _ = _question(row, settings, pattern)
-            except _NoAnswer:
+            except NoAnswer:
                 continue
             if " ".join(question.split()) in asked:
                 continue
@@ -272,33 +255,7 @@ def _shots(key: str, settings: ProblemSetConfig, asked: Set[str]) -> dict[str, l
 
 
 def _subject(columns: dict[str, Any], settings: ProblemSetConfig) -> str | None:
-    return _cell_text(columns.get(settings.subject))
-
-
-def _cell_text(value: Any) -> str | None:
-    """Return a cell as text, numbers in plain decimals (a column of integers with a gap holds 204.0). None for an empty
-    cell, null, NaN, an infinite number, and anything that is neither text nor number."""
-    if isinstance(value, float):
-        return format(Decimal(repr(value)), "f").removesuffix(".0") if math.isfinite(value) else None
-    if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
-        return format(value, "f") if isinstance(value, Decimal) else str(value)
-    return value if isinstance(value, str) and value.strip() else None
-
-
-def _text(where: str, row: dict[str, Any], column: str, role: str) -> str:
-    text = _cell_text(row.get(column))
-    if text is None:
-        raise UserError(_missing(where, row, column, role))
-    return text
-
-
-def _missing(where: str, row: dict[str, Any], column: str, role: str) -> str:
-    if column not in row:
-        return f"{where}: no column '{column}' for the {role}; columns here: {', '.join(sorted(row)) or 'none'}"
-    value = row[column]
-    if isinstance(value, float):
-        return f"{where}: column '{column}' ({role}) is no number but {value}"
-    return f"{where}: column '{column}' ({role}) is empty or not text"
+    return cell_text(cell(columns, settings.subject))
 
 
 def _short(text: str) -> str:

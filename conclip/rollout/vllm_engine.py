@@ -26,13 +26,20 @@ from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
 
 
-def configure_environment(*, deterministic: bool) -> None:
-    """Set the variables that vLLM reads when it is imported or started."""
+def configure_environment(*, deterministic: bool, dtype: str | None = None) -> None:
+    """Set the variables that vLLM and its kernels read when they are imported or started. `dtype`: of the engine, if any."""
     protect_children()
     os.environ["VLLM_BATCH_INVARIANT"] = str(int(deterministic))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # our handlers receive its messages
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # this process may have used the GPU by then
+    if dtype == "float32":
+        os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")  # else products in attention keep ten bits of a number
+
+
+REPEATS_FROM = 90
+"""The compute capability, times ten, of the first GPUs for which vLLM has kernels that repeat."""
 
 
 class VllmEngine:
@@ -58,7 +65,7 @@ class VllmEngine:
         """Start vLLM. `stop_tokens` end a response, as the model's own end tokens do; `thinking_tags` are required where
         requests have a thinking budget; `adapter` is one that `update_weights` may bring; `weight_transfer` names the
         backend of vLLM's that `transfer` is for. Raises UserError when vLLM refuses the model or the settings."""
-        configure_environment(deterministic=config.deterministic)
+        configure_environment(deterministic=config.deterministic, dtype=dtype)
         with lasting():
             from vllm import EngineArgs, LLMEngine  # noqa: PLC0415  seconds to import, and reads the environment above
             from vllm.distributed import cleanup_dist_env_and_memory  # noqa: PLC0415
@@ -66,6 +73,11 @@ class VllmEngine:
 
         on_cpu = current_platform.is_cpu()
         check_platform(engine_on_cpu=on_cpu, learner_on_gpu=torch.cuda.is_available())
+        if config.deterministic and not on_cpu and not current_platform.has_device_capability(REPEATS_FROM):
+            # vLLM's kernels for older ones replace those of torch in the whole process, and have no gradient
+            raise UserError(
+                "rollout.deterministic: it needs a GPU of compute capability 9.0 (H100) or newer; set it to false"
+            )
         random_state = torch.get_rng_state()
         arguments = EngineArgs(
             model=str(model_path),
@@ -91,6 +103,9 @@ class VllmEngine:
             raise UserError(f"vLLM refuses model '{model_path}' or the rollout settings: {reason}") from error
         torch.set_rng_state(random_state)  # starting an engine must not change the run's random stream
         self._on_cpu, self._asleep = on_cpu, False
+        self._sleep_level = 2 if thinking_tags is None else 1
+        """2 drops all that loading has put on the GPU, for new weights follow; 1 keeps it in main memory: the tags' token
+        ids, which vLLM's sampler has there, too, would not come back."""
         self._in_workers = config.tensor_parallel_size > 1  # vLLM's worker processes
         self._stop_token_ids = list(stop_token_ids(model_path, stop_tokens, trust_remote_code=trust_remote_code))
         self._tied = tied_names(self._engine.model_config.hf_config)
@@ -218,7 +233,7 @@ class VllmEngine:
 
     def sleep(self) -> None:
         if not self._on_cpu:
-            self._engine.sleep(level=2)  # drops the weights: new ones follow
+            self._engine.sleep(level=self._sleep_level)
             self._asleep = True
 
     def close(self) -> None:

@@ -5,7 +5,6 @@ of (all of its weights, an adapter on a frozen base, shards on several devices) 
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from conclip.cluster.ranks import OneRank, Ranks, copy_parameters, whole
+from conclip.cluster.ranks import OneRank, Ranks, copy_parameters, of_this_rank, whole
 from conclip.cluster.shares import read_shares
 from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
@@ -74,7 +73,6 @@ class Backend:
         self._dtype: Dtype = config.model.dtype
         self.device = device or self.ranks.device
         if config.rollout.deterministic and self.device.type == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS has no other workspace that repeats
             torch.use_deterministic_algorithms(True)
         self.models = load_models(model_path, config, self.device, self.ranks)
         self._warmup = algo.critic_warmup_steps * algo.updates_per_rollout
@@ -204,9 +202,9 @@ class Backend:
             item.move_moments(device)
 
     def missing_moments(self) -> list[Tensor]:
-        """Return room for the moments that the optimisers do not have before their first update."""
+        """Return room for the moments that this rank's optimisers do not have before their first update."""
         of_trained = [item for item in self._trained.values() if not item.optimizer.state]
-        numbers = (sum(p.numel() for p in item.module.parameters()) for item in of_trained)
+        numbers = (sum(of_this_rank(p).numel() for p in item.module.parameters()) for item in of_trained)
         return [
             torch.empty(int(self._optim.bytes_of_moments * number), dtype=torch.uint8, device=self.device)
             for number in numbers

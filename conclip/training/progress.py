@@ -31,6 +31,9 @@ class Validation:
     step: Count
     accuracy: Annotated[Finite, Field(ge=0, le=1)]
     """The share of correct responses; grader errors are left out."""
+    accuracy_fall_low: Annotated[Finite, Field(ge=-1, le=1)] | None = None
+    """The lower end of the 95 % interval of how far accuracy has fallen since the phase began, paired by problem; None for
+    the first validation."""
     mean_tokens: NonNegative
     length_correlation: Annotated[Finite, Field(ge=-1, le=1)] | None = None
     """The mean over problems of the correlation of length and correctness among the responses to one problem; None where too
@@ -60,6 +63,8 @@ class Progress:
     monitored: dict[Band, list[Count]] = field(default_factory=dict[Band, list[int]])
     """What LASER-D reads of the last validation."""
     history: list[Validation] = field(default_factory=list[Validation])
+    first_accuracies: dict[str, Annotated[Finite, Field(ge=0, le=1)]] = field(default_factory=dict[str, float])
+    """The accuracy of each validation problem when the phase began."""
     best: Validation = field(default_factory=lambda: Validation(step=0, accuracy=0.0, mean_tokens=0.0))
     best_checkpoint: Count = 0
     """The number of the best checkpoint."""

@@ -1,10 +1,10 @@
 """When a phase stops before its last step: pure functions of its validations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from conclip.config.groups import PhaseConfig
-from conclip.stats import DIGITS
+from conclip.stats import DIGITS, clustered_difference
 from conclip.training.progress import Validation
 
 MIN_MIXED_PROBLEMS = 5
@@ -28,18 +28,26 @@ def fell_by_more(first: Validation, last: Validation, drop: float) -> bool:
     return round(first.accuracy - last.accuracy, DIGITS) > drop
 
 
+def accuracy_fall_low(first: Mapping[str, float], now: Mapping[str, float]) -> float | None:
+    """Return the lower end of the 95 % interval of the mean fall of accuracy, paired by problem (`clustered_difference`);
+    None where no problem is in both."""
+    falls = [first[problem_id] - accuracy for problem_id, accuracy in now.items() if problem_id in first]
+    return clustered_difference(falls)[1] if falls else None
+
+
 def stop_reason(history: Sequence[Validation], phase: PhaseConfig) -> Stop | None:
     """Return why the phase stops after its newest validation, or None.
 
-    Accuracy has fallen by more than `stop_accuracy_drop`. Responses have become too short to be right: among those to one
-    problem, the longer ones are the correct ones (`stop_length_correlation`; ICR, arXiv 2605.07316, watches the same sign).
-    Length has not fallen by 2 % in `stop_flat_validations` validations.
+    Accuracy has surely fallen by more than `stop_accuracy_drop`: on few problems chance alone takes it that far. Responses
+    have become too short to be right: among those to one problem, the longer ones are the correct ones
+    (`stop_length_correlation`; ICR, arXiv 2605.07316, watches the same sign). Length has not fallen by 2 % in
+    `stop_flat_validations` validations.
     """
     first, last = history[0], history[-1]
-    if fell_by_more(first, last, phase.stop_accuracy_drop):
+    if last.accuracy_fall_low is not None and round(last.accuracy_fall_low, DIGITS) > phase.stop_accuracy_drop:
         text = (
-            f"validation accuracy {last.accuracy:.3f} fell more than {phase.stop_accuracy_drop:g} below the "
-            f"{first.accuracy:.3f} it began with"
+            f"validation accuracy {last.accuracy:.3f} is surely more than {phase.stop_accuracy_drop:g} below the "
+            f"{first.accuracy:.3f} it began with (at least {last.accuracy_fall_low:.3f}, at 95 %)"
         )
         return Stop(text=text, is_failure=True)
     limit, low = phase.stop_length_correlation, last.length_correlation_low

@@ -32,7 +32,7 @@ from conclip.training.progress import NextAction, Progress, Validation
 from conclip.training.recovery import Recovery
 from conclip.training.sampling import Sampled, Sampler
 from conclip.training.schedule import plan_step, share_spent, tokens_limit
-from conclip.training.stopping import MIN_MIXED_PROBLEMS, fell_by_more, stop_reason
+from conclip.training.stopping import MIN_MIXED_PROBLEMS, accuracy_fall_low, fell_by_more, stop_reason
 from conclip.training.summary import summarise_steps
 from conclip.types import DEFAULT_TEMPLATE, Outcome, RolloutGroup, SamplingSpec
 
@@ -266,9 +266,13 @@ class Trainer:
             if step == 0:
                 raise UserError(f"{what}; check the answers of data.validation")
             raise MachineFailure(f"{what}; the same command goes on from the last checkpoint")
+        accuracies = _accuracies(groups)
+        if step == 0:
+            self._progress.first_accuracies = accuracies
         result = Validation(
             step=step,
             accuracy=fmean(r.grade.outcome is Outcome.CORRECT for r in judged),
+            accuracy_fall_low=accuracy_fall_low(self._progress.first_accuracies, accuracies) if step > 0 else None,
             mean_tokens=fmean(r.completion.num_tokens for r in rollouts),
             **_length_correlation(groups),
         )
@@ -311,6 +315,13 @@ class Trainer:
             if name not in self._progress.warned:
                 self._run.warn(f"{self._stage} step {step}: {text} (said once)")
                 self._progress.warned.append(name)
+
+
+def _accuracies(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Return the accuracy of each problem by its id, without grader errors; nothing of a problem that has only those."""
+    outcomes = {group.problem.problem_id: [rollout.grade.outcome for rollout in group.rollouts] for group in groups}
+    judged = {name: [one for one in found if one is not Outcome.GRADER_ERROR] for name, found in outcomes.items()}
+    return {name: fmean(one is Outcome.CORRECT for one in found) for name, found in judged.items() if found}
 
 
 def _length_correlation(groups: Sequence[RolloutGroup]) -> dict[str, float]:

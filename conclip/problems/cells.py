@@ -1,0 +1,56 @@
+"""Values in the cells of a row, as text."""
+
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, cast
+
+from conclip.errors import UserError
+
+
+class NoAnswer(UserError):
+    """A row that has no usable answer."""
+
+
+def cell(columns: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a column, or of what is inside it: ``reward_model.ground_truth``, ``prompt.0.content``. None where
+    there is none."""
+    if name in columns:
+        return columns[name]
+    value: Any = columns
+    for part in name.split("."):
+        if isinstance(value, dict):
+            value = cast(dict[str, Any], value).get(part)
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(cast(list[Any], value)):
+            value = cast(list[Any], value)[int(part)]
+        else:
+            return None
+    return value
+
+
+def cell_text(value: Any) -> str | None:
+    """Return a cell as text, numbers in plain decimals (a column of integers with a gap holds 204.0). None for an empty
+    cell, null, NaN, an infinite number, and anything that is neither text nor number."""
+    if isinstance(value, float):
+        return format(Decimal(repr(value)), "f").removesuffix(".0") if math.isfinite(value) else None
+    if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
+        return format(value, "f") if isinstance(value, Decimal) else str(value)
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def text_of(where: str, columns: Mapping[str, Any], name: str, role: str) -> str:
+    """Return the text of a column that plays a role. Raises UserError where it has none."""
+    text = cell_text(cell(columns, name))
+    if text is None:
+        raise UserError(missing(where, columns, name, role))
+    return text
+
+
+def missing(where: str, columns: Mapping[str, Any], name: str, role: str) -> str:
+    """Return the message on a column without a usable value."""
+    value = cell(columns, name)
+    if value is None and name not in columns:
+        return f"{where}: no column '{name}' for the {role}; columns here: {', '.join(sorted(columns)) or 'none'}"
+    if isinstance(value, float):
+        return f"{where}: column '{name}' ({role}) is no number but {value}"
+    return f"{where}: column '{name}' ({role}) is empty or not text"

@@ -1,0 +1,64 @@
+"""The options of a multiple-choice problem, and which of them are right."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from conclip.problems.cells import NoAnswer, cell, cell_text, missing
+from conclip.seeding import python_stream
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def options_in_column(where: str, columns: Mapping[str, Any], name: str) -> tuple[tuple[str, ...], Sequence[str] | None]:
+    """Return (options, what the answer calls them) from one column: a list of texts, or an object with the lists `text` and
+    `label`, as ARC and CommonsenseQA have them. Without labels the answer names an option as `letter` describes."""
+    value, labels = cell(columns, name), None
+    if isinstance(value, dict):
+        value, labels = (cast(dict[str, Any], value).get(part) for part in ("text", "label"))
+    if not isinstance(value, list) or len(options := cast(list[Any], value)) < 2:
+        raise NoAnswer(f"{where}: column '{name}' (choices) is no list of options")
+    if any(cell_text(option) is None and option != "" for option in options):
+        raise NoAnswer(f"{where}: column '{name}' (choices) lacks the text of an option")
+    texts = tuple((cell_text(option) or "").strip() for option in options)
+    if labels is None:
+        return texts, None
+    if not isinstance(labels, list) or len(names := [cell_text(label) for label in cast(list[Any], labels)]) != len(texts):
+        raise NoAnswer(f"{where}: column '{name}' (choices) has not as many labels as options")
+    return texts, [label or "" for label in names]
+
+
+def options_in_columns(where: str, columns: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the options that have a column each."""
+    texts = [cell_text(cell(columns, name)) for name in names]
+    for name, text in zip(names, texts, strict=True):
+        if text is None:
+            raise NoAnswer(missing(where, columns, name, "choices"))
+    return tuple((text or "").strip() for text in texts)
+
+
+def shuffled(question: str, options: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """Return options of which the first is right in an order that the question seeds, and the right one's letter."""
+    texts = tuple(python_stream("choices", question).sample(options, len(options)))
+    return texts, LETTERS[texts.index(options[0])]
+
+
+def letter(where: str, value: Any, column: str, options: Sequence[str], labels: Sequence[str] | None) -> str:
+    """Return the letter of the option that an answer names: by its label where options have some (ARC, the columns' names),
+    by its letter, its index (0 is A), or its text. Raises NoAnswer for an answer that names none, or names two: '2' may be
+    an index and the text of another option."""
+    text = (cell_text(value) or "").strip()
+    if labels is not None and text in labels:
+        return LETTERS[labels.index(text)]
+    if len(text) == 1 and text.upper() in LETTERS[: len(options)]:
+        return text.upper()
+    by_index = int(text) if text.isdecimal() and int(text) < len(options) else None
+    by_text = options.index(text) if isinstance(value, str) and options.count(text) == 1 else None
+    if by_index is not None and by_text is not None and by_index != by_text:
+        raise NoAnswer(
+            f"{where}: column '{column}' (answer) may mean the option at index {text} (0 is A) or the one that reads "
+            f"'{text}'; write its letter"
+        )
+    found = by_text if by_index is None else by_index
+    if found is None:
+        raise NoAnswer(f"{where}: column '{column}' (answer) names none of the {len(options)} options: {value!r}")
+    return LETTERS[found]
