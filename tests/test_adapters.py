@@ -1,6 +1,7 @@
 """LoRA adapters: the mathematics, what a checkpoint holds, and what comes out."""
 
 import dataclasses
+import json
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -186,6 +187,8 @@ def test_what_is_exported_loads_merged_in_transformers_and_unmerged_in_peft(tmp_
     unmerged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(LAB_MODEL), str(tmp_path / "adapter"))
     torch.testing.assert_close(unmerged(input_ids=IDS).logits, expected, rtol=0, atol=2e-5)
     assert not any("lora" in name for name in merged.state_dict())
+    described = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert described["base_model_name_or_path"] == LAB_MODEL.name  # no path of this machine
 
 
 def test_merged_weights_are_written_shard_by_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -69,6 +69,11 @@ def test_what_makes_two_evaluations_hard_to_compare_is_named():
     assert "the temperature differs: 1.0 against 0.5" in found and "top_p differs: 1.0 against 0.9" in found
     assert "1 problems stand on one side only" in found
     assert differences(base, base) == []
+    reworded = [dataclasses.replace(row, num_prompt_tokens=row.num_prompt_tokens + 4) for row in base[:40]] + base[40:]
+    number = len({row.problem_id for row in base[:40]})
+    (said,) = differences(base, reworded)
+    assert said.startswith(f"the prompts of {number} problems have another number of tokens: another instruction")
+    assert not any("number of tokens" in text for text in differences(base, [*other, *reworded[:1]]))  # they should
 
 
 def test_what_cannot_be_compared_is_said_to_be_unknown():

@@ -27,7 +27,7 @@ from conclip.errors import UserError
 from conclip.experiments.inputs import load_inputs
 from conclip.models.architectures import implementation
 from conclip.models.critic import Critic
-from conclip.models.folder import LAB_MODEL, check_trainable
+from conclip.models.folder import LAB_MODEL, check_trainable, public_name
 from conclip.models.load import (
     OutputHead,
     checkpoint_weights,
@@ -245,3 +245,12 @@ def test_recomputed_activations_take_a_tenth_of_the_memory_and_give_the_same_gra
         kept, gradients = kept_bytes_and_gradients(body)
         assert kept < plain / 10
         assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+
+
+def test_a_model_is_known_by_its_name_and_not_by_where_it_lies(tmp_path: Path):
+    cached = tmp_path / "hub/models--Qwen--Qwen3-1.7B/snapshots/70d244cc86"
+    own = tmp_path / "mine/phase1-best"
+    for folder in (cached, own):
+        folder.mkdir(parents=True)
+    assert [public_name(path) for path in (cached, own, str(own))] == ["Qwen/Qwen3-1.7B", "phase1-best", "phase1-best"]
+    assert public_name("Qwen/Qwen3-1.7B") == "Qwen/Qwen3-1.7B"

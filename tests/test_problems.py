@@ -194,6 +194,28 @@ def test_of_several_answers_any_is_right_or_all_must_be_stated(tmp_path: Path):
     assert load(path=str(letters), choices="options")[0].golds == ("A", "C")
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "'main', 'socratic'"),
+        ({"dataset_config": "other"}, "'main', 'socratic'"),
+        ({"dataset_config": "main", "split": "train"}, "'test'"),
+    ],
+)
+def test_configs_and_splits_of_a_hub_data_set_are_named(settings: dict[str, str], said: str, tmp_path: Path):
+    entries = ""
+    for name in ("main", "socratic"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "test-0.parquet", ROWS)
+        entries += f"- config_name: {name}\n  data_files:\n  - split: test\n    path: {name}/test-*\n"
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
+    there = {"dataset": str(tmp_path), "split": "test"}
+    assert len(load(**there, dataset_config="main")) == 3
+    with pytest.raises(UserError, match=r"set data\.test\.x\.dataset_config and") as refused:
+        load(**(there | settings))
+    assert said in str(refused.value)
+
+
 NOTHING: list[Any] = [
     None,
     "",

@@ -3,15 +3,18 @@
 import json
 import sys
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from conclip.cli.main import main
 from conclip.errors import UserError
 from conclip.evaluation import regrade
-from conclip.evaluation.regrade import _items, grade_file
+from conclip.evaluation.regrade import Columns, _items, grade_file
 from conclip.evaluation.rows import to_dict
 from conclip.grading.grader import Grader
 from conclip.types import Grade, Outcome
@@ -99,8 +102,8 @@ def test_an_audit_waits_for_its_second_verdicts(tmp_path: Path, monkeypatch: pyt
                 waiting.remove(key)
             return [(key, Grade(outcome=Outcome.CORRECT, extracted="1", method="boxed")) for key in found]
 
-    def items(source: Path) -> Iterator[Any]:
-        for item in _items(source):
+    def items(source: Path, columns: Columns) -> Iterator[Any]:
+        for item in _items(source, columns):
             read_rows.append(item.response)
             yield item
 
@@ -108,7 +111,7 @@ def test_an_audit_waits_for_its_second_verdicts(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(regrade, "MAX_PENDING", 10)
     source = write(tmp_path / "in.jsonl", [{"gold": "1", "response": r"\boxed{1}"}] * 100)
     monkeypatch.setattr(regrade, "_items", items)
-    held = [len(read_rows) - number for number, _ in enumerate(regrade._graded(source, audit=True))]
+    held = [len(read_rows) - number for number, _ in enumerate(regrade._graded(source, Columns(), audit=True))]
     assert len(held) == 100 and max(held) == 10
 
 
@@ -129,6 +132,35 @@ def test_several_golds_and_a_byte_order_mark(tmp_path: Path):
     source = write(tmp_path / "in.jsonl", rows)
     source.write_text("\ufeff" + source.read_text(), encoding="utf-16")
     assert grade_file(source, tmp_path / "out.jsonl", audit=False) == {"correct": 2, "wrong": 1}
+
+
+def test_files_of_other_tools_are_graded_by_their_own_columns(tmp_path: Path):
+    """Columns of lm-evaluation-harness's samples, of verl's validation and of lighteval's details, as files hold them."""
+    harness = [{"doc": {"answer": "2"}, "target": "2", "resps": [[r"\boxed{2}"]], "filtered_resps": ["2"]}]
+    verl = [{"input": "?", "output": r"so \boxed{3}", "gts": ["1", "3"], "step": 1}]
+    lighteval = [{"doc": {"choices": ["7"], "gold_index": [0]}, "model_response": {"text": [r"\boxed{8}"]}}]
+    cut = [{"gold": "1", "response": "first 1", "finish_reason": "length"}]
+    cut += [{"gold": "1", "response": r"\boxed{1}, and", "finish_reason": "length"}]
+    cut += [{"gold": "1", "response": "1", "finish_reason": "stop"}]
+    parquet, table = tmp_path / "details.parquet", tmp_path / "rows.csv"
+    pq.write_table(pa.Table.from_pylist([row | {"date": date(2026, 1, 2)} for row in lighteval]), parquet)
+    table.write_text("answer,said\n4,the answer is 4\n")
+    for file, columns, expected in (
+        (write(tmp_path / "harness.jsonl", harness), Columns(gold="target", response="resps.0.0"), ["correct"]),
+        (write(tmp_path / "verl.jsonl", verl), Columns(gold="gts", response="output"), ["correct"]),
+        (parquet, Columns(gold="doc.choices", response="model_response.text.0"), ["wrong"]),
+        (table, Columns(gold="answer", response="said"), ["correct"]),
+        (write(tmp_path / "cut.jsonl", cut), Columns(), ["truncated", "correct", "correct"]),
+    ):
+        grade_file(file, tmp_path / "out.jsonl", audit=False, columns=columns)
+        assert [row["outcome"] for row in read(tmp_path / "out.jsonl")] == expected, file.name
+    with pytest.raises(UserError, match=r"no column 'resps\.1\.0'.*columns here: doc, .*--response"):
+        grade_file(
+            tmp_path / "harness.jsonl",
+            tmp_path / "no.jsonl",
+            audit=False,
+            columns=Columns(response="resps.1.0", gold="target"),
+        )
 
 
 @pytest.mark.parametrize(
@@ -199,7 +231,7 @@ def test_junk_in_any_place_is_graded_or_refused_in_one_line(tmp_path: Path, kind
                 write(questions, [row])
             write(source, [own if kind == "their problems" else row])
             try:
-                list(_items(source))
+                list(_items(source, Columns()))
             except UserError as error:
                 assert "\n" not in str(error) and len(str(error)) < 1000
                 refused += 1

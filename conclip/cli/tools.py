@@ -19,7 +19,7 @@ from conclip.config.groups import DeviceConfig
 from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.errors import EXIT_FAILED_RUN, UserError
 from conclip.evaluation import compare as paired_results
-from conclip.evaluation.regrade import grade_file
+from conclip.evaluation.regrade import Columns, grade_file
 from conclip.evaluation.rows import read_rows, select_rows
 from conclip.experiments.inputs import Inputs, checked
 from conclip.experiments.memory import memory_table, place_of
@@ -61,15 +61,18 @@ class Parser(argparse.ArgumentParser):
 def grade(arguments: list[str]) -> None:
     parser = Parser(
         prog="conclip grade",
-        description="Grade JSON lines with columns gold and response (optional: choices, precision), or conclip's own "
-        "rows-*.jsonl. What stands inside a thinking part is no answer; another tool's response without \\boxed{} is taken "
-        "whole, from behind that part. Adds outcome, extracted, method and grader_version to each row.",
+        description="Grade rows with columns gold and response (optional: choices, precision, finish_reason), or conclip's "
+        "own rows-*.jsonl. What stands inside a thinking part is no answer; another tool's response without \\boxed{} is "
+        "taken whole, from behind that part. Adds outcome, extracted, method and grader_version to each row.",
     )
-    parser.add_argument("source", metavar="IN", type=Path, help="JSON lines")
+    parser.add_argument("source", metavar="IN", type=Path, help="JSON lines, JSON, CSV or Parquet")
     parser.add_argument("target", metavar="OUT", type=Path, help="the graded JSON lines")
+    parser.add_argument("--gold", default="gold", metavar="COLUMN", help="column of the gold answer: --gold doc.answer")
+    parser.add_argument("--response", default="response", metavar="COLUMN", help="column of the response: resps.0.0")
     parser.add_argument("--audit", action="store_true", help="grade with a second, independent comparison too")
     options = parser.parse_args(arguments)
-    counts = grade_file(options.source, options.target, audit=options.audit)
+    columns = Columns(gold=options.gold, response=options.response)
+    counts = grade_file(options.source, options.target, audit=options.audit, columns=columns)
     for name, count in sorted(counts.items()):
         sys.stdout.write(f"{count:>8}  {name}\n")
     sys.stdout.write(terminal_safe(f"graded rows: {options.target}\n"))

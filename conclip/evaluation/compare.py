@@ -134,6 +134,13 @@ def differences(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> list[str
         if values[0] != values[1]:
             one, two = (", ".join(map(str, side)) for side in values)
             texts.append(f"{name} differs: {one} against {two}")
+    if all({row.prompt_condition for row in rows} == {first[0].prompt_condition} for rows in (first, second)):
+        lengths = [{(row.benchmark, row.problem_id): row.num_prompt_tokens for row in rows} for rows in (first, second)]
+        if number := sum(lengths[1].get(problem, length) != length for problem, length in lengths[0].items()):
+            texts.append(
+                f"the prompts of {number} problems have another number of tokens: another instruction, system prompt, chat "
+                "template or tokenizer"
+            )
     golds = [{(row.benchmark, row.problem_id): row.answer for row in rows} for rows in (first, second)]
     if number := sum(golds[1].get(problem, gold) != gold for problem, gold in golds[0].items()):
         texts.append(f"{number} problems have other gold answers: they may be other problems of the same name")

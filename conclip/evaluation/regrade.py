@@ -1,5 +1,5 @@
-"""`conclip grade IN OUT`: JSON lines with `gold` and `response` columns, or conclip's own rows, get an outcome and an
-extracted answer a row.
+"""`conclip grade IN OUT`: rows with a gold answer and a response, or conclip's own, get an outcome and an extracted answer
+each.
 
 No model is needed: for old runs, other tools' outputs, and audits of the grader itself.
 """
@@ -16,8 +16,9 @@ from conclip.errors import UserError
 from conclip.grading.answers import extract_boxed
 from conclip.grading.grader import GRADER_VERSION, Grader
 from conclip.grading.thinking import DEFAULT_TAGS, Thinking, answer_of, joined, tags_in
+from conclip.problems.cells import cell
 from conclip.problems.files import is_missing_value
-from conclip.problems.tables import object_lines
+from conclip.problems.tables import SUFFIXES, object_lines, read_table
 from conclip.runs.files import check_target, writing
 from conclip.types import ExtractionRule, FinishReason, Grade, Outcome
 
@@ -26,6 +27,15 @@ MAX_PENDING = 1000
 
 OWN_COLUMNS = {"problem_id", "answer", "text", "finish_reason"}
 """Columns by which a row of conclip's own is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """What the columns of a file are called; also of what is inside them (`cell`)."""
+
+    gold: str = "gold"
+    response: str = "response"
+
 
 Questions = Mapping[str, Mapping[str, Any]]
 """The test problems of a run, by id."""
@@ -42,32 +52,34 @@ class _Item:
     decimals: int | None = None
     tolerance: float = 0.0
     finish_reason: FinishReason | None = None
-    """How the response ended, in a row of conclip's own; None: the response is taken whole where it has no box."""
+    """How the response ended, in a row of conclip's own or where it was cut; None: the response is taken whole where it has
+    no box."""
     extraction: ExtractionRule = "strict"
     """By which rule an outcome counts, in a row of conclip's own."""
 
 
-def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
+def grade_file(source: Path, target: Path, *, audit: bool, columns: Columns = Columns()) -> Counter[str]:
     """Grade every row of `source` into `target`, in order. Returns how many rows have each outcome and, with `audit`, how
     many the second method agrees on, disagrees on, or cannot judge.
 
     A row's columns stay; `outcome`, `extracted`, `method` and `grader_version` are added, `audit` when asked for. What
     stands inside a thinking part (`<think>` or other known tags) is no answer. A response without a box is taken whole, from
     behind that part, as the answer. Of a list of golds each is right by itself. Optional columns: `choices` (texts of
-    options A, B, ...), `precision` (decimals to which numbers must agree). Rows of conclip's own are graded as in their run,
+    options A, B, ...), `precision` (decimals to which numbers must agree), `finish_reason` ("length" where a response was
+    cut: without a box it is truncated, then, and no answer). Rows of conclip's own are graded as in their run,
     by its rule of extraction, and their lenient columns, too: golds, choices and tolerance are those of questions.jsonl
     beside the file, else the row's `answer`. (Whether a prompt had opened the thinking part, they do not say: one that never
     closes counts as an answer.) Raises UserError with the line number on unusable rows, before `target` is made.
     """
     if not source.is_file():
-        raise UserError(f"no file '{source}'; give JSON lines with columns 'gold' and 'response'")
+        raise UserError(f"no file '{source}'; give rows with columns '{columns.gold}' and '{columns.response}'")
     check_target(target, "OUT", inputs=(source, source.parent / "questions.jsonl"))
-    num_rows = sum(1 for _ in _items(source))
+    num_rows = sum(1 for _ in _items(source, columns))
     if num_rows == 0:
-        raise UserError(f"'{source}' holds no rows; give JSON lines with columns 'gold' and 'response'")
+        raise UserError(f"'{source}' holds no rows; give rows with columns '{columns.gold}' and '{columns.response}'")
     counts: Counter[str] = Counter()
     with writing(target) as out:
-        for row, grade, second in _graded(source, audit=audit):
+        for row, grade, second in _graded(source, columns, audit=audit):
             result = {"outcome": grade.outcome.value, "extracted": grade.extracted, "method": grade.method}
             if "lenient_outcome" in row and grade.lenient_outcome is not None:
                 result |= {"lenient_outcome": grade.lenient_outcome.value, "lenient_extracted": grade.lenient_extracted}
@@ -75,11 +87,12 @@ def grade_file(source: Path, target: Path, *, audit: bool) -> Counter[str]:
             if second is not None:
                 result["audit"] = second
                 counts[f"audit: {second}"] += 1
-            out.write(json.dumps(row | result | {"grader_version": GRADER_VERSION}, ensure_ascii=False) + "\n")
+            graded = row | result | {"grader_version": GRADER_VERSION}
+            out.write(json.dumps(graded, ensure_ascii=False, default=str) + "\n")  # Parquet has dates
     return counts
 
 
-def _graded(source: Path, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grade, str | None]]:
+def _graded(source: Path, columns: Columns, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grade, str | None]]:
     """Yield rows with their verdicts, in the order of the file; workers keep busy on the rows ahead."""
     grader = Grader()
     pending: dict[str, _Item] = {}
@@ -99,7 +112,7 @@ def _graded(source: Path, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grad
             next_out += 1
 
     try:
-        for number, item in enumerate(_items(source)):
+        for number, item in enumerate(_items(source, columns)):
             key = str(number)
             pending[key] = item
             _submit(grader, key, item)
@@ -153,11 +166,12 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
-def _items(source: Path) -> Iterator[_Item]:
+def _items(source: Path, columns: Columns) -> Iterator[_Item]:
     file = source.parent / "questions.jsonl"
     questions = {str(row.get("problem_id")): row for _, row in object_lines(file)} if file.is_file() else {}
-    for where, row in object_lines(source):
-        yield _own(where, row, questions) if "gold" not in row and row.keys() >= OWN_COLUMNS else _checked(where, row)
+    for where, row in read_table(source) if source.suffix.lower() in SUFFIXES else object_lines(source):
+        is_own = columns == Columns() and "gold" not in row and row.keys() >= OWN_COLUMNS
+        yield _own(where, row, questions) if is_own else _checked(where, row, columns)
 
 
 def _own(where: str, row: dict[str, Any], questions: Questions) -> _Item:
@@ -184,22 +198,29 @@ def _own(where: str, row: dict[str, Any], questions: Questions) -> _Item:
     )
 
 
-def _checked(where: str, row: dict[str, Any]) -> _Item:
-    for column in ("gold", "response"):
-        if column not in row:
-            raise UserError(f"{where}: no column '{column}'; columns here: {', '.join(sorted(row)) or 'none'}")
-        values = _listed(row[column]) if column == "gold" else [row[column]]
+def _checked(where: str, row: dict[str, Any], columns: Columns) -> _Item:
+    for role, column in (("gold", columns.gold), ("response", columns.response)):
+        value = cell(row, column)
+        if value is None and column not in row:
+            there = ", ".join(sorted(row)) or "none"
+            raise UserError(f"{where}: no column '{column}'; columns here: {there}; name another by --{role}")
+        values = _listed(value) if role == "gold" else [value]
         if not values or not all(map(_is_text, values)):
-            raise UserError(
-                f"{where}: column '{column}' must be text or a number{', or a list' if column == 'gold' else ''}"
-            )
-    golds = [str(gold) for gold in _listed(row["gold"])]
+            raise UserError(f"{where}: column '{column}' must be text or a number{', or a list' if role == 'gold' else ''}")
+    golds = [str(gold) for gold in _listed(cell(row, columns.gold))]
     if nothing := [gold for gold in golds if is_missing_value(gold)]:
-        raise UserError(f"{where}: column 'gold' holds no answer but '{nothing[0]}'")
+        raise UserError(f"{where}: column '{columns.gold}' holds no answer but '{nothing[0]}'")
     precision = row.get("precision")
     if precision is not None and (isinstance(precision, bool) or not isinstance(precision, int) or precision < 0):
         raise UserError(f"{where}: column 'precision' must be a number of decimals, or null")
-    return _Item(row=row, golds=golds, response=str(row["response"]), choices=_choices(where, row), decimals=precision)
+    return _Item(
+        row=row,
+        golds=golds,
+        response=str(cell(row, columns.response)),
+        choices=_choices(where, row),
+        decimals=precision,
+        finish_reason="length" if row.get("finish_reason") == "length" else None,
+    )
 
 
 def _choices(where: str, row: Mapping[str, Any]) -> list[str] | None:

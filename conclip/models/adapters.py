@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from conclip.cluster.ranks import copy_parameters, whole
 from conclip.config.groups import AdapterConfig
 from conclip.errors import UserError
-from conclip.models.folder import layer_number
+from conclip.models.folder import layer_number, public_name
 from conclip.models.shards import write_weights
 from conclip.seeding import torch_stream
 
@@ -58,7 +58,7 @@ class Adapter:
             lora_dropout=0.0,
             bias="none",
             task_type="CAUSAL_LM",
-            base_model_name_or_path=base.name_or_path,
+            base_model_name_or_path=public_name(base.name_or_path),
         )
         try:
             with warnings.catch_warnings():

@@ -55,6 +55,18 @@ def find_model(path: str, key: str = "model.path") -> Path:
     raise UserError(f"{key}: no folder '{path}'; give 'lab', a Hugging Face model folder, or a hub id")
 
 
+def public_name(path: str | Path) -> str:
+    """Return what others know a model by, without a path of this machine: a hub id, also of a folder of the hub's cache, or
+    the folder's own name."""
+    folder = expanded(str(path))
+    if not folder.is_dir():
+        return str(path)
+    cached = folder.parent.parent.name  # CACHE/models--ORG--NAME/snapshots/REVISION
+    if folder.parent.name == "snapshots" and cached.startswith("models--"):
+        return cached.removeprefix("models--").replace("--", "/")
+    return folder.resolve().name
+
+
 def check_model(
     folder: Path,
     tokens_key: str,

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError, explain
+from conclip.redact import one_line
 from conclip.runs.files import expanded
 from conclip.runs.json_lines import DamagedLine, json_lines
 
@@ -36,9 +37,9 @@ def read_rows(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
             if not files:
                 raise UserError(f"{key}.path: folder '{path}' holds no {', '.join(SUFFIXES)}")
             for file in files:
-                yield from _read_file(key, file)
+                yield from read_table(file, f"{key}.path: ")
         else:
-            yield from _read_file(key, path)
+            yield from read_table(path, f"{key}.path: ")
     elif settings.dataset:
         yield from _read_hub(key, settings)
     else:
@@ -56,12 +57,13 @@ def _is_packed(file: Path, folder: Path) -> bool:
     return file.suffix.lower() in PACKED and file.is_file() and _is_table(table.relative_to(folder)) and not table.exists()
 
 
-def _read_file(key: str, path: Path) -> Iterator[Row]:
+def read_table(path: Path, told: str = "") -> Iterator[Row]:
+    """Yield the rows of a file. Raises UserError; what it says begins with `told` where the file itself is at fault."""
     if not path.is_file():
-        raise UserError(f"{key}.path: no file '{path}'; give one of {', '.join(SUFFIXES)}, or a folder of them")
+        raise UserError(f"{told}no file '{path}'; give one of {', '.join(SUFFIXES)}, or a folder of them")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise UserError(f"{key}.path: '{path}' is none of {', '.join(SUFFIXES)}")
+        raise UserError(f"{told}'{path}' is none of {', '.join(SUFFIXES)}")
     if suffix == ".jsonl":
         yield from object_lines(path)
     elif suffix == ".json":
@@ -69,7 +71,7 @@ def _read_file(key: str, path: Path) -> Iterator[Row]:
     elif suffix == ".csv":
         yield from _csv(path)
     else:
-        yield from _parquet(key, path)
+        yield from _parquet(path, told)
 
 
 _BYTE_ORDER_MARKS = {
@@ -196,12 +198,12 @@ def _object(where: str, row: Any) -> dict[str, Any]:
     return cast(dict[str, Any], row)
 
 
-def _parquet(key: str, path: Path) -> Iterator[Row]:
+def _parquet(path: Path, told: str) -> Iterator[Row]:
     try:
         for number, row in enumerate(parquet_rows(path), start=1):
             yield f"{path}, row {number}", row
     except ValueError as error:
-        raise UserError(f"{key}.path: '{path}' is not a Parquet file ({error})") from error
+        raise UserError(f"{told}'{path}' is not a Parquet file ({error})") from error
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -265,11 +267,13 @@ def _read_hub(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
     except Exception as error:
         if explain(error) is not None:
             raise
+        what = f"{key}: cannot get data set {name}, split {settings.split} ({type(error).__name__}: {one_line(str(error))})"
+        if isinstance(error, ValueError):  # it lists the configs or the splits that there are
+            raise UserError(f"{what}; set {key}.dataset_config and {key}.split to what there is") from error
         revision = f" --revision {settings.revision}" if settings.revision else ""
         raise UserError(
-            f"{key}: cannot get data set {name}, split {settings.split} ({type(error).__name__}); with a network: hf "
-            f"download --repo-type dataset {settings.dataset}{revision}; without: copy the split's file here and set "
-            f"{key}.path=FILE"
+            f"{what}; with a network: hf download --repo-type dataset {settings.dataset}{revision}; without: copy the "
+            f"split's file here and set {key}.path=FILE"
         ) from error
     for number, row in enumerate(cast(Any, rows), start=1):
         yield f"{settings.dataset}/{settings.split}, row {number}", dict(row)

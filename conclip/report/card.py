@@ -12,8 +12,9 @@ from conclip.config.recipe import BASE, lineage, problems_file
 from conclip.config.schema import LearnConfig
 from conclip.evaluation.metrics import Estimate, compare, summarise
 from conclip.evaluation.tables import describe_comparison
+from conclip.models.folder import public_name
 from conclip.report import escape
-from conclip.runs.files import expanded, write_text
+from conclip.runs.files import write_text
 from conclip.runs.run import Run
 from conclip.types import EvalRow
 
@@ -29,7 +30,8 @@ PATHS = tuple(f"{name}:" for name in PATH_NAMES)
 def write_card(run: Run, config: LearnConfig, checkpoint: Path, stage: str, *, rows: Sequence[EvalRow] = ()) -> None:
     """Write the model card of the checkpoint that a training stage left; `rows` are those of the base and the trained
     models, where the run evaluated them."""
-    base, stages = base_name(config), lineage(config.recipe, stage)
+    base = "conclip-lab" if config.model.is_lab else public_name(config.model.path)
+    stages = lineage(config.recipe, stage)
     data = ModelCardData(
         base_model=None if config.model.is_lab else base,
         library_name="transformers",
@@ -48,14 +50,6 @@ def write_card(run: Run, config: LearnConfig, checkpoint: Path, stage: str, *, r
         _limits([row for row in rows if row.model == stage]),
     ]
     write_text(checkpoint / "README.md", "\n".join(part for part in parts if part))
-
-
-def base_name(config: LearnConfig) -> str:
-    """Return the base model's name, without its parent folders."""
-    if config.model.is_lab:
-        return "conclip-lab"
-    path = config.model.path
-    return Path(path).name if expanded(path).is_dir() else path
 
 
 def _results(model: str, rows: Sequence[EvalRow], config: LearnConfig) -> str:
