@@ -150,7 +150,7 @@ def test_files_of_other_tools_are_graded_by_their_own_columns(tmp_path: Path):
         (write(tmp_path / "verl.jsonl", verl), Columns(gold="gts", response="output"), ["correct"]),
         (parquet, Columns(gold="doc.choices", response="model_response.text.0"), ["wrong"]),
         (table, Columns(gold="answer", response="said"), ["correct"]),
-        (write(tmp_path / "cut.jsonl", cut), Columns(), ["truncated", "correct", "correct"]),
+        (write(tmp_path / "cut.jsonl", cut), Columns(), ["truncated", "truncated", "correct"]),
     ):
         grade_file(file, tmp_path / "out.jsonl", audit=False, columns=columns)
         assert [row["outcome"] for row in read(tmp_path / "out.jsonl")] == expected, file.name
