@@ -66,10 +66,12 @@ def grade_file(source: Path, target: Path, *, audit: bool, columns: Columns = Co
     stands inside a thinking part (`<think>` or other known tags) is no answer. A response without a box is taken whole, from
     behind that part, as the answer. Of a list of golds each is right by itself. Optional columns: `choices` (texts of
     options A, B, ...), `precision` (decimals to which numbers must agree), `finish_reason` ("length" where a response was
-    cut: it is truncated then, as in conclip's own evaluations, whatever it says). Rows of conclip's own are graded as in their run,
-    by its rule of extraction, and their lenient columns, too: golds, choices and tolerance are those of questions.jsonl
-    beside the file, else the row's `answer`. (Whether a prompt had opened the thinking part, they do not say: one that never
-    closes counts as an answer.) Raises UserError with the line number on unusable rows, before `target` is made.
+    cut: it is truncated then, as in conclip's own evaluations, whatever it says).
+
+    Rows of conclip's own are graded as in their run, by its rule of extraction, and their lenient columns, too: golds,
+    choices and tolerance are those of questions.jsonl beside the file, else the row's `answer`. (Whether a prompt had opened
+    the thinking part, they do not say: one that never closes counts as an answer.) Raises UserError with the line number on
+    unusable rows, before `target` is made.
     """
     if not source.is_file():
         raise UserError(f"no file '{source}'; give rows with columns '{columns.gold}' and '{columns.response}'")
