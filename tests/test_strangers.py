@@ -761,7 +761,13 @@ EVIL = "a|b\n\n# [x](javascript:1) <img src=x> `c` $d$ \\input{/etc/passwd} ~^&%
 
 
 def table_of(name: str) -> dict[str, Any]:
-    return {"benchmark": name, "num_problems": 1, "columns": ["accuracy"], "rows": [(name, ["1.0 ±0.1"])]}
+    return {
+        "benchmark": name,
+        "caption": f"{name}: 1 problem",
+        "head": "model",
+        "columns": ["accuracy"],
+        "rows": [(name, ["1.0 ±0.1"])],
+    }
 
 
 def test_no_name_adds_structure_to_markdown():

@@ -57,6 +57,8 @@ class RunData:
     """Phase -> its training problems."""
     stages: Mapping[str, StageRecord]
     config: str
+    settings: Mapping[str, Any]
+    """What `config` says."""
     environment: Mapping[str, Any]
     notes: Sequence[str]
     margin: float
@@ -150,6 +152,7 @@ def read_run(path: Path) -> RunData:
         | {"": _chosen(folder / "problems.json")},
         stages=stages,
         config=config,
+        settings=written or {},
         environment=read_as(_ENVIRONMENT, _json(folder / "environment.json"), f"'{folder / 'environment.json'}'"),
         notes=[
             *results.get("notes", []),

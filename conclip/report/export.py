@@ -7,6 +7,7 @@ from typing import Any
 import vl_convert
 
 from conclip.report import escape
+from conclip.report.changes import seed_tables
 from conclip.report.charts import Figure, by_asking, curves, figures, scatter
 from conclip.report.data import RunData
 from conclip.report.page import result_tables
@@ -57,7 +58,7 @@ def write_files(runs: Sequence[RunData], folder: Path) -> list[Path]:
         for suffix in (".svg", ".png"):
             paths.append(folder / f"{figure.file_name}{suffix}")
             write_figure(figure, paths[-1])
-    tables = result_tables(runs)
+    tables = [*result_tables(runs), *seed_tables(runs)]
     if tables:
         write_text(folder / "results.md", "\n".join(map(markdown, tables)))
         write_text(folder / "results.tex", "\n".join(map(latex, tables)))
@@ -67,8 +68,8 @@ def write_files(runs: Sequence[RunData], folder: Path) -> list[Path]:
 
 def markdown(table: Mapping[str, Any]) -> str:
     lines = [
-        f"{escape.markdown(_caption(table))}\n",
-        f"| model | {' | '.join(map(escape.markdown, table['columns']))} |",
+        f"{escape.markdown(table['caption'])}\n",
+        f"| {table['head']} | {' | '.join(map(escape.markdown, table['columns']))} |",
         "|---" + "|---:" * len(table["columns"]) + "|",
     ]
     lines += [f"| {' | '.join(map(escape.markdown, (name, *cells)))} |" for name, cells in table["rows"]]
@@ -78,16 +79,12 @@ def markdown(table: Mapping[str, Any]) -> str:
 def latex(table: Mapping[str, Any]) -> str:
     """Return a tabular with booktabs rules."""
     lines = [
-        f"% {escape.one_line(_caption(table))}",
+        f"% {escape.one_line(table['caption'])}",
         rf"\begin{{tabular}}{{l{'r' * len(table['columns'])}}}",
         r"\toprule",
-        " & ".join(["model", *map(escape.tex, table["columns"])]) + r" \\",
+        " & ".join([table["head"], *map(escape.tex, table["columns"])]) + r" \\",
         r"\midrule",
     ]
     for name, cells in table["rows"]:
         lines.append(" & ".join(map(escape.tex, (name, *cells))) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def _caption(table: Mapping[str, Any]) -> str:
-    return f"{table['benchmark']}: {table['num_problems']} problems; ± half a 95 % interval, clustered by problem"

@@ -13,7 +13,7 @@ from typing import Any
 import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from conclip.evaluation.metrics import Comparison, compare
+from conclip.evaluation.metrics import Comparison
 from conclip.evaluation.tables import (
     by_condition,
     describe_comparison,
@@ -26,7 +26,8 @@ from conclip.evaluation.tables import (
     verdict,
 )
 from conclip.grading.thinking import DEFAULT_TAGS, joined
-from conclip.report.charts import Figure, figures, label, models_of
+from conclip.report.changes import changes, seed_tables
+from conclip.report.charts import Figure, figures, label
 from conclip.report.data import RunData
 from conclip.runs.files import finite, write_text
 from conclip.types import EvalRow, Outcome, condition_name
@@ -70,7 +71,7 @@ def write_page(runs: Sequence[RunData], path: Path) -> None:
         sections=_sections(runs, drawn),
         notes=[note for run in runs for note in run.notes],
         headlines=[headline for run in runs for headline in headlines(run, several)],
-        tables=result_tables(runs),
+        tables=[*result_tables(runs), *seed_tables(runs)],
         effort=effort_tables(runs),
         sentences=[sentence for run in runs for sentence in sentences(run)] if not several else [],
         figures=[
@@ -114,20 +115,11 @@ def in_script(value: Any) -> str:
 
 def headlines(run: RunData, several: bool) -> list[Headline]:
     """Return the headlines of a run; none when it has one model only."""
-    models = models_of(run)
-    if len(models) < 2:
-        return []
-    names = list(models)
-    made: list[Headline] = []
-    for benchmark, temperature in dict.fromkeys((row.benchmark, row.temperature) for row in models[names[0]]):
-        first, last = (
-            [row for row in models[name] if (row.benchmark, row.temperature) == (benchmark, temperature)]
-            for name in (names[0], names[-1])
-        )
-        comparison = compare(first, last)
-        where = f"{benchmark}, temperature {temperature:g}" + (f": {run.name}" if several else "")
-        made.append(_headline(where, names[0], names[-1], comparison, run.margin))
-    return made
+    of_run = f": {run.name}" if several else ""
+    return [
+        _headline(f"{change.where}{of_run}", change.first, change.last, change.comparison, run.margin)
+        for change in changes(run)
+    ]
 
 
 def _headline(where: str, first: str, last: str, comparison: Comparison, margin: float) -> Headline:
@@ -156,7 +148,8 @@ def result_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
         columns = list(next(iter(cells.values())))
         body = [(name, list(row.values())) for name, row in cells.items()]
         problems = max(summary.num_problems for summary in models.values())
-        made.append({"benchmark": benchmark, "num_problems": problems, "columns": columns, "rows": body})
+        caption = f"{benchmark}: {problems} problems; ± half a 95 % interval, clustered by problem"
+        made.append({"benchmark": benchmark, "caption": caption, "head": "model", "columns": columns, "rows": body})
     return made
 
 
@@ -168,7 +161,12 @@ def effort_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
         cells = effort_cells(efforts(rows, benchmark))
         columns = list(next(iter(cells.values())))
         made.append(
-            {"benchmark": benchmark, "columns": columns, "rows": [(n, list(row.values())) for n, row in cells.items()]}
+            {
+                "benchmark": benchmark,
+                "head": "model",
+                "columns": columns,
+                "rows": [(name, list(row.values())) for name, row in cells.items()],
+            }
         )
     return made
 
