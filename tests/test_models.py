@@ -27,7 +27,7 @@ from conclip.errors import UserError
 from conclip.experiments.inputs import load_inputs
 from conclip.models.architectures import implementation
 from conclip.models.critic import Critic
-from conclip.models.folder import LAB_MODEL, check_trainable, public_name
+from conclip.models.folder import LAB_MODEL, check_trainable, find_model, public_name
 from conclip.models.load import (
     OutputHead,
     checkpoint_weights,
@@ -253,4 +253,19 @@ def test_a_model_is_known_by_its_name_and_not_by_where_it_lies(tmp_path: Path):
     for folder in (cached, own):
         folder.mkdir(parents=True)
     assert [public_name(path) for path in (cached, own, str(own))] == ["Qwen/Qwen3-1.7B", "phase1-best", "phase1-best"]
-    assert public_name("Qwen/Qwen3-1.7B") == "Qwen/Qwen3-1.7B"
+    assert public_name("Qwen/Qwen3-1.7B") == public_name("Qwen/Qwen3-1.7B@main") == "Qwen/Qwen3-1.7B"
+
+
+def test_a_hub_id_may_name_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[str, str | None]] = []
+
+    def download(name: str, *, revision: str | None, ignore_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert find_model("Qwen/Qwen3-1.7B") == find_model("Qwen/Qwen3-1.7B@70d244cc") == tmp_path
+    assert asked == [("Qwen/Qwen3-1.7B", None), ("Qwen/Qwen3-1.7B", "70d244cc")]
+    beside = tmp_path / "own/model@2"
+    beside.mkdir(parents=True)
+    assert find_model(str(beside)) == beside and len(asked) == 2  # a folder's name may have such a sign

@@ -33,8 +33,8 @@ DIFFERENT_IN_VLLM = {"cohere2": "vLLM's attention windows are a token wider than
 
 
 def find_model(path: str, key: str = "model.path") -> Path:
-    """Return the folder that config key `key` names: ``lab``, a folder, or a hub id that is cached or can be downloaded.
-    Raises UserError."""
+    """Return the folder that config key `key` names: ``lab``, a folder, or a hub id that is cached or can be downloaded, at
+    a revision of its own if it ends in ``@REVISION`` (a branch, a tag or a commit). Raises UserError."""
     if path == LAB:
         return LAB_MODEL
     folder = expanded(path)
@@ -44,7 +44,8 @@ def find_model(path: str, key: str = "model.path") -> Path:
         from huggingface_hub import snapshot_download  # noqa: PLC0415  only when a hub id is asked for
 
         try:
-            return Path(snapshot_download(path, ignore_patterns=["*.bin", "*.pth", "*.gguf"]))
+            name, _, revision = path.partition("@")
+            return Path(snapshot_download(name, revision=revision or None, ignore_patterns=["*.bin", "*.pth", "*.gguf"]))
         except Exception as error:
             if explain(error) is not None:
                 raise
@@ -60,7 +61,7 @@ def public_name(path: str | Path) -> str:
     the folder's own name."""
     folder = expanded(str(path))
     if not folder.is_dir():
-        return str(path)
+        return str(path).partition("@")[0]
     cached = folder.parent.parent.name  # CACHE/models--ORG--NAME/snapshots/REVISION
     if folder.parent.name == "snapshots" and cached.startswith("models--"):
         return cached.removeprefix("models--").replace("--", "/")
