@@ -7,12 +7,11 @@ about other models or other runs.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from conclip.claims.measures import gaps
-from conclip.evaluation.compare import paired
 from conclip.evaluation.measures import by_problem
 from conclip.evaluation.rows import read_rows
 from conclip.stats import bootstrap_interval, clustered_interval
@@ -56,28 +55,12 @@ def wrong_against_right(files: Sequence[tuple[str, list[EvalRow]]]) -> Iterator[
         yield f"| {name} | {rows[0].temperature:g} | {shown(across_problems(rows))} | {shown(within_problems(rows))} |"
 
 
-def against_base(files: Sequence[tuple[str, list[EvalRow]]]) -> Iterator[str]:
-    yield "| model | temperature | problems | tokens [%] | accuracy [points] |"
-    yield "|---|---:|---:|---|---|"
-    bases = {rows[0].temperature: rows for name, rows in files if name == files[0][0]}
-    for name, rows in files:
-        temperature = rows[0].temperature
-        if name != files[0][0] and temperature in bases:
-            (result,) = paired(bases[temperature], rows)
-            ratio, difference = result.comparison.tokens_ratio, result.comparison.accuracy_difference
-            tokens = (100 * (ratio.mean - 1), 100 * (ratio.low - 1), 100 * (ratio.high - 1))
-            accuracy = (100 * difference.mean, 100 * difference.low, 100 * difference.high)
-            yield f"| {name} | {temperature:g} | {result.num_problems} | {shown(tokens)} | {shown(accuracy)} |"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="NAME.parquet or NAME@TEMPERATURE.parquet; the base first")
     options = parser.parse_args()
     files = [(path.stem.partition("@")[0], list(read_rows(path))) for path in options.files]
-    tables: Sequence[Callable[[Sequence[tuple[str, list[EvalRow]]]], Iterator[str]]] = (wrong_against_right, against_base)
-    for table in tables:
-        print("\n".join(table(files)), end="\n\n")
+    print("\n".join(wrong_against_right(files)))
 
 
 if __name__ == "__main__":

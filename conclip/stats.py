@@ -263,25 +263,29 @@ def bootstrap_interval(num_clusters: int, statistic: Callable[[list[int]], float
     return float(low), float(high)
 
 
-def sign_flip_p_value(differences: Sequence[float], *, seed: int, num_flips: int = 9999) -> float:
+NUM_FLIPS = 9999
+"""Patterns of signs that a permutation test draws."""
+
+
+def sign_flip_p_value(differences: Sequence[float]) -> float:
     """Return the two-sided p-value of a paired permutation test of mean difference 0: under it each pair's difference may as
-    well have the other sign (Fisher 1935). It is exact while there are at most `num_flips` patterns of signs (13 pairs),
-    else Monte Carlo, (1 + extreme) / (1 + draws), so never 0. Sums that differ by rounding only, relative to the
+    well have the other sign (Fisher 1935). It is exact while there are at most NUM_FLIPS patterns of signs (13 pairs),
+    else Monte Carlo of one seed, (1 + extreme) / (1 + draws), so never 0. Sums that differ by rounding only, relative to the
     differences, are ties.
 
     Example: no difference anywhere gives 1, three equal ones 2/8.
     """
     values: Array = np.asarray(differences, dtype=np.float64)
     least = abs(values.sum()) - DUST * np.abs(values).sum()
-    if 2 ** len(values) <= num_flips:
+    if 2 ** len(values) <= NUM_FLIPS:
         patterns = np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1
         return float((np.abs((1 - 2 * patterns) @ values) >= least).mean())
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     extreme = 0
-    for begin in range(0, num_flips, 500):
-        signs = generator.choice(np.array([-1.0, 1.0]), size=(min(500, num_flips - begin), len(values)))
+    for begin in range(0, NUM_FLIPS, 500):
+        signs = generator.choice(np.array([-1.0, 1.0]), size=(min(500, NUM_FLIPS - begin), len(values)))
         extreme += int((np.abs(signs @ values) >= least).sum())
-    return (1 + extreme) / (1 + num_flips)
+    return (1 + extreme) / (1 + NUM_FLIPS)
 
 
 def problems_needed(values: Sequence[float], shares: Sequence[float], margin: float) -> int:

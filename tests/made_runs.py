@@ -32,7 +32,13 @@ def made_run(
     """Base, phase-1 and phase-2 model; the later, the more often right and the shorter. Texts are taken in turn, for
     questions, responses and reasons alike."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"name: {name}\nseed: 0\n")
+    recipe = {
+        "probe-base": {"kind": "probe"},
+        "phase1": {"kind": "train", "rates": "probe-base"},
+        "probe-phase1": {"kind": "probe", "model": "phase1"},
+        "phase2": {"kind": "train", "model": "phase1", "rates": "probe-phase1"},
+    }
+    (folder / "config.yaml").write_text(f"name: {name}\nseed: 0\nrecipe: {json.dumps(recipe)}\n")
     write = {
         "environment.json": {
             "arguments": [texts[0]],

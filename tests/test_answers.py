@@ -102,12 +102,12 @@ def test_the_last_balanced_box(text: str, expected: str | None):
     ],
 )
 def test_lenient_fall_backs_and_what_they_are_called(text: str, expected: Extraction | None):
-    assert extract(text, lenient=True) == expected
+    assert extract(text) == expected
 
 
 def test_strict_knows_boxes_only():
-    assert extract("the answer is 7", lenient=False) is None
-    assert extract(r"\boxed{7}", lenient=False) == Extraction("7", "boxed")
+    assert extract_boxed("the answer is 7") is None
+    assert extract_boxed(r"\boxed{7}") == "7"
 
 
 @pytest.mark.parametrize(
@@ -177,5 +177,5 @@ def test_options_that_carry_their_letter(choice: str, index: int, expected: str)
 )
 def test_extraction_takes_linear_time(text: str):
     began = time.process_time()
-    extract(text, lenient=True)
+    extract(text)
     assert time.process_time() - began < 5  # quadratic work would take minutes

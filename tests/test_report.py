@@ -87,14 +87,6 @@ def test_where_the_time_of_a_phase_went(tmp_path: Path):
     }
 
 
-def test_the_sampling_of_a_run_made_before_is_in_its_times(tmp_path: Path):
-    folder = made_run(tmp_path / "attempt-001")
-    metrics = folder / "metrics.jsonl"
-    metrics.write_text(metrics.read_text().replace("time/generate_s", "time/rollout_s"))
-    (figure,) = [figure for figure in figures([read_run(folder)]) if figure.name == "times"]
-    assert figure.caption.startswith("phase1: 10 steps of 4.0 s (sampling 75%, update 25%, ")
-
-
 def test_hostile_text_stays_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tame, wild = (made_run(tmp_path / name / "attempt-001", texts=texts) for name, texts in (("a", ("x",)), ("b", HOSTILE)))
     report(monkeypatch, tame)
@@ -290,6 +282,8 @@ def test_pass_rates_of_a_run_without_phase_1_chose_for_phase_2(tmp_path: Path):
     folder = made_run(tmp_path / "attempt-001")
     (folder / "training-phase1.json").unlink()
     (folder / "pass_rates-phase1.jsonl").unlink()
+    recipe = {"probe-base": {"kind": "probe"}, "phase2": {"kind": "train", "rates": "probe-base"}}
+    (folder / "config.yaml").write_text(json.dumps({"name": "made", "seed": 0, "recipe": recipe}))
     assert list(read_run(folder).rates) == ["phase2"]
 
 
@@ -304,7 +298,7 @@ def test_a_probe_or_an_evaluation_alone_has_a_page_of_what_there_is(tmp_path: Pa
         "metrics.jsonl",
     ):
         (folder / name).unlink()
-    assert [figure.name for figure in figures([read_run(folder)])] == ["pass-rates-phase2"]
+    assert [figure.name for figure in figures([read_run(folder)])] == ["pass-rates-phase1", "pass-rates-phase2"]
 
 
 def test_tables_for_papers_escape_what_latex_reads(tmp_path: Path):

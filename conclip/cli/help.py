@@ -14,8 +14,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from conclip.runs.terminal import open_console
-
 _KEY = re.compile(r"(\s*)([A-Za-z_]\w*):")
 _PROBLEM_SET = re.compile(r"^(pool|validation|test)\.[^.]+")
 """The free name of a problem set and the list it stands in; its keys mean the same in all of them."""
@@ -113,10 +111,6 @@ def help_page(folders: Sequence[Path], primary: str, composed: DictConfig, choic
             parts.append(_table(own, group_meanings(group_files(folders, group, "*.yaml"), option), f"{package}."))
     parts.append(Text(FOOTER))
     return Group(*parts)
-
-
-def show_help(folders: Sequence[Path], primary: str, composed: DictConfig, choices: Mapping[str, str | None]) -> None:
-    open_console().print(help_page(folders, primary, composed, choices))
 
 
 def _stages(recipe: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -145,8 +145,9 @@ def _leave(code: int) -> NoReturn:
 def _run(subcommand: str, arguments: list[str]) -> None:
     from hydra._internal.utils import get_args_parser  # noqa: PLC0415  the usage page above should not wait for it
 
-    from conclip.cli.help import show_help  # noqa: PLC0415
+    from conclip.cli.help import help_page  # noqa: PLC0415
     from conclip.config.compose import compose_config, config_folders, sweep_jobs  # noqa: PLC0415
+    from conclip.runs.terminal import open_console  # noqa: PLC0415
 
     dry_run = "--dry-run" in arguments
     parser = get_args_parser()
@@ -160,7 +161,7 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     compose = partial(compose_config, subcommand, primary=flags.config_name, config_dir=flags.config_dir)
     if flags.help:
         with _resolving():
-            return show_help(config_folders(flags.config_dir), primary, *compose(flags.overrides))
+            return open_console().print(help_page(config_folders(flags.config_dir), primary, *compose(flags.overrides)))
     if flags.cfg or flags.info or flags.hydra_help or flags.shell_completion:
         with _resolving():
             return _show_hydra(subcommand, primary, flags, compose)

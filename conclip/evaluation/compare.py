@@ -53,7 +53,7 @@ class Paired:
     transitions: Mapping[tuple[Outcome, Outcome], int]
 
 
-def paired(first: Sequence[EvalRow], second: Sequence[EvalRow], *, seed: int = 0) -> list[Paired]:
+def paired(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> list[Paired]:
     """Compare each benchmark that both sides have, on the problems that both have. Raises UserError when they share none, or
     a side mixes models, instructions or temperatures."""
     for side, rows in (("FIRST", first), ("SECOND", second)):
@@ -71,7 +71,7 @@ def paired(first: Sequence[EvalRow], second: Sequence[EvalRow], *, seed: int = 0
         shared = {row.problem_id for row in columns[0]} & {row.problem_id for row in columns[1]}
         if shared:
             one, two = ([row for row in column if row.problem_id in shared] for column in columns)
-            results.append(_paired(benchmark, one, two, seed))
+            results.append(_paired(benchmark, one, two))
     if not results:
         raise UserError("the two evaluations share no problem; evaluate both on the same benchmark")
     return results
@@ -89,7 +89,7 @@ def _check_rows(side: str, rows: Sequence[EvalRow]) -> None:
         raise UserError(f"{side}'s responses have no tokens (num_tokens is 0 in every row): there is no length to compare")
 
 
-def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow], seed: int) -> Paired:
+def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow]) -> Paired:
     one, two = summarise(first), summarise(second)
     levels = two.accuracy.mean, two.mean_tokens.mean, one.accuracy.mean, one.mean_tokens.mean
     judged = [by_problem(rows) for rows in (first, second)]
@@ -107,8 +107,8 @@ def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow],
         first=one,
         second=two,
         comparison=compare(first, second),
-        accuracy_p_value=sign_flip_p_value(right, seed=seed),
-        tokens_p_value=sign_flip_p_value([b - a for a, b in zip(*tokens, strict=True)], seed=seed),
+        accuracy_p_value=sign_flip_p_value(right),
+        tokens_p_value=sign_flip_p_value([b - a for a, b in zip(*tokens, strict=True)]),
         aes=efficiency_score(*levels, **AES_WEIGHTS) if one.accuracy.mean > 0 else None,
         transitions=transitions(first, second),
     )

@@ -64,9 +64,13 @@ def majority_share(group: Sequence[EvalRow]) -> float:
     return (right in winners) / len(winners)
 
 
-def maj_at_k(rows: Sequence[EvalRow], k: int, *, num_subsets: int = 100) -> float:
+NUM_SUBSETS = 100
+"""Random subsets of a problem's samples that vote."""
+
+
+def maj_at_k(rows: Sequence[EvalRow], k: int) -> float:
     """Return the mean over problems of the majority vote of k samples: exact where a problem has k samples, else the mean
-    over `num_subsets` random subsets, seeded by k. Raises ValueError for k above the number of samples."""
+    over NUM_SUBSETS random subsets, seeded by k. Raises ValueError for k above the number of samples."""
     generator = np.random.default_rng(k)
     shares: list[float] = []
     for problem, group in by_problem(rows).items():
@@ -75,7 +79,7 @@ def maj_at_k(rows: Sequence[EvalRow], k: int, *, num_subsets: int = 100) -> floa
         if k == len(group):
             shares.append(majority_share(group))
         else:
-            chosen: list[list[int]] = [generator.permutation(len(group))[:k].tolist() for _ in range(num_subsets)]
+            chosen: list[list[int]] = [generator.permutation(len(group))[:k].tolist() for _ in range(NUM_SUBSETS)]
             shares.append(fmean(majority_share([group[index] for index in subset]) for subset in chosen))
     return fmean(shares)
 

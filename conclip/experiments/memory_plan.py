@@ -188,10 +188,8 @@ class MemoryPlan:
         if self.fits:
             return said
         possible = changes(self.config, self.model, self.longest, self.place)
-        return f"{said}; {remedies(self.config, lambda config: self._with(config).fits, possible)}"
-
-    def _with(self, config: BaseConfig) -> "MemoryPlan":
-        return plan_memory(config, self.model, self.longest, self.place)
+        fits = lambda config: plan_memory(config, self.model, self.longest, self.place).fits  # noqa: E731
+        return f"{said}; {remedies(self.config, fits, possible)}"
 
 
 def plan_memory(config: BaseConfig, model: ModelSize, longest: int, place: Place) -> MemoryPlan:

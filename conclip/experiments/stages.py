@@ -80,7 +80,6 @@ class Stages:
         self._open = ExitStack()
         self._runtime: Runtime | None = None
         self._loaded: Path | None = None
-        self._hashes: dict[Path, str] = {}
         self._made_launcher: Launcher | None = None
         self._learners = Learners(config.cluster if config.learning is not None else ClusterConfig(), self._launcher)
 
@@ -112,10 +111,10 @@ class Stages:
 
         def work() -> StageOutput:
             runtime = self.runtime_with(model)
-            rows = self._row_file(responses, name, self._hash(model))
+            rows = self._row_file(responses, name, model_hash(model))
             ordered = sample_in_rounds(title, runtime, problems, band, settings, rows)
             rows.finish(ordered)
-            rates = pass_rates(ordered, band, model_hash=self._hash(model), sampling_hash=sampling_hash(config))
+            rates = pass_rates(ordered, band, model_hash=model_hash(model), sampling_hash=sampling_hash(config))
             write_pass_rates(self._run.folder / file, rates)
             return StageOutput(
                 outputs=[file, responses, str(Path(responses).with_suffix(".parquet"))],
@@ -124,7 +123,7 @@ class Stages:
             )
 
         inputs = {
-            "model": self._hash(model),
+            "model": model_hash(model),
             "problems": problems_hash(problems),
             "sampling": sampling,
             "probe": [asdict(settings), asdict(band), PASS_RATES_VERSION],
@@ -192,7 +191,7 @@ class Stages:
         del sampled["rollout"]["unit_responses"]  # a step's responses are one batch
         reserve = [choice.problem for choice in selection.reserve]
         return {
-            "model": self._hash(model),
+            "model": model_hash(model),
             "problems": problems_hash(selection.problems),
             "refresh": [problems_hash(reserve), _probe_counts(selection)] if phase.refresh else "",
             "validation": problems_hash(self._inputs.validation),
@@ -240,7 +239,7 @@ class Stages:
             )
 
         inputs = {
-            "model": self._hash(model),
+            "model": model_hash(model),
             "examples": digest([(row.key, row.text) for row in chosen]),
             "config": [asdict(settings), relevant(config, ("seed", "model", "optim"))],
         }
@@ -293,7 +292,7 @@ class Stages:
 
     def _identity(self, name: str, model: Path) -> str:
         """Return a string that identifies a model's weights."""
-        return f"{self._config.model.url} {self._inputs.served_name}" if self._is_served(name) else self._hash(model)
+        return f"{self._config.model.url} {self._inputs.served_name}" if self._is_served(name) else model_hash(model)
 
     def _opened(self, name: str, model: Path) -> AbstractContextManager[Runtime]:
         """Return the open runtime for models of a run that trains, since they share one architecture; else a new one."""
@@ -319,11 +318,6 @@ class Stages:
             self._runtime = self._open.enter_context(opened)
             self._loaded = start
         return self._runtime
-
-    def _hash(self, model: Path) -> str:
-        if model not in self._hashes:
-            self._hashes[model] = model_hash(model)
-        return self._hashes[model]
 
 
 def sample_in_rounds(

@@ -29,7 +29,7 @@ def agree(gold: Reading, answer: Reading, tolerance: Tolerance) -> bool:
     if isinstance(gold, Spelled) and isinstance(answer, Number):
         return _agree_with_number(gold, answer, tolerance)
     if isinstance(gold, Spelled) or isinstance(answer, Spelled):
-        return isinstance(gold, Spelled) and isinstance(answer, Spelled) and _agree_spelled(gold, answer, tolerance)
+        return isinstance(gold, Spelled) and isinstance(answer, Spelled) and _agree_spelled(gold, answer)
     if isinstance(gold, Region) or isinstance(answer, Region):
         first, second = region_of(gold, read), region_of(answer, read)
         return first is not None and second is not None and same_region(first, second)
@@ -57,7 +57,8 @@ def _is_one(reading: Reading) -> bool:
     return isinstance(reading, Number) or _is_point(reading)
 
 
-def _agree_spelled(gold: Spelled, answer: Spelled, tolerance: Tolerance) -> bool:
+def _agree_spelled(gold: Spelled, answer: Spelled) -> bool:
+    """Compare ratios, times and the like, whose numbers must be equal: a tolerance is one of single numbers."""
     if gold.notation != answer.notation or gold.notation == "unread":
         return False
     if gold.notation == "remainder":
@@ -68,12 +69,12 @@ def _agree_spelled(gold: Spelled, answer: Spelled, tolerance: Tolerance) -> bool
         sides = [[number_of(part) for part in reading.parts[:-1]] for reading in (gold, answer)]
         pairs = list(zip(*sides, strict=True))
         if any(value is not None and value.is_zero for pair in pairs for value in pair):
-            return all(_agree_parts(g, a, tolerance) for g, a in zip(gold.parts, answer.parts, strict=True))
-        return _agree_parts(gold.parts[-1], answer.parts[-1], tolerance) and all(
+            return all(map(_agree_parts, gold.parts, answer.parts))
+        return _agree_parts(gold.parts[-1], answer.parts[-1]) and all(
             equality.equal(g * pairs[0][1], a * pairs[0][0])
             for g, a in pairs  # pyright: ignore
         )
-    return all(_agree_parts(g, a, tolerance) for g, a in zip(gold.parts, answer.parts, strict=True))
+    return all(map(_agree_parts, gold.parts, answer.parts))
 
 
 def _agree_with_number(spelled: Spelled, number: Number, tolerance: Tolerance) -> bool:
@@ -97,7 +98,7 @@ def _may_be_time(ratio: Spelled) -> bool:
     )
 
 
-def _agree_parts(gold: "Reading | str", answer: "Reading | str", tolerance: Tolerance) -> bool:
+def _agree_parts(gold: "Reading | str", answer: "Reading | str") -> bool:
     if isinstance(gold, UnitText) and isinstance(answer, UnitText):
         return not gold or not answer or read_unit(gold) == read_unit(answer)
     if isinstance(gold, str) or isinstance(answer, str):

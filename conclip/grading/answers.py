@@ -127,13 +127,11 @@ MAX_FORMULA_CHARS = 2000
 """A longer formula is no final answer."""
 
 
-def extract(text: str, *, lenient: bool) -> Extraction | None:
-    """Return the final answer of a response; None when there is none. Strict extraction looks at boxes only."""
+def extract(text: str) -> Extraction | None:
+    """Return the final answer of a response, that of a box or, without one, in another form; None when there is none."""
     boxed = extract_boxed(text)
     if boxed is not None:
         return Extraction(boxed, "boxed")
-    if not lenient:
-        return None
     tail = text[-MAX_TAIL_CHARS:].replace("**", "").rstrip()
     if tags := _ANSWER_TAG.findall(tail):
         return Extraction(tags[-1].strip(), "phrase")

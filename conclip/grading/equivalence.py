@@ -36,7 +36,7 @@ def same_answer(
     if not has_words and not (is_response and re.search(r"\n|####|<answer>", answer)):
         return False
     for text in (answer, plain(answer)):
-        extraction = extract(text, lenient=True)
+        extraction = extract(text)
         # A number inside a formula that was not understood is no answer; "the answer is 7" in a box is one.
         if (
             extraction

@@ -124,7 +124,7 @@ class Grader:
         texts of options A, B, ... of a multiple-choice question. Numbers are compared exactly. They also count as equal when
         they agree in `decimals` decimals, or differ by at most the share `tolerance` of the gold one."""
         with self._lock:
-            extraction = extract(text, lenient=True)
+            extraction = extract(text)
             if finish_reason != "stop":
                 self._done(_Request(key, extraction or Extraction("", "whole")), Outcome.TRUNCATED)
             elif extraction is None:
@@ -151,7 +151,7 @@ class Grader:
         with self._lock:
             is_response = method == "whole"
             if is_response and len(answer) > MAX_ANSWER_CHARS:
-                extraction = extract(answer, lenient=True)
+                extraction = extract(answer)
                 answer = extraction.answer if extraction else ""
             options = tuple(choices) if choices else None
             pair = _Pair(

@@ -121,7 +121,7 @@ def read_run(path: Path) -> RunData:
     subcommand = manifest.get("subcommand", "")
     config = (read_plain(folder / "config.yaml") or b"").decode("utf-8", errors="replace")
     written = _config(config, folder)
-    recipe = _recipe(written, folder, subcommand)
+    recipe = _recipe(written, folder)
     phases = training_stages(recipe)
     results = read_as(_RESULTS, _json(folder / "results.json"), f"'{folder / 'results.json'}'")
     training: dict[str, _Training] = {}
@@ -186,27 +186,10 @@ def _name(config: Mapping[str, Any] | None, folder: Path) -> str:
     return folder.resolve().parent.name if config is None else str(config["name"])
 
 
-_PROBE_AND_TRAIN = {"probe": StageConfig(kind="probe")}
-RECIPES_BEFORE_0_2: Mapping[str, Recipe] = {
-    "probe": _PROBE_AND_TRAIN,
-    "train-phase1": _PROBE_AND_TRAIN | {"phase1": StageConfig(kind="train", rates="probe")},
-    "train-phase2": _PROBE_AND_TRAIN | {"phase2": StageConfig(kind="train", rates="probe")},
-    "two-phase": {
-        "probe-base": StageConfig(kind="probe"),
-        "phase1": StageConfig(kind="train", rates="probe-base"),
-        "probe-phase1": StageConfig(kind="probe", model="phase1"),
-        "phase2": StageConfig(kind="train", model="phase1", rates="probe-phase1"),
-    },
-}
-"""The recipes of runs whose config does not hold theirs yet (before 0.2.0)."""
-
-
-def _recipe(config: Mapping[str, Any] | None, folder: Path, subcommand: str) -> Recipe:
-    if config is not None and "recipe" in config:
-        return read_as(_RECIPE, config["recipe"], f"'{folder / 'config.yaml'}', recipe")
-    if subcommand == "two-phase" and not (folder / result_file("phase1")).is_file():  # skip_phase1=true
-        return {"probe-base": StageConfig(kind="probe"), "phase2": StageConfig(kind="train", rates="probe-base")}
-    return RECIPES_BEFORE_0_2.get(subcommand, {})
+def _recipe(config: Mapping[str, Any] | None, folder: Path) -> Recipe:
+    if config is None or "recipe" not in config:
+        return {}
+    return read_as(_RECIPE, config["recipe"], f"'{folder / 'config.yaml'}', recipe")
 
 
 def _rows(folder: Path, stages: Mapping[str, StageRecord]) -> tuple[list[EvalRow], list[str]]:

@@ -101,7 +101,6 @@ def step_times(run: RunData, several: bool) -> Figure | None:
     described: list[str] = []
     for phase, steps in run.steps.items():
         seconds = {part: sum(row.get(f"time/{part}_s") or 0.0 for row in steps) for part in PARTS}
-        seconds["generate"] += sum(row.get("time/rollout_s") or 0.0 for row in steps)  # of earlier versions, with grading
         total = sum(seconds.values())
         if total > 0:
             values += [

@@ -23,7 +23,7 @@ def describe_environment(subcommand: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "num_cpus": os.cpu_count(),
-        "packages": {name: number for name in PACKAGES if (number := _version(name)) is not None},
+        "packages": {name: number for name in PACKAGES if (number := installed_version(name)) is not None},
         "git": _git_state(),
     }
 
@@ -40,7 +40,8 @@ def changed_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[
     return sorted(name for name in now if before.get(name) != now[name])
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Return a package's version; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
