@@ -8,8 +8,8 @@ import secrets
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from conclip.cluster.launch import Process
 from conclip.cluster.memory_folder import MemoryFolder, remove_orphans
+from conclip.config.machine import gpu_names, num_gpus
 from conclip.errors import MachineFailure, UserError
 from conclip.processes import PYTHON
 from conclip.redact import one_line
@@ -35,7 +36,7 @@ ASK_S = 60.0
 """The longest that a host takes to answer [s]; Ray notices within half a minute that one is lost."""
 MAX_TRIES = 3
 """Hosts that may be lost, one after the other, as they start a process."""
-THREADS = "OMP_NUM_THREADS"
+THREADS, VISIBLE = "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"
 PIECE = 1 << 28
 """Bytes of a file that are sent at a time."""
 
@@ -134,20 +135,32 @@ class RayProcess:
 class RayLauncher:
     """Starts processes on the hosts of a Ray cluster."""
 
-    def __init__(self, address: str | None, placement: Literal["pack", "spread"], gpus: Sequence[int]) -> None:
+    def __init__(
+        self, address: str | None, placement: Literal["pack", "spread"], gpus: Sequence[int], *, keeps_gpu: bool = False
+    ) -> None:
         """Join the cluster at `address` ("auto": the one that runs here); None: begin one on this host. Room for all
         processes is reserved at once, so that two runs cannot wait for each other. `placement`: pack them on few hosts, or
-        spread them. `gpus`: how many each of them needs. Raises UserError where there is no such cluster, and MachineFailure
-        where it has no room."""
-        num_cpus = None if address is not None else max(len(gpus), os.cpu_count() or 1)
+        spread them. `gpus`: how many each of them needs. `keeps_gpu`: this process has the first GPU of this host, which Ray
+        must not give away. Raises UserError where there is no such cluster, or it would do so, and MachineFailure where it
+        has no room."""
+        room: dict[str, Any] = {}
+        shown = os.environ.get(VISIBLE)
+        if address is None:
+            room["num_cpus"] = max(len(gpus), os.cpu_count() or 1)
+            if keeps_gpu:
+                others = gpu_names()[1:]
+                if not others:
+                    raise UserError("cluster=ray: this host has one GPU, and the learner uses it; leave cluster=ray out")
+                room["num_gpus"], shown = len(others), ",".join(others)
         try:
-            ray.init(
-                address=address or "local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _showing(shown):
+                ray.init(
+                    address=address or "local",
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **room,
+                )
         except Exception as error:  # Ray raises anything there
             if address is None:
                 raise MachineFailure(f"Ray does not start on this host ({_text(error)})") from error
@@ -155,10 +168,16 @@ class RayLauncher:
                 f"cluster.address: no Ray cluster answers at '{address}' ({_text(error)}); start one with 'ray start'"
             ) from error
         handle_signals()  # Ray has set its own
+        self._here = ray.get_runtime_context().get_node_id()
+        if keeps_gpu and address is not None and _gpus_of(self._here) >= (number := num_gpus()) > 0:
+            ray.shutdown()
+            raise UserError(
+                f"cluster=ray: the learner needs a GPU of this host, and Ray may give all {number} to engines; start Ray "
+                f"here without the first: {VISIBLE}={','.join(gpu_names()[1:])} ray start ..."
+            )
         self._has_gpus = bool(ray.cluster_resources().get("GPU"))
         self._room = PlacementGroupSchedulingStrategy(self._reserved(placement, gpus))
         self.host = ray.util.get_node_ip_address()
-        self._here = ray.get_runtime_context().get_node_id()
         self._key, self._closed = secrets.token_bytes(32), False
         self._listener = Listener((self.host, 0), backlog=64)
         self._arrived: dict[str, Connection] = {}
@@ -297,6 +316,25 @@ class RayLauncher:
         self._listener.close()
         remove_placement_group(self._room.placement_group)
         ray.shutdown()
+
+
+@contextmanager
+def _showing(gpus: str | None) -> Iterator[None]:
+    """Show these GPUs to processes that start meanwhile; None: as it is."""
+    before = os.environ.get(VISIBLE)
+    if gpus is not None:
+        os.environ[VISIBLE] = gpus
+    try:
+        yield
+    finally:
+        os.environ.pop(VISIBLE, None)
+        if before is not None:
+            os.environ[VISIBLE] = before
+
+
+def _gpus_of(host: str) -> int:
+    """Return how many GPUs of a host Ray gives away."""
+    return int(sum(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["NodeID"] == host))
 
 
 def _text(error: BaseException) -> str:

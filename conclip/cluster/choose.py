@@ -61,11 +61,12 @@ def _check_cluster(config: ClusterConfig) -> None:
             raise UserError(f"cluster.address: nothing answers at '{config.address}' ({error}); see 'ray start'") from error
 
 
-def make_launcher(config: ClusterConfig, gpus: Sequence[int]) -> Launcher:
+def make_launcher(config: ClusterConfig, gpus: Sequence[int], *, keeps_gpu: bool) -> Launcher:
     """Return what starts the processes of a run besides this one. `gpus`: how many each of them needs, where there are any.
-    Raises UserError for a Ray cluster that is not there, and MachineFailure for one without room."""
+    `keeps_gpu`: this process has the first GPU of this host. Raises UserError for a Ray cluster that is not there or would
+    give that GPU away, and MachineFailure for one without room."""
     if config.kind != "ray":
         return Local()
     from conclip.cluster.by_ray import RayLauncher  # noqa: PLC0415  an extra
 
-    return RayLauncher(config.address, config.placement, gpus)
+    return RayLauncher(config.address, config.placement, gpus, keeps_gpu=keeps_gpu)

@@ -61,6 +61,13 @@ def num_gpus() -> int:
     return len(_shown(_gpu_memories_gib()))
 
 
+def gpu_names() -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES calls each of the GPUs that processes of this environment see."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in given.split(",")] if given else [str(n) for n in range(len(_gpu_memories_gib()))]
+    return names[: num_gpus()]
+
+
 def _shown(memories: list[float]) -> list[float]:
     """Return those of the GPUs that CUDA_VISIBLE_DEVICES names, by number; by their long names as many of the first ones."""
     if (names := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:

@@ -58,7 +58,7 @@ class Adapter:
             lora_dropout=0.0,
             bias="none",
             task_type="CAUSAL_LM",
-            base_model_name_or_path=public_name(base.name_or_path),
+            base_model_name_or_path=public_name(base.name_or_path) if base.name_or_path else None,
         )
         try:
             with warnings.catch_warnings():
