@@ -148,7 +148,7 @@ def test_jobs_of_a_sweep_get_the_config_they_were_checked_with(launcher: str, tm
     assert outcome.returncode == 0, outcome.stderr
     if launcher == "basic":
         assert outcome.stdout.count("100% of the responses were cut at eval.max_tokens=16") == 2
-    configs = [OmegaConf.load(tmp_path / f"outputs/eval/mine-{number}/latest/config.yaml") for number in (0, 1)]
+    configs = [OmegaConf.load(tmp_path / f"outputs/eval/mine-seed={seed}/latest/config.yaml") for seed in (3, 4)]
     assert [(config.seed, config.eval.budget_tokens) for config in configs] == [(3, 99), (4, 99)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "outputs"]
 
@@ -166,7 +166,7 @@ def test_a_launcher_or_job_that_fails_is_one_line(tmp_path: Path):
     with listening(Refusing) as (_, url):
         wanted = ["eval", "-m", "debug=eval", "name=mine", "model=endpoint", f"model.url={url}", "seed=3,4"]
         outcome = conclip(*wanted, "hydra/launcher=submitit_local", cwd=tmp_path)
-        assert outcome.returncode == 3 and "job mine-0 ended with exit code " in outcome.stderr, outcome.stderr
+        assert outcome.returncode == 3 and "job mine-seed=3 ended with exit code " in outcome.stderr, outcome.stderr
         outcome = conclip(*wanted, "hydra/launcher=submitit_slurm", cwd=tmp_path)
         assert outcome.returncode == 3 and "Hydra's launcher did not run the jobs: " in outcome.stderr, outcome.stderr
         assert "Traceback" not in outcome.stderr

@@ -8,6 +8,7 @@ import pytest
 from conclip.cli.help import read_meanings
 from conclip.cli.main import main
 from conclip.cli.subcommands import SUBCOMMANDS
+from conclip.cli.sweep import job_names
 from conclip.config import compose
 from conclip.config.compose import compose_config, config_folder, for_hydra, load_config, quoted, sweep_jobs
 from conclip.config.schema import SCHEMAS, EvalRunConfig
@@ -392,3 +393,30 @@ def test_suggestions_are_never_what_was_typed(override: str, said: str):
 def test_what_hydra_itself_shows_takes_the_short_keys():
     plain, named = for_hydra(["--cfg", "hydra", "phase1.num_steps=3", "name=2024"], schema_keys(SCHEMAS["two-phase"]))
     assert (plain, named) == (["--cfg", "hydra", "phases.phase1.num_steps=3", "name='2024'"], [])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["seed=0,1", "algo=ppo"], ["x-seed=0", "x-seed=1"]),
+        (["seed=1,2", "algo=ppo"], ["x-seed=1", "x-seed=2"]),  # a longer sweep goes on with the jobs of a shorter one
+        (
+            ["seed=0,1", "model/adapter=none,lora"],
+            [f"x-seed={seed}-adapter={kind}" for seed in "01" for kind in ("none", "lora")],
+        ),
+        (["phase2.num_steps=5,8", "optim.policy_lr=3e-5"], ["x-num_steps=5", "x-num_steps=8"]),
+        (["seed=0"], ["x"]),
+        (["name=a,b"], ["a", "b"]),
+        (["data.test.chain.levels=[2],[3]"], ["x-0", "x-1"]),  # no plain names
+        (
+            ["phases.phase1.num_steps=5,8", "phases.phase2.num_steps=5,8"],
+            [f"x-num_steps={a}-num_steps={b}" for a in "58" for b in "58"],
+        ),
+        ([f"model.path={'a' * 90},b"], ["x-0", "x-1"]),
+        (["model.system=null,'null'"], ["x-0", "x-1"]),
+    ],
+)
+def test_jobs_of_a_sweep_are_named_by_what_they_vary(overrides: list[str], expected: list[str]):
+    combinations = list(sweep_jobs(overrides, sweeping=True))
+    names = [next((o[5:] for o in one if o.startswith("name=")), "x") for one in combinations]
+    assert job_names(names, combinations) == expected

@@ -168,7 +168,7 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     if not flags.multirun:
         (overrides,) = sweep_jobs(flags.overrides, sweeping=False)
         return (_plan if dry_run else _execute)(subcommand, compose(overrides)[0])
-    from conclip.cli.sweep import Job, launch, run_here  # noqa: PLC0415
+    from conclip.cli.sweep import Job, job_names, launch, run_here  # noqa: PLC0415
     from conclip.config.compose import quoted  # noqa: PLC0415
     from conclip.runs.files import expanded  # noqa: PLC0415
 
@@ -177,8 +177,9 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     composed = [compose([*own, *of_hydra])[0] for own in combinations]
     launchers = [override.partition("=")[2] for override in of_hydra if override.startswith("hydra/launcher=")]
     here = launchers in ([], ["basic"])
-    for number, one in enumerate(composed):  # check all jobs before the first one runs
-        one.name = f"{one.name}-{number}"
+    names = job_names([one.name for one in composed], combinations)
+    for one, job_name in zip(composed, names, strict=True):  # check all jobs before the first one runs
+        one.name = job_name
         _plan(subcommand, one) if dry_run else _check(subcommand, one, here=here)
     if dry_run:
         return None

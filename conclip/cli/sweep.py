@@ -1,6 +1,7 @@
 """The jobs of a sweep: one after another in processes of this host, or wherever a launcher of Hydra's starts them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,29 @@ class Job:
     name: str
     arguments: list[str]
     """of conclip, its subcommand first"""
+
+
+MAX_LABEL = 80
+"""Longest name of what a job has of its own; a folder is called by it."""
+
+
+def job_names(names: Sequence[str], combinations: Sequence[Sequence[str]]) -> list[str]:
+    """Return a name for each job of a sweep: that of its config, and the overrides that it does not share with all jobs
+    (`mine-seed=0`), so that a longer sweep goes on with the jobs of a shorter one. Where those make no plain, short and
+    different names, its number. `combinations`: the overrides of each job."""
+    shared = set(combinations[0]).intersection(*combinations)
+    own = [[o for o in overrides if o not in shared and not o.startswith("name=")] for overrides in combinations]
+    labels = ["-".join(map(_label, overrides)) for overrides in own]
+    made = [f"{name}-{label}" if label else name for name, label in zip(names, labels, strict=True)]
+    if len(set(made)) == len(made) and all(re.fullmatch(rf"[\w.+=-]{{0,{MAX_LABEL}}}", label) for label in labels):
+        return made
+    return [f"{name}-{number}" for number, name in enumerate(names)]
+
+
+def _label(override: str) -> str:
+    """Return an override without the groups that its key stands in: `num_steps=3`."""
+    key, _, value = override.partition("=")
+    return f"{re.split(r'[./@]', key.lstrip('+~'))[-1]}={value}"
 
 
 def run_here(jobs: Sequence[Job]) -> None:
