@@ -30,6 +30,11 @@ def summaries(rows: Rows) -> dict[str, dict[str, Summary]]:
     return by_benchmark_and_model
 
 
+def benchmarks_of(rows: Rows) -> list[str]:
+    """Return the benchmarks in the order of `summaries`."""
+    return list(dict.fromkeys(row.benchmark for model in rows.values() for row in model))
+
+
 def efforts(rows: Rows, benchmark: str) -> dict[str, Effort]:
     """Return where the tokens of each model go, for the models that have rows of the benchmark."""
     mine = {name: [row for row in model if row.benchmark == benchmark] for name, model in rows.items()}

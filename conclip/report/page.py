@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from conclip.evaluation.metrics import Comparison
 from conclip.evaluation.tables import (
+    benchmarks_of,
     by_condition,
     describe_comparison,
     effort_cells,
@@ -157,7 +158,7 @@ def effort_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """Return one table per benchmark of where the tokens go, with rows of all runs."""
     rows = _rows_by_label(runs)
     made: list[dict[str, Any]] = []
-    for benchmark in summaries(rows):
+    for benchmark in benchmarks_of(rows):
         cells = effort_cells(efforts(rows, benchmark))
         columns = list(next(iter(cells.values())))
         made.append(
@@ -183,7 +184,7 @@ def sentences(run: RunData) -> list[str]:
     columns = by_condition(run.rows)
     return [
         f"{benchmark}: {describe_comparison(first, second, comparison, run.margin)}"
-        for benchmark in summaries(columns)
+        for benchmark in benchmarks_of(columns)
         for (first, second), comparison in headline_comparisons(columns, benchmark).items()
     ]
 
