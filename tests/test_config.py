@@ -420,3 +420,19 @@ def test_jobs_of_a_sweep_are_named_by_what_they_vary(overrides: list[str], expec
     combinations = list(sweep_jobs(overrides, sweeping=True))
     names = [next((o[5:] for o in one if o.startswith("name=")), "x") for one in combinations]
     assert job_names(names, combinations) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("pass_rates=x", "a stage names its own by rates"),
+        ("num_generations=8", "phase.group_size"),
+        ("learning_rate=1e-6", "optim.policy_lr"),
+        ("beta=0", "algo.kl_coef"),
+        ("report_to=wandb", "logger.trackers"),
+        ("max_completion_length=9", "rollout.max_tokens"),
+    ],
+)
+def test_keys_of_other_tools_and_subcommands_lead_to_ours(override: str, said: str):
+    with pytest.raises(UserError, match=f"does not exist: .*{re.escape(said)}"):
+        load_config("two-phase", override)

@@ -152,9 +152,16 @@ REMOVED_KEYS = {
     "length.limits": "ThinkPrune's limits are phase.max_tokens_stages",
     "model/adapter": "only subcommands that train have adapters; what they leave is a whole model, which others read",
     "model.adapter.dropout": "dropout would make the learner's log-probs differ from the engine's",
+    "pass_rates": "train-phase1 and train-phase2 take those of an earlier probe; in a recipe a stage names its own by rates",
+    "learning_rate": "the policy's is optim.policy_lr, the critic's optim.critic_lr",
+    "num_generations": "the responses to a problem in a step are phase.group_size",
+    "max_completion_length": "the limit on a response is rollout.max_tokens, and eval.max_tokens in evaluations",
+    "beta": "the weight of KL is algo.kl_coef",
+    "report_to": "trackers are named by logger.trackers=[wandb]",
     "length=thinkprune": "it is no reward but a limit on sampling, phase.max_tokens_stages=[1.0,0.75,0.5]",
 }
-"""Keys and options of earlier versions or of other tools, and what does their work now, or why nothing does."""
+"""Keys and options of earlier versions, of other subcommands or of other tools, and what does their work, or why nothing
+does."""
 
 
 def unknown_key(key: str, known: set[str]) -> str:
