@@ -133,6 +133,7 @@ def test_multiple_choice_by_index_letter_and_columns(tmp_path: Path):
         ({"A": "0", "B": "1"}, "1", "B"),
         ({"A": "same", "B": "same"}, "same", None),
         ({"A": "Berlin", "B": "Paris"}, "Rome", None),
+        ({"A": "Berlin", "B": "Paris"}, "9" * 5000, None),  # Python refuses to read it as a number
     ],
 )
 def test_a_column_for_each_option_and_one_for_the_answer(

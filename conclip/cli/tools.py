@@ -24,6 +24,7 @@ from conclip.evaluation.rows import read_rows, select_rows
 from conclip.experiments.inputs import Inputs, checked
 from conclip.experiments.memory import memory_table, place_of
 from conclip.experiments.memory_plan import memory_of_run
+from conclip.processes import prepare_gpu
 from conclip.redact import terminal_safe
 from conclip.report.data import RunData, read_run
 from conclip.report.export import write_files
@@ -65,7 +66,7 @@ def grade(arguments: list[str]) -> None:
         "own rows-*.jsonl. What stands inside a thinking part is no answer; another tool's response without \\boxed{} is "
         "taken whole, from behind that part. Adds outcome, extracted, method and grader_version to each row.",
     )
-    parser.add_argument("source", metavar="IN", type=Path, help="JSON lines, JSON, CSV or Parquet")
+    parser.add_argument("source", metavar="IN", type=Path, help="JSON lines, CSV or Parquet")
     parser.add_argument("target", metavar="OUT", type=Path, help="the graded JSON lines")
     parser.add_argument("--gold", default="gold", metavar="COLUMN", help="column of the gold answer: --gold doc.answer")
     parser.add_argument("--response", default="response", metavar="COLUMN", help="column of the response: resps.0.0")
@@ -210,6 +211,7 @@ def doctor(arguments: list[str]) -> None:
     if options.subcommand is not None:
         try:
             config, inputs = checked(options.subcommand, compose_config(options.subcommand, options.overrides)[0])
+            prepare_gpu(repeatable=config.rollout.deterministic, lends_memory=config.cluster.weights == "ipc")
             from conclip.experiments.commands import all_prompts  # noqa: PLC0415  imports torch
 
             prompts = all_prompts(config, inputs)

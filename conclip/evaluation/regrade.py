@@ -18,12 +18,15 @@ from conclip.grading.grader import GRADER_VERSION, Grader
 from conclip.grading.thinking import DEFAULT_TAGS, Thinking, answer_of, joined, tags_in
 from conclip.problems.cells import cell
 from conclip.problems.files import is_missing_value
-from conclip.problems.tables import SUFFIXES, object_lines, read_table
+from conclip.problems.tables import object_lines, read_table
 from conclip.runs.files import check_target, writing
 from conclip.types import ExtractionRule, FinishReason, Grade, Outcome
 
 MAX_PENDING = 1000
 """Rows held in memory at a time."""
+
+TABLES = (".csv", ".parquet")
+"""Files of other kinds hold JSON lines, whatever they are called."""
 
 OWN_COLUMNS = {"problem_id", "answer", "text", "finish_reason"}
 """Columns by which a row of conclip's own is known."""
@@ -171,7 +174,7 @@ def _is_text(value: Any) -> bool:
 def _items(source: Path, columns: Columns) -> Iterator[_Item]:
     file = source.parent / "questions.jsonl"
     questions = {str(row.get("problem_id")): row for _, row in object_lines(file)} if file.is_file() else {}
-    for where, row in read_table(source) if source.suffix.lower() in SUFFIXES else object_lines(source):
+    for where, row in read_table(source) if source.suffix.lower() in TABLES else object_lines(source):
         is_own = columns == Columns() and "gold" not in row and row.keys() >= OWN_COLUMNS
         yield _own(where, row, questions) if is_own else _checked(where, row, columns)
 

@@ -188,7 +188,10 @@ class MemoryPlan:
         if self.fits:
             return said
         possible = changes(self.config, self.model, self.longest, self.place)
-        fits = lambda config: plan_memory(config, self.model, self.longest, self.place).fits  # noqa: E731
+
+        def fits(config: BaseConfig) -> bool:
+            return plan_memory(config, self.model, self.longest, self.place).fits
+
         return f"{said}; {remedies(self.config, fits, possible)}"
 
 

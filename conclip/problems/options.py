@@ -6,6 +6,9 @@ from typing import Any, cast
 from conclip.problems.cells import NoAnswer, cell, cell_text, missing
 from conclip.seeding import python_stream
 
+MAX_DIGITS = 9
+"""No index has so many."""
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -51,7 +54,7 @@ def letter(where: str, value: Any, column: str, options: Sequence[str], labels: 
         return LETTERS[labels.index(text)]
     if len(text) == 1 and text.upper() in LETTERS[: len(options)]:
         return text.upper()
-    by_index = int(text) if text.isdecimal() and int(text) < len(options) else None
+    by_index = int(text) if text.isdecimal() and len(text) < MAX_DIGITS and int(text) < len(options) else None
     by_text = options.index(text) if isinstance(value, str) and options.count(text) == 1 else None
     if by_index is not None and by_text is not None and by_index != by_text:
         raise NoAnswer(
