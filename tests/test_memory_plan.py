@@ -24,6 +24,7 @@ from conclip.experiments.memory import (
     ModelSize,
     Part,
     Place,
+    engine_room_gib,
     engine_weights_gib,
     memory_parts,
     memory_table,
@@ -212,6 +213,21 @@ def test_an_engine_whose_share_does_not_hold_its_weights_is_told_the_share_it_ne
         "the engine's share of the GPU, 4.0 of 80.0 GiB, does not hold its weights of 3.7 GiB and 1.5 to work in; any of "
         "these makes it fit: rollout.gpu_memory_utilization=0.1 (what the engine needs at least)"
     )
+
+
+def test_an_engine_needs_the_cache_of_its_longest_sequence():
+    """By hand: keys and values of 2^14 numbers a token, of two bytes, for 2^15 tokens are 1 GiB on one GPU and a half on
+    each of two; in float32 they are twice as much."""
+    linear = {f"layers.{n}.self_attn.{name}.weight": (2**10, 8) for n in range(8) for name in ("k_proj", "v_proj", "q_proj")}
+    model = ModelSize(folder=LAB_MODEL, num_parameters=2**30, linear=linear)
+    given = ("model.dtype=bfloat16", "eval.max_tokens=32768", "rollout.max_model_len=null")
+    for more, gib in ((), 1.0), (("rollout.tensor_parallel_size=2",), 0.5), (("model.dtype=float32",), 2.0):
+        assert engine_room_gib(load_config("eval", *given, *more), model, 600) == 1.5 + gib
+    small = load_config("eval", *given, "rollout.gpu_memory_utilization=0.05")  # of 80: 4; weights take 2 and the rest 2.5
+    plan = plan_memory(small, model, 600, GPU)
+    assert "does not hold its weights of 2.0 GiB and 2.5 to work in" in plan.verdict()
+    assert "rollout.gpu_memory_utilization=0.1" in plan.verdict()
+    assert plan_memory(small, dataclasses.replace(model, linear={}), 600, GPU).fits
 
 
 def test_the_engine_gets_what_the_learner_leaves():

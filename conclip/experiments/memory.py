@@ -25,7 +25,7 @@ RANK_GIB = 0.4
 """What one more rank of a learner takes in main memory besides its models (measured on the lab: 0.35)."""
 
 ENGINE_ROOM_GIB = 1.5
-"""What an engine needs on a GPU besides its weights, to start with some room for responses (assumed)."""
+"""What an engine needs on a GPU besides its weights and the KV cache of a sequence (assumed)."""
 
 FREE_SHARE = 0.02
 """The share of a GPU that the engine leaves beside the learner: no allocator uses up all of a card (assumed)."""
@@ -92,6 +92,12 @@ class ModelSize:
         return max(sizes.values(), default=0)
 
     @property
+    def kv_per_token(self) -> int:
+        """The numbers that a KV cache holds for a token: the height of all key and value matrices; 0 where none are called
+        so."""
+        return sum(rows for name, (rows, _) in self.linear.items() if name.split(".")[-2:-1] in (["k_proj"], ["v_proj"]))
+
+    @property
     def body(self) -> int:
         """The number of parameters below the output head, which a critic has too."""
         if self.tied or self.head is None:
@@ -130,7 +136,7 @@ def memory_parts(config: BaseConfig, model: ModelSize, longest: int, place: Plac
     is there once, and a layer of it again, in fp32, while merged weights go to the engine. Of a learner in several ranks, a
     GPU has one, and main memory all.
     """
-    parts = list(_engine(config, model, place))
+    parts = list(_engine(config, model, longest, place))
     if (learning := config.learning) is not None:
         parts += [*_weights(learning, model, place), *_of_ranks(learning, model, longest, place)]
     everywhere = LIBRARIES[place.kind]
@@ -138,11 +144,11 @@ def memory_parts(config: BaseConfig, model: ModelSize, longest: int, place: Plac
     return [part for part in parts if max(part.sampling, part.transfer, part.update, part.critic_update, part.beside) > 0]
 
 
-def _engine(config: BaseConfig, model: ModelSize, place: Place) -> Iterator[Part]:
+def _engine(config: BaseConfig, model: ModelSize, longest: int, place: Place) -> Iterator[Part]:
     weights = engine_weights_gib(config, model, place)
     if place.kind == "gpu":  # it takes its share when it starts, and sleeps during updates
         share = engine_share(config, model, place) * place.memory_gib
-        if share < weights + ENGINE_ROOM_GIB:
+        if share < weights + engine_room_gib(config, model, longest):
             share = math.inf  # it would not start
         elif has_own_gpus(config):
             share = 0.0
@@ -155,6 +161,14 @@ def _engine(config: BaseConfig, model: ModelSize, place: Place) -> Iterator[Part
     if number > 1:  # each is a process
         beside = number * LIBRARIES[place.kind]
         yield Part(name="engine: libraries", sampling=beside, transfer=beside, update=beside, exact=False)
+
+
+def engine_room_gib(config: BaseConfig, model: ModelSize, longest: int) -> float:
+    """Return what an engine needs of each GPU besides its weights: without the KV cache of the longest sequence vLLM does
+    not start."""
+    longest = max(longest, config.rollout.max_model_len or 0, config.evaluation.max_tokens if config.evaluation else 0)
+    each = 2 if config.model.dtype == "bfloat16" else 4
+    return ENGINE_ROOM_GIB + each * model.kv_per_token * longest / config.rollout.tensor_parallel_size / GIB
 
 
 def engine_share(config: BaseConfig, model: ModelSize, place: Place) -> float:

@@ -12,10 +12,10 @@ from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
 from conclip.experiments.inputs import Inputs
 from conclip.experiments.memory import (
-    ENGINE_ROOM_GIB,
     ModelSize,
     Part,
     Place,
+    engine_room_gib,
     engine_share,
     engine_weights_gib,
     memory_parts,
@@ -65,7 +65,8 @@ def _changes(config: BaseConfig, model: ModelSize, longest: int, place: Place) -
     key, value = "rollout.kv_cache_gib", 0.5
     if place.kind == "gpu":
         key = "rollout.gpu_memory_utilization"
-        value = math.ceil(20 * (engine_weights_gib(config, model, place) + ENGINE_ROOM_GIB) / place.memory_gib) / 20
+        least = engine_weights_gib(config, model, place) + engine_room_gib(config, model, longest)
+        value = math.ceil(20 * least / place.memory_gib) / 20
     lower = place.kind == "cpu" and config.rollout.kv_cache_gib > value
     if lower or (place.kind == "gpu" and value < 1 and config.rollout.gpu_memory_utilization is not None):
         yield Change(overrides=f"{key}={value}", price="what the engine needs at least", values={key: value})
@@ -178,9 +179,10 @@ class MemoryPlan:
         said = f"about {self.peak:.1f} GiB at its peak, of {total:.1f} {free}on {self.place.name}"
         if math.isinf(self.peak):
             share = engine_share(self.config, self.model, self.place) * total
+            room = engine_room_gib(self.config, self.model, self.longest)
             said = (
                 f"the engine's share of the GPU, {share:.1f} of {total:.1f} GiB, does not hold its weights of {weights:.1f} "
-                f"GiB and {ENGINE_ROOM_GIB} to work in"
+                f"GiB and {room:.1f} to work in"
             )
         if self.beside:
             of = "" if math.isinf(self.place.beside_gib) else f" of {self.place.beside_gib:.1f} free"
