@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ from conclip.models.load import load_policy
 from conclip.rollout.child import ChildEngine
 from conclip.rollout.collect import collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
+from conclip.rollout.platform import check_platform, check_repeats
 from conclip.rollout.pool import EnginePool
-from conclip.rollout.vllm_engine import VllmEngine, check_platform, engine_settings
+from conclip.rollout.vllm_engine import VllmEngine, engine_settings
 from conclip.training.backend import Backend
 from conclip.training.batch import collate
 from conclip.training.experience import make_experience
@@ -314,6 +316,16 @@ def test_engine_and_learner_have_the_same_kind_of_device():
         check_platform(engine_on_cpu=True, learner_on_gpu=True)
     with pytest.raises(UserError, match=r"torch sees no GPU.*ENGINE=cpu"):
         check_platform(engine_on_cpu=False, learner_on_gpu=False)
+
+
+@pytest.mark.parametrize(("capability", "good"), [(80, False), (89, False), (90, True), (120, True)])
+def test_kernels_that_repeat_need_a_gpu_that_has_them(capability: int, good: bool):
+    gpu = SimpleNamespace(has_device_capability=lambda least: capability >= least)  # as vLLM's platform asks
+    if good:
+        check_repeats(gpu)
+    else:
+        with pytest.raises(UserError, match=r"rollout\.deterministic: it needs a GPU of compute capability 9\.0"):
+            check_repeats(gpu)
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])

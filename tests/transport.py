@@ -55,7 +55,8 @@ class Piece:
 
 def vllm_with_files(model: Path, config: RolloutConfig, **settings: Any) -> RolloutEngine:
     """vLLM's engine, which knows the transport."""
-    from conclip.rollout.vllm_engine import VllmEngine, configure_environment
+    from conclip.rollout.platform import configure_environment
+    from conclip.rollout.vllm_engine import VllmEngine
 
     configure_environment(deterministic=False)
     from vllm.distributed.weight_transfer.base import WeightTransferEngine

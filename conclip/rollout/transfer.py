@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from conclip.rollout.vllm_engine import configure_environment
+from conclip.rollout.platform import configure_environment
 
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
 

@@ -8,7 +8,6 @@ the behaviour on a GPU.
 
 import gc
 import logging
-import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -21,25 +20,10 @@ from conclip.grading.thinking import ThinkingTags
 from conclip.models.chat_template import end_of_turn, named_tokens
 from conclip.models.folder import linear_layers
 from conclip.models.load import load_tokenizer, read_weights
-from conclip.processes import lasting, protect_children
+from conclip.processes import lasting
+from conclip.rollout.platform import check_platform, check_repeats, configure_environment
 from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
-
-
-def configure_environment(*, deterministic: bool, dtype: str | None = None) -> None:
-    """Set the variables that vLLM and its kernels read when they are imported or started. `dtype`: of the engine, if any."""
-    protect_children()
-    os.environ["VLLM_BATCH_INVARIANT"] = str(int(deterministic))
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # our handlers receive its messages
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # this process may have used the GPU by then
-    if dtype == "float32":
-        os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")  # else products in attention keep ten bits of a number
-
-
-REPEATS_FROM = 90
-"""The compute capability, times ten, of the first GPUs for which vLLM has kernels that repeat."""
 
 
 class VllmEngine:
@@ -73,11 +57,8 @@ class VllmEngine:
 
         on_cpu = current_platform.is_cpu()
         check_platform(engine_on_cpu=on_cpu, learner_on_gpu=torch.cuda.is_available())
-        if config.deterministic and not on_cpu and not current_platform.has_device_capability(REPEATS_FROM):
-            # vLLM's kernels for older ones replace those of torch in the whole process, and have no gradient
-            raise UserError(
-                "rollout.deterministic: it needs a GPU of compute capability 9.0 (H100) or newer; set it to false"
-            )
+        if config.deterministic and not on_cpu:
+            check_repeats(current_platform)
         random_state = torch.get_rng_state()
         arguments = EngineArgs(
             model=str(model_path),
@@ -103,9 +84,7 @@ class VllmEngine:
             raise UserError(f"vLLM refuses model '{model_path}' or the rollout settings: {reason}") from error
         torch.set_rng_state(random_state)  # starting an engine must not change the run's random stream
         self._on_cpu, self._asleep = on_cpu, False
-        self._sleep_level = 2 if thinking_tags is None else 1
-        """2 drops all that loading has put on the GPU, for new weights follow; 1 keeps it in main memory: the tags' token
-        ids, which vLLM's sampler has there, too, would not come back."""
+        self._knows_tags = thinking_tags is not None
         self._in_workers = config.tensor_parallel_size > 1  # vLLM's worker processes
         self._stop_token_ids = list(stop_token_ids(model_path, stop_tokens, trust_remote_code=trust_remote_code))
         self._tied = tied_names(self._engine.model_config.hf_config)
@@ -233,7 +212,9 @@ class VllmEngine:
 
     def sleep(self) -> None:
         if not self._on_cpu:
-            self._engine.sleep(level=self._sleep_level)
+            # 2 drops all that loading has put on the GPU, for new weights follow; 1 keeps it in main memory: the tags' token
+            # ids, which vLLM's sampler has there, too, would not come back
+            self._engine.sleep(level=1 if self._knows_tags else 2)
             self._asleep = True
 
     def close(self) -> None:
@@ -272,20 +253,6 @@ def _prepare_adapters(arguments: Any, adapter: AdapterConfig, *, on_cpu: bool) -
     # Without them, vLLM also makes room for adapters of the embedding, the output head and every expert.
     arguments.lora_target_modules = targets
     return True
-
-
-def check_platform(*, engine_on_cpu: bool, learner_on_gpu: bool) -> None:
-    """Raise UserError unless vLLM's build is one for the device that torch computes on."""
-    if engine_on_cpu and learner_on_gpu:
-        raise UserError(
-            "vLLM is the CPU build, but torch sees a GPU: make clean, then make install ENGINE=cuda; or hide the GPU with "
-            "CUDA_VISIBLE_DEVICES=''"
-        )
-    if not engine_on_cpu and not learner_on_gpu:
-        raise UserError(
-            "vLLM is the CUDA build, but torch sees no GPU (see nvidia-smi; the driver may be too old for this torch): make "
-            "clean, then make install ENGINE=cpu"
-        )
 
 
 def engine_settings(config: RolloutConfig, *, max_model_len: int, on_cpu: bool) -> dict[str, Any]:
