@@ -494,16 +494,25 @@ def test_workers_of_one_engine_share_main_memory():
 
 
 @pytest.mark.parametrize(
-    ("shown", "memory"), [(None, 80.0), ("1", 24.0), ("1,0", 24.0), ("", None), ("-1", None), ("GPU-5ebe9f43", 80.0)]
+    ("shown", "memory", "names"),
+    [
+        (None, 80.0, ["0", "1"]),
+        ("1", 24.0, ["1"]),
+        ("1, 0", 24.0, ["1", "0"]),
+        ("", None, []),
+        ("-1", None, []),
+        ("GPU-5ebe9f43", 80.0, ["GPU-5ebe9f43"]),
+    ],
 )
 def test_the_gpu_that_is_planned_for_is_one_that_is_shown(
-    shown: str | None, memory: float | None, monkeypatch: pytest.MonkeyPatch
+    shown: str | None, memory: float | None, names: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(machine, "_gpu_memories_gib", lambda: [80.0, 24.0])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if shown is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     assert machine.gpu_memory_gib() == memory
+    assert machine.gpu_names() == names and machine.num_gpus() == len(names)
 
 
 def test_files_that_a_container_has_read_are_no_memory_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

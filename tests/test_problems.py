@@ -157,9 +157,14 @@ def test_options_with_labels_and_values_inside_columns(tmp_path: Path):
     for name in ("arc.jsonl", "arc.parquet"):
         problems = load(path=str(write(tmp_path / name, arc)), choices="choices", answer="answerKey")
         assert [p.answer for p in problems] == ["B", "A", "C"] and problems[0].choices == ("x", "y", "z")
-    unlabelled = [{**arc[0], "choices": {"text": ["x", "y"], "label": ["A"]}}]
-    with pytest.raises(UserError, match="not as many labels"):
-        load(path=str(write(tmp_path / "b.json", unlabelled)), choices="choices", answer="answerKey")
+    for labels in (["A"], ["A", "A"], ["A", None], "AB"):
+        unlabelled = [{**arc[0], "choices": {"text": ["x", "y"], "label": labels}}]
+        with pytest.raises(UserError, match="not a label of its own"):
+            load(path=str(write(tmp_path / "b.json", unlabelled)), choices="choices", answer="answerKey")
+    for answer in ("0", 0, "A", "x"):  # labels from 1 on: 0 is no index, and A no letter
+        with pytest.raises(UserError, match="is none of the labels 1, 2, 3"):
+            row = arc[1] | {"answerKey": answer}
+            load(path=str(write(tmp_path / "c.json", [row])), choices="choices", answer="answerKey")
     verl = [
         {"prompt": [{"role": "user", "content": "1 + 1?"}], "reward_model": {"ground_truth": "2"}, "extra": {"level": "3"}}
     ]

@@ -144,7 +144,7 @@ class RayLauncher:
         must not give away. Raises UserError where there is no such cluster, or it would do so, and MachineFailure where it
         has no room."""
         room: dict[str, Any] = {}
-        shown = os.environ.get(VISIBLE)
+        shown: str | None = None
         if address is None:
             room["num_cpus"] = max(len(gpus), os.cpu_count() or 1)
             if keeps_gpu:

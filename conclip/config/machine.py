@@ -63,16 +63,20 @@ def num_gpus() -> int:
 
 def gpu_names() -> list[str]:
     """Return what CUDA_VISIBLE_DEVICES calls each of the GPUs that processes of this environment see."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [name.strip() for name in given.split(",")] if given else [str(n) for n in range(len(_gpu_memories_gib()))]
-    return names[: num_gpus()]
+    number, named = num_gpus(), _named()
+    return [str(n) for n in range(number)] if named is None else named[:number]
+
+
+def _named() -> list[str] | None:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names; None where it is not set, and shows all."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip() not in ("", "-1")]
 
 
 def _shown(memories: list[float]) -> list[float]:
     """Return those of the GPUs that CUDA_VISIBLE_DEVICES names, by number; by their long names as many of the first ones."""
-    if (names := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+    if (named := _named()) is None:
         return memories
-    named = [name.strip() for name in names.split(",") if name.strip() not in ("", "-1")]
     if all(name.isdecimal() for name in named):
         return [memories[int(name)] for name in named if int(name) < len(memories)]
     return memories[: len(named)]

@@ -3,14 +3,14 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from typing import Any, cast
 
 from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError
 from conclip.grading.answers import extract_boxed
 from conclip.problems.cells import NoAnswer, cell, cell_text, missing, text_of
-from conclip.problems.options import LETTERS, letter, options_in_column, options_in_columns, shuffled
+from conclip.problems.options import LETTERS, by_label, letter, options_in_column, options_in_columns, shuffled
 from conclip.problems.tables import Row, read_rows
 from conclip.seeding import python_stream
 from conclip.types import Problem
@@ -144,18 +144,20 @@ def _question(
     question = text_of(where, columns, settings.question, "question")
     if settings.choices is None:
         return question, _golds(row, settings, pattern), None
-    labels: Sequence[str] | None
+    names, labels = list[str](), None
     if isinstance(settings.choices, str):
         options, labels = options_in_column(where, columns, settings.choices)
     else:
-        options, labels = options_in_columns(where, columns, settings.choices), settings.choices
+        options, names = options_in_columns(where, columns, settings.choices), settings.choices
     if len(options) > len(LETTERS):
         raise NoAnswer(f"{where}: {len(options)} options (choices), but {len(LETTERS)} letters")
     if settings.answer is None:
         options, right = shuffled(question, options)
         golds = (right,)
+    elif labels is not None:
+        golds = tuple(by_label(where, value, settings.answer, labels) for value in _values(row, settings))
     else:
-        golds = tuple(letter(where, value, settings.answer, options, labels) for value in _values(row, settings))
+        golds = tuple(letter(where, value, settings.answer, options, names) for value in _values(row, settings))
     lines = [f"{of_option}) {text}" for of_option, text in zip(LETTERS, options, strict=False)]
     return "\n".join([question, *lines]), golds, options
 

@@ -25,8 +25,9 @@ def options_in_column(where: str, columns: Mapping[str, Any], name: str) -> tupl
     texts = tuple((cell_text(option) or "").strip() for option in options)
     if labels is None:
         return texts, None
-    if not isinstance(labels, list) or len(names := [cell_text(label) for label in cast(list[Any], labels)]) != len(texts):
-        raise NoAnswer(f"{where}: column '{name}' (choices) has not as many labels as options")
+    names = [cell_text(label) for label in cast(list[Any], labels)] if isinstance(labels, list) else []
+    if len(names) != len(texts) or None in names or len(set(names)) < len(names):
+        raise NoAnswer(f"{where}: column '{name}' (choices) has not a label of its own for each option")
     return texts, [label or "" for label in names]
 
 
@@ -45,13 +46,21 @@ def shuffled(question: str, options: Sequence[str]) -> tuple[tuple[str, ...], st
     return texts, LETTERS[texts.index(options[0])]
 
 
-def letter(where: str, value: Any, column: str, options: Sequence[str], labels: Sequence[str] | None) -> str:
-    """Return the letter of the option that an answer names: by its label where options have some (ARC, the columns' names),
-    by its letter, its index (0 is A), or its text. Raises NoAnswer for an answer that names none, or names two: '2' may be
-    an index and the text of another option."""
+def by_label(where: str, value: Any, column: str, labels: Sequence[str]) -> str:
+    """Return the letter of the option whose label is the answer. Raises NoAnswer for an answer that is none."""
     text = (cell_text(value) or "").strip()
-    if labels is not None and text in labels:
-        return LETTERS[labels.index(text)]
+    if text not in labels:
+        raise NoAnswer(f"{where}: column '{column}' (answer) is none of the labels {', '.join(labels)}: {value!r}")
+    return LETTERS[labels.index(text)]
+
+
+def letter(where: str, value: Any, column: str, options: Sequence[str], names: Sequence[str] = ()) -> str:
+    """Return the letter of the option that an answer names: by the name of its column where each has one (`names`), by its
+    letter, its index (0 is A), or its text. Raises NoAnswer for an answer that names none, or names two: '2' may be an index
+    and the text of another option."""
+    text = (cell_text(value) or "").strip()
+    if text in names:
+        return LETTERS[names.index(text)]
     if len(text) == 1 and text.upper() in LETTERS[: len(options)]:
         return text.upper()
     by_index = int(text) if text.isdecimal() and len(text) < MAX_DIGITS and int(text) < len(options) else None

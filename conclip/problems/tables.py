@@ -268,12 +268,10 @@ def _read_hub(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
         if explain(error) is not None:
             raise
         what = f"{key}: cannot get data set {name}, split {settings.split} ({type(error).__name__}: {one_line(str(error))})"
-        if isinstance(error, ValueError):  # it lists the configs or the splits that there are
-            raise UserError(f"{what}; set {key}.dataset_config and {key}.split to what there is") from error
         revision = f" --revision {settings.revision}" if settings.revision else ""
         raise UserError(
-            f"{what}; with a network: hf download --repo-type dataset {settings.dataset}{revision}; without: copy the "
-            f"split's file here and set {key}.path=FILE"
+            f"{what}; set {key}.dataset_config and {key}.split to what there is, or get it, with a network: hf download "
+            f"--repo-type dataset {settings.dataset}{revision}; without: copy the split's file here and set {key}.path=FILE"
         ) from error
     for number, row in enumerate(cast(Any, rows), start=1):
         yield f"{settings.dataset}/{settings.split}, row {number}", dict(row)

@@ -142,34 +142,25 @@ def _headline(where: str, first: str, last: str, comparison: Comparison, margin:
 
 def result_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """Return one table per benchmark, with rows of all runs."""
-    rows = _rows_by_label(runs)
     made: list[dict[str, Any]] = []
-    for benchmark, models in summaries(rows).items():
-        cells = results_cells(models)
-        columns = list(next(iter(cells.values())))
-        body = [(name, list(row.values())) for name, row in cells.items()]
+    for benchmark, models in summaries(_rows_by_label(runs)).items():
         problems = max(summary.num_problems for summary in models.values())
         caption = f"{benchmark}: {problems} problems; ± half a 95 % interval, clustered by problem"
-        made.append({"benchmark": benchmark, "caption": caption, "head": "model", "columns": columns, "rows": body})
+        made.append(_table(benchmark, results_cells(models)) | {"caption": caption})
     return made
 
 
 def effort_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """Return one table per benchmark of where the tokens go, with rows of all runs."""
     rows = _rows_by_label(runs)
-    made: list[dict[str, Any]] = []
-    for benchmark in benchmarks_of(rows):
-        cells = effort_cells(efforts(rows, benchmark))
-        columns = list(next(iter(cells.values())))
-        made.append(
-            {
-                "benchmark": benchmark,
-                "head": "model",
-                "columns": columns,
-                "rows": [(name, list(row.values())) for name, row in cells.items()],
-            }
-        )
-    return made
+    return [_table(benchmark, effort_cells(efforts(rows, benchmark))) for benchmark in benchmarks_of(rows)]
+
+
+def _table(benchmark: str, cells: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Return a table from cells by model and column."""
+    columns = list(next(iter(cells.values())))
+    body = [(name, list(row.values())) for name, row in cells.items()]
+    return {"benchmark": benchmark, "head": "model", "columns": columns, "rows": body}
 
 
 def _rows_by_label(runs: Sequence[RunData]) -> dict[str, list[EvalRow]]:

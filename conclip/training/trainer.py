@@ -266,7 +266,7 @@ class Trainer:
             if step == 0:
                 raise UserError(f"{what}; check the answers of data.validation")
             raise MachineFailure(f"{what}; the same command goes on from the last checkpoint")
-        accuracies = _accuracies(groups)
+        accuracies = {g.problem.problem_id: rate for g in groups if (rate := g.pass_rate) is not None}
         if step == 0:
             self._progress.first_accuracies = accuracies
         result = Validation(
@@ -315,13 +315,6 @@ class Trainer:
             if name not in self._progress.warned:
                 self._run.warn(f"{self._stage} step {step}: {text} (said once)")
                 self._progress.warned.append(name)
-
-
-def _accuracies(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Return the accuracy of each problem by its id, without grader errors; nothing of a problem that has only those."""
-    outcomes = {group.problem.problem_id: [rollout.grade.outcome for rollout in group.rollouts] for group in groups}
-    judged = {name: [one for one in found if one is not Outcome.GRADER_ERROR] for name, found in outcomes.items()}
-    return {name: fmean(one is Outcome.CORRECT for one in found) for name, found in judged.items() if found}
 
 
 def _length_correlation(groups: Sequence[RolloutGroup]) -> dict[str, float]:
