@@ -54,15 +54,15 @@ def explain(error: BaseException) -> str | None:
         lacking = any(part in lower for part in MEMORY) or lower == NO_MEMORY_FOR_CODE
         if lacking and any(part in lower for part in OF_GPU):
             return (
-                f"out of GPU memory ({text[:160]}); trainer.offload=true or a lower rollout.gpu_memory_utilization make "
-                "room, and the same command with them goes on; a lower trainer.max_tokens_per_micro_batch helps most, but "
-                "begins a new attempt"
+                f"out of GPU memory ({text[:160]}); a lower rollout.gpu_memory_utilization or, where it trains, "
+                "trainer.offload=true make room, and the same command with them goes on; a lower rollout.max_num_seqs or, "
+                "where it trains, trainer.max_tokens_per_micro_batch help, too, but begin a new attempt"
             )
         if isinstance(cause, MemoryError) or number == errno.ENOMEM or lacking:
             return (
                 f"out of memory ({text[:160] or type(cause).__name__}); with more of it, or with "
                 "trainer.save_in_background=false where it trains, the same command goes on; lower rollout.kv_cache_gib, "
-                "rollout.max_num_seqs or trainer.max_tokens_per_micro_batch help, too, but begin a new attempt"
+                "rollout.max_num_seqs or, there, trainer.max_tokens_per_micro_batch help, too, but begin a new attempt"
             )
         if number in (errno.EROFS, errno.EACCES, errno.EPERM) or any(part in lower for part in READ_ONLY):
             return f"no permission{where}; change that, or choose another place, then give the same command again"

@@ -31,13 +31,14 @@ def let_threads_sleep() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
-def prepare_gpu(*, repeatable: bool, lends_memory: bool) -> None:
-    """Set what torch reads once, when it first uses a GPU, unless the environment says otherwise. `repeatable`: give cuBLAS
-    the workspace with which its products repeat. `lends_memory`: other processes read tensors on the GPU in place."""
+def prepare_gpu(*, repeatable: bool, frees_pages: bool = False) -> None:
+    """Set what torch reads once, when it first uses a GPU, in this process and those that it starts, unless the environment
+    says otherwise. `repeatable`: give cuBLAS the workspace with which its products repeat. `frees_pages`: what is freed goes
+    back to the device page by page, so that an engine that wakes up finds room. No other process can then read a tensor on
+    the GPU in place, as vLLM's workers do that share a model."""
     if repeatable:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if not lends_memory and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
-        # the learner's freed blocks go back to the device page by page, where the engine wakes up
+    if frees_pages and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 

@@ -303,7 +303,7 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
         of("eval", "data=gsm8k", "data.test.gms8k.path=x"),
         ("data.test.gms8k", "did you mean 'data.test.gsm8k'"),
     ),
-    "test problems in the pool": (same_everywhere, ("disjoint",)),
+    "test problems in the pool": (same_everywhere, ("data.pool", "test problem", "give others")),
     "ids in two lists": (ids_of_two_lists, ("'0'", "data.validation", "data.pool", "problem_id=null")),
     "tested on what it learned": (trained_on_the_test, ("checkpoints.mine", "eval.allow_overlap")),
     "unknown problem": (of("train-phase2", "phase.problem_ids=[nobody]", "phase.problems_per_step=1"), ("nobody",)),

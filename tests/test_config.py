@@ -413,6 +413,7 @@ def test_what_hydra_itself_shows_takes_the_short_keys():
             [f"x-num_steps={a}-num_steps={b}" for a in "58" for b in "58"],
         ),
         ([f"model.path={'a' * 90},b"], ["x-0", "x-1"]),
+        ([f"name={'n' * 190}", "optim.policy_lr=1e-5,2e-5"], [f"{'n' * 190}-{number}" for number in range(2)]),
         (["model.system=null,'null'"], ["x-0", "x-1"]),
     ],
 )

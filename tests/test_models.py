@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -27,7 +28,7 @@ from conclip.errors import UserError
 from conclip.experiments.inputs import load_inputs
 from conclip.models.architectures import implementation
 from conclip.models.critic import Critic
-from conclip.models.folder import LAB_MODEL, check_trainable, find_model, public_name
+from conclip.models.folder import LAB_MODEL, check_trainable, find_model, public_name, public_revision
 from conclip.models.load import (
     OutputHead,
     checkpoint_weights,
@@ -195,6 +196,10 @@ def test_files_the_index_does_not_name_are_no_weights(tmp_path: Path):
     index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert [name for name, _ in read_weights(tmp_path)] == ["a"]
+    (tmp_path / "model.safetensors.index.json").unlink()
+    save_file({"b": torch.zeros(1)}, tmp_path / "model.safetensors")
+    save_file({"b": torch.zeros(1)}, tmp_path / "consolidated.safetensors")
+    assert [name for name, _ in read_weights(tmp_path)] == ["b"]
 
 
 def small_opt() -> OPTForCausalLM:
@@ -254,18 +259,23 @@ def test_a_model_is_known_by_its_name_and_not_by_where_it_lies(tmp_path: Path):
         folder.mkdir(parents=True)
     assert [public_name(path) for path in (cached, own, str(own))] == ["Qwen/Qwen3-1.7B", "phase1-best", "phase1-best"]
     assert public_name("Qwen/Qwen3-1.7B") == public_name("Qwen/Qwen3-1.7B@main") == "Qwen/Qwen3-1.7B"
+    known = [public_revision(path) for path in (cached, own, "Qwen/Qwen3-1.7B", "Qwen/Qwen3-1.7B@refs/pr/1")]
+    assert known == ["70d244cc86", None, None, "refs/pr/1"]
 
 
 def test_a_hub_id_may_name_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[tuple[str, str | None]] = []
 
     def download(name: str, *, revision: str | None, ignore_patterns: list[str]) -> str:
+        files = ["model.safetensors", "config.json", "onnx/model.onnx", "original/consolidated.00.pth", "tf_model.h5"]
+        assert list(filter_repo_objects(files, ignore_patterns=ignore_patterns)) == files[:2]
         asked.append((name, revision))
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert find_model("Qwen/Qwen3-1.7B") == find_model("Qwen/Qwen3-1.7B@70d244cc") == tmp_path
     assert asked == [("Qwen/Qwen3-1.7B", None), ("Qwen/Qwen3-1.7B", "70d244cc")]
+    assert find_model("Qwen/Qwen3-1.7B@refs/pr/1") == tmp_path and asked.pop() == ("Qwen/Qwen3-1.7B", "refs/pr/1")
     beside = tmp_path / "own/model@2"
     beside.mkdir(parents=True)
     assert find_model(str(beside)) == beside and len(asked) == 2  # a folder's name may have such a sign

@@ -101,7 +101,7 @@ def test_the_expected_number_is_checked_and_repetitions_are_reported(tmp_path: P
         load(path=path, expected_problems=3)
     problems, notes = load_dataset("data.test.x", "x", ProblemSetConfig(source="dataset", path=path, expected_problems=4))
     assert len({p.problem_id for p in problems}) == 4
-    assert notes == ["data.test.x: 1 of 4 problems repeat the text of another one (kept)"]
+    assert notes == ["data.test.x: 1 of 4 problems repeat the text of another one"]
 
 
 def test_multiple_choice_by_index_letter_and_columns(tmp_path: Path):
@@ -132,6 +132,9 @@ def test_multiple_choice_by_index_letter_and_columns(tmp_path: Path):
         ({"A": "1", "B": "0"}, 0, "A"),  # a number is an index
         ({"A": "0", "B": "1"}, "1", "B"),
         ({"A": "same", "B": "same"}, "same", None),
+        ({"w": "B", "x": "A"}, "A", None),  # the first by its letter, the second by its text
+        ({"A": "B", "B": "A"}, "B", None),
+        ({"A": "A", "B": "AB"}, "A", "A"),
         ({"A": "Berlin", "B": "Paris"}, "Rome", None),
         ({"A": "Berlin", "B": "Paris"}, "9" * 5000, None),  # Python refuses to read it as a number
     ],

@@ -57,20 +57,17 @@ def shown(): return os.environ["CUDA_VISIBLE_DEVICES"]
 asked = [shown.options(scheduling_strategy=launcher._room).remote() for _ in range(4)]
 print(sorted(set(ray.get(asked))), os.environ.get("CUDA_VISIBLE_DEVICES"), by_ray._gpus_of(launcher._here))
 launcher.close()
-by_ray.gpu_names = lambda: ["0"]
-by_ray.RayLauncher(None, "pack", [1], keeps_gpu=True)
 """
 
 
 def test_ray_does_not_give_the_learners_gpu_away(tmp_path: Path):
-    """On a host of three GPUs, as Ray is told, and then of one."""
+    """On a host of three GPUs, as Ray is told."""
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     outcome = subprocess.run(
         [sys.executable, "-c", ASKING_FOR_GPUS], env=environment, capture_output=True, text=True, timeout=300, cwd=Path.cwd()
     )
     names, mine, given = outcome.stdout.strip().rsplit(" ", 2)
     assert set(json.loads(names.replace("'", '"'))) <= {"1", "2"} and (mine, given) == ("None", "2")
-    assert "this host has one GPU, and the learner uses it" in outcome.stderr
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

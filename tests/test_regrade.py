@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -154,13 +155,55 @@ def test_files_of_other_tools_are_graded_by_their_own_columns(tmp_path: Path):
     ):
         grade_file(file, tmp_path / "out.jsonl", audit=False, columns=columns)
         assert [row["outcome"] for row in read(tmp_path / "out.jsonl")] == expected, file.name
-    with pytest.raises(UserError, match=r"no column 'resps\.1\.0'.*columns here: doc, .*--response"):
+    with pytest.raises(UserError, match=r"no column 'resps\.1\.0' for the response; columns here: doc, .*--response"):
         grade_file(
             tmp_path / "harness.jsonl",
             tmp_path / "no.jsonl",
             audit=False,
             columns=Columns(response="resps.1.0", gold="target"),
         )
+
+
+SOLUTION = "She sold 48 / 2 = 24 clips.\nTogether 72.\n#### 72"
+
+
+def test_golds_of_other_tools_are_found_in_solutions_and_among_options(tmp_path: Path):
+    """GSM8K's targets are solutions; lighteval lists the letters of all options, and names the right one by its index."""
+    file, out = write(tmp_path / "a.jsonl", [{"target": SOLUTION, "response": r"\boxed{72}"}]), tmp_path / "out.jsonl"
+    columns = Columns(gold="target", gold_pattern=r"#### (.+)")
+    assert grade_file(file, out, audit=False, columns=columns) == {"correct": 1}
+    with pytest.raises(UserError, match=r"a\.jsonl:1: --gold-pattern finds no answer in column 'target'"):
+        grade_file(file, out, audit=False, columns=replace(columns, gold_pattern="answer: (.+)"))
+    options = [{"doc": {"choices": ["A", "B"], "gold_index": index}, "response": r"\boxed{A}"} for index in (0, 1, [0, 1])]
+    file, columns = write(tmp_path / "b.jsonl", options), Columns(gold="doc.choices", gold_index="doc.gold_index")
+    assert grade_file(file, out, audit=False, columns=columns) == {"correct": 2, "wrong": 1}
+    with pytest.raises(UserError, match=r"lists the letters of all options.*--gold-index"):
+        grade_file(file, out, audit=False, columns=replace(columns, gold_index=None))
+    write(file, [{"doc": {"choices": ["A", "B"], "gold_index": 2}, "response": "A"}])
+    with pytest.raises(UserError, match=r"'doc\.gold_index' holds no index of 2 golds but 2"):
+        grade_file(file, out, audit=False, columns=columns)
+
+
+def test_golds_that_are_not_understood_are_named(tmp_path: Path):
+    rows = [{"gold": gold, "response": "1"} for gold in ("1", "2", "{ x -> ?? !!", "3")]
+    notes: list[str] = []
+    grade_file(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", audit=False, notes=notes)
+    assert len(notes) == 1 and "1 of 4 gold answers are not understood" in notes[0] and "row 3" in notes[0]
+
+
+def test_columns_of_that_name_which_mean_something_else(tmp_path: Path):
+    """A CSV file has text alone, an empty cell where there is nothing; OpenAI's `choices` are no options."""
+    file, out = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    file.write_text("gold,response,precision,choices\n0.333,0.3334,3,\n0.333,0.3334,,\n")
+    assert grade_file(file, out, audit=False) == {"correct": 1, "wrong": 1}
+    answer = {"gold": "1", "choices": [{"message": {"content": r"\boxed{1}"}}], "precision": "high", "logprob": float("nan")}
+    dumped = write(tmp_path / "in.jsonl", [answer])
+    columns = Columns(response="choices.0.message.content")
+    assert grade_file(dumped, out, audit=False, columns=columns) == {"correct": 1}
+    assert json.loads(out.read_text(), parse_constant=pytest.fail)["logprob"] is None
+    long = f"{'so ' * 60_000}72"
+    file.write_text(f"gold,response\n72,{long}\n")
+    assert grade_file(file, out, audit=False) == {"correct": 1}
 
 
 @pytest.mark.parametrize(
@@ -170,13 +213,14 @@ def test_files_of_other_tools_are_graded_by_their_own_columns(tmp_path: Path):
         ("", "holds no rows"),
         ('{"gold": "1", "response": "1"}\nnot json\n', ":2: not JSON"),
         ('{"gold": "1"}\n', ":1: no column 'response'"),
-        ('{"gold": null, "response": "1"}\n', "column 'gold' must be text"),
-        ('{"gold": NaN, "response": "1"}\n', "column 'gold' must be text"),
-        ('{"gold": ["1", null], "response": "1"}\n', "column 'gold' must be text"),
-        ('{"gold": [], "response": "1"}\n', "column 'gold' must be text"),
-        ('{"gold": " ", "response": "1"}\n', "column 'gold' holds no answer"),
+        ('{"gold": null, "response": "1"}\n', "column 'gold' (gold answer) is empty"),
+        ('{"gold": NaN, "response": "1"}\n', "column 'gold' (gold answer) is no number but nan"),
+        ('{"gold": ["1", null], "response": "1"}\n', "column 'gold' (gold answer) is empty"),
+        ('{"gold": [], "response": "1"}\n', "column 'gold' (gold answer) is empty"),
+        ('{"gold": " ", "response": "1"}\n', "column 'gold' (gold answer) is empty"),
         ('{"gold": ["1", "nan"], "response": "1"}\n', "column 'gold' holds no answer but 'nan'"),
-        ('{"gold": "1", "response": NaN}\n', "column 'response' must be text"),
+        ('{"gold": "1", "response": NaN}\n', "column 'response' (response) is no number but nan"),
+        (f'{{"gold": {json.dumps(SOLUTION)}, "response": "72"}}\n', "1 of 1 gold answers are whole solutions"),
         ('{"gold": "1", "gold": "2", "response": "2"}\n', ":1: column 'gold' stands there 2 times"),
         (b'{"gold": "1", "response": "\xff"}\n', ":1: byte 0xff"),
         ('{"gold": "1", "response": "1", "choices": "A"}\n', "column 'choices'"),

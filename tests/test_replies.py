@@ -10,7 +10,7 @@ import pytest
 from conclip.errors import UserError
 from conclip.grading.grader import Grader
 from conclip.grading.thinking import PLAIN, Thinking
-from conclip.models.server import render_by_server
+from conclip.models.server import is_vllm, render_by_server
 from conclip.rollout.collect import PromptSet, collect, tasks_for
 from conclip.rollout.endpoint import EndpointEngine
 from conclip.types import Outcome, Problem, Rollout, SamplingSpec
@@ -174,6 +174,11 @@ def test_what_a_request_adds_to_the_protocol_goes_beside_it(url: str, grader: Gr
     added = {"chat_template_kwargs": kwargs, "thinking_token_budget": 0, "top_k": 3, "skip_special_tokens": False}
     assert {name: full.get(name) for name in added} == added
     assert not set(added) & set(plain)
+    asked(url, grader, {"q": choice(BOX)}, is_vllm=True)
+    asked(url, grader, {"q": choice(BOX)}, spec=spec, is_vllm=True)
+    stated = [{name: body[name] for name in ("top_k", "min_p", "repetition_penalty")} for body in Scripted.bodies[2:]]
+    whole = {"min_p": 0.0, "repetition_penalty": 1.0}  # what vLLM's server would take from the model's folder
+    assert stated == [{"top_k": -1} | whole, {"top_k": 3} | whole]
 
 
 def test_a_server_is_asked_what_a_chat_looks_like(url: str):
@@ -184,6 +189,8 @@ def test_a_server_is_asked_what_a_chat_looks_like(url: str):
     first, second = Scripted.bodies[-2:]
     assert first["path"] == "/tokenize" and first["chat_template_kwargs"] == {"a": 1} and first["add_generation_prompt"]
     assert second["path"] == "/detokenize" and second["tokens"] == [1, 2]
+    assert is_vllm(url) and not is_vllm("http://127.0.0.1:9/v1")
     Scripted.owner = "somebody"
+    assert not is_vllm(url)
     assert render_by_server(url, "m", chat, {}) is None and len(Scripted.bodies) == 3
     assert render_by_server("http://127.0.0.1:9/v1", "m", chat, {}) is None

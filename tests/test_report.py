@@ -207,7 +207,11 @@ def test_runs_that_differ_in_their_seed_only_have_a_mean(tmp_path: Path):
     assert what == "phase2 against base, b, temperature 1"
     # Student's t with two degrees of freedom: 4.303 times 2 / sqrt(3), and 4.303 times 14.43 / sqrt(3)
     assert cells == ["3", "-18.0 % [-23.0, -13.0]", "+33.3 points [-2.5, +69.2]"]
-    assert seed_tables([three[0], replace(three[0], name="again")]) == []  # one seed twice
+    again = replace(three[0], name="again")
+    assert seed_tables([three[0], again]) == []  # one seed twice
+    assert seed_tables([*three, again])[0]["rows"] == table["rows"]
+    assert seed_tables([*three, again])[0]["caption"].endswith("; without again, whose seed is one of theirs")
+    assert seed_tables([replace(one, settings={**one.settings, "seed": [1]}) for one in three]) == []
     assert seed_tables([first, replace(first, settings={})]) == seed_tables(three[:1]) == []
     write_files(three, tmp_path / "paper")
     assert "| phase2 against base, b, temperature 1 | 3 |" in (tmp_path / "paper/results.md").read_text()

@@ -178,6 +178,7 @@ PROGRESS = {
     "unreported": dict.fromkeys(REPORTED, 0.5),
     "monitored": {"high": [7], "low": []},
     "history": [{"step": 0, "accuracy": 0.5, "mean_tokens": 9.0}],
+    "first_accuracies": {"a": 0.5},
     "best": {"step": 0, "accuracy": 0.5, "mean_tokens": 9.0},
     "best_checkpoint": 0,
     "asked": ["a"],
@@ -209,7 +210,7 @@ def test_no_junk_in_what_is_known_of_a_phase_gets_past_its_reading():
     for name in REPORTED:
         lacking = {key: value for key, value in PROGRESS["unreported"].items() if key != name}
         assert accepted(PROGRESS | {"unreported": lacking}) is None
-    for changes in ({"step": 5}, {"step": -3}, {"history": []}, {"asked": ["b"]}, {"best": None}):
+    for changes in ({"step": 5}, {"step": -3}, {"history": []}, {"first_accuracies": {}}, {"asked": ["b"]}, {"best": None}):
         assert accepted(PROGRESS | changes) is None
 
 

@@ -196,11 +196,21 @@ AHEAD = ("algo.sampler_correction=token", "rollout.engine=child_process")
         (True, ["rollout.num_engines=2"], "rollout.num_engines: on GPUs"),
         (True, ["cluster.learner_ranks=3"], "cluster.learner_ranks is 3, and this machine shows 2 GPUs"),
         (True, ["cluster.learner_ranks=2"], None),
-        (True, ["cluster=ray", "cluster.learner_ranks=3"], None),
+        (
+            True,
+            ["cluster=ray", "cluster.learner_ranks=3"],
+            "engines need 1 GPUs and what trains 3, and this machine shows 2",
+        ),
+        (True, ["cluster=ray", "cluster.learner_ranks=3", "cluster.address=auto"], None),
+        (True, ["cluster=ray"], None),
+        (True, ["cluster=ray", "rollout.tensor_parallel_size=2"], "engines need 2 GPUs and what trains 1"),
+        (True, ["rollout.deterministic=true"], "rollout.deterministic: it needs a GPU of compute capability 9.0"),
+        (False, ["rollout.deterministic=true"], None),
         (False, ["cluster.learner_ranks=3"], None),
         (True, ["trainer.sample_ahead=true", *AHEAD], "trainer.sample_ahead: on GPUs"),
         (True, ["cluster.weights=ipc", "rollout.num_engines=1"], None),
-        (True, ["cluster=ray", "cluster.weights=nccl", "rollout.num_engines=2"], None),
+        (True, ["cluster=ray", "cluster.weights=nccl", "rollout.num_engines=2"], "engines need 2 GPUs and what trains 1"),
+        (True, ["cluster=ray", "cluster.weights=nccl", "rollout.num_engines=2", "cluster.address=auto"], None),
         (True, ["cluster=ray", "trainer.sample_ahead=true", *AHEAD], None),
         (False, ["trainer.sample_ahead=true", *AHEAD], None),
         (False, ["rollout.num_engines=2"], None),
@@ -211,6 +221,7 @@ def test_what_needs_gpus_or_ray_is_refused_before_anything_is_loaded(
 ):
     monkeypatch.setattr(choose, "has_gpu", lambda: on_gpu)
     monkeypatch.setattr(choose, "num_gpus", lambda: 2)
+    monkeypatch.setattr(machine, "_asked_of_gpus", {"compute_cap": [9.0, 8.6]}.get)
     monkeypatch.setattr(choose, "find_spec", lambda name: name)  # Ray is installed
     config = load_config("train-phase2", "rollout.num_engines=1", *overrides)
     with pytest.raises(UserError, match=words) if words else nullcontext():

@@ -78,6 +78,8 @@ class Claim:
     """overrides of every run with --quick, which has two seeds"""
     designed: str = ""
     """what the lab's design has to do with it"""
+    remarks: str = ""
+    """what to know when reading its result: what changed after a first look at it, what was not measured"""
     hours: float | None = None
     """what the runs took that no other claim had run before, one after another on two cores [h]; null: not known yet"""
 

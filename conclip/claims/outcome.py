@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from conclip.claims.config import Claim, Contrast, by_number, check_claim, is_file_name
 from conclip.claims.measures import RunNumbers, difference, numbers
 from conclip.claims.runs import PlannedRun
-from conclip.claims.verdict import Verdict, Word, judge, overall
+from conclip.claims.verdict import MOST_SEEDS, Verdict, Word, judge, overall
 from conclip.errors import UserError
 from conclip.report.data import RunData, read_run
 from conclip.runs.checked import Finite, NonNegative, read_as
@@ -89,7 +89,16 @@ def _differences(contrast: Contrast, data: Mapping[tuple[str, int], RunData]) ->
     return found
 
 
-HEADINGS = ("difference", "seeds", "mean and interval", "expected", "smallest that matters", "power", "verdict")
+HEADINGS = (
+    "difference",
+    "seeds",
+    "mean and interval",
+    "expected",
+    "smallest that matters",
+    "power",
+    "seeds for 0.8",
+    "verdict",
+)
 
 
 def contrast_rows(outcome: Outcome) -> list[tuple[str, ...]]:
@@ -99,12 +108,22 @@ def contrast_rows(outcome: Outcome) -> list[tuple[str, ...]]:
         matters = f"{contrast.relevant:g}"
         expected = contrast.expect + (f", by {contrast.at_least:g} at least" if contrast.at_least else "")
         if len(outcome.differences[name]) < 2:
-            rows.append((name, str(len(outcome.differences[name])), "", expected, matters, "", "untried"))
+            rows.append((name, str(len(outcome.differences[name])), "", expected, matters, "", "", "untried"))
             continue
         v = outcome.verdict(name)
         interval = with_interval(v.mean, v.low, v.high, unit(contrast), digits=1 if unit(contrast) else 2)
-        rows.append((name, str(v.num_seeds), interval, expected, matters, f"{v.power:.2f}", v.word))
+        needed = str(v.seeds_needed or (f"over {MOST_SEEDS}" if isfinite(v.low) else ""))
+        word = _away_from_0(contrast, v) + v.word
+        rows.append((name, str(v.num_seeds), interval, expected, matters, f"{v.power:.2f}", needed, word))
     return rows
+
+
+def _away_from_0(contrast: Contrast, verdict: Verdict) -> str:
+    """Return what is shown of a difference of which it is open, or nothing, whether it is as large as what matters."""
+    is_open = contrast.expect in ("not less", "not more") and verdict.word in ("not separable", "untried")
+    if not is_open or verdict.low <= 0 <= verdict.high:
+        return ""
+    return f"{'lower' if verdict.high < 0 else 'higher'}; by more than {contrast.relevant:g}: "
 
 
 def with_interval(mean: float, low: float, high: float, unit: str = "", *, digits: int = 1) -> str:

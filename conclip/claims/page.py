@@ -28,9 +28,12 @@ from conclip.stats import clustered_interval
 HEAD = """# Which of the paper's claims hold here?
 
 `conclip claims` runs this page's experiments and writes it. Each claim is a file in `conf/claims/`, with its runs, what
-decides and the smallest difference that matters, fixed before the runs unless the claim says otherwise below. Seeds
-redraw problems, sampling and training. Differences are paired by seed; their intervals are Student's t over seeds, at
-95 % for all contrasts of a claim together (Bonferroni). A contrast is one of three kinds:
+decides and the smallest difference that matters, fixed before the runs; what was changed after them its section says.
+Seeds redraw problems, sampling and training; all start from one pretrained model, so that no interval covers what another
+one would give. Differences are paired by seed; their intervals are Student's t over seeds, at 95 % for all contrasts of a
+claim together (Bonferroni). They rest on differences that are about normal: with five seeds no test without that
+assumption could reach 5 %. Claims with the same runs (`c6`, `c9`, `algorithms`, `adapters` and `sample_ahead` share those
+of PPO) are not independent. A contrast is one of three kinds:
 
 | expected | holds where the interval | does not hold where it |
 |---|---|---|
@@ -38,10 +41,13 @@ redraw problems, sampling and training. Differences are paired by seed; their in
 | less or more, by a size at least | lies beyond that size | lies short of it |
 | not less, not more | excludes the drop (the rise) that matters | lies beyond that drop (rise) |
 
-A claim **holds** if all of its contrasts do, and **does not hold** if one does not. Otherwise it is **not separable** where
-so many seeds would show the smallest difference that matters in at least 80 % of cases, else **untried**. Values that are
-equal with every seed have no interval. A seed is missing where its run left nothing to measure: no response that could be
-graded, or no problem with both correct and wrong responses, of whose lengths to take the difference.
+**Power** is the chance that as many seeds, of the spread that was seen, would show the smallest difference that matters
+(of "not less" and "not more": would exclude it if nothing had changed); beside it stands how many seeds would have a power
+of 0.8. A claim **holds** if all of its contrasts do, and **does not hold** if one does not. Otherwise it is **untried** if
+a contrast of which neither is shown has less power than 0.8: it was run, and the seeds differ too much for so few of them.
+Else it is **not separable**. Values that are equal with every seed have no interval. A seed is missing where its run left
+nothing to measure: no response that could be graded, or no problem with both correct and wrong responses, of whose lengths
+to take the difference.
 
 "Again" is the verdict of another set of seeds, where there is one. Claims of `conf/claims/` that are not below have not
 been run; `conclip claims --list` names them.
@@ -58,8 +64,9 @@ def write_claims(outcomes: Sequence[Outcome], folder: Path, *, quick: bool = Fal
     shown = [list(of_claim) for _, of_claim in groupby(recorded(kept, quick=quick), lambda outcome: outcome.name)]
     parts = [HEAD, _verdicts(shown)]
     for outcome, *again in shown:
-        write_figure(figure(outcome), kept / _figure_file(outcome))
-        parts.append(_section(outcome, again))
+        drawn = figure(outcome)
+        write_figure(drawn, kept / _figure_file(outcome))
+        parts.append(_section(outcome, again, drawn))
     write_text(page, "\n".join(parts))
     return page
 
@@ -83,16 +90,20 @@ def _word(outcome: Outcome) -> str:
     return word if holding == total else f"{word}: {holding} of {total} differences hold"
 
 
-def _section(outcome: Outcome, again: Sequence[Outcome]) -> str:
+def _section(outcome: Outcome, again: Sequence[Outcome], drawn: Figure) -> str:
     claim = outcome.claim
     lines = [f"## {outcome.name}", "", escape.markdown(claim.claim), "", f"Verdict: {_word(outcome)}", ""]
     lines += _differences(outcome)
-    lines += ["", f"![{escape.markdown(claim.claim)}](claims/{_figure_file(outcome)})", "", *_runs_table(outcome), ""]
+    alt = f"{claim.claim}: {outcome.word()}. {drawn.caption}"
+    lines += ["", f"![{escape.markdown(alt)}](claims/{_figure_file(outcome)})", "", LEGENDS[len(claim.runs) > 1]]
+    lines += ["", *_runs_table(outcome), ""]
     for other in again:
         seeds = f"seeds {other.seeds.start} to {other.seeds.stop - 1}"
         lines += [f"**Again, with {seeds}:** {_word(other)}", "", *_differences(other), ""]
     if claim.designed:
         lines += [f"**The lab's design:** {escape.markdown(claim.designed)}", ""]
+    if claim.remarks:
+        lines += [f"**To read it:** {escape.markdown(claim.remarks)}", ""]
     files = ", ".join(f"[{file}](claims/{file})" for file in map(outcome_file, (outcome, *again)))
     lines += [
         f"To reproduce: `conclip claims {outcome.name}{' --quick' if outcome.quick else ''}` "
@@ -104,7 +115,7 @@ def _section(outcome: Outcome, again: Sequence[Outcome]) -> str:
 
 
 def _differences(outcome: Outcome) -> list[str]:
-    lines = [f"| {' | '.join(HEADINGS)} |", "|---|---:|---|---|---|---:|---|"]
+    lines = [f"| {' | '.join(HEADINGS)} |", "|---|---:|---|---|---|---:|---:|---|"]
     return lines + [f"| {' | '.join(map(escape.markdown, cells))} |" for cells in contrast_rows(outcome)]
 
 
@@ -131,6 +142,12 @@ def _mean(values: Sequence[float]) -> str:
     """Return a mean with its interval; of one value, which has no spread, the value."""
     return with_interval(*clustered_interval(values)) if len(values) > 1 else f"{values[0]:+.1f}" if values else ""
 
+
+LEGENDS = {
+    False: "Points: seeds. Black: mean, and interval as in the table. Lines: no difference, and what matters or is claimed.",
+    True: "Points: seeds. Black: mean and 95 % interval of each run by itself, not of a difference.",
+}
+"""What a figure of contrasts shows, and one of runs."""
 
 SHOWN = {"tokens": "tokens against base [%]", "accuracy": "accuracy against base [points]"}
 

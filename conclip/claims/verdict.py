@@ -28,6 +28,11 @@ class Verdict:
     power: float
     """chance that so many seeds show an effect of the smallest size that matters, by the spread that was seen"""
     num_seeds: int
+    seeds_needed: int | None
+    """seeds of the same spread that have LEAST_POWER; None: more than MOST_SEEDS, or no spread to tell by"""
+
+
+MOST_SEEDS = 1000
 
 
 def judge(
@@ -51,6 +56,7 @@ def judge(
     mean, low, high = clustered_interval(towards, num_intervals=num_contrasts)
     margin = -relevant if is_bound else at_least
     power = _power(relevant, high - mean, len(towards), num_contrasts)
+    needed = _seeds_needed(relevant, high - mean, len(towards), num_contrasts)
     if low > margin:
         word: Word = "holds"
     elif high < (margin if is_bound or at_least else relevant):
@@ -58,7 +64,7 @@ def judge(
     else:
         word = "not separable" if power >= LEAST_POWER else "untried"
     ends = sorted((sign * low, sign * high))
-    return Verdict(word, sign * mean, ends[0], ends[1], power, len(towards))
+    return Verdict(word, sign * mean, ends[0], ends[1], power, len(towards), needed)
 
 
 def _power(effect: float, half_width: float, num_seeds: int, num_contrasts: int) -> float:
@@ -70,6 +76,18 @@ def _power(effect: float, half_width: float, num_seeds: int, num_contrasts: int)
     shift = effect * critical / half_width
     below = float(special.nctdtr(num_seeds - 1, shift, critical))
     return 1.0 - below if math.isfinite(below) else float(shift > critical)
+
+
+def _seeds_needed(effect: float, half_width: float, num_seeds: int, num_contrasts: int) -> int | None:
+    if not math.isfinite(half_width):
+        return None
+    deviation = half_width / t_quantile(num_seeds, num_contrasts) * math.sqrt(num_seeds)
+
+    def power(number: int) -> float:
+        half = t_quantile(number, num_contrasts) * deviation / math.sqrt(number)
+        return _power(effect, half, number, num_contrasts)
+
+    return next((number for number in range(2, MOST_SEEDS + 1) if power(number) >= LEAST_POWER), None)
 
 
 def overall(words: Sequence[str]) -> Word:

@@ -83,7 +83,7 @@ def help_page(folders: Sequence[Path], primary: str, composed: DictConfig, choic
     `folders`: the folders of configs, the first of which that has a file counts. `choices`: group -> chosen option (Hydra's
     ``runtime.choices``).
     """
-    description, own = read_meanings(group_files(folders, ".", "*.yaml")[primary])
+    description, own = read_meanings(group_files(folders, ".", "**/*.yaml")[primary.removesuffix(".yaml")])
     groups = {
         name: option for name, option in reversed(list(choices.items())) if not name.startswith("hydra/") and name != "hydra"
     }
@@ -103,7 +103,7 @@ def help_page(folders: Sequence[Path], primary: str, composed: DictConfig, choic
         if others:
             parts.append(Padding(Text(f"or: {', '.join(others)}"), INDENT))
         if option is not None:
-            parts.append(Padding(Text(read_meanings(files[option])[0], style="italic"), INDENT))
+            parts.append(Padding(Text(read_meanings(files[option.removesuffix(".yaml")])[0], style="italic"), INDENT))
         values = OmegaConf.select(composed, package)
         if option is not None and package != "recipe" and isinstance(values, DictConfig):
             inner = tuple(other for other in grouped if other.startswith(f"{package}.") and other != f"{package}.")

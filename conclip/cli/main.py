@@ -243,7 +243,7 @@ def _execute(subcommand: str, composed: "DictConfig") -> None:
 
     config, inputs = checked(subcommand, composed)
     check_machine(config)
-    prepare_gpu(repeatable=config.rollout.deterministic, lends_memory=config.cluster.weights == "ipc")
+    prepare_gpu(repeatable=config.rollout.deterministic, frees_pages=config.shares_gpu)
     if config.cluster.kind == "torchrun" and os.environ.get("RANK", "0") != "0":
         if config.learning is not None:
             from conclip.training.ranks import follow_under_torchrun  # noqa: PLC0415

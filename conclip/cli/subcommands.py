@@ -13,6 +13,7 @@ PLAIN_SUBCOMMANDS = {
     "grade": "grade JSON lines with gold and response: conclip grade IN OUT",
     "compare": "paired statistics: conclip compare RUN [RUN] [--model A B]",
     "report": "one HTML page of a run or several: conclip report RUN ...",
+    "merge": "a model of an adapter and its base: conclip merge ADAPTER OUT",
     "claims": "the paper's claims as experiments: conclip claims [NAME ...]",
     "doctor": "what this machine can run, and what a config needs",
     "completion": "for a shell: conclip completion bash",

@@ -30,13 +30,16 @@ MAX_LABEL = 80
 
 def job_names(names: Sequence[str], combinations: Sequence[Sequence[str]]) -> list[str]:
     """Return a name for each job of a sweep: that of its config, and the overrides that it does not share with all jobs
-    (`mine-seed=0`), so that a longer sweep goes on with the jobs of a shorter one. Where those make no plain, short and
-    different names, its number. `combinations`: the overrides of each job."""
+    (`mine-seed=0`), so that a sweep over more values of the same keys goes on with the jobs of a shorter one. Where those
+    make no plain, short and different names, its number. `combinations`: the overrides of each job."""
+    from conclip.config.rules import MAX_NAME_BYTES  # noqa: PLC0415
+
     shared = set(combinations[0]).intersection(*combinations)
     own = [[o for o in overrides if o not in shared and not o.startswith("name=")] for overrides in combinations]
     labels = ["-".join(map(_label, overrides)) for overrides in own]
     made = [f"{name}-{label}" if label else name for name, label in zip(names, labels, strict=True)]
-    if len(set(made)) == len(made) and all(re.fullmatch(rf"[\w.+=-]{{0,{MAX_LABEL}}}", label) for label in labels):
+    are_plain = all(re.fullmatch(rf"[\w.+=-]{{0,{MAX_LABEL}}}", label) for label in labels)
+    if len(set(made)) == len(made) and are_plain and all(len(name.encode()) <= MAX_NAME_BYTES for name in made):
         return made
     return [f"{name}-{number}" for number, name in enumerate(names)]
 
@@ -85,11 +88,19 @@ def launch(jobs: Sequence[Job], choices: Sequence[str], folder: Path, config_dir
     sys.stderr.write(f"done: {names}\n")
 
 
+def _begin() -> None:
+    """Make a job end with this process, and leave to it what schedulers tell all processes before they stop them (USR1 and
+    USR2, which would end those that do not expect them)."""
+    end_with_parent()
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _run(job: Job) -> int:
     """Run one job in a process of its own: the engine keeps global state. Returns its exit code."""
     # The job gets its own session, so that each signal reaches it once, from here. It does not outlive this process.
     command = [*PYTHON, "-m", "conclip", *job.arguments]
-    process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=_begin)
     interrupted: Interrupted | None = None
     while True:
         try:

@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, get_args
 
 from rich.text import Text
 
@@ -15,7 +16,7 @@ from conclip.cli.completion import SCRIPTS, script
 from conclip.cli.doctor import config_checks, machine_checks
 from conclip.cli.subcommands import PLAIN_SUBCOMMANDS, SUBCOMMANDS
 from conclip.config.compose import compose_config
-from conclip.config.groups import DeviceConfig
+from conclip.config.groups import DeviceConfig, Dtype
 from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.errors import EXIT_FAILED_RUN, UserError
 from conclip.evaluation import compare as paired_results
@@ -69,11 +70,29 @@ def grade(arguments: list[str]) -> None:
     parser.add_argument("source", metavar="IN", type=Path, help="JSON lines, CSV or Parquet")
     parser.add_argument("target", metavar="OUT", type=Path, help="the graded JSON lines")
     parser.add_argument("--gold", default="gold", metavar="COLUMN", help="column of the gold answer: --gold doc.answer")
+    parser.add_argument(
+        "--gold-index", metavar="COLUMN", help="where the gold column lists options: column of the right one's index"
+    )
+    parser.add_argument(
+        "--gold-pattern",
+        metavar="REGEX",
+        help=r"expression with one group around the answer in a gold solution: '#### (.+)'",
+    )
     parser.add_argument("--response", default="response", metavar="COLUMN", help="column of the response: resps.0.0")
     parser.add_argument("--audit", action="store_true", help="grade with a second, independent comparison too")
     options = parser.parse_args(arguments)
-    columns = Columns(gold=options.gold, response=options.response)
-    counts = grade_file(options.source, options.target, audit=options.audit, columns=columns)
+    try:
+        if options.gold_pattern is not None and re.compile(options.gold_pattern).groups < 1:
+            parser.error("--gold-pattern needs one (group) around the answer")
+    except re.error as error:
+        parser.error(f"--gold-pattern: not a regular expression: {error}")
+    columns = Columns(
+        gold=options.gold, response=options.response, gold_index=options.gold_index, gold_pattern=options.gold_pattern
+    )
+    notes: list[str] = []
+    counts = grade_file(options.source, options.target, audit=options.audit, columns=columns, notes=notes)
+    for note in notes:
+        sys.stderr.write(terminal_safe(f"note: {note}\n"))
     for name, count in sorted(counts.items()):
         sys.stdout.write(f"{count:>8}  {name}\n")
     sys.stdout.write(terminal_safe(f"graded rows: {options.target}\n"))
@@ -164,6 +183,23 @@ def report(arguments: list[str]) -> None:
             sys.stdout.write(terminal_safe(f"{path}\n"))
 
 
+def merge(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="conclip merge",
+        description="Make one model folder of an adapter (LoRA, as conclip and TRL write them) and its base, or of a model "
+        "folder in another precision, for eval, training, serving or the hub.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder of an adapter, a checkpoint with one, or a model")
+    parser.add_argument("target", metavar="OUT", type=Path, help="the new folder")
+    parser.add_argument("--base", metavar="MODEL", help="the adapter's base: a folder or a hub id; by default as it says")
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="bfloat16", help="precision of OUT (default: bfloat16)")
+    options = parser.parse_args(arguments)
+    from conclip.experiments.merge import merge as make  # noqa: PLC0415  imports torch
+
+    base = make(options.source, options.target, base=options.base, dtype=options.dtype)
+    sys.stdout.write(terminal_safe(f"{options.dtype} model of '{options.source}' (base: '{base}'): {options.target}\n"))
+
+
 def claims(arguments: list[str]) -> None:
     from conclip.cli.claims import add_arguments, run  # noqa: PLC0415  imports what draws figures
 
@@ -211,7 +247,7 @@ def doctor(arguments: list[str]) -> None:
     if options.subcommand is not None:
         try:
             config, inputs = checked(options.subcommand, compose_config(options.subcommand, options.overrides)[0])
-            prepare_gpu(repeatable=config.rollout.deterministic, lends_memory=config.cluster.weights == "ipc")
+            prepare_gpu(repeatable=config.rollout.deterministic, frees_pages=config.shares_gpu)
             from conclip.experiments.commands import all_prompts  # noqa: PLC0415  imports torch
 
             prompts = all_prompts(config, inputs)

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from conclip.cluster.launch import Process
 from conclip.cluster.memory_folder import MemoryFolder, remove_orphans
-from conclip.config.machine import gpu_names, num_gpus
+from conclip.config.machine import gpu_names, num_gpus_of_host
 from conclip.errors import MachineFailure, UserError
 from conclip.processes import PYTHON
 from conclip.redact import one_line
@@ -149,8 +149,6 @@ class RayLauncher:
             room["num_cpus"] = max(len(gpus), os.cpu_count() or 1)
             if keeps_gpu:
                 others = gpu_names()[1:]
-                if not others:
-                    raise UserError("cluster=ray: this host has one GPU, and the learner uses it; leave cluster=ray out")
                 room["num_gpus"], shown = len(others), ",".join(others)
         try:
             with _showing(shown):
@@ -169,11 +167,11 @@ class RayLauncher:
             ) from error
         handle_signals()  # Ray has set its own
         self._here = ray.get_runtime_context().get_node_id()
-        if keeps_gpu and address is not None and _gpus_of(self._here) >= (number := num_gpus()) > 0:
+        if keeps_gpu and address is not None and _gpus_of(self._here) >= (number := num_gpus_of_host()):
             ray.shutdown()
             raise UserError(
                 f"cluster=ray: the learner needs a GPU of this host, and Ray may give all {number} to engines; start Ray "
-                f"here without the first: {VISIBLE}={','.join(gpu_names()[1:])} ray start ..."
+                f"here without one ({VISIBLE}=1,2,... ray start ...), and show the run that one ({VISIBLE}=0)"
             )
         self._has_gpus = bool(ray.cluster_resources().get("GPU"))
         self._room = PlacementGroupSchedulingStrategy(self._reserved(placement, gpus))

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from conclip.cluster.launch import Launcher, Local
 from conclip.config.groups import ClusterConfig
-from conclip.config.machine import has_gpu, num_gpus
+from conclip.config.machine import check_repeats, has_gpu, num_gpus
 from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
 
@@ -26,9 +26,15 @@ def _check_gpus(config: BaseConfig) -> None:
     on_gpu, weights = has_gpu(), config.cluster.weights
     if config.learning is not None and weights != "files" and not on_gpu:
         raise UserError(f"cluster.weights={weights}: weights go from GPU to GPU, and this machine has none; set it to files")
-    if not on_gpu or config.cluster.kind == "ray" or config.model.url:
+    if not on_gpu or config.model.url:
         return
+    if config.rollout.deterministic:
+        check_repeats()
     ranks = config.cluster.learner_ranks or 1
+    if config.cluster.kind == "ray":
+        if config.cluster.address is None and (here := num_gpus()):
+            _check_gpus_of_ray(config, ranks, here)
+        return
     if config.learning is not None and config.cluster.kind == "local" and ranks > 1 and ranks > (here := num_gpus()):
         raise UserError(
             f"cluster.learner_ranks is {ranks}, and this machine shows {here} GPUs, of which each rank needs one"
@@ -39,6 +45,17 @@ def _check_gpus(config: BaseConfig) -> None:
         )
     if config.learning is not None and config.learning.trainer.sample_ahead:
         raise UserError("trainer.sample_ahead: on GPUs it needs cluster=ray, which gives engines their own; set it to false")
+
+
+def _check_gpus_of_ray(config: BaseConfig, ranks: int, here: int) -> None:
+    """Raise UserError where a cluster of this host alone, with so many GPUs, has too few for a run."""
+    learners = ranks if config.learning is not None else 0
+    of_engines = config.rollout.num_engines * config.rollout.tensor_parallel_size
+    if learners + of_engines > here:
+        raise UserError(
+            f"cluster=ray: engines need {of_engines} GPUs and what trains {learners}, and this machine shows {here}; name a "
+            "cluster that has them (cluster.address), or leave cluster=ray out"
+        )
 
 
 def _check_cluster(config: ClusterConfig) -> None:

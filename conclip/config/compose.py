@@ -111,8 +111,11 @@ def compose_config(
         planned_for = select("device.kind")
         if select("model.dtype") == "auto":
             composed.model.dtype = "bfloat16" if planned_for == "gpu" else native_dtype()
+        on_cpu = planned_for == "cpu" or (planned_for is None and not has_gpu())
+        for key, number in {"max_num_seqs": 64 if on_cpu else 256, "unit_responses": 256 if on_cpu else 2_048}.items():
+            if select(f"rollout.{key}", default=1) is None:
+                composed.rollout[key] = number
         if select("rollout.num_engines", default=1) is None:
-            on_cpu = planned_for == "cpu" or (planned_for is None and not has_gpu())
             several = on_cpu and num_cores() > 1 and select("cluster.kind") != "ray"
             composed.rollout.num_engines = 2 if several else 1
     check_hydra(hydra)

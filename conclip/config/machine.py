@@ -6,10 +6,15 @@ from pathlib import Path
 
 import psutil
 
+from conclip.errors import UserError
+
 NATIVE_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
 """Flags of processors that multiply bfloat16 matrices themselves. Others convert back and forth: on an AVX2 machine bfloat16
 took six times as long as float32 (SmolLM2-135M, 1,024 tokens at once)."""
 
+
+REPEATS_FROM = 9.0
+"""The compute capability of the first GPUs for which vLLM has kernels that repeat."""
 
 GROUP = Path("/sys/fs/cgroup")
 """What the kernel says of this process's control group."""
@@ -61,6 +66,21 @@ def num_gpus() -> int:
     return len(_shown(_gpu_memories_gib()))
 
 
+def num_gpus_of_host() -> int:
+    """Return how many GPUs this host has, whatever CUDA_VISIBLE_DEVICES hides."""
+    return len(_gpu_memories_gib())
+
+
+def check_repeats(capability: float | None = None) -> None:
+    """Raise UserError for a GPU for which vLLM has no kernels that repeat and leave training alone: those for older ones
+    replace torch's in the whole process, and have no gradient. `capability`: its compute capability; None: that of this
+    host's GPUs, as far as the driver tells."""
+    if capability is None:
+        capability = min(_asked_of_gpus("compute_cap"), default=REPEATS_FROM)
+    if capability < REPEATS_FROM:
+        raise UserError("rollout.deterministic: it needs a GPU of compute capability 9.0 (H100) or newer; set it to false")
+
+
 def gpu_names() -> list[str]:
     """Return what CUDA_VISIBLE_DEVICES calls each of the GPUs that processes of this environment see."""
     number, named = num_gpus(), _named()
@@ -83,10 +103,15 @@ def _shown(memories: list[float]) -> list[float]:
 
 
 def _gpu_memories_gib() -> list[float]:
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    return [mib / 1024 for mib in _asked_of_gpus("memory.total")]
+
+
+def _asked_of_gpus(what: str) -> list[float]:
+    """Return a number for each GPU of this host, by the name that nvidia-smi has for it; none where it does not tell."""
+    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     try:
         shown = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
-        return [float(line) / 1024 for line in shown.split()]
+        return [float(line) for line in shown.split()]
     except (OSError, subprocess.TimeoutExpired, ValueError):
         return []
 

@@ -60,6 +60,12 @@ class BaseConfig:
         return None
 
     @property
+    def shares_gpu(self) -> bool:
+        """Whether what trains takes turns on a GPU with an engine that is one process and reads none of its memory."""
+        alone = self.rollout.tensor_parallel_size == 1 and self.cluster.kind != "ray"
+        return self.learning is not None and alone and self.cluster.weights != "ipc"
+
+    @property
     def phase_settings(self) -> Mapping[str, PhaseConfig]:
         """Settings of each phase, by the name that stages of the recipe use."""
         return {}

@@ -139,7 +139,7 @@ def differences(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> list[str
         if number := sum(lengths[1].get(problem, length) != length for problem, length in lengths[0].items()):
             texts.append(
                 f"the prompts of {number} problems have another number of tokens: another instruction, system prompt, chat "
-                "template or tokenizer"
+                "template or tokenizer, or other worked examples"
             )
     golds = [{(row.benchmark, row.problem_id): row.answer for row in rows} for rows in (first, second)]
     if number := sum(golds[1].get(problem, gold) != gold for problem, gold in golds[0].items()):

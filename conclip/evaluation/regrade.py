@@ -6,6 +6,7 @@ No model is needed: for old runs, other tools' outputs, and audits of the grader
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,16 +15,21 @@ from typing import Any, cast, get_args
 
 from conclip.errors import UserError
 from conclip.grading.answers import extract_boxed
+from conclip.grading.golds import check_golds
 from conclip.grading.grader import GRADER_VERSION, Grader
 from conclip.grading.thinking import DEFAULT_TAGS, Thinking, answer_of, joined, tags_in
-from conclip.problems.cells import cell
+from conclip.problems.cells import cell, cell_text, missing
 from conclip.problems.files import is_missing_value
+from conclip.problems.options import LETTERS
 from conclip.problems.tables import object_lines, read_table
-from conclip.runs.files import check_target, writing
+from conclip.runs.files import check_target, finite, writing
 from conclip.types import ExtractionRule, FinishReason, Grade, Outcome
 
 MAX_PENDING = 1000
 """Rows held in memory at a time."""
+
+MAX_CHECKED = 1000
+"""Different gold answers, of the first rows, that are looked at before any is compared."""
 
 TABLES = (".csv", ".parquet")
 """Files of other kinds hold JSON lines, whatever they are called."""
@@ -38,6 +44,15 @@ class Columns:
 
     gold: str = "gold"
     response: str = "response"
+    gold_index: str | None = None
+    """Where the gold column lists options, the column with the index of the right one, or with several."""
+    gold_pattern: str | None = None
+    """A regular expression with one group around the answer in the gold column, where that holds more."""
+
+    @property
+    def are_ours(self) -> bool:
+        """Whether the names are conclip's own, so that `choices` and `precision` mean what they mean here."""
+        return self == Columns()
 
 
 Questions = Mapping[str, Mapping[str, Any]]
@@ -61,27 +76,30 @@ class _Item:
     """By which rule an outcome counts, in a row of conclip's own."""
 
 
-def grade_file(source: Path, target: Path, *, audit: bool, columns: Columns = Columns()) -> Counter[str]:
+def grade_file(
+    source: Path, target: Path, *, audit: bool, columns: Columns = Columns(), notes: list[str] | None = None
+) -> Counter[str]:
     """Grade every row of `source` into `target`, in order. Returns how many rows have each outcome and, with `audit`, how
-    many the second method agrees on, disagrees on, or cannot judge.
+    many the second method agrees on, disagrees on, or cannot judge. A note for people is added to `notes` where gold answers
+    are not understood.
 
     A row's columns stay; `outcome`, `extracted`, `method` and `grader_version` are added, `audit` when asked for. What
     stands inside a thinking part (`<think>` or other known tags) is no answer. A response without a box is taken whole, from
-    behind that part, as the answer. Of a list of golds each is right by itself. Optional columns: `choices` (texts of
-    options A, B, ...), `precision` (decimals to which numbers must agree), `finish_reason` ("length" where a response was
-    cut: it is truncated then, as in conclip's own evaluations, whatever it says).
+    behind that part, as the answer. Of a list of golds each is right by itself. Optional columns: `finish_reason` ("length"
+    where a response was cut: it is truncated then, as in conclip's own evaluations, whatever it says) and, unless `columns`
+    names others' ones, `choices` (texts of options A, B, ...) and `precision` (decimals to which numbers must agree).
 
     Rows of conclip's own are graded as in their run, by its rule of extraction, and their lenient columns, too: golds,
     choices and tolerance are those of questions.jsonl beside the file, else the row's `answer`. (Whether a prompt had opened
     the thinking part, they do not say: one that never closes counts as an answer.) Raises UserError with the line number on
-    unusable rows, before `target` is made.
+    unusable rows, and where most golds are whole solutions, before `target` is made.
     """
     if not source.is_file():
         raise UserError(f"no file '{source}'; give rows with columns '{columns.gold}' and '{columns.response}'")
     check_target(target, "OUT", inputs=(source, source.parent / "questions.jsonl"))
-    num_rows = sum(1 for _ in _items(source, columns))
-    if num_rows == 0:
-        raise UserError(f"'{source}' holds no rows; give rows with columns '{columns.gold}' and '{columns.response}'")
+    note = _check(source, columns)
+    if note is not None and notes is not None:
+        notes.append(note)
     counts: Counter[str] = Counter()
     with writing(target) as out:
         for row, grade, second in _graded(source, columns, audit=audit):
@@ -93,8 +111,27 @@ def grade_file(source: Path, target: Path, *, audit: bool, columns: Columns = Co
                 result["audit"] = second
                 counts[f"audit: {second}"] += 1
             graded = row | result | {"grader_version": GRADER_VERSION}
-            out.write(json.dumps(graded, ensure_ascii=False, default=str) + "\n")  # Parquet has dates
+            out.write(json.dumps(finite(graded), ensure_ascii=False, default=str) + "\n")  # Parquet has dates, and NaN
     return counts
+
+
+def _check(source: Path, columns: Columns) -> str | None:
+    """Read all rows, and return a note on golds that are not understood. Raises UserError on unusable rows, where there are
+    none, and where most golds are whole solutions."""
+    kinds: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
+    number = 0
+    for number, item in enumerate(_items(source, columns), start=1):
+        kind = tuple(item.golds), tuple(item.choices or ())
+        if len(kinds) < MAX_CHECKED:
+            kinds.setdefault(kind, number)
+    if number == 0:
+        raise UserError(f"'{source}' holds no rows; give rows with columns '{columns.gold}' and '{columns.response}'")
+    remedy = r"name the answer in them by --gold-pattern '####\s*(.+)', an expression with one group around it"
+    return check_golds(
+        f"column '{columns.gold}'",
+        [(f"row {number}", (golds, choices or None)) for (golds, choices), number in kinds.items()],
+        remedy,
+    )
 
 
 def _graded(source: Path, columns: Columns, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grade, str | None]]:
@@ -136,15 +173,14 @@ def _graded(source: Path, columns: Columns, *, audit: bool) -> Iterator[tuple[di
 
 def _submit(grader: Grader, key: str, item: _Item, *, second: bool = False) -> None:
     response = answer_of(item.response, Thinking(tags_in(item.response)))
-    golds = [extract_boxed(gold) or gold for gold in item.golds]
     settings: dict[str, Any] = {"choices": item.choices, "decimals": item.decimals, "tolerance": item.tolerance}
     if item.finish_reason is not None and not second:
-        grader.submit(key, gold=golds, text=response, finish_reason=item.finish_reason, **settings)
+        grader.submit(key, gold=item.golds, text=response, finish_reason=item.finish_reason, **settings)
         return
     answer = extract_boxed(response)
     grader.submit_answer(
         key,
-        gold=golds,
+        gold=item.golds,
         answer=response.strip() if answer is None else answer,
         method="whole" if answer is None else "boxed",
         second_method=second,
@@ -175,7 +211,7 @@ def _items(source: Path, columns: Columns) -> Iterator[_Item]:
     file = source.parent / "questions.jsonl"
     questions = {str(row.get("problem_id")): row for _, row in object_lines(file)} if file.is_file() else {}
     for where, row in read_table(source) if source.suffix.lower() in TABLES else object_lines(source):
-        is_own = columns == Columns() and "gold" not in row and row.keys() >= OWN_COLUMNS
+        is_own = columns.are_ours and "gold" not in row and row.keys() >= OWN_COLUMNS
         yield _own(where, row, questions) if is_own else _checked(where, row, columns)
 
 
@@ -194,7 +230,7 @@ def _own(where: str, row: dict[str, Any], questions: Questions) -> _Item:
         raise UserError(f"{where}: column 'tolerance' must be a number in [0, 1), or null")
     return _Item(
         row={name: value for name, value in row.items() if name != "check"},
-        golds=[str(gold) for gold in golds],
+        golds=[extract_boxed(str(gold)) or str(gold) for gold in golds],
         response=row["text"] if reasoning is None else joined(reasoning, row["text"], DEFAULT_TAGS),
         choices=_choices(where, problem),
         tolerance=float(tolerance),
@@ -204,32 +240,59 @@ def _own(where: str, row: dict[str, Any], questions: Questions) -> _Item:
 
 
 def _checked(where: str, row: dict[str, Any], columns: Columns) -> _Item:
-    for role, column in (("gold", columns.gold), ("response", columns.response)):
-        value = cell(row, column)
-        if value is None and column not in row:
-            there = ", ".join(sorted(row)) or "none"
-            raise UserError(f"{where}: no column '{column}'; columns here: {there}; name another by --{role}")
-        values = _listed(value) if role == "gold" else [value]
-        if not values or not all(map(_is_text, values)):
-            raise UserError(f"{where}: column '{column}' must be text or a number{', or a list' if role == 'gold' else ''}")
-    golds = [str(gold) for gold in _listed(cell(row, columns.gold))]
+    values = _listed(cell(row, columns.gold))
+    golds = [text for value in values if (text := cell_text(value)) is not None]
+    response = cell(row, columns.response)
+    response = response if isinstance(response, str) else cell_text(response)
+    if not golds or len(golds) < len(values):
+        raise UserError(f"{missing(where, row, columns.gold, 'gold answer')}; --gold names another")
+    if response is None:
+        raise UserError(f"{missing(where, row, columns.response, 'response')}; --response names another")
     if nothing := [gold for gold in golds if is_missing_value(gold)]:
         raise UserError(f"{where}: column '{columns.gold}' holds no answer but '{nothing[0]}'")
-    precision = row.get("precision")
-    if precision is not None and (isinstance(precision, bool) or not isinstance(precision, int) or precision < 0):
+    precision = row.get("precision") if columns.are_ours else None
+    decimals = cell_text(precision)
+    if not (decimals.isdecimal() if decimals is not None else precision in (None, "")):
         raise UserError(f"{where}: column 'precision' must be a number of decimals, or null")
     return _Item(
         row=row,
-        golds=golds,
-        response=str(cell(row, columns.response)),
-        choices=_choices(where, row),
-        decimals=precision,
+        golds=[_answer(where, gold, columns) for gold in _chosen(where, row, golds, columns)],
+        response=response,
+        choices=_choices(where, row) if columns.are_ours else None,
+        decimals=None if decimals is None else int(decimals),
         finish_reason="length" if row.get("finish_reason") == "length" else None,
     )
 
 
+def _chosen(where: str, row: dict[str, Any], golds: list[str], columns: Columns) -> list[str]:
+    """Return those of the listed golds that are right: all, or the ones at the indices in column `gold_index`."""
+    if columns.gold_index is None:
+        if len(golds) > 1 and golds == list(LETTERS[: len(golds)]):
+            raise UserError(
+                f"{where}: column '{columns.gold}' lists the letters of all options; name the column with the index of the "
+                "right one by --gold-index"
+            )
+        return golds
+    chosen: list[str] = []
+    for index in _listed(cell(row, columns.gold_index)):
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(golds):
+            raise UserError(f"{where}: column '{columns.gold_index}' holds no index of {len(golds)} golds but {index!r}")
+        chosen.append(golds[index])
+    return chosen
+
+
+def _answer(where: str, gold: str, columns: Columns) -> str:
+    """Return the answer in a gold one: what the pattern finds, or its last box, or all of it."""
+    if columns.gold_pattern is None:
+        return extract_boxed(gold) or gold
+    found = re.search(columns.gold_pattern, gold)
+    if found is None or not (found.group(1) or "").strip():
+        raise UserError(f"{where}: --gold-pattern finds no answer in column '{columns.gold}'")
+    return found.group(1).strip()
+
+
 def _choices(where: str, row: Mapping[str, Any]) -> list[str] | None:
-    choices = row.get("choices")
+    choices = row.get("choices") or None  # an empty cell of a CSV file
     if choices is not None and not (isinstance(choices, list) and all(isinstance(c, str) for c in cast(list[Any], choices))):
         raise UserError(f"{where}: column 'choices' must be a list of texts, or null")
     return cast(list[str] | None, choices)

@@ -83,7 +83,7 @@ def checked(subcommand: str, composed: DictConfig) -> tuple[BaseConfig, Inputs]:
 
 def load_inputs(config: BaseConfig) -> Inputs:
     """Read and check the inputs of a config. Raises UserError for a missing or damaged model folder, data file or pass-rate
-    file, for token limits that do not fit the model, and for a problem that is in two of pool, validation and test."""
+    file, for token limits that do not fit the model, and for problems without an id of their own."""
     check_installed(config.logger.trackers)
     notes: list[str] = []
     if (place := config.paths.stages_from) is not None:
@@ -120,8 +120,8 @@ def load_inputs(config: BaseConfig) -> Inputs:
         for key, path in ({"model.path": model_path} | local).items():
             note = check_overlap(key, path, inputs.test, allowed=evaluation.allow_overlap)
             notes += [note] if note else []
-    _check_disjoint(inputs)
-    inputs = _apart_from_test(inputs, notes)
+    inputs = _apart(inputs, notes)
+    _check_ids(inputs)
     inputs = replace(inputs, notes=(*notes, *_rate_notes(config, inputs)))
     return replace(inputs, selections=_selections(config, inputs))
 
@@ -137,9 +137,19 @@ def _check_models(config: BaseConfig, model_path: Path, local: Mapping[str, Path
         max_tokens = config.evaluation.max_tokens
         for key, path in local.items():
             check_model(path, "eval.max_tokens", max_tokens, key, max_model_len=limit, trust_remote_code=trust)
+    for key, path in local.items():
+        if _has_settings_of_the_lab(config) and (size := num_parameters(path)) > SMALL_MODEL:
+            raise UserError(
+                f"{key}: {size / 1e6:,.0f} million parameters, and the settings of the embedded model, whose prompt asks "
+                "for no box; add model=hf"
+            )
     if config.learning is not None:
         check_trainable(model_path, max_model_len=limit, trust_remote_code=trust)
         _check_targets(config.model.adapter.targets or [], model_path)
+
+
+def _has_settings_of_the_lab(config: BaseConfig) -> bool:
+    return (config.model.prompt, config.rollout.max_model_len) == ("{question}", 1024)
 
 
 def _check_targets(targets: Sequence[str], model_path: Path) -> None:
@@ -224,34 +234,43 @@ def _earlier_rates(config: BaseConfig) -> list[PassRate] | None:
     return read_pass_rates(path)
 
 
-def _apart_from_test(inputs: Inputs, notes: list[str]) -> Inputs:
-    """Leave out of pool and validation what is nearly a test problem, with a note: a checkpoint that has trained on it could
-    not be evaluated on that test. Raises UserError where nothing is left."""
-    kept: dict[str, list[Problem]] = {}
-    for name in ("pool", "validation") if inputs.test else ():
-        problems: list[Problem] = getattr(inputs, name)
-        kept[name] = apart_from(problems, inputs.test)
-        if left_out := len(problems) - len(kept[name]):
-            which = f"data.{name}: {left_out} of {len(problems)} problems have nearly the text of a test problem"
-            if not kept[name]:
-                raise UserError(f"{which}; give others")
-            notes.append(f"{which}, and are left out")
-    return replace(inputs, **kept)
+def _apart(inputs: Inputs, notes: list[str]) -> Inputs:
+    """Return the inputs without what must not train or choose a checkpoint, each with a note: problems of pool and
+    validation that are test problems, or nearly so (a checkpoint that has trained on one could not be evaluated on that
+    test), and problems of the pool that are validation problems, or earlier ones of the pool. Raises UserError where nothing
+    is left."""
+    texts = {_text(problem) for problem in inputs.validation}
+    pool = _without(inputs.pool, apart_from(inputs.pool, inputs.test), "pool", "(nearly) the text of a test problem", notes)
+    validation = inputs.validation
+    kept = apart_from(validation, inputs.test)
+    validation = _without(validation, kept, "validation", "(nearly) the text of a test problem", notes)
+    kept = [problem for problem in pool if _text(problem) not in texts]
+    pool = _without(pool, kept, "pool", "the text of a validation problem", notes)
+    firsts = {_text(problem): problem for problem in reversed(pool)}
+    kept = [problem for problem in pool if firsts[_text(problem)] is problem]
+    contrary = sum(firsts[_text(problem)].golds != problem.golds for problem in pool)
+    what = "the text of an earlier one" + (f" ({contrary} with another answer)" if contrary else "")
+    return replace(inputs, pool=_without(pool, kept, "pool", what, notes), validation=validation)
 
 
-def _check_disjoint(inputs: Inputs) -> None:
-    """Raise UserError for a question that is in two of the three lists: test problems must not train or choose a checkpoint.
-    Ids must be unique too, since a run identifies problems by id."""
-    seen: dict[str, str] = {}
+def _text(problem: Problem) -> str:
+    return " ".join(problem.question.split())
+
+
+def _without(problems: list[Problem], kept: list[Problem], name: str, what: str, notes: list[str]) -> list[Problem]:
+    if left_out := len(problems) - len(kept):
+        which = f"data.{name}: {left_out} of {len(problems)} problems have {what}"
+        if not kept:
+            raise UserError(f"{which}; give others")
+        notes.append(f"{which}, and are left out")
+    return kept
+
+
+def _check_ids(inputs: Inputs) -> None:
+    """Raise UserError for an id that is in two of the three lists: a run identifies problems by id."""
     ids: dict[str, str] = {}
     for name in ("pool", "validation", "test"):
         for problem in getattr(inputs, name):
-            other = seen.setdefault(" ".join(problem.question.split()), name)
-            if other != name:
-                raise UserError(
-                    f"problem '{problem.problem_id}' of data.{name} is also in data.{other}; "
-                    "training, validation and test problems must be disjoint"
-                )
             other = ids.setdefault(problem.problem_id, name)
             if other != name:
                 raise UserError(

@@ -166,7 +166,9 @@ def _engine(config: BaseConfig, model: ModelSize, longest: int, place: Place) ->
 def engine_room_gib(config: BaseConfig, model: ModelSize, longest: int) -> float:
     """Return what an engine needs of each GPU besides its weights: without the KV cache of the longest sequence vLLM does
     not start."""
-    longest = max(longest, config.rollout.max_model_len or 0, config.evaluation.max_tokens if config.evaluation else 0)
+    if config.learning is not None and config.evaluation is not None:
+        longest = max(longest, config.evaluation.max_tokens)
+    longest = max(longest, config.rollout.max_model_len or 0)
     each = 2 if config.model.dtype == "bfloat16" else 4
     return ENGINE_ROOM_GIB + each * model.kv_per_token * longest / config.rollout.tensor_parallel_size / GIB
 

@@ -18,6 +18,7 @@ from conclip.experiments.memory import (
     engine_room_gib,
     engine_share,
     engine_weights_gib,
+    has_own_gpus,
     memory_parts,
     peak_gib,
 )
@@ -210,5 +211,11 @@ def memory_of_run(config: BaseConfig, inputs: Inputs, prompts: "Mapping[Path, Pr
     from conclip.rollout.session import longest_training_sequence  # noqa: PLC0415  imports torch
 
     largest = max((ModelSize.of(path) for path in inputs.models.values()), key=lambda model: model.num_parameters)
-    longest = longest_training_sequence(config, prompts[largest.folder])
-    return plan_memory(config, largest, longest, place)
+    asked = prompts[largest.folder]
+    if config.learning is None:
+        return plan_memory(config, largest, asked.max_model_len, place)
+    plan = plan_memory(config, largest, longest_training_sequence(config, asked), place)
+    if asked.budgeted is None or place.kind != "gpu" or has_own_gpus(config):
+        return plan
+    asleep = Part(name="engine: weights, while it sleeps", beside=engine_weights_gib(config, largest, place))
+    return dataclasses.replace(plan, parts=[*plan.parts, asleep])

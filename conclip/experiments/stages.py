@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from conclip.cluster.choose import make_launcher
 from conclip.cluster.launch import Launcher
 from conclip.config.groups import ClusterConfig, PhaseConfig, ProbeConfig
-from conclip.config.machine import has_gpu
+from conclip.config.machine import num_gpus
 from conclip.config.recipe import (
     checkpoint_folder,
     evaluation_of,
@@ -100,7 +100,7 @@ class Stages:
             of_engines = [rollout.tensor_parallel_size] * rollout.num_engines
             learns = self._config.learning is not None
             of_ranks = [1] * ((cluster.learner_ranks or 1) - 1) if learns else []
-            self._made_launcher = make_launcher(cluster, of_engines + of_ranks, keeps_gpu=learns and has_gpu())
+            self._made_launcher = make_launcher(cluster, of_engines + of_ranks, keeps_gpu=learns and num_gpus() > 0)
         return self._made_launcher
 
     def probe(self, name: str, model: Path, problems: Sequence[Problem], phase: PhaseConfig) -> list[PassRate]:

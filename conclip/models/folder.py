@@ -32,6 +32,16 @@ DIFFERENT_IN_VLLM = {"cohere2": "vLLM's attention windows are a token wider than
 """Model types that vLLM runs differently from transformers: the policy that trains would not be the one that samples."""
 
 
+ADAPTER = "adapter"
+"""The folder of the adapter by itself, in a checkpoint of a phase that trains one."""
+ADAPTER_CONFIG = "adapter_config.json"
+"""By this file a folder holds an adapter."""
+
+OTHER_FORMATS = ("*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack", "*.ot", "*.onnx*", "*.tflite", "*.mlmodel")
+OTHER_FORMATS += ("onnx/*", "openvino/*", "coreml/*", "original/*", "consolidated*")
+"""What the hub's repositories also hold: the same weights for other programs."""
+
+
 def find_model(path: str, key: str = "model.path") -> Path:
     """Return the folder that config key `key` names: ``lab``, a folder, or a hub id that is cached or can be downloaded, at
     a revision of its own if it ends in ``@REVISION`` (a branch, a tag or a commit). Raises UserError."""
@@ -40,12 +50,12 @@ def find_model(path: str, key: str = "model.path") -> Path:
     folder = expanded(path)
     if folder.is_dir():
         return folder
-    if path.count("/") == 1 and not path.startswith((".", "~", "/")):
+    name, _, revision = path.partition("@")
+    if name.count("/") == 1 and not name.startswith((".", "~", "/")):
         from huggingface_hub import snapshot_download  # noqa: PLC0415  only when a hub id is asked for
 
         try:
-            name, _, revision = path.partition("@")
-            return Path(snapshot_download(name, revision=revision or None, ignore_patterns=["*.bin", "*.pth", "*.gguf"]))
+            return Path(snapshot_download(name, revision=revision or None, ignore_patterns=[*OTHER_FORMATS]))
         except Exception as error:
             if explain(error) is not None:
                 raise
@@ -54,6 +64,13 @@ def find_model(path: str, key: str = "model.path") -> Path:
                 "check the name, or download it and give the folder"
             ) from error
     raise UserError(f"{key}: no folder '{path}'; give 'lab', a Hugging Face model folder, or a hub id")
+
+
+def adapter_in(folder: Path) -> Path | None:
+    """Return the folder of the adapter where this is one, or a checkpoint of a phase that trains one; None where it is
+    not."""
+    places = [folder, *([] if (folder / "config.json").is_file() else [folder / ADAPTER])]
+    return next((place for place in places if (place / ADAPTER_CONFIG).is_file()), None)
 
 
 def public_name(path: str | Path) -> str:
@@ -66,6 +83,14 @@ def public_name(path: str | Path) -> str:
     if folder.parent.name == "snapshots" and cached.startswith("models--"):
         return cached.removeprefix("models--").replace("--", "/")
     return folder.resolve().name
+
+
+def public_revision(path: str | Path) -> str | None:
+    """Return the revision of a hub id, or of a folder of the hub's cache; None where none is known."""
+    folder = expanded(str(path))
+    if not folder.is_dir():
+        return str(path).partition("@")[2] or None
+    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def check_model(
@@ -81,7 +106,13 @@ def check_model(
     template and room for `max_tokens`, the value of `tokens_key`, and for the engine's `max_model_len`."""
     config_file = folder / "config.json"
     if not config_file.is_file():
+        if adapter_in(folder) is not None:
+            raise UserError(f"{key}: '{folder}' is an adapter; make a model of it: conclip merge {folder} OUT")
         raise UserError(f"{key}: '{folder}' has no config.json; it is not a Hugging Face model folder")
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"{key}: '{folder}' holds a model and an adapter, which transformers would add; move the adapter's files away"
+        )
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -177,11 +208,12 @@ def _check_weights(key: str, folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that the index names, or all *.safetensors where there is no index: other files (adapters, another
-    format's) are not the model's. Raises ValueError when the index names files elsewhere, or of another format."""
-    index = folder / INDEX
+    """Return the files that the index names or, where there is no index, model.safetensors or all *.safetensors: other
+    files (adapters, another format's) are not the model's. Raises ValueError when the index names files elsewhere, or of
+    another format."""
+    index, whole = folder / INDEX, folder / "model.safetensors"
     if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
+        return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     if other := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
         raise ValueError(f"'{index.name}' names '{other[0]}', no *.safetensors file of the folder itself")

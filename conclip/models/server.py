@@ -143,6 +143,18 @@ def find_served_model(url: str, wanted: str | None) -> str:
     return wanted
 
 
+def _is_vllm(client: openai.OpenAI) -> bool:
+    return any(model.owned_by == "vllm" for model in client.models.list())
+
+
+def is_vllm(url: str) -> bool:
+    """Return whether a server says that it is vLLM."""
+    try:
+        return _is_vllm(connect(url).with_options(max_retries=0, timeout=30))
+    except (openai.OpenAIError, ValueError, KeyError, TypeError):
+        return False
+
+
 def render_by_server(url: str, served_name: str, turns: Messages, template_kwargs: Mapping[str, Any]) -> str | None:
     """Return the text of a chat, the assistant's turn opened, as the server's chat template writes it; None where the server
     is not vLLM, which alone can say."""
@@ -154,7 +166,7 @@ def render_by_server(url: str, served_name: str, turns: Messages, template_kwarg
         "chat_template_kwargs": dict(template_kwargs),
     }
     try:
-        if all(model.owned_by != "vllm" for model in client.models.list()):
+        if not _is_vllm(client):
             return None
         tokens = cast(Any, client.post(f"{root}/tokenize", cast_to=object, body=request))["tokens"]
         answer = client.post(f"{root}/detokenize", cast_to=object, body={"model": served_name, "tokens": tokens})

@@ -15,17 +15,22 @@ class NoAnswer(UserError):
 def cell(columns: Mapping[str, Any], name: str) -> Any:
     """Return the value of a column, or of what is inside it: ``reward_model.ground_truth``, ``prompt.0.content``. None where
     there is none."""
+    return _found(columns, name)[1]
+
+
+def _found(columns: Mapping[str, Any], name: str) -> tuple[bool, Any]:
+    """Return whether there is such a column, and its value."""
     if name in columns:
-        return columns[name]
+        return True, columns[name]
     value: Any = columns
     for part in name.split("."):
-        if isinstance(value, dict):
-            value = cast(dict[str, Any], value).get(part)
+        if isinstance(value, dict) and part in value:
+            value = cast(dict[str, Any], value)[part]
         elif isinstance(value, list) and part.isdecimal() and int(part) < len(cast(list[Any], value)):
             value = cast(list[Any], value)[int(part)]
         else:
-            return None
-    return value
+            return False, None
+    return True, value
 
 
 def cell_text(value: Any) -> str | None:
@@ -48,8 +53,8 @@ def text_of(where: str, columns: Mapping[str, Any], name: str, role: str) -> str
 
 def missing(where: str, columns: Mapping[str, Any], name: str, role: str) -> str:
     """Return the message on a column without a usable value."""
-    value = cell(columns, name)
-    if value is None and name not in columns:
+    is_there, value = _found(columns, name)
+    if not is_there:
         return f"{where}: no column '{name}' for the {role}; columns here: {', '.join(sorted(columns)) or 'none'}"
     if isinstance(value, float):
         return f"{where}: column '{name}' ({role}) is no number but {value}"

@@ -54,7 +54,7 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
         )
     asked = {" ".join(problem.question.split()) for problem in problems}
     if num_repeated := len(problems) - len(asked):
-        notes.append(f"{key}: {num_repeated} of {len(problems)} problems repeat the text of another one (kept)")
+        notes.append(f"{key}: {num_repeated} of {len(problems)} problems repeat the text of another one")
     if settings.shots:
         problems = _with_examples(key, problems, _shots(key, settings, asked), settings.shots)
     if settings.seed:
@@ -243,7 +243,7 @@ def _shots(key: str, settings: ProblemSetConfig, asked: Set[str]) -> dict[str, l
     source = dataclasses.replace(settings, path=settings.shots_path, split=settings.shots_split)
     pattern = _compile(key, settings.answer_pattern)
     examples: dict[str, list[str]] = {}
-    for row in read_rows(f"{key} (examples)", source):
+    for row in read_rows(key, source, kind="shots_"):
         mine = examples.setdefault(_subject(row[1], settings) or "", [])
         if len(mine) < settings.shots and _passes_filters(row, settings):
             try:

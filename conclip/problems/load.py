@@ -1,10 +1,10 @@
 """Problems from every source, as one list with unique ids."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError
-from conclip.grading.grader import Grader
+from conclip.grading.golds import check_golds
 from conclip.lab.arithmetic import generate
 from conclip.problems.files import load_dataset
 from conclip.seeding import derive_seed
@@ -34,7 +34,12 @@ def load_problems(
 def _load_set(key: str, name: str, settings: ProblemSetConfig, run_seed: int) -> tuple[list[Problem], list[str]]:
     if settings.source == "dataset":
         problems, notes = load_dataset(key, name, settings)
-        return problems, notes + _unreadable(key, problems)
+        remedy = (
+            rf"name the answer in them by {key}.answer_pattern='####\s*(.+)' (an expression with one group around it), or "
+            f"set {key}.answer_boxed=true"
+        )
+        note = check_golds(key, [(p.problem_id, (p.golds, p.choices)) for p in problems], remedy)
+        return problems, notes + ([note] if note else [])
     assert settings.family and settings.levels and settings.split and settings.num_problems
     try:
         problems = generate(
@@ -48,19 +53,3 @@ def _load_set(key: str, name: str, settings: ProblemSetConfig, run_seed: int) ->
         return problems, []
     except ValueError as error:
         raise UserError(f"{key}: {error}") from error
-
-
-def _unreadable(key: str, problems: Sequence[Problem]) -> list[str]:
-    """Return a note on gold answers that the grader does not understand."""
-    grader = Grader()
-    try:
-        unread = [problems[n] for n in grader.unreadable([(problem.golds, problem.choices) for problem in problems])]
-    finally:
-        grader.close()
-    if not unread:
-        return []
-    some = ", ".join(f"{' or '.join(problem.golds)!r:.60} ({problem.problem_id})" for problem in unread[:3])
-    return [
-        f"{key}: {len(unread)} of {len(problems)} gold answers are not understood as mathematics, words or a letter; for "
-        f"them only the same spelling is right: {some}{', ...' if len(unread) > 3 else ''}"
-    ]

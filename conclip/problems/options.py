@@ -57,20 +57,21 @@ def by_label(where: str, value: Any, column: str, labels: Sequence[str]) -> str:
 def letter(where: str, value: Any, column: str, options: Sequence[str], names: Sequence[str] = ()) -> str:
     """Return the letter of the option that an answer names: by the name of its column where each has one (`names`), by its
     letter, its index (0 is A), or its text. Raises NoAnswer for an answer that names none, or names two: '2' may be an index
-    and the text of another option."""
+    and the text of another option, and so may 'A'."""
     text = (cell_text(value) or "").strip()
-    if text in names:
-        return LETTERS[names.index(text)]
-    if len(text) == 1 and text.upper() in LETTERS[: len(options)]:
-        return text.upper()
-    by_index = int(text) if text.isdecimal() and len(text) < MAX_DIGITS and int(text) < len(options) else None
-    by_text = options.index(text) if isinstance(value, str) and options.count(text) == 1 else None
-    if by_index is not None and by_text is not None and by_index != by_text:
-        raise NoAnswer(
-            f"{where}: column '{column}' (answer) may mean the option at index {text} (0 is A) or the one that reads "
-            f"'{text}'; write its letter"
-        )
-    found = by_text if by_index is None else by_index
-    if found is None:
+    is_index = text.isdecimal() and len(text) < MAX_DIGITS and int(text) < len(options)
+    is_letter = len(text) == 1 and text.upper() in LETTERS[: len(options)]
+    readings = {
+        "the column of that name": names.index(text) if text in names else None,
+        "that letter": LETTERS.index(text.upper()) if is_letter else None,
+        "that index (0 is A)": int(text) if is_index else None,
+        "that text": options.index(text) if isinstance(value, str) and options.count(text) == 1 else None,
+    }
+    meant = {way: found for way, found in readings.items() if found is not None}
+    if not meant:
         raise NoAnswer(f"{where}: column '{column}' (answer) names none of the {len(options)} options: {value!r}")
-    return LETTERS[found]
+    if len(set(meant.values())) > 1:
+        raise NoAnswer(
+            f"{where}: column '{column}' (answer) is {value!r}, which may mean the option of {' or '.join(meant)}"
+        )
+    return LETTERS[next(iter(meant.values()))]

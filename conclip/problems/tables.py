@@ -22,28 +22,34 @@ PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 MAX_TABLE_BYTES = 4 << 30
 """Largest size of the rows of a Parquet file in memory."""
 
+LONGEST_CELL = 2**31 - 1
+"""Longest cell of a CSV file [characters]."""
+
 Row = tuple[str, dict[str, Any]]
 """The place of a row (``file.jsonl:7``), and its columns."""
 
 
-def read_rows(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
-    """Yield the rows of `path` where it is set, else of the hub's `dataset`. Raises UserError, naming config key `key`."""
+def read_rows(key: str, settings: ProblemSetConfig, *, kind: str = "") -> Iterator[Row]:
+    """Yield the rows of `path` where it is set, else of the hub's `dataset`. Raises UserError, naming keys of config key
+    `key`: `path` and `split` with `kind` before them, where rows of another kind have keys of their own."""
     if settings.path:
         path = expanded(settings.path)
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if _is_table(file.relative_to(path)))
             if packed := [file for file in sorted(path.rglob("*")) if _is_packed(file, path)]:
-                raise UserError(f"{key}.path: unpack '{packed[0]}', or take it out of the folder: packed, it is not read")
+                raise UserError(
+                    f"{key}.{kind}path: unpack '{packed[0]}', or take it out of the folder: packed, it is not read"
+                )
             if not files:
-                raise UserError(f"{key}.path: folder '{path}' holds no {', '.join(SUFFIXES)}")
+                raise UserError(f"{key}.{kind}path: folder '{path}' holds no {', '.join(SUFFIXES)}")
             for file in files:
-                yield from read_table(file, f"{key}.path: ")
+                yield from read_table(file, f"{key}.{kind}path: ")
         else:
-            yield from read_table(path, f"{key}.path: ")
+            yield from read_table(path, f"{key}.{kind}path: ")
     elif settings.dataset:
-        yield from _read_hub(key, settings)
+        yield from _read_hub(key, settings, kind)
     else:
-        raise UserError(f"config key '{key}.path' has no value; give a file or folder ({', '.join(SUFFIXES)})")
+        raise UserError(f"config key '{key}.{kind}path' has no value; give a file or folder ({', '.join(SUFFIXES)})")
 
 
 def _is_table(path: Path) -> bool:
@@ -106,6 +112,7 @@ def text_lines(path: Path) -> Iterator[str]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST_CELL)  # csv's own is shorter than a long response
     reader = csv.DictReader(text_lines(path), strict=True)
     try:
         _check_distinct(f"{path}:1", reader.fieldnames or [])
@@ -252,7 +259,7 @@ def _size(value: Any) -> int:
     return 50
 
 
-def _read_hub(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
+def _read_hub(key: str, settings: ProblemSetConfig, kind: str) -> Iterator[Row]:
     """Yield rows from the hub's cache or the hub. Offline, the error says what to download and how to use a local copy."""
     import datasets  # noqa: PLC0415  a second to import
 
@@ -270,8 +277,9 @@ def _read_hub(key: str, settings: ProblemSetConfig) -> Iterator[Row]:
         what = f"{key}: cannot get data set {name}, split {settings.split} ({type(error).__name__}: {one_line(str(error))})"
         revision = f" --revision {settings.revision}" if settings.revision else ""
         raise UserError(
-            f"{what}; set {key}.dataset_config and {key}.split to what there is, or get it, with a network: hf download "
-            f"--repo-type dataset {settings.dataset}{revision}; without: copy the split's file here and set {key}.path=FILE"
+            f"{what}; set {key}.dataset_config and {key}.{kind}split to what there is, or get it, with a network: hf "
+            f"download --repo-type dataset {settings.dataset}{revision}; without: copy the split's file here and set "
+            f"{key}.{kind}path=FILE"
         ) from error
     for number, row in enumerate(cast(Any, rows), start=1):
         yield f"{settings.dataset}/{settings.split}, row {number}", dict(row)

@@ -12,7 +12,7 @@ from conclip.config.recipe import BASE, lineage, problems_file
 from conclip.config.schema import LearnConfig
 from conclip.evaluation.metrics import Estimate, compare, summarise
 from conclip.evaluation.tables import describe_comparison
-from conclip.models.folder import public_name
+from conclip.models.folder import public_name, public_revision
 from conclip.report import escape
 from conclip.runs.files import write_text
 from conclip.runs.run import Run
@@ -38,12 +38,13 @@ def write_card(run: Run, config: LearnConfig, checkpoint: Path, stage: str, *, r
         pipeline_tag="text-generation",
         tags=["conclip", "reinforcement-learning", "concise-reasoning"],
     )
-    named = escape.markdown(base)
+    named, revision = escape.markdown(base), public_revision(config.model.path)
+    of_base = f"{named}, revision {escape.markdown(revision)}" if revision else named
     title = f"# {named}, after {' and '.join(stages)} of conclip"
     parts = [
         f"---\n{data.to_yaml()}\n---\n\n{title}\n",
         f"Trained by conclip, after the two-phase method of [Fatemi et al. 2025](https://arxiv.org/abs/2504.05185): "
-        f"{', then '.join(config.recipe[name].about or name for name in stages)}. Base model: {named}.",
+        f"{', then '.join(config.recipe[name].about or name for name in stages)}. Base model: {of_base}.",
         _results(stage, rows, config),
         _problems(run.folder, stages),
         _reproduction(run.folder),

@@ -54,16 +54,16 @@ def seed_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     for run in runs:
         setting = {key: value for key, value in run.settings.items() if key not in OF_A_JOB}
         groups.setdefault(json.dumps([run.subcommand, setting], sort_keys=True, default=str), []).append(run)
-    tables = [_over_seeds(group) for group in groups.values() if _are_of_several_seeds(group)]
+    tables = [_over_seeds(group) for group in groups.values()]
     return [table for table in tables if table["rows"]]
 
 
-def _are_of_several_seeds(runs: Sequence[RunData]) -> bool:
-    seeds = {run.settings.get("seed") for run in runs}
-    return None not in seeds and len(seeds) == len(runs) > 1
-
-
-def _over_seeds(runs: Sequence[RunData]) -> dict[str, Any]:
+def _over_seeds(group: Sequence[RunData]) -> dict[str, Any]:
+    of_seed: dict[int, RunData] = {}
+    for run in group:
+        if isinstance(seed := run.settings.get("seed"), int):
+            of_seed.setdefault(seed, run)
+    runs = list(of_seed.values())
     found: dict[str, list[Comparison]] = {}
     for change in (change for run in runs for change in changes(run)):
         found.setdefault(f"{change.last} against {change.first}, {change.where}", []).append(change.comparison)
@@ -80,6 +80,8 @@ def _over_seeds(runs: Sequence[RunData]) -> dict[str, Any]:
         if len(comparisons) > 1
     ]
     caption = f"over seeds ({', '.join(run.name for run in runs)}): mean, and 95 % interval of Student's t over seeds"
+    if again := [run.name for run in group if not any(run is one for one in runs)]:
+        caption += f"; without {', '.join(again)}, whose seed is one of theirs"
     return {"caption": caption, "head": "change", "columns": ["seeds", "tokens", "accuracy"], "rows": rows}
 
 

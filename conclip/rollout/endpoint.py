@@ -30,6 +30,9 @@ MAX_TOKENS = 2**31
 REFUSALS = (400, 404, 413, 422)
 """HTTP status codes of requests that would be refused again."""
 
+WHOLE_DISTRIBUTION = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+"""vLLM's names for sampling from all tokens as the model has them, as engines on this machine do."""
+
 
 class Dropped(Exception):
     """A server dropped a request repeatedly."""
@@ -38,10 +41,13 @@ class Dropped(Exception):
 class EndpointEngine:
     """Concurrent chat requests to a server, which applies its own chat template."""
 
-    def __init__(self, url: str, served_name: str, *, max_concurrent: int, keep_special_tokens: bool = False) -> None:
+    def __init__(
+        self, url: str, served_name: str, *, max_concurrent: int, keep_special_tokens: bool = False, is_vllm: bool = False
+    ) -> None:
         """Connect. `keep_special_tokens` requests text that includes special tokens, for thinking tags that are such tokens;
-        some servers refuse it."""
-        self._keep_special_tokens = keep_special_tokens
+        some servers refuse it. `is_vllm`: requests to vLLM's server state all that shapes sampling: what they leave out it
+        takes from the model's folder (generation_config.json)."""
+        self._keep_special_tokens, self._states_all = keep_special_tokens, is_vllm
         self._url, self._served_name = url, served_name
         self._client = connect(url)
         self._threads = ThreadPoolExecutor(max_concurrent)
@@ -75,7 +81,9 @@ class EndpointEngine:
             self._began.pop(request.request_id, None)
 
     def _request(self, request: Request, spec: SamplingSpec) -> Completion:
-        extra: dict[str, Any] = {"top_k": spec.top_k} if spec.top_k != -1 else {}
+        extra: dict[str, Any] = dict(WHOLE_DISTRIBUTION) if self._states_all else {}
+        if spec.top_k != -1:
+            extra["top_k"] = spec.top_k
         if request.template_kwargs:
             extra["chat_template_kwargs"] = dict(request.template_kwargs)
         if spec.thinking_budget is not None:

@@ -1,13 +1,9 @@
 """What vLLM asks of this process and of its device, before it is imported and as it starts."""
 
 import os
-from typing import Any
 
 from conclip.errors import UserError
 from conclip.processes import protect_children
-
-REPEATS_FROM = 90
-"""The compute capability, times ten, of the first GPUs for which vLLM has kernels that repeat."""
 
 
 def configure_environment(*, deterministic: bool, dtype: str | None = None) -> None:
@@ -34,10 +30,3 @@ def check_platform(*, engine_on_cpu: bool, learner_on_gpu: bool) -> None:
             "vLLM is the CUDA build, but torch sees no GPU (see nvidia-smi; the driver may be too old for this torch): make "
             "clean, then make install ENGINE=cpu"
         )
-
-
-def check_repeats(platform: Any) -> None:
-    """Raise UserError for a GPU for which vLLM has no kernels that repeat and leave training alone: those for older ones
-    replace torch's in the whole process, and have no gradient. `platform`: vLLM's."""
-    if not platform.has_device_capability(REPEATS_FROM):
-        raise UserError("rollout.deterministic: it needs a GPU of compute capability 9.0 (H100) or newer; set it to false")

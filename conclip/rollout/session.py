@@ -283,7 +283,7 @@ def open_runtime(
 @contextmanager
 def open_endpoint(config: BaseConfig, run: Run, served_name: str, problems: Sequence[Problem]) -> Iterator[Runtime]:
     """Open the runtime of the model that is called `served_name` at `model.url`."""
-    from conclip.models.server import render_by_server  # noqa: PLC0415  a second to import
+    from conclip.models.server import is_vllm, render_by_server  # noqa: PLC0415  a second to import
     from conclip.rollout.endpoint import EndpointEngine  # noqa: PLC0415
 
     model, settings = config.model, config.evaluation
@@ -310,6 +310,7 @@ def open_endpoint(config: BaseConfig, run: Run, served_name: str, problems: Sequ
         served_name,
         max_concurrent=min(256, config.rollout.max_num_seqs),
         keep_special_tokens=model.thinking_tags is not None,
+        is_vllm=is_vllm(model.url),
     )
     runtime = Runtime(config=config, run=run, start_engine=start, tokenizer=None, prompts=by_variant)
     with closing(runtime):

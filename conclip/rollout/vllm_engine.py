@@ -15,13 +15,14 @@ from typing import Any, cast, get_args
 import torch
 
 from conclip.config.groups import AdapterConfig, RolloutConfig
+from conclip.config.machine import check_repeats
 from conclip.errors import UserError, explain
 from conclip.grading.thinking import ThinkingTags
 from conclip.models.chat_template import end_of_turn, named_tokens
 from conclip.models.folder import linear_layers
 from conclip.models.load import load_tokenizer, read_weights
 from conclip.processes import lasting
-from conclip.rollout.platform import check_platform, check_repeats, configure_environment
+from conclip.rollout.platform import check_platform, configure_environment
 from conclip.rollout.weights import as_folder
 from conclip.types import Completion, Request, SamplingSpec
 
@@ -57,8 +58,8 @@ class VllmEngine:
 
         on_cpu = current_platform.is_cpu()
         check_platform(engine_on_cpu=on_cpu, learner_on_gpu=torch.cuda.is_available())
-        if config.deterministic and not on_cpu:
-            check_repeats(current_platform)
+        if config.deterministic and (capability := current_platform.get_device_capability()) is not None:
+            check_repeats(capability.to_int() / 10)
         random_state = torch.get_rng_state()
         arguments = EngineArgs(
             model=str(model_path),

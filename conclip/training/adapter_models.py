@@ -17,12 +17,10 @@ from conclip.cluster.ranks import OneRank, Ranks
 from conclip.config.groups import AdapterConfig
 from conclip.models.adapters import WEIGHTS_FILE, Adapter, activate, served_weights, write_adapter, write_merged
 from conclip.models.critic import Critic, body_of
+from conclip.models.folder import ADAPTER
 from conclip.models.scorer import Scorer, SharedScorer
 from conclip.rollout.engine import TakesWeights
 from conclip.training.models import Role
-
-ADAPTER = "adapter"
-"""The folder of the adapter by itself, in that of a model."""
 
 
 class AdapterModels:

@@ -18,6 +18,7 @@ from conclip.cluster.shares import read_shares
 from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
 from conclip.models.load import autocast, load_policy, recompute_activations
+from conclip.processes import prepare_gpu
 from conclip.training.batch import TokenBatch
 from conclip.training.models import FullModels, PhaseModels, Role
 from conclip.training.optimizer import Scheduled, make_optimizer
@@ -73,6 +74,7 @@ class Backend:
         self._dtype: Dtype = config.model.dtype
         self.device = device or self.ranks.device
         if config.rollout.deterministic and self.device.type == "cuda":
+            prepare_gpu(repeatable=True)  # a rank on another host has that host's environment
             torch.use_deterministic_algorithms(True)
         self.models = load_models(model_path, config, self.device, self.ranks)
         self._warmup = algo.critic_warmup_steps * algo.updates_per_rollout

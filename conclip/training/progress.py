@@ -104,6 +104,8 @@ class Progress:
             raise ValueError(f"step {self.step} is none of {first_step} to {last_step}")
         if not self.history:
             raise ValueError("no validation that later ones are measured against")
+        if not self.first_accuracies:
+            raise ValueError("no accuracies of single problems that later ones are measured against")
         if unknown := [problem_id for problem_id in self.problem_ids if problem_id not in problem_ids]:
             raise ValueError(f"'{unknown[0][:50]}' is no problem of this phase")
         if (pending := self.pending_metrics) is not None and (missing := [name for name in metrics if name not in pending]):
