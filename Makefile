@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo demo-full test test-fast test-engine test-whole test-all test-thinking test-cluster test-page browser families fuzz check format lint type lab-model careful-model lab-report bench bench-grading bench-golds theory measured-loss frontier gpu-check kills hosts faults soak docs pictures docs-commands claims measurements \
+.PHONY: help install install-dev demo demo-full test test-fast test-engine test-whole test-all test-thinking test-cluster test-page browser families fuzz check format lint type lab-model careful-model lab-report bench bench-grading bench-golds theory measured-loss gpu-check kills hosts faults soak docs pictures docs-commands claims measurements \
 	probe train-phase1 train-phase2 eval two-phase clean
 
 help: ## this list
@@ -86,9 +86,6 @@ bench-golds: $(DEV) ## golds of known value: what the grader takes for equal (te
 bench-grading: $(VENV)/.installed ## gradings a second, symbolic and cached
 	$(BIN)/python benchmarks/grading_speed.py $(ARGS)
 
-frontier: $(DEV) ## accuracy x length of every algorithm and length reward on the lab (hours; continues where it was cut)
-	$(BIN)/python benchmarks/frontier.py $(ARGS)
-
 kills: $(VENV)/.installed ## kill runs at 40 random moments and compare what their second start leaves (about an hour)
 	$(BIN)/python benchmarks/kills.py $(ARGS)
 
@@ -118,7 +115,7 @@ claims: $(VENV)/.installed ## try every claim of conf/claims/, and write docs/cl
 	[ -d outputs/careful-model ] || $(MAKE) careful-model
 	$(BIN)/conclip claims --jobs 2 --page docs $(ARGS)
 
-measurements: demo-full lab-report bench bench-grading bench-golds theory measured-loss frontier claims ## the measurements behind the lab's figures, one after another (a day)
+measurements: demo-full lab-report bench bench-grading bench-golds theory measured-loss claims ## the measurements behind the lab's figures, one after another (a day)
 	$(BIN)/conclip two-phase -m seed=0,1,2,3,4
 	$(BIN)/conclip two-phase experiment=no_hidden_penalty
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 from kills import CASES, ENVIRONMENT, RUN, differences, finish, folder_of, left_by, start
-from lab_runs import DOCS, into_page
+from pages import DOCS, into_page
 
 CASE = "train-phase2"
 SETTLED_S = 120.0

@@ -282,7 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(CHECKS))
     options = parser.parse_args()
-    prepare_gpu(repeatable=True, lends_memory=False)
+    prepare_gpu(repeatable=True, frees_pages=True)
     logging.disable(logging.WARNING)
     print(f"{machine()}\n\n| check | | figures |\n|---|---|---|", flush=True)
     failed = 0

@@ -20,7 +20,7 @@ from statistics import fmean
 
 import matplotlib
 import psutil
-from lab_runs import DOCS, into_page
+from pages import DOCS, into_page
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

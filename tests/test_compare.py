@@ -59,6 +59,27 @@ def test_the_two_are_called_by_what_tells_them_apart(changes: dict[str, object],
     assert names in sentences(result, 0.03)[0]
 
 
+def test_pass_at_k_is_compared_by_problem():
+    """By hand: four problems of two samples; any of both is right for two of them first, for all of them second."""
+
+    def rows(right: list[tuple[int, int]]) -> list[EvalRow]:
+        outcomes = [WRONG, RIGHT]
+        return [
+            make_row(f"p{n}", outcomes[hit], 10, sample) for n, pair in enumerate(right) for sample, hit in enumerate(pair)
+        ]
+
+    first, second = rows([(1, 1), (1, 1), (0, 0), (0, 0)]), rows([(1, 0), (0, 1), (1, 0), (0, 1)])
+    (result,) = paired(first, second)
+    assert result.comparison.accuracy_difference.mean == 0 and result.pass_at is not None
+    k, difference = result.pass_at
+    assert (k, difference.mean) == (2, 0.5) and difference.low < 0 < 0.5 < difference.high
+    assert any(
+        line.startswith("  pass@2, that any of 2 responses is right: +50.0 points [") for line in sentences(result, 0.03)
+    )
+    (one,) = paired([row for row in first if row.sample == 0], second)
+    assert one.pass_at is None and not any("pass@" in line for line in sentences(one, 0.03))
+
+
 def test_what_makes_two_evaluations_hard_to_compare_is_named():
     base = evaluation(0.5, 100)
     other = evaluation(0.5, 100, prompt="concise", max_tokens=99, grader_version=1, temperature=0.5, top_p=0.9)[:396]

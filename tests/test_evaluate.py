@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from conclip.evaluation.units import RowFile, response_key
 from conclip.grading.thinking import PLAIN, Thinking
 from conclip.models.folder import LAB_MODEL, model_hash
 from conclip.rollout.collect import TRAINING, Task
-from conclip.runs.identity import digest
+from conclip.runs.identity import digest, relevant
 from conclip.runs.run import Run
 from conclip.runs.sampling_progress import SamplingProgress
 from conclip.types import Outcome, Problem, SamplingSpec
@@ -180,6 +181,25 @@ def test_a_killed_evaluation_goes_on_to_the_rows_of_one_that_was_left_alone(
     finished, alone = (tmp_path / "outputs/eval" / name / "attempt-001" for name in ("killed", "alone"))
     for name in ("rows-model.jsonl", "rows-model.parquet", "results.json"):
         assert (finished / name).read_bytes() == (alone / name).read_bytes()
+
+
+def test_single_test_sets_have_samples_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], scripted: None
+):
+    monkeypatch.chdir(tmp_path)
+    hard = "+data.test.hard={source: arithmetic, family: chain, levels: [4], split: test, num_problems: 3}"
+    command = ["eval", *SMALL, hard, "eval.samples_of={hard: 5}", "eval.temperatures=[1,0]", "name=own"]
+    run(monkeypatch, *command, "--dry-run")
+    said = capfd.readouterr().out
+    assert f"{12 * 2 + 3 * 5 + 12 + 3} " in said
+    run(monkeypatch, *command)
+    rows = read_rows(tmp_path / "outputs/eval/own")
+    counts = Counter((row.benchmark, row.temperature) for row in rows)
+    assert counts == {("chain", 1.0): 24, ("hard", 1.0): 15, ("chain", 0.0): 12, ("hard", 0.0): 3}
+    with pytest.raises(UserError, match=r"eval\.samples_of\.other is no set of data\.test; there are: chain"):
+        load_config("eval", "eval.samples_of={other: 4}")
+    assert relevant(load_config("eval")) == relevant(load_config("eval", "eval.samples_of={}"))
+    assert "samples_of" not in relevant(load_config("eval"))["eval"]
 
 
 def test_no_engine_starts_where_every_response_is_there(

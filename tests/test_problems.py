@@ -1,6 +1,7 @@
 """Problems from files of every format and from a data set folder, as the hub's loader reads it."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conclip.config.compose import load_config
 from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError
 from conclip.problems.files import load_dataset
@@ -179,6 +181,36 @@ def test_options_with_labels_and_values_inside_columns(tmp_path: Path):
         load(path=str(tmp_path / "verl.jsonl"), **(inside | {"question": "prompt.1.content"}))
     dotted = write(tmp_path / "dotted.json", [{"a.b": "1 + 1?", "a": {"b": "no"}, "answer": "2"}])
     assert load(path=str(dotted), question="a.b")[0].question == "1 + 1?"  # a column of that very name comes first
+
+
+def test_a_question_may_be_made_of_several_columns(tmp_path: Path):
+    rows = [{"context": "Ann has 2 {red} clips.", "query": {"text": "How many?"}, "answer": "2", "{odd}": "kept"}]
+    file = str(write(tmp_path / "a.jsonl", rows))
+    (problem,) = load(path=file, question=r"{context}\n\n{query.text}")
+    assert problem.question == "Ann has 2 {red} clips.\n\nHow many?"
+    assert load(path=file, question="{odd}")[0].question == "kept"  # a column of that very name comes first
+    with pytest.raises(UserError, match=r"a\.jsonl:1: no column 'text' for the question; columns here: answer, context"):
+        load(path=file, question="{context} {text}")
+    with pytest.raises(
+        UserError, match=r"'query' \(question\) holds more than a text; name what is inside it: query\.text$"
+    ):
+        load(path=file, question="query")
+    chat = write(tmp_path / "b.jsonl", [{"prompt": [{"role": "user", "content": "1 + 1?"}], "answer": "2"}])
+    with pytest.raises(UserError, match=r"name what is inside it: prompt\.0\.role, prompt\.0\.content"):
+        load(path=str(chat), question="prompt")
+    config = load_config(
+        "eval", "data=mine", f"data.test.mine.path={file}", 'data.test.mine.question="{context}: {query.text}"'
+    )
+    assert load_problems("data.test", config.data.test, 0)[0].question == "Ann has 2 {red} clips.: How many?"
+
+
+def test_golds_that_are_whole_solutions_are_refused(tmp_path: Path):
+    rows = [{"question": f"{n}?", "answer": f"She has {n}.\nSo it is {n}.\n#### {n}"} for n in range(3)]
+    sets = {"x": ProblemSetConfig(source="dataset", path=str(write(tmp_path / "a.jsonl", rows)))}
+    with pytest.raises(UserError, match=r"data\.pool\.x: 3 of 3 gold answers are whole solutions.*answer_pattern='####"):
+        load_problems("data.pool", sets, 0)
+    found = load_problems("data.pool", {"x": dataclasses.replace(sets["x"], answer_pattern=r"####\s*(.+)")}, 0)
+    assert [problem.answer for problem in found] == ["0", "1", "2"]
 
 
 def test_answers_in_boxes_and_patterns(tmp_path: Path):

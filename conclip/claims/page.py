@@ -64,9 +64,8 @@ def write_claims(outcomes: Sequence[Outcome], folder: Path, *, quick: bool = Fal
     shown = [list(of_claim) for _, of_claim in groupby(recorded(kept, quick=quick), lambda outcome: outcome.name)]
     parts = [HEAD, _verdicts(shown)]
     for outcome, *again in shown:
-        drawn = figure(outcome)
-        write_figure(drawn, kept / _figure_file(outcome))
-        parts.append(_section(outcome, again, drawn))
+        write_figure(figure(outcome), kept / _figure_file(outcome))
+        parts.append(_section(outcome, again))
     write_text(page, "\n".join(parts))
     return page
 
@@ -90,11 +89,11 @@ def _word(outcome: Outcome) -> str:
     return word if holding == total else f"{word}: {holding} of {total} differences hold"
 
 
-def _section(outcome: Outcome, again: Sequence[Outcome], drawn: Figure) -> str:
+def _section(outcome: Outcome, again: Sequence[Outcome]) -> str:
     claim = outcome.claim
     lines = [f"## {outcome.name}", "", escape.markdown(claim.claim), "", f"Verdict: {_word(outcome)}", ""]
     lines += _differences(outcome)
-    alt = f"{claim.claim}: {outcome.word()}. {drawn.caption}"
+    alt = f"{claim.claim}: {outcome.word()}"
     lines += ["", f"![{escape.markdown(alt)}](claims/{_figure_file(outcome)})", "", LEGENDS[len(claim.runs) > 1]]
     lines += ["", *_runs_table(outcome), ""]
     for other in again:

@@ -214,8 +214,8 @@ def expand_phase_key(override: str, known: Set[str]) -> str:
     return re.sub(r"^([+~]*(?:phase@)?)(?=phase[12][.=])", r"\1phases.", override) if "phases" in known else override
 
 
-TEMPLATE_KWARGS = ("model.chat_template_kwargs", "eval.template_kwargs")
-"""Keys below which the names are those of a chat template."""
+OF_FREE_NAMES = ("model.chat_template_kwargs", "eval.template_kwargs", "eval.samples_of")
+"""Keys below which the names are those of a chat template, or of test sets."""
 
 
 def add_prefix(override: str) -> str:
@@ -224,7 +224,7 @@ def add_prefix(override: str) -> str:
     own = re.match(
         rf"(?:checkpoints|data\.(?:pool|validation|test)(?:\.[^.=]+(?:\.(?:{_FIELDS}))?)?)(?:\.[^.=]+)?=", override
     )
-    return f"++{override}" if own or override.startswith(TEMPLATE_KWARGS) else override
+    return f"++{override}" if own or override.startswith(OF_FREE_NAMES) else override
 
 
 _TEXTS = frozenset[str]().union(*(text_keys(schema) for schema in SCHEMAS.values()))

@@ -312,6 +312,7 @@ class WarmUpConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     samples_per_problem: Annotated[int, at_least(1)]
+    samples_of: dict[str, int]
     temperatures: list[float]
     prompts: list[PromptStyle]
     budget_tokens: Annotated[int, at_least(1)]
@@ -324,6 +325,10 @@ class EvalConfig:
         float, Range(low=0, high=1, low_open=True, high_open=True, why=": it is a share, 0.03 is three points")
     ]
     allow_overlap: bool
+
+    def num_samples(self, benchmark: str, temperature: float) -> int:
+        """Return how many responses each problem of a test set gets at a temperature; greedy ones are all alike."""
+        return self.samples_of.get(benchmark, self.samples_per_problem) if temperature > 0 else 1
 
     @property
     def conditions(self) -> list[PromptCondition]:

@@ -99,6 +99,10 @@ def check(config: BaseConfig) -> None:
         english = not config.model.is_lab or config.evaluation.prompts == ["plain"]
         require(english, "eval.prompts", "must be [plain] for the lab's model, which reads no English")
         require(bool(config.data.test), "data.test", "names no benchmark; add one")
+        for name, number in config.evaluation.samples_of.items():
+            known = ", ".join(config.data.test)
+            require(name in config.data.test, f"eval.samples_of.{name}", f"is no set of data.test; there are: {known}")
+            require(1 <= number <= MAX_COUNT, f"eval.samples_of.{name}", f"must be 1 to {MAX_COUNT:,}")
         _check_room(config.rollout, "eval.max_tokens", config.evaluation.max_tokens)
     if config.probing is not None:
         _check_room(config.rollout, "rollout.max_tokens", config.rollout.max_tokens)

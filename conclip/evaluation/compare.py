@@ -10,9 +10,9 @@ from rich.table import Table
 
 from conclip.errors import UserError
 from conclip.evaluation.measures import by_problem, efficiency_score, is_correct, transitions
-from conclip.evaluation.metrics import Comparison, Summary, compare, summarise
+from conclip.evaluation.metrics import Comparison, Estimate, Summary, compare, summarise
 from conclip.evaluation.tables import describe_comparison, power_line
-from conclip.stats import sign_flip_p_value
+from conclip.stats import clustered_difference, pass_at_k, sign_flip_p_value
 from conclip.types import EvalRow, Outcome, condition_name
 
 AES_WEIGHTS = {"alpha": 1.0, "beta": 3.0, "gamma": 5.0}
@@ -50,6 +50,9 @@ class Paired:
     """The same test of their mean lengths, over the responses of `comparison.tokens_ratio`: all, graded or not."""
     aes: float | None
     """Efficiency score; None where the first is never right, so that no relative gain exists."""
+    pass_at: tuple[int, Estimate] | None
+    """k, the most samples that every problem has on both sides, and by how much pass@k of the second differs; None where k
+    is 1."""
     transitions: Mapping[tuple[Outcome, Outcome], int]
 
 
@@ -110,8 +113,19 @@ def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow])
         accuracy_p_value=sign_flip_p_value(right),
         tokens_p_value=sign_flip_p_value([b - a for a, b in zip(*tokens, strict=True)]),
         aes=efficiency_score(*levels, **AES_WEIGHTS) if one.accuracy.mean > 0 else None,
+        pass_at=_pass_at_most([judged[0][p] for p in both], [judged[1][p] for p in both]),
         transitions=transitions(first, second),
     )
+
+
+def _pass_at_most(first: Sequence[Sequence[EvalRow]], second: Sequence[Sequence[EvalRow]]) -> tuple[int, Estimate] | None:
+    """Return k and the difference in pass@k, from the judged responses to each problem."""
+    k = min(map(len, (*first, *second)), default=1)
+    if k == 1:
+        return None
+    passed = [[pass_at_k(len(rows), sum(map(is_correct, rows)), k) for rows in side] for side in (first, second)]
+    mean, low, high = clustered_difference([b - a for a, b in zip(*passed, strict=True)])
+    return k, Estimate(mean=mean, low=low, high=high)
 
 
 def _names(first: EvalRow, second: EvalRow) -> tuple[str, str]:
@@ -168,6 +182,12 @@ def sentences(result: Paired, margin: float) -> list[str]:
     interval = result.comparison.accuracy_difference
     if interval.low <= 0 <= interval.high:
         lines.append("  in accuracy the two are not separable by this evaluation")
+    if result.pass_at is not None:
+        k, passed = result.pass_at
+        lines.append(
+            f"  pass@{k}, that any of {k} responses is right: {100 * passed.mean:+.1f} points "
+            f"[{100 * passed.low:+.1f}, {100 * passed.high:+.1f}]"
+        )
     if line := power_line(result.comparison, margin):
         lines.append(f"  {line}")
     return lines

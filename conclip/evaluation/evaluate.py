@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from itertools import chain, islice, product
+from itertools import chain, groupby, islice, product
 
 from conclip.config.groups import EvalConfig
 from conclip.evaluation.units import RowFile
@@ -39,9 +39,14 @@ def evaluate(
             logprobs=False,
         )
         name = f"{condition_name(style, template, budget)}, temperature {temperature:g}"
-        num_samples = settings.samples_per_problem if temperature > 0 else 1
         number = str(len(tasks)) if len(crossed) > 1 else ""
-        tasks[name] = runtime.tasks((style, template), problems, num_samples, spec, "eval", condition=number)
+        tasks[name] = [
+            task
+            for benchmark, own in groupby(problems, lambda problem: problem.source)
+            for task in runtime.tasks(
+                (style, template), list(own), settings.num_samples(benchmark, temperature), spec, "eval", condition=number
+            )
+        ]
     what = f"eval {label}, {next(iter(tasks))}" if len(tasks) == 1 else f"eval {label} in {len(tasks)} ways"
     began, num_tasks = time.monotonic(), sum(map(len, tasks.values()))
     rows = file.sample(runtime, what, list(chain.from_iterable(tasks.values())))

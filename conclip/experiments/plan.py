@@ -106,8 +106,8 @@ def _training(name: str, config: LearnConfig, phase: PhaseConfig, inputs: Inputs
 
 
 def _evaluation(name: str, config: BaseConfig, settings: EvalConfig, inputs: Inputs, num_conditions: int) -> PlannedStage:
-    samples = sum(settings.samples_per_problem if temperature > 0 else 1 for temperature in settings.temperatures)
-    number = samples * num_conditions * len(inputs.test)
+    per_condition = sum(settings.num_samples(problem.source, t) for problem in inputs.test for t in settings.temperatures)
+    number = num_conditions * per_condition
     batch = min(number, config.rollout.unit_responses)
     return PlannedStage(name=name, num_responses=number, max_tokens=settings.max_tokens, batch=batch)
 
@@ -121,16 +121,18 @@ def power_lines(config: BaseConfig, inputs: Inputs) -> list[str]:
     measured = {step.model for step in steps_of(config, inputs) if step.stage.kind == "eval"}
     if len(measured) < 2 and len(settings.conditions) < 2:
         return []
-    samples = min(settings.samples_per_problem if temperature > 0 else 1 for temperature in settings.temperatures)
-    needed = problems_needed(*chance_differences(samples), settings.margin)
     at_best = problems_needed([0.0], [1.0], settings.margin)
-    return [
-        f"power: {benchmark} has {number:,} problems x {samples}; were nothing lost, it would take about {needed:,} to show "
-        f"in four evaluations of five that accuracy was kept within {100 * settings.margin:g} points (solve rates spread "
-        f"evenly), and {at_best:,} even if no response changed"
-        for benchmark, number in Counter(problem.source for problem in inputs.test).items()
-        if number < needed
-    ]
+    lines: list[str] = []
+    for benchmark, number in Counter(problem.source for problem in inputs.test).items():
+        samples = min(settings.num_samples(benchmark, temperature) for temperature in settings.temperatures)
+        needed = problems_needed(*chance_differences(samples), settings.margin)
+        if number < needed:
+            lines.append(
+                f"power: {benchmark} has {number:,} problems x {samples}; were nothing lost, it would take about {needed:,} "
+                f"to show in four evaluations of five that accuracy was kept within {100 * settings.margin:g} points (solve "
+                f"rates spread evenly), and {at_best:,} even if no response changed"
+            )
+    return lines
 
 
 def plan_table(

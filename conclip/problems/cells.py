@@ -1,6 +1,7 @@
 """Values in the cells of a row, as text."""
 
 import math
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, cast
@@ -51,6 +52,26 @@ def text_of(where: str, columns: Mapping[str, Any], name: str, role: str) -> str
     return text
 
 
+def written(where: str, columns: Mapping[str, Any], template: str, role: str) -> str:
+    """Return the text of a column or, where none has that name and it has columns in braces, the text they make:
+    ``{context} {query}``. Raises UserError where one of them has none."""
+    if template in columns or not re.search(r"\{[^{}]+\}", template):
+        return text_of(where, columns, template, role)
+    text = template.replace("\\n", "\n")
+    return re.sub(r"\{([^{}]+)\}", lambda match: text_of(where, columns, match[1], role), text)
+
+
+def _paths(name: str, value: Any) -> list[str]:
+    """Return the names of the texts and numbers inside a value."""
+    if isinstance(value, dict):
+        items = [(str(key), item) for key, item in cast(dict[Any, Any], value).items()]
+    elif isinstance(value, list):
+        items = [(str(number), item) for number, item in enumerate(cast(list[Any], value))]
+    else:
+        return [name] if cell_text(value) is not None else []
+    return [path for key, item in items for path in _paths(f"{name}.{key}", item)]
+
+
 def missing(where: str, columns: Mapping[str, Any], name: str, role: str) -> str:
     """Return the message on a column without a usable value."""
     is_there, value = _found(columns, name)
@@ -58,4 +79,7 @@ def missing(where: str, columns: Mapping[str, Any], name: str, role: str) -> str
         return f"{where}: no column '{name}' for the {role}; columns here: {', '.join(sorted(columns)) or 'none'}"
     if isinstance(value, float):
         return f"{where}: column '{name}' ({role}) is no number but {value}"
+    if isinstance(value, (dict, list)) and value:
+        inside = _paths(name, value)
+        return f"{where}: column '{name}' ({role}) holds more than a text; name what is inside it: {', '.join(inside[:5])}"
     return f"{where}: column '{name}' ({role}) is empty or not text"

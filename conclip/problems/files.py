@@ -9,7 +9,7 @@ from typing import Any, cast
 from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError
 from conclip.grading.answers import extract_boxed
-from conclip.problems.cells import NoAnswer, cell, cell_text, missing, text_of
+from conclip.problems.cells import NoAnswer, cell, cell_text, missing, text_of, written
 from conclip.problems.options import LETTERS, by_label, letter, options_in_column, options_in_columns, shuffled
 from conclip.problems.tables import Row, read_rows
 from conclip.seeding import python_stream
@@ -141,7 +141,7 @@ def _question(
 ) -> tuple[str, tuple[str, ...], tuple[str, ...] | None]:
     """Return (question with its options, gold answers, each of which is right, options)."""
     where, columns = row
-    question = text_of(where, columns, settings.question, "question")
+    question = written(where, columns, settings.question, "question")
     if settings.choices is None:
         return question, _golds(row, settings, pattern), None
     names, labels = list[str](), None

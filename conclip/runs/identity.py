@@ -49,6 +49,7 @@ def digest(value: Any) -> str:
 NEWER = {
     ("model", "adapter"): asdict(AdapterConfig()),
     ("algo", "reference_dtype"): "float32",
+    ("eval", "samples_of"): {},
     ("algo", "teacher_prompt"): "concise",
     ("optim", "moments"): "float32",
     ("rollout", "deterministic"): False,
