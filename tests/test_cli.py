@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from conclip import processes
 from conclip.cli import main as cli_main
+from conclip.cli import sweep
 from conclip.cli.main import main
 from conclip.processes import let_threads_sleep
 from tests.answering import Answering, choice, completion, listening
@@ -137,6 +138,17 @@ class Cutting(Answering):
 
 
 @pytest.mark.whole
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
+def test_a_job_outlives_what_slurm_sends_before_it_stops_it(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Its launcher gets the signal, too, and then ends the job by SIGTERM, upon which it saves."""
+    child = f"kill -{name[3:]} $$"  # an engine, say
+    script = (
+        f"import os, signal, subprocess; os.kill(os.getpid(), signal.{name}); subprocess.check_call({child!r}, shell=True)"
+    )
+    monkeypatch.setattr(sweep, "PYTHON", (sys.executable, "-c", script))
+    assert sweep._run(sweep.Job(name="job", arguments=[])) == 0
+
+
 @pytest.mark.parametrize("launcher", ["basic", "submitit_local", pytest.param("ray", marks=pytest.mark.cluster)])
 def test_jobs_of_a_sweep_get_the_config_they_were_checked_with(launcher: str, tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("defaults: [eval, _self_]\nname: mine\neval: {budget_tokens: 99}\n")
