@@ -137,7 +137,6 @@ class Cutting(Answering):
         self.send_json(completion(choice("one, two", "length")))
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
 def test_a_job_outlives_what_slurm_sends_before_it_stops_it(name: str, monkeypatch: pytest.MonkeyPatch):
     """Its launcher gets the signal, too, and then ends the job by SIGTERM, upon which it saves."""
@@ -149,6 +148,7 @@ def test_a_job_outlives_what_slurm_sends_before_it_stops_it(name: str, monkeypat
     assert sweep._run(sweep.Job(name="job", arguments=[])) == 0
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("launcher", ["basic", "submitit_local", pytest.param("ray", marks=pytest.mark.cluster)])
 def test_jobs_of_a_sweep_get_the_config_they_were_checked_with(launcher: str, tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("defaults: [eval, _self_]\nname: mine\neval: {budget_tokens: 99}\n")

@@ -18,7 +18,7 @@ from conclip.experiments.inputs import load_inputs
 from conclip.experiments.merge import merge
 from conclip.models.folder import LAB_MODEL, weight_files
 from conclip.models.load import load_policy
-from conclip.problems.overlap import RECORD
+from conclip.problems.overlap import RECORD, trained_on
 
 IDS = torch.tensor([[1, 5, 9, 2, 7]])
 
@@ -58,7 +58,7 @@ def test_an_adapter_and_its_base_become_one_model(adapter: Path, tmp_path: Path)
     merge(str(adapter), tmp_path / "out", base=str(LAB_MODEL), dtype="float32")
     expected = torch.load(tmp_path / "logits.pt")
     torch.testing.assert_close(logits(load_policy(tmp_path / "out", torch.device("cpu"))), expected, rtol=1e-4, atol=1e-4)
-    assert (tmp_path / "out" / RECORD).read_text() == (adapter / RECORD).read_text()
+    assert trained_on(tmp_path / "out") == ["q"]
     assert not list((tmp_path / "out").glob("adapter*"))
     found = load_inputs(load_config("eval", f"model.path={tmp_path / 'out'}"))
     assert found.models["model"] == tmp_path / "out"
@@ -70,8 +70,11 @@ def test_the_command_takes_the_base_that_the_adapter_names_and_writes_bfloat16(
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(LAB_MODEL)
     (tmp_path / "step-000004/training").mkdir(parents=True)
     adapter.rename(tmp_path / "step-000004/adapter")  # where conclip's own checkpoints have it
+    (tmp_path / "step-000004" / RECORD).write_text('{"schema": 1, "questions": ["q"]}')
     monkeypatch.setattr("sys.argv", ["conclip", "merge", str(tmp_path / "step-000004"), str(tmp_path / "out")])
     main()
+    merge(str(tmp_path / "step-000004/adapter"), tmp_path / "same")
+    assert trained_on(tmp_path / "out") == trained_on(tmp_path / "same") == ["q"]
     assert dtypes(tmp_path / "out") == {"torch.bfloat16"} and str(tmp_path / "out") in capsys.readouterr().out
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
     expected = torch.load(tmp_path / "logits.pt")
@@ -111,5 +114,10 @@ def test_what_cannot_be_merged_is_one_line(adapter: Path, tmp_path: Path):
     refused("names no base", tmp_path / "other")
     (tmp_path / "other/adapter_config.json").write_text("[]")
     refused("is damaged", tmp_path / "other")
+    shutil.copytree(LAB_MODEL, tmp_path / "pickled")
+    (tmp_path / "pickled/model.safetensors").rename(tmp_path / "pickled/pytorch_model.bin")
+    refused("the model of .*pickled' cannot be used", adapter, base=str(tmp_path / "pickled"))
+    (tmp_path / "pickled/config.json").write_text("{")
+    refused("the model of .*pickled' cannot be used", tmp_path / "pickled")
     (adapter / "adapter_model.safetensors").unlink()
     refused("has no adapter_model.safetensors", adapter)

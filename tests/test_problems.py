@@ -135,7 +135,8 @@ def test_multiple_choice_by_index_letter_and_columns(tmp_path: Path):
         ({"A": "0", "B": "1"}, "1", "B"),
         ({"A": "same", "B": "same"}, "same", None),
         ({"w": "B", "x": "A"}, "A", None),  # the first by its letter, the second by its text
-        ({"A": "B", "B": "A"}, "B", None),
+        ({"A": "B", "B": "A"}, "B", "B"),  # the name of a column comes first
+        ({"1": "5", "2": "6", "3": "7"}, 2, "B"),
         ({"A": "A", "B": "AB"}, "A", "A"),
         ({"A": "Berlin", "B": "Paris"}, "Rome", None),
         ({"A": "Berlin", "B": "Paris"}, "9" * 5000, None),  # Python refuses to read it as a number

@@ -180,8 +180,21 @@ def test_golds_of_other_tools_are_found_in_solutions_and_among_options(tmp_path:
     with pytest.raises(UserError, match=r"lists the letters of all options.*--gold-index"):
         grade_file(file, out, audit=False, columns=replace(columns, gold_index=None))
     write(file, [{"doc": {"choices": ["A", "B"], "gold_index": 2}, "response": "A"}])
-    with pytest.raises(UserError, match=r"'doc\.gold_index' holds no index of 2 golds but 2"):
+    with pytest.raises(UserError, match=r"'doc\.gold_index' has no index of 2 golds but 2"):
         grade_file(file, out, audit=False, columns=columns)
+    for nothing in ([], None, "x", True, "9" * 5000):
+        write(file, [{"doc": {"choices": ["A", "B"], "gold_index": nothing}, "response": "A"}])
+        with pytest.raises(UserError, match=r"'doc\.gold_index' has no index of 2 golds"):
+            grade_file(file, out, audit=False, columns=columns)
+    texts = [{"doc": {"choices": ["A", "B"], "gold_index": index}, "response": "B"} for index in ("1", 1.0)]
+    assert grade_file(write(file, texts), out, audit=False, columns=columns) == {"correct": 2}
+    two = {"gold": ["A", "B"], "response": r"\boxed{B}", "choices": ["w", "x", "y", "z"]}  # two of four are right
+    assert grade_file(write(file, [two]), out, audit=False) == {"correct": 1}
+    named = {"answer": "B", "response": r"\boxed{Paris}", "choices": ["Rome", "Paris"], "precision": 3}
+    assert grade_file(write(file, [named]), out, audit=False, columns=Columns(gold="answer")) == {"correct": 1}
+    within = Columns(gold_pattern="is (.+)")
+    near = {"gold": "it is 0.333", "response": "0.3334", "precision": "3"}
+    assert grade_file(write(file, [near]), out, audit=False, columns=within) == {"correct": 1}
 
 
 def test_golds_that_are_not_understood_are_named(tmp_path: Path):
@@ -215,7 +228,7 @@ def test_columns_of_that_name_which_mean_something_else(tmp_path: Path):
         ('{"gold": "1"}\n', ":1: no column 'response'"),
         ('{"gold": null, "response": "1"}\n', "column 'gold' (gold answer) is empty"),
         ('{"gold": NaN, "response": "1"}\n', "column 'gold' (gold answer) is no number but nan"),
-        ('{"gold": ["1", null], "response": "1"}\n', "column 'gold' (gold answer) is empty"),
+        ('{"gold": ["1", null], "response": "1"}\n', "column 'gold' (gold answer) lists one that is empty"),
         ('{"gold": [], "response": "1"}\n', "column 'gold' (gold answer) is empty"),
         ('{"gold": " ", "response": "1"}\n', "column 'gold' (gold answer) is empty"),
         ('{"gold": ["1", "nan"], "response": "1"}\n', "column 'gold' holds no answer but 'nan'"),

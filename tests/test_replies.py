@@ -189,7 +189,9 @@ def test_a_server_is_asked_what_a_chat_looks_like(url: str):
     first, second = Scripted.bodies[-2:]
     assert first["path"] == "/tokenize" and first["chat_template_kwargs"] == {"a": 1} and first["add_generation_prompt"]
     assert second["path"] == "/detokenize" and second["tokens"] == [1, 2]
-    assert is_vllm(url) and not is_vllm("http://127.0.0.1:9/v1")
+    assert is_vllm(url)
+    with pytest.raises(UserError, match="does not answer"):
+        is_vllm("http://127.0.0.1:9/v1")
     Scripted.owner = "somebody"
     assert not is_vllm(url)
     assert render_by_server(url, "m", chat, {}) is None and len(Scripted.bodies) == 3

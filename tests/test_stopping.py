@@ -88,7 +88,9 @@ def test_a_correlation_is_never_beyond_1():
     for number in range(5, len(pairs) + 1):
         found = _length_correlation(groups_of(*pairs[:number]))
         assert -1 <= found["length_correlation"] < -0.999
-        Progress.from_json(Progress(step=0, kl_coef=0.0, history=[at(0, 0.5, 10, **found)]).to_json())
+        Progress.from_json(
+            Progress(step=0, kl_coef=0.0, history=[at(0, 0.5, 10, **found)], first_accuracies={"a": 0.5}).to_json()
+        )
 
 
 def test_it_stops_where_length_has_not_fallen_for_a_while():

@@ -32,8 +32,9 @@ decides and the smallest difference that matters, fixed before the runs; what wa
 Seeds redraw problems, sampling and training; all start from one pretrained model, so that no interval covers what another
 one would give. Differences are paired by seed; their intervals are Student's t over seeds, at 95 % for all contrasts of a
 claim together (Bonferroni). They rest on differences that are about normal: with five seeds no test without that
-assumption could reach 5 %. Claims with the same runs (`c6`, `c9`, `algorithms`, `adapters` and `sample_ahead` share those
-of PPO) are not independent. A contrast is one of three kinds:
+assumption could reach 5 %. Claims that share runs are not independent: `c6`, `c9`, `algorithms`, `adapters` and
+`sample_ahead` those of PPO, `algorithms`, `adapters` and `length_rewards` those of GRPO, `c1` and `c8` all, `c4` and
+`c4_longer` phase 1. A contrast is one of three kinds:
 
 | expected | holds where the interval | does not hold where it |
 |---|---|---|

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from conclip.cluster.launch import Process
 from conclip.cluster.memory_folder import MemoryFolder, remove_orphans
-from conclip.config.machine import gpu_names, num_gpus_of_host
+from conclip.config.machine import gpu_names, num_gpus, num_gpus_of_host
 from conclip.errors import MachineFailure, UserError
 from conclip.processes import PYTHON
 from conclip.redact import one_line
@@ -167,12 +167,14 @@ class RayLauncher:
             ) from error
         handle_signals()  # Ray has set its own
         self._here = ray.get_runtime_context().get_node_id()
-        if keeps_gpu and address is not None and _gpus_of(self._here) >= (number := num_gpus_of_host()):
-            ray.shutdown()
-            raise UserError(
-                f"cluster=ray: the learner needs a GPU of this host, and Ray may give all {number} to engines; start Ray "
-                f"here without one ({VISIBLE}=1,2,... ray start ...), and show the run that one ({VISIBLE}=0)"
-            )
+        if keeps_gpu and address is not None:
+            given, shown_here = _gpus_of(self._here), num_gpus()
+            if given >= num_gpus_of_host() or given == shown_here > 1:  # all there are, or those of the same shell
+                ray.shutdown()
+                raise UserError(
+                    f"cluster=ray: the learner needs a GPU of this host, and Ray may give all {given:g} to engines; start "
+                    f"Ray here without one ({VISIBLE}=1,2,... ray start ...), and show the run that one ({VISIBLE}=0)"
+                )
         self._has_gpus = bool(ray.cluster_resources().get("GPU"))
         self._room = PlacementGroupSchedulingStrategy(self._reserved(placement, gpus))
         self.host = ray.util.get_node_ip_address()

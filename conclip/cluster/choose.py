@@ -28,7 +28,7 @@ def _check_gpus(config: BaseConfig) -> None:
         raise UserError(f"cluster.weights={weights}: weights go from GPU to GPU, and this machine has none; set it to files")
     if not on_gpu or config.model.url:
         return
-    if config.rollout.deterministic:
+    if config.rollout.deterministic and config.cluster.address is None:
         check_repeats()
     ranks = config.cluster.learner_ranks or 1
     if config.cluster.kind == "ray":

@@ -73,10 +73,10 @@ def num_gpus_of_host() -> int:
 
 def check_repeats(capability: float | None = None) -> None:
     """Raise UserError for a GPU for which vLLM has no kernels that repeat and leave training alone: those for older ones
-    replace torch's in the whole process, and have no gradient. `capability`: its compute capability; None: that of this
-    host's GPUs, as far as the driver tells."""
+    replace torch's in the whole process, and have no gradient. `capability`: its compute capability; None: the lowest of
+    those that this environment shows, as far as the driver tells."""
     if capability is None:
-        capability = min(_asked_of_gpus("compute_cap"), default=REPEATS_FROM)
+        capability = min(_shown(_asked_of_gpus("compute_cap")), default=REPEATS_FROM)
     if capability < REPEATS_FROM:
         raise UserError("rollout.deterministic: it needs a GPU of compute capability 9.0 (H100) or newer; set it to false")
 

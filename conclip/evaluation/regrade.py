@@ -28,6 +28,9 @@ from conclip.types import ExtractionRule, FinishReason, Grade, Outcome
 MAX_PENDING = 1000
 """Rows held in memory at a time."""
 
+MAX_DIGITS = 9
+"""Longest index, or number of decimals, that is read."""
+
 MAX_CHECKED = 1000
 """Different gold answers, of the first rows, that are looked at before any is compared."""
 
@@ -51,8 +54,9 @@ class Columns:
 
     @property
     def are_ours(self) -> bool:
-        """Whether the names are conclip's own, so that `choices` and `precision` mean what they mean here."""
-        return self == Columns()
+        """Whether gold and response have conclip's own names, so that `choices` and `precision` must be what they are here;
+        else they are read where they can be."""
+        return (self.gold, self.response) == (Columns.gold, Columns.response)
 
 
 Questions = Mapping[str, Mapping[str, Any]]
@@ -211,7 +215,7 @@ def _items(source: Path, columns: Columns) -> Iterator[_Item]:
     file = source.parent / "questions.jsonl"
     questions = {str(row.get("problem_id")): row for _, row in object_lines(file)} if file.is_file() else {}
     for where, row in read_table(source) if source.suffix.lower() in TABLES else object_lines(source):
-        is_own = columns.are_ours and "gold" not in row and row.keys() >= OWN_COLUMNS
+        is_own = columns == Columns() and "gold" not in row and row.keys() >= OWN_COLUMNS
         yield _own(where, row, questions) if is_own else _checked(where, row, columns)
 
 
@@ -244,22 +248,20 @@ def _checked(where: str, row: dict[str, Any], columns: Columns) -> _Item:
     golds = [text for value in values if (text := cell_text(value)) is not None]
     response = cell(row, columns.response)
     response = response if isinstance(response, str) else cell_text(response)
-    if not golds or len(golds) < len(values):
+    if golds and len(golds) < len(values):
+        raise UserError(f"{where}: column '{columns.gold}' (gold answer) lists one that is empty")
+    if not golds:
         raise UserError(f"{missing(where, row, columns.gold, 'gold answer')}; --gold names another")
     if response is None:
         raise UserError(f"{missing(where, row, columns.response, 'response')}; --response names another")
     if nothing := [gold for gold in golds if is_missing_value(gold)]:
         raise UserError(f"{where}: column '{columns.gold}' holds no answer but '{nothing[0]}'")
-    precision = row.get("precision") if columns.are_ours else None
-    decimals = cell_text(precision)
-    if not (decimals.isdecimal() if decimals is not None else precision in (None, "")):
-        raise UserError(f"{where}: column 'precision' must be a number of decimals, or null")
     return _Item(
         row=row,
         golds=[_answer(where, gold, columns) for gold in _chosen(where, row, golds, columns)],
         response=response,
-        choices=_choices(where, row) if columns.are_ours else None,
-        decimals=None if decimals is None else int(decimals),
+        choices=_choices(where, row, must=columns.are_ours),
+        decimals=_decimals(where, row, must=columns.are_ours),
         finish_reason="length" if row.get("finish_reason") == "length" else None,
     )
 
@@ -267,7 +269,7 @@ def _checked(where: str, row: dict[str, Any], columns: Columns) -> _Item:
 def _chosen(where: str, row: dict[str, Any], golds: list[str], columns: Columns) -> list[str]:
     """Return those of the listed golds that are right: all, or the ones at the indices in column `gold_index`."""
     if columns.gold_index is None:
-        if len(golds) > 1 and golds == list(LETTERS[: len(golds)]):
+        if len(golds) > 1 and golds == list(LETTERS[: len(golds)]) and not columns.are_ours:
             raise UserError(
                 f"{where}: column '{columns.gold}' lists the letters of all options; name the column with the index of the "
                 "right one by --gold-index"
@@ -275,9 +277,12 @@ def _chosen(where: str, row: dict[str, Any], golds: list[str], columns: Columns)
         return golds
     chosen: list[str] = []
     for index in _listed(cell(row, columns.gold_index)):
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(golds):
-            raise UserError(f"{where}: column '{columns.gold_index}' holds no index of {len(golds)} golds but {index!r}")
-        chosen.append(golds[index])
+        text = cell_text(index)
+        if text is None or not text.isdecimal() or len(text) > MAX_DIGITS or int(text) >= len(golds):
+            raise UserError(f"{where}: column '{columns.gold_index}' has no index of {len(golds)} golds but {index!r}")
+        chosen.append(golds[int(text)])
+    if not chosen:
+        raise UserError(f"{where}: column '{columns.gold_index}' has no index of {len(golds)} golds")
     return chosen
 
 
@@ -291,8 +296,25 @@ def _answer(where: str, gold: str, columns: Columns) -> str:
     return found.group(1).strip()
 
 
-def _choices(where: str, row: Mapping[str, Any]) -> list[str] | None:
+def _decimals(where: str, row: Mapping[str, Any], *, must: bool) -> int | None:
+    """Return the decimals to which numbers must agree. Raises UserError where column `precision` has none but must."""
+    value = row.get("precision")
+    text = cell_text(value)
+    if text is not None and text.isdecimal() and len(text) < MAX_DIGITS:
+        return int(text)
+    is_empty = (
+        value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    )  # as in CSV and Parquet files
+    if must and not is_empty:
+        raise UserError(f"{where}: column 'precision' must be a number of decimals, or null")
+    return None
+
+
+def _choices(where: str, row: Mapping[str, Any], *, must: bool = True) -> list[str] | None:
+    """Return the texts of the options. Raises UserError where column `choices` has none but must."""
     choices = row.get("choices") or None  # an empty cell of a CSV file
-    if choices is not None and not (isinstance(choices, list) and all(isinstance(c, str) for c in cast(list[Any], choices))):
+    if isinstance(choices, list) and all(isinstance(choice, str) for choice in cast(list[Any], choices)):
+        return cast(list[str], choices)
+    if must and choices is not None:
         raise UserError(f"{where}: column 'choices' must be a list of texts, or null")
-    return cast(list[str] | None, choices)
+    return None

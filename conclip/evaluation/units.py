@@ -167,7 +167,7 @@ def response_key(model_hash: str, task: Task, config: BaseConfig) -> str:
     engine += [rollout.num_engines] if rollout.num_engines > 1 else []
     engine += ["deterministic"] if rollout.deterministic else []
     if task.messages:
-        engine = ["special tokens"] if config.model.thinking_tags is not None else []
+        engine = ["sampling is stated", *(["special tokens"] if config.model.thinking_tags is not None else [])]
     judged = [problem.golds, problem.choices, problem.tolerance, GRADER_VERSION, asdict(task.thinking)]
     return digest([model_hash, prompt, asdict(task.spec), task.seed, engine, judged])
 

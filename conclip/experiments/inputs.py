@@ -123,7 +123,11 @@ def load_inputs(config: BaseConfig) -> Inputs:
     inputs = _apart(inputs, notes)
     _check_ids(inputs)
     inputs = replace(inputs, notes=(*notes, *_rate_notes(config, inputs)))
-    return replace(inputs, selections=_selections(config, inputs))
+    try:
+        return replace(inputs, selections=_selections(config, inputs))
+    except UserError as error:
+        left_out = [note for note in notes if note.startswith("data.pool") and note.endswith("left out")]
+        raise UserError("; ".join([str(error), *left_out])) from error
 
 
 def _check_models(config: BaseConfig, model_path: Path, local: Mapping[str, Path]) -> None:
@@ -149,7 +153,8 @@ def _check_models(config: BaseConfig, model_path: Path, local: Mapping[str, Path
 
 
 def _has_settings_of_the_lab(config: BaseConfig) -> bool:
-    return (config.model.prompt, config.rollout.max_model_len) == ("{question}", 1024)
+    values = config.model.prompt, config.model.dtype, config.rollout.max_model_len, config.rollout.max_num_seqs
+    return values == ("{question}", "float32", 1024, 256)
 
 
 def _check_targets(targets: Sequence[str], model_path: Path) -> None:

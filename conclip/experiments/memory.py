@@ -53,7 +53,7 @@ class Part:
     exact: bool = True
     """Whether it follows from shapes and precisions; else it is an estimate."""
     beside: float = 0.0
-    """What main memory holds of it while a GPU samples."""
+    """What main memory holds of it for a GPU."""
 
     @property
     def critic_update(self) -> float:

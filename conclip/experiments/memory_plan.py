@@ -151,8 +151,8 @@ class MemoryPlan:
 
     @property
     def beside(self) -> float:
-        """Return what main memory holds for a GPU while responses are sampled [GiB]: that of the learner which only updates
-        need, and the copy for a checkpoint."""
+        """Return what main memory holds for a GPU at most [GiB]: that of the learner which only updates need, the copy for a
+        checkpoint, and an engine's weights while it sleeps."""
         return sum(part.beside for part in self.parts)
 
     @property
@@ -163,7 +163,8 @@ class MemoryPlan:
     def impossible(self) -> bool:
         """Whether what is known exactly exceeds the memory already."""
         exact = peak_gib(self.parts, exact_only=True)
-        return exact > self.place.memory_gib or self.beside > self.place.beside_gib
+        beside = sum(part.beside for part in self.parts if part.exact)
+        return exact > self.place.memory_gib or beside > self.place.beside_gib
 
     @property
     def settled(self) -> BaseConfig:
@@ -187,7 +188,7 @@ class MemoryPlan:
             )
         if self.beside:
             of = "" if math.isinf(self.place.beside_gib) else f" of {self.place.beside_gib:.1f} free"
-            said = f"{said}; beside it {self.beside:.1f} GiB{of} of main memory while responses are sampled"
+            said = f"{said}; beside it {self.beside:.1f} GiB{of} of main memory"
         if self.fits:
             return said
         possible = changes(self.config, self.model, self.longest, self.place)
@@ -217,5 +218,5 @@ def memory_of_run(config: BaseConfig, inputs: Inputs, prompts: "Mapping[Path, Pr
     plan = plan_memory(config, largest, longest_training_sequence(config, asked), place)
     if asked.budgeted is None or place.kind != "gpu" or has_own_gpus(config):
         return plan
-    asleep = Part(name="engine: weights, while it sleeps", beside=engine_weights_gib(config, largest, place))
+    asleep = Part(name="engine: weights, while it sleeps", beside=engine_weights_gib(config, largest, place), exact=False)
     return dataclasses.replace(plan, parts=[*plan.parts, asleep])

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from conclip.config.groups import Dtype
 from conclip.errors import UserError
-from conclip.models.folder import ADAPTER_CONFIG, adapter_in, find_model, has_chat_template
-from conclip.models.load import load_policy, load_tokenizer
-from conclip.problems.overlap import RECORD
+from conclip.models.folder import ADAPTER, ADAPTER_CONFIG, adapter_in, find_model, has_chat_template
+from conclip.models.load import load_policy, load_tokenizer, reading
+from conclip.problems.overlap import trained_on, write_record
 
 
 def merge(source: str, target: Path, *, base: str | None = None, dtype: Dtype = "bfloat16") -> Path:
@@ -24,8 +24,8 @@ def merge(source: str, target: Path, *, base: str | None = None, dtype: Dtype = 
 
     `source` is an adapter (peft's files, as conclip and TRL write them), a checkpoint that holds one, or a model's folder or
     hub id. `base`: the model that an adapter goes with; None: the one that it names. The sum is computed in fp32. Which
-    questions it was trained on goes along. Raises UserError where a folder is not what it should be, where the adapter does
-    not fit the base, and where `target` is there.
+    questions base and adapter were trained on goes along. Raises UserError where a folder is not what it should be, where
+    the adapter does not fit the base, and where `target` is there.
     """
     if target.exists() or target.is_symlink():
         raise UserError(f"OUT: '{target}' is there already; give a new folder")
@@ -37,16 +37,22 @@ def merge(source: str, target: Path, *, base: str | None = None, dtype: Dtype = 
     folder = find_model(source, "SOURCE") if adapter is None else _base_of(adapter, base)
     if not (folder / "config.json").is_file():
         raise UserError(f"'{folder}' has no config.json, nor an adapter's {ADAPTER_CONFIG}; it is no model folder")
-    model = load_policy(folder, torch.device("cpu"))
+    places = [folder]
+    if adapter is not None:
+        places += [adapter, *([adapter.parent] if adapter.name == ADAPTER else [])]
+    questions = [question for place in places for question in trained_on(place)]
+    with reading(folder, "the model"):
+        model = load_policy(folder, torch.device("cpu"))
     if adapter is not None:
         model = _merged(model, adapter)
-    record = next((file for place in (source, adapter, folder) if place and (file := Path(place) / RECORD).is_file()), None)
+    tokens = adapter if adapter is not None and has_chat_template(adapter) else folder
+    with reading(tokens, "the tokenizer"):
+        tokenizer = load_tokenizer(tokens)
     try:
         model.to(getattr(torch, dtype)).save_pretrained(target)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        tokens = adapter if adapter is not None and has_chat_template(adapter) else folder
-        load_tokenizer(tokens).save_pretrained(target)
-        if record is not None:
-            shutil.copy(record, target / RECORD)
+        tokenizer.save_pretrained(target)
+        if questions:
+            write_record(target, questions, [])
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
@@ -71,7 +77,7 @@ def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys")
             return cast(PreTrainedModel, cast(Any, PeftModel.from_pretrained(model, str(adapter))).merge_and_unload())
-    except (ValueError, RuntimeError, UserWarning, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, RuntimeError, UserWarning, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"'{adapter}' does not fit the base, or is damaged ({reason}); name another by --base MODEL"

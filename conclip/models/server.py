@@ -117,12 +117,12 @@ def with_timeout(seconds: float, work: Callable[[], Result]) -> Result:
     return cast(Result, value)
 
 
-def find_served_model(url: str, wanted: str | None) -> str:
-    """Return the name of the model to ask at `url`: the wanted one, or the only one. Raises UserError when the server does
-    not answer or does not serve it."""
+def _served(url: str) -> dict[str, str | None]:
+    """Return the names of the models that a server has, and who owns each. Raises UserError when it does not answer."""
     try:
         client = connect(url).with_options(max_retries=0, timeout=LIST_TIMEOUT_S)
-        served = with_timeout(LIST_TIMEOUT_S, lambda: [str(cast(Any, model).id) for model in client.models.list().data])
+        listed = with_timeout(LIST_TIMEOUT_S, lambda: list(client.models.list().data))
+        return {str(cast(Any, model).id): getattr(model, "owned_by", None) for model in listed}
     except (Exception, BadReply) as error:  # no address, HTML, a key that is not ASCII: each raises its own error
         if (sent_on := refused_redirect(error)) is not None:
             raise UserError(f"model.url: '{url}' {sent_on}") from error
@@ -133,6 +133,12 @@ def find_served_model(url: str, wanted: str | None) -> str:
             f"model.url: '{url}' {reason}; it ends in /v1, as a rule, and a key, where one is needed, is read from "
             f"{KEY_VARIABLE}"
         ) from error
+
+
+def find_served_model(url: str, wanted: str | None) -> str:
+    """Return the name of the model to ask at `url`: the wanted one, or the only one. Raises UserError when the server does
+    not answer or does not serve it."""
+    served = list(_served(url))
     names = one_line(", ".join(served), 200) or "nothing"
     if wanted is None:
         if len(served) != 1:
@@ -143,16 +149,9 @@ def find_served_model(url: str, wanted: str | None) -> str:
     return wanted
 
 
-def _is_vllm(client: openai.OpenAI) -> bool:
-    return any(model.owned_by == "vllm" for model in client.models.list())
-
-
 def is_vllm(url: str) -> bool:
-    """Return whether a server says that it is vLLM."""
-    try:
-        return _is_vllm(connect(url).with_options(max_retries=0, timeout=30))
-    except (openai.OpenAIError, ValueError, KeyError, TypeError):
-        return False
+    """Return whether a server says that it is vLLM. Raises UserError when it does not answer."""
+    return "vllm" in _served(url).values()
 
 
 def render_by_server(url: str, served_name: str, turns: Messages, template_kwargs: Mapping[str, Any]) -> str | None:
@@ -166,11 +165,11 @@ def render_by_server(url: str, served_name: str, turns: Messages, template_kwarg
         "chat_template_kwargs": dict(template_kwargs),
     }
     try:
-        if not _is_vllm(client):
+        if not is_vllm(url):
             return None
         tokens = cast(Any, client.post(f"{root}/tokenize", cast_to=object, body=request))["tokens"]
         answer = client.post(f"{root}/detokenize", cast_to=object, body={"model": served_name, "tokens": tokens})
         text = cast(Any, answer)["prompt"]
-    except (openai.OpenAIError, ValueError, KeyError, TypeError):  # no such address, or another form of answer
+    except (UserError, openai.OpenAIError, ValueError, KeyError, TypeError):  # no such address, or another form of answer
         return None
     return text if isinstance(text, str) else None

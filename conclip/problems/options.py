@@ -59,10 +59,11 @@ def letter(where: str, value: Any, column: str, options: Sequence[str], names: S
     letter, its index (0 is A), or its text. Raises NoAnswer for an answer that names none, or names two: '2' may be an index
     and the text of another option, and so may 'A'."""
     text = (cell_text(value) or "").strip()
+    if text in names:
+        return LETTERS[names.index(text)]
     is_index = text.isdecimal() and len(text) < MAX_DIGITS and int(text) < len(options)
     is_letter = len(text) == 1 and text.upper() in LETTERS[: len(options)]
     readings = {
-        "the column of that name": names.index(text) if text in names else None,
         "that letter": LETTERS.index(text.upper()) if is_letter else None,
         "that index (0 is A)": int(text) if is_index else None,
         "that text": options.index(text) if isinstance(value, str) and options.count(text) == 1 else None,

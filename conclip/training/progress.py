@@ -95,7 +95,10 @@ class Progress:
     @staticmethod
     def from_json(values: Any) -> "Progress":
         """Return the saved progress. Raises ValueError when `values` are not one."""
-        return _ADAPTER.validate_python(values)
+        progress = _ADAPTER.validate_python(values)
+        if progress.history and not progress.first_accuracies:
+            raise ValueError("no accuracies of single problems that later ones are measured against")
+        return progress
 
     def check(self, *, first_step: int, last_step: int, problem_ids: Container[str], metrics: Iterable[str]) -> None:
         """Raise ValueError unless this is the progress of a phase with these steps, on problems with these ids.
@@ -104,8 +107,6 @@ class Progress:
             raise ValueError(f"step {self.step} is none of {first_step} to {last_step}")
         if not self.history:
             raise ValueError("no validation that later ones are measured against")
-        if not self.first_accuracies:
-            raise ValueError("no accuracies of single problems that later ones are measured against")
         if unknown := [problem_id for problem_id in self.problem_ids if problem_id not in problem_ids]:
             raise ValueError(f"'{unknown[0][:50]}' is no problem of this phase")
         if (pending := self.pending_metrics) is not None and (missing := [name for name in metrics if name not in pending]):
