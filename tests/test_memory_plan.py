@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,12 +32,13 @@ from conclip.experiments.memory import (
     peak_gib,
     place_of,
 )
-from conclip.experiments.memory_plan import MemoryPlan, changes, plan_memory
+from conclip.experiments.memory_plan import MemoryPlan, changes, memory_of_run, plan_memory
 from conclip.experiments.plan import planned_stages, power_lines
 from conclip.models.activations import activations
 from conclip.models.adapters import Adapter
 from conclip.models.folder import LAB_MODEL, linear_layers
 from conclip.models.load import autocast, load_policy, recompute_activations
+from conclip.rollout.collect import TRAINING
 from tests.sparse import QWEN3_0_6B, QWEN3_4B, QWEN_7B, QWEN_MATH_1_5B, R1_1_5B, sparse_model
 
 GIB = 2**30
@@ -481,6 +483,29 @@ def test_ppo_on_all_weights_fits_eight_h100(shape: dict[str, Any], ranks: int, f
     own = ["model=hf", "model.path=x", "trainer.recompute_activations=true", "trainer.max_tokens_per_micro_batch=4096"]
     plan = plan_memory(learning(*settings, *own), model, 4096, Place(kind="gpu", memory_gib=80.0))
     assert plan.fits == fits, plan.verdict()
+
+
+def test_a_run_is_planned_by_its_own_lengths_and_an_engine_that_sleeps_in_main_memory():
+    """What only evaluates has the engine's longest sequence, what trains that of its training, and thinking budgets make the
+    engine keep its weights while it sleeps."""
+
+    def plan(config: BaseConfig, *, budgeted: object = None, place: Place = GPU) -> MemoryPlan:
+        asked = SimpleNamespace(token_ids={"p": (1,) * 10})
+        prompts: Any = SimpleNamespace(by_variant={TRAINING: asked}, max_model_len=300, budgeted=budgeted)
+        inputs: Any = SimpleNamespace(served_name=None, models={"model": LAB_MODEL})
+        found = memory_of_run(config, inputs, {LAB_MODEL: prompts}, place)
+        assert found is not None
+        return found
+
+    evaluated, trained = load_config("eval"), learning("rollout.max_tokens=512")
+    assert (plan(evaluated).longest, plan(trained).longest) == (300, 522)
+    plain, asleep = plan(trained), plan(trained, budgeted="<think>")
+    room = engine_weights_gib(trained, ModelSize.of(LAB_MODEL), GPU)
+    assert asleep.beside == pytest.approx(plain.beside + room) and asleep.peak == plain.peak
+    little = dataclasses.replace(GPU, beside_gib=plain.beside + room / 2)
+    tight = plan(trained, budgeted="<think>", place=little)
+    assert not tight.fits and not tight.impossible  # it is an estimate, which refuses nothing
+    assert plan(trained, budgeted="<think>", place=CPU).beside == plan(evaluated, budgeted="<think>").beside == 0
 
 
 def test_workers_of_one_engine_share_main_memory():
