@@ -196,7 +196,7 @@ def test_single_test_sets_have_samples_of_their_own(
     rows = read_rows(tmp_path / "outputs/eval/own")
     counts = Counter((row.benchmark, row.temperature) for row in rows)
     assert counts == {("chain", 1.0): 24, ("hard", 1.0): 15, ("chain", 0.0): 12, ("hard", 0.0): 3}
-    with pytest.raises(UserError, match=r"eval\.samples_of\.other is no set of data\.test; there are: chain"):
+    with pytest.raises(UserError, match=r"'eval\.samples_of\.other' is no set of data\.test; there are: chain"):
         load_config("eval", "eval.samples_of={other: 4}")
     assert relevant(load_config("eval")) == relevant(load_config("eval", "eval.samples_of={}"))
     assert "samples_of" not in relevant(load_config("eval"))["eval"]

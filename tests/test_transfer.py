@@ -221,7 +221,7 @@ def test_what_needs_gpus_or_ray_is_refused_before_anything_is_loaded(
 ):
     monkeypatch.setattr(choose, "has_gpu", lambda: on_gpu)
     monkeypatch.setattr(choose, "num_gpus", lambda: 2)
-    monkeypatch.setattr(machine, "_asked_of_gpus", {"compute_cap": [9.0, 8.6]}.get)
+    monkeypatch.setattr(machine, "_asked_of_gpus", lambda what: {"compute_cap": [9.0, 8.6]}.get(what, []))
     monkeypatch.setattr(choose, "find_spec", lambda name: name)  # Ray is installed
     config = load_config("train-phase2", "rollout.num_engines=1", *overrides)
     with pytest.raises(UserError, match=words) if words else nullcontext():

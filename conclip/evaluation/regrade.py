@@ -56,7 +56,7 @@ class Columns:
     def are_ours(self) -> bool:
         """Whether gold and response have conclip's own names, so that `choices` and `precision` must be what they are here;
         else they are read where they can be."""
-        return (self.gold, self.response) == (Columns.gold, Columns.response)
+        return (self.gold, self.response) == ("gold", "response")
 
 
 Questions = Mapping[str, Mapping[str, Any]]

@@ -15,6 +15,7 @@ from conclip.errors import MACHINE_ERRORS, UserError
 from conclip.grading.grader import GRADER_VERSION
 from conclip.models.architectures import implementation
 from conclip.models.folder import (
+    LAB_MODEL,
     check_model,
     check_trainable,
     find_model,
@@ -142,7 +143,7 @@ def _check_models(config: BaseConfig, model_path: Path, local: Mapping[str, Path
         for key, path in local.items():
             check_model(path, "eval.max_tokens", max_tokens, key, max_model_len=limit, trust_remote_code=trust)
     for key, path in local.items():
-        if _has_settings_of_the_lab(config) and (size := num_parameters(path)) > SMALL_MODEL:
+        if path != LAB_MODEL and _has_settings_of_the_lab(config) and (size := num_parameters(path)) > SMALL_MODEL:
             raise UserError(
                 f"{key}: {size / 1e6:,.0f} million parameters, and the settings of the embedded model, whose prompt asks "
                 "for no box; add model=hf"
