@@ -124,7 +124,9 @@ def test_a_command_of_the_docs_would_start(line: str, tmp_path: Path, monkeypatc
         assert {word for word in words[2:] if re.fullmatch(r"c\d+", word)} <= set(claim_files())
     elif words[0] == "conclip":
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(UserError, match=r"'outputs/|no file '"):  # all is well but that there is no such run or file
+        with pytest.raises(
+            UserError, match=r"'outputs/|no file '|no folder '"
+        ):  # all is well but that there is no such run or file
             getattr(tools, words[1])(words[2:])
 
 

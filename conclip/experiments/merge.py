@@ -33,7 +33,8 @@ def merge(source: str, target: Path, *, base: str | None = None, dtype: Dtype = 
         raise UserError(f"OUT: no folder '{target.parent}'")
     adapter = adapter_in(Path(source))
     if adapter is None and base is not None:
-        raise UserError(f"--base: '{source}' is no adapter, and needs none")
+        is_there = Path(source).is_dir()
+        raise UserError(f"--base: '{source}' is no adapter, and needs none" if is_there else f"no folder '{source}'")
     folder = find_model(source, "SOURCE") if adapter is None else _base_of(adapter, base)
     if not (folder / "config.json").is_file():
         raise UserError(f"'{folder}' has no config.json, nor an adapter's {ADAPTER_CONFIG}; it is no model folder")
