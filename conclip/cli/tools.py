@@ -197,7 +197,8 @@ def merge(arguments: list[str]) -> None:
     from conclip.experiments.merge import merge as make  # noqa: PLC0415  imports torch
 
     base = make(options.source, options.target, base=options.base, dtype=options.dtype)
-    sys.stdout.write(terminal_safe(f"{options.dtype} model of '{options.source}' (base: '{base}'): {options.target}\n"))
+    of = "" if base == Path(options.source) else f" and '{base}'"
+    sys.stdout.write(terminal_safe(f"{options.dtype} model of '{options.source}'{of}: {options.target}\n"))
 
 
 def claims(arguments: list[str]) -> None:
