@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -108,11 +109,11 @@ def test_an_audit_waits_for_its_second_verdicts(tmp_path: Path, monkeypatch: pyt
             read_rows.append(item.response)
             yield item
 
-    monkeypatch.setattr(regrade, "Grader", Slow)
     monkeypatch.setattr(regrade, "MAX_PENDING", 10)
     source = write(tmp_path / "in.jsonl", [{"gold": "1", "response": r"\boxed{1}"}] * 100)
     monkeypatch.setattr(regrade, "_items", items)
-    held = [len(read_rows) - number for number, _ in enumerate(regrade._graded(source, Columns(), audit=True))]
+    with closing(Slow()) as slow:
+        held = [len(read_rows) - number for number, _ in enumerate(regrade._graded(slow, source, Columns(), audit=True))]
     assert len(held) == 100 and max(held) == 10
 
 
@@ -195,6 +196,13 @@ def test_golds_of_other_tools_are_found_in_solutions_and_among_options(tmp_path:
     within = Columns(gold_pattern="is (.+)")
     near = {"gold": "it is 0.333", "response": "0.3334", "precision": "3"}
     assert grade_file(write(file, [near]), out, audit=False, columns=within) == {"correct": 1}
+
+
+@pytest.mark.parametrize(("pattern", "said"), [("(", "not a regular expression"), ("####", "needs one \\(group\\)")])
+def test_a_pattern_that_finds_nothing_is_refused(pattern: str, said: str, tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", [{"gold": SOLUTION, "response": "72"}])
+    with pytest.raises(UserError, match=f"--gold-pattern: {said}"):
+        grade_file(file, tmp_path / "out.jsonl", audit=False, columns=Columns(gold_pattern=pattern))
 
 
 def test_golds_that_are_not_understood_are_named(tmp_path: Path):

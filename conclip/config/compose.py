@@ -111,13 +111,12 @@ def compose_config(
         planned_for = select("device.kind")
         if select("model.dtype") == "auto":
             composed.model.dtype = "bfloat16" if planned_for == "gpu" else native_dtype()
-        on_cpu = planned_for == "cpu" or (planned_for is None and not has_gpu())
-        for key, number in {"max_num_seqs": 64 if on_cpu else 256, "unit_responses": 256 if on_cpu else 2_048}.items():
-            if select(f"rollout.{key}", default=1) is None:
-                composed.rollout[key] = number
-        if select("rollout.num_engines", default=1) is None:
+        by_device = ("num_engines", "max_num_seqs", "unit_responses")
+        if unset := [key for key in by_device if select(f"rollout.{key}", default=1) is None]:
+            on_cpu = planned_for == "cpu" or (planned_for is None and not has_gpu())
             several = on_cpu and num_cores() > 1 and select("cluster.kind") != "ray"
-            composed.rollout.num_engines = 2 if several else 1
+            numbers = zip(by_device, (2 if several else 1, *((64, 256) if on_cpu else (256, 2_048))), strict=True)
+            composed.rollout.update({key: number for key, number in numbers if key in unset})
     check_hydra(hydra)
     return composed, hydra.runtime.choices
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -19,7 +20,7 @@ from conclip.grading.golds import check_golds
 from conclip.grading.grader import GRADER_VERSION, Grader
 from conclip.grading.thinking import DEFAULT_TAGS, Thinking, answer_of, joined, tags_in
 from conclip.problems.cells import cell, cell_text, missing
-from conclip.problems.files import is_missing_value
+from conclip.problems.files import compile_pattern, is_missing_value
 from conclip.problems.options import LETTERS
 from conclip.problems.tables import object_lines, read_table
 from conclip.runs.files import check_target, finite, writing
@@ -90,8 +91,9 @@ def grade_file(
     A row's columns stay; `outcome`, `extracted`, `method` and `grader_version` are added, `audit` when asked for. What
     stands inside a thinking part (`<think>` or other known tags) is no answer. A response without a box is taken whole, from
     behind that part, as the answer. Of a list of golds each is right by itself. Optional columns: `finish_reason` ("length"
-    where a response was cut: it is truncated then, as in conclip's own evaluations, whatever it says) and, unless `columns`
-    names others' ones, `choices` (texts of options A, B, ...) and `precision` (decimals to which numbers must agree).
+    where a response was cut: it is truncated then, as in conclip's own evaluations, whatever it says), `choices` (texts of
+    options A, B, ...) and `precision` (decimals to which numbers must agree); in files of other tools the latter two are
+    read where they can be.
 
     Rows of conclip's own are graded as in their run, by its rule of extraction, and their lenient columns, too: golds,
     choices and tolerance are those of questions.jsonl beside the file, else the row's `answer`. (Whether a prompt had opened
@@ -100,26 +102,28 @@ def grade_file(
     """
     if not source.is_file():
         raise UserError(f"no file '{source}'; give rows with columns '{columns.gold}' and '{columns.response}'")
+    compile_pattern("--gold-pattern", columns.gold_pattern)
     check_target(target, "OUT", inputs=(source, source.parent / "questions.jsonl"))
-    note = _check(source, columns)
-    if note is not None and notes is not None:
-        notes.append(note)
     counts: Counter[str] = Counter()
-    with writing(target) as out:
-        for row, grade, second in _graded(source, columns, audit=audit):
-            result = {"outcome": grade.outcome.value, "extracted": grade.extracted, "method": grade.method}
-            if "lenient_outcome" in row and grade.lenient_outcome is not None:
-                result |= {"lenient_outcome": grade.lenient_outcome.value, "lenient_extracted": grade.lenient_extracted}
-            counts[grade.outcome.value] += 1
-            if second is not None:
-                result["audit"] = second
-                counts[f"audit: {second}"] += 1
-            graded = row | result | {"grader_version": GRADER_VERSION}
-            out.write(json.dumps(finite(graded), ensure_ascii=False, default=str) + "\n")  # Parquet has dates, and NaN
+    with closing(Grader()) as grader:
+        note = _check(grader, source, columns)
+        if note is not None and notes is not None:
+            notes.append(note)
+        with writing(target) as out:
+            for row, grade, second in _graded(grader, source, columns, audit=audit):
+                result = {"outcome": grade.outcome.value, "extracted": grade.extracted, "method": grade.method}
+                if "lenient_outcome" in row and grade.lenient_outcome is not None:
+                    result |= {"lenient_outcome": grade.lenient_outcome.value, "lenient_extracted": grade.lenient_extracted}
+                counts[grade.outcome.value] += 1
+                if second is not None:
+                    result["audit"] = second
+                    counts[f"audit: {second}"] += 1
+                graded = row | result | {"grader_version": GRADER_VERSION}
+                out.write(json.dumps(finite(graded), ensure_ascii=False, default=str) + "\n")  # Parquet has dates, and NaN
     return counts
 
 
-def _check(source: Path, columns: Columns) -> str | None:
+def _check(grader: Grader, source: Path, columns: Columns) -> str | None:
     """Read all rows, and return a note on golds that are not understood. Raises UserError on unusable rows, where there are
     none, and where most golds are whole solutions."""
     kinds: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
@@ -132,15 +136,17 @@ def _check(source: Path, columns: Columns) -> str | None:
         raise UserError(f"'{source}' holds no rows; give rows with columns '{columns.gold}' and '{columns.response}'")
     remedy = r"name the answer in them by --gold-pattern '####\s*(.+)', an expression with one group around it"
     return check_golds(
+        grader,
         f"column '{columns.gold}'",
         [(f"row {number}", (golds, choices or None)) for (golds, choices), number in kinds.items()],
         remedy,
     )
 
 
-def _graded(source: Path, columns: Columns, *, audit: bool) -> Iterator[tuple[dict[str, Any], Grade, str | None]]:
+def _graded(
+    grader: Grader, source: Path, columns: Columns, *, audit: bool
+) -> Iterator[tuple[dict[str, Any], Grade, str | None]]:
     """Yield rows with their verdicts, in the order of the file; workers keep busy on the rows ahead."""
-    grader = Grader()
     pending: dict[str, _Item] = {}
     verdicts: dict[str, Grade] = {}
     next_out = 0
@@ -157,22 +163,19 @@ def _graded(source: Path, columns: Columns, *, audit: bool) -> Iterator[tuple[di
             yield item.row, grade, second
             next_out += 1
 
-    try:
-        for number, item in enumerate(_items(source, columns)):
-            key = str(number)
-            pending[key] = item
-            _submit(grader, key, item)
-            if audit:
-                _submit(grader, f"{key} audit", item, second=True)
-            verdicts |= dict(grader.poll())
-            while len(pending) >= MAX_PENDING and not is_ready(str(next_out)):
-                verdicts |= dict(grader.poll(1.0))
-            yield from ready()
-        while pending:
+    for number, item in enumerate(_items(source, columns)):
+        key = str(number)
+        pending[key] = item
+        _submit(grader, key, item)
+        if audit:
+            _submit(grader, f"{key} audit", item, second=True)
+        verdicts |= dict(grader.poll())
+        while len(pending) >= MAX_PENDING and not is_ready(str(next_out)):
             verdicts |= dict(grader.poll(1.0))
-            yield from ready()
-    finally:
-        grader.close()
+        yield from ready()
+    while pending:
+        verdicts |= dict(grader.poll(1.0))
+        yield from ready()
 
 
 def _submit(grader: Grader, key: str, item: _Item, *, second: bool = False) -> None:
@@ -302,9 +305,8 @@ def _decimals(where: str, row: Mapping[str, Any], *, must: bool) -> int | None:
     text = cell_text(value)
     if text is not None and text.isdecimal() and len(text) < MAX_DIGITS:
         return int(text)
-    is_empty = (
-        value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-    )  # as in CSV and Parquet files
+    # null, as CSV and as Parquet files write it
+    is_empty = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
     if must and not is_empty:
         raise UserError(f"{where}: column 'precision' must be a number of decimals, or null")
     return None

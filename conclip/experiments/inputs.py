@@ -24,7 +24,7 @@ from conclip.models.folder import (
     num_parameters,
 )
 from conclip.problems.load import load_problems
-from conclip.problems.overlap import apart_from, check_overlap
+from conclip.problems.overlap import apart_from, check_overlap, single_spaced
 from conclip.runs.files import check_content, expanded, newest_attempt
 from conclip.runs.identity import sampling_hash
 from conclip.runs.run import attempts_in
@@ -245,22 +245,18 @@ def _apart(inputs: Inputs, notes: list[str]) -> Inputs:
     validation that are test problems, or nearly so (a checkpoint that has trained on one could not be evaluated on that
     test), and problems of the pool that are validation problems, or earlier ones of the pool. Raises UserError where nothing
     is left."""
-    texts = {_text(problem) for problem in inputs.validation}
+    texts = {single_spaced(problem.question) for problem in inputs.validation}
     pool = _without(inputs.pool, apart_from(inputs.pool, inputs.test), "pool", "(nearly) the text of a test problem", notes)
     validation = inputs.validation
     kept = apart_from(validation, inputs.test)
     validation = _without(validation, kept, "validation", "(nearly) the text of a test problem", notes)
-    kept = [problem for problem in pool if _text(problem) not in texts]
+    kept = [problem for problem in pool if single_spaced(problem.question) not in texts]
     pool = _without(pool, kept, "pool", "the text of a validation problem", notes)
-    firsts = {_text(problem): problem for problem in reversed(pool)}
-    kept = [problem for problem in pool if firsts[_text(problem)] is problem]
-    contrary = sum(firsts[_text(problem)].golds != problem.golds for problem in pool)
+    firsts = {single_spaced(problem.question): problem for problem in reversed(pool)}
+    kept = [problem for problem in pool if firsts[single_spaced(problem.question)] is problem]
+    contrary = sum(firsts[single_spaced(problem.question)].golds != problem.golds for problem in pool)
     what = "the text of an earlier one" + (f" ({contrary} with another answer)" if contrary else "")
     return replace(inputs, pool=_without(pool, kept, "pool", what, notes), validation=validation)
-
-
-def _text(problem: Problem) -> str:
-    return " ".join(problem.question.split())
 
 
 def _without(problems: list[Problem], kept: list[Problem], name: str, what: str, notes: list[str]) -> list[Problem]:

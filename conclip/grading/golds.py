@@ -12,15 +12,11 @@ Golds = tuple[Sequence[str], Sequence[str] | None]
 """The gold answers of a problem, each of which is right, and its options."""
 
 
-def check_golds(where: str, problems: Sequence[tuple[str, Golds]], remedy: str) -> str | None:
+def check_golds(grader: Grader, where: str, problems: Sequence[tuple[str, Golds]], remedy: str) -> str | None:
     """Return a note on gold answers that the grader does not understand, so that for them only the same spelling is right;
     None where it understands all. `problems`: each with a name for messages. Raises UserError with the `remedy` where most
     of them are whole solutions, which no answer can equal."""
-    grader = Grader()
-    try:
-        unread = [problems[n] for n in grader.unreadable([golds for _, golds in problems])]
-    finally:
-        grader.close()
+    unread = [problems[n] for n in grader.unreadable([golds for _, golds in problems])]
     if not unread:
         return None
     solutions = [(name, gold) for name, (golds, _) in unread for gold in golds[:1] if _is_solution(gold)]

@@ -11,6 +11,7 @@ from conclip.errors import UserError
 from conclip.grading.answers import extract_boxed
 from conclip.problems.cells import NoAnswer, cell, cell_text, missing, text_of, written
 from conclip.problems.options import LETTERS, by_label, letter, options_in_column, options_in_columns, shuffled
+from conclip.problems.overlap import single_spaced
 from conclip.problems.tables import Row, read_rows
 from conclip.seeding import python_stream
 from conclip.types import Problem
@@ -34,7 +35,7 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
     usable answer are skipped with a note, up to MAX_SKIPPED_SHARE of all rows. Raises UserError with file and line when more
     rows have none, when anything else is unusable, and when `expected_problems` does not match what is left.
     """
-    pattern = _compile(key, settings.answer_pattern)
+    pattern = compile_pattern(f"{key}.answer_pattern", settings.answer_pattern)
     rows = [(n, row) for n, row in enumerate(read_rows(key, settings), start=1) if _passes_filters(row, settings)]
     if not rows:
         raise UserError(f"{key}: holds no problems{' after the filters' if settings.levels or settings.subjects else ''}")
@@ -52,7 +53,7 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
             f"{key}: {len(problems)} problems where {settings.expected_problems} are expected; another version of the data, "
             f"or a part of it? Set {key}.expected_problems=null to use it all the same{left}"
         )
-    asked = {" ".join(problem.question.split()) for problem in problems}
+    asked = {single_spaced(problem.question) for problem in problems}
     if num_repeated := len(problems) - len(asked):
         notes.append(f"{key}: {num_repeated} of {len(problems)} problems repeat the text of another one")
     if settings.shots:
@@ -82,15 +83,16 @@ def _left_out(key: str, reasons: list[NoAnswer], num_rows: int) -> str:
     return f"{key}: {many} and are left out: {named}{others}"
 
 
-def _compile(key: str, pattern: str | None) -> re.Pattern[str] | None:
+def compile_pattern(name: str, pattern: str | None) -> re.Pattern[str] | None:
+    """Return the pattern of an option `name`, compiled. Raises UserError unless it has a group, around the answer."""
     if pattern is None:
         return None
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"{key}.answer_pattern: not a regular expression: {error}") from error
+        raise UserError(f"{name}: not a regular expression: {error}") from error
     if compiled.groups < 1:
-        raise UserError(f"{key}.answer_pattern: needs one (group) around the answer")
+        raise UserError(f"{name}: needs one (group) around the answer")
     return compiled
 
 
@@ -241,7 +243,7 @@ def _shots(key: str, settings: ProblemSetConfig, asked: Set[str]) -> dict[str, l
     if settings.path and not settings.shots_path:
         raise UserError(f"{key}.shots_path: needs a file with the examples, as {key}.path is one")
     source = dataclasses.replace(settings, path=settings.shots_path, split=settings.shots_split)
-    pattern = _compile(key, settings.answer_pattern)
+    pattern = compile_pattern(f"{key}.answer_pattern", settings.answer_pattern)
     examples: dict[str, list[str]] = {}
     for row in read_rows(key, source, kind="shots_"):
         mine = examples.setdefault(_subject(row[1], settings) or "", [])
@@ -250,7 +252,7 @@ def _shots(key: str, settings: ProblemSetConfig, asked: Set[str]) -> dict[str, l
                 question, golds, _ = _question(row, settings, pattern)
             except NoAnswer:
                 continue
-            if " ".join(question.split()) in asked:
+            if single_spaced(question) in asked:
                 continue
             mine.append(f"{question}\nAnswer: \\boxed{{{golds[0]}}}")
     return examples

@@ -1,10 +1,12 @@
 """Problems from every source, as one list with unique ids."""
 
 from collections.abc import Mapping
+from contextlib import closing
 
 from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError
 from conclip.grading.golds import check_golds
+from conclip.grading.grader import Grader
 from conclip.lab.arithmetic import generate
 from conclip.problems.files import load_dataset
 from conclip.seeding import derive_seed
@@ -38,7 +40,8 @@ def _load_set(key: str, name: str, settings: ProblemSetConfig, run_seed: int) ->
             rf"name the answer in them by {key}.answer_pattern='####\s*(.+)' (an expression with one group around it), or "
             f"set {key}.answer_boxed=true"
         )
-        note = check_golds(key, [(p.problem_id, (p.golds, p.choices)) for p in problems], remedy)
+        with closing(Grader()) as grader:
+            note = check_golds(grader, key, [(p.problem_id, (p.golds, p.choices)) for p in problems], remedy)
         return problems, notes + ([note] if note else [])
     assert settings.family and settings.levels and settings.split and settings.num_problems
     try:

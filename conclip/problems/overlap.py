@@ -20,6 +20,11 @@ NGRAM_TOKENS = 8
 question."""
 
 
+def single_spaced(question: str) -> str:
+    """Return the text by which a question is known to be asked twice."""
+    return " ".join(question.split())
+
+
 def normalise_question(text: str) -> str:
     """Return the lower-case words, numbers and signs of a text, separated by single spaces."""
     return " ".join(re.findall(r"\w+|[^\w\s]", text.casefold()))
@@ -35,6 +40,8 @@ def overlapping(questions: Iterable[Problem], trained: Sequence[str]) -> list[Pr
 def apart_from(problems: Sequence[Problem], questions: Sequence[Problem]) -> list[Problem]:
     """Return the problems of which training a model would make `overlapping` name one of the questions, each problem by
     itself, left out."""
+    if not questions:
+        return list(problems)
     asked = [(text, _ngrams(text)) for text in {normalise_question(question.question) for question in questions}]
     texts = {text for text, _ in asked}
     of_gram: dict[str, list[int]] = {}
