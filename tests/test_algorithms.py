@@ -87,12 +87,14 @@ def looked(
     opened, inputs = runtime
     settings = train_config(f"phase.num_steps={len(looks) - 1}", "trainer.validate_every=1", "algo=grpo", *overrides)
     trainer = make_trainer(opened, inputs, stage, settings, by_hand(inputs.pool[:4]))
-    trainer._validate = lambda step: Validation(  # type: ignore[method-assign]
-        step=step,
-        accuracy=looks[step][0],
-        mean_tokens=looks[step][1],
-        accuracy_fall_low=looks[0][0] - looks[step][0],
-    )
+    first_accuracy = looks[0][0]
+
+    def validate(step: int) -> Validation:
+        accuracy, mean_tokens = looks[step]
+        trainer._progress.first_accuracies = {"a": first_accuracy}
+        return Validation(step=step, accuracy=accuracy, mean_tokens=mean_tokens, accuracy_fall_low=first_accuracy - accuracy)
+
+    trainer._validate = validate  # type: ignore[method-assign]
     return trainer.train()
 
 
