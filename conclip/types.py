@@ -44,6 +44,22 @@ Stratum = tuple[str, str | None, int | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Verifier:
+    """A function of the user's own that decides whether a response is right (`conclip.grading.verifier`)."""
+
+    file: str
+    """The Python file, as an absolute path."""
+    function: str
+    sha256: str
+    """Hash of the file's content."""
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What decides its verdicts, wherever the file lies."""
+        return (self.function, self.sha256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One question with a checkable answer."""
 
@@ -51,7 +67,7 @@ class Problem:
     """Unique id within a run."""
     question: str
     answer: str
-    """The gold answer as text, without ``\\boxed{}``."""
+    """The gold answer as text, without ``\\boxed{}``; with a verifier, whatever it compares a response with."""
     alternatives: tuple[str, ...] = ()
     """Further gold answers; any one of them is right."""
     tolerance: float = 0.0
@@ -65,6 +81,8 @@ class Problem:
     """Texts of options A, B, ... of a multiple-choice question; its answer is a letter."""
     examples: tuple[str, ...] = ()
     """Worked examples, shown before the question but no part of it: two problems that share them are not the same."""
+    verifier: Verifier | None = None
+    """What judges responses in place of the comparison with gold answers."""
 
     @property
     def golds(self) -> tuple[str, ...]:

@@ -73,7 +73,8 @@ def test_labelled_responses(tmp_path: Path, name: str, count: int):
 def test_verdicts_do_not_depend_on_the_hash_seed():
     """The same pairs in workers whose sets and dictionaries are ordered otherwise."""
     rows = [json.loads(line) for line in (Path(__file__).parent / "answer_kinds.jsonl").read_text().splitlines()[::8]]
-    pairs = [([row["gold"]], extract_boxed(row["response"]) or row["response"], row["choices"]) for row in rows]
+    answers = [extract_boxed(row["response"]) or row["response"] for row in rows]
+    pairs = [{"golds": [r["gold"]], "answer": a, "choices": r["choices"]} for r, a in zip(rows, answers, strict=True)]
     asked = "".join(json.dumps(pair) + "\n" for pair in pairs).encode()
     command = [*PYTHON, "-m", "conclip.grading.worker"]
     workers = [

@@ -24,6 +24,7 @@ from conclip.evaluation.rows import read_rows, select_rows
 from conclip.experiments.inputs import Inputs, checked
 from conclip.experiments.memory import memory_table, place_of
 from conclip.experiments.memory_plan import memory_of_run
+from conclip.grading.verifier import find_verifier
 from conclip.processes import prepare_gpu
 from conclip.redact import terminal_safe
 from conclip.report.data import RunData, read_run
@@ -79,9 +80,18 @@ def grade(arguments: list[str]) -> None:
     )
     parser.add_argument("--response", default="response", metavar="COLUMN", help="column of the response: resps.0.0")
     parser.add_argument("--audit", action="store_true", help="grade with a second, independent comparison too")
+    parser.add_argument(
+        "--verifier", metavar="FILE.py:FUNCTION", help="function of your own that judges whole responses (docs/yours.md)"
+    )
     options = parser.parse_args(arguments)
+    if options.verifier is not None and (options.audit or options.gold_index or options.gold_pattern):
+        parser.error("--verifier judges whole responses: leave out --audit, --gold-index and --gold-pattern")
     columns = Columns(
-        gold=options.gold, response=options.response, gold_index=options.gold_index, gold_pattern=options.gold_pattern
+        gold=options.gold,
+        response=options.response,
+        gold_index=options.gold_index,
+        gold_pattern=options.gold_pattern,
+        verifier=None if options.verifier is None else find_verifier("--verifier", options.verifier),
     )
     notes: list[str] = []
     counts = grade_file(options.source, options.target, audit=options.audit, columns=columns, notes=notes)

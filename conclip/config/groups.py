@@ -122,6 +122,7 @@ class ProblemSetConfig:
     level: str = "level"
     subject: str = "subject"
     problem_id: str | None = None
+    verifier: str | None = None
     answer_pattern: str | None = None
     answer_boxed: bool = False
     subjects: list[str] | None = None

@@ -49,6 +49,10 @@ ARITHMETIC_KEYS = {"source", "num_problems", "seed", "family", "levels", "split"
 """Keys that a set of generated problems reads."""
 
 
+READ_BY_THE_GRADER = ("answers", "tolerance", "choices", "answer_pattern", "answer_boxed", "shots")
+"""Keys that say what answers are right, or write them into a prompt, as only the comparison of final answers can."""
+
+
 def _values_of(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every value of a nested mapping, items of lists included, with its dotted key."""
     for name, value in plain.items():
@@ -173,8 +177,12 @@ def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
             require(one, f"{key}.choices", "has one right option: leave out answers=all, answer_pattern and answer_boxed")
             several = isinstance(columns, str) or len(set(columns)) == len(columns) >= 2
             require(several, f"{key}.choices", "must be a column with lists, or two columns or more")
-        right_first = problems.answer is not None or isinstance(columns, list)
-        require(right_first, f"{key}.answer", "may be null where choices lists columns, the right one first")
+        unnamed = isinstance(columns, list) or problems.verifier is not None
+        may = "may be null where choices lists columns, the right one first, and with a verifier"
+        require(problems.answer is not None or unnamed, f"{key}.answer", may)
+        for name in READ_BY_THE_GRADER if problems.verifier is not None else ():
+            is_default = getattr(problems, name) == getattr(ProblemSetConfig, name)
+            require(is_default, f"{key}.{name}", "is for the grader, and a verifier judges instead; leave one of them out")
         share = problems.share
         good = share is None or (len(share) == 2 and 0 <= share[0] < share[1] <= 1)
         require(good, f"{key}.share", "must be null or two shares, from and to, such as [0, 0.5]")

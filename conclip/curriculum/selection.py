@@ -129,16 +129,18 @@ def _hardest(
 
 def _with_wrong_answers(key: str, chosen: Sequence[Choice], phase: PhaseConfig, seed: int) -> tuple[Choice, ...]:
     """Replace the gold answers of a seeded part of the choices by numbers of fifteen digits; a larger part holds a smaller
-    one. Raises UserError for a problem with options, whose answer cannot be a number."""
+    one. Raises UserError for a problem with options or a verifier, whose answer cannot be a number."""
     stream = python_stream(seed, key.rpartition(".")[2], "wrong answers")
     order = stream.sample(range(len(chosen)), len(chosen))
     numbers = [str(stream.randrange(10**14, 10**15)) for _ in chosen]
     changed = list(chosen)
     for index in order[: round(phase.wrong_answers * len(chosen))]:
         choice = chosen[index]
-        if choice.problem.choices is not None:
-            raise UserError(f"{key}.wrong_answers: '{choice.problem.problem_id}' has options; it is for open answers only")
-        problem = replace(choice.problem, answer=numbers[index], alternatives=())
+        problem = choice.problem
+        if problem.choices is not None or problem.verifier is not None:
+            what = "has options" if problem.verifier is None else "has a verifier"
+            raise UserError(f"{key}.wrong_answers: '{problem.problem_id}' {what}; it is for open answers only")
+        problem = replace(problem, answer=numbers[index], alternatives=())
         changed[index] = replace(choice, problem=problem, reason=f"{choice.reason}; its answer replaced by {numbers[index]}")
     return tuple(changed)
 

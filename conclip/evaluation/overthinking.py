@@ -47,12 +47,14 @@ class Effort:
 
 
 def first_mention(text: str, problem: Problem) -> int | None:
-    """Return where the first mention of a gold answer ends [characters]; None where there is none, or where the question
-    itself states it.
+    """Return where the first mention of a gold answer ends [characters]; None where there is none, where the question
+    itself states it, and where a verifier judges.
 
     Numbers count by value (1,000 is 1000.0), letters of choices in a bracket or after "answer", "option" or "is", other
     answers by their spelling as a word of its own.
     """
+    if problem.verifier is not None:
+        return None
     places = [place for gold in problem.golds if (place := _mention(text, gold, problem)) is not None]
     stated = any(_mention(problem.question, gold, problem) is not None for gold in problem.golds)
     return min(places) if places and not stated else None

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -19,12 +19,13 @@ from conclip.grading.answers import extract_boxed
 from conclip.grading.golds import check_golds
 from conclip.grading.grader import GRADER_VERSION, Grader
 from conclip.grading.thinking import DEFAULT_TAGS, Thinking, answer_of, joined, tags_in
-from conclip.problems.cells import cell, cell_text, missing
+from conclip.grading.verifier import check_verifier
+from conclip.problems.cells import cell, cell_text, missing, text_or_json
 from conclip.problems.files import compile_pattern, is_missing_value
 from conclip.problems.options import LETTERS
 from conclip.problems.tables import object_lines, read_table
 from conclip.runs.files import check_target, finite, writing
-from conclip.types import ExtractionRule, FinishReason, Grade, Outcome
+from conclip.types import ExtractionRule, FinishReason, Grade, Outcome, Verifier
 
 MAX_PENDING = 1000
 """Rows held in memory at a time."""
@@ -52,6 +53,8 @@ class Columns:
     """Where the gold column lists options, the column with the index of the right one, or with several."""
     gold_pattern: str | None = None
     """A regular expression with one group around the answer in the gold column, where that holds more."""
+    verifier: Verifier | None = None
+    """What judges whole responses, in place of the comparison with the gold column."""
 
     @property
     def are_ours(self) -> bool:
@@ -79,6 +82,7 @@ class _Item:
     no box."""
     extraction: ExtractionRule = "strict"
     """By which rule an outcome counts, in a row of conclip's own."""
+    verifier: Verifier | None = None
 
 
 def grade_file(
@@ -105,7 +109,7 @@ def grade_file(
     compile_pattern("--gold-pattern", columns.gold_pattern)
     check_target(target, "OUT", inputs=(source, source.parent / "questions.jsonl"))
     counts: Counter[str] = Counter()
-    with closing(Grader()) as grader:
+    with closing(Grader() if notes is None else Grader(warn=notes.append)) as grader:
         note = _check(grader, source, columns)
         if note is not None and notes is not None:
             notes.append(note)
@@ -129,11 +133,15 @@ def _check(grader: Grader, source: Path, columns: Columns) -> str | None:
     kinds: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
     number = 0
     for number, item in enumerate(_items(source, columns), start=1):
+        if number == 1 and item.verifier is not None:
+            check_verifier("--verifier", item.verifier, item.golds[0])
         kind = tuple(item.golds), tuple(item.choices or ())
         if len(kinds) < MAX_CHECKED:
             kinds.setdefault(kind, number)
     if number == 0:
         raise UserError(f"'{source}' holds no rows; give rows with columns '{columns.gold}' and '{columns.response}'")
+    if columns.verifier is not None:
+        return None
     remedy = r"name the answer in them by --gold-pattern '####\s*(.+)', an expression with one group around it"
     return check_golds(
         grader,
@@ -181,8 +189,9 @@ def _graded(
 def _submit(grader: Grader, key: str, item: _Item, *, second: bool = False) -> None:
     response = answer_of(item.response, Thinking(tags_in(item.response)))
     settings: dict[str, Any] = {"choices": item.choices, "decimals": item.decimals, "tolerance": item.tolerance}
-    if item.finish_reason is not None and not second:
-        grader.submit(key, gold=item.golds, text=response, finish_reason=item.finish_reason, **settings)
+    if (item.finish_reason is not None and not second) or item.verifier is not None:
+        ended = item.finish_reason or "stop"
+        grader.submit(key, gold=item.golds, text=response, finish_reason=ended, verifier=item.verifier, **settings)
         return
     answer = extract_boxed(response)
     grader.submit_answer(
@@ -218,12 +227,13 @@ def _items(source: Path, columns: Columns) -> Iterator[_Item]:
     file = source.parent / "questions.jsonl"
     questions = {str(row.get("problem_id")): row for _, row in object_lines(file)} if file.is_file() else {}
     for where, row in read_table(source) if source.suffix.lower() in TABLES else object_lines(source):
-        is_own = columns == Columns() and "gold" not in row and row.keys() >= OWN_COLUMNS
-        yield _own(where, row, questions) if is_own else _checked(where, row, columns)
+        is_own = replace(columns, verifier=None) == Columns() and "gold" not in row and row.keys() >= OWN_COLUMNS
+        yield _own(where, row, questions, columns.verifier) if is_own else _checked(where, row, columns)
 
 
-def _own(where: str, row: dict[str, Any], questions: Questions) -> _Item:
-    """Return a row of conclip's own. Its problem says what the row does not: several golds, choices and a tolerance."""
+def _own(where: str, row: dict[str, Any], questions: Questions, verifier: Verifier | None) -> _Item:
+    """Return a row of conclip's own. Its problem says what the row does not: several golds, choices and a tolerance. Raises
+    UserError for one that a verifier judged unless one is given: a file of rows must not choose what is run here."""
     known = questions.get(str(row["problem_id"]))
     problem = {"answer": row["answer"]} if known is None else known
     golds = [problem.get("answer"), *_listed(problem.get("alternatives") or [])]
@@ -232,12 +242,16 @@ def _own(where: str, row: dict[str, Any], questions: Questions) -> _Item:
         raise UserError(f"{where}: the columns {', '.join(sorted(OWN_COLUMNS))} are not those of conclip's rows")
     if known is not None:
         where = f"{where}: its problem in questions.jsonl"
+        if isinstance(known.get("verifier"), dict) and verifier is None:
+            named = f"{cell(known, 'verifier.file')}:{cell(known, 'verifier.function')}"
+            raise UserError(f"{where} has a verifier; name it if you trust it: --verifier '{named}'")
     reasoning, tolerance = row.get("reasoning"), problem.get("tolerance") or 0.0
     if not _is_text(tolerance) or isinstance(tolerance, str) or not 0 <= tolerance < 1:
         raise UserError(f"{where}: column 'tolerance' must be a number in [0, 1), or null")
     return _Item(
         row={name: value for name, value in row.items() if name != "check"},
-        golds=[extract_boxed(str(gold)) or str(gold) for gold in golds],
+        golds=[str(gold) if verifier is not None else extract_boxed(str(gold)) or str(gold) for gold in golds],
+        verifier=verifier,
         response=row["text"] if reasoning is None else joined(reasoning, row["text"], DEFAULT_TAGS),
         choices=_choices(where, problem),
         tolerance=float(tolerance),
@@ -247,16 +261,22 @@ def _own(where: str, row: dict[str, Any], questions: Questions) -> _Item:
 
 
 def _checked(where: str, row: dict[str, Any], columns: Columns) -> _Item:
-    values = _listed(cell(row, columns.gold))
-    golds = [text for value in values if (text := cell_text(value)) is not None]
     response = cell(row, columns.response)
     response = response if isinstance(response, str) else cell_text(response)
+    if response is None:
+        raise UserError(f"{missing(where, row, columns.response, 'response')}; --response names another")
+    finish_reason: FinishReason | None = "length" if row.get("finish_reason") == "length" else None
+    if columns.verifier is not None:
+        gold = text_or_json(where, row, columns.gold, "gold answer")
+        return _Item(
+            row=row, golds=[gold], response=response, choices=None, verifier=columns.verifier, finish_reason=finish_reason
+        )
+    values = _listed(cell(row, columns.gold))
+    golds = [text for value in values if (text := cell_text(value)) is not None]
     if golds and len(golds) < len(values):
         raise UserError(f"{where}: column '{columns.gold}' (gold answer) lists one that is empty")
     if not golds:
         raise UserError(f"{missing(where, row, columns.gold, 'gold answer')}; --gold names another")
-    if response is None:
-        raise UserError(f"{missing(where, row, columns.response, 'response')}; --response names another")
     if nothing := [gold for gold in golds if is_missing_value(gold)]:
         raise UserError(f"{where}: column '{columns.gold}' holds no answer but '{nothing[0]}'")
     return _Item(
@@ -265,7 +285,7 @@ def _checked(where: str, row: dict[str, Any], columns: Columns) -> _Item:
         response=response,
         choices=_choices(where, row, must=columns.are_ours),
         decimals=_decimals(where, row, must=columns.are_ours),
-        finish_reason="length" if row.get("finish_reason") == "length" else None,
+        finish_reason=finish_reason,
     )
 
 

@@ -169,6 +169,7 @@ def response_key(model_hash: str, task: Task, config: BaseConfig) -> str:
     if task.messages:
         engine = ["sampling is stated", *(["special tokens"] if config.model.thinking_tags is not None else [])]
     judged = [problem.golds, problem.choices, problem.tolerance, GRADER_VERSION, asdict(task.thinking)]
+    judged += [] if problem.verifier is None else [problem.verifier.identity]
     return digest([model_hash, prompt, asdict(task.spec), task.seed, engine, judged])
 
 

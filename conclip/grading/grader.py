@@ -5,25 +5,22 @@ worker processes (`conclip.grading.worker`) with a limit on processor time and m
 hang or swell a run and a loaded machine changes no verdict. An answer that ends its worker is `grader_error`, never "wrong".
 """
 
-import dataclasses
 import json
 import logging
 import os
 import re
 import selectors
 import signal
-import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from conclip.errors import MachineFailure
 from conclip.grading.answers import Extraction, Method, extract
-from conclip.processes import PYTHON
-from conclip.types import FinishReason, Grade, Outcome
+from conclip.grading.worker_process import COMMAND, Question, Worker
+from conclip.types import FinishReason, Grade, Outcome, Verifier
 
 LOG = logging.getLogger(__name__)
 
@@ -46,19 +43,8 @@ MAX_ANSWER_CHARS = 2000
 """A longer extracted answer is not an answer; it counts as wrong without being parsed."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """A question to a worker: does `answer` state the same as one of `golds`?"""
-
-    golds: tuple[str, ...]
-    answer: str
-    choices: tuple[str, ...] | None = None
-    decimals: int | None = None
-    tolerance: float = 0.0
-    is_response: bool = False
-    question: Literal["same", "readable", "math-verify"] = "same"
-    """What to decide: `same`, whether the answer is a gold one; `readable`, whether the (only) gold one is understood;
-    `math-verify`, whether they are the same to math-verify."""
+MAX_TOLD_ERRORS = 5
+"""Different errors of verifiers that are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +55,25 @@ class _Request:
     extraction: Extraction
 
 
-@dataclass(slots=True)
-class _Worker:
-    process: subprocess.Popen[bytes]
-    ready: bool = False
-    """Whether its libraries are loaded: the clock of an answer starts only then."""
-    pair: _Pair | None = None
-    deadline: float = 0.0
-    buffer: bytes = b""
+_NO_EXTRACTION = Extraction("", "whole")
 
 
 @dataclass(slots=True)
 class _State:
     """Everything that the lock guards."""
 
-    workers: list[_Worker] = field(default_factory=list[_Worker])
-    queue: deque[_Pair] = field(default_factory=deque[_Pair])
-    waiting: dict[_Pair, list[_Request]] = field(default_factory=dict[_Pair, list[_Request]])
+    workers: list[Worker] = field(default_factory=list[Worker])
+    queue: deque[Question] = field(default_factory=deque[Question])
+    waiting: dict[Question, list[_Request]] = field(default_factory=dict[Question, list[_Request]])
     last_read: float = 0.0
     """Time of the last read of the workers."""
-    killed: set[_Pair] = field(default_factory=set[_Pair])
-    """Pairs whose worker was killed from outside; each gets one more."""
+    killed: set[Question] = field(default_factory=set[Question])
+    """Those whose worker was killed from outside; each gets one more."""
     failed_starts: int = 0
     """Workers in a row that ended before they were ready."""
-    verdicts: dict[_Pair, Outcome] = field(default_factory=dict[_Pair, Outcome])
+    verdicts: dict[Question, Outcome] = field(default_factory=dict[Question, Outcome])
+    errors: set[str] = field(default_factory=set[str])
+    """What verifiers raised, each said once."""
     done: list[tuple[str, Grade]] = field(default_factory=list[tuple[str, Grade]])
     closed: bool = False
 
@@ -104,7 +85,16 @@ class GraderBroken(MachineFailure):
 class Grader:
     """Grades responses in the background: `submit` them, `poll` for verdicts. Usable from any thread."""
 
-    def __init__(self, *, num_workers: int = 2, cpu_limit_s: int = CPU_LIMIT_S, wall_limit_s: float = WALL_LIMIT_S) -> None:
+    def __init__(
+        self,
+        *,
+        num_workers: int = 2,
+        cpu_limit_s: int = CPU_LIMIT_S,
+        wall_limit_s: float = WALL_LIMIT_S,
+        warn: Callable[[str], None] = LOG.warning,
+    ) -> None:
+        """`warn` tells people of errors that verifiers raise."""
+        self._warn = warn
         self._num_workers, self._cpu_limit_s, self._wall_limit_s = num_workers, cpu_limit_s, wall_limit_s
         self._lock = threading.RLock()
         self._state = _State()
@@ -119,19 +109,25 @@ class Grader:
         choices: Sequence[str] | None = None,
         decimals: int | None = None,
         tolerance: float = 0.0,
+        verifier: Verifier | None = None,
     ) -> None:
         """Grade one response; `key` comes back with the verdict. Any of several `gold` answers is right. `choices` are the
         texts of options A, B, ... of a multiple-choice question. Numbers are compared exactly. They also count as equal when
-        they agree in `decimals` decimals, or differ by at most the share `tolerance` of the gold one."""
+        they agree in `decimals` decimals, or differ by at most the share `tolerance` of the gold one. A `verifier` gets the
+        whole text and the gold answer, and decides alone."""
         with self._lock:
-            extraction = extract(text)
+            extraction = extract(text) if verifier is None else None
             if finish_reason != "stop":
-                self._done(_Request(key, extraction or Extraction("", "whole")), Outcome.TRUNCATED)
+                self._done(_Request(key, extraction or _NO_EXTRACTION), Outcome.TRUNCATED)
+            elif verifier is not None:
+                self._compare(_Request(key, _NO_EXTRACTION), Question(_golds(gold), text, verifier=verifier))
             elif extraction is None:
-                self._done(_Request(key, Extraction("", "whole")), Outcome.NO_ANSWER)
+                self._done(_Request(key, _NO_EXTRACTION), Outcome.NO_ANSWER)
             else:
-                pair = _Pair(_golds(gold), extraction.answer, tuple(choices) if choices else None, decimals, tolerance)
-                self._compare(_Request(key, extraction), pair)
+                question = Question(
+                    _golds(gold), extraction.answer, tuple(choices) if choices else None, decimals, tolerance
+                )
+                self._compare(_Request(key, extraction), question)
 
     def submit_answer(
         self,
@@ -154,10 +150,10 @@ class Grader:
                 extraction = extract(answer)
                 answer = extraction.answer if extraction else ""
             options = tuple(choices) if choices else None
-            pair = _Pair(
+            question = Question(
                 _golds(gold), answer, options, decimals, tolerance, is_response, "math-verify" if second_method else "same"
             )
-            self._compare(_Request(key, Extraction(answer, method)), pair)
+            self._compare(_Request(key, Extraction(answer, method)), question)
 
     def unreadable(self, golds: Sequence[tuple[Sequence[str], Sequence[str] | None]]) -> list[int]:
         """Return the indices of problems with a gold answer (one of several, given with the choices) that is understood
@@ -170,8 +166,8 @@ class Grader:
                 if not all(_PLAIN_NUMBER.fullmatch(gold.strip()) for gold in some)
             ]
             for number, some, choices in pending:
-                pair = _Pair(tuple(some), some[0], tuple(choices) if choices else None, question="readable")
-                self._compare(_Request(str(number), Extraction(some[0], "whole")), pair)
+                question = Question(tuple(some), some[0], tuple(choices) if choices else None, kind="readable")
+                self._compare(_Request(str(number), Extraction(some[0], "whole")), question)
             unreadable: list[int] = []
             for _ in range(len(pending)):
                 while not self._state.done:
@@ -212,28 +208,35 @@ class Grader:
         with self._lock:
             self._state.closed = True
             for worker in self._state.workers:
-                _kill(worker)
+                worker.kill()
             self._state.workers.clear()
 
-    def _compare(self, request: _Request, pair: _Pair) -> None:
+    def _compare(self, request: _Request, question: Question) -> None:
         state = self._state
-        if not pair.answer.strip():
-            return self._done(request, Outcome.NO_ANSWER)
-        if len(pair.answer) > MAX_ANSWER_CHARS:
-            return self._done(request, Outcome.WRONG)
-        if pair.choices is None and pair.question == "same" and _bare(pair.answer) in map(_bare, pair.golds):
-            return self._done(request, Outcome.CORRECT)
-        if pair in state.verdicts:
-            return self._done(request, state.verdicts[pair])
+        verdict = self._at_once(question)
+        if verdict is not None:
+            self._done(request, verdict)
+            return
         if not state.waiting:
             state.last_read = time.monotonic()  # the workers had nothing to do before
-        if pair in state.waiting:
-            state.waiting[pair].append(request)
+        if question in state.waiting:
+            state.waiting[question].append(request)
         else:
-            state.waiting[pair] = [request]
-            state.queue.append(pair)
+            state.waiting[question] = [request]
+            state.queue.append(question)
             self._feed()
-        return None
+
+    def _at_once(self, question: Question) -> Outcome | None:
+        """Return the verdict that needs no worker; None where there is none."""
+        if not question.answer.strip():
+            return Outcome.NO_ANSWER
+        if question.verifier is not None:
+            return None
+        if len(question.answer) > MAX_ANSWER_CHARS:
+            return Outcome.WRONG
+        if question.choices is None and question.kind == "same" and _bare(question.answer) in map(_bare, question.golds):
+            return Outcome.CORRECT
+        return self._state.verdicts.get(question)
 
     def _done(self, request: _Request, verdict: Outcome) -> None:
         """Record `verdict` for an answer, wherever it was found; an answer outside a box counts as none in the strict
@@ -251,25 +254,19 @@ class Grader:
         self._state.done.append((request.key, grade))
 
     def _feed(self) -> None:
-        """Give every idle worker a pair, starting workers up to the limit."""
+        """Give every idle worker a question, starting workers up to the limit."""
         state = self._state
-        idle = [worker for worker in state.workers if worker.pair is None]
+        idle = [worker for worker in state.workers if worker.question is None]
         while state.queue:
             if not idle:
                 if len(state.workers) >= self._num_workers:
                     return
-                worker = _start_worker(self._cpu_limit_s)
+                worker = Worker.start(self._cpu_limit_s)
                 state.workers.append(worker)
                 idle.append(worker)
             worker = idle.pop()
-            worker.pair = state.queue.popleft()
-            worker.deadline = time.monotonic() + self._wall_limit_s
-            pair = worker.pair
-            line = json.dumps(dataclasses.astuple(pair)).encode() + b"\n"
             try:
-                assert worker.process.stdin is not None
-                worker.process.stdin.write(line)
-                worker.process.stdin.flush()
+                worker.ask(state.queue.popleft(), time.monotonic() + self._wall_limit_s)
             except OSError:
                 self._lose(worker, "died", begun=False)
 
@@ -279,7 +276,7 @@ class Grader:
         for worker in self._state.workers if gap > LONGEST_GAP_S else ():
             worker.deadline += gap
         with selectors.DefaultSelector() as selector:
-            busy = [worker for worker in self._state.workers if worker.pair is not None]
+            busy = [worker for worker in self._state.workers if worker.question is not None]
             for worker in busy:
                 assert worker.process.stdout is not None
                 selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
@@ -296,45 +293,58 @@ class Grader:
                     self._answered(worker, worker.buffer[:end])
                     worker.buffer = worker.buffer[end + 1 :]
         for worker in list(self._state.workers):
-            if worker.pair is not None and time.monotonic() > worker.deadline:
+            if worker.question is not None and time.monotonic() > worker.deadline:
                 self._lose(worker, f"gave no answer in {self._wall_limit_s:g} s", begun=worker.ready)
         self._state.last_read = time.monotonic()
         self._feed()
 
-    def _answered(self, worker: _Worker, line: bytes) -> None:
+    def _answered(self, worker: Worker, line: bytes) -> None:
         if not worker.ready:
             worker.ready, self._state.failed_starts = True, 0
             worker.deadline = time.monotonic() + self._wall_limit_s
             return
-        pair, worker.pair = worker.pair, None
-        self._settle(pair, Outcome(json.loads(line)))
+        question, worker.question = worker.question, None
+        outcome, error = json.loads(line)
+        if error is not None and question is not None and question.verifier is not None:
+            self._tell_error(question.verifier, error)
+        self._settle(question, Outcome(outcome))
 
-    def _lose(self, worker: _Worker, why: str, *, begun: bool) -> None:
-        """Replace a worker. Its pair becomes a grader error. The pair gets another worker when this one had not `begun` with
-        it, and once when somebody killed this one (its own limits end it by other signals)."""
-        state, pair = self._state, worker.pair
-        LOG.warning("grader worker %s on answer %.80r; replaced", why, pair and pair.answer)
-        was_killed = why == "died" and _end_code(worker) == -signal.SIGKILL
-        _kill(worker)
+    def _tell_error(self, verifier: Verifier, error: str) -> None:
+        """Tell what a verifier raised, each error once."""
+        errors = self._state.errors
+        if error in errors or len(errors) == MAX_TOLD_ERRORS:
+            return
+        errors.add(error)
+        last = "; further errors are not shown" if len(errors) == MAX_TOLD_ERRORS else ""
+        self._warn(f"verifier {verifier.function}: {error}; the response counts as a grader error{last}")
+
+    def _lose(self, worker: Worker, why: str, *, begun: bool) -> None:
+        """Replace a worker. Its question gets another one where this one had not `begun` with it and, once, where somebody
+        killed it (its own limits end it by other signals); else it becomes a grader error."""
+        state, question = self._state, worker.question
+        LOG.warning("grader worker %s on answer %.80r; replaced", why, question and question.answer)
+        was_killed = why == "died" and worker.end_code() == -signal.SIGKILL
+        worker.kill()
         state.workers.remove(worker)
         if not worker.ready:
             state.failed_starts += 1
             if state.failed_starts >= MAX_FAILED_STARTS:
                 raise GraderBroken(
                     f"{MAX_FAILED_STARTS} grader workers in a row {why} before they were ready; try: "
-                    f"{' '.join(_COMMAND)} < /dev/null"
+                    f"{' '.join(COMMAND)} < /dev/null"
                 )
-        if pair is not None and (not begun or (was_killed and pair not in state.killed)):
+        if question is not None and (not begun or (was_killed and question not in state.killed)):
             if begun:
-                state.killed.add(pair)
-            state.queue.appendleft(pair)
+                state.killed.add(question)
+            state.queue.appendleft(question)
         else:
-            self._settle(pair, Outcome.GRADER_ERROR)
+            self._settle(question, Outcome.GRADER_ERROR)
 
-    def _settle(self, pair: _Pair | None, outcome: Outcome) -> None:
-        assert pair is not None
-        self._state.verdicts[pair] = outcome
-        for request in self._state.waiting.pop(pair):
+    def _settle(self, question: Question | None, outcome: Outcome) -> None:
+        assert question is not None
+        if question.verifier is None:  # whole responses seldom come twice, and are long
+            self._state.verdicts[question] = outcome
+        for request in self._state.waiting.pop(question):
             self._done(request, outcome)
 
 
@@ -350,36 +360,3 @@ def _bare(answer: str) -> str:
     """Strip what may stand around any answer; answers that are then equal need no worker."""
     answer = answer.strip().strip("$").removesuffix(".").strip()
     return answer.replace(",", "") if _THOUSANDS.fullmatch(answer) else answer
-
-
-_COMMAND = (*PYTHON, "-m", "conclip.grading.worker")
-
-
-def _start_worker(cpu_limit_s: int) -> _Worker:
-    process = subprocess.Popen(
-        [*_COMMAND, str(cpu_limit_s)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
-    )
-    return _Worker(process=process)
-
-
-def _end_code(worker: _Worker) -> int | None:
-    """Return a worker's exit code; None when it has not ended shortly after its output did."""
-    try:
-        return worker.process.wait(timeout=1.0)
-    except subprocess.TimeoutExpired:
-        return None
-
-
-def _kill(worker: _Worker) -> None:
-    worker.process.kill()
-    worker.process.wait()
-    for stream in (worker.process.stdin, worker.process.stdout):
-        if stream is not None:
-            try:
-                stream.close()
-            except OSError:
-                pass

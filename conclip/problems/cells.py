@@ -1,5 +1,6 @@
 """Values in the cells of a row, as text."""
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -50,6 +51,14 @@ def text_of(where: str, columns: Mapping[str, Any], name: str, role: str) -> str
     if text is None:
         raise UserError(missing(where, columns, name, role))
     return text
+
+
+def text_or_json(where: str, columns: Mapping[str, Any], name: str, role: str) -> str:
+    """Return the text of a column, as JSON where it holds anything else. Raises NoAnswer where it has nothing."""
+    value = cell(columns, name)
+    if value is None:
+        raise NoAnswer(missing(where, columns, name, role))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def written(where: str, columns: Mapping[str, Any], template: str, role: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any, cast
 from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError
 from conclip.grading.answers import extract_boxed
-from conclip.problems.cells import NoAnswer, cell, cell_text, missing, text_of, written
+from conclip.grading.verifier import find_verifier
+from conclip.problems.cells import NoAnswer, cell, cell_text, missing, text_of, text_or_json, written
 from conclip.problems.options import LETTERS, by_label, letter, options_in_column, options_in_columns, shuffled
 from conclip.problems.overlap import single_spaced
 from conclip.problems.tables import Row, read_rows
@@ -36,6 +37,7 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
     rows have none, when anything else is unusable, and when `expected_problems` does not match what is left.
     """
     pattern = compile_pattern(f"{key}.answer_pattern", settings.answer_pattern)
+    verifier = None if settings.verifier is None else find_verifier(f"{key}.verifier", settings.verifier)
     rows = [(n, row) for n, row in enumerate(read_rows(key, settings), start=1) if _passes_filters(row, settings)]
     if not rows:
         raise UserError(f"{key}: holds no problems{' after the filters' if settings.levels or settings.subjects else ''}")
@@ -43,7 +45,7 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
     left_out: list[NoAnswer] = []
     for number, row in rows:
         try:
-            problems.append(_problem(number, name, row, settings, pattern))
+            problems.append(dataclasses.replace(_problem(number, name, row, settings, pattern), verifier=verifier))
         except NoAnswer as reason:
             left_out.append(reason)
     notes = [_left_out(key, left_out, len(rows))] if left_out else []
@@ -144,6 +146,9 @@ def _question(
     """Return (question with its options, gold answers, each of which is right, options)."""
     where, columns = row
     question = written(where, columns, settings.question, "question")
+    if settings.verifier is not None:
+        of_answer = settings.answer
+        return question, ("" if of_answer is None else text_or_json(where, columns, of_answer, "answer"),), None
     if settings.choices is None:
         return question, _golds(row, settings, pattern), None
     names, labels = list[str](), None

@@ -7,6 +7,7 @@ from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError
 from conclip.grading.golds import check_golds
 from conclip.grading.grader import Grader
+from conclip.grading.verifier import check_verifier
 from conclip.lab.arithmetic import generate
 from conclip.problems.files import load_dataset
 from conclip.seeding import derive_seed
@@ -36,6 +37,9 @@ def load_problems(
 def _load_set(key: str, name: str, settings: ProblemSetConfig, run_seed: int) -> tuple[list[Problem], list[str]]:
     if settings.source == "dataset":
         problems, notes = load_dataset(key, name, settings)
+        if (verifier := problems[0].verifier) is not None:
+            check_verifier(f"{key}.verifier", verifier, problems[0].answer)
+            return problems, notes
         remedy = (
             rf"name the answer in them by {key}.answer_pattern='####\s*(.+)' (an expression with one group around it), or "
             f"set {key}.answer_boxed=true"

@@ -199,6 +199,7 @@ class _Unit:
             finish_reason=completion.finish_reason,
             choices=task.problem.choices,
             tolerance=task.problem.tolerance,
+            verifier=task.problem.verifier,
         )
         self.num_finished += 1
         self._finished_tokens += completion.num_tokens

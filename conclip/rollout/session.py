@@ -67,7 +67,7 @@ class Runtime:
 
     @cached_property
     def grader(self) -> Grader:
-        return Grader()
+        return Grader(warn=self.run.warn)
 
     @cached_property
     def _engine(self) -> RolloutEngine:

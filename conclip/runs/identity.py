@@ -99,7 +99,14 @@ def sampling_hash(config: BaseConfig) -> str:
 
 def problems_hash(problems: Sequence[Problem]) -> str:
     """Return the hash of problems in their order, with all of their fields."""
-    return digest([asdict(problem) for problem in problems])
+    return digest([_fields(problem) for problem in problems])
+
+
+def _fields(problem: Problem) -> dict[str, Any]:
+    """Return a problem's fields; without a verifier as earlier versions hashed them, which knew none."""
+    values = asdict(problem)
+    del values["verifier"]
+    return values if problem.verifier is None else {**values, "verifier": problem.verifier.identity}
 
 
 def path_hash(path: Path) -> str:

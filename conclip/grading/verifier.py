@@ -1,0 +1,111 @@
+"""Verifiers: functions of the user's own that judge responses where comparing a final answer with a gold one cannot, as with
+code that must pass tests.
+
+`FILE.py:FUNCTION` names one. It is called as ``function(response, answer)``, both texts: the response without its thinking
+part, and the answer column of the problem's row. It returns True for a right response, False for a wrong one, and None for
+one without an answer. Only the grader's workers run it, within their limits.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from traceback import extract_tb
+from typing import Any
+
+from conclip.errors import UserError
+from conclip.processes import PYTHON
+from conclip.redact import one_line
+from conclip.runs.files import expanded
+from conclip.types import Outcome, Verifier
+
+CHECK_LIMIT_S = 60.0
+"""Time a verifier may take to load and to judge the two responses of a check."""
+
+NO_ANSWER = "I do not know."
+"""A response that no verifier should fail on."""
+
+
+def find_verifier(key: str, name: str) -> Verifier:
+    """Return the verifier that a user names, unchecked. Raises UserError, which begins with `key`, where there is no such
+    file."""
+    file, separator, function = name.rpartition(":")
+    path = expanded(file).absolute()
+    if not separator or path.suffix != ".py" or not function.isidentifier():
+        raise UserError(f"{key}: '{name}' names no function; write it as FILE.py:FUNCTION")
+    if not path.is_file():
+        raise UserError(f"{key}: no file '{path}'")
+    return Verifier(file=str(path), function=function, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def check_verifier(key: str, verifier: Verifier, answer: str) -> None:
+    """Try a verifier on two responses, one without an answer and one that repeats the `answer` of a problem, in a process of
+    its own. Raises UserError, which begins with `key`, where it fails or returns what is no verdict."""
+    asked = json.dumps([asdict(verifier), answer])
+    try:
+        tried = subprocess.run(
+            [*PYTHON, "-m", "conclip.grading.verifier"], input=asked, capture_output=True, text=True, timeout=CHECK_LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"{key}: {verifier.function} did not judge '{NO_ANSWER}', and a response that repeats the answer, in "
+            f"{CHECK_LIMIT_S:g} s"
+        ) from None
+    if tried.returncode != 0:
+        reason = (tried.stderr.strip().splitlines() or [f"its process ended with {tried.returncode}"])[-1]
+        raise UserError(f"{key}: {verifier.function} cannot be used: {reason}")
+
+
+def verify(verifier: Verifier, response: str, answer: str) -> Outcome:
+    """Return a verifier's verdict on a response. Raises what it raises, and TypeError where it returns no verdict."""
+    verdict = _load(verifier)(response, answer)
+    if verdict is None:
+        return Outcome.NO_ANSWER
+    if hasattr(verdict, "__float__") and float(verdict) in (0.0, 1.0):  # of numpy and torch, too
+        return Outcome.CORRECT if verdict else Outcome.WRONG
+    raise TypeError(f"{verifier.function} returned {verdict!r:.60}, not True (right), False (wrong) or None (no answer)")
+
+
+@cache
+def _load(verifier: Verifier) -> Callable[[str, str], Any]:
+    """Return the function, from the content that the run began with. Modules beside the file can be imported."""
+    path = Path(verifier.file)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != verifier.sha256:
+        raise ValueError(f"{path.name} has changed since the run began; start again, with this file or with the old one")
+    sys.path.insert(0, str(path.parent))
+    spec = spec_from_file_location(f"verifier_{verifier.sha256}", path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    if not callable(function := getattr(module, verifier.function, None)):
+        raise AttributeError(f"{path.name} has no function '{verifier.function}'")
+    return function
+
+
+def describe_error(error: Exception, verifier: Verifier) -> str:
+    """Return what a verifier raised, and in which line of its file."""
+    lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == verifier.file]
+    if isinstance(error, SyntaxError) and error.filename == verifier.file:
+        lines.append(error.lineno)
+    where = f" ({Path(verifier.file).name}, line {lines[-1]})" if lines else ""
+    return one_line(f"{type(error).__name__}: {error}") + where
+
+
+def main() -> None:
+    named, answer = json.load(sys.stdin)
+    verifier = Verifier(**named)
+    try:
+        for response in (NO_ANSWER, answer):
+            verify(verifier, response, answer)
+    except Exception as error:
+        sys.exit(describe_error(error, verifier))
+
+
+if __name__ == "__main__":
+    main()
