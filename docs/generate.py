@@ -56,6 +56,8 @@ INTRODUCTION = """# What does each config key mean?
 keys with the values that a command would use.
 
 - `key=value` changes a key. `group=option` selects another file of a group.
+- The defaults are those of the embedded model. With `model=hf` the files rollout=hf, optim=hf and trainer=hf differ
+  ([yours.md](yours.md#which-settings-come-with-the-model)); `conclip two-phase model=hf model.path=MODEL --help` shows them.
 - `experiment=` and `debug=` select a preset that changes keys of several groups.
 - Lengths are in tokens. Counts are in problems, responses or steps, as the name says.
 - `two-phase` and `run` name their phases: the keys are `phases.phase1.*` and `phases.phase2.*` (short: `phase1.*` and
@@ -127,6 +129,8 @@ def _group(group: str) -> Iterator[str]:
         yield HEAD
         written = OmegaConf.to_container(chosen, resolve=False)
         assert isinstance(written, dict)
+        if group == "rollout":
+            chosen.num_engines = None  # composing replaces it by what suits this machine
         values = dict(leaves(chosen)) | {
             name: value for name, value in written.items() if isinstance(value, str) and value.startswith("${")
         }
@@ -181,7 +185,7 @@ def _options(group: str) -> Iterator[str]:
     yield ""
 
 
-ALSO_WRITTEN = {"model.dtype": " or `auto`", "rollout.num_engines": " or null"}
+ALSO_WRITTEN = {"model.dtype": " or `auto`", "rollout.num_engines": "; or null"}
 """Values that a config file may hold beside those of the schema: composing replaces them."""
 
 

@@ -46,8 +46,9 @@ def killed_amid(child: ChildEngine, wanted: list[Request]) -> dict[str, Completi
     child.reset_cache()
     child.submit(wanted, SPEC)
     delivered: list[Completion] = []
-    killed = False
+    killed, deadline = False, time.monotonic() + 240
     while len({completion.request_id for completion in delivered}) < len(wanted):
+        assert time.monotonic() < deadline, f"{len(delivered)} of {len(wanted)} completions"
         delivered += child.poll()
         if delivered and not killed:
             child._process.kill()

@@ -59,15 +59,15 @@ def test_an_interval_by_hand():
         ([-10, -12, -8, -11, -9], "more", 5, "does not hold"),
         ([10, 12, 8, 11, 9], "more", 5, "holds"),
         ([1, -1, 0.5, -0.5, 0], "less", 5, "does not hold"),  # the interval ends at 1: no effect of 5
-        ([-20, 10, -5], "less", 5, "untried"),
+        ([-20, 10, -5], "less", 5, "underpowered"),
         ([-5, 1] * 5, "less", 4, "not separable"),  # 2 +- 2.26, and a drop of 4 would show
         ([1, -1, 0.5, -0.5, 0], "not less", 3, "holds"),
         ([-10, -12, -8, -11, -9], "not more", 3, "holds"),
         ([5, 6, 4, 5.5, 4.5], "not more", 3, "does not hold"),
         ([-5, -6, -4, -5.5, -4.5], "not less", 3, "does not hold"),
-        ([-5, 1] * 2, "not less", 3, "untried"),
-        ([-10.0], "less", 5, "untried"),  # one seed has no spread
-        ([-10.0, -10.0], "less", 5, "untried"),  # no spread seen is not no spread
+        ([-5, 1] * 2, "not less", 3, "underpowered"),
+        ([-10.0], "less", 5, "underpowered"),  # one seed has no spread
+        ([-10.0, -10.0], "less", 5, "underpowered"),  # no spread seen is not no spread
     ],
 )
 def test_what_decides(values: list[float], expect: str, relevant: float, word: str):
@@ -80,7 +80,7 @@ def test_what_decides(values: list[float], expect: str, relevant: float, word: s
         ([-50, -48, -52, -51, -49], "holds"),  # -50 +- 1.96
         ([-41, -39, -43, -42, -40], "not separable"),
         ([-30, -28, -32, -31, -29], "does not hold"),
-        ([-60, -20, -45], "untried"),
+        ([-60, -20, -45], "underpowered"),
     ],
 )
 def test_a_claimed_size_decides(values: list[float], word: str):
@@ -102,8 +102,8 @@ def test_one_seed_has_a_value_and_no_interval():
 def test_a_claim_holds_if_all_of_its_contrasts_do():
     assert overall(["holds"] * 3) == "holds"
     assert overall(["holds", "not separable"]) == "not separable"
-    assert overall(["untried", "not separable"]) == "untried"
-    assert overall(["holds", "not separable", "untried", "does not hold"]) == "does not hold"
+    assert overall(["underpowered", "not separable"]) == "underpowered"
+    assert overall(["holds", "not separable", "underpowered", "does not hold"]) == "does not hold"
 
 
 @pytest.mark.whole
@@ -253,9 +253,9 @@ def test_a_seed_with_nothing_to_measure_is_left_out(tmp_path: Path):
     kept = [line for line in rows_file.read_text().splitlines() if json.loads(line).get("outcome") != "wrong"]
     rows_file.write_text("\n".join(kept) + "\n")
     outcome = outcome_of("mine", claim, runs, quick=False)
-    assert list(outcome.differences["a against b"]) == [1] and outcome.word() == "untried"
+    assert list(outcome.differences["a against b"]) == [1] and outcome.word() == "underpowered"
     (cells,) = contrast_rows(outcome)
-    assert (cells[1], cells[-1]) == ("1", "untried")
+    assert (cells[1], cells[-1]) == ("1", "underpowered")
 
 
 def test_a_gap_is_0_where_outcome_and_length_have_nothing_to_do_with_each_other():
@@ -274,7 +274,7 @@ def test_a_claim_is_refuted_though_another_contrast_has_no_seeds(claim: Claim, t
     both = replace(claim, contrasts={**claim.contrasts, "another": claim.contrasts["a against b"]})
     made = outcome_of("mine", both, finished(both, tmp_path, seeds=3), quick=False)
     assert replace(made, differences={"a against b": {0: 30.0, 1: 31.0, 2: 29.0}, "another": {}}).word() == "does not hold"
-    assert replace(made, differences={"a against b": {0: -30.0, 1: -31.0, 2: -29.0}, "another": {}}).word() == "untried"
+    assert replace(made, differences={"a against b": {0: -30.0, 1: -31.0, 2: -29.0}, "another": {}}).word() == "underpowered"
 
 
 def test_a_run_of_which_nothing_could_be_graded_has_no_accuracy(tmp_path: Path):
@@ -285,7 +285,7 @@ def test_a_run_of_which_nothing_could_be_graded_has_no_accuracy(tmp_path: Path):
         rows_file = run.folder / "latest/rows-phase2.jsonl"
         rows_file.write_text(re.sub('"outcome": *"[a-z_]+"', '"outcome": "grader_error"', rows_file.read_text()))
     outcome = outcome_of("mine", claim, runs, quick=False)
-    assert outcome.differences == {"a against b": {}} and outcome.word() == "untried"
+    assert outcome.differences == {"a against b": {}} and outcome.word() == "underpowered"
     assert [outcome.runs["a"][seed].accuracy for seed in (0, 1)] == [None, None] and outcome.runs["a"][0].tokens < 0
     write_outcome(outcome, tmp_path)
     assert from_json(tmp_path / "mine.json") == outcome
@@ -297,7 +297,7 @@ def test_equal_seeds_have_no_interval(claim: Claim, tmp_path: Path):
     outcome = outcome_of("mine", claim, finished(claim, tmp_path, seeds=2), quick=False)
     equal = replace(outcome, differences={"a against b": {0: 1.5, 1: 1.5}})
     (cells,) = contrast_rows(equal)
-    assert cells[2] == "+1.5 % of base with every seed" and cells[-1] == "untried"
+    assert cells[2] == "+1.5 % of base with every seed" and cells[-1] == "underpowered"
     text = write_claims([equal], tmp_path / "docs").read_text()
     assert "+1.5 % of base with every seed" in text and "[-inf" not in text
 
@@ -553,10 +553,10 @@ def test_a_run_that_decides_nothing_is_shown(tmp_path: Path):
 
 def test_a_claim_without_two_seeds_is_untried(claim: Claim, tmp_path: Path):
     outcome = outcome_of("mine", claim, finished(claim, tmp_path, seeds=2)[:2], quick=True)
-    assert outcome.word() == "untried" and "quick" in write_claims([outcome], tmp_path / "docs", quick=True).read_text()
+    assert outcome.word() == "underpowered" and "quick" in write_claims([outcome], tmp_path / "docs", quick=True).read_text()
     nothing: dict[str, dict[int, float]] = {"a against b": {}}
-    untried = claim_outcome.Outcome(name="n", claim=claim, quick=False, differences=nothing, runs={}, seconds=0)
-    assert untried.word() == "untried"
+    underpowered = claim_outcome.Outcome(name="n", claim=claim, quick=False, differences=nothing, runs={}, seconds=0)
+    assert underpowered.word() == "underpowered"
 
 
 def test_costs_come_from_runs_that_ended_here_or_from_the_claims_file(

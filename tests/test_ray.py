@@ -41,6 +41,7 @@ def launcher() -> Iterator[Launcher]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", str(Path.cwd()))
         made = make_launcher(ClusterConfig(kind="ray"), gpus=[0] * 4, keeps_gpu=False)
+        sys.stdout.write(f"Ray's logs: {ray.get_runtime_context().get_session_name()}\n")  # shown where a test fails
         yield made
         made.close()
 
@@ -95,11 +96,12 @@ def test_an_engine_that_ray_places_is_the_same_and_is_started_again(
         process = engine._process
         assert isinstance(process, RayProcess)
         ray.kill(process.agent)  # as when its host is lost: what stands for the process there is gone
+        process.join(60)  # Ray kills in its own time
         assert not engine._process.is_alive()
         assert run(engine) == updated
     finally:
         engine.close()
-    assert said and all("started again" in text for text in said)
+    assert said and all("started again" in text for text in said), said
     assert not engine._process.is_alive()
     copies = folders - {LAB_MODEL, random_model}
     assert bool(copies) is elsewhere and not any(folder.exists() for folder in copies)

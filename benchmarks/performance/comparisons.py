@@ -64,7 +64,7 @@ class Result:
             comparison.title,
             *(f"{self.middle(side, 's_per_1000'):.3f}" for side in (0, 1)),
             f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-            f"{goal:.2f}",
+            f"{goal:.2f}" if median(ratios) >= goal else f"{goal:.2f}, missed",
             *(f"{self.middle(side, 'gib'):.1f}" for side in (0, 1)),
             ", ".join(f"{self.middle(side, 'matrix_share'):.0%}" for side in (0, 1)) if self.name == "update" else "",
         ]

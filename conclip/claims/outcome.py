@@ -51,9 +51,9 @@ class Outcome:
         )
 
     def word(self) -> Word:
-        """Return the verdict on the claim; a contrast of fewer than two seeds is untried."""
+        """Return the verdict on the claim; a contrast of fewer than two seeds is underpowered."""
         found = self.differences.items()
-        return overall([self.verdict(name).word if len(values) > 1 else "untried" for name, values in found])
+        return overall([self.verdict(name).word if len(values) > 1 else "underpowered" for name, values in found])
 
 
 _OUTCOME = TypeAdapter(Outcome)
@@ -108,7 +108,7 @@ def contrast_rows(outcome: Outcome) -> list[tuple[str, ...]]:
         matters = f"{contrast.relevant:g}"
         expected = contrast.expect + (f", by {contrast.at_least:g} at least" if contrast.at_least else "")
         if len(outcome.differences[name]) < 2:
-            rows.append((name, str(len(outcome.differences[name])), "", expected, matters, "", "", "untried"))
+            rows.append((name, str(len(outcome.differences[name])), "", expected, matters, "", "", "underpowered"))
             continue
         v = outcome.verdict(name)
         interval = with_interval(v.mean, v.low, v.high, unit(contrast), digits=1 if unit(contrast) else 2)
@@ -120,7 +120,7 @@ def contrast_rows(outcome: Outcome) -> list[tuple[str, ...]]:
 
 def _away_from_0(contrast: Contrast, verdict: Verdict) -> str:
     """Return what is shown of a difference of which it is open, or nothing, whether it is as large as what matters."""
-    is_open = contrast.expect in ("not less", "not more") and verdict.word in ("not separable", "untried")
+    is_open = contrast.expect in ("not less", "not more") and verdict.word in ("not separable", "underpowered")
     if not is_open or verdict.low <= 0 <= verdict.high:
         return ""
     return f"{'lower' if verdict.high < 0 else 'higher'}; by more than {contrast.relevant:g}: "

@@ -28,13 +28,13 @@ from conclip.stats import clustered_interval
 HEAD = """# Which of the paper's claims hold here?
 
 `conclip claims` runs this page's experiments and writes it. Each claim is a file in `conf/claims/`, with its runs, what
-decides and the smallest difference that matters, fixed before the runs; what was changed after them its section says.
+decides and the smallest difference that matters, fixed before the runs; "To read it" says what was changed after them.
 Seeds redraw problems, sampling and training; all start from one pretrained model, so that no interval covers what another
 one would give. Differences are paired by seed; their intervals are Student's t over seeds, at 95 % for all contrasts of a
 claim together (Bonferroni). They rest on differences that are about normal: with five seeds no test without that
-assumption could reach 5 %. Claims that share runs are not independent: `c6`, `c9`, `algorithms`, `adapters` and
-`sample_ahead` those of PPO, `algorithms`, `adapters` and `length_rewards` those of GRPO, `c1` and `c8` all, `c4` and
-`c4_longer` phase 1. A contrast is one of three kinds:
+assumption could reach 5 %. Claims that share runs are not independent: `c1` and `c8` share all of theirs, `c4` and
+`c4_longer` phase 1; `c6`, `c9`, `algorithms`, `adapters` and `sample_ahead` share PPO's, `algorithms`, `adapters` and
+`length_rewards` GRPO's. A contrast is one of three kinds:
 
 | expected | holds where the interval | does not hold where it |
 |---|---|---|
@@ -44,9 +44,9 @@ assumption could reach 5 %. Claims that share runs are not independent: `c6`, `c
 
 **Power** is the chance that as many seeds, of the spread that was seen, would show the smallest difference that matters
 (of "not less" and "not more": would exclude it if nothing had changed); beside it stands how many seeds would have a power
-of 0.8. A claim **holds** if all of its contrasts do, and **does not hold** if one does not. Otherwise it is **untried** if
-a contrast of which neither is shown has less power than 0.8: it was run, and the seeds differ too much for so few of them.
-Else it is **not separable**. Values that are equal with every seed have no interval. A seed is missing where its run left
+of 0.8. A claim **holds** if all of its contrasts do, and **does not hold** if one does not. Otherwise it is **underpowered**
+if a contrast of which neither is shown has less power than 0.8: the seeds differ too much for so few of them. Else it is
+**not separable**. Values that are equal with every seed have no interval. A seed is missing where its run left
 nothing to measure: no response that could be graded, or no problem with both correct and wrong responses, of whose lengths
 to take the difference.
 
@@ -79,8 +79,10 @@ def _verdicts(shown: Sequence[Sequence[Outcome]]) -> str:
     lines = ["| | claim | verdict | again |", "|---|---|---|---|"]
     for o, *again in shown:
         words = ", ".join(map(_word, again)) or "-"
-        lines.append(f"| [{o.name}](#{o.name}) | {escape.markdown(o.claim.claim)} | {_word(o)} | {words} |")
-    return "\n".join(lines) + "\n"
+        mark = r" \*" if o.claim.remarks else ""
+        lines.append(f"| [{o.name}](#{o.name}) | {escape.markdown(o.claim.claim)} | {_word(o)}{mark} | {words} |")
+    note = '\\*: its section says what was changed after a first look, or what else to know: "To read it".'
+    return "\n".join(lines) + "\n\n" + note + "\n"
 
 
 def _word(outcome: Outcome) -> str:

@@ -10,10 +10,10 @@ from scipy import special
 from conclip.claims.config import Expectation
 from conclip.stats import clustered_interval, t_quantile
 
-Word = Literal["holds", "does not hold", "not separable", "untried"]
+Word = Literal["holds", "does not hold", "not separable", "underpowered"]
 
 LEAST_POWER = 0.8
-"""Below this power for the smallest effect that matters, a contrast that shows nothing counts as untried."""
+"""Below this power for the smallest effect that matters, a contrast that shows nothing counts as underpowered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def judge(
     elif high < (margin if is_bound or at_least else relevant):
         word = "does not hold"
     else:
-        word = "not separable" if power >= LEAST_POWER else "untried"
+        word = "not separable" if power >= LEAST_POWER else "underpowered"
     ends = sorted((sign * low, sign * high))
     return Verdict(word, sign * mean, ends[0], ends[1], power, len(towards), needed)
 
@@ -92,7 +92,7 @@ def _seeds_needed(effect: float, half_width: float, num_seeds: int, num_contrast
 
 def overall(words: Sequence[str]) -> Word:
     """Return the verdict on a claim from those on its contrasts: it holds if all do, and does not if one does not."""
-    for word in ("does not hold", "untried", "not separable"):
+    for word in ("does not hold", "underpowered", "not separable"):
         if word in words:
             return word
     return "holds"

@@ -30,7 +30,7 @@ State = Literal["ok", "note", "FAILED"]
 REINSTALL = "make clean install: a fresh .venv"
 
 IMPORT_LIMIT_S = 300.0
-MIN_MEMORY_GIB = 4.0
+MIN_MEMORY_GIB = 6.0
 MIN_DISK_GIB = 2.0
 CLASHING = ("torchvision", "torchaudio", "torchcodec")
 """Packages conclip does not need, which break `import transformers` when they were built for another torch."""

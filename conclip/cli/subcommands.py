@@ -10,7 +10,7 @@ SUBCOMMANDS = {
 }
 
 PLAIN_SUBCOMMANDS = {
-    "grade": "grade JSON lines with gold and response: conclip grade IN OUT",
+    "grade": "grade responses against gold answers: conclip grade IN OUT",
     "compare": "paired statistics: conclip compare RUN [RUN] [--model A B]",
     "report": "one HTML page of a run or several: conclip report RUN ...",
     "merge": "a model of an adapter and its base: conclip merge ADAPTER OUT",

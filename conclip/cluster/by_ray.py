@@ -52,7 +52,6 @@ class Agent:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: MemoryFolder | None = None
-        remove_orphans()
 
     def host(self) -> str:
         """Return the id of the host."""
@@ -75,6 +74,8 @@ class Agent:
     def kill(self) -> None:
         """Kill the process and all that it has started."""
         assert self._process is not None
+        if self._process.poll() is not None:
+            return
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self._process.pid).children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
@@ -85,6 +86,7 @@ class Agent:
     def begin_folder(self, num_bytes: int) -> str:
         """Make a folder for so much of the run's files, in place of the one before. Returns its path."""
         self.remove_folder()
+        remove_orphans()  # of one that was killed here, by now long enough ago
         self._folder = MemoryFolder(num_bytes)
         return self._folder.name
 
@@ -107,6 +109,9 @@ class RayProcess:
     def __init__(self, agent: Any, host: str, pid: int) -> None:
         """`host`: the id of its host."""
         self.agent, self.host, self.pid = agent, host, pid
+
+    def __repr__(self) -> str:
+        return f"RayProcess({self.agent}, host {self.host}, pid {self.pid})"
 
     @property
     def exitcode(self) -> int | None:
@@ -180,7 +185,7 @@ class RayLauncher:
         self.host = ray.util.get_node_ip_address()
         self._key, self._closed = secrets.token_bytes(32), False
         self._listener = Listener((self.host, 0), backlog=64)
-        self._arrived: dict[str, Connection] = {}
+        self._expected, self._arrived = set[str](), dict[str, Connection]()
         self._news = threading.Condition()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -216,6 +221,9 @@ class RayLauncher:
             connection.close()
             return
         with self._news:
+            if name not in self._expected:  # it was given up meanwhile
+                connection.close()
+                return
             self._arrived[name] = connection
             self._news.notify_all()
 
@@ -242,6 +250,7 @@ class RayLauncher:
             "key": self._key.hex(),
             THREADS: threads,
         }
+        self._expected.add(name)
         agent: Any = Agent.options(
             num_cpus=wanted["CPU"], num_gpus=wanted.get("GPU", 0), scheduling_strategy=self._room
         ).remote()
@@ -249,6 +258,7 @@ class RayLauncher:
             host = cast(str, ray.get(agent.host.remote(), timeout=PLACE_S))
             process = RayProcess(agent, host, ray.get(agent.start.remote(place), timeout=ASK_S))
         except BaseException as error:
+            self._give_up(name)
             ray.kill(agent)
             if isinstance(error, GetTimeoutError):
                 raise MachineFailure(
@@ -273,7 +283,9 @@ class RayLauncher:
                 self._news.wait_for(lambda: name in self._arrived, timeout=1.0)
                 if name in self._arrived:
                     return self._arrived.pop(name)
-        is_alive, code = process.is_alive(), process.exitcode
+        self._give_up(name)
+        is_alive = process.is_alive()
+        code = None if is_alive else process.exitcode
         process.kill()
         self.release(process)
         if not is_alive and code is None:
@@ -284,12 +296,21 @@ class RayLauncher:
             "installed there, and the host must reach this one"
         )
 
+    def _give_up(self, name: str) -> None:
+        """Wait no longer for a process, and close its connection if it has come after all."""
+        with self._news:
+            self._expected.discard(name)
+            if (late := self._arrived.pop(name, None)) is not None:
+                late.close()
+
     def carried(self, process: Process, folder: Path) -> Path:
         assert isinstance(process, RayProcess)
         try:
             return self._carried(process, folder)
         except RayTaskError as error:
             raise MachineFailure(f"weights cannot be copied to a host of the Ray cluster ({_text(error)})") from error
+        except GetTimeoutError as error:
+            raise ConnectionError("its host does not answer") from error
         except RayError as error:
             raise ConnectionError("its host is lost") from error
 
@@ -302,7 +323,7 @@ class RayLauncher:
         for file in files:
             with file.open("rb") as content:
                 while piece := content.read(PIECE):
-                    ray.get(process.agent.append.remote(str(file.relative_to(folder)), piece))
+                    ray.get(process.agent.append.remote(str(file.relative_to(folder)), piece), timeout=PLACE_S)
         return Path(copy)
 
     def release(self, process: Process) -> None:

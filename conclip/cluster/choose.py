@@ -69,7 +69,7 @@ def _check_cluster(config: ClusterConfig) -> None:
     if config.kind != "ray":
         return
     if find_spec("ray") is None:
-        raise UserError("cluster=ray needs Ray, which is not installed: pip install 'conclip[ray]'")
+        raise UserError("cluster=ray needs Ray, which is not installed: pip install 'ray>=2.50,<3'")
     host, _, port = (config.address or "").rpartition(":")
     if port.isdecimal():
         try:

@@ -98,6 +98,7 @@ class Worker:
     def failure(self) -> str | None:
         """Return how the process ended, in one line; None while it runs. Raises UserError for bad input that it met, and
         RuntimeError for a bug."""
+        is_alive = self._process.is_alive()  # first: what it said before it ended is in the pipe by then
         with suppress(EOFError, OSError):
             if self._pipe.poll():  # it may take long to end after that
                 self._told = self._pipe.recv()
@@ -105,7 +106,7 @@ class Worker:
         raise_if_ours(kind, text, self.name)
         if text:
             return f"{self.name} failed: {text}"
-        return None if self._process.is_alive() else f"{self.name} is gone ({ending(self._process)})"
+        return None if is_alive else f"{self.name} is gone ({ending(self._process)})"
 
     def end(self, wait_s: float = 0.0) -> None:
         """Wait so long for the process to end by itself, then kill it."""
@@ -145,7 +146,8 @@ def raise_if_ours(kind: str, text: str, where: str) -> None:
 
 def ending(process: Process) -> str:
     """Return how a process has ended, in a few words."""
-    return "its host is lost" if process.exitcode is None else f"exit code {process.exitcode}"
+    code = process.exitcode
+    return "its host is lost" if code is None else f"exit code {code}"
 
 
 def check_there(model: Path) -> None:

@@ -105,7 +105,7 @@ def load_inputs(config: BaseConfig) -> Inputs:
         f"checkpoints.{name}": path for name, path in checkpoints.items()
     }
     _check_models(config, model_path, local)
-    notes += _model_notes(config, model_path, local)
+    notes += _model_notes(config, model_path, local) + _data_notes(config)
     probing, learning, evaluation = config.probing is not None, config.learning is not None, config.evaluation
     inputs = Inputs(
         model_path=model_path,
@@ -182,6 +182,15 @@ def _model_notes(config: BaseConfig, model_path: Path, local: Mapping[str, Path]
     if trust:
         notes.append("model.trust_remote_code: Python code from the model's folder runs on this machine")
     return notes
+
+
+def _data_notes(config: BaseConfig) -> list[str]:
+    """Return a note where another model than the lab's gets the lab's problems, as it does by default."""
+    parts = config.data.pool, config.data.validation, config.data.test
+    generated = all(problems.source == "arithmetic" for part in parts for problems in part.values())
+    if config.model.is_lab or not generated:
+        return []
+    return ["data: the problems are the embedded model's arithmetic; name others by data= (data=gsm8k, data=mine)"]
 
 
 def _rate_notes(config: BaseConfig, inputs: Inputs) -> list[str]:

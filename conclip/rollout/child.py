@@ -331,8 +331,14 @@ class ChildEngine:
     def _send(self, name: str, *arguments: Any) -> Any:
         """Send a command. Returns the value that answers it."""
         try:
-            self._pipe.send((name, self._weights_for_child() if name == "update_weights" else arguments))
+            given = self._weights_for_child() if name == "update_weights" else arguments
+        except ConnectionError as error:
+            raise EngineDied(f"the engine process is gone ({error})") from error
+        try:
+            self._pipe.send((name, given))
         except OSError as error:
+            while self._pipe.poll(0):
+                self._receive()  # raises for what it said last, or for its end
             raise EngineDied("the engine process is gone") from error
         return self._wait_done()
 
