@@ -188,7 +188,7 @@ def test_time_nobody_had_to_look_is_not_given_to_workers(grader: Grader):
     for before, after in ((0, 0), (1000, 0), (0, 1000)):  # a first look, one after an idle time, one that comes late
         grader._state.last_read -= before
         grader.submit("asked", gold="3", text=boxed(f"x_{{{before}{after}}}"), finish_reason="stop")
-        (busy,) = [worker for worker in grader._state.workers if worker.pair is not None]
+        (busy,) = [worker for worker in grader._state.workers if worker.question is not None]
         grader._state.last_read -= after
         deadline = busy.deadline
         answered = grader.poll(0.0)
