@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from conclip.claims import figures
 from conclip.claims import outcome as claim_outcome
 from conclip.claims import runs as claim_runs
-from conclip.claims.config import Claim, Contrast, check_runs, claim_files, load_claim
+from conclip.claims.config import Claim, Contrast, Expectation, check_runs, claim_files, load_claim
 from conclip.claims.measures import difference, gaps, numbers
 from conclip.claims.outcome import contrast_rows, from_json, outcome_of, recorded, write_outcome
 from conclip.claims.page import _mean, write_claims
@@ -291,6 +292,48 @@ def test_a_run_of_which_nothing_could_be_graded_has_no_accuracy(tmp_path: Path):
     assert from_json(tmp_path / "mine.json") == outcome
     text = write_claims([outcome], tmp_path / "docs").read_text()
     assert re.search(r"^\| a \| 2 \| -[^|]+ \|  \| ", text, re.M) and re.search(r"^\| b \| 2 \| .*\+50\.0 ", text, re.M)
+
+
+@pytest.mark.parametrize("centre", [-60, -45, -6, -2, 0, 2, 6, 45, 60])
+def test_a_difference_holds_exactly_where_its_interval_lies_in_the_figures_range(centre: int):
+    values = [centre + step / 2 for step in range(-4, 5)]
+    kinds: list[tuple[Expectation, float]] = [
+        ("less", 0),
+        ("more", 0),
+        ("less", 40),
+        ("more", 40),
+        ("not less", 0),
+        ("not more", 0),
+    ]
+    for expect, at_least in kinds:
+        contrast = Contrast(measure="tokens", first="a", expect=expect, relevant=5, at_least=at_least)
+        verdict = judge(values, expect, 5, at_least=at_least)
+        border, side = figures._border(contrast)
+        nearest = verdict.low if side > 0 else verdict.high
+        assert (side * nearest > side * border) is (verdict.word == "holds")
+
+
+def test_a_figure_shows_runs_and_every_difference(claim: Claim, tmp_path: Path):
+    further = Contrast(measure="accuracy", first="a", expect="not less", relevant=3)
+    both = replace(claim, contrasts={**claim.contrasts, "kept": further})
+    outcome = outcome_of("mine", both, finished(both, tmp_path, seeds=3), quick=False)
+    drawn = figures.figure(outcome)
+    assert [title.partition(" (")[0] for title in drawn.panels] == [
+        "each run: tokens",
+        "each run: accuracy",
+        "differences in tokens",
+        "differences in accuracy",
+    ]
+    alone = replace(both, runs={"a": []}, contrasts={"kept": further})
+    alone_drawn = figures.figure(replace(outcome, claim=alone, differences={"kept": outcome.differences["kept"]}))
+    assert [title.partition(" (")[0] for title in alone_drawn.panels] == ["differences in accuracy"]
+    assert "Runs: mean" in drawn.caption and "Runs: mean" not in alone_drawn.caption and "kept: " in alone_drawn.caption
+
+
+def test_an_interval_far_wider_than_its_seeds_does_not_hide_the_others():
+    assert figures._domain([0.0, -5.0, 15.0], [-480.0, 480.0]) == (-26.0, 36.0)  # a span of 20 to either side, and a margin
+    assert figures._domain([0.0, -5.0, 15.0], [-6.0, 12.0]) == (-7.0, 16.0)
+    assert figures._domain([0.0], []) == (-0.05, 0.05)
 
 
 def test_equal_seeds_have_no_interval(claim: Claim, tmp_path: Path):

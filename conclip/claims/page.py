@@ -5,23 +5,18 @@ from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 
-import altair as alt
-
-from conclip.claims.config import Contrast
-from conclip.claims.measures import RunNumbers
+from conclip.claims.figures import SHOWN, figure, legend, values_of
 from conclip.claims.outcome import (
     HEADINGS,
     Outcome,
     contrast_rows,
     outcome_file,
     recorded,
-    unit,
     with_interval,
     write_outcome,
 )
 from conclip.report import escape
 from conclip.report.export import write_figure
-from conclip.report.figure import WIDTH, Chart, Figure, Values
 from conclip.runs.files import write_text
 from conclip.stats import clustered_interval
 
@@ -97,7 +92,7 @@ def _section(outcome: Outcome, again: Sequence[Outcome]) -> str:
     lines = [f"## {outcome.name}", "", escape.markdown(claim.claim), "", f"Verdict: {_word(outcome)}", ""]
     lines += _differences(outcome)
     alt = f"{claim.claim}: {outcome.word()}"
-    lines += ["", f"![{escape.markdown(alt)}](claims/{_figure_file(outcome)})", "", LEGENDS[len(claim.runs) > 1]]
+    lines += ["", f"![{escape.markdown(alt)}](claims/{_figure_file(outcome)})", "", legend(outcome)]
     lines += ["", *_runs_table(outcome), ""]
     for other in again:
         seeds = f"seeds {other.seeds.start} to {other.seeds.stop - 1}"
@@ -134,7 +129,7 @@ def _runs_table(outcome: Outcome) -> list[str]:
         if not found:
             continue
         cells = [escape.markdown(name), str(len(found))]
-        measured = [_of(found, measure) for measure in SHOWN]
+        measured = [values_of(found, measure) for measure in SHOWN]
         cells += [_mean(values) for values in measured]
         lines.append(f"| {' | '.join(cells)} | {fmean(one.truncated for one in found):.3f} |")
     return lines
@@ -143,94 +138,3 @@ def _runs_table(outcome: Outcome) -> list[str]:
 def _mean(values: Sequence[float]) -> str:
     """Return a mean with its interval; of one value, which has no spread, the value."""
     return with_interval(*clustered_interval(values)) if len(values) > 1 else f"{values[0]:+.1f}" if values else ""
-
-
-LEGENDS = {
-    False: "Points: seeds. Black: mean, and interval as in the table. Lines: no difference, and what matters or is claimed.",
-    True: "Points: seeds. Black: mean and 95 % interval of each run by itself, not of a difference.",
-}
-"""What a figure of contrasts shows, and one of runs."""
-
-SHOWN = {"tokens": "tokens against base [%]", "accuracy": "accuracy against base [points]"}
-
-
-def _of(found: Sequence[RunNumbers], measure: str) -> list[float]:
-    """Return a measure of each seed that has it."""
-    return [value for one in found if (value := getattr(one, measure)) is not None]
-
-
-def figure(outcome: Outcome) -> Figure:
-    """Draw what came of each run if there are several, else each contrast."""
-    return _of_runs(outcome) if len(outcome.claim.runs) > 1 else _of_contrasts(outcome)
-
-
-def _of_runs(outcome: Outcome) -> Figure:
-    """Draw tokens and accuracy of each run: a point for every seed, the mean and its interval."""
-    order = list(outcome.runs)
-    panels: dict[str, Chart] = {}
-    said: list[str] = []
-    for measure, title in SHOWN.items():
-        seeds: Values = []
-        means: Values = []
-        for name, by_seed in outcome.runs.items():
-            values = _of(list(by_seed.values()), measure)
-            seeds += [{"run": name, "value": value} for value in values]
-            if len(values) > 1:
-                mean, low, high = clustered_interval(values)
-                means.append({"run": name, "value": mean, "low": low, "high": high})
-                said.append(f"{name}, {measure}: {mean:+.1f}")
-        x = alt.X("value:Q", title=title, scale=alt.Scale(zero=True, padding=12))
-        y = alt.Y("run:N", title=None, sort=order)
-        zero: Values = [{"value": 0.0}]
-        interval = alt.Chart(alt.Data(values=means))
-        panels[title] = alt.layer(
-            alt.Chart(alt.Data(values=zero)).mark_rule(strokeDash=[4, 4]).encode(x="value:Q"),
-            alt.Chart(alt.Data(values=seeds)).mark_point(size=40, opacity=0.5).encode(x=x, y=y),
-            interval.mark_rule(strokeWidth=3, color="black").encode(x="low:Q", x2="high:Q", y=y),
-            interval.mark_point(filled=True, size=110, color="black", opacity=1).encode(x=x, y=y),
-        ).properties(width=WIDTH, height=alt.Step(24))
-    caption = f"Seeds, mean and 95 % interval of each run. {'; '.join(said)}."
-    return Figure(name=outcome.name, title=outcome.claim.claim, caption=caption, panels=panels, columns=2)
-
-
-def _of_contrasts(outcome: Outcome) -> Figure:
-    """Draw each contrast: a point for every seed, the mean and its interval, beside 0 and the smallest that matters."""
-    panels: dict[str, Chart] = {}
-    for name, _, _, expected, *_, word in contrast_rows(outcome):
-        panels[f"{name} (expected: {expected}): {word}"] = _panel(outcome, name, outcome.claim.contrasts[name])
-    said = "; ".join(
-        f"{name}: {with_interval(v.mean, v.low, v.high)}, {v.word}"
-        for name in outcome.claim.contrasts
-        if len(outcome.differences[name]) > 1 and (v := outcome.verdict(name))
-    )
-    return Figure(name=outcome.name, title=outcome.claim.claim, caption=f"Differences over seeds. {said}.", panels=panels)
-
-
-def _panel(outcome: Outcome, name: str, contrast: Contrast) -> Chart:
-    seeds: Values = [{"difference": value, "seed": seed} for seed, value in outcome.differences[name].items()]
-    lines: Values = [{"at": 0.0, "what": "no difference"}]
-    side = -1 if contrast.expect in ("less", "not less") else 1
-    lines.append({"at": side * contrast.relevant, "what": "smallest that matters"})
-    if contrast.at_least:
-        lines[-1] = {"at": side * contrast.at_least, "what": "size that is claimed"}
-    x = alt.X(
-        "difference:Q",
-        title=f"{contrast.measure} [{unit(contrast) or 'as measured'}]",
-        scale=alt.Scale(zero=True, padding=12),
-    )
-    dots = alt.Chart(alt.Data(values=seeds)).mark_point(size=50, opacity=0.6).encode(x=x, tooltip=["seed:Q", "difference:Q"])
-    rules = (
-        alt.Chart(alt.Data(values=lines))
-        .mark_rule()
-        .encode(x="at:Q", strokeDash=alt.StrokeDash("what:N", title=None, legend=alt.Legend(orient="top")))
-    )
-    layers: list[alt.Chart] = [rules, dots]
-    if len(seeds) > 1:
-        v = outcome.verdict(name)
-        interval: Values = [{"low": v.low, "high": v.high, "mean": v.mean}]
-        base = alt.Chart(alt.Data(values=interval))
-        layers += [
-            base.mark_rule(strokeWidth=3, color="black").encode(x="low:Q", x2="high:Q"),
-            base.mark_point(filled=True, size=110, color="black", opacity=1).encode(x="mean:Q"),
-        ]
-    return alt.layer(*layers).properties(width=WIDTH, height=60)
