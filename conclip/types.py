@@ -58,6 +58,10 @@ class Verifier:
         """What decides its verdicts, wherever the file lies."""
         return (self.function, self.sha256)
 
+    @property
+    def short_name(self) -> str:
+        return f"{self.function}@{self.sha256[:12]}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -287,9 +291,12 @@ class EvalRow:
     num_tokens_to_answer: int | None = None
     """Tokens up to the first place where the gold answer is written; None: nowhere, or not known
     (`conclip.evaluation.overthinking`)."""
+    verifier: str | None = None
+    """The verifier that judged it, as function@hash of its file; None: the answer was compared."""
 
     def by(self, extraction: ExtractionRule) -> "EvalRow":
-        """Return the row with the outcome that counts by `extraction`."""
+        """Return the row with the outcome that counts by `extraction`. A verifier looks for no box."""
+        extraction = extraction if self.verifier is None else "lenient"
         outcome, extracted = _counted(self.lenient_outcome, self.lenient_extracted, self.method, extraction)
         return replace(self, outcome=outcome, extracted=extracted, extraction=extraction)
 

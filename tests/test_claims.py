@@ -594,7 +594,7 @@ def test_a_run_that_decides_nothing_is_shown(tmp_path: Path):
     assert re.search(r"^\| c \| 2 \| -", write_claims([outcome], tmp_path / "docs").read_text(), re.M)
 
 
-def test_a_claim_without_two_seeds_is_untried(claim: Claim, tmp_path: Path):
+def test_a_claim_without_two_seeds_is_underpowered(claim: Claim, tmp_path: Path):
     outcome = outcome_of("mine", claim, finished(claim, tmp_path, seeds=2)[:2], quick=True)
     assert outcome.word() == "underpowered" and "quick" in write_claims([outcome], tmp_path / "docs", quick=True).read_text()
     nothing: dict[str, dict[int, float]] = {"a against b": {}}

@@ -17,13 +17,15 @@ from conclip.cli.main import main
 from conclip.config.compose import load_config
 from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError
+from conclip.evaluation.measures import details
 from conclip.evaluation.overthinking import first_mention
 from conclip.evaluation.rows import to_dict
+from conclip.experiments.inputs import load_inputs
 from conclip.grading.grader import Grader
 from conclip.grading.verifier import check_verifier, find_verifier
 from conclip.lab.arithmetic import generate
 from conclip.problems.load import load_problems
-from conclip.runs.identity import problems_hash
+from conclip.runs.identity import problems_hash, sampling_hash
 from conclip.types import Grade, Outcome, Problem, Verifier
 from tests.conftest import make_row
 
@@ -46,16 +48,6 @@ def share(response, answer):
 
 def fails(response, answer):
     return 1 / len(response.strip("x")) > 0
-
-def endless(response, answer):
-    while response == "go":
-        pass
-    return True
-
-def waits(response, answer):
-    if response == "go":
-        subprocess.run([sys.executable, "-c", "import time; time.sleep(600)", answer])
-    return True
 
 def box(response, answer):
     _, found, rest = response.rpartition("\\boxed{")
@@ -132,24 +124,100 @@ def test_what_a_verifier_raises_is_told_once_and_is_no_verdict(file: Path):
         assert "share returned 0.5, not True (right), False (wrong) or None (no answer)" in said[1]
 
 
-def test_a_verifier_has_limits_and_what_it_starts_ends_with_it(file: Path):
-    with grading(num_workers=1, cpu_limit_s=1) as (grader, _):
-        assert outcomes(grader, named(file, "endless"), "go", "on") == ["grader_error", "correct"]
-    mark = f"of-{file.parent.name}"
-    with grading(num_workers=1, wall_limit_s=8) as (grader, _):
-        assert outcomes(grader, named(file, "waits"), "go", "on", gold=mark) == ["grader_error", "correct"]
-    assert not [process for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or [])]
+LIMITED = """
+import signal, subprocess, sys
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+def endless(response, answer):
+    while response == "go":
+        pass
+    return True
+
+def waits(response, answer):
+    if response == "go":
+        subprocess.run([*SLEEPER, answer])
+    return True
+
+def leaves(response, answer):
+    subprocess.Popen([*SLEEPER, answer])
+    return True
+
+def is_ended_by_signals(response, answer):
+    asked = "import signal; print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)"
+    return subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout == "True\\n"
+
+def leaves_the_worker(response, answer):
+    sys.exit(0)
+"""
+
+
+@pytest.fixture
+def limited(tmp_path: Path) -> Path:
+    path = tmp_path / "limited.py"
+    path.write_text(LIMITED)
+    return path
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or [])]
+
+
+def gone(mark: str) -> bool:
+    deadline = time.monotonic() + 30
+    while marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not marked(mark)
+
+
+def test_a_verifier_has_limits_and_what_it_starts_ends_with_it(limited: Path):
+    with grading(num_workers=1, cpu_limit_s=1) as (grader, said):
+        assert outcomes(grader, named(limited, "endless"), "go", "on") == ["grader_error", "correct"]
+        assert outcomes(grader, named(limited, "leaves_the_worker"), "go") == ["grader_error"]
+        assert outcomes(grader, named(limited, "is_ended_by_signals"), "go") == ["correct"]
+    assert said[0] == "verifier endless: it took more than 1 s of processor time; the response counts as a grader error"
+    assert "leaves_the_worker: RuntimeError: it ends the process (sys.exit) (limited.py, line " in said[1]
+    mark = f"of-{limited.parent.name}"
+    with grading(num_workers=1, wall_limit_s=20) as (grader, said):
+        assert outcomes(grader, named(limited, "leaves"), "go", gold=mark) == ["correct"] and gone(mark)
+        assert outcomes(grader, named(limited, "waits"), "go", "on", gold=mark) == ["grader_error", "correct"]
+    assert said == ["verifier waits: its worker gave no answer in 20 s; the response counts as a grader error"]
+    assert not marked(mark)
+
+
+def test_a_verifier_at_work_ends_with_its_run(limited: Path):
+    """Though the run is killed, and the verifier waits."""
+    mark = f"killed-{limited.parent.name}"
+    script = (
+        "from conclip.grading.grader import Grader\nfrom conclip.grading.verifier import find_verifier\n"
+        f"grader = Grader()\ngrader.submit('a', gold={mark!r}, text='go', finish_reason='stop', "
+        f"verifier=find_verifier('key', {f'{limited}:waits'!r}))\nwhile True: grader.poll(1.0)"
+    )
+    run = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        deadline = time.monotonic() + 60
+        while not marked(mark) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (sleeper,) = marked(mark)
+        worker = sleeper.parent()
+    finally:
+        run.kill()
+        run.wait()
+    assert gone(mark) and worker is not None
+    worker.wait(30)
 
 
 def test_a_verifier_that_changes_within_a_run_judges_nothing_more(tmp_path: Path):
     path = tmp_path / "check.py"
     path.write_text("def right(response, answer):\n    return True\n")
     verifier = named(path, "right")
-    path.write_text("def right(response, answer):\n    return False\n")
-    with grading() as (grader, said):
-        assert outcomes(grader, verifier, "a") == ["grader_error"]
+    with grading(num_workers=1) as (grader, said):
+        assert outcomes(grader, verifier, "a") == ["correct"]
+        path.write_text("def right(response, answer):\n    return None\n")
+        assert outcomes(grader, verifier, "b") == ["grader_error"]
+        assert outcomes(grader, named(path, "right"), "c") == ["no_answer"]  # as it is now, not as Python has cached it
     assert said == [
-        "verifier right: ValueError: check.py has changed since the run began; start again, with this file or with the old "
+        "verifier right: ValueError: the file has changed since the run began; start again, with this file or with the old "
         "one; the response counts as a grader error"
     ]
 
@@ -169,6 +237,9 @@ def test_a_verifier_that_changes_within_a_run_judges_nothing_more(tmp_path: Path
         ("check.py:right", "def right(one, two): return 'yes'", "returned 'yes', not True"),
         ("check.py:right", "def right(one, two): return one[100] == two", r"IndexError: .*\(check\.py, line 1\)$"),
         ("check.py:right", "import os; os._exit(3)", "its process ended with 3"),
+        ("check.py:right", "import sys\nsys.exit(0)", r"it ends the process \(sys\.exit\) \(check\.py, line 2\)$"),
+        ("check.py:right", "import os\nos.write(2, b'\\xff')\nos._exit(3)", "cannot be used: "),
+        ("check.py:right", "def right(one, two):\n    while True: pass", "takes more processor time than it has"),
     ],
 )
 def test_a_verifier_that_cannot_be_used_is_refused(tmp_path: Path, name: str, content: str, reason: str):
@@ -257,21 +328,44 @@ def test_grade_takes_a_verifier(
 
 
 def test_rows_of_a_run_are_graded_again_by_a_verifier_that_is_named(tmp_path: Path, file: Path):
-    """A file of rows must not choose what is run here."""
-    problem = {"problem_id": "p", "answer": r"\boxed{7}", "verifier": {"file": str(file), "function": "as_numpy"}}
-    (tmp_path / "questions.jsonl").write_text(json.dumps(problem) + "\n")
+    """A file of rows must not choose what is run here; rows that were compared are compared again."""
     source = tmp_path / "rows-base.jsonl"
-    rows = [make_row("p", Outcome.WRONG, 5, text=r"<think>none</think> \boxed{7}", answer="7")]
+    first = make_row("p", Outcome.WRONG, 5, text=r"<think>none</think> \boxed{7}", answer="7", verifier="other@1234")
+    rows = [first, make_row("q", Outcome.WRONG, 5, text="it is 7", answer="7")]
     source.write_text("".join(json.dumps(to_dict(row)) + "\n" for row in rows))
     command = [sys.executable, "-P", "-m", "conclip", "grade", str(source), str(tmp_path / "out.jsonl")]
     refused = subprocess.run(command, capture_output=True, text=True)
-    assert (
-        refused.returncode == 2
-        and f"has a verifier; name it if you trust it: --verifier '{file}:as_numpy'" in refused.stderr
-    )
-    assert not (tmp_path / "out.jsonl").exists()
+    assert refused.returncode == 2 and not (tmp_path / "out.jsonl").exists()
+    assert "rows-base.jsonl:1: judged by the verifier 'other@1234'; name it by --verifier FILE.py:FUNCTION" in refused.stderr
     subprocess.run([*command, "--verifier", f"{file}:as_numpy"], check=True)
-    assert json.loads((tmp_path / "out.jsonl").read_text())["outcome"] == "correct"
+    graded = [json.loads(line)["outcome"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert graded == ["correct", "no_answer"]
+
+
+def test_rows_of_a_verifier_count_without_a_box_and_have_no_majority():
+    rows = [make_row("p", Outcome.CORRECT, 5, n, verifier="right@12") for n in range(2)]
+    assert rows[0].by("strict").extraction == "lenient" and rows[0].by("strict").outcome is Outcome.CORRECT
+    assert details(rows)["maj_at_k"] is None and details(rows)["pass_at_k"] == {1: 1.0, 2: 1.0}
+    assert details([replace(row, verifier=None) for row in rows])["maj_at_k"] == {2: 1.0}
+
+
+def test_verifiers_of_one_run_lie_in_one_folder_and_their_content_marks_pass_rates(tmp_path: Path):
+    """In two folders, `import helper` would find the same one for both."""
+    sets = list[str]()
+    for name in ("validation", "test"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "check.py").write_text("def right(response, answer): return True")
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": f"of {name}?", "answer": "7"}))
+        sets.append(f"data.{name}.mine.path={tmp_path}/{name}.jsonl")
+        sets.append(f"data.{name}.mine.verifier={tmp_path}/{name}/check.py:right")
+    pool = [f"data.pool.mine.path={tmp_path}/pool.jsonl", f"data.pool.mine.verifier={tmp_path}/test/check.py:right"]
+    (tmp_path / "pool.jsonl").write_text(json.dumps({"question": "of pool?", "answer": "7"}))
+    config = load_config("two-phase", "data=mine", *sets, *pool)
+    with pytest.raises(UserError, match=r"^data: verifiers lie in '.*test' and '.*validation'; put those"):
+        load_inputs(config)
+    before = sampling_hash(config)
+    (tmp_path / "test/check.py").write_text("def right(response, answer): return False")
+    assert sampling_hash(config) != before
 
 
 def test_the_verifier_of_the_docs_runs_tests(tmp_path: Path):

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -105,8 +106,8 @@ class Sendable(ScriptedEngine):
         elif name == "update_weights":
             assert self._is_open
             self._sent |= load_file(Path(self._place.folder) / payload["file"])
-            if (die := Path(self._place.folder) / "die").exists():
-                die.unlink()
+            with suppress(FileNotFoundError):  # one of several engines dies
+                (Path(self._place.folder) / "die").unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
         else:
             assert name == "finish_weight_update" and self._is_open

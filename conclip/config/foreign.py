@@ -1,4 +1,5 @@
-"""Guards against configs of other people: they cannot run code, read this machine's environment, or grow without bounds.
+"""Guards against configs of other people: they cannot run code (but for a verifier, of which a note tells), read this
+machine's environment, or grow without bounds.
 
 They run while a config is composed (`conclip.config.compose`) and before it is resolved (`conclip.config.typed`). Each
 failure is one UserError that names the key or the file.
@@ -26,7 +27,7 @@ MAX_FILE_CHARS = 4_000_000
 MAX_VALUE_CHARS = 1_000_000
 """Largest length of one value, once its interpolations are resolved."""
 
-PATH_KEYS = re.compile(r"paths\.\w+|pass_rates|data\.\w+\.[^.]+\.(path|shots_path)|model\.path|checkpoints\.[^.]+")
+PATH_KEYS = re.compile(r"paths\.\w+|pass_rates|data\.\w+\.[^.]+\.(path|shots_path|verifier)|model\.path|checkpoints\.[^.]+")
 """Keys of files and folders on this machine: no other keys may read the environment."""
 
 HUB_KEYS = re.compile(r"model\.path|checkpoints\.[^.]+")

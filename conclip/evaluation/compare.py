@@ -28,6 +28,7 @@ SETTINGS = {
     "max_tokens": "the cap on tokens",
     "extraction": "the extraction rule",
     "grader_version": "the grader's version",
+    "verifier": "the verifier",
 }
 """Columns that two evaluations should share, unless the difference is the point."""
 

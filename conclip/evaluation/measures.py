@@ -164,7 +164,8 @@ def details(rows: Sequence[EvalRow]) -> dict[str, Any]:
     return {
         "avg_at_k": avg_at_k(rows),
         "pass_at_k": {k: mean_pass_at_k(rows, k) for k in powers},
-        "maj_at_k": {size: maj_at_k(rows, size)},
+        # a verifier does not say which answers are equal
+        "maj_at_k": None if any(row.verifier is not None for row in rows) else {size: maj_at_k(rows, size)},
         "lengths": {
             name: None if summary is None else asdict(summary) for name, summary in lengths_by_outcome(rows).items()
         },

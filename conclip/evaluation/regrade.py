@@ -233,7 +233,11 @@ def _items(source: Path, columns: Columns) -> Iterator[_Item]:
 
 def _own(where: str, row: dict[str, Any], questions: Questions, verifier: Verifier | None) -> _Item:
     """Return a row of conclip's own. Its problem says what the row does not: several golds, choices and a tolerance. Raises
-    UserError for one that a verifier judged unless one is given: a file of rows must not choose what is run here."""
+    UserError for one that a verifier judged, unless one is given: a file of rows must not choose what is run here."""
+    judged_by = row.get("verifier")
+    if judged_by is not None and verifier is None:
+        raise UserError(f"{where}: judged by the verifier {judged_by!r:.80}; name it by --verifier FILE.py:FUNCTION")
+    verifier = None if judged_by is None else verifier
     known = questions.get(str(row["problem_id"]))
     problem = {"answer": row["answer"]} if known is None else known
     golds = [problem.get("answer"), *_listed(problem.get("alternatives") or [])]
@@ -242,9 +246,6 @@ def _own(where: str, row: dict[str, Any], questions: Questions, verifier: Verifi
         raise UserError(f"{where}: the columns {', '.join(sorted(OWN_COLUMNS))} are not those of conclip's rows")
     if known is not None:
         where = f"{where}: its problem in questions.jsonl"
-        if isinstance(known.get("verifier"), dict) and verifier is None:
-            named = f"{cell(known, 'verifier.file')}:{cell(known, 'verifier.function')}"
-            raise UserError(f"{where} has a verifier; name it if you trust it: --verifier '{named}'")
     reasoning, tolerance = row.get("reasoning"), problem.get("tolerance") or 0.0
     if not _is_text(tolerance) or isinstance(tolerance, str) or not 0 <= tolerance < 1:
         raise UserError(f"{where}: column 'tolerance' must be a number in [0, 1), or null")
@@ -267,7 +268,7 @@ def _checked(where: str, row: dict[str, Any], columns: Columns) -> _Item:
         raise UserError(f"{missing(where, row, columns.response, 'response')}; --response names another")
     finish_reason: FinishReason | None = "length" if row.get("finish_reason") == "length" else None
     if columns.verifier is not None:
-        gold = text_or_json(where, row, columns.gold, "gold answer")
+        gold = "" if columns.are_ours and "gold" not in row else text_or_json(where, row, columns.gold, "gold answer")
         return _Item(
             row=row, golds=[gold], response=response, choices=None, verifier=columns.verifier, finish_reason=finish_reason
         )

@@ -144,6 +144,7 @@ class RowFile:
             key=key,
             text=rollout.text,
             reasoning=rollout.completion.reasoning,
+            verifier=None if task.problem.verifier is None else task.problem.verifier.short_name,
         )
 
 

@@ -123,6 +123,7 @@ def load_inputs(config: BaseConfig) -> Inputs:
             notes += [note] if note else []
     inputs = _apart(inputs, notes)
     _check_ids(inputs)
+    _check_verifiers(inputs.problems)
     inputs = replace(inputs, notes=(*notes, *_rate_notes(config, inputs)))
     try:
         return replace(inputs, selections=_selections(config, inputs))
@@ -188,7 +189,7 @@ def _data_notes(config: BaseConfig) -> list[str]:
     """Return a note where another model than the lab's gets the lab's problems, as it does by default."""
     parts = config.data.pool, config.data.validation, config.data.test
     generated = all(problems.source == "arithmetic" for part in parts for problems in part.values())
-    if config.model.is_lab or not generated:
+    if config.model.is_lab or _has_settings_of_the_lab(config) or not generated:
         return []
     return ["data: the problems are the embedded model's arithmetic; name others by data= (data=gsm8k, data=mine)"]
 
@@ -204,8 +205,8 @@ def _rate_notes(config: BaseConfig, inputs: Inputs) -> list[str]:
         notes.append("pass_rates: measured on another model than model.path; its pass rates may be others")
     if first.sampling_hash != sampling_hash(config):
         notes.append(
-            "pass_rates: measured with another prompt, template, dtype, temperature, max_tokens or rule of extraction; they "
-            "may be others"
+            "pass_rates: measured with another prompt, template, dtype, temperature, max_tokens, rule of extraction or "
+            "verifier; they may be others"
         )
     if first.grader_version != GRADER_VERSION:
         notes.append("pass_rates: judged by another version of the grader; they may be others here")
@@ -275,6 +276,14 @@ def _without(problems: list[Problem], kept: list[Problem], name: str, what: str,
             raise UserError(f"{which}; give others")
         notes.append(f"{which}, and are left out")
     return kept
+
+
+def _check_verifiers(problems: Sequence[Problem]) -> None:
+    """Raise UserError for verifiers in two folders: those of one run share processes, in which a module has one name."""
+    folders = dict.fromkeys(Path(problem.verifier.file).parent for problem in problems if problem.verifier is not None)
+    if len(folders) > 1:
+        some = " and ".join(f"'{folder}'" for folder in list(folders)[:2])
+        raise UserError(f"data: verifiers lie in {some}; put those of one run into one folder, as they share its modules")
 
 
 def _check_ids(inputs: Inputs) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from conclip.errors import MachineFailure
 from conclip.grading.answers import Extraction, Method, extract
+from conclip.grading.limits import CPU_S
 from conclip.grading.worker_process import COMMAND, Question, Worker
 from conclip.types import FinishReason, Grade, Outcome, Verifier
 
@@ -26,9 +27,6 @@ LOG = logging.getLogger(__name__)
 
 GRADER_VERSION = 6
 """Raised whenever a verdict may change."""
-
-CPU_LIMIT_S = 5
-"""Processor time a worker may spend on one answer [whole seconds]; the kernel ends it there."""
 
 WALL_LIMIT_S = 60.0
 """Guard for a worker that neither computes nor answers; generous, as a loaded machine must not change verdicts."""
@@ -89,7 +87,7 @@ class Grader:
         self,
         *,
         num_workers: int = 2,
-        cpu_limit_s: int = CPU_LIMIT_S,
+        cpu_limit_s: int = CPU_S,
         wall_limit_s: float = WALL_LIMIT_S,
         warn: Callable[[str], None] = LOG.warning,
     ) -> None:
@@ -323,7 +321,8 @@ class Grader:
         killed it (its own limits end it by other signals); else it becomes a grader error."""
         state, question = self._state, worker.question
         LOG.warning("grader worker %s on answer %.80r; replaced", why, question and question.answer)
-        was_killed = why == "died" and worker.end_code() == -signal.SIGKILL
+        end_code = worker.end_code() if why == "died" else None
+        was_killed = end_code == -signal.SIGKILL
         worker.kill()
         state.workers.remove(worker)
         if not worker.ready:
@@ -337,8 +336,11 @@ class Grader:
             if begun:
                 state.killed.add(question)
             state.queue.appendleft(question)
-        else:
-            self._settle(question, Outcome.GRADER_ERROR)
+            return
+        if question is not None and question.verifier is not None:
+            reason = f"it took more than {self._cpu_limit_s} s of processor time" if end_code == -signal.SIGXCPU else why
+            self._tell_error(question.verifier, f"its worker {why}" if reason == why else reason)
+        self._settle(question, Outcome.GRADER_ERROR)
 
     def _settle(self, question: Question | None, outcome: Outcome) -> None:
         assert question is not None

@@ -8,17 +8,19 @@ one without an answer. Only the grader's workers run it, within their limits.
 
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from traceback import extract_tb
+from types import ModuleType
 from typing import Any
 
 from conclip.errors import UserError
+from conclip.grading.limits import CPU_S, LOAD_CPU_S, allow_cpu_seconds, limit_memory
 from conclip.processes import PYTHON
 from conclip.redact import one_line
 from conclip.runs.files import expanded
@@ -40,30 +42,43 @@ def find_verifier(key: str, name: str) -> Verifier:
         raise UserError(f"{key}: '{name}' names no function; write it as FILE.py:FUNCTION")
     if not path.is_file():
         raise UserError(f"{key}: no file '{path}'")
-    return Verifier(file=str(path), function=function, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    return Verifier(file=str(path), function=function, sha256=_digest(path.read_bytes()))
 
 
 def check_verifier(key: str, verifier: Verifier, answer: str) -> None:
-    """Try a verifier on two responses, one without an answer and one that repeats the `answer` of a problem, in a process of
-    its own. Raises UserError, which begins with `key`, where it fails or returns what is no verdict."""
+    """Try a verifier on two responses, one without an answer and one that repeats a problem's `answer`, in a process with a
+    worker's limits. Raises UserError, which begins with `key`, where it fails or returns what is no verdict."""
     asked = json.dumps([asdict(verifier), answer])
+    command = [*PYTHON, "-m", "conclip.grading.verifier"]
     try:
-        tried = subprocess.run(
-            [*PYTHON, "-m", "conclip.grading.verifier"], input=asked, capture_output=True, text=True, timeout=CHECK_LIMIT_S
-        )
+        tried = subprocess.run(command, input=asked, capture_output=True, text=True, errors="replace", timeout=CHECK_LIMIT_S)
     except subprocess.TimeoutExpired:
         raise UserError(
             f"{key}: {verifier.function} did not judge '{NO_ANSWER}', and a response that repeats the answer, in "
             f"{CHECK_LIMIT_S:g} s"
         ) from None
+    if tried.returncode == -signal.SIGXCPU:
+        raise UserError(
+            f"{key}: {verifier.function} takes more processor time than it has: {LOAD_CPU_S} s to load, {CPU_S} s a response"
+        )
     if tried.returncode != 0:
         reason = (tried.stderr.strip().splitlines() or [f"its process ended with {tried.returncode}"])[-1]
         raise UserError(f"{key}: {verifier.function} cannot be used: {reason}")
 
 
-def verify(verifier: Verifier, response: str, answer: str) -> Outcome:
-    """Return a verifier's verdict on a response. Raises what it raises, and TypeError where it returns no verdict."""
-    verdict = _load(verifier)(response, answer)
+def verify(verifier: Verifier, response: str, answer: str, *, cpu_limit_s: int) -> Outcome:
+    """Return a verifier's verdict on a response. Raises what it raises, an exit as RuntimeError, and TypeError where it
+    returns no verdict."""
+    content = Path(verifier.file).read_bytes()
+    if _digest(content) != verifier.sha256:
+        raise ValueError("the file has changed since the run began; start again, with this file or with the old one")
+    try:
+        allow_cpu_seconds(LOAD_CPU_S)
+        function = _load(verifier, content)
+        allow_cpu_seconds(cpu_limit_s)
+        verdict = function(response, answer)
+    except SystemExit as exit_:
+        raise RuntimeError("it ends the process (sys.exit)") from exit_
     if verdict is None:
         return Outcome.NO_ANSWER
     if hasattr(verdict, "__float__") and float(verdict) in (0.0, 1.0):  # of numpy and torch, too
@@ -71,26 +86,29 @@ def verify(verifier: Verifier, response: str, answer: str) -> Outcome:
     raise TypeError(f"{verifier.function} returned {verdict!r:.60}, not True (right), False (wrong) or None (no answer)")
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 @cache
-def _load(verifier: Verifier) -> Callable[[str, str], Any]:
-    """Return the function, from the content that the run began with. Modules beside the file can be imported."""
-    path = Path(verifier.file)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != verifier.sha256:
-        raise ValueError(f"{path.name} has changed since the run began; start again, with this file or with the old one")
-    sys.path.insert(0, str(path.parent))
-    spec = spec_from_file_location(f"verifier_{verifier.sha256}", path)
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+def _load(verifier: Verifier, content: bytes) -> Callable[[str, str], Any]:
+    """Return the function from the content of the file. Modules beside the file can be imported."""
+    folder = str(Path(verifier.file).parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module = ModuleType(f"verifier_{verifier.sha256}")
+    module.__file__ = verifier.file
+    sys.modules[module.__name__] = module
+    exec(compile(content, verifier.file, "exec"), module.__dict__)
     if not callable(function := getattr(module, verifier.function, None)):
-        raise AttributeError(f"{path.name} has no function '{verifier.function}'")
+        raise AttributeError(f"{Path(verifier.file).name} has no function '{verifier.function}'")
     return function
 
 
 def describe_error(error: Exception, verifier: Verifier) -> str:
     """Return what a verifier raised, and in which line of its file."""
-    lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == verifier.file]
+    raised = error.__cause__ if isinstance(error.__cause__, SystemExit) else error
+    lines = [frame.lineno for frame in extract_tb(raised.__traceback__) if frame.filename == verifier.file]
     if isinstance(error, SyntaxError) and error.filename == verifier.file:
         lines.append(error.lineno)
     where = f" ({Path(verifier.file).name}, line {lines[-1]})" if lines else ""
@@ -98,11 +116,12 @@ def describe_error(error: Exception, verifier: Verifier) -> str:
 
 
 def main() -> None:
+    limit_memory()
     named, answer = json.load(sys.stdin)
     verifier = Verifier(**named)
     try:
         for response in (NO_ANSWER, answer):
-            verify(verifier, response, answer)
+            verify(verifier, response, answer, cpu_limit_s=CPU_S)
     except Exception as error:
         sys.exit(describe_error(error, verifier))
 

@@ -7,23 +7,24 @@ which the parent notices. The end of its input ends it, too.
 
 import json
 import logging
-import math
 import os
-import resource
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TextIO
+
+import psutil
 
 from conclip.grading.audit import same_by_math_verify
 from conclip.grading.equivalence import is_readable, same_answer
+from conclip.grading.limits import CPU_S, allow_cpu_seconds, limit_memory
 from conclip.grading.quantities import Tolerance
 from conclip.grading.verifier import describe_error, verify
 from conclip.runs.interrupts import SIGNALS
 from conclip.types import Outcome, Verifier
-
-MEMORY_LIMIT_BYTES = 2 << 30
-"""Address space of a worker."""
 
 
 def judge(
@@ -57,32 +58,28 @@ def _holds(question: Callable[..., bool], *arguments: Any, **settings: Any) -> b
         return None
 
 
-def _answer_to(question: dict[str, Any]) -> tuple[Outcome, str | None]:
-    """Return the verdict, and what a verifier raised."""
+def _answer_to(question: dict[str, Any], cpu_limit_s: int) -> tuple[Outcome, str | None]:
+    """Return the verdict, and what a verifier raised. Programs that it started end with it."""
     named = question.pop("verifier", None)
     if named is None:
         return judge(**question), None
     verifier = Verifier(**named)
     try:
-        return verify(verifier, question["answer"], question["golds"][0]), None
+        return verify(verifier, question["answer"], question["golds"][0], cpu_limit_s=cpu_limit_s), None
     except Exception as error:
         return Outcome.GRADER_ERROR, describe_error(error, verifier)
-
-
-def allow_cpu_seconds(seconds: int) -> None:
-    """Allow this process `seconds` more of processor time, rounded up to the next whole second; then SIGXCPU ends it."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    used = math.ceil(usage.ru_utime + usage.ru_stime)
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, hard))
+    finally:
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 def main() -> None:
-    cpu_limit_s = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    for number in SIGNALS:  # the whole process group may get them; the parent handles them
-        signal.signal(number, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    cpu_limit_s = int(sys.argv[1]) if len(sys.argv) > 1 else CPU_S
+    for number in SIGNALS:  # the parent handles them; a program that a verifier starts gets the defaults
+        signal.signal(number, lambda *_: None)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    limit_memory()
     logging.disable(logging.CRITICAL)
     judge(["1/2"], "0.5")  # load now what loads on first use
     questions, answers = _own_pipes()
@@ -90,8 +87,17 @@ def main() -> None:
     answers.flush()
     for line in questions:
         allow_cpu_seconds(cpu_limit_s)
-        answers.write(json.dumps(_answer_to(json.loads(line))) + "\n")
+        answers.write(json.dumps(_answer_to(json.loads(line), cpu_limit_s)) + "\n")
         answers.flush()
+
+
+def _end_with(parent: int) -> None:
+    """End this process and what it has started when its parent is gone, which may be in the midst of a verifier's work."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def _own_pipes() -> tuple[TextIO, TextIO]:

@@ -54,9 +54,10 @@ def text_of(where: str, columns: Mapping[str, Any], name: str, role: str) -> str
 
 
 def text_or_json(where: str, columns: Mapping[str, Any], name: str, role: str) -> str:
-    """Return the text of a column, as JSON where it holds anything else. Raises NoAnswer where it has nothing."""
+    """Return the text of a column, as JSON where it holds anything else. Raises NoAnswer where it has nothing, blank text or
+    no finite number."""
     value = cell(columns, name)
-    if value is None:
+    if value is None or (isinstance(value, (str, float)) and cell_text(value) is None):
         raise NoAnswer(missing(where, columns, name, role))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 

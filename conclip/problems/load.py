@@ -39,7 +39,7 @@ def _load_set(key: str, name: str, settings: ProblemSetConfig, run_seed: int) ->
         problems, notes = load_dataset(key, name, settings)
         if (verifier := problems[0].verifier) is not None:
             check_verifier(f"{key}.verifier", verifier, problems[0].answer)
-            return problems, notes
+            return problems, [*notes, f"{key}.verifier: Python code in '{verifier.file}' runs on this machine"]
         remedy = (
             rf"name the answer in them by {key}.answer_pattern='####\s*(.+)' (an expression with one group around it), or "
             f"set {key}.answer_boxed=true"

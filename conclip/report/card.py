@@ -22,7 +22,7 @@ MAX_PROBLEMS = 32
 """Largest number of training problems that a card lists per stage; the run folder has all."""
 
 
-PATH_NAMES = ("path", "outputs", "pass_rates", "shots_path", "url")
+PATH_NAMES = ("path", "outputs", "pass_rates", "shots_path", "url", "verifier")
 PATHS = tuple(f"{name}:" for name in PATH_NAMES)
 """Keys whose values are paths of one machine."""
 
@@ -48,7 +48,7 @@ def write_card(run: Run, config: LearnConfig, checkpoint: Path, stage: str, *, r
         _results(stage, rows, config),
         _problems(run.folder, stages),
         _reproduction(run.folder),
-        _limits([row for row in rows if row.model == stage]),
+        _limits(config, [row for row in rows if row.model == stage]),
     ]
     write_text(checkpoint / "README.md", "\n".join(part for part in parts if part))
 
@@ -113,11 +113,13 @@ def _reproduction(folder: Path) -> str:
     )
 
 
-def _limits(rows: Sequence[EvalRow]) -> str:
+def _limits(config: LearnConfig, rows: Sequence[EvalRow]) -> str:
     where = escape.markdown(", ".join(dict.fromkeys(row.benchmark for row in rows)))
     measured = f"Measured on {where} only, at the temperatures of the table" if rows else "Nothing was measured"
+    verified = any(problems.verifier is not None for problems in config.data.pool.values())
+    boxed = "A" if verified else "It was trained to end its answers in `\\boxed{}`; a"
     return (
         f"\n## Limits\n\n- {measured}; other tasks, languages and longer problems may behave otherwise.\n"
-        "- It was trained to end its answers in `\\boxed{}`; ask it with the base model's chat template.\n"
+        f"- {boxed}sk it with the base model's chat template.\n"
         "- Shorter reasoning shows less of what the answer rests on.\n"
     )

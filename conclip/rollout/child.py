@@ -337,8 +337,9 @@ class ChildEngine:
         try:
             self._pipe.send((name, given))
         except OSError as error:
-            while self._pipe.poll(0):
-                self._receive()  # raises for what it said last, or for its end
+            with suppress(OSError):  # of a pipe that is closed
+                while self._pipe.poll(0):
+                    self._receive()  # raises for what it said last, or for its end
             raise EngineDied("the engine process is gone") from error
         return self._wait_done()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from conclip.config.groups import AdapterConfig
 from conclip.config.schema import BaseConfig
+from conclip.runs.files import expanded
 from conclip.types import Problem
 
 IRRELEVANT = {
@@ -93,6 +94,11 @@ def sampling_hash(config: BaseConfig) -> str:
         "extraction": extraction,
         "stop": model.stop_tokens,
         "tags": model.thinking_tags,
+        "verifiers": {
+            name: [problems.verifier, path_hash(expanded(problems.verifier.rpartition(":")[0]))]
+            for name, problems in config.data.pool.items()
+            if problems.verifier is not None
+        },
     }
     return digest([*values, *([name, value] for name, value in further.items() if value)])
 

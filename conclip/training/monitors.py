@@ -144,8 +144,8 @@ def step_warnings(metrics: Mapping[str, float], *, max_drift: float, cuts_respon
     if without > WARNING_SHARE:
         warnings["no answer"] = (
             f"{without:.0%} of the responses ended without an answer that counts and earn reward.no_answer, so the phase "
-            "trains the form of answers, too; rollout.extraction=lenient counts other forms, recipe=warm_up teaches the "
-            "form first"
+            "trains the form of answers, too; where answers are compared, rollout.extraction=lenient counts other "
+            "forms, and recipe=warm_up teaches the form first"
         )
     truncated = metrics["outcome/truncated"]
     if truncated > WARNING_SHARE and not cuts_responses:
