@@ -47,6 +47,11 @@ install: $(VENV)/.installed ## make .venv and install everything a run needs
 
 install-dev: $(DEV) ## and the tools of tests and checks (twice as fast with make -j2)
 
+# Ray comes with the tools
+ifneq ($(findstring cluster=ray,$(ARGS)),)
+demo demo-full: $(VENV)/.installed-tools
+endif
+
 demo: $(VENV)/.installed ## the whole two-phase recipe on the embedded model (4 minutes on 2 cores; 6 with a busy process beside)
 	$(BIN)/conclip two-phase $(ARGS)
 

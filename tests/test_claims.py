@@ -684,24 +684,30 @@ TINY = "{num_problems: 4, problems_per_step: 4, group_size: 4, num_steps: 2, pas
 def test_unsolvable_problems_and_the_phases_in_another_order_in_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lent: None
 ):
-    """Two runs of two shipped claims, with everything in them but their size."""
-    shipped = {name: load_claim(name, claim_files()[name]) for name in ("c2", "c4_order")}
+    """A run of each of three shipped claims, with everything in them but their size, and what c4's says."""
+    shipped = {name: load_claim(name, claim_files()[name]) for name in ("c2", "c4", "c4_order")}
     unsolvable = replace(shipped["c2"], quick=[*SMALL, f"phases.phase2={TINY}"])
     reversed_ = replace(shipped["c4_order"], quick=[*SMALL, f"phases.phase1={TINY}", f"phases.phase2={TINY}"])
+    both = replace(shipped["c4"], quick=[*SMALL, f"phases.phase1={TINY}", f"phases.phase2={TINY}"])
     todo = [
         *planned(
             "c2", replace(unsolvable, runs={"wrong": unsolvable.runs["100 % wrong answers"]}), [0], tmp_path, quick=True
         ),
-        *planned("c4", replace(reversed_, runs={"first": reversed_.runs["phase 2 first"]}), [0], tmp_path, quick=True),
+        *planned("c4_order", replace(reversed_, runs={"first": reversed_.runs["phase 2 first"]}), [0], tmp_path, quick=True),
+        *planned("c4", both, [0], tmp_path, quick=True),
     ]
     for run in todo:
         monkeypatch.setattr(
             sys, "argv", ["conclip", "run", *run.overrides, f"name={run.folder.name}", f"paths.outputs={tmp_path}"]
         )
         main()
-    wrong, other = (read_run(run.folder) for run in todo)
+    wrong, other, _ = (read_run(run.folder) for run in todo)
     assert all("its answer replaced by" in choice.reason for choice in wrong.chosen["phase2"])
     assert all(step["outcome/correct"] == 0 for step in wrong.steps["phase2"])
     assert wrong.best["phase2"]["step"] == 2  # the last model counts, best or not
     assert list(other.steps) == ["phase1", "phase2"] and other.stages["phase2"].num_tokens > 0
     assert numbers(other).folder == todo[1].folder.name
+    write_json(todo[2].done_file, {"overrides": list(todo[2].overrides), "config": todo[2].config, "seconds": 1.0})
+    outcome = outcome_of("c4", both, todo[2:], quick=True)
+    assert all(list(found) == [0] for found in outcome.differences.values()) and outcome.word() == "underpowered"
+    assert "(quick: two seeds" in write_claims([outcome], tmp_path / "page", quick=True).read_text()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.performance.comparisons import Result
+from benchmarks.performance.comparisons import Result, fallen
 from benchmarks.performance.record import Point, Record, Start
 from conclip.claims.config import claim_files
 from conclip.cli import tools
@@ -24,6 +24,16 @@ from tests.families import FAMILIES, REFUSED
 
 TOP = Path(__file__).parent.parent
 PAGES = sorted([*TOP.glob("*.md"), *TOP.glob("docs/*.md")])
+
+
+def test_the_guard_names_a_ratio_that_fell_by_more_than_a_tenth():
+    def result(ratio: float, name: str = "update") -> Result:
+        return Result("lab", name, [({"s_per_1000": 1.0}, {"s_per_1000": ratio})])
+
+    recorded = [result(2.0), result(4.0, "grpo")]
+    assert fallen([result(1.81), result(3.61, "grpo"), result(0.5, "ppo")], recorded) == []  # ppo was not recorded
+    (said,) = fallen([result(1.79), result(9.0, "grpo")], recorded)
+    assert said == "lab, update, against a bare forward and backward pass: 1.79, recorded 2.00"
 
 
 @pytest.mark.whole

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.whole
 
 FOLDER = config_folder() / "experiment"
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
-OF_LARGE_MODELS = [name for name in NAMES if name.startswith("paper/") or name.endswith(("gb", "gsm8k_cpu"))]
+OF_LARGE_MODELS = [name for name in NAMES if name.startswith("paper/") or name.endswith(("gb", "gpu", "gsm8k_cpu"))]
 OF_OWN_MODELS = ["real", "smoke", "smollm2_cpu"]
 EXPERIMENTS = [name for name in NAMES if name not in OF_LARGE_MODELS and name not in OF_OWN_MODELS]
 
@@ -81,12 +81,16 @@ def test_an_experiment_with_a_large_model_takes_two_steps_with_a_small_model_of_
     small += ["phase2={num_problems: 2, problems_per_step: 2, group_size: 4, num_steps: 2}", "eval.samples_per_problem=1"]
     small += ["phase2={pass_rate_low: 0.05, pass_rate_high: 0.95}", "rollout.max_num_batched_tokens=2048"]
     small += ["phase2.answers=null"]  # one preset trains on problems that are known by theirs
+    if experiment.endswith("gpu"):  # all of it but where its processes are placed
+        one = ("cluster.learner_ranks", "rollout.num_engines", "rollout.tensor_parallel_size")
+        small += ["cluster=local", *(f"{key}=1" for key in one)]
     monkeypatch.setattr(sys, "argv", ["conclip", "two-phase", *own, *small, "name=own"])
     main()
     folder = tmp_path / "outputs/two-phase/own/attempt-001"
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps] == [1, 2]
-    assert (folder / "checkpoints/phase2-best/adapter").is_dir() == ("1.5b" not in experiment or "24gb" in experiment)
+    whole = ("1.5b" in experiment and "24gb" not in experiment) or experiment == "paper/r1_7b_8gpu"
+    assert (folder / "checkpoints/phase2-best/adapter").is_dir() is not whole
     AutoModelForCausalLM.from_pretrained(folder / "checkpoints/phase2-best")
 
 

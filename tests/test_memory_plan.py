@@ -39,7 +39,7 @@ from conclip.models.adapters import Adapter
 from conclip.models.folder import LAB_MODEL, linear_layers
 from conclip.models.load import autocast, load_policy, recompute_activations
 from conclip.rollout.collect import TRAINING
-from tests.sparse import QWEN3_0_6B, QWEN3_4B, QWEN_7B, QWEN_MATH_1_5B, R1_1_5B, sparse_model
+from tests.sparse import QWEN3_0_6B, QWEN3_4B, QWEN_7B, QWEN_32B, QWEN_MATH_1_5B, R1_1_5B, sparse_model
 
 GIB = 2**30
 CPU, GPU = Place(kind="cpu", memory_gib=16.0), Place(kind="gpu", memory_gib=80.0)
@@ -437,6 +437,8 @@ def test_embeddings_are_no_layers_for_adapters(tmp_path: Path):
         ("paper/qwen_math_1.5b", QWEN_MATH_1_5B, 1.54e9, "h100"),
         ("paper/r1_7b", QWEN_7B, 7.62e9, "h100"),
         ("paper/qwen_math_7b", QWEN_7B, 7.62e9, "h100"),
+        ("paper/r1_7b_8gpu", QWEN_7B, 7.62e9, "h100"),
+        ("r1_32b_16gpu", QWEN_32B, 32.8e9, "h100"),
     ],
 )
 def test_an_experiment_fits_the_card_it_is_for(

@@ -124,7 +124,7 @@ KINDS = {
 }
 
 
-CASES = [(kind, True) for kind in KINDS] + [("ppo", False), ("adapters", False)]
+CASES = [(kind, True) for kind in KINDS] + [("ppo", False), ("grpo with a reference", False), ("adapters", False)]
 MARKED = [pytest.param(*case, marks=pytest.mark.whole if case == ("ppo", True) else pytest.mark.cluster) for case in CASES]
 
 

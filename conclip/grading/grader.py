@@ -338,8 +338,9 @@ class Grader:
             state.queue.appendleft(question)
             return
         if question is not None and question.verifier is not None:
-            reason = f"it took more than {self._cpu_limit_s} s of processor time" if end_code == -signal.SIGXCPU else why
-            self._tell_error(question.verifier, f"its worker {why}" if reason == why else reason)
+            out_of_time = end_code == -signal.SIGXCPU
+            how = f"it took more than {self._cpu_limit_s} s of processor time" if out_of_time else f"its worker {why}"
+            self._tell_error(question.verifier, how)
         self._settle(question, Outcome.GRADER_ERROR)
 
     def _settle(self, question: Question | None, outcome: Outcome) -> None:
