@@ -32,7 +32,7 @@ def test_a_ray_that_does_not_start_here_is_the_machines_failure(
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"pip install 'conclip\[ray\]'"):
+    with pytest.raises(UserError, match=r"pip install 'ray>=2\.50,<3'"):
         check_machine(load_config("train-phase2", "cluster=ray"))
 
 

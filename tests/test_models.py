@@ -132,10 +132,12 @@ def test_architectures_vllm_has_no_code_for(tmp_path: Path):
 def test_a_model_of_transformers_code_is_said_to_get_an_engine_process(tmp_path: Path):
     ours, theirs = make_model("Qwen3", tmp_path / "a"), make_model("SmolLM3", tmp_path / "b")
     command = ["eval", "rollout.max_model_len=512", "eval.max_tokens=200", "data.test.chain.num_problems=1"]
-    assert load_inputs(load_config(*command, f"model.path={ours}")).notes == ()
-    notes = load_inputs(load_config(*command, f"model.path={ours}", f"+checkpoints.other={theirs}")).notes
-    assert len(notes) == 1 and notes[0].startswith("checkpoints.other: vLLM runs this architecture by transformers' code")
-    assert load_inputs(load_config(*command, f"model.path={theirs}", "rollout.engine=child_process")).notes == ()
+    (of_data,) = load_inputs(load_config(*command, f"model.path={ours}")).notes
+    assert of_data.startswith("data: the problems are the embedded model's arithmetic; name others")
+    first, *others = load_inputs(load_config(*command, f"model.path={ours}", f"+checkpoints.other={theirs}")).notes
+    assert first.startswith("checkpoints.other: vLLM runs this architecture by transformers' code") and others == [of_data]
+    child = load_config(*command, f"model.path={theirs}", "rollout.engine=child_process")
+    assert load_inputs(child).notes == (of_data,)
 
 
 def test_python_code_of_a_model_folder_runs_only_where_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
