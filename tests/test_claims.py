@@ -18,7 +18,7 @@ from conclip.claims.measures import difference, gaps, numbers
 from conclip.claims.outcome import contrast_rows, from_json, outcome_of, recorded, write_outcome
 from conclip.claims.page import _mean, write_claims
 from conclip.claims.runs import PlannedRun, carry_out, in_order, planned
-from conclip.claims.verdict import judge, overall
+from conclip.claims.verdict import judge, margin_of, overall
 from conclip.cli.main import main
 from conclip.errors import MachineFailure, UserError
 from conclip.models.folder import LAB_MODEL
@@ -308,7 +308,8 @@ def test_a_difference_holds_exactly_where_its_interval_lies_in_the_figures_range
     for expect, at_least in kinds:
         contrast = Contrast(measure="tokens", first="a", expect=expect, relevant=5, at_least=at_least)
         verdict = judge(values, expect, 5, at_least=at_least)
-        border, side = figures._border(contrast)
+        side, margin = margin_of(contrast.expect, contrast.relevant, contrast.at_least)
+        border = side * margin
         nearest = verdict.low if side > 0 else verdict.high
         assert (side * nearest > side * border) is (verdict.word == "holds")
 

@@ -19,6 +19,7 @@ from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError
 from conclip.evaluation.measures import details
 from conclip.evaluation.overthinking import first_mention
+from conclip.evaluation.regrade import Columns, grade_file
 from conclip.evaluation.rows import to_dict
 from conclip.experiments.inputs import load_inputs
 from conclip.grading.grader import Grader
@@ -340,6 +341,19 @@ def test_rows_of_a_run_are_graded_again_by_a_verifier_that_is_named(tmp_path: Pa
     subprocess.run([*command, "--verifier", f"{file}:as_numpy"], check=True)
     graded = [json.loads(line)["outcome"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert graded == ["correct", "no_answer"]
+
+
+def test_a_verifier_is_tried_though_the_first_row_was_compared_and_other_golds_are_still_looked_at(
+    tmp_path: Path, file: Path
+):
+    rows = [make_row("p", Outcome.WRONG, 5, answer="[?]"), make_row("q", Outcome.WRONG, 5, answer="7", verifier="a@1")]
+    source = tmp_path / "rows-base.jsonl"
+    source.write_text("".join(json.dumps(to_dict(row)) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"^--verifier: share cannot be used: TypeError: share returned 0\.5"):
+        grade_file(source, tmp_path / "out.jsonl", audit=False, columns=Columns(verifier=named(file, "share")))
+    notes: list[str] = []
+    grade_file(source, tmp_path / "out.jsonl", audit=False, columns=Columns(verifier=named(file, "right")), notes=notes)
+    assert len(notes) == 1 and "1 of 1 gold answers are not understood" in notes[0]
 
 
 def test_rows_of_a_verifier_count_without_a_box_and_have_no_majority():

@@ -8,7 +8,7 @@ import altair as alt
 from conclip.claims.config import Contrast
 from conclip.claims.measures import RunNumbers
 from conclip.claims.outcome import Outcome, unit, with_interval
-from conclip.claims.verdict import Word
+from conclip.claims.verdict import Word, margin_of
 from conclip.report.figure import WIDTH, Chart, Figure, Values
 from conclip.stats import clustered_interval
 
@@ -48,9 +48,8 @@ def figure(outcome: Outcome) -> Figure:
     measures = dict.fromkeys(contrast.measure for contrast in outcome.claim.contrasts.values())
     for measure in measures:
         contrasts = {name: c for name, c in outcome.claim.contrasts.items() if c.measure == measure}
-        panels[f"differences in {measure.removeprefix('metrics.')} (green: where one holds)"] = _contrasts(
-            outcome, contrasts
-        )
+        title = f"differences in {measure.removeprefix('metrics.')} (green: where one holds)"
+        panels[title] = _contrasts(outcome, contrasts)
     said = "; ".join(
         f"{name}: {with_interval(v.mean, v.low, v.high)}, {v.word}"
         for name in outcome.claim.contrasts
@@ -90,11 +89,12 @@ def _contrasts(outcome: Outcome, contrasts: Mapping[str, Contrast]) -> Chart:
     """Draw contrasts of one measure: a point for every seed, the mean and its interval, and the range in which it holds."""
     seeds: Values = []
     means: Values = []
-    borders: dict[str, tuple[float, int]] = {}
+    borders: dict[str, tuple[float, float]] = {}
     for name, contrast in contrasts.items():
         found = outcome.differences[name]
         seeds += [{"name": name, "seed": seed, "value": value} for seed, value in found.items()]
-        borders[name] = _border(contrast)
+        side, margin = margin_of(contrast.expect, contrast.relevant, contrast.at_least)
+        borders[name] = side * margin, side
         if len(found) > 1:
             v = outcome.verdict(name)
             low, high = (v.low, v.high) if isfinite(v.low) else (v.mean, v.mean)
@@ -133,11 +133,3 @@ def _domain(shown: Sequence[float], ends: Sequence[float]) -> tuple[float, float
     span = (high - low) or 1.0
     low, high = (max(low - span, min(low, *ends)), min(high + span, max(high, *ends))) if ends else (low, high)
     return low - 0.05 * span, high + 0.05 * span
-
-
-def _border(contrast: Contrast) -> tuple[float, int]:
-    """Return the value that the whole interval must lie beyond, and on which side: -1 below, 1 above
-    (`conclip.claims.verdict.judge`)."""
-    side = -1 if contrast.expect in ("less", "not more") else 1
-    is_bound = contrast.expect in ("not less", "not more")
-    return side * (-contrast.relevant if is_bound else contrast.at_least or 0.0), side

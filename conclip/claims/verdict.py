@@ -35,6 +35,13 @@ class Verdict:
 MOST_SEEDS = 1000
 
 
+def margin_of(expect: Expectation, relevant: float, at_least: float) -> tuple[float, float]:
+    """Return the side on which a contrast holds (-1 below, 1 above), and what its whole interval must exceed, turned to that
+    side."""
+    sign = -1.0 if expect in ("less", "not more") else 1.0
+    return sign, -relevant if expect in ("not less", "not more") else at_least
+
+
 def judge(
     differences: Sequence[float],
     expect: Expectation,
@@ -50,11 +57,10 @@ def judge(
     of that size takes the place of both. "Not less" holds if the interval excludes a drop of `relevant`, and does not hold
     if all of it is such a drop; "not more" is its mirror image.
     """
-    sign = -1.0 if expect in ("less", "not more") else 1.0
+    sign, margin = margin_of(expect, relevant, at_least)
     is_bound = expect in ("not less", "not more")
     towards = [sign * value for value in differences]
     mean, low, high = clustered_interval(towards, num_intervals=num_contrasts)
-    margin = -relevant if is_bound else at_least
     power = _power(relevant, high - mean, len(towards), num_contrasts)
     needed = _seeds_needed(relevant, high - mean, len(towards), num_contrasts)
     if low > margin:

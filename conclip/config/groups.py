@@ -140,6 +140,11 @@ class DataConfig:
     validation: dict[str, ProblemSetConfig]
     test: dict[str, ProblemSetConfig]
 
+    @property
+    def trains_by_verifier(self) -> bool:
+        """Whether a verifier judges problems of the pool."""
+        return any(problems.verifier is not None for problems in self.pool.values())
+
 
 @dataclass(frozen=True)
 class ProbeConfig:

@@ -45,8 +45,8 @@ def check_recipe(config: BaseConfig) -> None:
             _check_known(f"recipe.{name}.phase", [stage.phase], known, "one of the phases")
         if stage.kind == "warm_up":
             require(config.warming_up is not None, f"recipe.{name}", "needs the settings of a warm-up; see recipe=warm_up")
-            verified = any(problems.verifier is not None for problems in config.data.pool.values())
-            require(not verified, f"recipe.{name}", "teaches to give answers in a box, which verifiers do not look for")
+            boxed = not config.data.trains_by_verifier
+            require(boxed, f"recipe.{name}", "teaches to give answers in a box, which verifiers do not look for")
             _check_known(f"recipe.{name}.rates", [stage.rates], probes, "an earlier probing stage")
             trained.append(name)
         elif stage.kind == "train":

@@ -131,17 +131,18 @@ def _check(grader: Grader, source: Path, columns: Columns) -> str | None:
     """Read all rows, and return a note on golds that are not understood. Raises UserError on unusable rows, where there are
     none, and where most golds are whole solutions."""
     kinds: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
-    number = 0
+    number, verified = 0, False
     for number, item in enumerate(_items(source, columns), start=1):
-        if number == 1 and item.verifier is not None:
-            check_verifier("--verifier", item.verifier, item.golds[0])
+        if item.verifier is not None:
+            if not verified:
+                check_verifier("--verifier", item.verifier, item.golds[0])
+            verified = True
+            continue
         kind = tuple(item.golds), tuple(item.choices or ())
         if len(kinds) < MAX_CHECKED:
             kinds.setdefault(kind, number)
     if number == 0:
         raise UserError(f"'{source}' holds no rows; give rows with columns '{columns.gold}' and '{columns.response}'")
-    if columns.verifier is not None:
-        return None
     remedy = r"name the answer in them by --gold-pattern '####\s*(.+)', an expression with one group around it"
     return check_golds(
         grader,

@@ -152,8 +152,7 @@ class Stages:
             self._run.say(f"{stage}: {len(selection.problems)} problems, {phase.num_steps} steps")
             if note := selection.confidence_note(phase):
                 self._run.say(f"{stage}: {note}")
-            verified = any(problem.verifier is not None for problem in self._inputs.pool)
-            extraction = "lenient" if verified else config.rollout.extraction
+            extraction = "lenient" if config.data.trains_by_verifier else config.rollout.extraction
             self._run.say(f"{stage}: {describe_rewards(config.reward, extraction)}")
             phase_inputs = PhaseInputs(
                 stage=stage,

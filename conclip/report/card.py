@@ -116,8 +116,7 @@ def _reproduction(folder: Path) -> str:
 def _limits(config: LearnConfig, rows: Sequence[EvalRow]) -> str:
     where = escape.markdown(", ".join(dict.fromkeys(row.benchmark for row in rows)))
     measured = f"Measured on {where} only, at the temperatures of the table" if rows else "Nothing was measured"
-    verified = any(problems.verifier is not None for problems in config.data.pool.values())
-    form = "" if verified else "It was trained to end its answers in `\\boxed{}`. "
+    form = "" if config.data.trains_by_verifier else "It was trained to end its answers in `\\boxed{}`. "
     return (
         f"\n## Limits\n\n- {measured}; other tasks, languages and longer problems may behave otherwise.\n"
         f"- {form}Ask it with the base model's chat template.\n"
