@@ -20,8 +20,10 @@ from torch import Tensor
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  documented, but not exported
 from transformers import AutoModelForCausalLM
 
+import conclip.cluster.followers
 import conclip.training.ranks
 from conclip.cluster import group, launch, shares
+from conclip.cluster.followers import follow_under_torchrun
 from conclip.cluster.group import Group
 from conclip.cluster.launch import Worker
 from conclip.cluster.ranks import RankDied
@@ -38,7 +40,7 @@ from conclip.runs.interrupts import SIGNALS
 from conclip.seeding import torch_stream
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
-from conclip.training.ranks import Learners, follow_under_torchrun, train
+from conclip.training.ranks import Learners, train
 from conclip.training.schedule import StepPlan
 from tests.golden.replay import LOSSES, recorded_batch
 from tests.phases import saving, trained_by
@@ -146,8 +148,9 @@ def test_two_ranks_learn_what_one_process_does(divided: dict[int, Learners], unt
 
 
 @pytest.mark.cluster
-def test_each_number_of_ranks_resumes_what_another_has_saved(divided: dict[int, Learners], tmp_path: Path):
-    config = settings("algo=ppo")
+@pytest.mark.parametrize("kind", ["ppo", "grpo with a reference"])
+def test_each_number_of_ranks_resumes_what_another_has_saved(divided: dict[int, Learners], tmp_path: Path, kind: str):
+    config = settings(*KINDS[kind])
     learner = divided[1].make(LAB_MODEL, config, num_updates=8)
     alone, losses = updates(learner, config, 0, 8), list[dict[str, float]]()
     weights, state, sizes = learner.saved(), learner.state(), list[list[int]]()
@@ -367,8 +370,8 @@ def test_a_rank_of_torchrun_leaves_signals_to_the_first_one(monkeypatch: pytest.
     monkeypatch.setattr(signal, "signal", lambda number, does: ignored.append((number, does)))
     group = Mock()
     group.next_call.return_value = ("end", (), {})
-    monkeypatch.setattr(conclip.training.ranks, "_group_of_torchrun", lambda: group)
-    follow_under_torchrun()
+    monkeypatch.setattr(conclip.cluster.followers, "group_of_torchrun", lambda: group)
+    follow_under_torchrun(Mock())
     assert ignored == [(number, signal.SIG_IGN) for number in SIGNALS]
     group.leave.assert_called_once()
 

@@ -246,9 +246,10 @@ def _execute(subcommand: str, composed: "DictConfig") -> None:
     prepare_gpu(repeatable=config.rollout.deterministic, frees_pages=config.shares_gpu)
     if config.cluster.kind == "torchrun" and os.environ.get("RANK", "0") != "0":
         if config.learning is not None:
-            from conclip.training.ranks import follow_under_torchrun  # noqa: PLC0415
+            from conclip.cluster.followers import follow_under_torchrun  # noqa: PLC0415
+            from conclip.training.learner import make_learner  # noqa: PLC0415
 
-            follow_under_torchrun()
+            follow_under_torchrun(make_learner)
         return
     with lasting():
         from conclip.experiments.commands import execute  # noqa: PLC0415  imports torch: only now
