@@ -170,7 +170,12 @@ def main() -> None:
             alive = True
             while (alive := process.poll() is None) and not (time.monotonic() - began > after and kill_one(moments, kind)):
                 time.sleep(0.1)
-            differing = differences(alone, outcome(struck, process))
+            try:
+                differing = differences(alone, outcome(struck, process))
+            except RuntimeError as error:
+                if not alive:
+                    raise  # it was not struck
+                differing = [str(error)]
             duration = min(duration, time.monotonic() - began)  # the machine may have been busy
             said = ", ".join(restarts_of(struck)) or "nothing"
             shutil.rmtree(struck)

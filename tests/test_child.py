@@ -5,6 +5,7 @@ The engine inside is scripted; one test of test_engine.py has vLLM there.
 
 import dataclasses
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from multiprocessing import Pipe
@@ -95,10 +96,10 @@ def test_what_is_submitted_is_there_before_the_first_step(child: ChildEngine, he
 
 
 class LosingItsFirst(Local):
-    """Starts processes here; the host of the first one is lost as it starts."""
+    """Starts processes here; the first one ends as it starts, in silence."""
 
-    def __init__(self) -> None:
-        self.num_starts = 0
+    def __init__(self, exitcode: int | None) -> None:
+        self.num_starts, self.exitcode = 0, exitcode
 
     def start(self, *arguments: Any, **named: Any) -> Any:
         self.num_starts += 1
@@ -106,17 +107,28 @@ class LosingItsFirst(Local):
             return super().start(*arguments, **named)
         here, there = Pipe()
         there.close()
-        return Mock(exitcode=None, is_alive=lambda: False), here
+        return Mock(exitcode=self.exitcode, is_alive=lambda: False), here
 
 
-def test_an_engine_whose_host_is_lost_as_it_starts_is_started_elsewhere(said: list[str], here: RolloutEngine):
-    launcher = LosingItsFirst()
+@pytest.mark.parametrize(("exitcode", "words"), [(None, "its host is lost"), (-signal.SIGKILL, "exit code -9")])
+def test_an_engine_that_is_killed_as_it_starts_is_started_again(
+    said: list[str], here: RolloutEngine, exitcode: int | None, words: str
+):
+    launcher = LosingItsFirst(exitcode)
     child = ChildEngine(LAB_MODEL, ROLLOUT, warn=said.append, start=ScriptedEngine, launcher=launcher, **SETTINGS)
     try:
         assert tokens(run(child)) == tokens(run(here))
-        assert launcher.num_starts == 2 and len(said) == 1 and "its host is lost" in said[0]
+        assert launcher.num_starts == 2 and len(said) == 1 and words in said[0]
     finally:
         child.close()
+
+
+@pytest.mark.parametrize("exitcode", [1, -signal.SIGSEGV])
+def test_an_engine_that_ends_by_itself_as_it_starts_would_end_so_again(exitcode: int):
+    launcher = LosingItsFirst(exitcode)
+    with pytest.raises(EngineDied, match=f"exit code {exitcode}"):
+        ChildEngine(LAB_MODEL, ROLLOUT, start=ScriptedEngine, launcher=launcher, **SETTINGS)
+    assert launcher.num_starts == 1
 
 
 def test_a_child_that_dies_as_it_is_put_to_sleep_sleeps(child: ChildEngine):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -170,6 +171,29 @@ def test_a_host_that_cannot_start_a_process_says_why(launcher: Launcher, monkeyp
     monkeypatch.setattr(by_ray, "THREADS", "another")
     with pytest.raises(MachineFailure, match=r"cannot start a process \(KeyError: 'OMP_NUM_THREADS'\)"):
         Worker("a worker", launcher, os.abort)
+
+
+@pytest.mark.parametrize(("num_killed", "num_asked"), [(1, 2), (9, 3)])
+def test_a_process_that_is_killed_before_it_connects_is_started_again(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, num_killed: int, num_asked: int
+):
+    assert isinstance(launcher, RayLauncher)
+    asked: list[str] = []
+    connection_of = launcher._connection_of
+
+    def killing(name: str, process: RayProcess) -> Any:
+        asked.append(name)
+        if len(asked) <= num_killed:
+            process.kill()
+        return connection_of(name, process)
+
+    monkeypatch.setattr(launcher, "_connection_of", killing)
+    helps = num_killed < num_asked
+    with nullcontext() if helps else pytest.raises(MachineFailure, match="started 3 times, and lost each time"):
+        worker = Worker("a worker", launcher, show_threads, tmp_path / "threads")
+        worker._process.join()
+        worker.end()
+    assert len(asked) == num_asked and (tmp_path / "threads").exists() == helps
 
 
 def test_whoever_connects_and_says_nothing_holds_up_nobody(launcher: Launcher):

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import subprocess
 import threading
 import time
@@ -35,7 +36,7 @@ START_S = 120.0
 ASK_S = 60.0
 """The longest that a host takes to answer [s]; Ray notices within half a minute that one is lost."""
 MAX_TRIES = 3
-"""Hosts that may be lost, one after the other, as they start a process."""
+"""How often a process is tried that is lost while it starts."""
 THREADS, VISIBLE = "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"
 PIECE = 1 << 28
 """Bytes of a file that are sent at a time."""
@@ -235,13 +236,13 @@ class RayLauncher:
                 return self._begun(self._resources(num_gpus), (work, arguments))
             except (RayError, OSError) as error:
                 if not tries_left:
-                    what = f"{MAX_TRIES} hosts of the Ray cluster were lost, one after the other"
+                    what = f"a process on the Ray cluster was started {MAX_TRIES} times, and lost each time"
                     raise MachineFailure(f"{what} ({_text(error)})") from error
         raise AssertionError("unreachable")
 
     def _begun(self, wanted: dict[str, float], work: tuple[Any, ...]) -> tuple[RayProcess, Connection]:
-        """Have a host start a process, and send it its work. Raises RayError or OSError where that host is lost, and
-        MachineFailure where it is not."""
+        """Have a host start a process, and send it its work. Raises RayError or OSError where that host is lost or the
+        process killed, and MachineFailure for what else goes wrong."""
         name, threads = secrets.token_hex(8), os.environ.get(THREADS)
         place = {
             "host": self.host,
@@ -288,8 +289,8 @@ class RayLauncher:
         code = None if is_alive else process.exitcode
         process.kill()
         self.release(process)
-        if not is_alive and code is None:
-            raise ConnectionError("a host is lost")
+        if not is_alive and code in (None, -signal.SIGKILL):
+            raise ConnectionError("a host is lost" if code is None else "a process was killed as it started")
         how = f"nothing was heard of it for {START_S:g} s" if is_alive else f"exit code {code}"
         raise MachineFailure(
             f"a process on a host of the Ray cluster did not connect to {self.host} ({how}); conclip must be "

@@ -1,6 +1,7 @@
 """An engine in a child process, of which a pool has one or several."""
 
 import atexit
+import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -134,12 +135,13 @@ class ChildEngine:
             raise
 
     def ready(self) -> None:
-        """Wait until the engine has started, elsewhere if its host is lost meanwhile. Raises what ended it; `close` is the
-        caller's then."""
+        """Wait until the engine has started, and start it again if it is killed or its host is lost meanwhile. Raises what
+        else ended it; `close` is the caller's then."""
         try:
             self._started()
         except EngineDied as error:
-            if self._process.is_alive() or self._process.exitcode is not None:
+            code = self._process.exitcode
+            if self._process.is_alive() or code not in (None, -signal.SIGKILL):
                 raise  # it would end so again
             self._restart(error)
 
