@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from conclip.claims import figures
 from conclip.claims import outcome as claim_outcome
 from conclip.claims import runs as claim_runs
-from conclip.claims.config import Claim, Contrast, Expectation, check_runs, claim_files, load_claim
+from conclip.claims.config import Claim, Contrast, Expectation, check_runs, claim_files, load_claim, on_other, overrides
 from conclip.claims.measures import difference, gaps, numbers
 from conclip.claims.outcome import contrast_rows, from_json, outcome_of, recorded, write_outcome
 from conclip.claims.page import _mean, write_claims
@@ -107,15 +108,70 @@ def test_a_claim_holds_if_all_of_its_contrasts_do():
     assert overall(["holds", "not separable", "underpowered", "does not hold"]) == "does not hold"
 
 
+def with_careful_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be where that model is, which `make careful-model` takes minutes to make."""
+    (folder / "outputs").mkdir()
+    (folder / "outputs/careful-model").symlink_to(LAB_MODEL)
+    monkeypatch.chdir(folder)
+
+
 @pytest.mark.whole
 @pytest.mark.parametrize("name", sorted(claim_files()))
 def test_every_shipped_claim_composes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "outputs").mkdir()
-    (tmp_path / "outputs/careful-model").symlink_to(LAB_MODEL)  # `make careful-model` takes minutes
-    monkeypatch.chdir(tmp_path)
+    with_careful_model(tmp_path, monkeypatch)
     claim = load_claim(name, claim_files()[name])
     check_runs(name, claim, quick=True)  # with the overrides of every run, and those of the quick version
     assert claim.designed and claim.seeds >= 5
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("name", sorted(claim_files()))
+def test_every_shipped_claim_can_be_tried_on_another_model_and_its_problems(
+    name: str, random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Those about other problems of the lab's ask for such sets."""
+    with_careful_model(tmp_path, monkeypatch)
+    given = ["model=hf", f"model.path={random_model}", "data=gsm8k"]
+    claim = load_claim(name, claim_files()[name])
+    other = on_other(claim, given)
+    missing = {contrast.test for contrast in claim.contrasts.values() if contrast.test} - {"gsm8k"}
+    with pytest.raises(UserError, match=r"which .* does not have; it has gsm8k") if missing else nullcontext():
+        hashes = check_runs(name, other, quick=True)  # with the overrides of every run, and those of the quick version
+        assert not set(hashes.values()) & set(check_runs(name, claim, quick=True).values())
+
+
+def test_overrides_of_the_command_come_last_and_other_problems_leave_out_settings_of_the_labs():
+    claim = Claim(
+        claim="x",
+        common=["data.test.chain.num_problems=200", "algo=grpo"],
+        runs={"a": ["+data.test.more={source: arithmetic}", "algo.kl_coef=0"]},
+        quick=["data.pool.chain.num_problems=9", "phase.num_steps=2"],
+        contrasts={},
+        hours=3.0,
+    )
+    same = on_other(claim, ["model=hf"])
+    assert overrides(same, "a", quick=False) == [*claim.common, *claim.runs["a"], "model=hf"] and same.hours is None
+    other = on_other(claim, ["data=gsm8k", "phase.num_steps=5"])
+    assert overrides(other, "a", quick=False) == ["algo=grpo", "algo.kl_coef=0", "data=gsm8k", "phase.num_steps=5"]
+    assert overrides(other, "a", quick=True)[2:] == ["phase.num_steps=2", "data=gsm8k", "phase.num_steps=5"]
+    assert on_other(claim, []) is claim
+    with pytest.raises(UserError, match=r"'seed=3' is set by conclip claims itself; --first-seed"):
+        on_other(claim, ["seed=3"])
+    with pytest.raises(UserError, match=r"'algo=ppo': the claim itself chooses that, and rests on it"):
+        on_other(claim, ["algo=ppo"])
+
+
+def test_overrides_that_make_two_runs_alike_are_refused(tmp_path: Path):
+    text = CLAIM.replace("b: [algo=grpo]", "b: [algo.gae_lambda=1]").replace("a: []", "a: [algo.gae_lambda=0.9]")
+    claim = load_claim("mine", written(tmp_path, text))
+    assert len(set(check_runs("mine", claim, quick=False).values())) == 2
+    with pytest.raises(UserError, match=r"contrasts\.a against b: its two runs have the same config"):
+        check_runs("mine", on_other(claim, ["algo.gae_lambda=0.95"]), quick=False)
+
+
+def test_overrides_of_the_command_line_are_not_in_a_file(tmp_path: Path):
+    with pytest.raises(UserError, match="given is for the command line"):
+        load_claim("mine", written(tmp_path, CLAIM + "given: [algo=grpo]\n"))
 
 
 def test_the_claim_of_the_docs_composes(tmp_path: Path):
@@ -474,6 +530,26 @@ def test_a_page_is_not_made_from_fewer_seeds_than_it_has(
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 2 and words in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_page_is_of_one_model_and_its_problems(
+    claim: Claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    given = ["model.chat_template_kwargs={a: 1}"]
+    runs = finished(on_other(claim, given), tmp_path, seeds=3)
+    (tmp_path / "docs/claims").mkdir(parents=True)
+    write_outcome(outcome_of("mine", claim, finished(claim, tmp_path, seeds=3), quick=False), tmp_path)
+    page = write_claims([outcome_of("mine", on_other(claim, given), runs, quick=False)], tmp_path / "docs")
+    assert "`conclip claims mine 'model.chat_template_kwargs={a: 1}'`" in page.read_text()
+    assert not from_json(tmp_path / "mine.json").claim.given
+    monkeypatch.chdir(tmp_path)
+    for other in ([], ["model=hf"]):
+        told = ["conclip", "claims", "mine", "--list", *other, "--config-dir", ".", "--page", "docs"]
+        monkeypatch.setattr(sys, "argv", told)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = " ".join(capsys.readouterr().err.split())
+        assert ended.value.code == 2 and f"--page: 'docs/claims' has 'mine' with {given[0]}; give another folder" in said
 
 
 def test_a_quick_page_stands_beside_the_other(claim: Claim, tmp_path: Path):

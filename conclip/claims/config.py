@@ -2,7 +2,8 @@
 
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -80,6 +81,8 @@ class Claim:
     """what the lab's design has to do with it"""
     remarks: str = ""
     """what to know when reading its result: what changed after a first look at it, what was not measured"""
+    given: list[str] = field(default_factory=list[str])
+    """overrides of every run that the command line has, after all others; not in a file"""
     hours: float | None = None
     """what the runs took that no other claim had run before, one after another on two cores [h]; null: not known yet"""
 
@@ -123,9 +126,13 @@ def load_claim(name: str, path: Path) -> Claim:
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"'{path}' is no claim: {one_line(str(error))}") from error
     check_claim(claim, path)
+    if claim.given:
+        raise UserError(f"'{path}': given is for the command line; its overrides belong into common")
     return claim
 
 
+OWN_KEYS = re.compile(r"\+*(name|seed|paths\.outputs|paths\.stages_from)=")
+"""Overrides that every run gets from `conclip claims`."""
 MEASURES = ("tokens", "accuracy", "gap")
 
 
@@ -145,7 +152,7 @@ def check_claim(claim: Claim, path: Path) -> None:
         ("quick", claim.quick),
         *((f"runs.{k}", r) for k, r in claim.runs.items()),
     ):
-        if taken := [text for text in wanted if re.match(r"\+*(name|seed|paths\.outputs|paths\.stages_from)=", text)]:
+        if taken := [text for text in wanted if OWN_KEYS.match(text)]:
             raise UserError(f"'{path}': {place}: '{taken[0]}' is set by conclip claims itself; leave it out")
     for key, contrast in claim.contrasts.items():
         for run in filter(None, (contrast.first, contrast.second)):
@@ -161,9 +168,35 @@ def check_claim(claim: Claim, path: Path) -> None:
             raise UserError(f"'{path}': contrasts.{key}.measure must be one of {', '.join(MEASURES)}, metrics.NAME")
 
 
+def on_other(claim: Claim, given: Sequence[str]) -> Claim:
+    """Return a claim whose runs have further overrides, after their own: another model, say. Where these choose other
+    problems (`data=`), what the claim sets of the embedded ones (`data.*`) is left out. How long runs take is then unknown.
+    Raises UserError for what `conclip claims` sets itself, and for a group that the claim chooses."""
+    if not given:
+        return claim
+    if taken := [text for text in given if OWN_KEYS.match(text)]:
+        raise UserError(f"'{taken[0]}' is set by conclip claims itself; --first-seed, --seeds and --out set seeds and place")
+    own = {text.partition("=")[0] for wanted in (claim.common, *claim.runs.values()) for text in wanted}
+    if taken := [text for text in given if "." not in text.partition("=")[0] and text.partition("=")[0] in own]:
+        raise UserError(f"'{taken[0]}': the claim itself chooses that, and rests on it; give single settings instead")
+    others = any(text.startswith("data=") for text in given)
+
+    def kept(wanted: Sequence[str]) -> list[str]:
+        return [text for text in wanted if not (others and re.match(r"[+~]*data\.", text))]
+
+    runs = {name: kept(wanted) for name, wanted in claim.runs.items()}
+    quick = kept(claim.quick)
+    return replace(claim, common=kept(claim.common), runs=runs, quick=quick, given=list(given), hours=None)
+
+
 def check_runs(name: str, claim: Claim, *, quick: bool, config_dir: Path | None = None) -> dict[str, str]:
-    """Compose every run of a claim. Returns what `run_hash` does for each. Raises UserError naming claim and run."""
-    return {run: run_hash(name, claim, run, quick=quick, config_dir=config_dir) for run in claim.runs}
+    """Compose every run of a claim. Returns what `run_hash` does for each. Raises UserError naming claim and run, and for
+    a contrast of two runs that are the same."""
+    hashes = {run: run_hash(name, claim, run, quick=quick, config_dir=config_dir) for run in claim.runs}
+    for key, contrast in claim.contrasts.items():
+        if contrast.second is not None and hashes[contrast.first] == hashes[contrast.second]:
+            raise UserError(f"claim '{name}': contrasts.{key}: its two runs have the same config, so there is no difference")
+    return hashes
 
 
 def run_hash(name: str, claim: Claim, run: str, *, quick: bool, config_dir: Path | None = None) -> str:
@@ -214,4 +247,4 @@ def _check_contrasts(name: str, claim: Claim, run: str, config: BaseConfig) -> N
 
 def overrides(claim: Claim, run: str, *, quick: bool) -> list[str]:
     """Return the overrides of one run, but for its seed."""
-    return [*claim.common, *claim.runs[run], *(claim.quick if quick else [])]
+    return [*claim.common, *claim.runs[run], *(claim.quick if quick else []), *claim.given]

@@ -15,6 +15,7 @@ from conclip.errors import UserError
 from conclip.report.data import RunData, read_run
 from conclip.runs.checked import Finite, NonNegative, read_as
 from conclip.runs.files import read_object, write_json
+from conclip.runs.identity import digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Outcome:
 _OUTCOME = TypeAdapter(Outcome)
 
 
-def outcome_of(name: str, claim: Claim, runs: Sequence[PlannedRun], *, quick: bool) -> Outcome:
+def outcome_of(name: str, claim: Claim, runs: Sequence[PlannedRun], *, quick: bool, given: Sequence[str] = ()) -> Outcome:
     """Return what the runs that are done say, with the seeds of which both runs of a contrast are."""
     done = [run for run in runs if run.is_done()]
     data = {(run.run, run.seed): read_run(run.folder) for run in done}
@@ -140,15 +141,19 @@ def unit(contrast: Contrast) -> str:
 
 
 def outcome_file(outcome: Outcome) -> str:
-    """Return the name of the file that holds an outcome: one for each claim and set of seeds."""
+    """Return the name of the file that holds an outcome: one for each claim, set of seeds, and overrides of the command."""
     seeds = f"-seeds-{outcome.seeds.start}" if outcome.seeds.start else ""
-    return f"{outcome.name}{seeds}{'-quick' if outcome.quick else ''}.json"
+    given = f"-with-{digest(outcome.claim.given)[:8]}" if outcome.claim.given else ""
+    return f"{outcome.name}{given}{seeds}{'-quick' if outcome.quick else ''}.json"
 
 
-def check_seeds(name: str, seeds: Sequence[int], shown: Sequence[Outcome], folder: Path) -> None:
-    """Raise UserError where what a page shows, of the outcomes in a folder, has more of these seeds than a claim would have
-    now, or some of them in another set."""
+def check_page(name: str, claim: Claim, seeds: Sequence[int], shown: Sequence[Outcome], folder: Path) -> None:
+    """Raise UserError where what a page shows, of the outcomes in a folder, had other overrides, has more of these seeds
+    than a claim would have now, or some of them in another set."""
     for other in shown:
+        if other.claim.given != claim.given:
+            had = " ".join(other.claim.given) or "no overrides"
+            raise UserError(f"--page: '{folder}' has '{other.name}' with {had}; give another folder")
         if other.name != name or not set(other.seeds) & set(seeds):
             continue
         if other.seeds.start != seeds[0]:

@@ -1,5 +1,6 @@
 """The page of all claims: a table of verdicts, then each claim with its numbers and a figure, as Markdown."""
 
+import shlex
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -45,6 +46,10 @@ if a contrast of which neither is shown has less power than 0.8: the seeds diffe
 nothing to measure: no response that could be graded, or no problem with both correct and wrong responses, of whose lengths
 to take the difference.
 
+From a number to its responses: each claim's file below names the folders of its runs (`outputs/claims/run/FOLDER`), which
+have every response as a row, the metrics and the config. To try a claim on a model and problems of your own, add them:
+`conclip claims c4 model=hf model.path=MODEL data=DATA --page DIR`.
+
 "Again" is the verdict of another set of seeds, where there is one. Claims of `conf/claims/` that are not below have not
 been run; `conclip claims --list` names them.
 """
@@ -74,7 +79,7 @@ def _verdicts(shown: Sequence[Sequence[Outcome]]) -> str:
     lines = ["| | claim | verdict | again |", "|---|---|---|---|"]
     for o, *again in shown:
         words = ", ".join(map(_word, again)) or "-"
-        mark = r" \*" if o.claim.remarks else ""
+        mark = r" \*" if o.claim.remarks and not o.claim.given else ""
         lines.append(f"| [{o.name}](#{o.name}) | {escape.markdown(o.claim.claim)} | {_word(o)}{mark} | {words} |")
     note = '\\*: its section says what was changed after a first look, or what else to know: "To read it".'
     return "\n".join(lines) + "\n\n" + note + "\n"
@@ -97,18 +102,23 @@ def _section(outcome: Outcome, again: Sequence[Outcome]) -> str:
     for other in again:
         seeds = f"seeds {other.seeds.start} to {other.seeds.stop - 1}"
         lines += [f"**Again, with {seeds}:** {_word(other)}", "", *_differences(other), ""]
-    if claim.designed:
+    if claim.designed and not claim.given:
         lines += [f"**The lab's design:** {escape.markdown(claim.designed)}", ""]
-    if claim.remarks:
+    if claim.remarks and not claim.given:
         lines += [f"**To read it:** {escape.markdown(claim.remarks)}", ""]
     files = ", ".join(f"[{file}](claims/{file})" for file in map(outcome_file, (outcome, *again)))
     lines += [
-        f"To reproduce: `conclip claims {outcome.name}{' --quick' if outcome.quick else ''}` "
+        f"To reproduce: `{command_of(outcome)}` "
         f"({outcome.seconds / 3600:.1f} hours of one process, without what other claims had run before; {outcome.machine}). "
         f"What came of each run with each seed: {files}.",
         "",
     ]
     return "\n".join(lines)
+
+
+def command_of(outcome: Outcome) -> str:
+    """Return the command whose runs the outcome is of."""
+    return " ".join(["conclip claims", outcome.name, *map(shlex.quote, outcome.claim.given), *["--quick"] * outcome.quick])
 
 
 def _differences(outcome: Outcome) -> list[str]:

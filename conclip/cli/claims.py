@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from conclip.claims.config import Claim, check_runs, claim_files, load_claim, run_hash
-from conclip.claims.outcome import HEADINGS, Outcome, check_seeds, contrast_rows, outcome_of, recorded, write_outcome
+from conclip.claims.config import Claim, check_runs, claim_files, load_claim, on_other, run_hash
+from conclip.claims.outcome import HEADINGS, Outcome, check_page, contrast_rows, outcome_of, recorded, write_outcome
 from conclip.claims.page import write_claims
 from conclip.claims.runs import PlannedRun, carry_out, mean_seconds, planned
 from conclip.errors import UserError
@@ -22,7 +22,13 @@ QUICK_SEEDS, MAX_SEEDS = 2, 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="*", help="claims; default: all")
+    parser.add_argument(
+        "names",
+        metavar="NAME|KEY=VALUE",
+        nargs="*",
+        help="claims; default: all. Overrides come last in every run: model=hf model.path=MODEL data=DATA tries a claim on "
+        "another model and other problems",
+    )
     parser.add_argument("--list", action="store_true", help="name the claims and what is done of them; run nothing")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_SEEDS} seeds and smaller runs")
     parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds; default: the claim's own")
@@ -63,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
         kept = options.page / "claims"
         shown = recorded(kept, quick=options.quick)
         for name, claim in claims.items():
-            check_seeds(name, _seeds(claim, options), shown, kept)
+            check_page(name, claim, _seeds(claim, options), shown, kept)
     todo = {name: _planned(name, claim, options) for name, claim in claims.items()}
     console.print(_costs(claims, todo, quick=options.quick))
     if options.list:
@@ -94,11 +100,17 @@ def run(options: argparse.Namespace) -> None:
         sys.stdout.write(terminal_safe(f"page: {page}\n"))
 
 
+def is_override(argument: str) -> bool:
+    return "=" in argument or argument.startswith(("+", "~"))
+
+
 def _chosen(options: argparse.Namespace) -> dict[str, Claim]:
     files = claim_files(options.config_dir)
-    if unknown := [name for name in options.names if name not in files]:
+    given = [name for name in options.names if is_override(name)]
+    names = [name for name in options.names if name not in given]
+    if unknown := [name for name in names if name not in files]:
         raise UserError(f"no claim '{unknown[0]}'; there are: {', '.join(files)}")
-    return {name: load_claim(name, files[name]) for name in options.names or files}
+    return {name: on_other(load_claim(name, files[name]), given) for name in names or files}
 
 
 def _planned(name: str, claim: Claim, options: argparse.Namespace) -> list[PlannedRun]:
