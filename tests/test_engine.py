@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import ties
 from conclip.config.compose import load_config
 from conclip.config.machine import check_repeats
 from conclip.config.schema import TrainRunConfig
@@ -347,3 +348,16 @@ def test_two_engines_give_the_tokens_of_one(engine: RolloutEngine, random_model:
         assert {completion.policy_version for completion in run(pool).values()} == {5}
     finally:
         pool.close()
+
+
+def test_a_difference_counts_as_a_tie_only_where_candidates_were_tied(engine: RolloutEngine):
+    wanted = requests()
+    here = run(engine)
+    altered = dict(here)
+    key, completion = next(iter(here.items()))
+    other = (completion.token_ids[0] + 1, *completion.token_ids[1:])
+    altered[key] = dataclasses.replace(completion, token_ids=other)
+    same, differing = ties.compared(wanted, here, here, SPEC), ties.compared(wanted, here, altered, SPEC)
+    assert (same.num_differ, same.widest_gap, same.checked) == (0, 0.0, 1.0)
+    assert differing.num_differ == 1 and differing.widest_gap > 0.1
+    assert differing.num_tokens == sum(len(ids) for ids in tokens(here).values())

@@ -25,8 +25,9 @@ from conclip.rollout.collect import TRAINING, Task
 from conclip.runs.identity import digest, relevant
 from conclip.runs.run import Run
 from conclip.runs.sampling_progress import SamplingProgress
-from conclip.types import Outcome, Problem, SamplingSpec
+from conclip.types import EvalRow, Outcome, Problem, SamplingSpec
 from tests.conftest import make_row
+from tests.engines import SEAM, Engines
 from tests.junk import JUNK, changed, places
 
 TOP = Path(__file__).parent.parent
@@ -158,6 +159,33 @@ def test_temperatures_and_checkpoints_are_crossed_and_a_cut_evaluation_goes_on(
     assert "accuracy fell" in said and "correct" in said and "permutation test" in said
 
 
+@pytest.mark.engine
+def test_checkpoints_of_one_kind_share_an_engine_and_keep_their_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engines: Engines, random_model: Path
+):
+    monkeypatch.chdir(tmp_path)
+    starts: list[Path] = []
+    closed: list[Path] = []
+
+    def start(model: Path, *arguments: Any, **named: Any) -> Any:
+        starts.append(model)
+        engine = engines.lend(model, *arguments, **named)
+        engine.close = lambda: closed.append(model)
+        return engine
+
+    monkeypatch.setattr(SEAM, start)
+    both = f"checkpoints={{random: {random_model}, again: {LAB_MODEL}}}"
+    run(monkeypatch, "eval", *SMALL, both, "name=both")
+    assert starts == closed == [LAB_MODEL]
+    run(monkeypatch, "eval", *SMALL, f"model.path={random_model}", "name=random", "resume=never")
+    assert starts == closed == [LAB_MODEL, random_model]
+    alone = read_rows(tmp_path / "outputs/eval/random/attempt-001")
+    rows = {name: read_rows(tmp_path / f"outputs/eval/both/attempt-001/rows-{name}.jsonl") for name in ("random", "again")}
+    assert [replace(row, model="model") for row in rows["random"]] == alone
+    first = read_rows(tmp_path / "outputs/eval/both/attempt-001/rows-model.jsonl")
+    assert [replace(row, model="model") for row in rows["again"]] == first != alone
+
+
 @pytest.mark.whole
 def test_a_killed_evaluation_goes_on_to_the_rows_of_one_that_was_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], scripted: None
@@ -181,6 +209,19 @@ def test_a_killed_evaluation_goes_on_to_the_rows_of_one_that_was_left_alone(
     finished, alone = (tmp_path / "outputs/eval" / name / "attempt-001" for name in ("killed", "alone"))
     for name in ("rows-model.jsonl", "rows-model.parquet", "results.json"):
         assert (finished / name).read_bytes() == (alone / name).read_bytes()
+
+
+@pytest.mark.cluster
+def test_an_evaluation_on_two_engines_has_the_rows_of_one(tmp_path: Path):
+    """Where candidates are not tied (`benchmarks/ties.py`)."""
+    found: list[list[EvalRow]] = []
+    for number in (1, 2):
+        settings = [*SMALL, "eval.temperatures=[0,1.0]", f"rollout.num_engines={number}", f"name=engines-{number}"]
+        command = [sys.executable, "-P", "-m", "conclip", "eval", *settings]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append([replace(row, key="") for row in read_rows(tmp_path / f"outputs/eval/engines-{number}/attempt-001")])
+    assert found[0] == found[1] and len(found[0]) == 36
 
 
 def test_single_test_sets_have_samples_of_their_own(

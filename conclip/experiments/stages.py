@@ -54,6 +54,7 @@ from conclip.problems.overlap import trained_on
 from conclip.report.data import QUESTIONS
 from conclip.report.probing import pass_rate_table
 from conclip.rollout.session import TRAINING, Prompts, Runtime, open_endpoint, open_runtime
+from conclip.rollout.shared_engine import SharedEngine
 from conclip.runs.checked import read_as
 from conclip.runs.files import read_object, write_text
 from conclip.runs.identity import digest, problems_hash, relevant, sampling_hash
@@ -81,6 +82,7 @@ class Stages:
         self._open = ExitStack()
         self._runtime: Runtime | None = None
         self._loaded: Path | None = None
+        self._engine = SharedEngine()
         self._made_launcher: Launcher | None = None
         self._learners = Learners(config.cluster if config.learning is not None else ClusterConfig(), self._launcher)
 
@@ -90,6 +92,7 @@ class Stages:
     def __exit__(self, *_: object) -> None:
         self._learners.close()
         self._open.close()
+        self._engine.close()
         if self._made_launcher is not None:
             self._made_launcher.close()
 
@@ -298,12 +301,13 @@ class Stages:
         return f"{self._config.model.url} {self._inputs.served_name}" if self._is_served(name) else model_hash(model)
 
     def _opened(self, name: str, model: Path) -> AbstractContextManager[Runtime]:
-        """Return the open runtime for models of a run that trains, since they share one architecture; else a new one."""
+        """Return the open runtime for models of a run that trains, since they share one architecture; else a new one, with
+        the engine of the model before where that fits."""
         if self._config.learning is not None:
             return nullcontext(self.runtime_with(model))
         if self._is_served(name):
             return open_endpoint(self._config, self._run, str(self._inputs.served_name), self._inputs.test)
-        return open_runtime(self._config, self._run, model, self._prompts[model], self._launcher)
+        return open_runtime(self._config, self._run, model, self._prompts[model], self._launcher, self._engine)
 
     def runtime_with(self, model: Path) -> Runtime:
         """Return the run's runtime, with this model's weights in its engine."""
@@ -316,6 +320,7 @@ class Stages:
     def _shared(self) -> Runtime:
         """Return the run's runtime, with whatever weights its engine has."""
         if self._runtime is None:
+            self._engine.close()  # of evaluations before; a device has room for one
             start = self._inputs.model_path
             opened = open_runtime(self._config, self._run, start, self._prompts[start], self._launcher)
             self._runtime = self._open.enter_context(opened)

@@ -233,7 +233,7 @@ def has_chat_template(folder: Path) -> bool:
 def num_parameters(folder: Path) -> int:
     """Return the number of parameters of a model folder, from the headers of its weight files; a tensor that is in two files
     counts once, and so does an output head that is tied to the embedding but stored beside it."""
-    shapes = _shapes(folder)
+    shapes = shapes_of(folder)
     if ties_its_head(folder):
         shapes.pop("lm_head.weight", None)
     return sum(map(math.prod, shapes.values()))
@@ -243,7 +243,7 @@ def ties_its_head(folder: Path) -> bool:
     """Return whether the output head is the embedding: as the config says or, where it leaves that to the architecture,
     because no file has a head."""
     said = _plain_config(folder).get("tie_word_embeddings")
-    return said is True or (said is None and not any("lm_head" in name or "embed_out" in name for name in _shapes(folder)))
+    return said is True or (said is None and not any("lm_head" in name or "embed_out" in name for name in shapes_of(folder)))
 
 
 _EMBEDDING = re.compile(r"embed|lm_head|\bw[tp]e\b")
@@ -253,7 +253,7 @@ _EMBEDDING = re.compile(r"embed|lm_head|\bw[tp]e\b")
 def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     """Return the shape of every matrix of a model folder but its embedding and output head, from the headers of its weight
     files: those that an adapter can be added to, and that are quantised."""
-    matrices = {name: shape for name, shape in _shapes(folder).items() if len(shape) == 2}
+    matrices = {name: shape for name, shape in shapes_of(folder).items() if len(shape) == 2}
     return {name: (shape[0], shape[1]) for name, shape in matrices.items() if not _EMBEDDING.search(name)}
 
 
@@ -268,7 +268,7 @@ def layer_number(name: str) -> str:
     return found[1] if found else ""
 
 
-def _shapes(folder: Path) -> dict[str, list[int]]:
+def shapes_of(folder: Path) -> dict[str, list[int]]:
     shapes: dict[str, list[int]] = {}
     for file in weight_files(folder):
         with safe_open(file, framework="numpy") as tensors:

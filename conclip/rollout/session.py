@@ -32,6 +32,7 @@ from conclip.models.load import load_tokenizer, reading
 from conclip.problems.prompts import INSTRUCTIONS, encode_prompt, messages_for
 from conclip.rollout.collect import TRAINING, PromptSet, Task, collect, group_rollouts, tasks_for
 from conclip.rollout.engine import RolloutEngine
+from conclip.rollout.shared_engine import SharedEngine
 from conclip.runs.run import Run
 from conclip.runs.sampling_progress import BatchContext
 from conclip.runs.stopwatch import Stopwatch
@@ -61,6 +62,8 @@ class Runtime:
     prompts: Mapping[PromptVariant, PromptSet]
     """The prompts of every problem the run may sample, by variant; `TRAINING` is missing only for a model behind a
     server."""
+    owns_engine: bool = True
+    """Whether the engine ends with the runtime."""
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     _weights: Path | None = field(default=None, init=False)
     """The folder of weights given to `use_weights` that the engine has not loaded yet."""
@@ -91,8 +94,8 @@ class Runtime:
             self._engine.sleep()
 
     def close(self) -> None:
-        """Stop the engine and the grader if they were started."""
-        for part in ("_engine", "grader"):
+        """Stop the engine, if it is its own, and the grader if they were started."""
+        for part in ("_engine", "grader") if self.owns_engine else ("grader",):
             if part in self.__dict__:
                 self.__dict__[part].close()
 
@@ -262,20 +265,31 @@ def longest_training_sequence(config: BaseConfig, prompts: Prompts) -> int:
 
 @contextmanager
 def open_runtime(
-    config: BaseConfig, run: Run, model_path: Path, prompts: Prompts, launcher: Callable[[], Launcher] = Local
+    config: BaseConfig,
+    run: Run,
+    model_path: Path,
+    prompts: Prompts,
+    launcher: Callable[[], Launcher] = Local,
+    shared: SharedEngine | None = None,
 ) -> Iterator[Runtime]:
     """Open the runtime of a model whose prompts are encoded. `launcher` returns what starts engines in processes of their
-    own."""
-    start = partial(
-        start_engine,
-        config,
-        model_path,
-        max_model_len=prompts.max_model_len,
-        warn=run.warn,
-        thinking_tags=prompts.budgeted,
-        launcher=launcher,
+    own. `shared`: what has the engine of the model before, and keeps this one's, where new weights need no copies."""
+    of_prompts = {"max_model_len": prompts.max_model_len, "thinking_tags": prompts.budgeted}
+    start: Callable[[], RolloutEngine] = partial(
+        start_engine, config, model_path, warn=run.warn, launcher=launcher, **of_prompts
     )
-    runtime = Runtime(config=config, run=run, start_engine=start, tokenizer=prompts.tokenizer, prompts=prompts.by_variant)
+    if config.rollout.tensor_parallel_size > 1 or config.cluster.kind == "ray":
+        shared = None
+    if shared is not None:
+        start = partial(shared.start, model_path, start, config.model, **of_prompts)
+    runtime = Runtime(
+        config=config,
+        run=run,
+        start_engine=start,
+        tokenizer=prompts.tokenizer,
+        prompts=prompts.by_variant,
+        owns_engine=shared is None,
+    )
     with closing(runtime):
         yield runtime
 
