@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,8 @@ from conclip.experiments.inputs import load_inputs
 from conclip.experiments.plan import steps_of
 from conclip.report.data import read_run
 from conclip.runs.manifest import read_stages
+from tests.engines import SEAM
+from tests.scripted import ScriptedEngine
 
 HEADER = "# @package _global_\n# A recipe of one's own.\n\n"
 TINY = "{num_problems: 4, problems_per_step: 4, group_size: 4, num_steps: 2, pass_rate_low: 0.05, pass_rate_high: 0.95}"
@@ -139,6 +142,35 @@ FAULTS = {
     "a training stage called a probe": ("++recipe.probe-2={kind: train, phase: phase2, rates: probe-base}", "probe-..."),
     "a stage called base": ("++recipe.base={kind: train, phase: phase2, rates: probe-base}", "is not base"),
 }
+
+
+MEASURING = f"""defaults:
+  - /phase@phases.phase2: two
+  - _self_
+recipe:
+  eval: {{kind: eval}}
+  probe: {{kind: probe, phase: phase2}}
+  eval-again: {{kind: eval}}
+phases:
+  phase2: {TINY}
+"""
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("text", [MEASURING, MEASURING.replace("  eval: {kind: eval}\n", "")])
+def test_a_recipe_that_only_measures_has_one_engine_at_a_time(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A GPU has no room for two."""
+    monkeypatch.chdir(tmp_path)
+    engines: list[ScriptedEngine] = []
+
+    def start(*arguments: Any, **named: Any) -> ScriptedEngine:
+        assert all(engine._closed for engine in engines)
+        engines.append(ScriptedEngine(*arguments, **named))
+        return engines[-1]
+
+    monkeypatch.setattr(SEAM, start)
+    run(monkeypatch, folder_of(tmp_path, "measuring", text), "measuring")
+    assert len(engines) >= 2 and all(engine._closed for engine in engines)
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -307,6 +307,8 @@ class Stages:
             return nullcontext(self.runtime_with(model))
         if self._is_served(name):
             return open_endpoint(self._config, self._run, str(self._inputs.served_name), self._inputs.test)
+        self._open.close()  # the engine of probes before; a device has room for one
+        self._runtime = None
         return open_runtime(self._config, self._run, model, self._prompts[model], self._launcher, self._engine)
 
     def runtime_with(self, model: Path) -> Runtime:
