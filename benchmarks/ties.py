@@ -29,7 +29,7 @@ from conclip.rollout.pool import EnginePool
 from conclip.types import Completion, Request, SamplingSpec
 
 NUM_CHECKED = 50
-"""Responses on which the scores are checked."""
+"""Responses that agree, whose tokens are chosen again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +142,7 @@ def main() -> None:
     for name, temperature, num_samples in (("sampled", 1.0, options.samples), ("greedy", 0.0, 1)):
         spec = SamplingSpec(temperature=temperature, max_tokens=512)
         tasks = tasks_for(problems, prompts, num_samples, ("ties",), spec)
-        wanted = [Request(request_id=t.key, prompt_token_ids=t.prompt_token_ids, seed=t.seed) for t in tasks]
-        found[name] = dataclasses.asdict(counts(wanted, spec))
+        found[name] = dataclasses.asdict(counts([task.request for task in tasks], spec))
     print(json.dumps(found, indent=1))
 
 

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import pytest
 
 from conclip.config.compose import load_config
+from conclip.config.schema import BaseConfig
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_tokenizer
 from conclip.rollout.shared_engine import SharedEngine
@@ -17,7 +18,7 @@ from conclip.training.checkpoint import save_model
 from conclip.training.learner import Learner
 from tests.conftest import train_config
 
-MODEL = load_config("eval").model
+CONFIG = load_config("eval")
 
 
 def changed(model: Path, folder: Path, file: str, **values: object) -> Path:
@@ -38,10 +39,10 @@ def with_token(model: Path, folder: Path) -> Path:
     return folder
 
 
-def started(shared: SharedEngine, model: Path, **settings: int) -> tuple[Mock, bool]:
+def started(shared: SharedEngine, model: Path, config: BaseConfig = CONFIG, **settings: int) -> tuple[Mock, bool]:
     """The engine for a model, and whether it was started for it."""
     start = Mock(return_value=Mock(policy_version=3))
-    engine = shared.start(model, start, MODEL, **({"max_model_len": 1024} | settings))
+    engine = shared.start(model, start, config, **({"max_model_len": 1024} | settings))
     assert isinstance(engine, Mock)
     return engine, start.called
 
@@ -89,3 +90,11 @@ def test_an_engine_with_other_settings_is_another(random_model: Path):
     shared = SharedEngine()
     started(shared, LAB_MODEL)
     assert started(shared, random_model, max_model_len=2048)[1]
+
+
+@pytest.mark.parametrize("override", ["rollout.tensor_parallel_size=2", "cluster=ray"])
+def test_an_engine_whose_new_weights_would_be_copied_is_not_shared(random_model: Path, override: str):
+    shared, config = SharedEngine(), load_config("eval", override)
+    first, _ = started(shared, LAB_MODEL, config)
+    assert started(shared, random_model, config)[1]
+    first.close.assert_called_once_with()

@@ -176,8 +176,8 @@ def on_other(claim: Claim, given: Sequence[str]) -> Claim:
         return claim
     if taken := [text for text in given if OWN_KEYS.match(text)]:
         raise UserError(f"'{taken[0]}' is set by conclip claims itself; --first-seed, --seeds and --out set seeds and place")
-    own = {text.partition("=")[0] for wanted in (claim.common, *claim.runs.values()) for text in wanted}
-    if taken := [text for text in given if "." not in text.partition("=")[0] and text.partition("=")[0] in own]:
+    own = {_key(text) for wanted in (claim.common, *claim.runs.values()) for text in wanted}
+    if taken := [text for text in given if "." not in _key(text) and _key(text) in own]:
         raise UserError(f"'{taken[0]}': the claim itself chooses that, and rests on it; give single settings instead")
     others = any(text.startswith("data=") for text in given)
 
@@ -187,6 +187,10 @@ def on_other(claim: Claim, given: Sequence[str]) -> Claim:
     runs = {name: kept(wanted) for name, wanted in claim.runs.items()}
     quick = kept(claim.quick)
     return replace(claim, common=kept(claim.common), runs=runs, quick=quick, given=list(given), hours=None)
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def check_runs(name: str, claim: Claim, *, quick: bool, config_dir: Path | None = None) -> dict[str, str]:

@@ -108,7 +108,7 @@ def _section(outcome: Outcome, again: Sequence[Outcome]) -> str:
         lines += [f"**To read it:** {escape.markdown(claim.remarks)}", ""]
     files = ", ".join(f"[{file}](claims/{file})" for file in map(outcome_file, (outcome, *again)))
     lines += [
-        f"To reproduce: `{command_of(outcome)}` "
+        f"To reproduce: `{_command(outcome)}` "
         f"({outcome.seconds / 3600:.1f} hours of one process, without what other claims had run before; {outcome.machine}). "
         f"What came of each run with each seed: {files}.",
         "",
@@ -116,7 +116,7 @@ def _section(outcome: Outcome, again: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def command_of(outcome: Outcome) -> str:
+def _command(outcome: Outcome) -> str:
     """Return the command whose runs the outcome is of."""
     return " ".join(["conclip claims", outcome.name, *map(shlex.quote, outcome.claim.given), *["--quick"] * outcome.quick])
 

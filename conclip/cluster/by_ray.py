@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import secrets
-import signal
 import subprocess
 import threading
 import time
@@ -21,7 +20,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from conclip.cluster.launch import Process
+from conclip.cluster.launch import Process, was_killed
 from conclip.cluster.memory_folder import MemoryFolder, remove_orphans
 from conclip.config.machine import gpu_names, num_gpus, num_gpus_of_host
 from conclip.errors import MachineFailure, UserError
@@ -289,7 +288,7 @@ class RayLauncher:
         code = None if is_alive else process.exitcode
         process.kill()
         self.release(process)
-        if not is_alive and code in (None, -signal.SIGKILL):
+        if not is_alive and was_killed(code):
             raise ConnectionError("a host is lost" if code is None else "a process was killed as it started")
         how = f"nothing was heard of it for {START_S:g} s" if is_alive else f"exit code {code}"
         raise MachineFailure(

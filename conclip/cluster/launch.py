@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -148,6 +149,12 @@ def ending(process: Process) -> str:
     """Return how a process has ended, in a few words."""
     code = process.exitcode
     return "its host is lost" if code is None else f"exit code {code}"
+
+
+def was_killed(exitcode: int | None) -> bool:
+    """Return whether a process that has ended was killed, or its host lost: started again, it may do better. One that has
+    ended by itself would end so again."""
+    return exitcode in (None, -signal.SIGKILL)
 
 
 def check_there(model: Path) -> None:

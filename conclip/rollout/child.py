@@ -1,7 +1,6 @@
 """An engine in a child process, of which a pool has one or several."""
 
 import atexit
-import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from conclip.cluster.launch import Launcher, Local, check_there, detach, ending, raise_if_ours, told
+from conclip.cluster.launch import Launcher, Local, check_there, detach, ending, raise_if_ours, told, was_killed
 from conclip.cluster.memory_folder import remove_orphans
 from conclip.config.groups import RolloutConfig
 from conclip.rollout.engine import EngineDied, RolloutEngine, WeightsLost
@@ -140,9 +139,8 @@ class ChildEngine:
         try:
             self._started()
         except EngineDied as error:
-            code = self._process.exitcode
-            if self._process.is_alive() or code not in (None, -signal.SIGKILL):
-                raise  # it would end so again
+            if self._process.is_alive() or not was_killed(self._process.exitcode):
+                raise
             self._restart(error)
 
     def _started(self) -> None:

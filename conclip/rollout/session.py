@@ -273,15 +273,13 @@ def open_runtime(
     shared: SharedEngine | None = None,
 ) -> Iterator[Runtime]:
     """Open the runtime of a model whose prompts are encoded. `launcher` returns what starts engines in processes of their
-    own. `shared`: what has the engine of the model before, and keeps this one's, where new weights need no copies."""
+    own. `shared`: what has the engine of the model before, and keeps this one's."""
     of_prompts = {"max_model_len": prompts.max_model_len, "thinking_tags": prompts.budgeted}
     start: Callable[[], RolloutEngine] = partial(
         start_engine, config, model_path, warn=run.warn, launcher=launcher, **of_prompts
     )
-    if config.rollout.tensor_parallel_size > 1 or config.cluster.kind == "ray":
-        shared = None
     if shared is not None:
-        start = partial(shared.start, model_path, start, config.model, **of_prompts)
+        start = partial(shared.start, model_path, start, config, **of_prompts)
     runtime = Runtime(
         config=config,
         run=run,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from conclip.config.groups import ModelConfig
+from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
 from conclip.models.folder import check_trainable, shapes_of
 from conclip.models.load import load_tokenizer, reading
@@ -19,25 +20,35 @@ class SharedEngine:
 
     def __init__(self) -> None:
         self._engine: RolloutEngine | None = None
-        self._kind: Any = None
+        self._before: tuple[Path, dict[str, Any]] | None = None
+        """The model whose weights it has, and what it was started with."""
 
     def start(
-        self, model_path: Path, start: Callable[[], RolloutEngine], config: ModelConfig, **settings: Any
+        self, model_path: Path, start: Callable[[], RolloutEngine], config: BaseConfig, **settings: Any
     ) -> RolloutEngine:
         """Return an engine with the model's weights, by `start` where the one that runs is of another kind. `settings`: what
         it is started with besides `config`. The one returned before is no longer usable."""
-        kind = _kind(model_path, config), settings
-        if self._engine is not None and kind[0] is not None and kind == self._kind:
+        before, self._before = self._before, (model_path, settings)
+        if self._engine is not None and before is not None and _fits(config, before, (model_path, settings)):
             self._engine.update_weights(model_path, self._engine.policy_version + 1)
         else:
             self.close()
-            self._engine, self._kind = start(), kind
+            self._engine = start()
         return self._engine
 
     def close(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
+
+
+def _fits(config: BaseConfig, before: tuple[Path, dict[str, Any]], after: tuple[Path, dict[str, Any]]) -> bool:
+    """Return whether the engine of one model can take the weights of another, and without copies of whole models, which
+    engines over several GPUs and on other hosts make."""
+    if config.rollout.tensor_parallel_size > 1 or config.cluster.kind == "ray" or before[1] != after[1]:
+        return False
+    kind = _kind(before[0], config.model)
+    return kind is not None and kind == _kind(after[0], config.model)
 
 
 def _kind(model_path: Path, model: ModelConfig) -> tuple[Any, ...] | None:
