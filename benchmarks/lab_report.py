@@ -22,7 +22,7 @@ from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_tokenizer
 from conclip.problems.prompts import encode_prompt
 from conclip.seeding import derive_seed
-from conclip.stats import clustered_interval
+from conclip.stats import clustered_ratio
 from conclip.types import Problem
 
 LEVELS = {"chain": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10), "search": (1, 2, 3, 4)}
@@ -78,7 +78,8 @@ def accuracy(responses: list[Response]) -> str:
     by_problem: dict[str, list[bool]] = defaultdict(list)
     for response in responses:
         by_problem[response.problem_id].append(response.correct)
-    mean, low, high = clustered_interval([fmean(values) for values in by_problem.values()])
+    means = [fmean(values) for values in by_problem.values()]
+    mean, low, high = clustered_ratio(means, [1.0] * len(means), ends=(0, 1))
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 

@@ -540,7 +540,7 @@ def test_a_page_is_of_one_model_and_its_problems(
     (tmp_path / "docs/claims").mkdir(parents=True)
     write_outcome(outcome_of("mine", claim, finished(claim, tmp_path, seeds=3), quick=False), tmp_path)
     page = write_claims([outcome_of("mine", on_other(claim, given), runs, quick=False)], tmp_path / "docs")
-    assert "`conclip claims mine 'model.chat_template_kwargs={a: 1}'`" in page.read_text()
+    assert "`conclip claims mine 'model.chat_template_kwargs={a: 1}' --seeds 3`" in page.read_text()
     assert not from_json(tmp_path / "mine.json").claim.given
     monkeypatch.chdir(tmp_path)
     for other in ([], ["model=hf"]):
@@ -633,12 +633,20 @@ def test_an_outcome_is_read_back_and_shown(claim: Claim, tmp_path: Path):
     assert recorded(tmp_path, quick=False) == [outcome] and recorded(tmp_path, quick=True) == []
     page = write_claims([outcome], tmp_path / "docs")
     text = page.read_text()
-    assert "| [mine](#mine) | a is shorter than b |" in text and "conclip claims mine" in text
+    assert "| [mine](#mine) | a is shorter than b |" in text and "`conclip claims mine --seeds 3`" in text
+    assert "(3 seeds, where the claim fixes 5)" in text
     assert from_json(tmp_path / "docs/claims/mine.json") == outcome and "(claims/mine.json)" in text
     assert re.search(r"^\| a \| 3 \| -\d\d\.\d \[.*\+50\.0 ", text, re.M)
     assert (tmp_path / "docs/claims/mine.svg").read_text().startswith("<svg")
     with pytest.raises(UserError, match="holds no outcome"):
         from_json(todo[0].done_file)
+
+
+def test_a_page_says_how_its_seeds_come_again(claim: Claim, tmp_path: Path):
+    as_fixed = replace(claim, seeds=2)
+    runs = [replace(run, seed=run.seed + 100) for run in finished(claim, tmp_path, seeds=2)]
+    text = write_claims([outcome_of("mine", as_fixed, runs, quick=False)], tmp_path / "docs").read_text()
+    assert "`conclip claims mine --first-seed 100`" in text and "where the claim fixes" not in text
 
 
 def test_a_page_keeps_the_claims_that_it_had(claim: Claim, tmp_path: Path):
@@ -659,7 +667,9 @@ def test_another_set_of_seeds_stands_beside_the_first(claim: Claim, tmp_path: Pa
     moved = {run: {seed + 100: found for seed, found in by_seed.items()} for run, by_seed in first.runs.items()}
     again = replace(first, runs=moved, differences={"a against b": {100: 30.0, 101: 31.0, 102: 29.0}})
     text = write_claims([again, first], tmp_path / "docs").read_text()
-    assert "| [mine](#mine) | a is shorter than b | **holds** | **does not hold**: 0 of 1 differences hold |" in text
+    few = "(3 seeds, where the claim fixes 5)"
+    against = f"**does not hold** {few}: 0 of 1 differences hold"
+    assert f"| [mine](#mine) | a is shorter than b | **holds** {few} | {against} |" in text
     assert "**Again, with seeds 100 to 102:** **does not hold**" in text and "(claims/mine-seeds-100.json)" in text
     assert text.count("## mine") == 1 and (tmp_path / "docs/claims/mine.json").is_file()
 

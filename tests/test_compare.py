@@ -106,6 +106,24 @@ def test_what_cannot_be_compared_is_said_to_be_unknown():
     assert (unknown.low, unknown.high) == (-1, 1)
 
 
+def test_the_efficiency_score_is_of_problems_judged_on_both_sides():
+    """Of p2 the first side knows nothing: nobody can tell whether the second has lost it."""
+    first = [make_row("p1", RIGHT, 10), make_row("p2", Outcome.GRADER_ERROR, 10)]
+    (result,) = paired(first, [make_row("p1", RIGHT, 5), make_row("p2", WRONG, 5)])
+    assert result.aes == pytest.approx(0.5)  # half the tokens, accuracy kept
+    other = [make_row("p1", RIGHT, 5, benchmark="c")]
+    lost = [make_row("p1", Outcome.GRADER_ERROR, 5, benchmark="b"), *other]
+    results = paired([make_row("p1", RIGHT, 10, benchmark="b"), *other], lost)
+    assert [one.aes for one in results] == [None, 0]
+
+
+def test_problems_of_one_side_are_counted_by_benchmark():
+    """Both have a problem 2, of different benchmarks."""
+    first, second = [("b", "1"), ("b", "2"), ("c", "1")], [("b", "1"), ("c", "1"), ("c", "2")]
+    one, two = ([make_row(p, RIGHT, 10, benchmark=b) for b, p in side] for side in (first, second))
+    assert differences(one, two) == ["2 problems stand on one side only and are left out"]
+
+
 def test_intervals_without_bounds_are_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """One problem tells nothing about others."""
     rows = evaluation(0.5, 100)[:4]

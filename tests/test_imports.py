@@ -40,6 +40,12 @@ def test_light_modules_import_nothing_heavy():
     assert outcome.returncode == 0, outcome.stderr
 
 
+def test_a_plan_waits_for_nothing_that_draws():
+    script = "import sys, conclip.experiments.commands\nassert 'altair' not in sys.modules"
+    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+
+
 def is_module(name: str) -> bool:
     place = PACKAGE.parent / name.replace(".", "/")
     return place.with_suffix(".py").exists() or place.is_dir()

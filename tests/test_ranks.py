@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import errno
 import os
+import re
 import signal
 import weakref
 from collections.abc import Iterator
@@ -23,10 +24,10 @@ from transformers import AutoModelForCausalLM
 import conclip.cluster.followers
 import conclip.training.ranks
 from conclip.cluster import group, launch, shares
-from conclip.cluster.followers import follow_under_torchrun
+from conclip.cluster.followers import LEFT_ALONE, MAKE, follow, follow_under_torchrun
 from conclip.cluster.group import Group
 from conclip.cluster.launch import Worker
-from conclip.cluster.ranks import RankDied
+from conclip.cluster.ranks import OnAllRanks, RankDied, is_of_group
 from conclip.cluster.shares import write_shares
 from conclip.config.compose import load_config
 from conclip.config.groups import ClusterConfig
@@ -36,12 +37,13 @@ from conclip.experiments.inputs import Inputs
 from conclip.models.folder import LAB_MODEL
 from conclip.models.load import load_tokenizer
 from conclip.rollout.session import Runtime
-from conclip.runs.interrupts import SIGNALS
+from conclip.runs.interrupts import SIGNALS, Interrupted
 from conclip.seeding import torch_stream
 from conclip.training.experience import make_experience
 from conclip.training.learner import Learner
 from conclip.training.ranks import Learners, train
 from conclip.training.schedule import StepPlan
+from conclip.training.trainer import Trainer
 from tests.golden.replay import LOSSES, recorded_batch
 from tests.phases import saving, trained_by
 
@@ -57,6 +59,15 @@ def divided() -> Iterator[dict[int, Learners]]:
     yield made
     for learners in made.values():
         learners.close()
+
+
+@pytest.fixture
+def three(divided: dict[int, Learners]) -> Iterator[Learners]:
+    """Learners on three processes: where one is gone, two others hear of it."""
+    divided[2].close()  # a process belongs to one group at a time
+    learners = Learners(ClusterConfig(learner_ranks=3))
+    yield learners
+    learners.close()
 
 
 def settings(*overrides: str) -> TrainRunConfig:
@@ -234,43 +245,120 @@ def strike_a_rank_at(monkeypatch: pytest.MonkeyPatch, number: int, struck_by: si
 
 @pytest.mark.cluster
 def test_a_killed_rank_changes_nothing(
-    divided: dict[int, Learners], scripted_runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch
+    three: Learners, scripted_runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch
 ):
     config, said = saving("algo=ppo", num_steps=3), list[str]()
-    learners = divided[2]
-    try:
-        undisturbed = trained_by(scripted_runtime, "undisturbed", config, learners)
-        update = Learner.update
-        updated = strike_a_rank_at(monkeypatch, 2)
-        monkeypatch.setattr(scripted_runtime[0].run, "warn", said.append)
-        disturbed = trained_by(scripted_runtime, "disturbed", config, learners)
-        assert disturbed == undisturbed and len(updated) == 4
-        assert any("learner rank 1 is gone (exit code -9); all are started again" in text for text in said)
+    undisturbed = trained_by(scripted_runtime, "undisturbed", config, three)
+    update = Learner.update
+    updated = strike_a_rank_at(monkeypatch, 2)
+    monkeypatch.setattr(scripted_runtime[0].run, "warn", said.append)
+    disturbed = trained_by(scripted_runtime, "disturbed", config, three)
+    assert disturbed == undisturbed and len(updated) == 4
+    assert any(re.search(r"learner rank . is gone \(exit code -9\); all are started again", text) for text in said)
 
-        monkeypatch.setattr(Learner, "update", lambda *a, **n: (strike_a_rank(), update(*a, **n))[1])
-        with pytest.raises(RankDied, match="restarts did not help"):
-            trained_by(scripted_runtime, "always", config, learners)
-    finally:
-        learners.close()
+    monkeypatch.setattr(Learner, "update", lambda *a, **n: (strike_a_rank(), update(*a, **n))[1])
+    with pytest.raises(RankDied, match="restarts did not help"):
+        trained_by(scripted_runtime, "always", config, three)
+    three.close()
     assert ranks_alive() == []
 
 
 @pytest.mark.cluster
 def test_a_rank_that_falls_silent_changes_nothing(
-    divided: dict[int, Learners], scripted_runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch
+    three: Learners, scripted_runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch
 ):
     """As one whose host is cut off: it closes no connection, and answers nothing."""
     config, said = saving("algo=ppo", num_steps=3), list[str]()
+    undisturbed = trained_by(scripted_runtime, "not silent", config, three)
+    three.close()
+    monkeypatch.setattr(group, "CALL_WAIT", timedelta(seconds=20))
+    updated = strike_a_rank_at(monkeypatch, 2, signal.SIGSTOP)
+    monkeypatch.setattr(scripted_runtime[0].run, "warn", said.append)
+    assert trained_by(scripted_runtime, "silent", config, three) == undisturbed
+    words = r"(have not answered for 0:00:20|it no longer reaches another rank).*; all are started again"
+    assert len(updated) == 4 and any(re.search(words, text) for text in said)
+
+
+@pytest.mark.cluster
+def test_a_signal_counts_more_than_a_rank_that_has_died(
+    divided: dict[int, Learners], scripted_runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch
+):
+    """It ends the run, from its last checkpoint, and no rank is started again."""
+    config, said = saving("algo=ppo", "trainer.save_every=3", num_steps=4), list[str]()
+    step, run = Trainer._step, scripted_runtime[0].run
+
+    def struck(trainer: Trainer, number: int) -> None:
+        if number == 2:
+            strike_a_rank()
+            raise Interrupted(signal.SIGTERM)
+        step(trainer, number)
+
+    monkeypatch.setattr(Trainer, "_step", struck)
+    monkeypatch.setattr(run, "say", lambda text, **_: said.append(text))
+    monkeypatch.setattr(run, "warn", said.append)
     try:
-        undisturbed = trained_by(scripted_runtime, "not silent", config, divided[2])
-        divided[2].close()
-        monkeypatch.setattr(group, "CALL_WAIT", timedelta(seconds=20))
-        updated = strike_a_rank_at(monkeypatch, 2, signal.SIGSTOP)
-        monkeypatch.setattr(scripted_runtime[0].run, "warn", said.append)
-        assert trained_by(scripted_runtime, "silent", config, divided[2]) == undisturbed
+        with pytest.raises(Interrupted):
+            trained_by(scripted_runtime, "signal", config, divided[2])
     finally:
         divided[2].close()
-    assert len(updated) == 4 and any("learner ranks have not answered for 0:00:20" in text for text in said)
+    assert re.fullmatch(
+        r"phase2: stopped, and nothing can be saved \(learner rank 1 is gone.*\); the next start goes on from .*", said[-1]
+    )
+    assert not any("started again" in text for text in said)
+
+
+def test_ranks_left_amid_a_call_are_not_called_again(divided: dict[int, Learners]):
+    first = Group.__new__(Group)
+    first.is_first, first.in_step = True, False
+    with pytest.raises(RankDied, match="left amid a call"), first.calling("saved"):
+        raise AssertionError("not reached")
+
+
+def test_what_gloo_says_of_ranks_that_are_gone_is_no_bug():
+    texts = ["[../gloo/transport/tcp/pair.cc:547] Connection closed by peer", "Gloo connectFullMesh failed with: refused"]
+    assert all(is_of_group(RuntimeError(text)) for text in texts)
+    assert not is_of_group(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_of_group(OnAllRanks("gloo"))  # all of them go on
+
+
+def test_a_rank_that_dies_while_all_connect_ends_the_start(monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Gloo connectFullMesh failed with: connection refused")
+
+    monkeypatch.setattr(group, "Group", broken)
+    monkeypatch.setattr(conclip.cluster.followers, "TCPStore", Mock())
+    ended = Mock(failure=lambda: "learner rank 1 is gone (exit code -9)")
+    monkeypatch.setattr(conclip.cluster.followers, "Worker", lambda *_, **__: ended)
+    learners = Learners(ClusterConfig(learner_ranks=2))
+    with pytest.raises(RankDied, match="rank 1 is gone"):
+        learners.make(LAB_MODEL, settings("algo=ppo"), num_updates=1)
+    assert ended.end.called
+
+
+def test_the_first_cause_is_named_before_what_came_of_it():
+    learners = Learners(ClusterConfig(learner_ranks=3))
+    said = [f"learner rank 1 failed: {LEFT_ALONE} (closed)", "learner rank 2 is gone (exit code -9)"]
+    learners._workers = [Mock(failure=lambda text=text: text) for text in said]
+    assert learners._lost() == said[1]
+
+
+def test_a_rank_on_a_host_without_the_folder_of_the_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Before it reads a checkpoint, which would look damaged."""
+    monkeypatch.setattr(launch, "SHARED_S", 0.1)
+    calls = [(MAKE, (tmp_path,), {}), ("load", ({}, tmp_path / "step-1", tmp_path / "step-1"), {})]
+    made = Mock()
+    with pytest.raises(UserError, match="must share the folder of the run"):
+        follow(Mock(next_call=Mock(side_effect=calls)), lambda *_, **__: made)
+    made.load.assert_not_called()
+
+
+def test_ranks_of_torchrun_are_left_to_it(scripted_runtime: tuple[Runtime, Inputs], monkeypatch: pytest.MonkeyPatch):
+    learners = Learners(ClusterConfig(learner_ranks=2))
+    learners.starts_ranks = False
+    monkeypatch.setattr(learners, "make", Mock(side_effect=RankDied("learner ranks have not answered")))
+    with pytest.raises(RankDied, match="have not answered; torchrun starts all of them again"):
+        trained_by(scripted_runtime, "torchrun", saving("algo=ppo"), learners)
+    assert learners.make.call_count == 1
 
 
 def test_what_ended_a_rank_is_heard_while_it_still_ends():

@@ -204,6 +204,16 @@ def test_whoever_connects_and_says_nothing_holds_up_nobody(launcher: Launcher):
         worker.end()
 
 
+def test_a_host_that_is_cut_off_amid_a_message_does_not_hold_up_the_run(launcher: Launcher):
+    """It closes nothing: the system asks whether it is there."""
+    worker = Worker("a worker", launcher, os.abort)
+    with socket.socket(fileno=os.dup(worker._pipe.fileno())) as end:
+        assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert [end.getsockopt(socket.IPPROTO_TCP, option) for option in by_ray.KEEP_ALIVE] == [15, 5, 6]
+    worker._process.join()
+    worker.end()
+
+
 def test_a_cluster_without_room_is_said_and_none_of_it_stays_reserved(launcher: Launcher, monkeypatch: pytest.MonkeyPatch):
     """As if other runs had the rest: room is for all processes or for none."""
     assert isinstance(launcher, RayLauncher)

@@ -207,6 +207,11 @@ def test_runs_that_differ_in_their_seed_only_have_a_mean(tmp_path: Path):
     assert what == "phase2 against base, b, temperature 1"
     # Student's t with two degrees of freedom: 4.303 times 2 / sqrt(3), and 4.303 times 14.43 / sqrt(3)
     assert cells == ["3", "-18.0 % [-23.0, -13.0]", "+33.3 points [-2.5, +69.2]"]
+    unjudged = [replace(row, outcome=Outcome.GRADER_ERROR) for row in three[2].rows]
+    (table_of_two,) = seed_tables([*three[:2], replace(three[2], rows=unjudged)])
+    assert [cells for _, cells in table_of_two["rows"]] == [["3", "-18.0 % [-23.0, -13.0]", "+25.0 points"]]  # of two seeds
+    (unknown,) = seed_tables([replace(one, rows=unjudged) for one in three])
+    assert unknown["rows"][0][1][2] == "unknown"
     again = replace(three[0], name="again")
     assert seed_tables([three[0], again]) == []  # one seed twice
     assert seed_tables([*three, again])[0]["rows"] == table["rows"]

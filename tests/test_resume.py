@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -105,6 +106,10 @@ def test_a_whole_checkpoint_that_says_something_else_is_refused_in_one_line(scri
         assert "\n" not in str(refused.value), name
     file.write_text(written)
     again = resumable(*scripted_runtime, key, settings)
+    load, again._learner.load = again._learner.load, Mock(side_effect=UserError("another host lacks it"))
+    with pytest.raises(UserError, match=r"^another host lacks it$"):  # no reason to remove the checkpoint
+        again._recovery.restore()
+    again._learner.load = load
     again._recovery.restore()
     assert again._progress.step == 2
 
@@ -261,9 +266,14 @@ def test_a_checkpoint_cut_while_it_replaced_another_is_there_as_it_was(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000005", "step-000010", "step-000015"]
 
 
-def test_a_phase_that_is_done_leaves_models(tmp_path: Path):
+def test_a_phase_that_is_done_leaves_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On the disk: the next stage removes what they could be made from again."""
     checkpoints = saved(tmp_path / "phase", [], 5, 10)
-    checkpoints.publish(5, tmp_path / "phase-best")
+    synced: list[str] = []
+    monkeypatch.setattr("conclip.runs.files.sync", lambda path: synced.append(path.name))
+    checkpoints.publish(5, tmp_path / "phase-best", complete=lambda folder: (folder / "config.json").touch())
+    assert {"model.safetensors", "config.json", "phase-best.part"} == set(synced[:-1]) and synced[-1] == tmp_path.name
+    (tmp_path / "phase-best/config.json").unlink()
     assert [path.name for path in (tmp_path / "phase-best").iterdir()] == ["model.safetensors"]
     remove_training_state(tmp_path / "phase")
     assert not list(tmp_path.rglob("training")) and checkpoints.newest() is None

@@ -25,6 +25,9 @@ from conclip.runs.identity import digest, path_hash, relevant
 SUBCOMMAND = "run"
 """The subcommand of every run of a claim."""
 
+QUICK_SEEDS = 2
+"""Seeds of a claim in its quick version."""
+
 Expectation = Literal["less", "more", "not less", "not more"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from conclip.claims.config import Claim, Contrast, by_number, check_claim, is_file_name
+from conclip.claims.config import QUICK_SEEDS, Claim, Contrast, by_number, check_claim, is_file_name
 from conclip.claims.measures import RunNumbers, difference, numbers
 from conclip.claims.runs import PlannedRun
 from conclip.claims.verdict import MOST_SEEDS, Verdict, Word, judge, overall
@@ -39,6 +39,11 @@ class Outcome:
         """From the first seed to the last one that any run had."""
         found = [seed for by_seed in self.runs.values() for seed in by_seed]
         return range(min(found), max(found) + 1) if found else range(0)
+
+    @property
+    def num_fixed(self) -> int:
+        """Return how many seeds the claim fixed before its runs."""
+        return QUICK_SEEDS if self.quick else self.claim.seeds
 
     def verdict(self, contrast: str) -> Verdict:
         settings = self.claim.contrasts[contrast]

@@ -25,22 +25,24 @@ HEAD = """# Which of the paper's claims hold here?
 
 `conclip claims` runs this page's experiments and writes it. Each claim is a file in `conf/claims/`, with its runs, what
 decides and the smallest difference that matters, fixed before the runs; "To read it" says what was changed after them.
-Seeds redraw problems, sampling and training; all start from one pretrained model, so that no interval covers what another
-one would give. Differences are paired by seed; their intervals are Student's t over seeds, at 95 % for all contrasts of a
-claim together (Bonferroni). They rest on differences that are about normal: with five seeds no test without that
-assumption could reach 5 %. Claims that share runs are not independent: `c1` and `c8` share all of theirs, `c4` and
-`c4_longer` phase 1; `c6`, `c9`, `algorithms`, `adapters` and `sample_ahead` share PPO's, `algorithms`, `adapters` and
-`length_rewards` GRPO's. A contrast is one of three kinds:
+Seeds redraw problems, sampling and training; problems of files stay, so that intervals of runs on those cover no others.
+All runs of a claim start from one pretrained model (those of `c11` from another one, `make careful-model`): no interval
+covers what a different model would give. Differences are paired by seed; their intervals are Student's t over seeds, at
+95 % for all contrasts of a claim together (Bonferroni). They rest on differences that are about normal: with five seeds no
+test without that assumption could reach 5 %. Claims that share runs are not independent: `c1` and `c8` share all of theirs,
+`c4` and `c4_longer` phase 1; `c6`, `c9`, `algorithms`, `adapters` and `sample_ahead` share PPO's, `algorithms` and
+`adapters` GRPO's, `c9` and `length_rewards` those of five length rewards. A contrast is one of three kinds:
 
 | expected | holds where the interval | does not hold where it |
 |---|---|---|
-| less, more | lies on that side of 0, however near | excludes the smallest difference that matters, on that side |
+| less, more | lies on that side of 0, however near | does not, and excludes the smallest one that matters |
 | less or more, by a size at least | lies beyond that size | lies short of it |
 | not less, not more | excludes the drop (the rise) that matters | lies beyond that drop (rise) |
 
 **Power** is the chance that as many seeds, of the spread that was seen, would show the smallest difference that matters
-(of "not less" and "not more": would exclude it if nothing had changed); beside it stands how many seeds would have a power
-of 0.8. A claim **holds** if all of its contrasts do, and **does not hold** if one does not. Otherwise it is **underpowered**
+(of "not less" and "not more": would exclude it if nothing had changed; of a size at least: would lie beyond that size if
+the truth lay the smallest difference that matters beyond it). Beside it stands how many seeds would have a power of 0.8.
+A claim **holds** if all of its contrasts do, and **does not hold** if one does not. Otherwise it is **underpowered**
 if a contrast of which neither is shown has less power than 0.8: the seeds differ too much for so few of them. Else it is
 **not separable**. Values that are equal with every seed have no interval. A seed is missing where its run left
 nothing to measure: no response that could be graded, or no problem with both correct and wrong responses, of whose lengths
@@ -89,6 +91,8 @@ def _word(outcome: Outcome) -> str:
     word = f"**{outcome.word()}**" + (" (quick: two seeds, smaller runs)" if outcome.quick else "")
     holding = sum(cells[-1] == "holds" for cells in contrast_rows(outcome))
     total = len(outcome.claim.contrasts)
+    if len(outcome.seeds) != outcome.num_fixed:
+        word += f" ({len(outcome.seeds)} seeds, where the claim fixes {outcome.num_fixed})"
     return word if holding == total else f"{word}: {holding} of {total} differences hold"
 
 
@@ -118,7 +122,10 @@ def _section(outcome: Outcome, again: Sequence[Outcome]) -> str:
 
 def _command(outcome: Outcome) -> str:
     """Return the command whose runs the outcome is of."""
-    return " ".join(["conclip claims", outcome.name, *map(shlex.quote, outcome.claim.given), *["--quick"] * outcome.quick])
+    seeds = outcome.seeds
+    options = [f"--seeds {len(seeds)}"] * (len(seeds) != outcome.num_fixed)
+    options += [f"--first-seed {seeds.start}"] * (seeds.start > 0) + ["--quick"] * outcome.quick
+    return " ".join(["conclip claims", outcome.name, *map(shlex.quote, outcome.claim.given), *options])
 
 
 def _differences(outcome: Outcome) -> list[str]:

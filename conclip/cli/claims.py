@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from conclip.claims.config import Claim, check_runs, claim_files, load_claim, on_other, run_hash
+from conclip.claims.config import QUICK_SEEDS, Claim, check_runs, claim_files, load_claim, on_other, run_hash
 from conclip.claims.outcome import HEADINGS, Outcome, check_page, contrast_rows, outcome_of, recorded, write_outcome
 from conclip.claims.page import write_claims
 from conclip.claims.runs import PlannedRun, carry_out, mean_seconds, planned
@@ -18,7 +18,7 @@ from conclip.runs.files import nearest_existing
 from conclip.runs.terminal import open_console
 from conclip.runs.view import clock, remaining
 
-QUICK_SEEDS, MAX_SEEDS = 2, 1000
+MAX_SEEDS = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import secrets
+import socket
 import subprocess
 import threading
 import time
@@ -37,6 +38,8 @@ ASK_S = 60.0
 MAX_TRIES = 3
 """How often a process is tried that is lost while it starts."""
 THREADS, VISIBLE = "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"
+KEEP_ALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 6}
+"""A host that has sent nothing for 15 s is asked whether it is there, every 5 s, and given up after 6 times."""
 PIECE = 1 << 28
 """Bytes of a file that are sent at a time."""
 
@@ -214,6 +217,7 @@ class RayLauncher:
     def _welcome(self, connection: Connection) -> None:
         """Note a process that knows the key. Whoever says nothing is waited for here, where nobody else waits."""
         try:
+            _watch(connection)
             deliver_challenge(connection, self._key)
             answer_challenge(connection, self._key)
             name = connection.recv()
@@ -254,6 +258,7 @@ class RayLauncher:
         agent: Any = Agent.options(
             num_cpus=wanted["CPU"], num_gpus=wanted.get("GPU", 0), scheduling_strategy=self._room
         ).remote()
+        host = ""
         try:
             host = cast(str, ray.get(agent.host.remote(), timeout=PLACE_S))
             process = RayProcess(agent, host, ray.get(agent.start.remote(place), timeout=ASK_S))
@@ -261,9 +266,10 @@ class RayLauncher:
             self._give_up(name)
             ray.kill(agent)
             if isinstance(error, GetTimeoutError):
-                raise MachineFailure(
-                    f"no host of the Ray cluster has had room for what was on a lost one for {PLACE_S:g} s; add a host"
-                ) from error
+                slow = f"no host of the Ray cluster has begun a process within {PLACE_S:g} s"
+                why = "one with room is too slow to start Python, or a host is lost and no other has room: then add one"
+                late = f"a host of the Ray cluster has not answered for {ASK_S:g} s"
+                raise MachineFailure(late if host else f"{slow}: {why}") from error
             if isinstance(error, RayTaskError):
                 raise MachineFailure(f"a host of the Ray cluster cannot start a process ({_text(error)})") from error
             raise
@@ -337,6 +343,14 @@ class RayLauncher:
         self._listener.close()
         remove_placement_group(self._room.placement_group)
         ray.shutdown()
+
+
+def _watch(connection: Connection) -> None:
+    """Let a connection fail whose other end's host is cut off, amid a message, too: a read of the rest would never end."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEP_ALIVE.items():
+            end.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 @contextmanager

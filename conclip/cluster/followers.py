@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from torch.distributed import DistError, TCPStore  # pyright: ignore[reportPrivateImportUsage]  documented, but not exported
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  documented, but not exported
 
-from conclip.cluster.launch import Launcher, Local, Worker, check_there
-from conclip.cluster.ranks import OnAllRanks, OneRank, RankDied, Ranks
+from conclip.cluster.launch import Launcher, Local, Worker, check_shared, check_there
+from conclip.cluster.ranks import OnAllRanks, OneRank, RankDied, Ranks, is_of_group
 from conclip.config.groups import ClusterConfig
+from conclip.redact import one_line
 from conclip.runs.interrupts import ignore_signals
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ START_POLL_S, END_S = 0.1, 5.0
 
 MAKE, DROP, END = "make", "drop", "end"
 """What ranks are told besides the methods of what they have made: to make it, to drop it, to end."""
+
+LEFT_ALONE = "it no longer reaches another rank"
+"""What a rank says that ends because another one has."""
 
 Made = TypeVar("Made")
 """What every rank makes: a learner with its share of the models."""
@@ -41,7 +45,9 @@ class OnRanks(Generic[Made]):
         self._size = config.learner_ranks or 1
         self._workers: list[Worker] = []
         self._group: Group | None = None
-        if config.kind == "torchrun":  # its processes wait for this one, whether or not it trains
+        self.starts_ranks = config.kind != "torchrun"
+        """Whether the other ranks can be started anew; those of torchrun only by itself, with this one."""
+        if not self.starts_ranks:  # they wait for this one, whether or not it trains
             self._group = group_of_torchrun()
 
     def make(self, folder: Path, *arguments: Any, **named: Any) -> Made:
@@ -88,32 +94,43 @@ class OnRanks(Generic[Made]):
                     if (lost := self._lost(wait_s=START_POLL_S)) is not None:
                         raise RankDied(lost)
                 self._group = Group(0, self._size, store=store, host=host, lost=self._lost)
-            except DistError as error:
-                lost = self._lost() or f"learner ranks did not join ({error})"
-                self.close()
-                raise RankDied(lost) from error
-            except BaseException:
-                self.close()
-                raise
+            except BaseException as error:
+                try:
+                    if is_of_group(error):
+                        raise RankDied(self._lost() or f"learner ranks did not join ({error})") from error
+                    raise
+                finally:
+                    self.close()
         return self._group
 
     def _lost(self, wait_s: float = END_S) -> str | None:
-        """Return which rank has ended, or ends within `wait_s`; None where all run."""
+        """Return which rank has ended, or ends within `wait_s`, the first cause before what came of it; None where all
+        run."""
         deadline = time.monotonic() + wait_s
         while True:
             failures = [failure for worker in self._workers if (failure := worker.failure()) is not None]
             if failures or time.monotonic() >= deadline:
-                return next(iter(failures), None)
+                return min(failures, key=lambda failure: LEFT_ALONE in failure, default=None)
             time.sleep(0.02)
 
 
 def follow(group: Group, make: Callable[..., Any]) -> None:
-    """Do what the first rank does, until it ends; then leave the group."""
+    """Do what the first rank does, until it ends; then leave the group. Raises RankDied when another one has ended."""
+    try:
+        _repeat_calls(group, make)
+    except Exception as error:
+        if is_of_group(error):
+            raise RankDied(f"{LEFT_ALONE} ({one_line(str(error))})") from error
+        raise
+    group.leave()
+
+
+def _repeat_calls(group: Group, make: Callable[..., Any]) -> None:
     made: Any = None
     while True:
         name, arguments, named = group.next_call()
         if name == END:
-            break
+            return
         if name in (MAKE, DROP):
             made = None
             gc.collect()
@@ -121,9 +138,10 @@ def follow(group: Group, make: Callable[..., Any]) -> None:
             check_there(arguments[0])
             made = make(*arguments, ranks=group, **named)
         elif name != DROP:
+            for folder in (value for value in arguments if isinstance(value, Path)):
+                check_shared(folder)
             with suppress(OnAllRanks):  # the first one decides what follows
                 getattr(made, name)(*arguments, **named)
-    group.leave()
 
 
 def _follow_in_child(make: Callable[..., Any], rank: int, size: int, host: str, port: int, local_rank: int) -> None:

@@ -18,8 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from conclip.cluster.launch import check_shared
-from conclip.cluster.ranks import OnAllRanks, RankDied, matching, whole
+from conclip.cluster.ranks import OnAllRanks, RankDied, is_of_group, matching, whole
 from conclip.cluster.shares import write_shares
 from conclip.cluster.threads import use_threads
 from conclip.runs.interrupts import deferred
@@ -90,6 +89,8 @@ class Group:
         if not self.is_first:
             yield
             return
+        if not self.in_step:
+            raise RankDied("the learner's ranks were left amid a call")
         with deferred():  # a signal between two collective operations would part the ranks
             try:
                 # another host has another working directory
@@ -100,9 +101,8 @@ class Group:
                 raise
             except BaseException as error:
                 self.in_step = False
-                of_torch = isinstance(error, dist.DistError) or type(error) is RuntimeError
                 silent = f"learner ranks have not answered for {CALL_WAIT}" if "timed out" in str(error).lower() else None
-                if of_torch and (lost := self._lost() or silent) is not None:
+                if is_of_group(error) and (lost := self._lost() or silent) is not None:
                     raise RankDied(lost) from error
                 raise
 
@@ -165,7 +165,6 @@ class Group:
         return full.cpu() if self.is_first else full.to("meta")
 
     def write(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
-        check_shared(folder)
         write_shares(tensors, folder)
 
     def leave(self) -> None:

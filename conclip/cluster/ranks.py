@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed import DistError  # pyright: ignore[reportPrivateImportUsage]  documented, but not exported
 
 from conclip.errors import MachineFailure
 
@@ -22,6 +23,11 @@ class OnAllRanks(RuntimeError):
 
 class RankDied(MachineFailure):
     """A rank has ended, and with it what all of them computed; the checkpoints are whole."""
+
+
+def is_of_group(error: BaseException) -> bool:
+    """Return whether torch raised an error because ranks cannot reach each other: gloo raises plain RuntimeErrors."""
+    return isinstance(error, DistError) or (type(error) is RuntimeError and "gloo" in str(error).lower())
 
 
 class Ranks(Protocol):

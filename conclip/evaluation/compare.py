@@ -94,29 +94,35 @@ def _check_rows(side: str, rows: Sequence[EvalRow]) -> None:
 
 
 def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow]) -> Paired:
-    one, two = summarise(first), summarise(second)
-    levels = two.accuracy.mean, two.mean_tokens.mean, one.accuracy.mean, one.mean_tokens.mean
     judged = [by_problem(rows) for rows in (first, second)]
     both = [problem for problem in judged[0] if problem in judged[1]]
     everything: list[dict[str, list[EvalRow]]] = [{}, {}]
     for groups, rows in zip(everything, (first, second), strict=True):
         for row in rows:
             groups.setdefault(row.problem_id, []).append(row)
-    right = [fmean(map(is_correct, judged[1][p])) - fmean(map(is_correct, judged[0][p])) for p in both]
+    right = [[fmean(map(is_correct, groups[p])) for p in both] for groups in judged]
     tokens = [[fmean(row.num_tokens for row in groups[p]) for p in everything[0]] for groups in everything]
     return Paired(
         benchmark=benchmark,
         names=_names(first[0], second[0]),
         num_problems=len(both),
-        first=one,
-        second=two,
+        first=summarise(first),
+        second=summarise(second),
         comparison=compare(first, second),
-        accuracy_p_value=sign_flip_p_value(right),
+        accuracy_p_value=sign_flip_p_value([b - a for a, b in zip(*right, strict=True)]),
         tokens_p_value=sign_flip_p_value([b - a for a, b in zip(*tokens, strict=True)]),
-        aes=efficiency_score(*levels, **AES_WEIGHTS) if one.accuracy.mean > 0 else None,
+        aes=_efficiency_score(right, tokens),
         pass_at=_pass_at_most([judged[0][p] for p in both], [judged[1][p] for p in both]),
         transitions=transitions(first, second),
     )
+
+
+def _efficiency_score(right: Sequence[Sequence[float]], tokens: Sequence[Sequence[float]]) -> float | None:
+    """Return the score of the second side, from both sides' accuracies and tokens by problem, problems with equal weight;
+    None where no problem was judged on both sides, or the first solves none or takes no tokens."""
+    if not (any(right[0]) and any(tokens[0])):
+        return None
+    return efficiency_score(fmean(right[1]), fmean(tokens[1]), fmean(right[0]), fmean(tokens[0]), **AES_WEIGHTS)
 
 
 def _pass_at_most(first: Sequence[Sequence[EvalRow]], second: Sequence[Sequence[EvalRow]]) -> tuple[int, Estimate] | None:
@@ -165,7 +171,7 @@ def differences(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> list[str
                 f"{number} of {side}'s responses have more tokens than their cap (max_tokens): "
                 "their server counts otherwise, or the file is damaged"
             )
-    lost = {row.problem_id for row in first} ^ {row.problem_id for row in second}
+    lost = {(row.benchmark, row.problem_id) for row in first} ^ {(row.benchmark, row.problem_id) for row in second}
     if lost:
         texts.append(f"{len(lost)} problems stand on one side only and are left out")
     return texts

@@ -33,8 +33,6 @@ from conclip.grading.grader import GRADER_VERSION
 from conclip.models.folder import model_hash
 from conclip.report.card import write_card
 from conclip.report.data import read_run
-from conclip.report.export import write_curve, write_tradeoff
-from conclip.report.page import write_page
 from conclip.rollout.session import Prompts, encode_prompts
 from conclip.runs.identity import digest, problems_hash, relevant
 from conclip.runs.run import MANIFEST, Run
@@ -69,11 +67,7 @@ def run_recipe(config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Pa
     if config.learning is not None:
         for name in made:
             write_card(run, config.learning, models[name], name, rows=all_rows)
-        data = read_run(run.folder)
-        write_curve(data, run.folder / "curve.png")
-        if all_rows:
-            write_page([data], run.folder / "report.html")
-            run.point_to("report", run.folder / "report.html")
+        _draw(run, with_page=bool(all_rows))
         if made:
             run.point_to("final model" if all_rows else "checkpoint", models[made[-1]])
     else:
@@ -109,8 +103,22 @@ def _propose(config: BaseConfig, inputs: Inputs, run: Run, stage: StageConfig, r
         run.say(f"chosen: {choice.problem.problem_id}: {choice.reason}", result=True)
 
 
+def _draw(run: Run, *, with_page: bool) -> None:
+    """Draw the curve of training and, where there are results, the report's page."""
+    from conclip.report.export import write_curve  # noqa: PLC0415  what draws takes long to import: not for a plan
+    from conclip.report.page import write_page  # noqa: PLC0415
+
+    data = read_run(run.folder)
+    write_curve(data, run.folder / "curve.png")
+    if with_page:
+        write_page([data], run.folder / "report.html")
+        run.point_to("report", run.folder / "report.html")
+
+
 def _show_evidence(run: Run, rows: Sequence[EvalRow], settings: EvalConfig) -> None:
     """Show what may be had without training, as a table, sentences and a picture, before any training begins."""
+    from conclip.report.export import write_tradeoff  # noqa: PLC0415
+
     columns = by_condition(rows)
     if len({row.prompt_condition for row in rows}) < 2:
         return

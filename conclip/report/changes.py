@@ -73,7 +73,7 @@ def _over_seeds(group: Sequence[RunData]) -> dict[str, Any]:
             [
                 str(len(comparisons)),
                 _interval([100 * (one.tokens_ratio.mean - 1) for one in comparisons], " %"),
-                _interval([100 * one.accuracy_difference.mean for one in comparisons], " points"),
+                _interval([100 * one.accuracy_difference.mean for one in comparisons if one.num_problems], " points"),
             ],
         )
         for what, comparisons in found.items()
@@ -86,5 +86,7 @@ def _over_seeds(group: Sequence[RunData]) -> dict[str, Any]:
 
 
 def _interval(values: Sequence[float], unit: str) -> str:
+    if not values:
+        return "unknown"
     mean, low, high = clustered_interval(values)
     return f"{mean:+.1f}{unit}" + (f" [{low:+.1f}, {high:+.1f}]" if math.isfinite(low) else "")

@@ -22,6 +22,10 @@ POLL_S = 0.05
 SILENT_S = 5.0
 """How long a child may say nothing before it is looked at."""
 
+SEND_EVERY_S = 0.05
+"""How long a child keeps completions before it sends them, unless they are the last ones. A message for every step of the
+engine would wake the parent as often, on a processor that the engines fill."""
+
 MAX_RESTARTS = 3
 """Restarts per unit of work."""
 
@@ -43,14 +47,14 @@ def _serve(
     """Run the child: execute commands, generate while requests are in flight, and send completions as they finish.
 
     Each command is answered by ("done", value). An error ends the child with what `told` returns. Completions are sent as
-    ("finished", list, tokens).
+    ("finished", list, tokens), those of several steps together.
     """
     detach()
     try:
         check_there(model_path)
         engine = start(model_path, config, **settings)
         pipe.send(("done", engine.takes_adapters()))
-        num_in_flight = 0
+        num_in_flight, finished, sent = 0, list[Completion](), time.monotonic()
         while True:
             while pipe.poll(0 if num_in_flight else None):
                 name, arguments = pipe.recv()
@@ -64,11 +68,15 @@ def _serve(
                         num_in_flight += len(requests)
                     pipe.send(("done", None))
                     continue
-                num_in_flight = 0 if name == "abort" else num_in_flight
+                if name == "abort":
+                    num_in_flight, finished = 0, []
                 pipe.send(("done", getattr(engine, name)(*arguments)))
-            finished = engine.poll()
-            num_in_flight -= len(finished)
-            pipe.send(("finished", finished, engine.progress()))
+            new = engine.poll()
+            finished += new
+            num_in_flight -= len(new)
+            if not num_in_flight or time.monotonic() - sent > SEND_EVERY_S:
+                pipe.send(("finished", finished, engine.progress()))
+                finished, sent = [], time.monotonic()
     except (EOFError, BrokenPipeError):
         return  # the parent has died
     except Exception as error:

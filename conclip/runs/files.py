@@ -256,7 +256,11 @@ def link(source: Path, target: Path, *, without: str | None = None, complete: Ca
         _link_file(source, temporary)
     if complete is not None:
         complete(temporary)
+    for path in (*temporary.rglob("*"), temporary):
+        if not path.is_symlink():
+            sync(path)
     temporary.replace(target)
+    sync(target.parent)
 
 
 def break_links(path: Path) -> None:

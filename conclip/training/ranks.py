@@ -39,6 +39,8 @@ def train(phase: PhaseInputs, config: LearnConfig, runtime: Runtime, learners: L
         trainer = None  # its models, before others are loaded; the error held them, too
         gc.collect()
         learners.close()
+        if not learners.starts_ranks:
+            raise RankDied(f"{lost}; torchrun starts all of them again if --max-restarts lets it, and they go on")
         if not restarts_left:
             raise RankDied(f"{lost}; {MAX_RESTARTS} restarts did not help")
         runtime.run.warn(f"{lost}; all are started again, and {phase.stage} goes on from its last checkpoint")

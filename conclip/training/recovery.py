@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from conclip.cluster.ranks import RankDied
 from conclip.config.schema import LearnConfig
 from conclip.curriculum.order import ProblemOrder, Refresher
 from conclip.errors import UserError, explain
@@ -88,10 +89,10 @@ class Recovery:
         self.checkpoints.wait()  # first, so that only one set of copies exists at a time
         self._run.sync()
         progress = Progress.from_json(self._state["progress"])
-        # training changes the tensors while a checkpoint is written in the background
-        keep = copied if self._in_background else dict[str, Tensor]
         models, ranks = self._learner.backend.models, self._learner.backend.ranks
         several = ranks.size > 1
+        # training changes the tensors while a checkpoint is written in the background; those of several ranks were gathered
+        keep = copied if self._in_background and not several else dict[str, Tensor]
         write_model = partial(
             save_model,
             write=partial(models.write, saved=keep(self._learner.saved())),
@@ -111,12 +112,16 @@ class Recovery:
 
     def save_interrupted(self) -> None:
         """Save the state for the next start, after a signal."""
-        if self._state is None:
+        obstacle = "stopped where nothing can be saved" if self._state is None else ""
+        if self._state is not None and self._state is not self._saved_state:
+            try:
+                self.save(scheduled=False)
+            except RankDied as error:  # the signal counts, not that ranks could be started again
+                obstacle = f"stopped, and nothing can be saved ({error})"
+        if self._state is None or obstacle:
             whence = "its beginning" if self._saved_state is None else "the last checkpoint"
-            self._run.say(f"{self._stage}: stopped where nothing can be saved; the next start goes on from {whence}")
+            self._run.say(f"{self._stage}: {obstacle}; the next start goes on from {whence}")
             return
-        if self._state is not self._saved_state:
-            self.save(scheduled=False)
         self.checkpoints.wait()
         self._run.say(f"{self._stage}: stopped; step {self._state['progress']['step']} is saved")
 
@@ -144,7 +149,7 @@ class Recovery:
             if self._refresher is not None:
                 self._refresher.load_state_dict(values["refresher"], self._problems)
         except Exception as error:  # libraries raise anything over a file of any content
-            if explain(error) is not None:
+            if isinstance(error, UserError) or explain(error) is not None:
                 raise
             raise UserError(
                 f"'{folder}' is whole, but no checkpoint of this phase ({type(error).__name__}: {one_line(str(error))}); "
