@@ -56,7 +56,7 @@ from conclip.report.probing import pass_rate_table
 from conclip.rollout.session import TRAINING, Prompts, Runtime, open_endpoint, open_runtime
 from conclip.rollout.shared_engine import SharedEngine
 from conclip.runs.checked import read_as
-from conclip.runs.files import read_object, write_text
+from conclip.runs.files import read_object, settle, write_text
 from conclip.runs.identity import digest, problems_hash, relevant, sampling_hash
 from conclip.runs.manifest import Pipeline, StageOutput, stage_key
 from conclip.runs.run import Run
@@ -236,7 +236,7 @@ class Stages:
             for path in (begun, target):
                 shutil.rmtree(path, ignore_errors=True)
             save_model(begun, learner.export, prompts.tokenizer, problems=shown, earlier=trained_on(model))
-            begun.replace(target)
+            settle(begun, target)
             self._learners.drop()
             return StageOutput(
                 outputs=[str(target.relative_to(self._run.folder))],

@@ -223,6 +223,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def settle(temporary: Path, target: Path) -> None:
+    """Give a file or folder its name once all of it is on the disk."""
+    for path in (*temporary.rglob("*"), temporary):
+        if not path.is_symlink():
+            sync(path)
+    temporary.replace(target)
+    sync(target.parent)
+
+
 def drop_cut_line(path: Path) -> None:
     """Truncate a file after its last complete line: a killed writer may have left part of a line."""
     content = read_plain(path) or b""
@@ -256,11 +265,7 @@ def link(source: Path, target: Path, *, without: str | None = None, complete: Ca
         _link_file(source, temporary)
     if complete is not None:
         complete(temporary)
-    for path in (*temporary.rglob("*"), temporary):
-        if not path.is_symlink():
-            sync(path)
-    temporary.replace(target)
-    sync(target.parent)
+    settle(temporary, target)
 
 
 def break_links(path: Path) -> None:
