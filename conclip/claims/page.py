@@ -84,7 +84,12 @@ def _verdicts(shown: Sequence[Sequence[Outcome]]) -> str:
         mark = r" \*" if o.claim.remarks and not o.claim.given else ""
         lines.append(f"| [{o.name}](#{o.name}) | {escape.markdown(o.claim.claim)} | {_word(o)}{mark} | {words} |")
     note = '\\*: its section says what was changed after a first look, or what else to know: "To read it".'
-    return "\n".join(lines) + "\n\n" + note + "\n"
+    hours = sum(outcome.seconds for of_claim in shown for outcome in of_claim) / 3600
+    cost = (
+        f"All of these runs took {hours:.1f} hours of one process, less what claims share; `--jobs 2` runs two of them side "
+        "by side, each on one of two cores."
+    )
+    return "\n".join(lines) + f"\n\n{note}\n\n{cost}\n"
 
 
 def _word(outcome: Outcome) -> str:
