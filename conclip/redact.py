@@ -11,7 +11,7 @@ import json
 import netrc
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -39,7 +39,7 @@ URL_PASSWORD = re.compile(r"(?<=://)[^/\s@'\"<>\\]*@")
 URL_KEY = re.compile(
     r"([?&;][\w.-]*(?:key|token|secret|passw(?:or)?d|signature|sig|auth|credential)s?=)[^&;\s#'\"<>\\]+", re.I
 )
-BEARER = re.compile(r"\b(bearer|basic)(\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
+HEADER = re.compile(r"(\bauthorization\W{1,6}(?:bearer|basic)\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that move a terminal's cursor, change its state or the direction of writing: all control characters but tab and
@@ -114,17 +114,17 @@ def hide(text: str) -> str:
     Example: ``http://me:secret@host/v1?key=abc&n=2`` becomes ``http://***@host/v1?key=***&n=2``.
     """
     text = URL_PASSWORD.sub(f"{HIDDEN}@", hide_known(text))
-    return BEARER.sub(rf"\1\2{HIDDEN}", URL_KEY.sub(rf"\1{HIDDEN}", text))
+    return HEADER.sub(rf"\1{HIDDEN}", URL_KEY.sub(rf"\1{HIDDEN}", text))
 
 
-def hide_in(values: Any) -> Any:
-    """Apply `hide` to every text in JSON-like values, keys included."""
+def hide_in(values: Any, *, by: Callable[[str], str] = hide) -> Any:
+    """Apply `by` to every text in JSON-like values, keys included."""
     if isinstance(values, str):
-        return hide(values)
+        return by(values)
     if isinstance(values, Mapping):
-        return {hide_in(key): hide_in(value) for key, value in cast(Mapping[Any, Any], values).items()}
+        return {hide_in(key, by=by): hide_in(value, by=by) for key, value in cast(Mapping[Any, Any], values).items()}
     if isinstance(values, (list, tuple)):
-        return [hide_in(value) for value in cast(list[Any], values)]
+        return [hide_in(value, by=by) for value in cast(list[Any], values)]
     return values
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 from conclip.cli.main import main
 from conclip.errors import UserError
 from conclip.evaluation.compare import differences, paired, sentences, to_json, transition_table
-from conclip.evaluation.metrics import compare
+from conclip.evaluation.metrics import Estimate, compare
+from conclip.evaluation.rows import read_rows, to_dict
 from conclip.evaluation.units import RowFile
+from conclip.runs.identity import path_hash
+from conclip.runs.manifest import StageRecord
 from conclip.types import EvalRow, Outcome
 from tests.conftest import make_row
 
@@ -115,6 +119,35 @@ def test_the_efficiency_score_is_of_problems_judged_on_both_sides():
     lost = [make_row("p1", Outcome.GRADER_ERROR, 5, benchmark="b"), *other]
     results = paired([make_row("p1", RIGHT, 10, benchmark="b"), *other], lost)
     assert [one.aes for one in results] == [None, 0]
+
+
+def test_tokens_that_a_server_withholds_have_no_ratio():
+    none, some = ([make_row(f"p{n}", RIGHT, tokens) for n in range(2)] for tokens in (0, 10))
+    assert compare(none, some).tokens_ratio == Estimate(mean=1.0, low=0.0, high=math.inf)
+    assert compare(some, none).tokens_ratio.mean == 0
+
+
+def test_an_evaluation_that_has_not_ended_is_not_compared(tmp_path: Path):
+    """Its file holds what was sampled so far, or another model's rows."""
+    for name in ("base", "phase2"):
+        (tmp_path / f"rows-{name}.jsonl").write_text(json.dumps(to_dict(make_row("p", RIGHT, 10, model=name))) + "\n")
+    assert len(read_rows(tmp_path)) == 2  # of no run
+    outputs = {"rows-base.jsonl": path_hash(tmp_path / "rows-base.jsonl")}
+    record = StageRecord(
+        key="k", inputs={}, outputs=outputs, numbers={}, num_tokens=10, wall_s=1.0, finished="2026", made_by={}
+    )
+    manifest = {"stages": {"eval-base": dataclasses.asdict(record)}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert [row.model for row in read_rows(tmp_path)] == ["base"]
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="no evaluation in it has ended; repeat the run's command"):
+        read_rows(tmp_path)
+
+
+def test_rows_of_other_tools_are_named_as_such(tmp_path: Path):
+    (tmp_path / "other.jsonl").write_text('{"question": "1+1", "response": "2"}\n')
+    with pytest.raises(UserError, match=r"other.jsonl', line 1: no row of conclip's, .*; conclip grade makes rows"):
+        read_rows(tmp_path / "other.jsonl")
 
 
 def test_problems_of_one_side_are_counted_by_benchmark():

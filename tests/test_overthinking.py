@@ -38,6 +38,9 @@ def test_a_letter_is_mentioned_as_a_choice_only():
     asked = problem("A", choices=("one", "two"))
     assert first_mention("A train leaves. The answer is A.", asked) == len("A train leaves. The answer is A")
     assert first_mention("Either (A) or (B)", asked) == len("Either (A")
+    assert first_mention("Answer: A\n", asked) == len("Answer: A")
+    assert first_mention("Option A fits", asked) == len("Option A")
+    assert first_mention("Answer: a train", asked) is None  # the letter itself is a capital
 
 
 def test_what_the_question_states_is_no_finding():

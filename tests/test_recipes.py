@@ -136,6 +136,10 @@ FAULTS = {
         "++recipe.probe={kind: probe, model: base, phase: phase1}",
         "'recipe.probe' would write pass_rates.jsonl, as recipe.probe-base does",
     ),
+    "a stage called as another's model": (
+        "++recipe.phase1-best={kind: train, phase: phase2, rates: probe-base}",
+        "'recipe.phase1-best' would write checkpoints/phase1-best, as recipe.phase1 does",
+    ),
     "no stages": ("~recipe", "recipe"),
     "a kind there is not": ("recipe.eval.kind=evaluate", "recipe.eval.kind"),
     "a key there is not": ("++recipe.eval.model_s=[base]", "did you mean 'recipe.eval.models'?"),

@@ -37,7 +37,18 @@ from conclip.report.data import read_run
 from conclip.report.export import latex, markdown, write_files
 from conclip.report.page import headlines, result_tables, rows_for_browser, sentences, write_page
 from conclip.rollout.weights import as_folder
-from conclip.runs.files import appending, break_links, check_content, finite, link, newest_attempt, read_object, write_text
+from conclip.runs.files import (
+    appending,
+    break_links,
+    check_content,
+    finite,
+    link,
+    newest_attempt,
+    read_object,
+    write_json,
+    write_text,
+    writing,
+)
 from conclip.runs.identity import path_hash, sampling_hash
 from conclip.runs.manifest import Pipeline, StageOutput, read_stages
 from conclip.runs.run import Run, attempts
@@ -412,12 +423,32 @@ def test_secrets_that_stand_in_files_and_urls_are_known(monkeypatch: pytest.Monk
         ("http://host/?n=1&api_key=a&api-version=2", "http://host/?n=1&api_key=***&api-version=2"),
         ("?X-Amz-Signature=abcdef;access_token=1", "?X-Amz-Signature=***;access_token=***"),
         ("Authorization: Bearer abcdefgh1234", "Authorization: Bearer ***"),
+        ('{"authorization": "Basic YWxhZGRpbg=="}', '{"authorization": "Basic ***"}'),
+        ("a basic arithmetic problem of bearer certificates", "a basic arithmetic problem of bearer certificates"),
         ("mail me@host, a key=value pair", "mail me@host, a key=value pair"),
         ("http://host/@scope/name", "http://host/@scope/name"),
     ],
 )
 def test_secrets_in_urls_are_replaced(text: str, said: str):
     assert hide(text) == said
+
+
+def test_ids_of_problems_stay_as_they_are(tmp_path: Path):
+    """Training leaves out by them what an earlier phase trained on."""
+    ids = ["Basic Geometry/12", "https://me@forum/t?key=12"]
+    write_json(tmp_path / "training.json", {"problem_ids": ids}, is_data=True)
+    assert json.loads((tmp_path / "training.json").read_text()) == {"problem_ids": ids}
+    write_json(tmp_path / "config.json", {"url": ids[1]})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"url": "https://***@forum/t?key=***"}
+
+
+def test_two_commands_that_write_one_file_leave_a_whole_one(tmp_path: Path):
+    path = tmp_path / "out.jsonl"
+    with pytest.raises(UserError, match="is being written by another command, too"), writing(path) as first:
+        first.write("cut")
+        with writing(path) as second:
+            second.write("whole")
+    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

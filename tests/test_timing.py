@@ -12,7 +12,7 @@ from conclip.config.groups import DeviceConfig
 from conclip.config.schema import LearnConfig
 from conclip.experiments.memory import ModelSize
 from conclip.experiments.plan import PlannedStage
-from conclip.experiments.timing import keys_and_values, operations_per_token, speed_of, stage_seconds
+from conclip.experiments.timing import operations_per_token, speed_of, stage_seconds
 from conclip.models.folder import LAB_MODEL
 
 SPEED = speed_of(DeviceConfig(tflops=1.0, bandwidth_gb_per_s=10.0))
@@ -29,7 +29,7 @@ def config_of(*overrides: str) -> LearnConfig:
 def test_sampling_reads_the_weights_once_a_token():
     """4e9 bytes at 6e9 a second: 2/3 s a token; the cache of 8 responses of 50 tokens adds 8 x 50 x 4 x 6 bytes. 16
     responses in two rounds of 100 tokens, the limit of the longest."""
-    assert SPEED is not None and keys_and_values(MODEL) == 6
+    assert SPEED is not None and MODEL.kv_per_token == 6
     stage = PlannedStage(name="probe", num_responses=16, max_tokens=100, batch=8)
     seconds = stage_seconds(stage, config_of(), MODEL, 25, SPEED)
     assert seconds == pytest.approx(2 * 100 * (4e9 + 8 * 50 * 4 * 6) / 6e9)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from conclip.config.ranges import require
-from conclip.config.recipe import BASE, StageConfig, kind_of, probe_rows_file, rates_file
+from conclip.config.recipe import BASE, StageConfig, checkpoint_folder, kind_of, probe_rows_file, rates_file
 from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
 
@@ -69,7 +69,9 @@ def check_recipe(config: BaseConfig) -> None:
 
 def _files(name: str, stage: StageConfig) -> list[str]:
     """Return the files of a stage whose names could be those of another stage's."""
-    return [rates_file(name), probe_rows_file(name)] if stage.kind == "probe" else []
+    if stage.kind == "probe":
+        return [rates_file(name), probe_rows_file(name)]
+    return [] if stage.kind == "eval" else [f"checkpoints/{name}", checkpoint_folder(name)]
 
 
 def _check_training_stage(

@@ -178,7 +178,9 @@ def _check_problem_set(key: str, problems: ProblemSetConfig) -> None:
             several = isinstance(columns, str) or len(set(columns)) == len(columns) >= 2
             require(several, f"{key}.choices", "must be a column with lists, or two columns or more")
         unnamed = isinstance(columns, list) or problems.verifier is not None
-        may = "may be null where choices lists columns, the right one first, and with a verifier"
+        may = (
+            "must name a column; it may be null only where choices lists columns, the right one first, or a verifier judges"
+        )
         require(problems.answer is not None or unnamed, f"{key}.answer", may)
         for name in READ_BY_THE_GRADER if problems.verifier is not None else ():
             is_default = getattr(problems, name) == getattr(ProblemSetConfig, name)

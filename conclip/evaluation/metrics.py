@@ -1,5 +1,6 @@
 """Numbers of the result tables: pure functions of evaluation rows."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
@@ -62,6 +63,9 @@ class Comparison:
 UNKNOWN_DIFFERENCE = Estimate(mean=0.0, low=-1.0, high=1.0)
 """Difference in accuracy where no problem has a judged response of both models."""
 
+UNKNOWN_RATIO = Estimate(mean=1.0, low=0.0, high=math.inf)
+"""Ratio of tokens where the first model's responses have none, as those that a server withholds."""
+
 
 def summarise(rows: Sequence[EvalRow]) -> Summary:
     """Return accuracy, lengths and truncation of one model's rows on one benchmark. Raises ValueError without rows."""
@@ -97,7 +101,7 @@ def compare(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> Comparison:
     after = [fmean(tokens[1][key]) for key in tokens[0]]
     return Comparison(
         accuracy_difference=to_estimate(clustered_difference(differences)) if differences else UNKNOWN_DIFFERENCE,
-        tokens_ratio=to_estimate(clustered_ratio(after, before)),
+        tokens_ratio=to_estimate(clustered_ratio(after, before)) if any(before) else UNKNOWN_RATIO,
         num_problems=len(differences),
         accuracy_spread=pstdev(differences) if differences else 1.0,
     )

@@ -63,7 +63,7 @@ def first_mention(text: str, problem: Problem) -> int | None:
 def _mention(text: str, gold: str, problem: Problem) -> int | None:
     gold = gold.strip()
     if problem.choices is not None:
-        found = re.search(rf"(?:[({{\[]|\b(?:is|option|choice|answer)[: ]+){re.escape(gold)}\b", text)
+        found = re.search(rf"(?:[({{\[]|\b(?i:is|option|choice|answer)[: ]+){re.escape(gold)}\b", text)
         return found.end() if found else None
     plain = gold.strip("$")
     if _NUMBER.fullmatch(plain):

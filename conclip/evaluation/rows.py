@@ -21,7 +21,10 @@ from conclip.problems.tables import parquet_rows
 from conclip.redact import hide_known
 from conclip.runs.checked import first_fault
 from conclip.runs.files import check_content, newest_attempt, writing_bytes
+from conclip.runs.identity import path_hash
 from conclip.runs.json_lines import CutLine, DamagedLine, json_lines
+from conclip.runs.manifest import read_stages
+from conclip.runs.run import MANIFEST
 from conclip.types import EvalRow
 
 SCHEMA = 3
@@ -47,7 +50,11 @@ def from_dict(values: dict[str, Any]) -> EvalRow:
     """Return the row that `to_dict` described. Raises UserError for a row of another schema, ValueError or KeyError for one
     with wrong values."""
     if values.get("schema") not in READABLE:
-        raise UserError(f"rows have schema {str(values.get('schema'))[:20]}, this version reads {SCHEMA}; evaluate again")
+        schemas = " or ".join(map(str, READABLE))
+        raise UserError(
+            f"no row of conclip's, which have schema {schemas}, not {str(values.get('schema'))[:20]}; conclip grade makes "
+            "rows of other tools' responses"
+        )
     row = _ROW.validate_python({name: {**_DEFAULTS, **values}[name] for name in _FIELDS})
     for name in _FIELDS:
         value, given = getattr(row, name), values.get(name)
@@ -68,7 +75,8 @@ def write_parquet(rows: Sequence[EvalRow], path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[EvalRow]:
-    """Return the rows of a file (JSON lines or Parquet), or all rows of a run. Raises UserError when there are none."""
+    """Return the rows of a file (JSON lines or Parquet), or those of a run's evaluations that have ended. Raises UserError
+    when there are none."""
     files, cut_line = [path], "drop" if path.is_dir() else "read"
     if path.is_dir():
         folder = newest_attempt(path)
@@ -79,10 +87,21 @@ def read_rows(path: Path) -> list[EvalRow]:
                 f"'{path}' has no rows*.jsonl; give a run that evaluated (outputs/<subcommand>/<name>, or an attempt in "
                 "it), or a file with rows"
             )
+        files = [file for file in files if _has_ended(folder, file)]
+        if not files:
+            raise UserError(f"'{path}': no evaluation in it has ended; repeat the run's command, which goes on")
     rows = [row for file in files for row in _read_file(file, cut_line)]
     if not rows:
         raise UserError(f"'{path}' holds no rows")
     return rows
+
+
+def _has_ended(folder: Path, file: Path) -> bool:
+    """Return whether a file of rows is what an evaluation of the run left; where no run has made the folder, all are."""
+    if not (folder / MANIFEST).exists():
+        return True
+    hashes = [record.outputs[file.name] for record in read_stages(folder).values() if file.name in record.outputs]
+    return path_hash(file) in hashes
 
 
 def _read_file(path: Path, cut_line: CutLine) -> list[EvalRow]:
@@ -94,6 +113,8 @@ def _read_file(path: Path, cut_line: CutLine) -> list[EvalRow]:
             where = place
             rows.append(from_dict(values))
             where = ""  # the reader's own errors have their place, or none
+    except UserError as error:
+        raise UserError(f"'{path}'{', ' if where else ''}{where.removesuffix(': ')}: {error}") from error
     except DamagedLine as error:
         raise UserError(f"'{path}' does not hold evaluation rows (line {error.number}: {error})") from error
     except ValidationError as error:

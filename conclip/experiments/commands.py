@@ -41,6 +41,11 @@ from conclip.types import EvalRow
 
 def run_recipe(config: BaseConfig, inputs: Inputs, run: Run, prompts: Mapping[Path, Prompts]) -> None:
     """Run the stages in order, then write tables, cards and the report."""
+    if inputs.served_name and (run.goes_on or run.other_attempts()):
+        run.warn(
+            "what the server answered before is taken over, and whether its weights are still the same is not known here; "
+            "resume=never samples anew"
+        )
     models = inputs.models if config.learning is None else {BASE: inputs.model_path}
     rates: dict[str, list[PassRate]] = {}
     trained: dict[str, set[str]] = {}
@@ -96,7 +101,7 @@ def _propose(config: BaseConfig, inputs: Inputs, run: Run, stage: StageConfig, r
     except UserError as error:
         run.warn(str(error))
         return
-    run.write_json("problems.json", describe_selection(selection))
+    run.write_json("problems.json", describe_selection(selection), is_data=True)
     if note := selection.confidence_note(config.phase_of(stage)):
         run.say(note)
     for choice in selection.chosen:

@@ -166,7 +166,7 @@ class Stages:
                 key=stage_key(stage, inputs),
             )
             result, wall_s = train(phase_inputs, config, runtime, self._learners)
-            self._run.write_json(history, _RESULT.dump_python(result, by_alias=True, exclude={"checkpoint"}))
+            self._run.write_json(history, _RESULT.dump_python(result, by_alias=True, exclude={"checkpoint"}), is_data=True)
             best = result.best
             return StageOutput(
                 outputs=[str(result.checkpoint.relative_to(self._run.folder)), history],
@@ -180,7 +180,7 @@ class Stages:
                 wall_s=wall_s,
             )
 
-        self._run.write_json(problems_file(stage), describe_selection(selection))
+        self._run.write_json(problems_file(stage), describe_selection(selection), is_data=True)
         self._pipeline.run_stage(stage, inputs, work)
         remove_training_state(self._run.folder / "checkpoints" / stage)
         result = _read_result(self._run.folder / history, self._run.folder / checkpoint_folder(stage))
@@ -251,7 +251,7 @@ class Stages:
         }
         reason = "has a response that is right in some form"
         choices = tuple(Choice(problem=problem, reason=reason, rate=None) for problem in problems.values())
-        self._run.write_json(problems_file(name), describe_selection(Selection(chosen=choices, reserve=())))
+        self._run.write_json(problems_file(name), describe_selection(Selection(chosen=choices, reserve=())), is_data=True)
         numbers = self._pipeline.run_stage(name, inputs, work).numbers
         self._run.say(
             f"{name}: {numbers['num_epochs']:.0f} passes over {len(chosen)} responses to {len(problems)} problems; loss "

@@ -55,7 +55,7 @@ def stage_seconds(stage: PlannedStage, config: BaseConfig, model: ModelSize, pro
     mean = stage.max_tokens / 2
     width = 2 if config.model.dtype == "bfloat16" else 4
     at_once = min(config.rollout.max_num_seqs, stage.batch)
-    held = at_once * (prompt_tokens + mean / 2) * width * keys_and_values(model)
+    held = at_once * (prompt_tokens + mean / 2) * width * model.kv_per_token
     one_token = max(
         (width * model.num_parameters + held) / speed.bytes_read, 2 * model.num_parameters * at_once / speed.operations
     )
@@ -66,11 +66,6 @@ def stage_seconds(stage: PlannedStage, config: BaseConfig, model: ModelSize, pro
         training = tokens * operations_per_token(learning, model) / speed.operations
         return max(seconds, training) if learning.trainer.sample_ahead else seconds + training
     return seconds
-
-
-def keys_and_values(model: ModelSize) -> int:
-    """Return how many numbers the KV cache holds per token."""
-    return sum(rows for name, (rows, _) in model.linear.items() if ".k_proj." in name or ".v_proj." in name)
 
 
 def operations_per_token(config: LearnConfig, model: ModelSize) -> float:

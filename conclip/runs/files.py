@@ -52,16 +52,29 @@ def writing(path: Path) -> Iterator[TextIO]:
 def writing_bytes(path: Path) -> Iterator[BinaryIO]:
     """Open a file for bytes as `writing` does; they are written unchanged."""
     temporary = path.with_name(path.name + ".part")
+    descriptor = _create(temporary)
+    mine = os.fstat(descriptor)
     try:
-        with os.fdopen(_create(temporary), "wb") as out:
+        with os.fdopen(descriptor, "wb") as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
-        temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        if _is(temporary, mine):
+            temporary.unlink()
         raise
+    if not _is(temporary, mine):
+        raise UserError(f"'{path}' is being written by another command, too; wait for that one, then repeat this one")
+    temporary.replace(path)
     sync(path.parent)
+
+
+def _is(path: Path, file: os.stat_result) -> bool:
+    """Return whether a path still leads to this file."""
+    try:
+        return os.path.samestat(path.stat(), file)
+    except OSError:
+        return False
 
 
 def _create(temporary: Path) -> int:
@@ -199,9 +212,11 @@ def check_target(path: Path, option: str, *, inputs: Sequence[Path] = ()) -> Non
         raise UserError(f"{option}: no folder '{path.parent}'")
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically, without credentials in its URLs."""
-    write_text(path, json.dumps(hide_in(content), indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, content: Mapping[str, Any], *, is_data: bool = False) -> None:
+    """Write a JSON object atomically, without credentials in its URLs; of data, such as ids of problems, only known secrets
+    are replaced."""
+    clean = hide_in(content, by=hide_known if is_data else hide)
+    write_text(path, json.dumps(clean, indent=2, ensure_ascii=False) + "\n")
 
 
 def finite(value: Any) -> Any:

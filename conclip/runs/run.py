@@ -95,6 +95,8 @@ class Run:
             self._display.close()
             self._restore_output()
             raise
+        self.goes_on = continued is not None
+        """Whether this attempt had begun before."""
         if continued:
             self.say("going on where it was (same config, same inputs)")
             changed = changed_versions(versions_of(earlier[-1]), self.versions) if earlier else []
@@ -218,8 +220,8 @@ class Run:
         write_text(path, content)
         self._metrics = appending(path)
 
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        write_json(self.folder / name, {"schema": SCHEMA_VERSION, **content})
+    def write_json(self, name: str, content: Mapping[str, Any], *, is_data: bool = False) -> None:
+        write_json(self.folder / name, {"schema": SCHEMA_VERSION, **content}, is_data=is_data)
 
     def sync(self) -> None:
         """Wait until all metrics are on the disk, since a checkpoint relies on them."""
