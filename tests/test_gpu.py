@@ -28,7 +28,7 @@ def test_the_check_rehearses_without_a_gpu():
         "repeat": 2,
         "optimiser": 2,
         "memory": 5,
-        "engine": 12,
+        "engine": 9,
     }
 
 

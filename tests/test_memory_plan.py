@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from conclip.cli.doctor import _disk_needed
 from conclip.cli.main import main
@@ -301,6 +302,18 @@ def test_activations_of_fake_tensors_are_those_of_real_ones(adapter: AdapterConf
     planned = activations(LAB_MODEL, 3, 200, adapter, dtype)
     assert planned is not None
     assert planned.peak(recompute=False) == pytest.approx(kept_by(policy, 3, 200, dtype), rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_of_a_mixture_of_experts_are_near_those_of_real_ones(tmp_path: Path, dtype: Dtype):
+    """Fake tensors know its products in bfloat16 only; in fp32 they have twice the bytes, indices counted twice."""
+    sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
+    AutoModelForCausalLM.from_config(Qwen3MoeConfig(**sizes, moe_intermediate_size=64)).save_pretrained(tmp_path)
+    planned = activations(tmp_path, 3, 200, AdapterConfig(), dtype)
+    assert planned is not None
+    policy = load_policy(tmp_path, torch.device("cpu"), dtype=dtype)
+    assert 1 <= planned.peak(recompute=False) / kept_by(policy, 3, 200, dtype) < 1.3
 
 
 def test_recomputation_keeps_the_inputs_of_layers_and_one_layer_at_a_time():

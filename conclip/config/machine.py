@@ -72,8 +72,8 @@ def num_gpus_of_host() -> int:
 
 
 def check_repeats(capability: float | None = None) -> None:
-    """Raise UserError for a GPU for which vLLM has no kernels that repeat and leave training alone: those for older ones
-    replace torch's in the whole process, and have no gradient. `capability`: its compute capability; None: the lowest of
+    """Raise UserError for a GPU for which vLLM has no kernels that repeat and have gradients where they replace torch's in
+    the whole process: those for older ones have none. `capability`: its compute capability; None: the lowest of
     those that this environment shows, as far as the driver tells."""
     if capability is None:
         capability = min(_shown(_asked_of_gpus("compute_cap")), default=REPEATS_FROM)

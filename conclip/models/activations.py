@@ -3,7 +3,7 @@ and no content, so that neither weights nor memory nor a GPU are needed."""
 
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,16 +65,23 @@ def activations(folder: Path, rows: int, tokens: int, adapter: AdapterConfig, dt
     """
     key = (folder, rows, tokens, repr(adapter), dtype)
     if key not in _KNOWN:
+        of_torch = logging.getLogger("torch._subclasses.fake_tensor")
+        before, of_torch.disabled = of_torch.disabled, True  # it prints what is raised
         try:
             _KNOWN[key] = _activations(folder, rows, tokens, adapter, dtype)
         except Exception:  # the code of an untested model may do anything
             logging.getLogger(__name__).info("the activations of '%s' could not be computed", folder, exc_info=True)
             _KNOWN[key] = None
+        finally:
+            of_torch.disabled = before
     return _KNOWN[key]
 
 
 def _activations(folder: Path, rows: int, tokens: int, adapter: AdapterConfig, dtype: Dtype) -> Activations:
-    one, two = (_kept(folder, depth, rows, tokens, adapter, dtype) for depth in (1, 2))
+    try:
+        one, two = (_kept(folder, depth, rows, tokens, adapter, dtype) for depth in (1, 2))
+    except RuntimeError:  # of mixtures of experts fake tensors know the products in bfloat16 only: half the bytes
+        one, two = (2 * _kept(folder, depth, rows, tokens, replace(adapter, base="bfloat16"), dtype) for depth in (1, 2))
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     bytes_of_input = 4 if adapter.base == "float32" else 2
     return Activations(

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from conclip.cluster.launch import Launcher, Local
 from conclip.config.groups import PromptVariant
+from conclip.config.machine import num_gpus
 from conclip.config.schema import BaseConfig
 from conclip.errors import UserError
 from conclip.grading.grader import Grader
@@ -342,7 +343,8 @@ def start_engine(
     required where responses have a thinking budget.
 
     A model that vLLM runs by transformers' code always gets a child process: vLLM modifies that code for its whole process,
-    and a learner there could no longer load the model.
+    and a learner there could no longer load the model. So does, on a GPU, an engine that may be followed by another one, as
+    vLLM cannot start twice in a process there, and one whose kernels repeat, which would take the place of the learner's.
     """
     settings = {
         "dtype": config.model.dtype,
@@ -358,6 +360,7 @@ def start_engine(
     alone = config.cluster.learner_ranks == 1  # vLLM takes a process's only process group for itself
     weights = config.cluster.weights if config.learning is not None else "files"
     in_child = config.rollout.engine == "child_process" or config.rollout.num_engines > 1
+    in_child |= (config.learning is None or config.rollout.deterministic) and num_gpus() > 0
     if in_child or by_transformers or elsewhere or not alone or weights != "files":
         from conclip.rollout.pool import EnginePool  # noqa: PLC0415  only what is used gets imported
 
