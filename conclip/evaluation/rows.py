@@ -6,7 +6,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from conclip.config.ranges import MAX_COUNT
+from conclip.config.recipe import evaluation_of
 from conclip.errors import UserError
 from conclip.problems.tables import parquet_rows
 from conclip.redact import hide_known
@@ -23,7 +24,7 @@ from conclip.runs.checked import first_fault
 from conclip.runs.files import check_content, newest_attempt, writing_bytes
 from conclip.runs.identity import path_hash
 from conclip.runs.json_lines import CutLine, DamagedLine, json_lines
-from conclip.runs.manifest import read_stages
+from conclip.runs.manifest import StageRecord, read_stages
 from conclip.runs.run import MANIFEST
 from conclip.types import EvalRow
 
@@ -87,7 +88,8 @@ def read_rows(path: Path) -> list[EvalRow]:
                 f"'{path}' has no rows*.jsonl; give a run that evaluated (outputs/<subcommand>/<name>, or an attempt in "
                 "it), or a file with rows"
             )
-        files = [file for file in files if _has_ended(folder, file)]
+        if (folder / MANIFEST).exists():
+            files = list(rows_of_run(folder, read_stages(folder))[0].values())
         if not files:
             raise UserError(f"'{path}': no evaluation in it has ended; repeat the run's command, which goes on")
     rows = [row for file in files for row in _read_file(file, cut_line)]
@@ -96,12 +98,17 @@ def read_rows(path: Path) -> list[EvalRow]:
     return rows
 
 
-def _has_ended(folder: Path, file: Path) -> bool:
-    """Return whether a file of rows is what an evaluation of the run left; where no run has made the folder, all are."""
-    if not (folder / MANIFEST).exists():
-        return True
-    hashes = [record.outputs[file.name] for record in read_stages(folder).values() if file.name in record.outputs]
-    return path_hash(file) in hashes
+def rows_of_run(folder: Path, stages: Mapping[str, StageRecord]) -> tuple[dict[str, Path], list[str]]:
+    """Return the files with the rows of a run's evaluations that have ended, by model in the order of the run, and the
+    models of others. Raises UserError for a file that is not what the run wrote, as while a stage is done again."""
+    files = [*folder.glob("rows-*.parquet"), *folder.glob("rows-*.jsonl")]
+    there = {path.stem.removeprefix("rows-"): path for path in files}
+    ended = {name: there[name] for stage in stages if (name := stage.removeprefix("eval-")) != stage and name in there}
+    for name, file in ended.items():
+        expected = stages[evaluation_of(name)].outputs.get(file.name)
+        if expected is not None and path_hash(file) != expected:
+            raise UserError(f"'{file}' is not what the run wrote (manifest.json has its hash); repeat its command")
+    return ended, sorted(there.keys() - ended.keys())
 
 
 def _read_file(path: Path, cut_line: CutLine) -> list[EvalRow]:

@@ -11,13 +11,12 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic's own dependency: it needs this one below Python 3.12
 
 from conclip.config.foreign import check_yaml
-from conclip.config.recipe import Recipe, StageConfig, evaluation_of, problems_file, rates_file, result_file, training_stages
+from conclip.config.recipe import Recipe, StageConfig, problems_file, rates_file, result_file, training_stages
 from conclip.curriculum.pass_rates import PassRate, read_pass_rates
 from conclip.errors import UserError
-from conclip.evaluation.rows import read_rows
+from conclip.evaluation.rows import read_rows, rows_of_run
 from conclip.runs.checked import Finite, Whole, read_as
 from conclip.runs.files import check_content, newest_attempt, read_plain
-from conclip.runs.identity import path_hash
 from conclip.runs.json_lines import DamagedLine, json_lines, run_lines
 from conclip.runs.manifest import StageRecord, read_stages
 from conclip.runs.run import MANIFEST, is_metrics
@@ -195,22 +194,17 @@ def _recipe(config: Mapping[str, Any] | None, folder: Path) -> Recipe:
 def _rows(folder: Path, stages: Mapping[str, StageRecord]) -> tuple[list[EvalRow], list[str]]:
     """Return the rows of the evaluations that have ended, model by model in the order of the run, and the models of the
     others."""
-    files = [*folder.glob("rows-*.parquet"), *folder.glob("rows-*.jsonl")]
-    there = {path.stem.removeprefix("rows-"): path for path in files}
-    ended = [name for stage in stages if (name := stage.removeprefix("eval-")) != stage and name in there]
-    for name in ended:
-        expected = stages[evaluation_of(name)].outputs.get(there[name].name)
-        if expected is not None and path_hash(there[name]) != expected:
-            raise UserError(f"'{there[name]}' is not what the run wrote (manifest.json has its hash); repeat its command")
-    rows = {name: read_rows(there[name]) for name in ended}
+    files, others = rows_of_run(folder, stages)
+    rows = {name: read_rows(file) for name, file in files.items()}
+    first = next(iter(files), "")
     covered = {name: {(r.benchmark, r.temperature, r.problem_id) for r in mine} for name, mine in rows.items()}
     for name, problems in covered.items():
-        if problems != covered[ended[0]] or len({row.model for row in rows[name]}) > 1:
+        if problems != covered[first] or len({row.model for row in rows[name]}) > 1:
             raise UserError(
-                f"'{there[name]}' covers other problems than '{there[ended[0]]}', or holds rows of several models; it is "
+                f"'{files[name]}' covers other problems than '{files[first]}', or holds rows of several models; it is "
                 "damaged, or was not written by conclip"
             )
-    return [row for mine in rows.values() for row in mine], sorted(there.keys() - set(ended))
+    return [row for mine in rows.values() for row in mine], others
 
 
 def _rates(folder: Path, recipe: Recipe) -> dict[str, list[PassRate]]:
