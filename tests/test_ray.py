@@ -168,6 +168,7 @@ def test_a_placed_process_has_this_ones_number_of_threads(
 def test_a_host_that_cannot_start_a_process_says_why(launcher: Launcher, monkeypatch: pytest.MonkeyPatch):
     """It is no lost host, after which others would be tried."""
     assert isinstance(launcher, RayLauncher)
+    Worker("an earlier one", launcher, os.abort).end()  # with which Ray gets the agents' code, as it is
     monkeypatch.setattr(by_ray, "THREADS", "another")
     with pytest.raises(MachineFailure, match=r"cannot start a process \(KeyError: 'OMP_NUM_THREADS'\)"):
         Worker("a worker", launcher, os.abort)
