@@ -133,7 +133,7 @@ def test_a_refused_question_is_named_and_all_other_replies_are_kept(
             run(monkeypatch, *command)
         said = capfd.readouterr().err
         assert end.value.code == 2 and "not this one" in said and "refuses 1 requests ('chain-" in said, said
-        kept = read_rows(tmp_path / "outputs/eval/default")
+        kept = read_rows(tmp_path / "outputs/eval/default/latest/rows-model.jsonl")
         assert len(kept) == 5 and all(row.num_tokens == 7 for row in kept)
         Picky.strict = False
         run(monkeypatch, *command)

@@ -232,7 +232,7 @@ def test_the_key_is_written_and_shown_nowhere(
         assert end.value.code == 2
         assert server.asked[0][1]["Authorization"] == f"Bearer {key}"
     said = capfd.readouterr()
-    (row,) = read_rows(tmp_path / "outputs/eval/default")
+    (row,) = read_rows(tmp_path / "outputs/eval/default/latest/rows-model.jsonl")
     assert row.text == "*** \\boxed{***}" and row.extracted == "***"
     everything = [said.out, said.err, *(p.read_bytes().decode(errors="replace") for p in tmp_path.rglob("*") if p.is_file())]
     for spelling in (key, json.dumps(key)[1:-1], "of/mine&0123456789", "of%2Fmine"):

@@ -51,10 +51,10 @@ def from_dict(values: dict[str, Any]) -> EvalRow:
     """Return the row that `to_dict` described. Raises UserError for a row of another schema, ValueError or KeyError for one
     with wrong values."""
     if values.get("schema") not in READABLE:
-        schemas = " or ".join(map(str, READABLE))
+        schemas, found = " or ".join(map(str, READABLE)), str(values.get("schema"))[:20]
         raise UserError(
-            f"no row of conclip's, which have schema {schemas}, not {str(values.get('schema'))[:20]}; conclip grade makes "
-            "rows of other tools' responses"
+            f"no row of conclip's, which have schema {schemas}, but of schema {found}; conclip grade makes rows of other "
+            "tools' responses"
         )
     row = _ROW.validate_python({name: {**_DEFAULTS, **values}[name] for name in _FIELDS})
     for name in _FIELDS:
