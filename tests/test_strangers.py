@@ -449,6 +449,11 @@ def test_two_commands_that_write_one_file_leave_a_whole_one(tmp_path: Path):
         with writing(path) as second:
             second.write("whole")
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError), writing(path) as third:
+        third.write("a folder is in its place")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -59,13 +59,13 @@ def writing_bytes(path: Path) -> Iterator[BinaryIO]:
             yield out
             out.flush()
             os.fsync(out.fileno())
+        if not _is(temporary, mine):
+            raise UserError(f"'{path}' is being written by another command, too; wait for that one, then repeat this one")
+        temporary.replace(path)
     except BaseException:
         if _is(temporary, mine):
             temporary.unlink()
         raise
-    if not _is(temporary, mine):
-        raise UserError(f"'{path}' is being written by another command, too; wait for that one, then repeat this one")
-    temporary.replace(path)
     sync(path.parent)
 
 

@@ -112,16 +112,17 @@ class Recovery:
 
     def save_interrupted(self) -> None:
         """Save the state for the next start, after a signal."""
-        obstacle = "stopped where nothing can be saved" if self._state is None else ""
-        if self._state is not None and self._state is not self._saved_state:
+        whence = "its beginning" if self._saved_state is None else "the last checkpoint"
+        if self._state is None:
+            self._run.say(f"{self._stage}: stopped where nothing can be saved; the next start goes on from {whence}")
+            return
+        if self._state is not self._saved_state:
             try:
                 self.save(scheduled=False)
             except RankDied as error:  # the signal counts, not that ranks could be started again
-                obstacle = f"stopped, and nothing can be saved ({error})"
-        if self._state is None or obstacle:
-            whence = "its beginning" if self._saved_state is None else "the last checkpoint"
-            self._run.say(f"{self._stage}: {obstacle}; the next start goes on from {whence}")
-            return
+                obstacle = f"nothing can be saved ({error})"
+                self._run.say(f"{self._stage}: stopped, and {obstacle}; the next start goes on from {whence}")
+                return
         self.checkpoints.wait()
         self._run.say(f"{self._stage}: stopped; step {self._state['progress']['step']} is saved")
 
