@@ -16,7 +16,7 @@ from conclip import processes
 from conclip.cli import main as cli_main
 from conclip.cli import sweep
 from conclip.cli.main import main
-from conclip.processes import let_threads_sleep
+from conclip.processes import PYTHON, let_threads_sleep
 from tests.answering import Answering, choice, completion, listening
 
 
@@ -46,6 +46,20 @@ def test_bad_input_ends_the_console_command(tmp_path: Path):
     assert outcome.returncode == 2 and outcome.stdout == ""
     assert len(outcome.stderr.strip().splitlines()) == 1 and "did you mean" in outcome.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("arguments", ["", "grade --help", "probe --help"])
+@pytest.mark.parametrize(
+    ("output", "code", "says"), [("> /dev/full", 3, "no space left"), (">&-", 0, ""), ("| true", 0, "")]
+)
+def test_output_that_cannot_be_written_ends_in_no_traceback(arguments: str, output: str, code: int, says: str):
+    script = f"set -o pipefail; {sys.executable} -m conclip {arguments} {output}"
+    environment = os.environ | {"PYTHONUNBUFFERED": ""}
+    ended = subprocess.run(["bash", "-c", script], stderr=subprocess.PIPE, text=True, env=environment, timeout=120)
+    assert ended.returncode == code
+    assert says in ended.stderr
+    assert "Traceback" not in ended.stderr and "ignored" not in ended.stderr
 
 
 @pytest.mark.whole
@@ -234,3 +248,28 @@ def test_what_trains_starts_again_with_tcmalloc_unless_the_environment_says_othe
     again = (sys.executable, [sys.executable, "-P", "-m", "conclip", "eval", "--help"])
     assert os.environ.pop("LD_PRELOAD", None) == expected
     assert called[-1] == "main" and called[:-1] == (["main", again] if expected and preload is None else ["main"])
+
+
+END = """
+import atexit, sys
+from conclip.processes import end_at_once
+class Held:
+    def __del__(self): sys.stderr.write("torn down ")
+held = Held()
+atexit.register(sys.stderr.write, "registered ")
+print("done")
+end_at_once()
+"""
+
+
+def test_a_process_ends_at_once_after_what_is_registered_for_its_end() -> None:
+    ended = subprocess.run([*PYTHON, "-c", END], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "registered ")
+
+
+def test_a_process_whose_output_cannot_be_written_says_so_at_its_end() -> None:
+    with open("/dev/full", "w") as full:
+        environment = os.environ | {"PYTHONUNBUFFERED": ""}
+        ended = subprocess.run([*PYTHON, "-c", END], stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert ended.returncode == 120
+    assert "No space left on device" in ended.stderr

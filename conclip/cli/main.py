@@ -18,6 +18,7 @@ from conclip.cli.subcommands import PLAIN_SUBCOMMANDS, SUBCOMMANDS, USAGE
 from conclip.errors import EXIT_FAILED_RUN, UserError, explain
 from conclip.processes import (
     ask_for_gpus_without_using_one,
+    end_at_once,
     lasting,
     let_threads_sleep,
     preload_allocator,
@@ -53,36 +54,22 @@ def command() -> None:
         if end.code != EXIT_BAD_INPUT:
             raise
         _leave(EXIT_BAD_INPUT)  # a run may meet it late
+    end_at_once()
 
 
 def main() -> None:
     """Run a subcommand in this process."""
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        rows = "\n".join(f"  {name:<14} {what}" for name, what in (SUBCOMMANDS | PLAIN_SUBCOMMANDS).items())
-        sys.stdout.write(USAGE.format(rows=rows))
-        return
+    arguments = sys.argv[1:] or ["--help"]
     subcommand = arguments[0]
-    known = [*SUBCOMMANDS, *PLAIN_SUBCOMMANDS]
-    if subcommand not in known:
-        near = difflib.get_close_matches(subcommand, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
-        fail("conclip", f"unknown subcommand '{subcommand}': {hint}")
     sys.argv = [f"conclip {subcommand}", *arguments[1:]]
-    learn_secrets()
-    sys.excepthook = _show_bug
-    protect_children()
-    let_threads_sleep()
-    ask_for_gpus_without_using_one()
-    handle_signals()
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an error that reaches the user is a bug: show the whole traceback
     try:
-        if subcommand in PLAIN_SUBCOMMANDS:
-            from conclip.cli import tools  # noqa: PLC0415  only what is used gets imported
-
-            getattr(tools, subcommand)(arguments[1:])
+        if subcommand in ("-h", "--help", "help"):
+            rows = "\n".join(f"  {name:<14} {what}" for name, what in (SUBCOMMANDS | PLAIN_SUBCOMMANDS).items())
+            print(USAGE.format(rows=rows), end="")  # noqa: T201  a standard output that is closed is none
         else:
-            _run(subcommand, arguments[1:])
+            _start(subcommand, arguments[1:])
+        if sys.stdout is not None:
+            sys.stdout.flush()  # while an error of it can still be told
     except UserError as error:
         fail(f"conclip {subcommand}", str(error))
     except BrokenPipeError:  # the reader (`| head`) has closed the pipe
@@ -140,6 +127,30 @@ def _leave(code: int) -> NoReturn:
     with suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
     os._exit(code)
+
+
+def _start(subcommand: str, arguments: list[str]) -> None:
+    known = [*SUBCOMMANDS, *PLAIN_SUBCOMMANDS]
+    if subcommand not in known:
+        near = difflib.get_close_matches(subcommand, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
+        fail("conclip", f"unknown subcommand '{subcommand}': {hint}")
+    learn_secrets()
+    sys.excepthook = _show_bug
+    protect_children()
+    let_threads_sleep()
+    ask_for_gpus_without_using_one()
+    handle_signals()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an error that reaches the user is a bug: show the whole traceback
+    if subcommand in SUBCOMMANDS:
+        return _run(subcommand, arguments)
+    from conclip.cli import tools  # noqa: PLC0415  only what is used gets imported
+
+    try:
+        getattr(tools, subcommand)(arguments)
+    except SystemExit as end:
+        if end.code:
+            raise  # else it has shown its help
 
 
 def _run(subcommand: str, arguments: list[str]) -> None:

@@ -8,7 +8,7 @@ import signal
 import sys
 from multiprocessing.connection import Client
 
-from conclip.processes import let_threads_sleep, protect_children
+from conclip.processes import end_at_once, let_threads_sleep, protect_children
 from conclip.runs.interrupts import end_with_parent
 
 
@@ -22,6 +22,7 @@ def main() -> None:
     connection.send(place["name"])
     work, arguments = connection.recv()
     work(connection, *arguments)
+    end_at_once()
 
 
 if __name__ == "__main__":

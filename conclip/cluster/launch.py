@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from conclip.errors import UserError, explain
-from conclip.processes import protect_children
+from conclip.processes import end_at_once, protect_children
 from conclip.runs.interrupts import ignore_signals
 
 SHARED_S = 30.0
@@ -74,7 +74,7 @@ class Local:
         protect_children()
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        process = context.Process(target=work, args=(there, *arguments), daemon=daemon)
+        process = context.Process(target=_work, args=(work, there, *arguments), daemon=daemon)
         process.start()
         there.close()
         return process, here
@@ -85,6 +85,12 @@ class Local:
     def release(self, process: Process) -> None: ...
 
     def close(self) -> None: ...
+
+
+def _work(work: Callable[..., None], *arguments: Any) -> None:
+    """Run the process that `Local` starts."""
+    work(*arguments)
+    end_at_once()
 
 
 class Worker:

@@ -59,8 +59,8 @@ def _serve(
             while pipe.poll(0 if num_in_flight else None):
                 name, arguments = pipe.recv()
                 if name == "close":
-                    engine.close()
-                    pipe.send(("done", None))
+                    if config.tensor_parallel_size > 1:
+                        engine.close()  # ends its workers; all else of it ends with this process
                     return
                 if name == "submit":
                     for requests, spec in arguments[0]:
