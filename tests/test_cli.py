@@ -242,6 +242,7 @@ def test_what_trains_starts_again_with_tcmalloc_unless_the_environment_says_othe
     called: list[object] = []
     monkeypatch.setattr(os, "execv", lambda *arguments: called.append(arguments))
     monkeypatch.setattr(cli_main, "main", lambda: called.append("main"))
+    monkeypatch.setattr(cli_main, "end_at_once", lambda: None)
     for subcommand in ("report", "eval"):
         monkeypatch.setattr(sys, "argv", ["conclip", subcommand])
         cli_main.command()
