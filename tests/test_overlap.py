@@ -42,6 +42,27 @@ def test_what_would_make_a_test_problem_known_is_left_out_of_the_pool():
     assert apart_from(same, []) == same
 
 
+INSTRUCTION = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "
+    "(without quotes) where $Answer is the answer to the problem. "
+)
+
+
+def test_an_instruction_that_comes_with_each_question_is_no_overlap():
+    asked = [problem(INSTRUCTION + text, text) for text in ("What is 3 + 4 * 5?", STORY, "Find x with 2 * x = 18.", "3 - 1")]
+    pool = [problem(INSTRUCTION + text) for text in ("What is 7 - 2 / 9?", "A hen lays two eggs each day. How many a week?")]
+    assert apart_from(pool, asked) == pool
+    assert overlapping(asked, [one.question for one in pool]) == []
+    rephrased = problem(INSTRUCTION + STORY.replace("How many in all?", "What is the total?"))
+    assert apart_from([rephrased], asked) == []
+    assert overlapping(asked, [rephrased.question]) == [asked[1]]
+
+
+def test_two_questions_that_are_the_same_problem_are_not_taken_for_an_instruction():
+    asked = [problem(STORY), problem(STORY.replace("How many in all?", "What is the total?"))]
+    assert overlapping(asked, [STORY.replace("How many in all?", "Count them.")]) == asked
+
+
 def test_formulas_with_the_same_signs_do_not_overlap():
     trained = [f"a={n};b=a+{n};c=b*3;d=c-{n};d?" for n in range(1, 9)]
     assert not overlapping([problem("a=9;b=a+9;c=b*3;d=c-9;d?")], trained)

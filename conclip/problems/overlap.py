@@ -4,7 +4,7 @@ so."""
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ RECORD = "trained_on.json"
 
 NGRAM_TOKENS = 8
 """Questions of at least this many words overlap when half of their n-grams of this many tokens are in a training
-question."""
+question. What most questions of a source have in common counts for none of them."""
+
+FEWEST_TEXTS = 3
+"""Fewest different questions of a source whose common n-grams are taken for an instruction."""
 
 
 def single_spaced(question: str) -> str:
@@ -31,10 +34,15 @@ def normalise_question(text: str) -> str:
 
 
 def overlapping(questions: Iterable[Problem], trained: Sequence[str]) -> list[Problem]:
-    """Return the problems whose normalised text is one of `trained`, or shares half of its n-grams with them."""
+    """Return the problems whose normalised text is one of `trained`, or shares half of its own n-grams with them."""
+    problems = list(questions)
     known = {normalise_question(text) for text in trained}
     grams = {gram for text in known for gram in _ngrams(text)}
-    return [problem for problem in questions if _overlaps(normalise_question(problem.question), known, grams)]
+
+    def overlaps(text: str, mine: Sequence[str]) -> bool:
+        return text in known or (bool(mine) and 2 * sum(gram in grams for gram in mine) >= len(mine))
+
+    return [problem for problem, asked in zip(problems, _own_ngrams(problems), strict=True) if overlaps(*asked)]
 
 
 def apart_from(problems: Sequence[Problem], questions: Sequence[Problem]) -> list[Problem]:
@@ -42,7 +50,7 @@ def apart_from(problems: Sequence[Problem], questions: Sequence[Problem]) -> lis
     itself, left out."""
     if not questions:
         return list(problems)
-    asked = [(text, _ngrams(text)) for text in {normalise_question(question.question) for question in questions}]
+    asked = _own_ngrams(questions)
     texts = {text for text, _ in asked}
     of_gram: dict[str, list[int]] = {}
     for number, (_, grams) in enumerate(asked):
@@ -57,9 +65,27 @@ def apart_from(problems: Sequence[Problem], questions: Sequence[Problem]) -> lis
     return [problem for problem in problems if is_apart(problem)]
 
 
-def _overlaps(text: str, known: set[str], grams: set[str]) -> bool:
-    mine = _ngrams(text)
-    return text in known or (bool(mine) and 2 * sum(gram in grams for gram in mine) >= len(mine))
+def _own_ngrams(questions: Sequence[Problem]) -> list[tuple[str, list[str]]]:
+    """Return the normalised text of each question and its own n-grams: without those that stand in most questions of its
+    source, an instruction that comes with each of them."""
+    texts = [normalise_question(question.question) for question in questions]
+    of_source: dict[str, set[str]] = {}
+    for question, text in zip(questions, texts, strict=True):
+        of_source.setdefault(question.source, set()).add(text)
+    common = {source: _common_ngrams(different) for source, different in of_source.items()}
+    return [
+        (text, [gram for gram in _ngrams(text) if gram not in common[question.source]])
+        for question, text in zip(questions, texts, strict=True)
+    ]
+
+
+def _common_ngrams(texts: Collection[str]) -> set[str]:
+    """Return the n-grams that more than half of the texts have; none of fewer than three texts, which may be one problem in
+    several words."""
+    if len(texts) < FEWEST_TEXTS:
+        return set()
+    num_texts = Counter(gram for text in texts for gram in set(_ngrams(text)))
+    return {gram for gram, number in num_texts.items() if 2 * number > len(texts)}
 
 
 def _ngrams(text: str) -> list[str]:
