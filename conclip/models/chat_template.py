@@ -4,6 +4,7 @@ ends a turn."""
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from typing import Any
 
 from jinja2 import Environment, meta
@@ -17,13 +18,19 @@ from conclip.types import Messages
 PLACEHOLDER = "conclip-marks-this-place"
 """A message that can be found again in the rendered chat, whatever the template writes around it."""
 
+TODAY = date(2024, 7, 26)
+"""The date of every prompt that has one, so that a run that goes on tomorrow has the prompts of today. It is the one that
+Llama 3's template writes where it is told none."""
+
 
 def render(
     tokenizer: PreTrainedTokenizerBase, turns: Messages, template_kwargs: Mapping[str, Any], *, ask: bool = True
 ) -> str:
-    """Return the text of a chat; with `ask`, it ends with the opening of the assistant's turn."""
+    """Return the text of a chat; with `ask`, it ends with the opening of the assistant's turn. A template that writes the
+    date of today (Llama 3, SmolLM3) is told that this is `TODAY`."""
     messages = [{"role": role, "content": content} for role, content in turns]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **template_kwargs))
+    told: dict[str, Any] = {"strftime_now": TODAY.strftime} | dict(template_kwargs)
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **told))
 
 
 def text_after_placeholder(text: str) -> str:

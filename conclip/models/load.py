@@ -15,6 +15,7 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -23,6 +24,9 @@ from conclip.cluster.ranks import whole
 from conclip.config.groups import AdapterBase, Dtype
 from conclip.errors import UserError, explain
 from conclip.models.folder import layer_number, weight_files
+
+SAMPLE_TEXT = "Solve it step by step:\n\n  2x + 10 = 1234, so it's x\u00b2 = 374544 (na\u00efve, \u6570\u5b66).\n\tDone"
+"""A text over which tokenizers of other rules differ: spaces, lines, digits, contractions, letters beyond ASCII."""
 
 
 @contextmanager
@@ -39,7 +43,33 @@ def reading(folder: Path, what: str) -> Iterator[None]:
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    """Return the tokenizer of a model folder, which splits and joins text as its tokenizer.json says.
+
+    Transformers lets the class that the config names decide that. For a byte-level tokenizer whose class is said to be
+    Llama's (R1-Distill-Llama, R1-0528-Qwen3) that drops spaces; a Qwen2 model's gets Qwen2's rules, whatever its own are."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or not (folder / "tokenizer.json").is_file():
+        return tokenizer
+    of_file = PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer if _is_like(tokenizer, of_file) else of_file
+
+
+def _is_like(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> bool:
+    """Return whether two tokenizers of one vocabulary split and join the sample alike. Where they split is compared by
+    itself: few vocabularies show it in the tokens of a short text."""
+    tokens = other.encode(SAMPLE_TEXT, add_special_tokens=False)
+    return (
+        _pieces(one) == _pieces(other)
+        and one.encode(SAMPLE_TEXT, add_special_tokens=False) == tokens
+        and one.backend_tokenizer.decode(tokens) == other.backend_tokenizer.decode(tokens)
+    )
+
+
+def _pieces(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Return the pieces of the sample, within which a tokenizer looks for tokens."""
+    rules = tokenizer.backend_tokenizer
+    text = rules.normalizer.normalize_str(SAMPLE_TEXT) if rules.normalizer else SAMPLE_TEXT
+    return [piece for piece, _ in rules.pre_tokenizer.pre_tokenize_str(text)] if rules.pre_tokenizer else [text]
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
