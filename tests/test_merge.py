@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -120,5 +121,29 @@ def test_what_cannot_be_merged_is_one_line(adapter: Path, tmp_path: Path):
     refused("the model of .*pickled' cannot be used", adapter, base=str(tmp_path / "pickled"))
     (tmp_path / "pickled/config.json").write_text("{")
     refused("the model of .*pickled' cannot be used", tmp_path / "pickled")
+    shutil.copytree(LAB_MODEL, tmp_path / "small")
+    config = json.loads((LAB_MODEL / "config.json").read_text()) | {"quantization_config": {"quant_method": "bitsandbytes"}}
+    (tmp_path / "small/config.json").write_text(json.dumps(config))
+    refused("quantised weights.*name that model by --base MODEL", adapter, base=str(tmp_path / "small"))
+    refused("quantised weights.*give that model", tmp_path / "small")
     (adapter / "adapter_model.safetensors").unlink()
     refused("has no adapter_model.safetensors", adapter)
+
+
+def test_an_adapter_of_the_hub_goes_with_the_revision_of_its_base(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[tuple[str, str | None]] = []
+
+    def download(name: str, *, revision: str | None, **_: object) -> str:
+        asked.append((name, revision))
+        return str(adapter if name == "org/adapter" else LAB_MODEL)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    file = adapter / "adapter_config.json"
+    named = {"base_model_name_or_path": "org/base", "revision": "abc"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | named))
+    merge("org/adapter", tmp_path / "out", dtype="float32")
+    assert asked == [("org/adapter", None), ("org/base", "abc")]
+    expected = torch.load(tmp_path / "logits.pt")
+    torch.testing.assert_close(logits(load_policy(tmp_path / "out", torch.device("cpu"))), expected, rtol=1e-4, atol=1e-4)

@@ -170,6 +170,7 @@ def test_a_model_that_cannot_be_trained_is_refused(tmp_path: Path):
         ({"model_type": "qwen2_5_vl", "vision_config": {}}, "models of text alone"),
         ({"model_type": "t5"}, "no causal language model"),
         ({"model_type": "cohere2"}, "a token wider"),
+        ({"model_type": "qwen3", "quantization_config": {"quant_method": "fp8"}}, "give the model of full precision"),
         (
             {"model_type": "phi3", "rope_parameters": LONG, "max_position_embeddings": 4096},
             "rollout.max_model_len=128 or lower",

@@ -138,6 +138,12 @@ def test_multiple_choice_by_index_letter_and_columns(tmp_path: Path):
         ({"A": "B", "B": "A"}, "B", "B"),  # the name of a column comes first
         ({"1": "5", "2": "6", "3": "7"}, 2, "B"),
         ({"A": "A", "B": "AB"}, "A", "A"),
+        ({"A": "Berlin", "B": "Paris"}, "(B)", "B"),
+        ({"A": "Berlin", "B": "Paris"}, "B.", "B"),
+        ({"A": "Berlin", "B": "Paris"}, "B) Paris", "B"),
+        ({"A": "Berlin", "B": "(A)"}, "(A)", "B"),  # a text that is there comes first
+        ({"A": "Berlin", "B": "Paris"}, "(C)", None),
+        ({"A": "Berlin", "B": "Paris"}, "A, B", None),
         ({"A": "Berlin", "B": "Paris"}, "Rome", None),
         ({"A": "Berlin", "B": "Paris"}, "9" * 5000, None),  # Python refuses to read it as a number
     ],

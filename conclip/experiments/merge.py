@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from conclip.config.groups import Dtype
 from conclip.errors import UserError
-from conclip.models.folder import ADAPTER, ADAPTER_CONFIG, adapter_in, find_model, has_chat_template
+from conclip.models.folder import ADAPTER, ADAPTER_CONFIG, adapter_in, find_model, has_chat_template, is_quantised
 from conclip.models.load import load_policy, load_tokenizer, reading
 from conclip.problems.overlap import trained_on, write_record
+from conclip.runs.files import expanded
 
 
 def merge(source: str, target: Path, *, base: str | None = None, dtype: Dtype = "bfloat16") -> Path:
@@ -31,11 +32,11 @@ def merge(source: str, target: Path, *, base: str | None = None, dtype: Dtype = 
         raise UserError(f"OUT: '{target}' is there already; give a new folder")
     if not target.absolute().parent.is_dir():
         raise UserError(f"OUT: no folder '{target.parent}'")
-    adapter = adapter_in(Path(source))
+    given = find_model(source, "SOURCE")
+    adapter = adapter_in(given)
     if adapter is None and base is not None:
-        is_there = Path(source).is_dir()
-        raise UserError(f"--base: '{source}' is no adapter, and needs none" if is_there else f"no folder '{source}'")
-    folder = find_model(source, "SOURCE") if adapter is None else _base_of(adapter, base)
+        raise UserError(f"--base: '{source}' is no adapter, and needs none")
+    folder = given if adapter is None else _base_of(adapter, base)
     if not (folder / "config.json").is_file():
         raise UserError(f"'{folder}' has no config.json, nor an adapter's {ADAPTER_CONFIG}; it is no model folder")
     places = [folder]
@@ -43,6 +44,11 @@ def merge(source: str, target: Path, *, base: str | None = None, dtype: Dtype = 
         places += [adapter, *([adapter.parent] if adapter.name == ADAPTER else [])]
     questions = [question for place in places for question in trained_on(place)]
     with reading(folder, "the model"):
+        if is_quantised(folder):
+            how = "give that model" if adapter is None else "name that model by --base MODEL"
+            raise UserError(
+                f"'{folder}' has quantised weights, and a merged model is made from those of full precision; {how}"
+            )
         model = load_policy(folder, torch.device("cpu"))
     if adapter is not None:
         model = _merged(model, adapter)
@@ -63,11 +69,13 @@ def merge(source: str, target: Path, *, base: str | None = None, dtype: Dtype = 
 def _base_of(adapter: Path, base: str | None) -> Path:
     try:
         settings: Any = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        named = settings.get("base_model_name_or_path")
+        named, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"'{adapter / ADAPTER_CONFIG}' is damaged ({type(error).__name__})") from error
     if base is None and not (isinstance(named, str) and named):
         raise UserError(f"'{adapter}' names no base; name it by --base MODEL")
+    if base is None and revision and not expanded(str(named)).is_dir():
+        named = f"{named}@{revision}"
     return find_model(base or str(named), "--base")
 
 

@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from conclip.cluster.ranks import copy_parameters, whole
 from conclip.config.groups import AdapterConfig
 from conclip.errors import UserError
-from conclip.models.folder import layer_number, public_name
+from conclip.models.folder import layer_number, public_name, public_revision
 from conclip.models.shards import write_weights
 from conclip.seeding import torch_stream
 
@@ -59,6 +59,7 @@ class Adapter:
             bias="none",
             task_type="CAUSAL_LM",
             base_model_name_or_path=public_name(base.name_or_path) if base.name_or_path else None,
+            revision=public_revision(base.name_or_path) if base.name_or_path else None,
         )
         try:
             with warnings.catch_warnings():

@@ -152,6 +152,11 @@ def check_trainable(folder: Path, *, max_model_len: int | None = None, trust_rem
 
         if config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise UserError(f"model.path: '{folder}' is no causal language model, the kind that can be trained")
+    if is_quantised(folder):
+        raise UserError(
+            f"model.path: '{folder}' has quantised weights, which no step can change; give the model of full precision "
+            "(model.adapter.base=4bit makes its frozen weights small)"
+        )
     if (reason := DIFFERENT_IN_VLLM.get(config.get("model_type", ""))) is not None:
         raise UserError(f"model.path: '{folder}' cannot be trained: {reason}; conclip eval takes it")
     short = _short_context(config)
@@ -165,6 +170,13 @@ def check_trainable(folder: Path, *, max_model_len: int | None = None, trust_rem
         raise UserError(
             f"model.path: '{folder}' scales or caps its logits ({scaled[0]}), which is not supported for training"
         )
+
+
+def is_quantised(folder: Path) -> bool:
+    """Return whether a model folder has weights of fewer bits (FP8, AWQ, GPTQ, bitsandbytes)."""
+    config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    named = any(config.get(key) for key in ("quantization_config", "compression_config"))
+    return named or (folder / "hf_quant_config.json").is_file()
 
 
 def _short_context(config: dict[str, Any]) -> int | None:

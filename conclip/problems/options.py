@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from conclip.grading.choices import choice_letters
 from conclip.problems.cells import NoAnswer, cell, cell_text, missing
 from conclip.seeding import python_stream
 
@@ -49,6 +50,7 @@ def shuffled(question: str, options: Sequence[str]) -> tuple[tuple[str, ...], st
 def by_label(where: str, value: Any, column: str, labels: Sequence[str]) -> str:
     """Return the letter of the option whose label is the answer. Raises NoAnswer for an answer that is none."""
     text = (cell_text(value) or "").strip()
+    text = text if text in labels else _written_as(text) or text
     if text not in labels:
         raise NoAnswer(f"{where}: column '{column}' (answer) is none of the labels {', '.join(labels)}: {value!r}")
     return LETTERS[labels.index(text)]
@@ -56,8 +58,8 @@ def by_label(where: str, value: Any, column: str, labels: Sequence[str]) -> str:
 
 def letter(where: str, value: Any, column: str, options: Sequence[str], names: Sequence[str] = ()) -> str:
     """Return the letter of the option that an answer names: by the name of its column where each has one (`names`), by its
-    letter, its index (0 is A), or its text. Raises NoAnswer for an answer that names none, or names two: '2' may be an index
-    and the text of another option, and so may 'A'."""
+    letter, also in brackets or before its text, its index (0 is A), or its text alone. Raises NoAnswer for an answer that
+    names none, or names two: '2' may be an index and the text of another option, and so may 'A'."""
     text = (cell_text(value) or "").strip()
     if text in names:
         return LETTERS[names.index(text)]
@@ -69,6 +71,8 @@ def letter(where: str, value: Any, column: str, options: Sequence[str], names: S
         "that text": options.index(text) if isinstance(value, str) and options.count(text) == 1 else None,
     }
     meant = {way: found for way, found in readings.items() if found is not None}
+    if not meant and (written := _written_as(text)) is not None and written in LETTERS[: len(options)]:
+        return written
     if not meant:
         raise NoAnswer(f"{where}: column '{column}' (answer) names none of the {len(options)} options: {value!r}")
     if len(set(meant.values())) > 1:
@@ -76,3 +80,9 @@ def letter(where: str, value: Any, column: str, options: Sequence[str], names: S
             f"{where}: column '{column}' (answer) is {value!r}, which may mean the option of {' or '.join(meant)}"
         )
     return LETTERS[next(iter(meant.values()))]
+
+
+def _written_as(text: str) -> str | None:
+    """Return the letter of ``(A)``, ``A.`` or ``A) its text``, as the grader reads responses; None for other texts."""
+    letters = choice_letters(text)
+    return letters[0] if len(letters) == 1 else None

@@ -232,7 +232,8 @@ def encode_prompts(config: BaseConfig, model_path: Path, problems: Sequence[Prob
     if limit is not None and needed > limit:
         raise UserError(
             f"problem '{longest.problem_id}' needs {needed} tokens (prompt {needed - max_tokens} + max_tokens "
-            f"{max_tokens}), rollout.max_model_len or the model's context hold {limit}; lower max_tokens or drop the problem"
+            f"{max_tokens}), rollout.max_model_len or the model's context hold {limit}; lower max_tokens, drop the problem, "
+            "or raise rollout.max_model_len for a model that holds more"
         )
     budgets = any(budget is not None for _, _, budget in conditions)
     return Prompts(

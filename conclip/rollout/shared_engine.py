@@ -59,13 +59,11 @@ def _kind(model_path: Path, model: ModelConfig) -> tuple[Any, ...] | None:
     from conclip.rollout.vllm_engine import stop_token_ids  # noqa: PLC0415
 
     try:
-        check_trainable(model_path)  # nor code of its own, which may differ
+        check_trainable(model_path)  # nor quantised weights, nor code of its own, which may differ
     except UserError:
         return None
     with reading(model_path, "config.json"):
         config = AutoConfig.from_pretrained(model_path).to_dict()
-    if {"quantization_config", "compression_config"} & config.keys() or (model_path / "hf_quant_config.json").exists():
-        return None
     described = {key: value for key, value in config.items() if key not in ASIDE}
     return (
         described,
