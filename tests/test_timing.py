@@ -58,6 +58,19 @@ def test_training_counts_every_pass():
     assert both[1] - both[0] == pytest.approx(8 * 100 * 18e9 / 0.4e12)
 
 
+def test_devices_share_the_work():
+    """Two engines of two GPUs: 512 responses each, 256 at a time, half of the time a token; four ranks: a quarter."""
+    assert SPEED is not None
+    shared = config_of("rollout.num_engines=2", "rollout.tensor_parallel_size=2", "cluster=ray", "cluster.learner_ranks=4")
+    stage = PlannedStage(name="phase2", num_responses=1024, max_tokens=100, batch=1024)
+    assert stage_seconds(stage, shared, MODEL, 25, SPEED) == pytest.approx(100 * 1.28 / 2)
+    trained = replace(stage, num_trained=1024)
+    one, four = (stage_seconds(trained, config, MODEL, 25, SPEED) for config in (config_of(), shared))
+    assert four - 100 * 1.28 / 2 == pytest.approx((one - 200 * 1.28) / 4)
+    here = config_of("rollout.num_engines=2")
+    assert stage_seconds(stage, here, MODEL, 25, SPEED) == pytest.approx(200 * 1.28)
+
+
 def test_with_sampling_ahead_the_longer_of_both_counts():
     """8 responses of 100 tokens, with prompts: 36 s of training beside 67 s of sampling, 360 s for ten times as many."""
     ahead = "trainer={sample_ahead: true, validate_every: 2}", "algo.sampler_correction=token", "rollout.num_engines=2"

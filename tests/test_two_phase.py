@@ -96,3 +96,20 @@ def test_only_runs_of_the_same_model_tell_what_a_run_will_cost(tmp_path: Path):
     assert (cells("mine", -1)[4], cells("another", -1)[4]) == ("0 min 20 s", "?")
     planned.append(PlannedStage(name="warm-up", num_responses=0, max_tokens=0))
     assert cells("mine", -1)[4] == "at least 0 min 20 s"
+
+
+def test_a_limit_of_tokens_ends_a_planned_phase_and_other_attempts_are_named(tmp_path: Path):
+    """1,000 responses of 256 tokens, half of the limit, of which 800 count: 51,200 tokens end it after a quarter."""
+    planned = [
+        PlannedStage(
+            name="phase2", num_responses=1000, max_tokens=512, num_trained=400, num_counted=800, max_sampled_tokens=51_200
+        )
+    ]
+    table = plan_table(planned, tmp_path / "own", "identity", "mine", from_scratch=False)
+    assert [str(next(iter(column.cells))) for column in table.columns][2:4] == ["250", "64,000"]
+    assert planned[0].ended_by_tokens(256).num_trained == 100 and planned[0].ended_by_tokens(64) == planned[0]
+    assert table.caption is None
+    (tmp_path / "own" / "attempt-001").mkdir(parents=True)
+    table = plan_table(planned, tmp_path / "own", "identity", "mine", from_scratch=False)
+    assert "other attempts" in str(table.caption)
+    assert plan_table(planned, tmp_path / "own", "identity", "mine", from_scratch=True).caption is None

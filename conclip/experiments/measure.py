@@ -122,7 +122,7 @@ def describe(measured: Measured, planned: Sequence[PlannedStage]) -> list[str]:
     if measured.update_s_per_1000_tokens is not None:
         lines.append(f"scoring and update: {measured.update_s_per_1000_tokens:.1f} s per 1,000 sampled tokens")
     total = 0.0
-    for stage in planned:
+    for stage in (one.ended_by_tokens(measured.mean_tokens) for one in planned):
         tokens = measured.mean_tokens * stage.num_responses
         seconds = tokens / measured.sampling_tokens_per_s
         seconds += measured.mean_tokens * stage.num_trained / 1000 * (measured.update_s_per_1000_tokens or 0.0)

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,19 @@ class PlannedStage:
     """How many responses are sampled at once."""
     num_trained: int = 0
     """How many of the responses train."""
+    num_counted: int = 0
+    """How many of the responses count towards `max_sampled_tokens`: all but those of validation."""
+    max_sampled_tokens: int | None = None
+    """The tokens after which training ends; None: it takes all of its steps."""
+
+    def ended_by_tokens(self, mean_tokens: float) -> "PlannedStage":
+        """Return what the limit of tokens leaves of the stage if responses have so many tokens."""
+        counted = mean_tokens * self.num_counted
+        if self.max_sampled_tokens is None or counted <= self.max_sampled_tokens:
+            return self
+        share = self.max_sampled_tokens / counted
+        num_responses, num_trained = (math.ceil(share * number) for number in (self.num_responses, self.num_trained))
+        return replace(self, num_responses=num_responses, num_trained=num_trained)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +115,8 @@ def _training(name: str, config: LearnConfig, phase: PhaseConfig, inputs: Inputs
         max_tokens=config.rollout.max_tokens,
         batch=phase.problems_per_step * phase.group_size,
         num_trained=steps * phase.problems_per_step * rows_per_group(config.algo, phase.group_size),
+        num_counted=sampled,
+        max_sampled_tokens=phase.max_sampled_tokens,
     )
 
 
@@ -148,15 +163,15 @@ def plan_table(
     stage of the same kind under this run's name or, failing that, under another name.
 
     `model`: the identity of the model that the run begins with; only runs of the same one tell its cost. `from_scratch`:
-    ignore completed stages. Stages that could be reused from other attempts count as remaining. Without an earlier stage of
-    the kind, the mean length is estimated as half of the limit, and no time is given. `by_data_sheet` gives the seconds of a
-    stage on another device than this machine, where nothing was measured.
+    ignore completed stages. Stages that could be reused from other attempts count as remaining, which a note says. Without
+    an earlier stage of the kind, the mean length is estimated as half of the limit, and no time is given. `by_data_sheet`
+    gives the seconds of a stage on another device than this machine, where nothing was measured.
     """
     current = None if from_scratch else find_attempt(home, identity)
     done = {name: r for name, r in read_stages(current).items() if not changed_files(current, r)} if current else {}
     history = _history(home, model) if by_data_sheet is None else {}
     table = Table(title="what would be done", title_justify="left")
-    for name in ("stage", "state", "responses", "tokens", "time", "estimated from"):
+    for name in ("stage", "state", "responses, at most", "tokens", "time", "estimated from"):
         table.add_column(name, justify="left" if name in ("stage", "state", "estimated from") else "right")
     tokens_to_do, times = 0.0, list[float]()
     for stage in planned:
@@ -166,16 +181,25 @@ def plan_table(
         similar = history.get(stage.name) or history.get(kind_of(stage.name))
         responses = (similar.numbers.get("num_responses") if similar else None) or 0
         if similar and responses and similar.num_tokens:
-            tokens = similar.numbers.get("mean_tokens", similar.num_tokens / responses) * stage.num_responses
-            seconds = similar.wall_s / similar.num_tokens * tokens
+            mean = similar.numbers.get("mean_tokens", similar.num_tokens / responses)
+            left = stage.ended_by_tokens(mean)
+            seconds = similar.wall_s / similar.num_tokens * mean * left.num_responses
             source = f"{responses:,.0f} responses, finished {similar.finished[:10]}"
         else:
-            tokens, seconds, source = stage.num_responses * stage.max_tokens / 2, math.nan, "half of the limit"
+            mean = stage.max_tokens / 2
+            left = stage.ended_by_tokens(mean)
+            seconds, source = math.nan, "half of the limit"
             if by_data_sheet is not None:
-                seconds, source = by_data_sheet(stage), f"{source}, data sheet: at least"
+                seconds, source = by_data_sheet(left), f"{source}, data sheet"
+        tokens = mean * left.num_responses
         tokens_to_do += tokens
         times.append(seconds)
-        table.add_row(stage.name, "to do", f"{stage.num_responses:,}", f"{tokens:,.0f}", _duration(seconds), source)
+        table.add_row(stage.name, "to do", f"{left.num_responses:,}", f"{tokens:,.0f}", _duration(seconds), source)
+    if times and not from_scratch and any(attempt != current for attempt in attempts(home)):
+        table.caption = (
+            "What other attempts have finished of it, and what was begun, is taken over, and not subtracted here."
+        )
+        table.caption_justify = "left"
     table.add_section()
     table.add_row("to do in all", "", "", f"{tokens_to_do:,.0f}", _total(times), "")
     return table

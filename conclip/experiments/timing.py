@@ -8,7 +8,7 @@ from functools import partial
 
 from conclip.config.groups import DeviceConfig
 from conclip.config.schema import BaseConfig, LearnConfig
-from conclip.experiments.memory import ModelSize
+from conclip.experiments.memory import ModelSize, num_ranks
 from conclip.experiments.memory_plan import MemoryPlan
 from conclip.experiments.plan import PlannedStage
 
@@ -48,22 +48,26 @@ def stage_seconds(stage: PlannedStage, config: BaseConfig, model: ModelSize, pro
     One token of each response is sampled at a time. That reads all weights and the keys and values of all responses, or
     computes 2 operations per weight and response, whichever takes longer. Training computes 2 operations per weight and
     token forward and 4 backward, 2 more where activations are recomputed (Kaplan et al. 2020, section 2.1). With
-    trainer.sample_ahead both go on at once, and the longer one counts.
+    trainer.sample_ahead both go on at once, and the longer one counts. Engines share the responses, the GPUs of one engine
+    its weights, and ranks the training, each with a device of its own; what they tell each other takes no time here.
     """
     if stage.num_responses == 0:
         return math.nan
     mean = stage.max_tokens / 2
     width = 2 if config.model.dtype == "bfloat16" else 4
-    at_once = min(config.rollout.max_num_seqs, stage.batch)
+    num_engines = config.rollout.num_engines if config.cluster.kind == "ray" else 1  # elsewhere they share a device
+    batch = math.ceil(stage.batch / num_engines)
+    at_once = min(config.rollout.max_num_seqs, batch)
     held = at_once * (prompt_tokens + mean / 2) * width * model.kv_per_token
     one_token = max(
         (width * model.num_parameters + held) / speed.bytes_read, 2 * model.num_parameters * at_once / speed.operations
     )
+    one_token /= config.rollout.tensor_parallel_size
     rounds = math.ceil(stage.num_responses / stage.batch)
-    seconds = rounds * max(stage.max_tokens, stage.batch / at_once * mean) * one_token
+    seconds = rounds * max(stage.max_tokens, batch / at_once * mean) * one_token
     if stage.num_trained and (learning := config.learning) is not None:
         tokens = stage.num_trained * (prompt_tokens + mean)
-        training = tokens * operations_per_token(learning, model) / speed.operations
+        training = tokens * operations_per_token(learning, model) / speed.operations / num_ranks(learning)
         return max(seconds, training) if learning.trainer.sample_ahead else seconds + training
     return seconds
 
