@@ -98,6 +98,28 @@ def test_only_runs_of_the_same_model_tell_what_a_run_will_cost(tmp_path: Path):
     assert cells("mine", -1)[4] == "at least 0 min 20 s"
 
 
+def test_a_stage_that_was_resumed_tells_lengths_and_no_time(tmp_path: Path):
+    def write(run: str, finished: str, num_tokens: int) -> None:
+        folder = tmp_path / run / "attempt-001"
+        folder.mkdir(parents=True)
+        numbers = {"num_responses": 10.0, "mean_tokens": 20.0}
+        record = {"key": "k", "outputs": {}, "numbers": numbers, "num_tokens": num_tokens, "wall_s": 2.0, "made_by": {}}
+        record |= {"finished": finished, "inputs": {"model": "mine"}}
+        (folder / "manifest.json").write_text(json.dumps({"identity": run, "stages": {"probe-base": record}}))
+
+    def cells() -> list[str]:
+        planned = [PlannedStage(name="probe-base", num_responses=100, max_tokens=512)]
+        table = plan_table(planned, tmp_path / "own", "identity", "mine", from_scratch=False)
+        return [str(next(iter(column.cells))) for column in table.columns]
+
+    write("resumed", "2026-01-02T00:00:00", 10)
+    assert cells()[3:] == ["2,000", "?", "10 responses, finished 2026-01-02, resumed"]
+    write("nothing left to sample", "2026-01-03T00:00:00", 0)
+    assert cells()[3:5] == ["2,000", "?"]
+    write("whole", "2026-01-01T00:00:00", 200)
+    assert cells()[3:] == ["2,000", "0 min 20 s", "10 responses, finished 2026-01-01"]
+
+
 def test_a_limit_of_tokens_ends_a_planned_phase_and_other_attempts_are_named(tmp_path: Path):
     """1,000 responses of 256 tokens, half of the limit, of which 800 count: 51,200 tokens end it after a quarter."""
     planned = [

@@ -180,11 +180,11 @@ def plan_table(
             continue
         similar = history.get(stage.name) or history.get(kind_of(stage.name))
         responses = (similar.numbers.get("num_responses") if similar else None) or 0
-        if similar and responses and similar.num_tokens:
-            mean = similar.numbers.get("mean_tokens", similar.num_tokens / responses)
+        if similar and responses and (mean := _mean_tokens(similar)):
             left = stage.ended_by_tokens(mean)
-            seconds = similar.wall_s / similar.num_tokens * mean * left.num_responses
-            source = f"{responses:,.0f} responses, finished {similar.finished[:10]}"
+            whole = _is_of_one_start(similar)
+            seconds = similar.wall_s / similar.num_tokens * mean * left.num_responses if whole else math.nan
+            source = f"{responses:,.0f} responses, finished {similar.finished[:10]}" + ("" if whole else ", resumed")
         else:
             mean = stage.max_tokens / 2
             left = stage.ended_by_tokens(mean)
@@ -205,9 +205,20 @@ def plan_table(
     return table
 
 
+def _mean_tokens(record: StageRecord) -> float:
+    """Return the mean length of a stage's responses [tokens]; 0 where nothing tells it."""
+    return record.numbers.get("mean_tokens") or record.num_tokens / record.numbers["num_responses"]
+
+
+def _is_of_one_start(record: StageRecord) -> bool:
+    """Return whether tokens and time of a record are those of all of its responses. Probes and evaluations that went on, or
+    took responses over, have those of their last start."""
+    return record.num_tokens > 0.99 * _mean_tokens(record) * record.numbers["num_responses"]
+
+
 def _history(home: Path, model: str) -> dict[str, StageRecord]:
     """Return the newest record of each stage name and kind in runs that began with this model, this run's own before those
-    of other runs."""
+    of other runs, and those of one start before others."""
     others = [path for path in home.parent.glob("*") if path != home and path.is_dir()]
     newest: dict[str, StageRecord] = {}
     for runs in ([home], others):
@@ -216,7 +227,8 @@ def _history(home: Path, model: str) -> dict[str, StageRecord]:
             records = read_stages(folder)
             if any(record.inputs.get("model") == model for record in records.values()):
                 found += records.items()
-        for name, record in sorted(found, key=lambda one: one[1].finished, reverse=True):
+        found = [(name, record) for name, record in found if record.numbers.get("num_responses")]
+        for name, record in sorted(found, key=lambda one: (_is_of_one_start(one[1]), one[1].finished), reverse=True):
             for key in (name, kind_of(name)):
                 newest.setdefault(key, record)
     return newest
