@@ -1,4 +1,4 @@
-"""Explains in one line why the machine failed a run: failures that are neither bugs nor bad input."""
+"""The errors that end in one line: bad input, and what a machine fails a run with."""
 
 import errno
 from collections.abc import Iterator

@@ -1,8 +1,9 @@
-"""Protects processes that the project starts: none of them imports modules from the current folder.
+"""How processes of the project begin and end: what they import, their threads, allocator, garbage and GPU settings.
 
-`python -m` and `python -c` put that folder first, where a `math_verify.py` or `pickle.py` that came with somebody's data
-would be taken for the real one. `-P` (Python 3.11) leaves it out; PYTHONPATH counts as ever. The console script `conclip` is
-safe by itself; for `python -m conclip` see `conclip.__main__`.
+None of them imports modules from the current folder. `python -m` and `python -c` put that folder first, where a
+`math_verify.py` or `pickle.py` that came with somebody's data would be taken for the real one. `-P` (Python 3.11) leaves it
+out; PYTHONPATH counts as ever. The console script `conclip` is safe by itself; for `python -m conclip` see
+`conclip.__main__`.
 """
 
 import atexit

@@ -10,7 +10,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * mask).sum() / mask.sum().clamp(min=1.0)
 
 
-def masked_whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+def masked_whiten(x: Tensor, mask: Tensor) -> Tensor:
     """Return `x` shifted and scaled to mean 0 and standard deviation 1 over the masked entries, and 0 elsewhere.
 
     The deviation is the population one. Fewer than two masked entries, or equal ones, give exactly 0.
@@ -20,7 +20,7 @@ def masked_whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
         return torch.zeros_like(x)
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean) ** 2, mask)
-    return torch.where(mask, (x - mean) * torch.rsqrt(variance + eps), torch.zeros_like(x))
+    return torch.where(mask, (x - mean) * torch.rsqrt(variance + 1e-8), torch.zeros_like(x))
 
 
 def equal(low: Tensor, high: Tensor) -> Tensor:

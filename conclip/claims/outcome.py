@@ -65,7 +65,7 @@ class Outcome:
 _OUTCOME = TypeAdapter(Outcome)
 
 
-def outcome_of(name: str, claim: Claim, runs: Sequence[PlannedRun], *, quick: bool, given: Sequence[str] = ()) -> Outcome:
+def outcome_of(name: str, claim: Claim, runs: Sequence[PlannedRun], *, quick: bool) -> Outcome:
     """Return what the runs that are done say, with the seeds of which both runs of a contrast are."""
     done = [run for run in runs if run.is_done()]
     data = {(run.run, run.seed): read_run(run.folder) for run in done}

@@ -1,4 +1,4 @@
-"""The subcommands that take arguments instead of a config: grade, compare, report, doctor."""
+"""The subcommands that take arguments instead of a config: `PLAIN_SUBCOMMANDS`."""
 
 import argparse
 import json

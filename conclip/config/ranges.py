@@ -44,12 +44,12 @@ MAX_COUNT = 2**53
 """The whole numbers of a config are smaller, so that a float holds each."""
 
 
-def at_least(low: float, why: str = "") -> Range:
-    return Range(low=low, why=why)
+def at_least(low: float) -> Range:
+    return Range(low=low)
 
 
-def above(low: float, why: str = "") -> Range:
-    return Range(low=low, low_open=True, why=why)
+def above(low: float) -> Range:
+    return Range(low=low, low_open=True)
 
 
 NON_NEGATIVE = Range(low=0, wording="0 or more")

@@ -217,13 +217,6 @@ def _listed(value: Any) -> list[Any]:
     return cast(list[Any], value) if isinstance(value, list) else [value]
 
 
-def _is_text(value: Any) -> bool:
-    """Return whether a value is text or a number; NaN and infinity are none."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, (str, int)) and not isinstance(value, bool)
-
-
 def _items(source: Path, columns: Columns) -> Iterator[_Item]:
     file = source.parent / "questions.jsonl"
     questions = {str(row.get("problem_id")): row for _, row in object_lines(file)} if file.is_file() else {}
@@ -248,7 +241,7 @@ def _own(where: str, row: dict[str, Any], questions: Questions, verifier: Verifi
     if known is not None:
         where = f"{where}: its problem in questions.jsonl"
     reasoning, tolerance = row.get("reasoning"), problem.get("tolerance") or 0.0
-    if not _is_text(tolerance) or isinstance(tolerance, str) or not 0 <= tolerance < 1:
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
         raise UserError(f"{where}: column 'tolerance' must be a number in [0, 1), or null")
     return _Item(
         row={name: value for name, value in row.items() if name != "check"},

@@ -27,7 +27,7 @@ PATHS = tuple(f"{name}:" for name in PATH_NAMES)
 """Keys whose values are paths of one machine."""
 
 
-def write_card(run: Run, config: LearnConfig, checkpoint: Path, stage: str, *, rows: Sequence[EvalRow] = ()) -> None:
+def write_card(run: Run, config: LearnConfig, checkpoint: Path, stage: str, *, rows: Sequence[EvalRow]) -> None:
     """Write the model card of the checkpoint that a training stage left; `rows` are those of the base and the trained
     models, where the run evaluated them."""
     base = "conclip-lab" if config.model.is_lab else public_name(config.model.path)

@@ -106,12 +106,7 @@ def write_page(runs: Sequence[RunData], path: Path) -> None:
 def in_script(value: Any) -> str:
     """Return JSON that cannot end the script element it is put into. Infinite bounds (an interval of one problem) and NaN
     become null."""
-    return (
-        json.dumps(finite(value), allow_nan=False)
-        .replace("<", "\\u003c")
-        .replace("\u2028", "\\u2028")
-        .replace("\u2029", "\\u2029")
-    )
+    return json.dumps(finite(value), allow_nan=False).replace("<", "\\u003c")
 
 
 def headlines(run: RunData, several: bool) -> list[Headline]:

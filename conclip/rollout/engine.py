@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class EngineDied(MachineFailure):
-    """The engine's process has died, and with it requests in flight. The run goes on."""
+    """An engine's process or a server is gone. Where starting or asking it again does not help, it ends the run."""
 
 
 class WeightsLost(EngineDied):

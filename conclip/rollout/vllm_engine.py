@@ -1,9 +1,8 @@
 """The rollout engine on vLLM, which only this module and `rollout.transfer` import.
 
-Everything runs in the calling process, unless several GPUs or cores share a model (`rollout.tensor_parallel_size`), for
-which vLLM starts workers: one process is fastest on one CPU, and
-`rollout.child` puts this class into a child process where one is wanted. The project's tests run on CPU; they do not cover
-the behaviour on a GPU.
+Everything runs in the calling process, which is fastest on one CPU, unless several GPUs or cores share a model
+(`rollout.tensor_parallel_size`): then vLLM starts workers. `rollout.child` puts this class into a child process where one is
+wanted.
 """
 
 import gc

@@ -238,11 +238,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(path: Path) -> None:
+    """Wait until a file, or a folder and all that is in it, is on the disk."""
+    for each in (*path.rglob("*"), path):
+        if not each.is_symlink():
+            sync(each)
+
+
 def settle(temporary: Path, target: Path) -> None:
     """Give a file or folder its name once all of it is on the disk."""
-    for path in (*temporary.rglob("*"), temporary):
-        if not path.is_symlink():
-            sync(path)
+    sync_tree(temporary)
     temporary.replace(target)
     sync(target.parent)
 

@@ -27,7 +27,7 @@ from typing_extensions import TypedDict  # pydantic's own dependency: it needs t
 from conclip.errors import MachineFailure
 from conclip.problems.overlap import write_record
 from conclip.runs.checked import Count
-from conclip.runs.files import is_inside, link, read_object, sync, write_text
+from conclip.runs.files import is_inside, link, read_object, sync, sync_tree, write_text
 from conclip.runs.identity import path_hash
 from conclip.types import Problem
 
@@ -188,8 +188,7 @@ class Checkpoints:
         hashes = {str(file.relative_to(folder)): path_hash(file) for file in _files(folder)}
         text = json.dumps(head | {"files": hashes, "values": state.values})
         write_text(folder / TRAINING / "state.json", text)
-        for path in (*_files(folder), folder / TRAINING, folder):
-            sync(path)
+        sync_tree(folder)
 
     def _prune(self) -> None:
         """Keep up to `keep_last` checkpoints (the newest, then scheduled ones) and the best ones that these name."""
