@@ -110,6 +110,36 @@ def test_going_on_with_another_version_is_said(config: BaseConfig):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert do(config, "same", "abc", model="m") == (folder, False)
     assert "another version of torch worked on this attempt before" in (folder / "run.log").read_text()
+    for _ in range(2):  # also where the last start had this one's versions
+        assert do(config, "same", "abc", model="m") == (folder, False)
+    assert (folder / "run.log").read_text().count("another version of torch worked") == 3
+
+
+def test_a_record_that_cannot_be_read_costs_no_other(config: BaseConfig):
+    folder, _ = do(config, "same", "abc", model="m")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    record = manifest["stages"]["stage"]
+    for damage in ({"numbers": {"loss": None}}, {"num_tokens": -1}, {"key": 3}):
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"stages": {"a": record | damage, "stage": record}}))
+        assert list(read_stages(folder)) == ["stage"]
+    assert do(config, "same", "abc", model="m") == (folder, False)
+
+
+def test_numbers_that_are_none_are_not_recorded(config: BaseConfig):
+    run = Run("eval", config, "same")
+    (run.folder / "out.txt").touch()
+    made = StageOutput(outputs=["out.txt"], numbers={"loss": float("nan"), "epochs": 2.0}, num_tokens=0)
+    record = Pipeline(run).run_stage("stage", {}, lambda: made)
+    run.close()
+    assert record.numbers == {"epochs": 2} and read_stages(run.folder)["stage"] == record
+
+
+def test_a_copy_of_an_attempt_by_hard_links_leaves_its_lock(config: BaseConfig, tmp_path: Path):
+    run = Run("eval", config, "same")
+    os.link(run.folder / "lock", tmp_path / "copy of lock")
+    with pytest.raises(UserError, match="is being worked on by another process"):
+        Run("eval", config, "same")
+    run.close()
 
 
 def test_another_attempt_of_the_run_lends_its_stages(config: BaseConfig, tmp_path: Path):

@@ -97,6 +97,8 @@ def carry_out(
     try:
         while True:
             while len(going) < jobs and (run := next(left, None)) is not None:
+                if run.is_done():
+                    continue  # another command has done it meanwhile
                 check(run)
                 going[_start(run, out, threads)] = (run, time.monotonic())
             if not going:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
+from math import nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -255,7 +256,7 @@ class Stages:
         numbers = self._pipeline.run_stage(name, inputs, work).numbers
         self._run.say(
             f"{name}: {numbers['num_epochs']:.0f} passes over {len(chosen)} responses to {len(problems)} problems; loss "
-            f"{numbers['first_loss']:.3f} to {numbers['last_loss']:.3f} nats a token"
+            f"{numbers.get('first_loss', nan):.3f} to {numbers.get('last_loss', nan):.3f} nats a token"
         )
         return target, set(problems)
 

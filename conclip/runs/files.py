@@ -94,9 +94,9 @@ def write_text(path: Path, content: str) -> None:
         out.write(content)
 
 
-def appending(path: Path) -> TextIO:
+def appending(path: Path, *, shared: bool = False) -> TextIO:
     """Open a text file for appending. Raises UserError for a link and for anything but a plain file. A file with other hard
-    links is copied first."""
+    links is copied first, unless it is to be `shared` with them."""
     try:
         descriptor = os.open(path, _AT_THE_END, 0o666)
     except OSError as error:
@@ -107,7 +107,7 @@ def appending(path: Path) -> TextIO:
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise UserError(f"'{path}' is no plain file, where one is written; remove it")
-    if status.st_nlink > 1:
+    if status.st_nlink > 1 and not shared:
         os.close(descriptor)
         break_links(path)
         return appending(path)

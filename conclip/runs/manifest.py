@@ -5,8 +5,10 @@ A stage counts as done when its inputs are the same and its files are intact. On
 a run in `paths.stages_from`, is reused by hard links or copies.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,7 +56,7 @@ class StageRecord:
     """The attempt that ran it, if it was another one; "NAME/ATTEMPT" if it was one of another run."""
 
 
-_STAGES = TypeAdapter(dict[str, StageRecord])
+_STAGE = TypeAdapter(StageRecord)
 
 
 class Pipeline:
@@ -86,7 +88,7 @@ class Pipeline:
             key=key,
             inputs=hashes,
             outputs=self._hashes(output.outputs),
-            numbers=dict(output.numbers),
+            numbers={name: number for name, number in output.numbers.items() if math.isfinite(number)},
             num_tokens=output.num_tokens,
             wall_s=round(time.monotonic() - began if output.wall_s is None else output.wall_s, 3),
             made_by=self._run.versions,
@@ -149,12 +151,13 @@ def stage_key(name: str, inputs: Mapping[str, Any]) -> str:
 
 
 def read_stages(folder: Path) -> dict[str, StageRecord]:
-    """Return the stages recorded in a run folder; none when it has no manifest, or one of another version. Raises UserError
-    when a stage names files outside of the folder: they would be replaced or removed."""
-    try:
-        stages = _STAGES.validate_python(read_object(folder / MANIFEST).get("stages", {}))
-    except ValidationError:
-        return {}
+    """Return the stages recorded in a run folder; none when it has no manifest. Records of another version are left out.
+    Raises UserError when a stage names files outside of the folder: they would be replaced or removed."""
+    recorded = read_object(folder / MANIFEST).get("stages", {})
+    stages: dict[str, StageRecord] = {}
+    for name, record in recorded.items() if isinstance(recorded, dict) else ():
+        with suppress(ValidationError):
+            stages[str(name)] = _STAGE.validate_python(record)
     for stage in stages.values():
         if outside := [path for path in stage.outputs if not is_inside(path)]:
             raise UserError(

@@ -99,8 +99,8 @@ class Run:
         """Whether this attempt had begun before."""
         if continued:
             self.say("going on where it was (same config, same inputs)")
-            changed = changed_versions(versions_of(earlier[-1]), self.versions) if earlier else []
-            if changed:
+            of_starts = [changed_versions(versions_of(start), self.versions) for start in earlier]
+            if changed := sorted({name for names in of_starts for name in names}):
                 self.warn(
                     f"another version of {', '.join(changed)} worked on this attempt before; what is half done goes on with "
                     "this one; resume=never begins anew"
@@ -304,7 +304,7 @@ def find_attempt(home: Path, identity: str) -> Path | None:
 def _lock(folder: Path) -> IO[str]:
     """Lock an attempt until the file is closed or this process ends, however it ends. Raises UserError when another process
     has locked it."""
-    lock = appending(folder / "lock")
+    lock = appending(folder / "lock", shared=True)  # a copy would be another lock
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

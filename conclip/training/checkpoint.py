@@ -112,12 +112,14 @@ class Checkpoints:
         for path in self._folder.glob("step-*.old"):  # interrupted between two renames
             if not path.with_suffix("").exists():
                 path.rename(path.with_suffix(""))
+        is_of_others = False
         for path in _numbered(self._folder):
             if not (path / TRAINING).is_dir():
                 continue  # of a completed phase
             try:
                 head = self._verify(path)
                 if head["key"] != self._key or head["schema"] != SCHEMA:
+                    is_of_others = True
                     continue
                 self._verify(self.path(head["best"]))
                 for file in (path / TRAINING).glob("*.safetensors"):
@@ -127,6 +129,8 @@ class Checkpoints:
             except DAMAGE as error:
                 self._warn(f"checkpoint '{path}' is damaged ({error}); an earlier one is taken, or the phase starts anew")
                 shutil.rmtree(path, ignore_errors=True)
+        if is_of_others:
+            self._warn(f"the checkpoints in '{self._folder}' are of other inputs; the phase starts anew")
         return None
 
     def clear(self) -> None:
