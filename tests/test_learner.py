@@ -662,6 +662,15 @@ def test_the_critic_is_measured_on_what_it_trains_on(outcome: Outcome):
     assert metrics["value/explained_variance"] == pytest.approx(1)
 
 
+def test_what_is_not_there_is_not_measured():
+    tokens = collate([make_group(make_rollout([7, 8, 9]), make_rollout([7, 8], sample=1))], train_on_truncated=True)
+    both = experience_metrics(make_experience(tokens, scores_of(tokens, 0), algo(), kl_coef=0))
+    assert both["policy/kl_to_reference"] == pytest.approx(0.5) and "value/explained_variance" in both
+    neither = dataclasses.replace(scores_of(tokens, 0), ref_logprobs=None, old_values=None)
+    found = experience_metrics(make_experience(tokens, neither, algo(kl="none", advantage="group_relative"), kl_coef=0))
+    assert both.keys() - found.keys() == {"policy/kl_to_reference", "value/explained_variance"}
+
+
 def test_an_ungraded_response_is_no_wrong_one():
     rollouts = [make_rollout([7, 8, 9]), make_rollout([7, 8], sample=1, outcome=Outcome.GRADER_ERROR, reward=None)]
     tokens = collate([make_group(*rollouts)], train_on_truncated=True)

@@ -35,9 +35,10 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 
 
 def experience_metrics(experience: ExperienceBatch, *, bootstraps_truncated: bool = False) -> dict[str, float]:
-    """Return metrics of a step's experience: drift between sampler and trainer, KL to the reference, the critic's explained
-    variance (of returns at lambda 1, which contain none of its own values), the share of groups without a signal, and the
-    mean advantages and end-token probabilities of correct and wrong responses, advantages also by length.
+    """Return metrics of a step's experience: drift between sampler and trainer, KL to the reference where there is
+    one, the critic's explained variance where there is a critic (of returns at lambda 1, which contain none of its own
+    values), the share of groups without a signal, and the mean advantages and end-token probabilities of correct and wrong
+    responses, advantages also by length.
 
     `bootstraps_truncated`: truncated responses are bootstrapped (algo.truncated_bootstrap=value). Their returns are unknown,
     so the critic is not measured on them."""
@@ -48,12 +49,10 @@ def experience_metrics(experience: ExperienceBatch, *, bootstraps_truncated: boo
     metrics = {
         "policy/sampler_drift_mean": float(masked_mean(drift, mask)),
         "policy/sampler_drift_max": float(torch.where(mask, drift, 0.0).max()),
-        "policy/kl_to_reference": float(masked_mean(old_logprobs - experience.ref_logprobs, mask))
-        if bool(experience.ref_logprobs.any())
-        else 0.0,
-        "value/explained_variance": 0.0,
         "policy/share_zero_advantage_groups": zero_advantage_share(experience),
     }
+    if bool(experience.ref_logprobs.any()):
+        metrics["policy/kl_to_reference"] = float(masked_mean(old_logprobs - experience.ref_logprobs, mask))
     if experience.sampled_returns is not None:
         measured = tokens.loss_mask & ~(tokens.truncated & bootstraps_truncated).unsqueeze(-1)  # what the critic trains on
         metrics["value/explained_variance"] = explained_variance(experience.old_values, experience.sampled_returns, measured)

@@ -144,7 +144,8 @@ class Trainer:
                 self._sampler.push_weights()
             metrics = self._observe(step, sampled, tokens, scores, experience, updated)
             if algo.kl_target is not None and step > 0:
-                progress.kl_coef = next_kl_coef(progress.kl_coef, metrics["policy/kl_to_reference"], algo.kl_target)
+                kl = metrics.get("policy/kl_to_reference", 0.0)
+                progress.kl_coef = next_kl_coef(progress.kl_coef, kl, algo.kl_target)
             if step <= 0:
                 progress.num_warmup_tokens = progress.num_sampled_tokens
             progress.step, progress.pending_metrics = step, metrics | self._times()
