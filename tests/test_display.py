@@ -17,7 +17,7 @@ from rich.table import Table
 from conclip.runs.display import LiveDisplay, open_display
 from conclip.runs.sampling_progress import BatchContext, SamplingProgress
 from conclip.runs.terminal import as_text, open_console
-from conclip.runs.view import View, clock, outcome_bar, render, sparkline
+from conclip.runs.view import View, accuracy, clock, outcome_bar, render, sparkline
 from conclip.types import Outcome
 
 STEP = {f"outcome/{outcome.value}": 0.0 for outcome in Outcome} | {
@@ -166,6 +166,21 @@ def test_the_live_view_goes_on_with_a_resumed_stage(capsys: pytest.CaptureFixtur
     finally:
         display.close()
     assert "step 6 of 10, about" in shown and "0.750 -> 0.750" in shown
+
+
+def test_accuracy_is_that_of_the_responses_that_could_be_graded(capsys: pytest.CaptureFixture[str]):
+    half, none = ({f"outcome/{o.value}": 0.0 for o in Outcome} | {"length/mean_tokens": 9.0} for _ in range(2))
+    half |= {"outcome/correct": 0.25, "outcome/wrong": 0.25, "outcome/grader_error": 0.5}
+    none |= {"outcome/grader_error": 1.0}
+    assert accuracy(half) == 0.5 and accuracy(none) is None
+    display = open_display("live", "t", sys.stdout)
+    assert isinstance(display, LiveDisplay)
+    try:
+        display.stage("phase1", 10, 1, [half])
+        display.step("phase1", 2, none)
+        assert display._view.accuracies == (0.5,)  # pyright: ignore[reportPrivateUsage]
+    finally:
+        display.close()
 
 
 def test_the_console_is_that_of_the_moment(capsys: pytest.CaptureFixture[str]):

@@ -19,7 +19,7 @@ from conclip.config.groups import DisplayMode
 from conclip.redact import escape_control, hide_in
 from conclip.runs.sampling_progress import SamplingProgress
 from conclip.runs.terminal import open_console
-from conclip.runs.view import WIDTH, View, render, time_left
+from conclip.runs.view import WIDTH, View, accuracy, render, time_left
 from conclip.types import Outcome
 
 PLAIN_PROGRESS_S = 60.0
@@ -206,7 +206,7 @@ class LiveDisplay(Display):
             num_steps=num_steps,
             step=step,
             steps_before=step,
-            accuracies=tuple(metrics["outcome/correct"] for metrics in steps),
+            accuracies=_accuracies(steps),
             lengths=tuple(metrics["length/mean_tokens"] for metrics in steps),
             warnings=self._view.warnings,
         )
@@ -216,7 +216,7 @@ class LiveDisplay(Display):
             self._view,
             step=max(step, 0),
             step_ended=time.monotonic(),
-            accuracies=(*self._view.accuracies, metrics["outcome/correct"]),
+            accuracies=(*self._view.accuracies, *_accuracies([metrics])),
             lengths=(*self._view.lengths, metrics["length/mean_tokens"]),
             shares={outcome: metrics[f"outcome/{outcome.value}"] for outcome in Outcome},
             sampling=None,
@@ -233,3 +233,8 @@ class LiveDisplay(Display):
 
     def close(self) -> None:
         self._live.stop()
+
+
+def _accuracies(steps: Sequence[Mapping[str, float]]) -> tuple[float, ...]:
+    """Return the accuracy of each step that has one."""
+    return tuple(found for metrics in steps if (found := accuracy(metrics)) is not None)

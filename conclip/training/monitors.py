@@ -109,6 +109,7 @@ def mean_advantages(experience: ExperienceBatch) -> Tensor:
 
 REPORTED = (
     "outcome/correct",
+    "outcome/grader_error",
     "outcome/no_answer",
     "outcome/truncated",
     "length/mean_tokens",

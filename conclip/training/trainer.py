@@ -14,6 +14,7 @@ from conclip.evaluation.overthinking import correlation_of
 from conclip.rollout.collect import TRAINING
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import Interrupted, deferred
+from conclip.runs.view import accuracy
 from conclip.seeding import python_stream, torch_stream
 from conclip.stats import clustered_interval
 from conclip.training.batch import ExperienceBatch, TokenBatch, collate, with_prompts
@@ -304,8 +305,9 @@ class Trainer:
         if metrics.get("rollout/steps_behind"):
             max_drift, limit = math.inf, "one step behind"  # what a step changes is no error
         seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
+        share = accuracy(metrics)
         self._run.say(
-            f"{self._stage} step {step:>3}/{self._phase.num_steps}  accuracy {metrics['outcome/correct']:.3f}  "
+            f"{self._stage} step {step:>3}/{self._phase.num_steps}  accuracy {'-' if share is None else f'{share:.3f}'}  "
             f"length {metrics['length/mean_tokens']:6.1f}  reward {metrics['reward/mean']:+.3f}  "
             f"kl {metrics.get('policy/approx_kl', 0.0):.4f}  drift {metrics['policy/sampler_drift_mean']:.1e} "
             f"({limit})  {seconds:.1f} s"
