@@ -21,6 +21,7 @@ from conclip.report.charts import figures
 from conclip.report.data import RunData, read_run
 from conclip.report.export import latex, markdown, write_files
 from conclip.report.page import _lineage, headlines, in_script, result_tables, rows_for_browser, write_page
+from conclip.report.training_charts import step_times
 from conclip.runs.identity import path_hash
 from conclip.types import Outcome
 from tests.conftest import make_row
@@ -85,6 +86,19 @@ def test_where_the_time_of_a_phase_went(tmp_path: Path):
     assert {(v["phase"], v["part"]): v["seconds"] for v in values if v["seconds"]} == {
         (phase, part): seconds for phase in ("phase1", "phase2") for part, seconds in (("sampling", 30), ("update", 10))
     }
+
+
+def test_the_pace_of_sampling_is_told_where_it_was_timed(tmp_path: Path):
+    run = read_run(made_run(tmp_path / "attempt-001"))
+    phases: dict[str, list[dict[str, Any]]] = {}
+    for phase, behind in (("phase1", 0.0), ("phase2", 1.0)):
+        steps = [dict(row) for row in run.steps[phase]]
+        steps[-1] |= {"rollout/num_sampled_tokens": 3000.0, "rollout/steps_behind": behind}
+        phases[phase] = steps
+    figure = step_times(replace(run, steps=phases), several=False)
+    assert figure is not None
+    first, second = figure.caption.split("; ")
+    assert first.endswith(", 100 sampled tokens/s)") and "tokens/s" not in second  # 3,000 in 10 x 3 s
 
 
 def test_hostile_text_stays_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -110,7 +110,9 @@ def step_times(run: RunData, several: bool) -> Figure | None:
             most = sorted(seconds, key=lambda part: -seconds[part])[:3]
             shares = ", ".join(f"{PARTS[part]} {seconds[part] / total:.0%}" for part in most)
             sampled = steps[-1].get("rollout/num_sampled_tokens") or 0.0
-            pace = f", {sampled / seconds['generate']:,.0f} sampled tokens/s" if seconds["generate"] > 0 else ""
+            # of a step that was sampled ahead, only the wait is known
+            is_timed = seconds["generate"] > 0 and not any(row.get("rollout/steps_behind") for row in steps)
+            pace = f", {sampled / seconds['generate']:,.0f} sampled tokens/s" if is_timed else ""
             described.append(f"{phase}: {len(steps)} steps of {total / len(steps):.1f} s ({shares}{pace})")
     if not values:
         return None
