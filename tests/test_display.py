@@ -183,6 +183,24 @@ def test_accuracy_is_that_of_the_responses_that_could_be_graded(capsys: pytest.C
         display.close()
 
 
+def test_steps_that_warm_up_the_critic_tell_no_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    display = open_display("live", "t", sys.stdout)
+    assert isinstance(display, LiveDisplay)
+    try:
+        monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+        display.stage("phase1", 10, 0, [])
+        for step, now in ((-1, 150.0), (0, 200.0), (1, 230.0)):
+            monkeypatch.setattr(time, "monotonic", lambda now=now: now)
+            display.step("phase1", step, STEP)
+        shown = as_text(render(display._view, 230.0, 90))  # pyright: ignore[reportPrivateUsage]
+    finally:
+        monkeypatch.undo()
+        display.close()
+    assert "step 1 of 10, about 4:30 left" in shown  # nine more of 30 s
+
+
 def test_the_console_is_that_of_the_moment(capsys: pytest.CaptureFixture[str]):
     open_console().print("x")
     assert capsys.readouterr().out == "x\n"

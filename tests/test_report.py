@@ -21,7 +21,7 @@ from conclip.report.charts import figures
 from conclip.report.data import RunData, read_run
 from conclip.report.export import latex, markdown, write_files
 from conclip.report.page import _lineage, headlines, in_script, result_tables, rows_for_browser, write_page
-from conclip.report.training_charts import step_times
+from conclip.report.training_charts import monitors, step_times
 from conclip.runs.identity import path_hash
 from conclip.types import Outcome
 from tests.conftest import make_row
@@ -99,6 +99,20 @@ def test_the_pace_of_sampling_is_told_where_it_was_timed(tmp_path: Path):
     assert figure is not None
     first, second = figure.caption.split("; ")
     assert first.endswith(", 100 sampled tokens/s)") and "tokens/s" not in second  # 3,000 in 10 x 3 s
+
+
+def test_steps_that_warm_up_the_critic_have_places_of_their_own(tmp_path: Path):
+    run = read_run(made_run(tmp_path / "attempt-001"))
+    steps = {
+        phase: [{"stage": phase, "step": step, "outcome/correct": 0.5, "time/update_s": 1.0} for step in range(first, 3)]
+        for phase, first in (("phase1", -1), ("phase2", 0))
+    }
+    run = replace(run, steps=steps)
+    figure, times = monitors(run, several=False), step_times(run, several=False)
+    assert figure is not None and times is not None
+    values = figure.specs["correct"]["data"]["values"]
+    assert [value["step"] for value in values] == [1, 2, 3, 4, 5, 6, 7]
+    assert figure.caption.startswith("Panels over 7 steps") and "phase1: 4 steps" in times.caption
 
 
 def test_hostile_text_stays_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

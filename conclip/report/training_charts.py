@@ -61,6 +61,7 @@ def monitors(run: RunData, several: bool) -> Figure | None:
     values: Values = []
     offset = 0
     for phase, steps in run.steps.items():
+        offset += max(0, 1 - min((row["step"] for row in steps), default=1))  # steps up to 0 warm up the critic
         for row in steps:
             values += [
                 {"monitor": title, "phase": phase, "step": offset + row["step"], "value": row[name]}

@@ -212,10 +212,12 @@ class LiveDisplay(Display):
         )
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        now = time.monotonic()
         self._view = replace(
             self._view,
             step=max(step, 0),
-            step_ended=time.monotonic(),
+            step_ended=now,
+            stage_began=now if step <= 0 else self._view.stage_began,  # steps that warm up the critic tell no time left
             accuracies=(*self._view.accuracies, *_accuracies([metrics])),
             lengths=(*self._view.lengths, metrics["length/mean_tokens"]),
             shares={outcome: metrics[f"outcome/{outcome.value}"] for outcome in Outcome},
