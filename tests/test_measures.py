@@ -129,3 +129,9 @@ def test_details_are_plain_data_of_all_measures():
     assert found["token_complexity"] == {"num_problems": 20, "median_tokens": 19.5}
     low, high = found["median_tokens_interval"]
     assert 20 <= low <= found["lengths"]["all"]["median"] <= high <= 30
+
+
+def test_the_interval_of_the_median_is_of_the_responses_of_the_median():
+    rows = [make_row(f"p{i}", Outcome.GRADER_ERROR if s else RIGHT, 100 if s else 10, s) for i in range(8) for s in range(3)]
+    found = details(rows)
+    assert found["lengths"]["all"]["median"] == 100 and found["median_tokens_interval"] == (100, 100)

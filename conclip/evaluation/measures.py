@@ -154,11 +154,14 @@ def details(rows: Sequence[EvalRow]) -> dict[str, Any]:
         return {}
     size = min(map(len, groups.values()))
     cap = max(row.max_tokens for row in rows)
-    members = [[row.num_tokens for row in group] for group in groups.values()]
+    members: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        members[row.problem_id].append(row.num_tokens)
+    per_problem = list(members.values())
     complexities = [tokens for group in groups.values() if (tokens := token_complexity(group)) is not None]
 
     def median_tokens(chosen: Sequence[int]) -> float:
-        return float(median(tokens for index in chosen for tokens in members[index]))
+        return float(median(tokens for index in chosen for tokens in per_problem[index]))
 
     powers = [2**power for power in range(size.bit_length()) if 2**power <= size]
     return {
@@ -169,7 +172,7 @@ def details(rows: Sequence[EvalRow]) -> dict[str, Any]:
         "lengths": {
             name: None if summary is None else asdict(summary) for name, summary in lengths_by_outcome(rows).items()
         },
-        "median_tokens_interval": bootstrap_interval(len(members), median_tokens, seed=0),
+        "median_tokens_interval": bootstrap_interval(len(per_problem), median_tokens, seed=0),
         "accuracy_at_budgets": accuracy_at_budgets(rows, [max(1, cap * share // 8) for share in (1, 2, 3, 4, 6, 8)]),
         "token_complexity": {
             "num_problems": len(complexities),
