@@ -22,6 +22,7 @@ from conclip.curriculum.pass_rates import (
     write_pass_rates,
 )
 from conclip.errors import UserError
+from conclip.report.probing import pass_rate_table
 from conclip.types import EvalRow, Outcome
 from tests.conftest import make_row
 
@@ -139,6 +140,18 @@ def test_histogram_bins():
     )
     assert list(histogram(rates).values()) == [1, 1, 1, 1, 1, 1]
     assert describe(rates).startswith("solved never: 1, up to 0.2: 1")
+
+
+def test_problems_of_which_nothing_was_graded_have_no_pass_rate():
+    rates = rates_of(("never", "wwww"), ("half", "cw"), ("unknown", "eeee"))
+    rates = [replace(rate, level=level) for rate, level in zip(rates, (1, 2, 2), strict=True)]
+    assert list(histogram(rates).values()) == [1, 0, 1, 0, 0, 0]
+    assert describe(rates).endswith("always: 0; not graded: 1") and "graded" not in describe(rates[:2])
+    table = pass_rate_table("probe", rates, Band(low=0, high=0.8))
+    lines = dict(zip(*(list(table.columns[i].cells) for i in (0, 1)), strict=True))
+    eligible = dict(zip(*(list(table.columns[i].cells) for i in (0, 3)), strict=True))
+    assert (lines["never"], lines["0.2-0.5"], lines["not graded"], lines["level 2"]) == ("1", "1", "1", "2")
+    assert (eligible["level 2"], list(table.columns[2].cells)[-1]) == ("1", "mean 0.50")
 
 
 def test_pass_rates_survive_the_file(tmp_path: Path):

@@ -21,7 +21,7 @@ from conclip.report.charts import figures
 from conclip.report.data import RunData, read_run
 from conclip.report.export import latex, markdown, write_files
 from conclip.report.page import _lineage, headlines, in_script, result_tables, rows_for_browser, write_page
-from conclip.report.training_charts import monitors, step_times
+from conclip.report.training_charts import monitors, pass_rates, step_times
 from conclip.runs.identity import path_hash
 from conclip.types import Outcome
 from tests.conftest import make_row
@@ -293,6 +293,17 @@ def test_stages_are_called_as_the_recipe_calls_them(tmp_path: Path):
     rates = {names[phase]: found for phase, found in run.rates.items() if phase in names}
     titles = {figure.title for figure in figures([replace(run, rates=rates)])}
     assert titles >= {f"Pass rates before {label(name)}" for name in rates} and rates
+
+
+def test_problems_of_which_nothing_was_graded_are_not_drawn_as_unsolved(tmp_path: Path):
+    run = read_run(made_run(tmp_path / "attempt-001"))
+    rates = [replace(rate, num_samples=0, num_correct=0) if n < 2 else rate for n, rate in enumerate(run.rates["phase1"])]
+    figure = pass_rates(replace(run, rates={"phase1": rates}), "phase1", several=False)
+    assert (
+        figure is not None and "9 problems were probed" in figure.caption and "of 2, no response could be" in figure.caption
+    )
+    (spec,) = figure.specs.values()
+    assert sum(value["problems"] for value in spec["data"]["values"]) == 7
 
 
 def test_the_problems_of_a_warm_up_are_shown_as_chosen(tmp_path: Path):

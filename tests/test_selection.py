@@ -151,6 +151,13 @@ def test_selection_by_hand():
         ids(answers=["77"])
 
 
+def test_a_probe_of_which_nothing_was_graded_is_said():
+    ungraded = [replace(one, num_samples=0, num_correct=0) for one in RATES]
+    expected = rf"^phase: none of the responses to the {len(RATES)} probed problems could be graded"
+    with pytest.raises(UserError, match=expected):
+        select("phase", PROBLEMS, ungraded, phase(), 0)
+
+
 def test_a_pool_that_earlier_stages_used_up_is_said():
     with pytest.raises(UserError, match=r"^phase: no problem is left to choose from: an earlier stage trained on every one"):
         select("phase", [], [], load_config("probe").phase_settings["phase"], 0)

@@ -138,7 +138,7 @@ class PassRate:
     level: int | None
     subject: str | None
     num_samples: int
-    """Responses the grader could judge."""
+    """Responses the grader could judge; without any, there is no pass rate."""
     num_correct: int
     num_truncated: int
     """Truncated responses; they count as not solved."""
@@ -257,10 +257,15 @@ BINS = {"never": 0.0, "up to 0.2": 0.2, "0.2-0.5": 0.5, "0.5-0.8": 0.8, "above 0
 """Name -> upper end of the bins in the display; "always" means never failed."""
 
 
+def graded(rates: Sequence[PassRate]) -> list[PassRate]:
+    """Return the pass rates of which something is known: those of problems with a response that could be graded."""
+    return [rate for rate in rates if rate.num_samples]
+
+
 def histogram(rates: Sequence[PassRate]) -> dict[str, int]:
-    """Return the number of problems in each of `BINS`."""
+    """Return the number of problems in each of `BINS`, of those that have a response that could be graded."""
     counts = dict.fromkeys(BINS, 0)
-    for rate in rates:
+    for rate in graded(rates):
         p = rate.pass_rate
         name = "always" if p == 1 else next(name for name, end in BINS.items() if end is not None and p <= end)
         counts[name] += 1
@@ -269,4 +274,6 @@ def histogram(rates: Sequence[PassRate]) -> dict[str, int]:
 
 def describe(rates: Sequence[PassRate]) -> str:
     """Return the histogram in words."""
-    return "solved " + ", ".join(f"{name}: {count}" for name, count in histogram(rates).items())
+    ungraded = len(rates) - len(graded(rates))
+    bins = ", ".join(f"{name}: {count}" for name, count in histogram(rates).items())
+    return f"solved {bins}{f'; not graded: {ungraded}' if ungraded else ''}"

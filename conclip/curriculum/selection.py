@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from conclip.config.groups import PhaseConfig
-from conclip.curriculum.pass_rates import Band, PassRate, describe, pooled_means, pooled_probabilities
+from conclip.curriculum.pass_rates import Band, PassRate, describe, graded, pooled_means, pooled_probabilities
 from conclip.errors import UserError
 from conclip.seeding import python_stream
 from conclip.types import Problem
@@ -86,11 +86,16 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
             f"{key}: no problem is left to choose from: an earlier stage trained on every one that was probed; give "
             "data.pool more problems"
         )
+    if not graded(known):
+        raise UserError(
+            f"{key}: none of the responses to the {len(known)} probed problems could be graded; check the answers of "
+            "data.pool"
+        )
     if not any(rate.num_correct for rate in known):
         raise UserError(
-            f"{key}: none of the {len(known)} probed problems was ever solved; where responses end without an answer that "
-            "counts, or are cut, mend that first (the probe says so); else give data.pool easier problems, or take a "
-            "stronger model"
+            f"{key}: none of the {len(graded(known))} probed problems was ever solved; where responses end without an "
+            "answer that counts, or are cut, mend that first (the probe says so); else give data.pool easier problems, or "
+            "take a stronger model"
         )
     num_hardest = round(phase.hardest * phase.num_problems)
     num_wanted = phase.num_problems - num_hardest

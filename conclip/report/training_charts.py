@@ -5,6 +5,7 @@ from collections import Counter
 import altair as alt
 
 from conclip.config.recipe import label
+from conclip.curriculum.pass_rates import graded
 from conclip.report.data import RunData
 from conclip.report.figure import MODELS, WIDTH, Chart, Figure, Values
 from conclip.training.summary import MONITORS
@@ -26,7 +27,8 @@ PARTS = {
 def pass_rates(run: RunData, phase: str, several: bool) -> Figure | None:
     """Draw measured pass rates, with the chosen problems marked."""
     chosen = {choice.problem_id for choice in run.chosen.get(phase, ())}
-    counts = Counter((min(9, int(10 * rate.pass_rate)), rate.problem_id in chosen) for rate in run.rates[phase])
+    rates = graded(run.rates[phase])
+    counts = Counter((min(9, int(10 * rate.pass_rate)), rate.problem_id in chosen) for rate in rates)
     values: Values = [
         {"from": tenth / 10, "to": (tenth + 1) / 10, "problems": count, "kind": "chosen" if is_chosen else "not chosen"}
         for (tenth, is_chosen), count in sorted(counts.items())
@@ -47,11 +49,13 @@ def pass_rates(run: RunData, phase: str, several: bool) -> Figure | None:
         )
         .properties(width=WIDTH, height=200)
     )
+    ungraded = len(run.rates[phase]) - len(rates)
     title = f"Pass rates before {label(phase)}" if phase else "Pass rates"
     return Figure(
         name=f"pass-rates-{phase or 'probe'}" + (f"-{run.name}" if several else ""),
         title=title + (f": {run.name}" if several else ""),
-        caption=f"{len(run.rates[phase])} problems were probed, {len(chosen)} chosen to train on.",
+        caption=f"{len(run.rates[phase])} problems were probed, {len(chosen)} chosen to train on"
+        + (f"; of {ungraded}, no response could be graded." if ungraded else "."),
         panels={"": chart},
     )
 
