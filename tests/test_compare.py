@@ -157,12 +157,15 @@ def test_problems_of_one_side_are_counted_by_benchmark():
     assert differences(one, two) == ["2 problems stand on one side only and are left out"]
 
 
-def test_intervals_without_bounds_are_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_intervals_say_their_level_and_those_without_bounds_are_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """One problem tells nothing about others."""
     rows = evaluation(0.5, 100)[:4]
     RowFile(tmp_path / "rows-m.jsonl", model="m", model_hash="").finish(rows)
     monkeypatch.setattr(sys, "argv", ["conclip", "compare", *[str(tmp_path)] * 2, "--json", str(tmp_path / "out.json")])
     main()
+    assert "intervals: 95 %, clustered by problem" in capsys.readouterr().out.splitlines()
     (result,) = json.loads((tmp_path / "out.json").read_text(), parse_constant=pytest.fail)
     assert result["comparison"]["tokens_ratio"] == {"mean": 1.0, "low": None, "high": None}
 

@@ -94,7 +94,7 @@ def test_small_sets_favour_no_level_and_no_subject():
 def test_every_choice_has_its_reason_and_the_rest_waits_in_reserve():
     selection = select("phase", PROBLEMS, RATES, phase(), 0)
     more = next(choice for choice in selection.chosen if choice.problem.problem_id == "more")
-    assert more.reason.startswith("solved 8 of 10 times [") and more.reason.endswith("; level 2")
+    assert more.reason.startswith("solved 8 of 10 times, 95 % [0.50, 0.96]; by all") and more.reason.endswith("; level 2")
     assert len(selection.reserve) == 1
     everyone = {choice.problem.problem_id for choice in (*selection.chosen, *selection.reserve)}
     assert everyone == {"some", "more", "also"}

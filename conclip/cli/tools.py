@@ -154,6 +154,7 @@ def compare(arguments: list[str]) -> None:
     console = open_console()
     for text in paired_results.differences(*sides):
         console.print(f"warning: {text}", style="yellow", soft_wrap=True)
+    console.print(paired_results.INTERVALS)
     for result in results:
         for line in paired_results.sentences(result, options.margin):
             console.print(line, soft_wrap=True)

@@ -198,6 +198,6 @@ def _reason(rate: PassRate, band: Band, probability: float) -> str:
         ]
     )
     return (
-        f"solved {rate.num_correct} of {rate.num_samples} times [{rate.low:.2f}, {rate.high:.2f}]; by all responses in "
-        f"[{band.low:g}, {band.high:g}] with probability {probability:.2f}{f'; {where}' if where else ''}"
+        f"solved {rate.num_correct} of {rate.num_samples} times, 95 % [{rate.low:.2f}, {rate.high:.2f}]; by all responses "
+        f"in [{band.low:g}, {band.high:g}] with probability {probability:.2f}{f'; {where}' if where else ''}"
     )

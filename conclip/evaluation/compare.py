@@ -18,6 +18,9 @@ from conclip.types import EvalRow, Outcome, condition_name
 AES_WEIGHTS = {"alpha": 1.0, "beta": 3.0, "gamma": 5.0}
 """Weights of the Accuracy-Efficiency Score; they differ between papers, so they are always printed with it."""
 
+INTERVALS = "intervals: 95 %, clustered by problem"
+"""What the intervals in the sentences are."""
+
 SETTINGS = {
     "prompt": "the instruction",
     "template": "the chat template",
