@@ -12,6 +12,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from conclip.report.data import read_run
 from conclip.report.page import write_page
+from conclip.types import Outcome
+from tests.conftest import make_row
 from tests.made_runs import HOSTILE, made_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -144,6 +146,27 @@ def test_runs_of_other_problems_side_by_side(browser: Browser, place: Path):
     shown = "[...document.querySelectorAll('.response h4')].map((h) => h.textContent)"
     assert page.evaluate(shown) == ["made: base", "made: phase1", "made: phase2"]
     assert page.evaluate("document.querySelectorAll('.cut').length") == 0
+    page.select_option("#filter", "lost")
+    assert page.evaluate("document.querySelector('#problems').length") == 0
+    page.close()
+
+
+def test_what_could_not_be_graded_is_not_wrong(browser: Browser, place: Path):
+    """By hand: the first problem is right at both ends as far as it could be graded, the second at the last, the third could
+    not be graded at first."""
+    run = read_run(made_run(place / "ungraded" / "attempt-001", num_problems=3))
+    letters = {"base": ("ce", "cw", "ee"), "phase2": ("cc", "cc", "cc")}
+    outcomes = {"c": Outcome.CORRECT, "w": Outcome.WRONG, "e": Outcome.GRADER_ERROR}
+    rows = [
+        make_row(f"p{problem}", outcomes[letter], 10, sample, model=model)
+        for model, said in letters.items()
+        for problem, own in enumerate(said)
+        for sample, letter in enumerate(own)
+    ]
+    write_page([replace(run, rows=rows)], place / "ungraded.html")
+    page = Opened(browser, place / "ungraded.html").page
+    page.select_option("#filter", "gained")
+    assert page.evaluate("[...document.querySelector('#problems').options].map((o) => o.value)") == ["1"]
     page.select_option("#filter", "lost")
     assert page.evaluate("document.querySelector('#problems').length") == 0
     page.close()

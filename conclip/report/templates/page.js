@@ -74,6 +74,7 @@
   unpack().then((data) => {
     const { problems, models, conditions, outcomes, rows } = data;
     const CORRECT = outcomes.indexOf("correct"), TRUNCATED = outcomes.indexOf("truncated");
+    const ERROR = outcomes.indexOf("grader_error");
     const list = byId("problems"), filter = byId("filter"), find = byId("find"), condition = byId("condition");
     conditions.forEach((name, index) => condition.append(new Option(name, index)));
     byId("condition-label").hidden = conditions.length < 2;
@@ -86,7 +87,11 @@
       cells.get(key)[row[1]].push(row);
     }
     const cellsOf = (problem) => cells.get(`${condition.value}/${problem}`) ?? models.map(() => []);
-    const share = (responses) => responses.filter((r) => r[4] === CORRECT).length / Math.max(1, responses.length);
+    // Of the responses that could be graded: without any, NaN, which is neither more nor less than another share.
+    const share = (responses) => {
+      const graded = responses.filter((r) => r[4] !== ERROR);
+      return graded.filter((r) => r[4] === CORRECT).length / graded.length;
+    };
     const mean = (responses) => responses.reduce((sum, r) => sum + r[5], 0) / Math.max(1, responses.length);
     // First and last: of the models that have responses to the problem; runs side by side may have other problems.
     const asked = (c) => c.filter((responses) => responses.length);
