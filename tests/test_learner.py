@@ -29,7 +29,7 @@ from conclip.training.monitors import (
     zero_advantage_share,
 )
 from conclip.training.side_by_side import SideBySide
-from conclip.training.summary import summarise_steps
+from conclip.training.summary import MONITORS, summarise_steps
 from conclip.types import Outcome, RolloutGroup
 from tests.conftest import gradient_of, make_group, make_rollout
 
@@ -669,6 +669,14 @@ def test_what_is_not_there_is_not_measured():
     neither = dataclasses.replace(scores_of(tokens, 0), ref_logprobs=None, old_values=None)
     found = experience_metrics(make_experience(tokens, neither, algo(kl="none", advantage="group_relative"), kl_coef=0))
     assert both.keys() - found.keys() == {"policy/kl_to_reference", "value/explained_variance"}
+
+
+def test_monitors_of_what_is_not_correct_count_responses_without_an_answer_and_are_called_so():
+    rollouts = [make_rollout([7, 8, 9]), make_rollout([7, 8], sample=1, outcome=Outcome.NO_ANSWER, reward=-0.5)]
+    tokens = collate([make_group(*rollouts)], train_on_truncated=True)
+    metrics = experience_metrics(make_experience(tokens, scores_of(tokens, 0), algo(kl="none"), kl_coef=0))
+    names = {name for name in metrics.keys() & MONITORS.keys() if "wrong" in name}
+    assert "policy/end_probability_wrong" in names and all("not correct" in MONITORS[name] for name in names)
 
 
 def test_an_ungraded_response_is_no_wrong_one():

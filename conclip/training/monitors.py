@@ -37,8 +37,8 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 def experience_metrics(experience: ExperienceBatch, *, bootstraps_truncated: bool = False) -> dict[str, float]:
     """Return metrics of a step's experience: drift between sampler and trainer, KL to the reference where there is
     one, the critic's explained variance where there is a critic (of returns at lambda 1, which contain none of its own
-    values), the share of groups without a signal, and the mean advantages and end-token probabilities of correct and wrong
-    responses, advantages also by length.
+    values), the share of groups without a signal, and the mean advantages and end-token probabilities of correct responses
+    and of others that ended (`wrong`: with an answer that is, or without any), advantages also by length.
 
     `bootstraps_truncated`: truncated responses are bootstrapped (algo.truncated_bootstrap=value). Their returns are unknown,
     so the critic is not measured on them."""
