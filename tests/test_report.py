@@ -16,6 +16,7 @@ from conclip.cli.main import main
 from conclip.cli.tools import disambiguate_names
 from conclip.config.recipe import label
 from conclip.errors import UserError
+from conclip.report.card import _problems as card_problems
 from conclip.report.changes import seed_tables
 from conclip.report.charts import figures
 from conclip.report.data import RunData, read_run
@@ -317,6 +318,18 @@ def test_the_problems_of_a_warm_up_are_shown_as_chosen(tmp_path: Path):
     (folder / "pass_rates-base.jsonl").write_text((folder / "pass_rates.jsonl").read_text())
     run = read_run(folder)
     assert [choice.problem_id for choice in run.chosen["warm-up"]] == ["p0"]
+
+
+def test_problems_that_came_later_are_counted(tmp_path: Path):
+    folder = made_run(tmp_path / "attempt-001")
+    (folder / "problems-phase1.json").write_text('{"chosen": [{"problem_id": "p0", "reason": "r"}], "hash": "h"}')
+    (folder / "problems-phase2.json").write_text('{"chosen": [{"problem_id": "p0", "reason": "r"}], "hash": "h"}')
+    result = json.loads((folder / "training-phase2.json").read_text()) | {"asked": ["p0", "p3", "p4"]}
+    (folder / "training-phase2.json").write_text(json.dumps(result))
+    write_page([read_run(folder)], folder / "report.html")
+    page, card = Page(folder / "report.html"), card_problems(folder, ["phase1", "phase2"])
+    for text in (page.text, card):
+        assert "phase1: 1 problems" in text and "phase2: began with 1 problems, trained on 3 in all" in text
 
 
 def test_the_command_of_a_run_can_be_pasted(tmp_path: Path):

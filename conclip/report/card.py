@@ -8,12 +8,13 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from conclip.config.recipe import BASE, lineage, problems_file
+from conclip.config.recipe import BASE, lineage, problems_file, result_file
 from conclip.config.schema import LearnConfig
 from conclip.evaluation.metrics import Estimate, compare, summarise
 from conclip.evaluation.tables import describe_comparison
 from conclip.models.folder import public_name, public_revision
 from conclip.report import escape
+from conclip.report.data import count_problems
 from conclip.runs.files import write_text
 from conclip.runs.run import Run
 from conclip.types import EvalRow
@@ -88,7 +89,10 @@ def _problems(folder: Path, stages: Sequence[str]) -> str:
     for stage in stages:
         saved: dict[str, Any] = json.loads((folder / problems_file(stage)).read_text(encoding="utf-8"))
         chosen: list[dict[str, str]] = saved["chosen"]
-        text.append(f"{stage}: {len(chosen)} problems, set hash `{saved['hash']}`\n")
+        result = folder / result_file(stage)  # a warm-up has none
+        asked: list[str] = json.loads(result.read_text(encoding="utf-8"))["asked"] if result.is_file() else []
+        count = count_problems([c["problem_id"] for c in chosen], asked)
+        text.append(f"{stage}: {count}, set hash `{saved['hash']}`\n")
         text += [f"- {escape.code(c['problem_id'])}: {escape.markdown(c['reason'])}" for c in chosen[:MAX_PROBLEMS]]
         more = len(chosen) - MAX_PROBLEMS
         text.append(f"- and {more} more in {problems_file(stage)} of the run folder\n" if more > 0 else "")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import yaml
 from pydantic import Field, TypeAdapter
@@ -54,6 +54,8 @@ class RunData:
     """Phase whose problems were chosen from them -> pass rates."""
     chosen: Mapping[str, Sequence[ChosenProblem]]
     """Phase -> its training problems."""
+    asked: Mapping[str, Sequence[str]]
+    """Phase -> ids of all problems it trained on, also of those that came later (phase.refresh)."""
     stages: Mapping[str, StageRecord]
     config: str
     settings: Mapping[str, Any]
@@ -72,6 +74,7 @@ class _Point(TypedDict):
 class _Training(TypedDict):
     history: Annotated[list[_Point], Field(min_length=1)]
     best: _Point
+    asked: NotRequired[list[str]]
 
 
 class _ChosenProblems(TypedDict, total=False):
@@ -149,6 +152,7 @@ def read_run(path: Path) -> RunData:
             if stage.kind in ("train", "warm_up")
         }
         | {"": _chosen(folder / "problems.json")},
+        asked={phase: result.get("asked", []) for phase, result in training.items()},
         stages=stages,
         config=config,
         settings=written or {},
@@ -159,6 +163,12 @@ def read_run(path: Path) -> RunData:
         ],
         margin=results.get("margin", 0.03),
     )
+
+
+def count_problems(chosen: Sequence[str], asked: Sequence[str]) -> str:
+    """Return how many problems a stage trained on, in words, from the ids of those it began with and of those it asked."""
+    more = set(asked) - set(chosen)
+    return f"began with {len(chosen)} problems, trained on {len(asked)} in all" if more else f"{len(chosen)} problems"
 
 
 def _numbers(point: _Point) -> dict[str, float]:

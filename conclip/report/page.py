@@ -29,7 +29,7 @@ from conclip.evaluation.tables import (
 from conclip.grading.thinking import DEFAULT_TAGS, joined
 from conclip.report.changes import changes, seed_tables
 from conclip.report.charts import Figure, figures, label
-from conclip.report.data import RunData
+from conclip.report.data import RunData, count_problems
 from conclip.runs.files import finite, write_text
 from conclip.types import EvalRow, Outcome, condition_name
 
@@ -87,7 +87,11 @@ def write_page(runs: Sequence[RunData], path: Path) -> None:
         ],
         num_rows=len(rows["rows"]),
         chosen=[
-            (f"{run.name}, {phase or 'probe'}" if several else phase or "chosen", choices)
+            (
+                f"{run.name}, {phase or 'probe'}" if several else phase or "chosen",
+                count_problems([choice.problem_id for choice in choices], run.asked.get(phase, ())),
+                choices,
+            )
             for run in runs
             for phase, choices in run.chosen.items()
             if choices
