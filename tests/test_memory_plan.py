@@ -598,3 +598,17 @@ def test_merged_models_of_adapters_need_room_on_the_disk():
     model = dataclasses.replace(SMALL, num_parameters=2**28)  # 1 GiB in fp32
     small, merged = (_disk_needed(learning(*more), model).detail for more in ([], ["model/adapter=lora"]))
     assert "merged" not in small and "1.0 for the merged models that phases end with" in merged
+
+
+def test_what_earlier_phases_keep_needs_room_on_the_disk():
+    """By hand, GRPO on 1 GiB of fp32 weights: a checkpoint is weights and two moments, 3 GiB. Of two newest, the best and
+    one being written that is 12; a phase before keeps the weights of three."""
+    model = dataclasses.replace(SMALL, num_parameters=2**28)
+    said: list[str] = []
+    for command in ("train-phase2", "two-phase"):
+        config = load_config(command, "algo=grpo", "trainer.keep_last=2", "optim.moments=float32")
+        assert isinstance(config, LearnConfig)
+        said.append(_disk_needed(config, model).detail)
+    one, two = said
+    assert one.startswith("about 12.0 GiB (checkpoints of 3.0: 2 newest") and "earlier" not in one
+    assert two.startswith("about 15.0 GiB") and "; 3.0 for the policies that earlier phases keep)" in two
