@@ -18,7 +18,7 @@ from conclip.evaluation.regrade import grade_file
 from conclip.evaluation.rows import read_rows, to_dict
 from conclip.experiments.commands import all_prompts
 from conclip.experiments.inputs import load_inputs
-from conclip.experiments.measure import describe, measure
+from conclip.experiments.measure import Measured, describe, measure
 from conclip.experiments.plan import PlannedStage
 from conclip.grading.grader import Grader
 from conclip.grading.thinking import ThinkingTags
@@ -179,6 +179,23 @@ def test_a_first_look_measures_a_few_responses_and_one_update_and_leaves_nothing
         "in all about 2 min at this rate; larger batches sample faster, and responses shrink in phase 2",
     ]
     assert "at most 80 tokens" in said[1] and "10.0 s per 1,000" in said[2]
+
+
+def test_a_stage_that_samples_nothing_is_not_measured():
+    found = Measured(
+        num_responses=32,
+        start_s=1.0,
+        sampling_tokens_per_s=100.0,
+        mean_tokens=60.0,
+        ended_tokens=None,
+        shares={Outcome.CORRECT: 1.0},
+        update_s_per_1000_tokens=None,
+    )
+    probe = PlannedStage(name="probe", num_responses=200, max_tokens=192)
+    warm_up = PlannedStage(name="warm-up", num_responses=0, max_tokens=0)
+    *_, stage, whole = describe(found, [probe, warm_up])
+    assert stage == "warm-up: not measured" and whole.startswith("in all at least 2 min at this rate")  # 200 x 60 / 100 s
+    assert describe(found, [probe])[-1].startswith("in all about 2 min at this rate")
 
 
 @pytest.mark.whole

@@ -123,10 +123,14 @@ def describe(measured: Measured, planned: Sequence[PlannedStage]) -> list[str]:
         lines.append(f"scoring and update: {measured.update_s_per_1000_tokens:.1f} s per 1,000 sampled tokens")
     total = 0.0
     for stage in (one.ended_by_tokens(measured.mean_tokens) for one in planned):
+        if not stage.num_responses:
+            lines.append(f"{stage.name}: not measured")
+            continue
         tokens = measured.mean_tokens * stage.num_responses
         seconds = tokens / measured.sampling_tokens_per_s
         seconds += measured.mean_tokens * stage.num_trained / 1000 * (measured.update_s_per_1000_tokens or 0.0)
         total += seconds
         lines.append(f"{stage.name}: {stage.num_responses:,} responses, about {tokens:,.0f} tokens, {seconds / 60:.1f} min")
-    whole = f"in all about {total / 60:.0f} min at this rate"
+    some = "about" if all(stage.num_responses for stage in planned) else "at least"
+    whole = f"in all {some} {total / 60:.0f} min at this rate"
     return [*lines, f"{whole}; larger batches sample faster, and responses shrink in phase 2"]

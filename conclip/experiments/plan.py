@@ -29,7 +29,7 @@ class PlannedStage:
 
     name: str
     num_responses: int
-    """An upper bound."""
+    """An upper bound; 0 for a warm-up, which samples nothing and whose time is not estimated."""
     max_tokens: int
     """The token limit of a response."""
     batch: int = 1
