@@ -271,16 +271,6 @@ def test_rows_are_known_again_whatever_line_ends_a_response_holds(tmp_path: Path
     assert path.read_bytes() == before
 
 
-def test_rows_that_could_not_be_graded_are_asked_for_again(tmp_path: Path):
-    rows = [make_row(str(n), outcome, 5, key=str(n)) for n, outcome in enumerate((Outcome.GRADER_ERROR, Outcome.WRONG))]
-    for attempt in ("first", "second"):
-        (tmp_path / attempt).mkdir()
-    RowFile(tmp_path / "first/rows-model.jsonl", model="model", model_hash="m").finish(rows)
-    for attempt in ("first", "second"):
-        file = RowFile(tmp_path / attempt / "rows-model.jsonl", model="model", model_hash="m", attempts=[tmp_path / "first"])
-        assert list(file._earlier) == ["1"]
-
-
 def test_junk_in_the_rows_of_an_earlier_attempt_is_left_out_or_reused(tmp_path: Path):
     """Also when its check is right, as in a file that somebody else wrote with care."""
     path = tmp_path / "rows-model.jsonl"

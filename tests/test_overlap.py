@@ -58,6 +58,13 @@ def test_an_instruction_that_comes_with_each_question_is_no_overlap():
     assert overlapping(asked, [rephrased.question]) == [asked[1]]
 
 
+def test_an_instruction_of_a_part_of_a_mixture_is_no_overlap_either():
+    other = "Your task is to follow a systematic and thorough reasoning process before you provide the final solution: "
+    asked = [problem(text + f"What is {n} + {n}?") for text in (INSTRUCTION, other, "") for n in range(3, 7)]
+    pool = [problem(text + f"What is {n} - 2?") for text in (INSTRUCTION, other, "") for n in range(3, 7)]
+    assert apart_from(pool, asked) == pool and overlapping(asked, [one.question for one in pool]) == []
+
+
 def test_two_questions_that_are_the_same_problem_are_not_taken_for_an_instruction():
     asked = [problem(STORY), problem(STORY.replace("How many in all?", "What is the total?"))]
     assert overlapping(asked, [STORY.replace("How many in all?", "Count them.")]) == asked

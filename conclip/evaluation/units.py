@@ -27,7 +27,7 @@ from conclip.runs.files import appending, writing
 from conclip.runs.identity import digest
 from conclip.runs.json_lines import json_lines, run_lines
 from conclip.runs.sampling_progress import BatchContext
-from conclip.types import EvalRow, Outcome, Rollout
+from conclip.types import EvalRow, Rollout
 
 
 class RowFile:
@@ -40,11 +40,11 @@ class RowFile:
         self.num_sampled = self.num_sampled_tokens = 0
         self._seconds = 0.0  # time that sampling took
         self._model, self._model_hash = model, model_hash
-        own = _judged(_known_rows(path))
+        own = _known_rows(path)
         if path.exists():
             _write(path, own.values())  # drop cut lines, and break hard links to other attempts
         self._written = dict.fromkeys(own)
-        self._earlier = _judged(_rows_of(attempts, path)) | own
+        self._earlier = _rows_of(attempts, path) | own
 
     def sample(
         self,
@@ -201,11 +201,6 @@ def _known_rows(path: Path) -> dict[str, EvalRow]:
         except (UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return rows
-
-
-def _judged(rows: dict[str, EvalRow]) -> dict[str, EvalRow]:
-    """Return the rows whose grading succeeded: what failed it, a verifier say, may be mended by now."""
-    return {key: row for key, row in rows.items() if row.outcome is not Outcome.GRADER_ERROR}
 
 
 def _rows_of(attempts: Iterable[Path], path: Path) -> dict[str, EvalRow]:

@@ -196,9 +196,7 @@ def plan_table(
         times.append(seconds)
         table.add_row(stage.name, "to do", f"{left.num_responses:,}", f"{tokens:,.0f}", _duration(seconds), source)
     if times and not from_scratch and any(attempt != current for attempt in attempts(home)):
-        table.caption = (
-            "What other attempts have finished of it, and what was begun, is taken over, and not subtracted here."
-        )
+        table.caption = "Finished stages and responses of other attempts are taken over, and not subtracted here."
         table.caption_justify = "left"
     table.add_section()
     table.add_row("to do in all", "", "", f"{tokens_to_do:,.0f}", _total(times), "")

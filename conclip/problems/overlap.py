@@ -17,10 +17,10 @@ RECORD = "trained_on.json"
 
 NGRAM_TOKENS = 8
 """Questions of at least this many words overlap when half of their n-grams of this many tokens are in a training
-question. What most questions of a source have in common counts for none of them."""
+question. What a fifth of a source's questions have in common counts for none of them."""
 
 FEWEST_TEXTS = 3
-"""Fewest different questions of a source whose common n-grams are taken for an instruction."""
+"""Fewest different questions whose common n-grams are taken for an instruction: two may be one problem in other words."""
 
 
 def single_spaced(question: str) -> str:
@@ -66,8 +66,8 @@ def apart_from(problems: Sequence[Problem], questions: Sequence[Problem]) -> lis
 
 
 def _own_ngrams(questions: Sequence[Problem]) -> list[tuple[str, list[str]]]:
-    """Return the normalised text of each question and its own n-grams: without those that stand in most questions of its
-    source, an instruction that comes with each of them."""
+    """Return the normalised text of each question and its own n-grams: without those that stand in many questions of its
+    source, an instruction that comes with all of them or, in a mixture, with some."""
     texts = [normalise_question(question.question) for question in questions]
     of_source: dict[str, set[str]] = {}
     for question, text in zip(questions, texts, strict=True):
@@ -80,12 +80,9 @@ def _own_ngrams(questions: Sequence[Problem]) -> list[tuple[str, list[str]]]:
 
 
 def _common_ngrams(texts: Collection[str]) -> set[str]:
-    """Return the n-grams that more than half of the texts have; none of fewer than three texts, which may be one problem in
-    several words."""
-    if len(texts) < FEWEST_TEXTS:
-        return set()
+    """Return the n-grams that a fifth of the texts have, `FEWEST_TEXTS` or more."""
     num_texts = Counter(gram for text in texts for gram in set(_ngrams(text)))
-    return {gram for gram, number in num_texts.items() if 2 * number > len(texts)}
+    return {gram for gram, number in num_texts.items() if number >= FEWEST_TEXTS and 5 * number >= len(texts)}
 
 
 def _ngrams(text: str) -> list[str]:
