@@ -179,15 +179,15 @@ def plan_table(
             table.add_row(stage.name, "done", "", f"{record.num_tokens:,}", _duration(record.wall_s), "measured")
             continue
         similar = history.get(stage.name) or history.get(kind_of(stage.name))
-        responses = (similar.numbers.get("num_responses") if similar else None) or 0
-        if similar and responses and (mean := _mean_tokens(similar)):
-            left = stage.ended_by_tokens(mean)
+        known = _mean_tokens(similar) if similar else 0.0
+        mean = known or stage.max_tokens / 2
+        left = stage.ended_by_tokens(mean)
+        if similar and known:
             whole = _is_of_one_start(similar)
             seconds = similar.wall_s / similar.num_tokens * mean * left.num_responses if whole else math.nan
-            source = f"{responses:,.0f} responses, finished {similar.finished[:10]}" + ("" if whole else ", resumed")
+            responses = f"{similar.numbers['num_responses']:,.0f} responses"
+            source = f"{responses}, finished {similar.finished[:10]}" + ("" if whole else ", resumed")
         else:
-            mean = stage.max_tokens / 2
-            left = stage.ended_by_tokens(mean)
             seconds, source = math.nan, "half of the limit"
             if by_data_sheet is not None:
                 seconds, source = by_data_sheet(left), f"{source}, data sheet"
