@@ -117,8 +117,7 @@ def _say(text: str) -> None:
     except (OSError, ValueError, AttributeError):
         from conclip.runs.terminal import discard_output  # noqa: PLC0415
 
-        if sys.stderr is not None:
-            discard_output(sys.stderr)
+        discard_output(sys.stderr)
 
 
 def _leave(code: int) -> NoReturn:

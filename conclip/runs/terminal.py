@@ -55,8 +55,11 @@ class OutputConsole(Console):
         discard_output(self.file)
 
 
-def discard_output(stream: IO[str]) -> None:
-    """Discard what is still written to a stream without a reader; Python would report an error at exit otherwise."""
+def discard_output(stream: IO[str] | None) -> None:
+    """Discard what is still written to a stream without a reader; Python would report an error at exit otherwise. None
+    stands for a standard stream that is closed."""
+    if stream is None:
+        return
     with open(os.devnull, "w") as nowhere, suppress(OSError, ValueError):
         os.dup2(nowhere.fileno(), stream.fileno())
 
