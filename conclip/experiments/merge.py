@@ -15,6 +15,7 @@ from conclip.config.groups import Dtype
 from conclip.errors import UserError
 from conclip.models.folder import ADAPTER, ADAPTER_CONFIG, adapter_in, find_model, has_chat_template, is_quantised
 from conclip.models.load import load_policy, load_tokenizer, reading
+from conclip.models.older import add_older_names
 from conclip.problems.overlap import trained_on, write_record
 from conclip.runs.files import expanded
 
@@ -58,6 +59,7 @@ def merge(source: str, target: Path, *, base: str | None = None, dtype: Dtype = 
     try:
         model.to(getattr(torch, dtype)).save_pretrained(target)  # pyright: ignore[reportArgumentType, reportCallIssue]
         tokenizer.save_pretrained(target)
+        add_older_names(target)
         if questions:
             write_record(target, questions, [])
     except BaseException:

@@ -26,6 +26,7 @@ from conclip.cluster.ranks import copy_parameters, whole
 from conclip.config.groups import AdapterConfig
 from conclip.errors import UserError
 from conclip.models.folder import layer_number, public_name, public_revision
+from conclip.models.older import add_older_names
 from conclip.models.shards import write_weights
 from conclip.seeding import torch_stream
 
@@ -149,5 +150,6 @@ def write_merged(folder: Path, model: PreTrainedModel, name: str) -> None:
         plain = type(model)(config)
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder, state_dict={})  # all but the weights
+    add_older_names(folder)
     tied = plain.all_tied_weights_keys  # those that another weight stands for
     write_weights(folder, ((path, w.cpu().float()) for path, w in served_weights(model, name) if path not in tied))

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict  # pydantic's own dependency: it needs this one below Python 3.12
 
 from conclip.errors import MachineFailure
+from conclip.models.older import add_older_names
 from conclip.problems.overlap import write_record
 from conclip.runs.checked import Count
 from conclip.runs.files import is_inside, link, read_object, sync, sync_tree, write_text
@@ -227,6 +228,7 @@ def save_model(
     and the questions of `earlier` phases."""
     write(folder)
     tokenizer.save_pretrained(folder)
+    add_older_names(folder)
     write_record(folder, earlier, problems)
 
 
