@@ -11,7 +11,7 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 PYTHON = (sys.executable, "-P")
@@ -74,12 +74,18 @@ def end_at_once() -> NoReturn:
     own end first looks for garbage among the million objects of torch and vLLM, which takes seconds. Where output cannot be
     written, Python ends the process in its own way and says so, with exit code 120."""
     try:
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            stream.flush()
+        _flush()
     except (OSError, ValueError):
         sys.exit()
     atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
+    with suppress(OSError, ValueError):
+        _flush()  # what those functions wrote
     os._exit(0)
+
+
+def _flush() -> None:
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
 
 
 def start_again() -> NoReturn:

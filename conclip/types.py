@@ -30,6 +30,13 @@ class Outcome(StrEnum):
     """The grader failed or ran out of time; never counted as wrong, never trained on."""
 
 
+def step_accuracy(metrics: Mapping[str, float]) -> float | None:
+    """Return the share of correct responses among those that could be graded, from a training step's metrics; None where
+    none could."""
+    graded = 1 - metrics[f"outcome/{Outcome.GRADER_ERROR.value}"]
+    return metrics[f"outcome/{Outcome.CORRECT.value}"] / graded if graded > 0 else None
+
+
 WARNING_SHARE = 0.1
 """Share of responses without an answer that counts, or truncated, above which the user is warned: format or the token limit
 then decides much of the result."""

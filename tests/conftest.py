@@ -233,7 +233,7 @@ def make_row(problem: str, outcome: Outcome, tokens: int, sample: int = 0, **cha
         "answer": "1",
         "num_tokens": tokens,
         "num_prompt_tokens": 3,
-        "finish_reason": "stop",
+        "finish_reason": "length" if outcome is Outcome.TRUNCATED else "stop",
         "key": f"{problem}/{sample}",
         "text": "",
     }

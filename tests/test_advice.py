@@ -75,6 +75,11 @@ def test_more_room_is_advised_unless_the_room_is_filled_with_repetition():
     assert "4 of these 7 only repeat themselves" in said and "give more room" not in said
 
 
+def test_more_room_is_no_remedy_for_what_a_server_withheld():
+    rows = [row(f"p{i}", Outcome.TRUNCATED, 10, text="so", finish_reason="content_filter") for i in range(5)]
+    assert advice(rows, LIMIT) == {}
+
+
 def test_by_lenient_extraction_other_forms_count():
     rows = [unboxed(f"p{i}", Outcome.CORRECT).by("lenient") for i in range(5)]
     assert {r.outcome for r in rows} == {Outcome.CORRECT} and advice(rows, LIMIT) == {}

@@ -264,7 +264,8 @@ end_at_once()
 
 
 def test_a_process_ends_at_once_after_what_is_registered_for_its_end() -> None:
-    ended = subprocess.run([*PYTHON, "-c", END], capture_output=True, text=True)
+    environment = os.environ | {"PYTHONUNBUFFERED": ""}
+    ended = subprocess.run([*PYTHON, "-c", END], capture_output=True, text=True, env=environment)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "registered ")
 
 

@@ -121,6 +121,15 @@ def test_the_efficiency_score_is_of_problems_judged_on_both_sides():
     assert [one.aes for one in results] == [None, 0]
 
 
+def test_responses_that_could_not_be_graded_are_in_the_tokens_alone():
+    """The problem that was judged is as it was: no score. Both have the tokens, 20 and then 1010."""
+    first = [make_row("p1", RIGHT, 10), make_row("p2", RIGHT, 10)]
+    (result,) = paired(first, [make_row("p1", RIGHT, 10), make_row("p2", Outcome.GRADER_ERROR, 1000)])
+    assert result.aes == 0
+    said = sentences(result, 0.02)[0]
+    assert "b, 1 problems (tokens: 2, with those not graded):" in said and "+4950.0 %" in said
+
+
 def test_tokens_that_a_server_withholds_have_no_ratio():
     none, some = ([make_row(f"p{n}", RIGHT, tokens) for n in range(2)] for tokens in (0, 10))
     assert compare(none, some).tokens_ratio == Estimate(mean=1.0, low=0.0, high=math.inf)

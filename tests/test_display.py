@@ -17,8 +17,8 @@ from rich.table import Table
 from conclip.runs.display import LiveDisplay, open_display
 from conclip.runs.sampling_progress import BatchContext, SamplingProgress
 from conclip.runs.terminal import as_text, open_console
-from conclip.runs.view import View, accuracy, clock, outcome_bar, render, sparkline
-from conclip.types import Outcome
+from conclip.runs.view import View, clock, outcome_bar, render, sparkline
+from conclip.types import Outcome, step_accuracy
 
 STEP = {f"outcome/{outcome.value}": 0.0 for outcome in Outcome} | {
     "outcome/correct": 0.75,
@@ -172,7 +172,7 @@ def test_accuracy_is_that_of_the_responses_that_could_be_graded(capsys: pytest.C
     half, none = ({f"outcome/{o.value}": 0.0 for o in Outcome} | {"length/mean_tokens": 9.0} for _ in range(2))
     half |= {"outcome/correct": 0.25, "outcome/wrong": 0.25, "outcome/grader_error": 0.5}
     none |= {"outcome/grader_error": 1.0}
-    assert accuracy(half) == 0.5 and accuracy(none) is None
+    assert step_accuracy(half) == 0.5 and step_accuracy(none) is None
     display = open_display("live", "t", sys.stdout)
     assert isinstance(display, LiveDisplay)
     try:

@@ -597,7 +597,9 @@ def test_only_what_trains_takes_the_learners_time():
 def test_merged_models_of_adapters_need_room_on_the_disk():
     model = dataclasses.replace(SMALL, num_parameters=2**28)  # 1 GiB in fp32
     small, merged = (_disk_needed(learning(*more), model).detail for more in ([], ["model/adapter=lora"]))
-    assert "merged" not in small and "1.0 for the merged models that phases end with" in merged
+    assert "whole models" not in small and "1.0 for the whole models that warm-ups and adapters end with" in merged
+    warmed = load_config("two-phase", "recipe=warm_up")
+    assert isinstance(warmed, LearnConfig) and "1.0 for the whole models" in _disk_needed(warmed, model).detail
 
 
 def test_what_earlier_phases_keep_needs_room_on_the_disk():

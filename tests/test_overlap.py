@@ -50,7 +50,10 @@ INSTRUCTION = (
 
 def test_an_instruction_that_comes_with_each_question_is_no_overlap():
     asked = [problem(INSTRUCTION + text, text) for text in ("What is 3 + 4 * 5?", STORY, "Find x with 2 * x = 18.", "3 - 1")]
-    pool = [problem(INSTRUCTION + text) for text in ("What is 7 - 2 / 9?", "A hen lays two eggs each day. How many a week?")]
+    pool = [
+        problem(INSTRUCTION + text)
+        for text in ("What is 3 + 4 * 7?", "3 - 2", "A hen lays two eggs each day. How many a week?")
+    ]
     assert apart_from(pool, asked) == pool
     assert overlapping(asked, [one.question for one in pool]) == []
     rephrased = problem(INSTRUCTION + STORY.replace("How many in all?", "What is the total?"))

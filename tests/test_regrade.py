@@ -19,6 +19,7 @@ from conclip.evaluation import regrade
 from conclip.evaluation.regrade import Columns, _items, grade_file
 from conclip.evaluation.rows import to_dict
 from conclip.grading.grader import Grader
+from conclip.grading.verifier import find_verifier
 from conclip.types import Grade, Outcome
 from tests.conftest import make_row
 from tests.junk import JUNK, changed, places
@@ -66,6 +67,28 @@ def test_rows_of_ones_own_are_graded_by_the_rule_of_their_run(tmp_path: Path, ru
     found = read(tmp_path / "out.jsonl")
     assert [row["outcome"] for row in found] == outcomes and {row["extraction"] for row in found} == {rule}
     assert [(row["lenient_outcome"], row["lenient_extracted"]) for row in found] == [("correct", "1")] * 2
+
+
+def test_rows_whose_problems_are_not_known_are_graded_by_their_answer_with_a_note(tmp_path: Path):
+    """The gold is 3 or 5; a copy of the rows alone says so in words only."""
+    rows = [to_dict(make_row("a", Outcome.CORRECT, 5, text=r"\boxed{3}", answer="3 or 5"))]
+    source = write(tmp_path / "in.jsonl", rows)
+    notes: list[str] = []
+    grade_file(source, tmp_path / "out.jsonl", audit=False, notes=notes)
+    assert [note for note in notes if "the problems of 1 rows are not in" in note and "'answer' alone" in note]
+    question = {"problem_id": "a", "question": "?", "answer": "3", "alternatives": ["5"]}
+    write(tmp_path / "questions.jsonl", [question])
+    notes.clear()
+    grade_file(source, tmp_path / "out.jsonl", audit=False, notes=notes)
+    assert read(tmp_path / "out.jsonl")[0]["outcome"] == "correct" and notes == []
+
+
+def test_a_verifier_for_rows_that_none_had_judged_is_refused(tmp_path: Path):
+    (tmp_path / "check.py").write_text("def right(response, gold):\n    return True\n")
+    source = write(tmp_path / "in.jsonl", [to_dict(make_row("a", Outcome.WRONG, 5))])
+    verifier = find_verifier("--verifier", f"{tmp_path / 'check.py'}:right")
+    with pytest.raises(UserError, match="no row of this file was judged by one"):
+        grade_file(source, tmp_path / "out.jsonl", audit=False, columns=Columns(verifier=verifier))
 
 
 def test_an_audit_is_of_answers(tmp_path: Path):

@@ -329,7 +329,7 @@ def test_problems_that_came_later_are_counted(tmp_path: Path):
     write_page([read_run(folder)], folder / "report.html")
     page, card = Page(folder / "report.html"), card_problems(folder, ["phase1", "phase2"])
     for text in (page.text, card):
-        assert "phase1: 1 problems" in text and "phase2: began with 1 problems, trained on 3 in all" in text
+        assert "phase1: 1 problem" in text and "phase2: began with 1 problem, trained on 3 in all" in text
 
 
 def test_the_command_of_a_run_can_be_pasted(tmp_path: Path):

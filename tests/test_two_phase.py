@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,8 +129,11 @@ def test_a_limit_of_tokens_ends_a_planned_phase_and_other_attempts_are_named(tmp
         )
     ]
     table = plan_table(planned, tmp_path / "own", "identity", "mine", from_scratch=False)
-    assert [str(next(iter(column.cells))) for column in table.columns][2:4] == ["250", "64,000"]
+    assert [str(next(iter(column.cells))) for column in table.columns][2:4] == ["about 250", "64,000"]
     assert planned[0].ended_by_tokens(256).num_trained == 100 and planned[0].ended_by_tokens(64) == planned[0]
+    in_rounds = replace(planned[0], num_rounds=4)  # 200 responses of 256 tokens fit, in up to as many steps without a round
+    assert in_rounds.ended_by_tokens(256) == replace(in_rounds, num_responses=400, num_trained=400)
+    assert in_rounds.ended_by_tokens(512) == replace(in_rounds, num_responses=200, num_trained=200)
     assert table.caption is None
     (tmp_path / "own" / "attempt-001").mkdir(parents=True)
     table = plan_table(planned, tmp_path / "own", "identity", "mine", from_scratch=False)

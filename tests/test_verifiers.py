@@ -339,8 +339,9 @@ def test_rows_of_a_run_are_graded_again_by_a_verifier_that_is_named(tmp_path: Pa
     assert refused.returncode == 2 and not (tmp_path / "out.jsonl").exists()
     assert "rows-base.jsonl:1: judged by the verifier 'other@1234'; name it by --verifier FILE.py:FUNCTION" in refused.stderr
     subprocess.run([*command, "--verifier", f"{file}:as_numpy"], check=True)
-    graded = [json.loads(line)["outcome"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert graded == ["correct", "no_answer"]
+    graded = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["outcome"] for row in graded] == ["correct", "no_answer"]
+    assert graded[0]["verifier"].startswith("as_numpy@") and graded[1]["verifier"] is None
 
 
 def test_a_verifier_is_tried_though_the_first_row_was_compared_and_other_golds_are_still_looked_at(
@@ -353,7 +354,7 @@ def test_a_verifier_is_tried_though_the_first_row_was_compared_and_other_golds_a
         grade_file(source, tmp_path / "out.jsonl", audit=False, columns=Columns(verifier=named(file, "share")))
     notes: list[str] = []
     grade_file(source, tmp_path / "out.jsonl", audit=False, columns=Columns(verifier=named(file, "right")), notes=notes)
-    assert len(notes) == 1 and "1 of 1 gold answers are not understood" in notes[0]
+    assert len(notes) == 2 and "1 of 1 gold answers are not understood" in notes[0] and "of 1 rows are not in" in notes[1]
 
 
 def test_rows_of_a_verifier_count_without_a_box_and_have_no_majority():

@@ -242,13 +242,15 @@ def _disk_needed(config: LearnConfig, model: ModelSize) -> Check:
     num_phases, kept = max(1, len(training_stages(config.recipe))), config.trainer.keep_last + 1
     each = (policy + critic) * (4 + config.optim.bytes_of_moments) / 2**30
     earlier = (num_phases - 1) * kept * 4 * policy / 2**30  # the policies; what only resuming needs is removed
-    whole = num_phases * 4 * model.num_parameters / 2**30 if config.model.adapter.kind == "lora" else 0.0
+    num_whole = num_phases if config.model.adapter.kind == "lora" else 0
+    num_whole += sum(stage.kind == "warm_up" for stage in config.recipe.values())
+    whole = num_whole * 4 * model.num_parameters / 2**30
     needed = each * (kept + 1) + earlier + whole
     free = free_disk_gib(expanded(config.paths.outputs))
     detail = (
         f"about {needed:.1f} GiB (checkpoints of {each:.1f}: {config.trainer.keep_last} newest, best, one being written"
         + (f"; {earlier:.1f} for the policies that earlier phases keep" if earlier else "")
-        + (f"; {whole:.1f} for the merged models that phases end with)" if whole else ")")
+        + (f"; {whole:.1f} for the whole models that warm-ups and adapters end with)" if whole else ")")
     )
     if needed > free:
         remedy = f"{free:.1f} GiB are free; set trainer.keep_last=1, or paths.outputs=... on another disk"

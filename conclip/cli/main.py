@@ -59,17 +59,18 @@ def command() -> None:
 
 def main() -> None:
     """Run a subcommand in this process."""
+    if sys.stdout is None:  # closed; libraries write to it all the same
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     arguments = sys.argv[1:] or ["--help"]
     subcommand = arguments[0]
     sys.argv = [f"conclip {subcommand}", *arguments[1:]]
     try:
         if subcommand in ("-h", "--help", "help"):
             rows = "\n".join(f"  {name:<14} {what}" for name, what in (SUBCOMMANDS | PLAIN_SUBCOMMANDS).items())
-            print(USAGE.format(rows=rows), end="")  # noqa: T201  a standard output that is closed is none
+            print(USAGE.format(rows=rows), end="")  # noqa: T201
         else:
             _start(subcommand, arguments[1:])
-        if sys.stdout is not None:
-            sys.stdout.flush()  # while an error of it can still be told
+        sys.stdout.flush()  # while an error of it can still be told
     except UserError as error:
         fail(f"conclip {subcommand}", str(error))
     except BrokenPipeError:  # the reader (`| head`) has closed the pipe

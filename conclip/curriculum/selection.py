@@ -110,7 +110,7 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
     doubtful = [choice for choice in candidates if choice.probability < phase.band_confidence]
     ordered += sorted(doubtful, key=lambda choice: (-choice.probability, choice.problem.problem_id))
     chosen = ordered[:num_wanted]
-    chosen += _hardest(key, {choice.problem.problem_id for choice in chosen}, by_id, known, num_hardest)
+    chosen += _hardest(key, {choice.problem.problem_id for choice in chosen}, by_id, graded(known), num_hardest)
     return Selection(chosen=_with_wrong_answers(key, chosen, phase, seed), reserve=tuple(ordered[num_wanted:]))
 
 

@@ -53,7 +53,7 @@ def advice(rows: Sequence[EvalRow], limit: str) -> dict[str, str]:
     if len(without) > WARNING_SHARE * len(rows):
         share = len(without) / len(rows)
         sentences["no answer"] = f"{share:.0%} of the responses ended without an answer {_remedy(without, rows)}"
-    cut = [row for row in rows if row.outcome is Outcome.TRUNCATED]
+    cut = [row for row in rows if row.outcome is Outcome.TRUNCATED and row.finish_reason == "length"]
     if len(cut) > WARNING_SHARE * len(rows):
         text = f"{len(cut) / len(rows):.0%} of the responses were cut at {limit}, which counts as not correct"
         looping = sum(map(is_loop, cut))

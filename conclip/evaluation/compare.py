@@ -104,6 +104,7 @@ def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow])
         for row in rows:
             groups.setdefault(row.problem_id, []).append(row)
     right = [[fmean(map(is_correct, groups[p])) for p in both] for groups in judged]
+    judged_tokens = [[fmean(row.num_tokens for row in groups[p]) for p in both] for groups in judged]
     tokens = [[fmean(row.num_tokens for row in groups[p]) for p in everything[0]] for groups in everything]
     return Paired(
         benchmark=benchmark,
@@ -114,7 +115,7 @@ def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow])
         comparison=compare(first, second),
         accuracy_p_value=sign_flip_p_value([b - a for a, b in zip(*right, strict=True)]),
         tokens_p_value=sign_flip_p_value([b - a for a, b in zip(*tokens, strict=True)]),
-        aes=_efficiency_score(right, tokens),
+        aes=_efficiency_score(right, judged_tokens),
         pass_at=_pass_at_most([judged[0][p] for p in both], [judged[1][p] for p in both]),
         transitions=transitions(first, second),
     )
@@ -183,8 +184,10 @@ def differences(first: Sequence[EvalRow], second: Sequence[EvalRow]) -> list[str
 def sentences(result: Paired, margin: float) -> list[str]:
     """Return the result in words."""
     weights = ", ".join(f"{name} {value:g}" for name, value in AES_WEIGHTS.items())
+    of_tokens = result.first.num_problems
+    ungraded = "" if of_tokens == result.num_problems else f" (tokens: {of_tokens}, with those not graded)"
     lines = [
-        f"{result.benchmark}, {result.num_problems} problems: "
+        f"{result.benchmark}, {result.num_problems} problems{ungraded}: "
         + describe_comparison(*result.names, result.comparison, margin),
         f"  permutation test: accuracy p = {result.accuracy_p_value:.4f}, tokens p = {result.tokens_p_value:.4f}; "
         + (f"efficiency score {result.aes:+.3f} ({weights})" if result.aes is not None else "no efficiency score: base 0"),

@@ -83,14 +83,16 @@ class _Item:
     extraction: ExtractionRule = "strict"
     """By which rule an outcome counts, in a row of conclip's own."""
     verifier: Verifier | None = None
+    is_guessed: bool = False
+    """Whether a row of conclip's own is graded by its column `answer`, as its problem is not known."""
 
 
 def grade_file(
     source: Path, target: Path, *, audit: bool, columns: Columns = Columns(), notes: list[str] | None = None
 ) -> Counter[str]:
     """Grade every row of `source` into `target`, in order. Returns how many rows have each outcome and, with `audit`, how
-    many the second method agrees on, disagrees on, or cannot judge. A note for people is added to `notes` where gold answers
-    are not understood.
+    many the second method agrees on, disagrees on, or cannot judge. Notes for people are added to `notes`: where gold
+    answers are not understood, and where the problems of conclip's own rows are not known.
 
     A row's columns stay; `outcome`, `extracted`, `method` and `grader_version` are added, `audit` when asked for. What
     stands inside a thinking part (`<think>` or other known tags) is no answer. A response without a box is taken whole, from
@@ -110,9 +112,9 @@ def grade_file(
     check_target(target, "OUT", inputs=(source, source.parent / "questions.jsonl"))
     counts: Counter[str] = Counter()
     with closing(Grader() if notes is None else Grader(warn=notes.append)) as grader:
-        note = _check(grader, source, columns)
-        if note is not None and notes is not None:
-            notes.append(note)
+        found = _check(grader, source, columns)
+        if notes is not None:
+            notes += found
         with writing(target) as out:
             for row, grade, second in _graded(grader, source, columns, audit=audit):
                 result = {"outcome": grade.outcome.value, "extracted": grade.extracted, "method": grade.method}
@@ -127,12 +129,13 @@ def grade_file(
     return counts
 
 
-def _check(grader: Grader, source: Path, columns: Columns) -> str | None:
-    """Read all rows, and return a note on golds that are not understood. Raises UserError on unusable rows, where there are
-    none, and where most golds are whole solutions."""
+def _check(grader: Grader, source: Path, columns: Columns) -> list[str]:
+    """Read all rows, and return notes on golds that are not understood or not known in full. Raises UserError on unusable
+    rows, where there are none, where a verifier has none to judge, and where most golds are whole solutions."""
     kinds: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
-    number, verified = 0, False
+    number, num_guessed, verified = 0, 0, False
     for number, item in enumerate(_items(source, columns), start=1):
+        num_guessed += item.is_guessed
         if item.verifier is not None:
             if not verified:
                 check_verifier("--verifier", item.verifier, item.golds[0])
@@ -143,13 +146,20 @@ def _check(grader: Grader, source: Path, columns: Columns) -> str | None:
             kinds.setdefault(kind, number)
     if number == 0:
         raise UserError(f"'{source}' holds no rows; give rows with columns '{columns.gold}' and '{columns.response}'")
+    if columns.verifier is not None and not verified:
+        raise UserError("--verifier: no row of this file was judged by one; leave it out to compare with gold answers")
     remedy = r"name the answer in them by --gold-pattern '####\s*(.+)', an expression with one group around it"
-    return check_golds(
+    note = check_golds(
         grader,
         f"column '{columns.gold}'",
         [(f"row {number}", (golds, choices or None)) for (golds, choices), number in kinds.items()],
         remedy,
     )
+    guessed = (
+        f"the problems of {num_guessed} rows are not in '{source.parent / 'questions.jsonl'}'; they are graded by their "
+        "column 'answer' alone, without further golds, options or a tolerance"
+    )
+    return [note] * (note is not None) + [guessed] * bool(num_guessed)
 
 
 def _graded(
@@ -243,8 +253,9 @@ def _own(where: str, row: dict[str, Any], questions: Questions, verifier: Verifi
     reasoning, tolerance = row.get("reasoning"), problem.get("tolerance") or 0.0
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
         raise UserError(f"{where}: column 'tolerance' must be a number in [0, 1), or null")
+    named = {} if verifier is None else {"verifier": verifier.short_name}
     return _Item(
-        row={name: value for name, value in row.items() if name != "check"},
+        row={name: value for name, value in row.items() if name != "check"} | named,
         golds=[str(gold) if verifier is not None else extract_boxed(str(gold)) or str(gold) for gold in golds],
         verifier=verifier,
         response=row["text"] if reasoning is None else joined(reasoning, row["text"], DEFAULT_TAGS),
@@ -252,6 +263,7 @@ def _own(where: str, row: dict[str, Any], questions: Questions, verifier: Verifi
         tolerance=float(tolerance),
         finish_reason=row["finish_reason"],
         extraction="lenient" if row.get("extraction") == "lenient" else "strict",
+        is_guessed=known is None and verifier is None,
     )
 
 

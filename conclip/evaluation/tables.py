@@ -43,8 +43,12 @@ def efforts(rows: Rows, benchmark: str) -> dict[str, Effort]:
 
 def results_table(benchmark: str, models: Mapping[str, Summary]) -> Table:
     """Return a table with one row per model: accuracy, lengths and truncation, means with 95 % intervals."""
-    some = next(iter(models.values()))
-    return _table(f"{benchmark}: {some.num_problems} problems; ± half a 95 % interval", results_cells(models))
+    return _table(f"{benchmark}: {numbers_of_problems(models)} problems; ± half a 95 % interval", results_cells(models))
+
+
+def numbers_of_problems(models: Mapping[str, Summary]) -> str:
+    """Return the number of problems, or the different ones of models that were asked different sets."""
+    return " or ".join(map(str, sorted({summary.num_problems for summary in models.values()})))
 
 
 def _table(title: str, cells: Mapping[str, Mapping[str, str]]) -> Table:

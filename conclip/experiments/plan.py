@@ -29,7 +29,8 @@ class PlannedStage:
 
     name: str
     num_responses: int
-    """An upper bound; 0 for a warm-up, which samples nothing and whose time is not estimated."""
+    """An upper bound, where no limit of tokens ends the stage; 0 for a warm-up, which samples nothing and whose time is not
+    estimated."""
     max_tokens: int
     """The token limit of a response."""
     batch: int = 1
@@ -38,17 +39,20 @@ class PlannedStage:
     """How many of the responses train."""
     num_counted: int = 0
     """How many of the responses count towards `max_sampled_tokens`: all but those of validation."""
+    num_rounds: int = 1
+    """How many times a step's responses are sampled at most: once, and again in each round of dynamic sampling."""
     max_sampled_tokens: int | None = None
     """The tokens after which training ends; None: it takes all of its steps."""
 
     def ended_by_tokens(self, mean_tokens: float) -> "PlannedStage":
-        """Return what the limit of tokens leaves of the stage if responses have so many tokens."""
-        counted = mean_tokens * self.num_counted
-        if self.max_sampled_tokens is None or counted <= self.max_sampled_tokens:
+        """Return what the limit of tokens leaves of the stage if responses have so many tokens: of its steps, as many as
+        fit in without dynamic sampling."""
+        if self.max_sampled_tokens is None or mean_tokens * self.num_counted <= self.max_sampled_tokens:
             return self
-        share = self.max_sampled_tokens / counted
-        num_responses, num_trained = (math.ceil(share * number) for number in (self.num_responses, self.num_trained))
-        return replace(self, num_responses=num_responses, num_trained=num_trained)
+        counted = self.max_sampled_tokens / mean_tokens
+        share = min(1.0, counted * self.num_rounds / self.num_counted)
+        validation = share * (self.num_responses - self.num_counted)
+        return replace(self, num_responses=math.ceil(counted + validation), num_trained=math.ceil(share * self.num_trained))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +110,8 @@ def _probe(name: str, config: BaseConfig, probe: ProbeConfig, inputs: Inputs) ->
 
 def _training(name: str, config: LearnConfig, phase: PhaseConfig, inputs: Inputs) -> PlannedStage:
     steps = phase.num_steps + config.algo.critic_warmup_steps
-    sampled = steps * phase.problems_per_step * phase.group_size * (1 + config.algo.dynamic_sampling_rounds)
+    num_rounds = 1 + config.algo.dynamic_sampling_rounds
+    sampled = steps * phase.problems_per_step * phase.group_size * num_rounds
     num_validations = 1 + math.ceil(phase.num_steps / config.trainer.validate_every)
     validation = num_validations * len(inputs.validation) * config.trainer.validation_samples
     return PlannedStage(
@@ -116,6 +121,7 @@ def _training(name: str, config: LearnConfig, phase: PhaseConfig, inputs: Inputs
         batch=phase.problems_per_step * phase.group_size,
         num_trained=steps * phase.problems_per_step * rows_per_group(config.algo, phase.group_size),
         num_counted=sampled,
+        num_rounds=num_rounds,
         max_sampled_tokens=phase.max_sampled_tokens,
     )
 
@@ -160,7 +166,7 @@ def plan_table(
     by_data_sheet: Callable[[PlannedStage], float] | None = None,
 ) -> Table:
     """Return a table of completed and remaining stages with their cost: tokens and seconds per response as in the newest
-    stage of the same kind under this run's name or, failing that, under another name.
+    stage of the same kind under this run's name or, failing that, under another name; one that was not resumed tells more.
 
     `model`: the identity of the model that the run begins with; only runs of the same one tell its cost. `from_scratch`:
     ignore completed stages. Stages that could be reused from other attempts count as remaining, which a note says. Without
@@ -194,9 +200,12 @@ def plan_table(
         tokens = mean * left.num_responses
         tokens_to_do += tokens
         times.append(seconds)
-        table.add_row(stage.name, "to do", f"{left.num_responses:,}", f"{tokens:,.0f}", _duration(seconds), source)
+        number = f"{'' if left is stage else 'about '}{left.num_responses:,}"
+        table.add_row(stage.name, "to do", number, f"{tokens:,.0f}", _duration(seconds), source)
     if times and not from_scratch and any(attempt != current for attempt in attempts(home)):
-        table.caption = "Finished stages and responses of other attempts are taken over, and not subtracted here."
+        table.caption = (
+            "Finished stages and responses of other attempts with the same inputs are taken over, and not subtracted here."
+        )
         table.caption_justify = "left"
     table.add_section()
     table.add_row("to do in all", "", "", f"{tokens_to_do:,.0f}", _total(times), "")

@@ -162,7 +162,7 @@ def _question(
         options, right = shuffled(question, options)
         golds = (right,)
     elif labels is not None:
-        golds = tuple(by_label(where, value, settings.answer, labels) for value in _values(row, settings))
+        golds = tuple(by_label(where, value, settings.answer, labels, options) for value in _values(row, settings))
     else:
         golds = tuple(letter(where, value, settings.answer, options, names) for value in _values(row, settings))
     lines = [f"{of_option}) {text}" for of_option, text in zip(LETTERS, options, strict=False)]

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from conclip.grading.choices import choice_letters
+from conclip.grading.choices import choice_letters, label_and_text, without_label
+from conclip.grading.spelling import plain
 from conclip.problems.cells import NoAnswer, cell, cell_text, missing
 from conclip.seeding import python_stream
 
@@ -47,10 +48,11 @@ def shuffled(question: str, options: Sequence[str]) -> tuple[tuple[str, ...], st
     return texts, LETTERS[texts.index(options[0])]
 
 
-def by_label(where: str, value: Any, column: str, labels: Sequence[str]) -> str:
-    """Return the letter of the option whose label is the answer. Raises NoAnswer for an answer that is none."""
+def by_label(where: str, value: Any, column: str, labels: Sequence[str], options: Sequence[str]) -> str:
+    """Return the letter of the option whose label is the answer, also in brackets or before its text. Raises NoAnswer for an
+    answer that is none."""
     text = (cell_text(value) or "").strip()
-    text = text if text in labels else _written_as(text) or text
+    text = text if text in labels else _written_as(text, labels, options) or text
     if text not in labels:
         raise NoAnswer(f"{where}: column '{column}' (answer) is none of the labels {', '.join(labels)}: {value!r}")
     return LETTERS[labels.index(text)]
@@ -71,7 +73,7 @@ def letter(where: str, value: Any, column: str, options: Sequence[str], names: S
         "that text": options.index(text) if isinstance(value, str) and options.count(text) == 1 else None,
     }
     meant = {way: found for way, found in readings.items() if found is not None}
-    if not meant and (written := _written_as(text)) is not None and written in LETTERS[: len(options)]:
+    if not meant and (written := _written_as(text, LETTERS[: len(options)], options)) is not None:
         return written
     if not meant:
         raise NoAnswer(f"{where}: column '{column}' (answer) names none of the {len(options)} options: {value!r}")
@@ -82,7 +84,16 @@ def letter(where: str, value: Any, column: str, options: Sequence[str], names: S
     return LETTERS[next(iter(meant.values()))]
 
 
-def _written_as(text: str) -> str | None:
-    """Return the letter of ``(A)``, ``A.`` or ``A) its text``, as the grader reads responses; None for other texts."""
+def _written_as(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
+    """Return the label of ``(A)``, ``A.`` or ``A) its text``, as the grader reads responses; None for other texts, as
+    ``A. Lincoln`` is where option A is another."""
     letters = choice_letters(text)
-    return letters[0] if len(letters) == 1 else None
+    if len(letters) != 1 or letters[0] not in labels:
+        return None
+    number, parts = labels.index(letters[0]), label_and_text(text)
+    own = {_folded(options[number]), _folded(without_label(options[number], number))}
+    return letters[0] if parts is None or _folded(parts[1]) in own else None
+
+
+def _folded(text: str) -> str:
+    return " ".join(plain(text).replace("\\ ", " ").casefold().split()).rstrip(".")

@@ -17,7 +17,7 @@ RECORD = "trained_on.json"
 
 NGRAM_TOKENS = 8
 """Questions of at least this many words overlap when half of their n-grams of this many tokens are in a training
-question. What a fifth of a source's questions have in common counts for none of them."""
+question. What a fifth of a source's questions have in common, three or more, counts for none of them."""
 
 FEWEST_TEXTS = 3
 """Fewest different questions whose common n-grams are taken for an instruction: two may be one problem in other words."""
@@ -42,7 +42,8 @@ def overlapping(questions: Iterable[Problem], trained: Sequence[str]) -> list[Pr
     def overlaps(text: str, mine: Sequence[str]) -> bool:
         return text in known or (bool(mine) and 2 * sum(gram in grams for gram in mine) >= len(mine))
 
-    return [problem for problem, asked in zip(problems, _own_ngrams(problems), strict=True) if overlaps(*asked)]
+    own = _own_ngrams(problems)
+    return [problem for problem, asked in zip(problems, own, strict=True) if overlaps(*asked)]
 
 
 def apart_from(problems: Sequence[Problem], questions: Sequence[Problem]) -> list[Problem]:
@@ -67,16 +68,23 @@ def apart_from(problems: Sequence[Problem], questions: Sequence[Problem]) -> lis
 
 def _own_ngrams(questions: Sequence[Problem]) -> list[tuple[str, list[str]]]:
     """Return the normalised text of each question and its own n-grams: without those that stand in many questions of its
-    source, an instruction that comes with all of them or, in a mixture, with some."""
+    source, an instruction that comes with all of them or, in a mixture, with some. (What many training questions share may
+    be one problem in other words.)"""
     texts = [normalise_question(question.question) for question in questions]
     of_source: dict[str, set[str]] = {}
     for question, text in zip(questions, texts, strict=True):
         of_source.setdefault(question.source, set()).add(text)
     common = {source: _common_ngrams(different) for source, different in of_source.items()}
-    return [
-        (text, [gram for gram in _ngrams(text) if gram not in common[question.source]])
-        for question, text in zip(questions, texts, strict=True)
-    ]
+    return [(text, _without(text, common[question.source])) for question, text in zip(questions, texts, strict=True)]
+
+
+def _without(text: str, common: Collection[str]) -> list[str]:
+    """Return the n-grams of a text that are not among the common ones; none where few words are outside of those."""
+    grams, tokens = _ngrams(text), text.split()
+    shared = [start for start, gram in enumerate(grams) if gram in common]
+    covered = {position for start in shared for position in range(start, start + NGRAM_TOKENS)}
+    own = [token for position, token in enumerate(tokens) if position not in covered]
+    return [gram for gram in grams if gram not in common] if _has_words(own) else []
 
 
 def _common_ngrams(texts: Collection[str]) -> set[str]:
@@ -86,12 +94,17 @@ def _common_ngrams(texts: Collection[str]) -> set[str]:
 
 
 def _ngrams(text: str) -> list[str]:
-    """Return the n-grams of a text; none where it has few words: formulas share their signs without being the same
-    problem."""
+    """Return the n-grams of a text; none where it has few words."""
     tokens = text.split()
-    if sum(len(token) > 1 and token.isalpha() for token in tokens) < NGRAM_TOKENS:
+    if not _has_words(tokens):
         return []
     return [" ".join(tokens[i : i + NGRAM_TOKENS]) for i in range(len(tokens) - NGRAM_TOKENS + 1)]
+
+
+def _has_words(tokens: Sequence[str]) -> bool:
+    """Return whether a text says enough to be known by a part of it: formulas share their signs without being the same
+    problem."""
+    return sum(len(token) > 1 and token.isalpha() for token in tokens) >= NGRAM_TOKENS
 
 
 def trained_on(model_path: Path) -> list[str]:

@@ -167,8 +167,8 @@ def read_run(path: Path) -> RunData:
 
 def count_problems(chosen: Sequence[str], asked: Sequence[str]) -> str:
     """Return how many problems a stage trained on, in words, from the ids of those it began with and of those it asked."""
-    more = set(asked) - set(chosen)
-    return f"began with {len(chosen)} problems, trained on {len(asked)} in all" if more else f"{len(chosen)} problems"
+    began = f"{len(chosen)} problem{'' if len(chosen) == 1 else 's'}"
+    return f"began with {began}, trained on {len(asked)} in all" if set(asked) - set(chosen) else began
 
 
 def _numbers(point: _Point) -> dict[str, float]:

@@ -21,6 +21,7 @@ from conclip.evaluation.tables import (
     effort_cells,
     efforts,
     headline_comparisons,
+    numbers_of_problems,
     power_line,
     results_cells,
     summaries,
@@ -143,8 +144,7 @@ def result_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """Return one table per benchmark, with rows of all runs."""
     made: list[dict[str, Any]] = []
     for benchmark, models in summaries(_rows_by_label(runs)).items():
-        problems = max(summary.num_problems for summary in models.values())
-        caption = f"{benchmark}: {problems} problems; ± half a 95 % interval, clustered by problem"
+        caption = f"{benchmark}: {numbers_of_problems(models)} problems; ± half a 95 % interval, clustered by problem"
         made.append(_table(benchmark, results_cells(models)) | {"caption": caption})
     return made
 

@@ -19,8 +19,8 @@ from conclip.config.groups import DisplayMode
 from conclip.redact import escape_control, hide_in
 from conclip.runs.sampling_progress import SamplingProgress
 from conclip.runs.terminal import open_console
-from conclip.runs.view import WIDTH, View, accuracy, render, time_left
-from conclip.types import Outcome
+from conclip.runs.view import WIDTH, View, render, time_left
+from conclip.types import Outcome, step_accuracy
 
 PLAIN_PROGRESS_S = 60.0
 """The interval between reports of progress without a live view."""
@@ -239,4 +239,4 @@ class LiveDisplay(Display):
 
 def _accuracies(steps: Sequence[Mapping[str, float]]) -> tuple[float, ...]:
     """Return the accuracy of each step that has one."""
-    return tuple(found for metrics in steps if (found := accuracy(metrics)) is not None)
+    return tuple(found for metrics in steps if (found := step_accuracy(metrics)) is not None)

@@ -90,12 +90,6 @@ def render(view: View, now: float, width: int) -> RenderableType:
     return Panel(Group(grid), title=title, title_align="left", width=width, border_style="dim")
 
 
-def accuracy(metrics: Mapping[str, float]) -> float | None:
-    """Return the share of correct responses among those that could be graded, from a step's metrics; None without any."""
-    graded = 1 - metrics["outcome/grader_error"]
-    return metrics["outcome/correct"] / graded if graded > 0 else None
-
-
 def remaining(seconds: float, done: int, left: int) -> float | None:
     """Return the seconds that the rest takes at the speed so far; None before anything is done."""
     return seconds * left / done if done > 0 else None

@@ -131,7 +131,9 @@ class Checkpoints:
                 self._warn(f"checkpoint '{path}' is damaged ({error}); an earlier one is taken, or the phase starts anew")
                 shutil.rmtree(path, ignore_errors=True)
         if is_of_others:
-            self._warn(f"the checkpoints in '{self._folder}' are of other inputs; the phase starts anew")
+            self._warn(
+                f"the checkpoints in '{self._folder}' are of other inputs or of another version; the phase starts anew"
+            )
         return None
 
     def clear(self) -> None:

@@ -14,7 +14,6 @@ from conclip.evaluation.overthinking import correlation_of
 from conclip.rollout.collect import TRAINING
 from conclip.rollout.session import Runtime
 from conclip.runs.interrupts import Interrupted, deferred
-from conclip.runs.view import accuracy
 from conclip.seeding import python_stream, torch_stream
 from conclip.stats import clustered_interval
 from conclip.training.batch import ExperienceBatch, TokenBatch, collate, with_prompts
@@ -35,7 +34,7 @@ from conclip.training.sampling import Sampled, Sampler
 from conclip.training.schedule import plan_step, share_spent, tokens_limit
 from conclip.training.stopping import MIN_MIXED_PROBLEMS, accuracy_fall_low, fell_by_more, stop_reason
 from conclip.training.summary import summarise_steps
-from conclip.types import DEFAULT_TEMPLATE, Outcome, RolloutGroup, SamplingSpec
+from conclip.types import DEFAULT_TEMPLATE, Outcome, RolloutGroup, SamplingSpec, step_accuracy
 
 
 class Trainer:
@@ -305,7 +304,7 @@ class Trainer:
         if metrics.get("rollout/steps_behind"):
             max_drift, limit = math.inf, "one step behind"  # what a step changes is no error
         seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
-        share = accuracy(metrics)
+        share = step_accuracy(metrics)
         self._run.say(
             f"{self._stage} step {step:>3}/{self._phase.num_steps}  accuracy {'-' if share is None else f'{share:.3f}'}  "
             f"length {metrics['length/mean_tokens']:6.1f}  reward {metrics['reward/mean']:+.3f}  "
