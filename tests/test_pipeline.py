@@ -194,6 +194,18 @@ def test_resume_never_starts_anew(tmp_path: Path, config: BaseConfig):
     assert second != first and worked
 
 
+def test_what_resume_never_left_behind_is_not_taken_over_later(tmp_path: Path, config: BaseConfig):
+    """Neither where the attempt goes on, nor by a later one with another config."""
+    do(config, "same", "abc", model="m")
+    anew = load_config("eval", f"paths.outputs={tmp_path}", "name=x", "resume=never")
+    second, _ = do(anew, "same", "abc", model="other")
+    third, worked = do(config, "changed", "abc", model="other")
+    assert not worked and read_stages(third)["stage"].taken_from == "attempt-002"
+    assert do(config, "same", "abc", model="m") == (second, True)
+    (second / "out.txt").write_text("harmed")
+    assert do(config, "changed", "abc", model="m") == (third, True)
+
+
 def test_a_cut_line_of_metrics_and_a_broken_manifest_do_not_stop_a_run(config: BaseConfig):
     folder, _ = do(config, "same", "abc", model="m")
     with (folder / "metrics.jsonl").open("a") as out:

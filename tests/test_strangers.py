@@ -37,6 +37,7 @@ from conclip.report.data import read_run
 from conclip.report.export import latex, markdown, write_files
 from conclip.report.page import headlines, result_tables, rows_for_browser, sentences, write_page
 from conclip.rollout.weights import as_folder
+from conclip.runs.attempts import attempts
 from conclip.runs.files import (
     appending,
     break_links,
@@ -51,7 +52,7 @@ from conclip.runs.files import (
 )
 from conclip.runs.identity import path_hash, sampling_hash
 from conclip.runs.manifest import Pipeline, StageOutput, read_stages
-from conclip.runs.run import Run, attempts
+from conclip.runs.run import Run
 from conclip.runs.terminal import as_text
 from conclip.types import EvalRow, Outcome
 from tests.conftest import make_row

@@ -293,7 +293,7 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     from conclip.experiments.memory_plan import memory_of_run  # noqa: PLC0415
     from conclip.experiments.plan import plan_table, planned_stages, power_lines  # noqa: PLC0415
     from conclip.experiments.timing import by_data_sheet  # noqa: PLC0415
-    from conclip.runs.run import run_home  # noqa: PLC0415
+    from conclip.runs.attempts import run_home  # noqa: PLC0415
     from conclip.runs.terminal import open_console  # noqa: PLC0415
 
     prompts = all_prompts(config, inputs)

@@ -20,12 +20,12 @@ from conclip.config.recipe import evaluation_of
 from conclip.errors import UserError
 from conclip.problems.tables import parquet_rows
 from conclip.redact import hide_known
+from conclip.runs.attempts import MANIFEST
 from conclip.runs.checked import first_fault
 from conclip.runs.files import check_content, newest_attempt, writing_bytes
 from conclip.runs.identity import path_hash
 from conclip.runs.json_lines import CutLine, DamagedLine, json_lines
 from conclip.runs.manifest import StageRecord, read_stages
-from conclip.runs.run import MANIFEST
 from conclip.types import EvalRow
 
 SCHEMA = 3

@@ -34,8 +34,9 @@ from conclip.models.folder import model_hash
 from conclip.report.card import write_card
 from conclip.report.data import read_run
 from conclip.rollout.session import Prompts, encode_prompts
+from conclip.runs.attempts import MANIFEST
 from conclip.runs.identity import digest, problems_hash, relevant
-from conclip.runs.run import MANIFEST, Run
+from conclip.runs.run import Run
 from conclip.types import EvalRow
 
 

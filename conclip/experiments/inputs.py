@@ -25,9 +25,9 @@ from conclip.models.folder import (
 )
 from conclip.problems.load import load_problems
 from conclip.problems.overlap import apart_from, check_overlap, single_spaced
+from conclip.runs.attempts import attempts_in
 from conclip.runs.files import check_content, expanded, newest_attempt
 from conclip.runs.identity import sampling_hash
-from conclip.runs.run import attempts_in
 from conclip.runs.trackers import check_installed
 from conclip.types import Problem
 

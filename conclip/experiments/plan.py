@@ -14,8 +14,8 @@ from conclip.config.recipe import BASE, StageConfig, evaluation_of, kind_of, mea
 from conclip.config.schema import BaseConfig, LearnConfig
 from conclip.curriculum.pass_rates import max_responses
 from conclip.experiments.inputs import Inputs
+from conclip.runs.attempts import attempts, find_attempt, lenders
 from conclip.runs.manifest import StageRecord, changed_files, read_stages
-from conclip.runs.run import attempts, find_attempt
 from conclip.stats import chance_differences, problems_needed
 from conclip.training.schedule import rows_per_group
 
@@ -202,7 +202,7 @@ def plan_table(
         times.append(seconds)
         number = f"{'' if left is stage else 'about '}{left.num_responses:,}"
         table.add_row(stage.name, "to do", number, f"{tokens:,.0f}", _duration(seconds), source)
-    if times and not from_scratch and any(attempt != current for attempt in attempts(home)):
+    if times and not from_scratch and any(attempt != current for attempt in lenders(home)):
         table.caption = (
             "Finished stages and responses of other attempts with the same inputs are taken over, and not subtracted here."
         )

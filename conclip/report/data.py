@@ -15,11 +15,12 @@ from conclip.config.recipe import Recipe, StageConfig, problems_file, rates_file
 from conclip.curriculum.pass_rates import PassRate, read_pass_rates
 from conclip.errors import UserError
 from conclip.evaluation.rows import read_rows, rows_of_run
+from conclip.runs.attempts import MANIFEST
 from conclip.runs.checked import Finite, Whole, read_as
 from conclip.runs.files import check_content, newest_attempt, read_plain
 from conclip.runs.json_lines import DamagedLine, json_lines, run_lines
 from conclip.runs.manifest import StageRecord, read_stages
-from conclip.runs.run import MANIFEST, is_metrics
+from conclip.runs.run import is_metrics
 from conclip.types import EvalRow
 
 QUESTIONS = "questions.jsonl"

@@ -17,11 +17,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from conclip.errors import UserError
+from conclip.runs.attempts import MANIFEST
 from conclip.runs.checked import Count, Finite
 from conclip.runs.environment import changed_versions
 from conclip.runs.files import break_links, check_content, is_inside, link, read_object
 from conclip.runs.identity import content_files, digest, path_hash
-from conclip.runs.run import MANIFEST, Run
+from conclip.runs.run import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,6 @@ number back to the response, the config and the code. A run with the same identi
 earlier attempt resumes in its folder.
 """
 
-import fcntl
 import json
 import logging
 import math
@@ -13,10 +12,10 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 from rich.table import Table
@@ -24,10 +23,21 @@ from rich.table import Table
 from conclip.config.schema import BaseConfig
 from conclip.errors import MACHINE_ERRORS, UserError, check_folder
 from conclip.redact import hide_in, learn_secrets, terminal_safe
+from conclip.runs.attempts import (
+    BEGINS_ANEW,
+    MANIFEST,
+    attempts_in,
+    exclusive,
+    find_attempt,
+    lenders,
+    lock,
+    new_attempt,
+    point_latest,
+    run_home,
+)
 from conclip.runs.display import Display, open_display
 from conclip.runs.environment import changed_versions, describe_environment, earlier_environments, versions_of
 from conclip.runs.files import (
-    ATTEMPT,
     appending,
     check_content,
     clean_text,
@@ -49,9 +59,6 @@ from conclip.types import Rollout, RolloutGroup
 SCHEMA_VERSION = 1
 """The schema version of every file in a run folder."""
 
-MANIFEST = "manifest.json"
-"""The file with the run's identity, its starts and its stages (`conclip.runs.manifest`)."""
-
 
 class Run:
     """One attempt of a run: its folder, log, display and trackers."""
@@ -61,16 +68,18 @@ class Run:
         (`conclip.runs.identity`). Raises UserError when the folder cannot be used."""
         learn_secrets()
         self.home = run_home(subcommand, config)
-        self._resume, self._stages_from = config.resume, config.paths.stages_from
+        self._stages_from = config.paths.stages_from
         try:
-            with _exclusive(self.home):
+            with exclusive(self.home):
                 continued = find_attempt(self.home, identity) if config.resume == "auto" else None
                 if continued:
                     check_content(continued)
-                self.folder = continued or _new_attempt(self.home)
-                self._lock = _lock(self.folder)
+                self.folder = continued or new_attempt(self.home)
+                self._lock = lock(self.folder)
                 self.update_manifest(subcommand=subcommand, identity=identity)
-                _point_latest(self.home, self.folder)
+                if config.resume == "never":
+                    self.update_manifest(**{BEGINS_ANEW: True})
+                point_latest(self.home, self.folder)
         except OSError as error:
             if error.errno in MACHINE_ERRORS:
                 raise
@@ -177,9 +186,9 @@ class Run:
         self.write_json(MANIFEST, read_object(self.folder / MANIFEST) | changes)
 
     def other_attempts(self) -> list[Path]:
-        """Return the folders of this run's other attempts, newest first; none unless `resume` is auto. Raises UserError for
-        a folder that contains links."""
-        others = [path for path in attempts(self.home) if path != self.folder] if self._resume == "auto" else []
+        """Return the folders of this run's other attempts that may lend, newest first. Raises UserError for a folder that
+        contains links."""
+        others = [path for path in lenders(self.home) if path != self.folder]
         for path in others:
             check_content(path)
         return others
@@ -291,62 +300,6 @@ def _pick_transcripts(group: RolloutGroup, count: int) -> list[Rollout]:
     return list(unique.values())[:count]
 
 
-def run_home(subcommand: str, config: BaseConfig) -> Path:
-    """Return the folder of a run's attempts."""
-    return expanded(config.paths.outputs) / subcommand / config.name
-
-
-def find_attempt(home: Path, identity: str) -> Path | None:
-    """Return the newest attempt with this identity; None where there is none."""
-    return next((path for path in attempts(home) if read_object(path / MANIFEST).get("identity") == identity), None)
-
-
-def _lock(folder: Path) -> IO[str]:
-    """Lock an attempt until the file is closed or this process ends, however it ends. Raises UserError when another process
-    has locked it."""
-    lock = appending(folder / "lock", shared=True)  # a copy would be another lock
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise UserError(f"'{folder}' is being worked on by another process; wait for it, or choose another name=") from error
-    return lock
-
-
-def attempts(home: Path) -> list[Path]:
-    """Return the folders of all attempts, newest first."""
-    return sorted((p for p in home.glob("attempt-*") if ATTEMPT.fullmatch(p.name)), key=lambda p: -int(p.name[8:]))
-
-
-def attempts_in(place: Path) -> set[Path]:
-    """Return all attempts in a folder of runs or of one run, or the attempt that the folder itself is."""
-    if ATTEMPT.fullmatch(place.resolve().name):
-        return {place.resolve()}
-    return {folder.resolve() for home in (place, *place.iterdir()) for folder in attempts(home)}
-
-
-@contextmanager
-def _exclusive(home: Path) -> Iterator[None]:
-    """Let one process at a time choose or make an attempt. Raises UserError where `latest` cannot be a link."""
-    latest = home / "latest"
-    if latest.is_dir() and not latest.is_symlink():
-        raise UserError(f"'{latest}' is a folder, where the link to the newest attempt must be; move it away")
-    home.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(home, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _new_attempt(home: Path) -> Path:
-    newest = next(iter(attempts(home)), None)
-    folder = home / f"attempt-{1 + (int(newest.name[8:]) if newest else 0):03d}"
-    folder.mkdir()
-    return folder
-
-
 def _metric_rows(folder: Path) -> list[dict[str, Any]]:
     """Return the metrics of an attempt; cut and damaged lines are left out."""
     lines = run_lines(folder / "metrics.jsonl", errors="replace")
@@ -361,14 +314,6 @@ def is_metrics(row: Any) -> bool:
         return plain and isinstance(row["stage"], str) and type(row["step"]) is int
     except (KeyError, TypeError, AttributeError, OverflowError):
         return False
-
-
-def _point_latest(home: Path, folder: Path) -> None:
-    link = home / "latest"
-    temporary = home / f".latest-{os.getpid()}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(folder.name)
-    temporary.replace(link)
 
 
 class _LogFile(logging.FileHandler):
