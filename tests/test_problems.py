@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import ClassLabel
 
 from conclip.config.compose import load_config
 from conclip.config.groups import ProblemSetConfig
@@ -163,6 +165,33 @@ def test_a_column_for_each_option_and_one_for_the_answer(
         return
     (problem,) = load(path=path, choices=list(options))
     assert problem.answer == expected and problem.choices == tuple(options.values())  # not shuffled: letters name them
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "answers"),
+    [
+        (["no", "yes"], {"answer": "label"}, ["yes", "no"]),
+        (["A", "B"], {"answer": "label", "choices": "options"}, ["B", "A"]),
+        (["1", "2"], {"answer": "label", "choices": "options"}, ["B", "A"]),  # the number of a class is an index
+    ],
+)
+def test_classes_of_a_hub_data_set_are_called_by_their_names(
+    tmp_path: Path, names: list[str], settings: dict[str, str], answers: list[str]
+):
+    """The file that the hub gives holds their numbers; -1 stands for none."""
+    features = datasets.Features(
+        question=datasets.Value("string"), options=datasets.List(datasets.Value("string")), label=ClassLabel(names=names)
+    )
+    labels = [1, 0] * 100 + [-1]
+    rows = {"question": [f"{n}?" for n in range(201)], "options": [["x", "y"]] * 201, "label": labels}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "f.parquet")
+    problems = load(path=str(tmp_path / "f.parquet"), **settings)
+    assert [problem.answer for problem in problems] == answers * 100
+
+
+def test_an_answer_that_is_true_or_false_is_told_as_it_is(tmp_path: Path):
+    with pytest.raises(UserError, match=r"column 'answer' \(answer\) is true; write what responses say"):
+        load(path=str(write(tmp_path / "a.jsonl", [{"question": "?", "answer": True}])))
 
 
 def test_options_with_labels_and_values_inside_columns(tmp_path: Path):

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from conclip.config.groups import LAB
 from conclip.errors import UserError, explain
+from conclip.redact import one_line
 from conclip.runs.files import expanded
 
 LAB_MODEL = Path(__file__).parent.parent / "lab" / "weights"
@@ -60,8 +61,8 @@ def find_model(path: str, key: str = "model.path") -> Path:
             if explain(error) is not None:
                 raise
             raise UserError(
-                f"{key}: '{path}' is no folder here, and the hub does not give it ({type(error).__name__}); "
-                "check the name, or download it and give the folder"
+                f"{key}: '{path}' is no folder here, and the hub does not give it ({type(error).__name__}: "
+                f"{one_line(str(error))}); check the name, or download it and give the folder"
             ) from error
     raise UserError(f"{key}: no folder '{path}'; give 'lab', a Hugging Face model folder, or a hub id")
 

@@ -89,6 +89,8 @@ def missing(where: str, columns: Mapping[str, Any], name: str, role: str) -> str
         return f"{where}: no column '{name}' for the {role}; columns here: {', '.join(sorted(columns)) or 'none'}"
     if isinstance(value, float):
         return f"{where}: column '{name}' ({role}) is no number but {value}"
+    if isinstance(value, bool):
+        return f"{where}: column '{name}' ({role}) is {json.dumps(value)}; write what responses say: a text (yes, no)"
     if isinstance(value, (dict, list)) and (inside := _paths(name, value)):
         return f"{where}: column '{name}' ({role}) holds more than a text; name what is inside it: {', '.join(inside[:5])}"
     return f"{where}: column '{name}' ({role}) is empty or not text"

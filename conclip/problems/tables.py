@@ -5,15 +5,18 @@ import csv
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError, explain
 from conclip.redact import one_line
 from conclip.runs.files import expanded
 from conclip.runs.json_lines import DamagedLine, json_lines
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -226,6 +229,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
             _check_distinct(str(path), file.schema_arrow.names)
             texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
             short = {f.name: f.type.to_pandas_dtype() for f in file.schema_arrow if f.type in (pa.float32(), pa.float16())}
+            classes = _classes_of_schema(file.schema_arrow)
         with path.open("rb") as content, pq.ParquetFile(content, read_dictionary=texts) as file:
             for batch in file.iter_batches(batch_size=1024):
                 names, columns = batch.schema.names, batch.columns
@@ -238,6 +242,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
                     for name, kind in short.items():
                         if row[name] is not None:  # the shortest decimal of its precision, as its writer saw it: 0.1
                             row[name] = float(str(kind(row[name])))
+                    _name_classes(row, classes)
                     num_bytes += _size(row)
                     if num_bytes > MAX_TABLE_BYTES:
                         raise UserError(
@@ -281,5 +286,40 @@ def _read_hub(key: str, settings: ProblemSetConfig, kind: str) -> Iterator[Row]:
             f"download --repo-type dataset {settings.dataset}{revision}; without: copy the split's file here and set "
             f"{key}.{kind}path=FILE"
         ) from error
+    classes = _classes(cast(Any, rows).features)
     for number, row in enumerate(cast(Any, rows), start=1):
-        yield f"{settings.dataset}/{settings.split}, row {number}", dict(row)
+        columns = dict(row)
+        _name_classes(columns, classes)
+        yield f"{settings.dataset}/{settings.split}, row {number}", columns
+
+
+Classes = Mapping[str, Sequence[str]]
+"""The names of the classes of columns that hold their numbers (`datasets.ClassLabel`)."""
+
+
+def _classes(features: Mapping[str, Any]) -> Classes:
+    """Return the names of classes by column; without columns whose classes are called by numbers, which would be taken for
+    those of options."""
+    named = {column: getattr(feature, "names", None) for column, feature in features.items()}
+    return {column: names for column, names in named.items() if names and not any(map(str.isdecimal, names))}
+
+
+def _classes_of_schema(schema: "pa.Schema") -> Classes:
+    """Return the names of classes that a Parquet file from the hub says in its metadata."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return {}
+    from datasets import Features  # noqa: PLC0415  a second to import
+
+    try:
+        return _classes(Features.from_arrow_schema(schema))
+    except (ValueError, TypeError, KeyError, AttributeError):  # of another version, or no description at all
+        return {}
+
+
+def _name_classes(row: dict[str, Any], classes: Classes) -> None:
+    """Replace the numbers of classes in a row by their names; one that has none, as -1 in test sets without labels, by
+    null."""
+    for column, names in classes.items():
+        number = row.get(column)
+        if isinstance(number, int):
+            row[column] = names[number] if 0 <= number < len(names) else None
