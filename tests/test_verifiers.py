@@ -16,7 +16,7 @@ import pytest
 from conclip.cli.main import main
 from conclip.config.compose import load_config
 from conclip.config.groups import ProblemSetConfig
-from conclip.errors import UserError
+from conclip.errors import MachineFailure, UserError
 from conclip.evaluation.measures import details
 from conclip.evaluation.overthinking import first_mention
 from conclip.evaluation.regrade import Columns, grade_file
@@ -208,19 +208,21 @@ def test_a_verifier_at_work_ends_with_its_run(limited: Path):
     worker.wait(30)
 
 
-def test_a_verifier_that_changes_within_a_run_judges_nothing_more(tmp_path: Path):
+@pytest.mark.parametrize("is_gone", [False, True], ids=["changed", "gone"])
+def test_a_verifier_that_changes_within_a_run_ends_it(tmp_path: Path, is_gone: bool):
+    """Errors of the grader would fill the rest of it."""
     path = tmp_path / "check.py"
     path.write_text("def right(response, answer):\n    return True\n")
     verifier = named(path, "right")
     with grading(num_workers=1) as (grader, said):
         assert outcomes(grader, verifier, "a") == ["correct"]
         path.write_text("def right(response, answer):\n    return None\n")
-        assert outcomes(grader, verifier, "b") == ["grader_error"]
         assert outcomes(grader, named(path, "right"), "c") == ["no_answer"]  # as it is now, not as Python has cached it
-    assert said == [
-        "verifier right: ValueError: the file has changed since the run began; start again, with this file or with the old "
-        "one; the response counts as a grader error"
-    ]
+        if is_gone:
+            path.unlink()
+        with pytest.raises(MachineFailure, match="is gone, or not what it was when the run began; put it back"):
+            outcomes(grader, verifier, "b")
+    assert said == []
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from conclip.errors import MachineFailure
 from conclip.grading.answers import Extraction, Method, extract
 from conclip.grading.limits import CPU_S
+from conclip.grading.verifier import check_unchanged
 from conclip.grading.worker_process import COMMAND, Question, Worker
 from conclip.types import FinishReason, Grade, Outcome, Verifier
 
@@ -308,7 +309,9 @@ class Grader:
         self._settle(question, Outcome(outcome))
 
     def _tell_error(self, verifier: Verifier, error: str) -> None:
-        """Tell what a verifier raised, each error once."""
+        """Tell what a verifier raised, each error once. Raises MachineFailure where its file has changed: nothing more can
+        be judged."""
+        check_unchanged(verifier)
         errors = self._state.errors
         if error in errors or len(errors) == MAX_TOLD_ERRORS:
             return

@@ -19,7 +19,7 @@ from traceback import extract_tb
 from types import ModuleType
 from typing import Any
 
-from conclip.errors import UserError
+from conclip.errors import MachineFailure, UserError
 from conclip.grading.limits import CPU_S, LOAD_CPU_S, allow_cpu_seconds, limit_memory
 from conclip.processes import PYTHON
 from conclip.redact import one_line
@@ -43,6 +43,19 @@ def find_verifier(key: str, name: str) -> Verifier:
     if not path.is_file():
         raise UserError(f"{key}: no file '{path}'")
     return Verifier(file=str(path), function=function, sha256=_digest(path.read_bytes()))
+
+
+def check_unchanged(verifier: Verifier) -> None:
+    """Raise MachineFailure unless the file of a verifier is the one that the run began with."""
+    try:
+        is_same = _digest(Path(verifier.file).read_bytes()) == verifier.sha256
+    except OSError:
+        is_same = False
+    if not is_same:
+        raise MachineFailure(
+            f"verifier {verifier.function}: '{verifier.file}' is gone, or not what it was when the run began; put it back "
+            "and give the same command, which goes on, or begin anew with another"
+        )
 
 
 def check_verifier(key: str, verifier: Verifier, answer: str) -> None:
@@ -71,7 +84,7 @@ def verify(verifier: Verifier, response: str, answer: str, *, cpu_limit_s: int) 
     returns no verdict."""
     content = Path(verifier.file).read_bytes()
     if _digest(content) != verifier.sha256:
-        raise ValueError("the file has changed since the run began; start again, with this file or with the old one")
+        raise ValueError("the file has changed")  # the grader ends the run
     try:
         allow_cpu_seconds(LOAD_CPU_S)
         function = _load(verifier, content)
