@@ -559,11 +559,29 @@ def test_the_gpu_that_is_planned_for_is_one_that_is_shown(
 
 def test_files_that_a_container_has_read_are_no_memory_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A limit of 1 GiB, of which 0.75 are counted, 0.5 of them for files."""
-    monkeypatch.setattr(machine, "GROUP", tmp_path)
+    monkeypatch.setattr(machine, "GROUPS", tmp_path)
     (tmp_path / "memory.max").write_text(f"{2**30}\n")
     (tmp_path / "memory.current").write_text(f"{3 * 2**28}\n")
     (tmp_path / "memory.stat").write_text(f"anon {2**28}\nactive_file {2**28}\ninactive_file {2**28}\n")
     assert machine.available_memory_gib() == 0.75
+
+
+def test_the_limits_of_a_schedulers_job_hold_for_what_runs_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The job has 1 GiB and 2 processors; its step has none of its own."""
+    job = tmp_path / "system.slice" / "job_7"
+    step = job / "step_0"
+    step.mkdir(parents=True)
+    (tmp_path / "own").write_text("4:memory:/elsewhere\n0::/system.slice/job_7/step_0\n")
+    for folder, limit, quota in ((job, str(2**30), "200000 100000"), (step, "max", "max 100000")):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{2**28}\n")
+        (folder / "memory.stat").write_text("active_file 0\ninactive_file 0\n")
+        (folder / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(machine, "GROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_GROUP", tmp_path / "own")
+    assert machine.available_memory_gib() == 0.75 and machine.cpu_quota() == 2
+    (tmp_path / "own").unlink()
+    assert machine.cpu_quota() is None
 
 
 @pytest.mark.parametrize(

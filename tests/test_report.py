@@ -24,6 +24,7 @@ from conclip.report.export import latex, markdown, write_files
 from conclip.report.page import _lineage, headlines, in_script, result_tables, rows_for_browser, write_page
 from conclip.report.training_charts import monitors, pass_rates, step_times
 from conclip.runs.identity import path_hash
+from conclip.runs.manifest import StageRecord
 from conclip.types import Outcome
 from tests.conftest import make_row
 from tests.made_runs import HOSTILE, MODELS, made_run
@@ -337,6 +338,24 @@ def test_the_command_of_a_run_can_be_pasted(tmp_path: Path):
     given = ["phase2={num_problems: 4}", "eval.prompts=[plain,concise]"]
     shown = dict(_lineage(replace(run, environment={"arguments": given}))["environment"])["command"]
     assert shlex.split(shown)[2:] == given
+
+
+def test_a_stage_that_went_on_says_that_its_time_is_of_its_last_start(tmp_path: Path):
+    """Ten responses of 20 tokens, of which the last start sampled one."""
+    run = read_run(made_run(tmp_path / "attempt-001"))
+    whole = StageRecord(
+        key="k",
+        inputs={},
+        outputs={},
+        numbers={"num_responses": 10, "mean_tokens": 20},
+        num_tokens=200,
+        wall_s=5.0,
+        finished="2026",
+        made_by={},
+    )
+    stages = {"whole": whole, "went on": replace(whole, num_tokens=20), "warm-up": replace(whole, numbers={}, num_tokens=0)}
+    times = {stage["name"]: stage["time"] for stage in _lineage(replace(run, stages=stages))["stages"]}
+    assert times == {"whole": "5 s", "went on": "5 s (since it last went on, as the tokens)", "warm-up": "5 s"}
 
 
 def test_pass_rates_of_a_run_without_phase_1_chose_for_phase_2(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,8 +17,11 @@ took six times as long as float32 (SmolLM2-135M, 1,024 tokens at once)."""
 REPEATS_FROM = 9.0
 """The compute capability of the first GPUs for which vLLM has kernels that repeat."""
 
-GROUP = Path("/sys/fs/cgroup")
-"""What the kernel says of this process's control group."""
+GROUPS = Path("/sys/fs/cgroup")
+"""What the kernel says of control groups."""
+
+OWN_GROUP = Path("/proc/self/cgroup")
+"""The path in it of this process's group."""
 
 
 def cpu_flags() -> set[str]:
@@ -35,25 +39,36 @@ def num_cores() -> int:
 
 
 def cpu_quota() -> float | None:
-    """Return how many processors a container may use, according to its control group; None without a limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
+    """Return how many processors this process may use, according to its control groups; None without a limit."""
+    quotas: list[float] = []
+    for group in _groups():
+        with suppress(OSError, ValueError):
+            quota, period = (group / "cpu.max").read_text().split()
+            quotas.append(int(quota) / int(period))  # "max": no limit
+    return min(quotas, default=None)
 
 
 def available_memory_gib() -> float:
-    """Return the memory [GiB] this process may still take: that of the machine, or of its control group where that is less.
-    Files that the group has read do not count: the kernel drops them for whoever needs the room."""
-    available = psutil.virtual_memory().available
-    try:
-        limit, used = (int((GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        held = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
-        available = min(available, limit - used + sum(int(held[name]) for name in ("active_file", "inactive_file")))
-    except (OSError, ValueError, KeyError):
-        pass
-    return available / 2**30
+    """Return the memory [GiB] this process may still take: that of the machine, or of one of its control groups where that
+    is less. Files that a group has read do not count: the kernel drops them for whoever needs the room."""
+    available = [psutil.virtual_memory().available]
+    for group in _groups():
+        with suppress(OSError, ValueError, KeyError):
+            limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+            held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            available.append(limit - used + sum(int(held[name]) for name in ("active_file", "inactive_file")))
+    return min(available) / 2**30
+
+
+def _groups() -> list[Path]:
+    """Return the folders of this process's control group and of those around it, such as the job of a cluster's scheduler.
+    A container sees its own as the root."""
+    own = ""
+    with suppress(OSError):
+        lines = OWN_GROUP.read_text().splitlines()
+        own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
+    folder = GROUPS / own.lstrip("/")
+    return [folder, *(parent for parent in folder.parents if parent.is_relative_to(GROUPS))]
 
 
 def gpu_memory_gib() -> float | None:

@@ -185,11 +185,11 @@ def plan_table(
             table.add_row(stage.name, "done", "", f"{record.num_tokens:,}", _duration(record.wall_s), "measured")
             continue
         similar = history.get(stage.name) or history.get(kind_of(stage.name))
-        known = _mean_tokens(similar) if similar else 0.0
+        known = similar.mean_tokens if similar else 0.0
         mean = known or stage.max_tokens / 2
         left = stage.ended_by_tokens(mean)
         if similar and known:
-            whole = _is_of_one_start(similar)
+            whole = similar.is_of_one_start
             seconds = similar.wall_s / similar.num_tokens * mean * left.num_responses if whole else math.nan
             responses = f"{similar.numbers['num_responses']:,.0f} responses"
             source = f"{responses}, finished {similar.finished[:10]}" + ("" if whole else ", resumed")
@@ -212,17 +212,6 @@ def plan_table(
     return table
 
 
-def _mean_tokens(record: StageRecord) -> float:
-    """Return the mean length of a stage's responses [tokens]; 0 where nothing tells it."""
-    return record.numbers.get("mean_tokens") or record.num_tokens / record.numbers["num_responses"]
-
-
-def _is_of_one_start(record: StageRecord) -> bool:
-    """Return whether tokens and time of a record are those of all of its responses. Probes and evaluations that went on, or
-    took responses over, have those of their last start."""
-    return record.num_tokens > 0.99 * _mean_tokens(record) * record.numbers["num_responses"]
-
-
 def _history(home: Path, model: str) -> dict[str, StageRecord]:
     """Return the newest record of each stage name and kind in runs that began with this model, this run's own before those
     of other runs, and those of one start before others."""
@@ -235,7 +224,7 @@ def _history(home: Path, model: str) -> dict[str, StageRecord]:
             if any(record.inputs.get("model") == model for record in records.values()):
                 found += records.items()
         found = [(name, record) for name, record in found if record.numbers.get("num_responses")]
-        for name, record in sorted(found, key=lambda one: (_is_of_one_start(one[1]), one[1].finished), reverse=True):
+        for name, record in sorted(found, key=lambda one: (one[1].is_of_one_start, one[1].finished), reverse=True):
             for key in (name, kind_of(name)):
                 newest.setdefault(key, record)
     return newest

@@ -56,6 +56,19 @@ class StageRecord:
     taken_from: str | None = None
     """The attempt that ran it, if it was another one; "NAME/ATTEMPT" if it was one of another run."""
 
+    @property
+    def mean_tokens(self) -> float:
+        """The mean length of its responses [tokens]; 0 where nothing tells it."""
+        return self.numbers.get("mean_tokens") or self.num_tokens / self.numbers["num_responses"]
+
+    @property
+    def is_of_one_start(self) -> bool:
+        """Whether tokens and time are those of all responses. Probes and evaluations that went on, or took responses over,
+        have those of their last start."""
+        if not self.numbers.get("num_responses"):
+            return True  # it samples nothing
+        return self.num_tokens > 0.99 * self.mean_tokens * self.numbers["num_responses"]
+
 
 _STAGE = TypeAdapter(StageRecord)
 
