@@ -19,7 +19,7 @@ from conclip.claims.measures import difference, gaps, numbers
 from conclip.claims.outcome import contrast_rows, from_json, outcome_of, recorded, write_outcome
 from conclip.claims.page import _mean, write_claims
 from conclip.claims.runs import PlannedRun, carry_out, in_order, planned
-from conclip.claims.verdict import judge, margin_of, overall
+from conclip.claims.verdict import judge, overall
 from conclip.cli.main import main
 from conclip.errors import MachineFailure, UserError
 from conclip.models.folder import LAB_MODEL
@@ -350,24 +350,34 @@ def test_a_run_of_which_nothing_could_be_graded_has_no_accuracy(tmp_path: Path):
     assert re.search(r"^\| a \| 2 \| -[^|]+ \|  \| ", text, re.M) and re.search(r"^\| b \| 2 \| .*\+50\.0 ", text, re.M)
 
 
-@pytest.mark.parametrize("centre", [-60, -45, -6, -2, 0, 2, 6, 45, 60])
-def test_a_difference_holds_exactly_where_its_interval_lies_in_the_figures_range(centre: int):
-    values = [centre + step / 2 for step in range(-4, 5)]
-    kinds: list[tuple[Expectation, float]] = [
-        ("less", 0),
-        ("more", 0),
-        ("less", 40),
-        ("more", 40),
-        ("not less", 0),
-        ("not more", 0),
-    ]
-    for expect, at_least in kinds:
-        contrast = Contrast(measure="tokens", first="a", expect=expect, relevant=5, at_least=at_least)
-        verdict = judge(values, expect, 5, at_least=at_least)
-        side, margin = margin_of(contrast.expect, contrast.relevant, contrast.at_least)
-        border = side * margin
-        nearest = verdict.low if side > 0 else verdict.high
-        assert (side * nearest > side * border) is (verdict.word == "holds")
+@pytest.mark.parametrize(
+    ("expect", "at_least", "border", "holding"),
+    [
+        ("less", 0, 0, [-60, -45, -6, -2]),
+        ("more", 0, 0, [2, 6, 45, 60]),
+        ("less", 40, -40, [-60, -45]),
+        ("more", 40, 40, [45, 60]),
+        ("not less", 0, -5, [-2, 0, 2, 6, 45, 60]),
+        ("not more", 0, 5, [-60, -45, -6, -2, 0, 2]),
+    ],
+)
+def test_a_difference_holds_exactly_where_its_interval_lies_in_the_figures_range(
+    expect: Expectation, at_least: float, border: float, holding: list[int], claim: Claim, tmp_path: Path
+):
+    """Nine seeds from 2 below the mean to 2 above it: standard deviation sqrt(15 / 8), Student's t of 8 degrees of freedom
+    2.306, so that the interval reaches 1.0526 to either side."""
+    made = outcome_of("mine", claim, finished(claim, tmp_path, seeds=2), quick=False)
+    contrast = Contrast(measure="tokens", first="a", expect=expect, relevant=5, at_least=at_least)
+    made = replace(made, claim=replace(claim, contrasts={"one": contrast}))
+    held: list[int] = []
+    for centre in (-60, -45, -6, -2, 0, 2, 6, 45, 60):
+        outcome = replace(made, differences={"one": {seed: centre + (seed - 4) / 2 for seed in range(9)}})
+        drawn = figures._contrasts(outcome, {"one": contrast}).to_dict()["layer"]
+        (green,), (shown,) = drawn[0]["data"]["values"], drawn[3]["data"]["values"]
+        assert (shown["low"], shown["high"]) == pytest.approx((centre - 1.0526, centre + 1.0526), abs=1e-4)
+        assert green["from"] == border and (green["to"] > border) is (expect in ("more", "not less"))
+        held += [centre] if shown["verdict"] == "holds" else []
+    assert held == holding
 
 
 def test_a_figure_shows_runs_and_every_difference(claim: Claim, tmp_path: Path):
