@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from conclip.claims import config as claim_config
 from conclip.claims import figures
 from conclip.claims import outcome as claim_outcome
 from conclip.claims import runs as claim_runs
@@ -250,6 +251,43 @@ def test_another_model_of_the_same_name_is_another_run(tmp_path: Path, monkeypat
     (tmp_path / "own/config.json").write_text((tmp_path / "own/config.json").read_text() + " ")
     then = check_runs("mine", claim, quick=False)
     assert first["a"] != then["a"] and first["b"] == then["b"]
+
+
+FILES = ("problems.jsonl", "examples.jsonl", "judge.py")
+
+
+@pytest.mark.parametrize("changed", [*FILES, "grader", "embedded model"])
+def test_all_that_decides_a_result_makes_another_run(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for file in FILES:
+        (tmp_path / file).write_text("first")
+    one = "{source: dataset, path: problems.jsonl, shots: 1, shots_path: examples.jsonl}"
+    other = "{source: dataset, path: problems.jsonl, verifier: 'judge.py:judge'}"
+    sets = f'["+data.test.one={one}", "+data.test.other={other}"]'
+    claim = load_claim("mine", written(tmp_path, CLAIM.replace("a: []", f"a: {sets}")))
+    monkeypatch.chdir(tmp_path)
+    first = check_runs("mine", claim, quick=False)
+    assert check_runs("mine", claim, quick=False) == first
+    if changed in FILES:
+        (tmp_path / changed).write_text("second")
+    elif changed == "grader":
+        monkeypatch.setattr(claim_config, "GRADER_VERSION", 0)
+    else:
+        shutil.copytree(LAB_MODEL, tmp_path / "lab")
+        (tmp_path / "lab/config.json").write_text((LAB_MODEL / "config.json").read_text() + " ")
+        monkeypatch.setattr(claim_config, "find_model", lambda path: tmp_path / path)
+    then = check_runs("mine", claim, quick=False)
+    assert then["a"] != first["a"] and (then["b"] == first["b"]) is (changed in FILES)
+
+
+def test_runs_that_several_versions_of_the_grader_judged_are_not_compared(claim: Claim, tmp_path: Path):
+    runs = finished(claim, tmp_path, seeds=2)
+    assert outcome_of("mine", claim, runs, quick=False).seeds == range(2)
+    rows_file = runs[2].folder / "latest/rows-phase2.jsonl"
+    rows_file.write_text(re.sub(r'"grader_version": *\d+', '"grader_version": 0', rows_file.read_text()))
+    with pytest.raises(UserError) as refused:
+        outcome_of("mine", claim, runs, quick=False)
+    said = str(refused.value)
+    assert f"version 0 of the grader judged responses in '{runs[2].folder}'" in said and "remove done.json" in said
 
 
 def test_a_run_that_does_not_compose_is_named(tmp_path: Path):

@@ -14,12 +14,15 @@ from yaml import YAMLError
 
 from conclip.config.compose import compose_config, config_folders
 from conclip.config.foreign import limit_yaml_size
+from conclip.config.groups import ProblemSetConfig
 from conclip.config.recipe import BASE, measured_by
 from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.config.typed import to_config
 from conclip.errors import UserError
+from conclip.grading.grader import GRADER_VERSION
 from conclip.models.folder import find_model, model_hash
 from conclip.redact import one_line
+from conclip.runs.files import expanded
 from conclip.runs.identity import digest, path_hash, relevant
 
 SUBCOMMAND = "run"
@@ -207,20 +210,26 @@ def check_runs(name: str, claim: Claim, *, quick: bool, config_dir: Path | None 
 
 
 def run_hash(name: str, claim: Claim, run: str, *, quick: bool, config_dir: Path | None = None) -> str:
-    """Compose a run of a claim. Returns the hash of its config but for the seed, and of its model and problems where they
-    are not conclip's own. Raises UserError naming claim and run."""
+    """Compose a run of a claim. Returns the hash of all that decides its results but for the seed: config, grader, model, and
+    the files of problems, examples and verifiers. Raises UserError naming claim and run."""
     folder = str(config_dir) if config_dir is not None else None
     try:
         wanted = [*overrides(claim, run, quick=quick), "seed=0"]
         config = to_config(SCHEMAS[SUBCOMMAND], compose_config(SUBCOMMAND, wanted, config_dir=folder)[0])
         assert isinstance(config, BaseConfig)
-        own = [] if config.model.url is not None or config.model.is_lab else [model_hash(find_model(config.model.path))]
+        model = [] if config.model.url is not None else [model_hash(find_model(config.model.path))]
+        sets = [one for part in (config.data.pool, config.data.validation, config.data.test) for one in part.values()]
+        files = [path_hash(expanded(path)) for one in sets for path in _files(one)]
     except UserError as error:
         raise UserError(f"claim '{name}', run '{run}': {error}") from error
     _check_contrasts(name, claim, run, config)
-    sets = (one for part in (config.data.pool, config.data.validation, config.data.test) for one in part.values())
-    own += [path_hash(Path(one.path).expanduser()) for one in sets if one.path is not None]
-    return digest([relevant(config), asdict(config.data), *own])
+    return digest([relevant(config), asdict(config.data), GRADER_VERSION, *model, *files])
+
+
+def _files(problems: ProblemSetConfig) -> list[str]:
+    """Return the files of a set of problems: its own, that of its examples and that of its verifier."""
+    verifier = None if problems.verifier is None else problems.verifier.rpartition(":")[0]
+    return [path for path in (problems.path, problems.shots_path, verifier) if path is not None]
 
 
 def _check_contrasts(name: str, claim: Claim, run: str, config: BaseConfig) -> None:

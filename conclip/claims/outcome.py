@@ -66,9 +66,11 @@ _OUTCOME = TypeAdapter(Outcome)
 
 
 def outcome_of(name: str, claim: Claim, runs: Sequence[PlannedRun], *, quick: bool) -> Outcome:
-    """Return what the runs that are done say, with the seeds of which both runs of a contrast are."""
+    """Return what the runs that are done say, with the seeds of which both runs of a contrast are. Raises UserError where
+    several versions of the grader judged them."""
     done = [run for run in runs if run.is_done()]
     data = {(run.run, run.seed): read_run(run.folder) for run in done}
+    _check_grader(name, {run.folder: data[run.run, run.seed] for run in done})
     return Outcome(
         name=name,
         claim=claim,
@@ -78,6 +80,16 @@ def outcome_of(name: str, claim: Claim, runs: Sequence[PlannedRun], *, quick: bo
         seconds=sum(run.seconds for run in done),
         machine=", ".join(sorted({_machine(run) for run in data.values()})),
     )
+
+
+def _check_grader(name: str, runs: Mapping[Path, RunData]) -> None:
+    judged = {row.grader_version: folder for folder, run in runs.items() for row in run.rows}
+    if len(judged) > 1:
+        oldest = min(judged)
+        raise UserError(
+            f"claim '{name}': version {oldest} of the grader judged responses in '{judged[oldest]}', version {max(judged)} "
+            "those of other runs; remove done.json from that folder and give the command again"
+        )
 
 
 def _machine(run: RunData) -> str:
