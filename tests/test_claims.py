@@ -90,6 +90,41 @@ def test_a_claimed_size_decides(values: list[float], word: str):
     assert judge([float(v) for v in values], "less", 5, at_least=40).word == word
 
 
+@pytest.mark.parametrize(
+    ("values", "num_problems", "num_contrasts", "half", "word"),
+    [
+        ([0.0, 0.0, 0.0, 0.0, 0.5], None, 1, 0.2776, "holds"),  # 2.7764 x 0.2236 / sqrt(5)
+        ([0.0, 0.0, 0.0, 0.0, 0.5], 24, 1, 14.2474, "underpowered"),  # 1 - 0.025^(1/24) of the problems may have been lost
+        ([0.0] * 5, 500, 1, 0.7351, "holds"),
+        ([0.0] * 5, 1000, 5, 0.5284, "holds"),  # 1 - 0.005^(1/1000)
+        ([0.0] * 5, 8, 1, 36.9417, "underpowered"),
+        ([-10.0, -12.0, -8.0, -11.0, -9.0], 1000, 1, 1.9632, "does not hold"),  # the seeds differ by more
+    ],
+)
+def test_an_interval_of_accuracy_allows_for_problems_that_were_not_drawn(
+    values: list[float], num_problems: int | None, num_contrasts: int, half: float, word: str
+):
+    verdict = judge(values, "not less", 3, num_contrasts=num_contrasts, num_problems=num_problems)
+    assert (verdict.mean - verdict.low, verdict.high - verdict.mean) == pytest.approx((half, half), abs=1e-4)
+    assert verdict.word == word
+
+
+def test_test_problems_are_counted_over_all_seeds(tmp_path: Path):
+    """Seed 0 has the problems p0 to p11, seed 1 those to p15; both runs differ from their base by 50 points with each."""
+    claim = load_claim("mine", written(tmp_path, CLAIM.replace("measure: tokens", "measure: accuracy")))
+    both = replace(claim, contrasts={**claim.contrasts, "tokens": replace(claim.contrasts["a against b"], measure="tokens")})
+    outcome = outcome_of("mine", both, finished(both, tmp_path, seeds=2), quick=False)
+    assert outcome.num_problems == {"a against b": 16}
+    (cells, _) = contrast_rows(outcome)
+    assert cells[2][1:] == "0.0 [-24.0, +24.0] points"  # 1 - 0.0125^(1/16); equal seeds alone have no interval
+    write_outcome(outcome, tmp_path)
+    assert from_json(tmp_path / "mine.json") == outcome
+    older = json.loads((tmp_path / "mine.json").read_text())
+    del older["outcome"]["num_problems"]
+    write_json(tmp_path / "mine.json", older)
+    assert contrast_rows(from_json(tmp_path / "mine.json"))[0][2][1:] == "0.0 points with every seed"
+
+
 def test_power_grows_with_seeds_and_is_that_of_the_test():
     few, many = (judge([-3.0, 3.0, 1.0, -1.0] * n, "less", 2).power for n in (1, 8))
     assert few < 0.3 < 0.95 < many
@@ -502,6 +537,7 @@ def test_an_outcome_whose_name_is_no_name_is_refused(claim: Claim, tmp_path: Pat
             "differences or runs are not those of its claim",
         ),
         (('"runs": {"a": {', '"runs": {"z": {'), "differences or runs are not those of its claim"),
+        (('"num_problems": {}', '"num_problems": {"z": 5}'), "differences or runs are not those of its claim"),
         (('"relevant": 5', '"relevant": 0'), "relevant must be positive"),
         (('"measure": "tokens"', '"measure": "words"'), "measure must be one of"),
         (('"seconds": ', '"seconds": -'), "seconds: Input should be greater than or equal to 0"),

@@ -25,7 +25,7 @@ VERDICTS: Mapping[Word, tuple[str, str]] = {
 
 LEGEND = (
     "{runs}Points are seeds. Differences that decide: mean and interval as in the table; one holds if its bar lies within "
-    "the green. Values that are equal with every seed have no bar."
+    "the green. Values without an interval have no bar."
 )
 RUNS_LEGEND = "Runs: mean and 95 % interval of each by itself. "
 

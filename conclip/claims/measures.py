@@ -23,6 +23,12 @@ def difference(contrast: Contrast, first: RunData, second: RunData | None) -> fl
     return None if value is None or other is None else value - other
 
 
+def graded_problems(contrast: Contrast, run: RunData) -> set[tuple[str, str]]:
+    """Return the test problems, with their sets, that a difference in accuracy rests on in one run."""
+    rows = _rows(run, contrast.model, contrast.temperature, contrast.test)
+    return {(row.benchmark, row.problem_id) for row in rows if row.outcome is not Outcome.GRADER_ERROR}
+
+
 @dataclass(frozen=True, slots=True)
 class RunNumbers:
     """What came of one run with one seed: its last model's test responses against those of the base model."""

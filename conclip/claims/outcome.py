@@ -1,19 +1,19 @@
 """What came of a claim: the differences of each contrast, seed by seed, its verdict, and a file that holds all of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from conclip.claims.config import QUICK_SEEDS, Claim, Contrast, by_number, check_claim, is_file_name
-from conclip.claims.measures import RunNumbers, difference, numbers
+from conclip.claims.measures import RunNumbers, difference, graded_problems, numbers
 from conclip.claims.runs import PlannedRun
 from conclip.claims.verdict import MOST_SEEDS, Verdict, Word, judge, overall
 from conclip.errors import UserError
 from conclip.report.data import RunData, read_run
-from conclip.runs.checked import Finite, NonNegative, read_as
+from conclip.runs.checked import Finite, NonNegative, Positive, read_as
 from conclip.runs.files import read_object, write_json
 from conclip.runs.identity import digest
 
@@ -33,6 +33,9 @@ class Outcome:
     """time of its runs, one after another"""
     machine: str = ""
     """what they ran on"""
+    num_problems: dict[str, Positive] = field(default_factory=dict[str, int])
+    """contrast of accuracy -> the different test problems of its seeds together; older files lack it, and their intervals
+    have no least width"""
 
     @property
     def seeds(self) -> range:
@@ -54,6 +57,7 @@ class Outcome:
             settings.relevant,
             at_least=settings.at_least,
             num_contrasts=len(self.claim.contrasts),
+            num_problems=self.num_problems.get(contrast),
         )
 
     def word(self) -> Word:
@@ -71,14 +75,16 @@ def outcome_of(name: str, claim: Claim, runs: Sequence[PlannedRun], *, quick: bo
     done = [run for run in runs if run.is_done()]
     data = {(run.run, run.seed): read_run(run.folder) for run in done}
     _check_grader(name, {run.folder: data[run.run, run.seed] for run in done})
+    differences = {key: _differences(contrast, data) for key, contrast in claim.contrasts.items()}
     return Outcome(
         name=name,
         claim=claim,
         quick=quick,
-        differences={key: _differences(contrast, data) for key, contrast in claim.contrasts.items()},
+        differences=differences,
         runs={name: {seed: numbers(found) for (run, seed), found in data.items() if run == name} for name in claim.runs},
         seconds=sum(run.seconds for run in done),
         machine=", ".join(sorted({_machine(run) for run in data.values()})),
+        num_problems=_num_problems(claim, differences, data),
     )
 
 
@@ -105,6 +111,18 @@ def _differences(contrast: Contrast, data: Mapping[tuple[str, int], RunData]) ->
             measured = difference(contrast, first, second)
             found |= {} if measured is None else {seed: measured}
     return found
+
+
+def _num_problems(
+    claim: Claim, differences: Mapping[str, Mapping[int, float]], data: Mapping[tuple[str, int], RunData]
+) -> dict[str, int]:
+    """Return how many test problems each difference in accuracy rests on; one that several seeds have counts once."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for name, contrast in claim.contrasts.items():
+        if contrast.measure == "accuracy":
+            runs = (data[contrast.first, seed] for seed in differences[name])
+            found[name] = {problem for run in runs for problem in graded_problems(contrast, run)}
+    return {name: len(problems) for name, problems in found.items() if problems}
 
 
 HEADINGS = (
@@ -201,7 +219,8 @@ def from_json(path: Path) -> Outcome:
         raise UserError(f"'{path}' holds no outcome of a claim; 'conclip claims' writes it")
     outcome = read_as(_OUTCOME, content["outcome"], f"'{path}'")
     check_claim(outcome.claim, path)
-    if set(outcome.differences) != set(outcome.claim.contrasts) or not set(outcome.runs) <= set(outcome.claim.runs):
+    named = set(outcome.differences) == set(outcome.claim.contrasts) >= set(outcome.num_problems)
+    if not named or not set(outcome.runs) <= set(outcome.claim.runs):
         raise UserError(f"'{path}' is damaged: its differences or runs are not those of its claim; run the claim again")
     if not is_file_name(outcome.name):
         raise UserError(f"'{path}': the claim's name {outcome.name!r} has other characters than letters, digits, - and _")

@@ -28,7 +28,8 @@ decides and the smallest difference that matters, fixed before the runs; "To rea
 Seeds redraw problems, sampling and training; problems of files stay, so that intervals of runs on those cover no others.
 All runs of a claim start from one pretrained model (those of `c11` from another one, `make careful-model`): no interval
 covers what a different model would give. Differences are paired by seed; their intervals are Student's t over seeds, at
-95 % for all contrasts of a claim together (Bonferroni). They rest on differences that are about normal: with five seeds no
+95 % for all contrasts of a claim together (Bonferroni). Those of accuracy are as wide at least as what problems that were
+not drawn may hide: 0.5 points to either side with 1,000 problems and five contrasts. Intervals rest on differences that are about normal: with five seeds no
 test without that assumption could reach 5 %. Claims that share runs are not independent: `c1` and `c8` share all of theirs,
 `c4` and `c4_longer` phase 1; `c6`, `c9`, `algorithms`, `adapters` and `sample_ahead` share PPO's, `algorithms` and
 `adapters` GRPO's, `c9` and `length_rewards` those of five length rewards. A contrast is one of three kinds:
@@ -44,7 +45,7 @@ test without that assumption could reach 5 %. Claims that share runs are not ind
 the truth lay the smallest difference that matters beyond it). Beside it stands how many seeds would have a power of 0.8.
 A claim **holds** if all of its contrasts do, and **does not hold** if one does not. Otherwise it is **underpowered**
 if a contrast of which neither is shown has less power than 0.8: the seeds differ too much for so few of them. Else it is
-**not separable**. Values that are equal with every seed have no interval. A seed is missing where its run left
+**not separable**. Values that are equal with every seed have no interval but that of problems not drawn. A seed is missing where its run left
 nothing to measure: no response that could be graded, or no problem with both correct and wrong responses, of whose lengths
 to take the difference.
 

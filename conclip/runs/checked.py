@@ -16,6 +16,8 @@ Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 Count = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
 """The counts that a float holds exactly."""
+Positive = Annotated[int, Field(ge=1, lt=MAX_COUNT)]
+"""Counts of at least one."""
 
 
 def read_as(adapter: TypeAdapter[Value], value: Any, where: str) -> Value:
