@@ -367,18 +367,22 @@ def test_other_ways_of_asking_are_no_part_of_a_measure(tmp_path: Path):
     assert difference(contrast, run, None) == pytest.approx(-45)
 
 
-def test_a_seed_with_nothing_to_measure_is_left_out(tmp_path: Path):
-    """At a low temperature each problem may be all right or all wrong: a gap needs one with both. By hand: 30 against 20
+def test_a_seed_with_too_little_to_measure_is_left_out(tmp_path: Path):
+    """At a low temperature each problem may be all right or all wrong: a gap needs five with both. By hand: 30 against 20
     tokens, 10 of 25: +40 %."""
     gap = CLAIM.replace("measure: tokens, first: a, second: b", "measure: gap, first: a")
     claim = load_claim("mine", written(tmp_path, gap))
     runs = finished(claim, tmp_path, seeds=2)
-    both = [make_row("p", Outcome.CORRECT, 20, model="phase2"), make_row("p", Outcome.WRONG, 30, sample=1, model="phase2")]
-    apart = [both[0], replace(both[1], problem_id="q")]
+    both = [
+        make_row(f"p{problem}", outcome, num_tokens, sample, model="phase2")
+        for problem in range(5)
+        for sample, (outcome, num_tokens) in enumerate(((Outcome.CORRECT, 20), (Outcome.WRONG, 30)))
+    ]
+    apart = [*both[:-1], replace(both[-1], problem_id="q")]
     contrast = claim.contrasts["a against b"]
     data = read_run(made_run(tmp_path / "another"))
     assert difference(contrast, replace(data, rows=both), None) == pytest.approx(40)
-    assert difference(contrast, replace(data, rows=apart), None) is None
+    assert difference(contrast, replace(data, rows=apart), None) is None  # four have both
     rows_file = runs[0].folder / "latest/rows-phase2.jsonl"
     kept = [line for line in rows_file.read_text().splitlines() if json.loads(line).get("outcome") != "wrong"]
     rows_file.write_text("\n".join(kept) + "\n")

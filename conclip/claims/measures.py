@@ -11,6 +11,9 @@ from conclip.evaluation.measures import by_problem, is_correct
 from conclip.report.data import RunData
 from conclip.types import EvalRow, Outcome
 
+LEAST_GAPS = 5
+"""Problems with both correct and wrong responses that a seed's `gap` takes at least: the mean of a few is mostly noise."""
+
 
 def difference(contrast: Contrast, first: RunData, second: RunData | None) -> float | None:
     """Return the measure of the first run minus that of the second, or of another model of the first one; None where
@@ -61,7 +64,7 @@ def _value(contrast: Contrast, run: RunData, model: str) -> float | None:
     rows = _rows(run, model, contrast.temperature, contrast.test)
     if contrast.measure == "gap":
         found = gaps(rows)
-        return fmean(found) if found else None
+        return fmean(found) if len(found) >= LEAST_GAPS else None
     base = _rows(run, BASE, contrast.temperature, contrast.test)
     return _more_accurate(rows, base) if contrast.measure == "accuracy" else _longer(rows, base)
 
