@@ -8,6 +8,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -597,11 +598,58 @@ def test_a_run_that_starts_again_is_not_done(claim: Claim, tmp_path: Path, monke
     run = planned("mine", claim, [0], tmp_path, quick=False, configs={"a": "one", "b": "one"})[0]
     run.folder.mkdir(parents=True)
     write_json(run.done_file, {"overrides": list(run.overrides), "config": "one", "seconds": 1.0})
-    assert run.is_done()
+    assert run.is_done() and not run.times_file.exists()  # as earlier versions left it
     monkeypatch.setattr(claim_runs, "PYTHON", [sys.executable, "-c", "raise SystemExit(3)"])
     with pytest.raises(MachineFailure):
         carry_out([replace(run, config="another")], tmp_path, jobs=1, tell=lambda *_: None)
-    assert not run.is_done()
+    assert not run.is_done() and 1 < sum(run.times.values()) < 60
+
+
+class Ending:
+    """A process that ends with this code; None: a signal comes while it runs."""
+
+    def __init__(self, code: int | None) -> None:
+        self.returncode = code
+
+    def poll(self) -> int:
+        if self.returncode is None:
+            raise KeyboardInterrupt
+        return self.returncode
+
+    def terminate(self) -> None: ...
+
+    def wait(self) -> None: ...
+
+
+def test_the_time_of_a_run_is_that_of_all_starts_of_its_attempt(
+    claim: Claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Cut off after 40 seconds, failed after 5, ended after 15: 60. Another attempt, of another config, takes 7."""
+    run = planned("mine", claim, [0], tmp_path, quick=False)[0]
+    now, told = [0.0], list[float]()
+    monkeypatch.setattr(claim_runs, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None))
+
+    def start(attempt: str, seconds: float, code: int | None) -> None:
+        def started(run: PlannedRun, out: Path, threads: int) -> Ending:
+            run.done_file.unlink(missing_ok=True)
+            (run.folder / attempt).mkdir(parents=True, exist_ok=True)
+            (run.folder / "latest").unlink(missing_ok=True)
+            (run.folder / "latest").symlink_to(attempt)
+            now[0] += seconds
+            return Ending(code)
+
+        monkeypatch.setattr(claim_runs, "_start", started)
+        carry_out([run], tmp_path, jobs=1, tell=lambda _, seconds: told.append(seconds))
+
+    with pytest.raises(KeyboardInterrupt):
+        start("attempt-001", 40, None)
+    with pytest.raises(MachineFailure):
+        start("attempt-001", 5, 3)
+    start("attempt-001", 15, 0)
+    assert run.seconds == 60 and told == [60]
+    run.done_file.unlink()
+    start("attempt-002", 7, 0)
+    assert run.seconds == 7 and told == [60, 7]
 
 
 def test_a_page_is_not_made_from_fewer_seeds_than_it_has(

@@ -15,7 +15,7 @@ from conclip.config.compose import quoted
 from conclip.config.machine import num_cores
 from conclip.errors import MachineFailure
 from conclip.processes import PYTHON
-from conclip.runs.files import read_object, write_json
+from conclip.runs.files import newest_attempt, read_object, write_json
 from conclip.runs.identity import digest
 from conclip.runs.interrupts import end_with_parent
 
@@ -46,9 +46,28 @@ class PlannedRun:
 
     @property
     def seconds(self) -> float:
-        """Return how long it took, as far as that is known."""
-        took = read_object(self.done_file).get("seconds")
-        return float(took) if isinstance(took, (int, float)) and math.isfinite(took) else 0.0
+        """Return how long it took, all starts of its last attempt together, as far as that is known."""
+        return _as_seconds(read_object(self.done_file).get("seconds"))
+
+    @property
+    def attempt(self) -> str:
+        """Return the name of its last attempt; before its first one, that of its folder."""
+        return newest_attempt(self.folder).resolve().name
+
+    @property
+    def times_file(self) -> Path:
+        return self.folder / "times.json"
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Return how long each attempt took, all of its starts together [s]."""
+        if not self.times_file.is_file():
+            return {self.attempt: self.seconds}  # of before there were such files
+        return {attempt: _as_seconds(took) for attempt, took in read_object(self.times_file).items()}
+
+
+def _as_seconds(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
 
 
 def planned(
@@ -89,8 +108,8 @@ def carry_out(
     check: Callable[[PlannedRun], None] = lambda run: None,
 ) -> None:
     """Run what is not done, `jobs` processes side by side, each with its share of the cores. `tell` hears of each that ended
-    and of its seconds; `check` may refuse one that is about to start. Raises what it raises, and MachineFailure naming the
-    log of a run that failed, after stopping the others."""
+    and of its seconds, with those of earlier starts; `check` may refuse one that is about to start. Raises what it raises,
+    and MachineFailure naming the log of a run that failed, after stopping the others."""
     left = iter({run.folder: run for run in in_order(runs, jobs) if not run.is_done()}.values())
     threads = max(1, num_cores() // jobs)
     going: dict[subprocess.Popen[bytes], tuple[PlannedRun, float]] = {}
@@ -106,10 +125,10 @@ def carry_out(
             ended = [process for process in going if process.poll() is not None]
             for process in ended:
                 run, began = going.pop(process)
+                seconds = _with_earlier(run, time.monotonic() - began)
                 if process.returncode != 0:
                     what = f"{run.claim}: {run.run}, seed {run.seed}"
                     raise MachineFailure(f"{what} ended with code {process.returncode}; see '{_log(run)}'")
-                seconds = time.monotonic() - began
                 done = {"overrides": list(run.overrides), "config": run.config, "seconds": round(seconds, 1)}
                 write_json(run.done_file, done)
                 tell(run, seconds)
@@ -117,8 +136,17 @@ def carry_out(
     finally:
         for process in going:
             process.terminate()
-        for process in going:
+        for process, (run, began) in going.items():
             process.wait()
+            _with_earlier(run, time.monotonic() - began)
+
+
+def _with_earlier(run: PlannedRun, seconds: float) -> float:
+    """Add the time of a start to that of earlier ones of the attempt it worked on, and keep it. Returns their sum."""
+    attempt, times = run.attempt, run.times
+    total = times.get(attempt, 0.0) + seconds
+    write_json(run.times_file, times | {attempt: round(total, 1)})
+    return total
 
 
 def in_order(runs: Sequence[PlannedRun], jobs: int) -> list[PlannedRun]:
@@ -131,6 +159,7 @@ def in_order(runs: Sequence[PlannedRun], jobs: int) -> list[PlannedRun]:
 
 def _start(run: PlannedRun, out: Path, threads: int) -> subprocess.Popen[bytes]:
     run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(run.times_file, run.times)  # before done.json goes, which alone has it in folders of earlier versions
     run.done_file.unlink(missing_ok=True)  # of another config: its results are not the newest any more
     place = [f"paths.outputs={quoted(str(out))}", f"paths.stages_from={quoted(str(run.folder.parent))}"]
     own = [f"name={quoted(run.folder.name)}", *place]
