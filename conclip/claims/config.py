@@ -90,11 +90,14 @@ class Claim:
     given: list[str] = field(default_factory=list[str])
     """overrides of every run that the command line has, after all others; not in a file"""
     hours: float | None = None
-    """what the runs took that no other claim had run before, one after another on two cores [h]; null: not known yet"""
+    """what the runs took, one after another on two cores, with those that other claims share, without stages that earlier
+    runs had finished [h]; null: not known yet"""
 
     def seconds_a_run(self) -> float | None:
-        """Return what a run took on average [s], as far as the file says."""
-        return None if self.hours is None else 3600 * self.hours / (self.seeds * len(self.runs))
+        """Return what a run took on average [s], as far as the file says; runs with the same overrides are one. By itself it
+        may take longer, as no earlier run has finished any of its stages."""
+        different = len({tuple(overrides) for overrides in self.runs.values()})
+        return None if self.hours is None else 3600 * self.hours / (self.seeds * different)
 
 
 _CLAIM = TypeAdapter(Claim)
@@ -210,8 +213,8 @@ def check_runs(name: str, claim: Claim, *, quick: bool, config_dir: Path | None 
 
 
 def run_hash(name: str, claim: Claim, run: str, *, quick: bool, config_dir: Path | None = None) -> str:
-    """Compose a run of a claim. Returns the hash of all that decides its results but for the seed: config, grader, model, and
-    the files of problems, examples and verifiers. Raises UserError naming claim and run."""
+    """Compose a run of a claim. Returns the hash of all that decides its results but for the seed: config, grader, model,
+    and the files of problems, examples and verifiers. Raises UserError naming claim and run."""
     folder = str(config_dir) if config_dir is not None else None
     try:
         wanted = [*overrides(claim, run, quick=quick), "seed=0"]

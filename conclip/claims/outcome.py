@@ -30,7 +30,7 @@ class Outcome:
     runs: dict[str, dict[int, RunNumbers]]
     """run -> seed -> what came of it"""
     seconds: NonNegative
-    """time of its runs, one after another"""
+    """time of its runs, one after another; those of the same config count once"""
     machine: str = ""
     """what they ran on"""
     num_problems: dict[str, Positive] = field(default_factory=dict[str, int])
@@ -82,7 +82,7 @@ def outcome_of(name: str, claim: Claim, runs: Sequence[PlannedRun], *, quick: bo
         quick=quick,
         differences=differences,
         runs={name: {seed: numbers(found) for (run, seed), found in data.items() if run == name} for name in claim.runs},
-        seconds=sum(run.seconds for run in done),
+        seconds=sum({run.folder: run.seconds for run in done}.values()),
         machine=", ".join(sorted({_machine(run) for run in data.values()})),
         num_problems=_num_problems(claim, differences, data),
     )

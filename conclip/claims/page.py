@@ -29,9 +29,10 @@ Seeds redraw problems, sampling and training; problems of files stay, so that in
 All runs of a claim start from one pretrained model (those of `c11` from another one, `make careful-model`): no interval
 covers what a different model would give. Differences are paired by seed; their intervals are Student's t over seeds, at
 95 % for all contrasts of a claim together (Bonferroni). Those of accuracy are as wide at least as what problems that were
-not drawn may hide: 0.5 points to either side with 1,000 problems and five contrasts. Intervals rest on differences that are about normal: with five seeds no
-test without that assumption could reach 5 %. Claims that share runs are not independent: `c1` and `c8` share all of theirs,
-`c4` and `c4_longer` phase 1; `c6`, `c9`, `algorithms`, `adapters` and `sample_ahead` share PPO's, `algorithms` and
+not drawn may hide: 0.5 points to either side with 1,000 problems and five contrasts. Intervals rest on differences that
+are about normal: with five seeds no test without that assumption could reach 5 %. Claims that share runs are not
+independent: `c1` and `c8` share all of theirs, `c4` and `c4_longer` phase 1; `c6`, `c9`, `algorithms`, `adapters` and
+`sample_ahead` share PPO's, `algorithms` and
 `adapters` GRPO's, `c9` and `length_rewards` those of five length rewards. A contrast is one of three kinds:
 
 | expected | holds where the interval | does not hold where it |
@@ -45,9 +46,10 @@ test without that assumption could reach 5 %. Claims that share runs are not ind
 the truth lay the smallest difference that matters beyond it). Beside it stands how many seeds would have a power of 0.8.
 A claim **holds** if all of its contrasts do, and **does not hold** if one does not. Otherwise it is **underpowered**
 if a contrast of which neither is shown has less power than 0.8: the seeds differ too much for so few of them. Else it is
-**not separable**. Values that are equal with every seed have no interval but that of problems not drawn. A seed is missing where its run left
-too little to measure: no response that could be graded, or fewer than five problems with both correct and wrong responses,
-of whose lengths to take the difference. (`c1`, `c1_harder` and `c11` were measured when one such problem was enough.)
+**not separable**. Values that are equal with every seed have no interval but that of problems not drawn. A seed is missing
+where its run left too little to measure: no response that could be graded, or fewer than five problems with both correct and
+wrong responses, of whose lengths to take the difference. (`c1`, `c1_harder` and `c11` were measured when one such problem
+was enough.)
 
 From a number to its responses: each claim's file below names the folders of its runs (`outputs/claims/run/FOLDER`), which
 have every response as a row, the metrics and the config. To try a claim on a model and problems of your own, add them:
@@ -87,8 +89,8 @@ def _verdicts(shown: Sequence[Sequence[Outcome]]) -> str:
     note = '\\*: its section says what was changed after a first look, or what else to know: "To read it".'
     hours = sum(outcome.seconds for of_claim in shown for outcome in of_claim) / 3600
     cost = (
-        f"All of these runs took {hours:.1f} hours of one process, less what claims share; `--jobs 2` runs two of them side "
-        "by side, each on one of two cores."
+        f"These claims took {hours:.1f} hours of one process; a run that several of them share is counted with each. "
+        "`--jobs 2` runs two of them side by side, each on one of two cores."
     )
     return "\n".join(lines) + f"\n\n{note}\n\n{cost}\n"
 
@@ -119,7 +121,8 @@ def _section(outcome: Outcome, again: Sequence[Outcome]) -> str:
     files = ", ".join(f"[{file}](claims/{file})" for file in map(outcome_file, (outcome, *again)))
     lines += [
         f"To reproduce: `{_command(outcome)}` "
-        f"({outcome.seconds / 3600:.1f} hours of one process, without what other claims had run before; {outcome.machine}). "
+        f"({outcome.seconds / 3600:.1f} hours of one process, with the runs that other claims share, without stages that "
+        f"earlier runs had finished; {outcome.machine}). "
         f"What came of each run with each seed: {files}.",
         "",
     ]
