@@ -778,6 +778,15 @@ def test_an_outcome_is_read_back_and_shown(claim: Claim, tmp_path: Path):
         from_json(todo[0].done_file)
 
 
+def test_runs_of_one_config_take_their_time_once(claim: Claim, tmp_path: Path):
+    """Two seeds of a and b, a minute each; c is b by another name."""
+    todo = finished(claim, tmp_path, seeds=2)
+    twice = replace(claim, runs={**claim.runs, "c": claim.runs["b"]}, hours=1 / 15, seeds=2)
+    runs = [*todo, *(replace(run, run="c") for run in todo if run.run == "b")]
+    assert outcome_of("mine", twice, runs, quick=False).seconds == 240
+    assert twice.seconds_a_run() == pytest.approx(60)
+
+
 def test_a_page_says_how_its_seeds_come_again(claim: Claim, tmp_path: Path):
     as_fixed = replace(claim, seeds=2)
     runs = [replace(run, seed=run.seed + 100) for run in finished(claim, tmp_path, seeds=2)]
@@ -829,8 +838,10 @@ def test_a_claim_without_two_seeds_is_underpowered(claim: Claim, tmp_path: Path)
 def test_costs_come_from_runs_that_ended_here_or_from_the_claims_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Ten runs of 6 minutes by the file of "mine"; "other" shares its five runs `b`, and has no hours."""
+    """Ten runs of 6 minutes by the file of "mine"; "other" shares its five runs `b`, and has no hours; "twice" has no
+    others than "mine", and five of them by two names."""
     written(tmp_path, CLAIM + "hours: 1\n")
+    written(tmp_path, UNNAMED.replace("c: [algo=dapo]", "c: [algo=grpo]"), name="twice")
     written(tmp_path, CLAIM.replace("a: []", "c: [algo=dapo]").replace("first: a", "first: c"), name="other")
 
     def listed(*options: str, names: tuple[str, ...] = ("other", "mine")) -> dict[str, str]:
@@ -843,15 +854,16 @@ def test_costs_come_from_runs_that_ended_here_or_from_the_claims_file(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "140")
     unknown = "not known before a run has ended"
-    assert listed() == {"other": unknown, "mine": "about 1:00:00", "all": "about 1:00:00, and 5 runs"}
+    assert listed() == {"other": unknown, "mine": "at least 1:00:00", "all": "at least 1:00:00, and 5 runs"}
     assert listed(names=("mine", "other")) == listed()
     assert listed("--quick") == {"other": unknown, "mine": "less than 24:00", "all": "less than 24:00, and 2 runs"}
-    assert listed("--seeds", "2")["mine"] == "about 24:00"
+    assert listed("--seeds", "2")["mine"] == "at least 24:00"
     claim = load_claim("mine", tmp_path / "claims/mine.yaml")
     run = planned("mine", claim, [0], Path("out"), quick=False, config_dir=Path("."))[0]
     run.folder.mkdir(parents=True)
     write_json(run.done_file, {"overrides": list(run.overrides), "seconds": 60.0})
-    assert listed() == {"other": unknown, "mine": "9:00", "all": "about 9:00, and 5 runs"}
+    assert listed() == {"other": unknown, "mine": "9:00", "all": "at least 9:00, and 5 runs"}
+    assert listed(names=("mine", "twice")) == {"mine": "9:00", "twice": "9:00", "all": "9:00"}
 
 
 def test_hours_in_the_files_are_those_of_the_page():

@@ -128,27 +128,36 @@ def _costs(claims: dict[str, Claim], todo: dict[str, list[PlannedRun]], *, quick
     """Return what is left of each claim and, of several, of all: by the runs that have ended here, else by its file."""
     table = Table("claim", "", "runs", "done", "left, one process")
     left: dict[Path, float | None] = {}
-    for name, runs in todo.items():
+    sure = True
+    for name, planned_runs in todo.items():
+        runs = _different(planned_runs)
         mine = [one for one in runs if not one.is_done()]
         here, elsewhere = mean_seconds(runs), claims[name].seconds_a_run()
         each = elsewhere if here is None else here
+        sure &= not mine or here is not None
         left |= {one.folder: each for one in mine if each is not None or one.folder not in left}
         cost = "-" if not mine else _cost([each] * len(mine), sure=here is not None, quick=quick)
         table.add_row(name, escape(claims[name].claim), str(len(runs)), str(len(runs) - len(mine)), cost)
     if len(todo) > 1 and left:
         table.add_section()
-        all_runs = {one.folder: one for runs in todo.values() for one in runs}
-        cost = _cost(list(left.values()), sure=False, quick=quick)
+        all_runs = _different([one for runs in todo.values() for one in runs])
+        cost = _cost(list(left.values()), sure=sure, quick=quick)
         table.add_row("all", "runs that claims share counted once", str(len(all_runs)), str(len(all_runs) - len(left)), cost)
     return table
 
 
+def _different(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Return runs without those that another one stands for, with the same overrides."""
+    return list({one.folder: one for one in runs}.values())
+
+
 def _cost(seconds: list[float | None], *, sure: bool, quick: bool) -> str:
-    """Return the time of runs that are left, of some of which it may not be known. `sure`: measured on this machine."""
+    """Return the time of runs that are left, of some of which it may not be known. `sure`: measured here; else it is that of
+    the claims' files, whose runs took over what earlier ones had finished."""
     known = [one for one in seconds if one is not None]
     if not known:
         return "not known before a run has ended"
-    about = "" if sure else "less than " if quick else "about "
+    about = "" if sure else "less than " if quick else "at least "
     return about + clock(sum(known)) + (f", and {len(seconds) - len(known)} runs" if len(known) < len(seconds) else "")
 
 
