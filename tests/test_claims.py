@@ -22,6 +22,7 @@ from conclip.claims.outcome import contrast_rows, from_json, outcome_of, recorde
 from conclip.claims.page import _mean, write_claims
 from conclip.claims.runs import PlannedRun, carry_out, in_order, planned
 from conclip.claims.verdict import judge, overall
+from conclip.cli import claims as claims_command
 from conclip.cli.main import main
 from conclip.errors import MachineFailure, UserError
 from conclip.models.folder import LAB_MODEL
@@ -835,6 +836,10 @@ def test_a_claim_without_two_seeds_is_underpowered(claim: Claim, tmp_path: Path)
     assert underpowered.word() == "underpowered"
 
 
+def refuse(*_: object, **__: object) -> str:
+    raise UserError("its model is gone")
+
+
 def test_costs_come_from_runs_that_ended_here_or_from_the_claims_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -861,9 +866,14 @@ def test_costs_come_from_runs_that_ended_here_or_from_the_claims_file(
     claim = load_claim("mine", tmp_path / "claims/mine.yaml")
     run = planned("mine", claim, [0], Path("out"), quick=False, config_dir=Path("."))[0]
     run.folder.mkdir(parents=True)
-    write_json(run.done_file, {"overrides": list(run.overrides), "seconds": 60.0})
+    config = check_runs("mine", claim, quick=False, config_dir=Path("."))["a"]
+    write_json(run.done_file, {"overrides": list(run.overrides), "config": config, "seconds": 60.0})
     assert listed() == {"other": unknown, "mine": "9:00", "all": "at least 9:00, and 5 runs"}
     assert listed(names=("mine", "twice")) == {"mine": "9:00", "twice": "9:00", "all": "9:00"}
+    write_json(run.done_file, {"overrides": list(run.overrides), "config": "of before", "seconds": 60.0})
+    assert listed(names=("mine",)) == {"mine": "at least 1:00:00"}  # the run has another config now: it is not done
+    monkeypatch.setattr(claims_command, "run_hash", refuse)
+    assert listed(names=("mine",)) == {"mine": "at least 1:00:00"}
 
 
 def test_hours_in_the_files_are_those_of_the_page():

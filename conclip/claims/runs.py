@@ -80,15 +80,15 @@ def planned(
     config_dir: Path | None = None,
     configs: Mapping[str, str] | None = None,
 ) -> list[PlannedRun]:
-    """Return the runs of a claim, seed by seed, so that what is cut off early has whole seeds. `configs`: what `check_runs`
-    returned."""
+    """Return the runs of a claim, seed by seed, so that what is cut off early has whole seeds. `configs`: what
+    `run_hash` returned of each; None, or without a run: not composed."""
     found: list[PlannedRun] = []
     for seed in seeds:
         for run in claim.runs:
             wanted = overrides(claim, run, quick=quick)
             own = digest([*wanted, str(config_dir.resolve())] if config_dir is not None else wanted)[:10]
             folder = out / SUBCOMMAND / f"{own}-{seed}"
-            config = None if configs is None else configs[run]
+            config = (configs or {}).get(run)
             found.append(PlannedRun(name, run, seed, (*wanted, f"seed={seed}"), folder, config_dir, config))
     return found
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.markup import escape
@@ -115,8 +116,19 @@ def _chosen(options: argparse.Namespace) -> dict[str, Claim]:
 
 def _planned(name: str, claim: Claim, options: argparse.Namespace) -> list[PlannedRun]:
     where = {"quick": options.quick, "config_dir": options.config_dir}
-    configs = None if options.list else check_runs(name, claim, **where)  # a quarter of a second a run
-    return planned(name, claim, _seeds(claim, options), options.out, **where, configs=configs)
+    plan = partial(planned, name, claim, _seeds(claim, options), options.out, **where)
+    if not options.list:
+        return plan(configs=check_runs(name, claim, **where))
+    begun = dict.fromkeys(one.run for one in plan() if one.is_done())  # only these: a run takes a quarter of a second
+    return plan(configs={run: _hash_if_any(name, claim, run, **where) for run in begun})
+
+
+def _hash_if_any(name: str, claim: Claim, run: str, *, quick: bool, config_dir: Path | None) -> str:
+    """Return what `run_hash` does; of a run that would be refused now "", so that none of it is done."""
+    try:
+        return run_hash(name, claim, run, quick=quick, config_dir=config_dir)
+    except UserError:
+        return ""
 
 
 def _seeds(claim: Claim, options: argparse.Namespace) -> range:
