@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -667,6 +668,24 @@ def test_a_page_is_not_made_from_fewer_seeds_than_it_has(
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 2 and words in " ".join(capsys.readouterr().err.split())
+
+
+def test_another_set_of_seeds_is_of_the_same_claim(claim: Claim, tmp_path: Path):
+    shown = [outcome_of("mine", claim, finished(claim, tmp_path, seeds=3), quick=False)]
+    contrast = claim.contrasts["a against b"]
+    check = partial(claim_outcome.check_page, "mine", shown=shown, folder=Path("docs"))
+    check(claim, seeds=range(100, 103))
+    check(replace(claim, designed="otherwise", quick=["phase.num_steps=1"]), seeds=range(100, 103))
+    for part, others in (
+        ("contrasts", replace(claim, contrasts={"a against b": replace(contrast, relevant=10)})),
+        ("runs", replace(claim, runs={**claim.runs, "b": ["algo=dapo"]})),
+        ("common", replace(claim, common=["algo.kl_coef=0"])),
+    ):
+        check(others, seeds=range(3))  # it takes the place of those
+        with pytest.raises(UserError) as refused:
+            check(others, seeds=range(100, 103))
+        said = str(refused.value)
+        assert f"seeds 0 to 2 of 'mine' with other {part} than its file has now; remove 'mine.json'" in said
 
 
 def test_a_page_is_of_one_model_and_its_problems(

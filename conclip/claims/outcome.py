@@ -184,12 +184,15 @@ def outcome_file(outcome: Outcome) -> str:
 
 def check_page(name: str, claim: Claim, seeds: Sequence[int], shown: Sequence[Outcome], folder: Path) -> None:
     """Raise UserError where what a page shows, of the outcomes in a folder, had other overrides, has more of these seeds
-    than a claim would have now, or some of them in another set."""
+    than a claim would have now, some of them in another set, or other seeds by another definition of the claim."""
     for other in shown:
         if other.claim.given != claim.given:
             had = " ".join(other.claim.given) or "no overrides"
             raise UserError(f"--page: '{folder}' has '{other.name}' with {had}; give another folder")
-        if other.name != name or not set(other.seeds) & set(seeds):
+        if other.name != name:
+            continue
+        if not set(other.seeds) & set(seeds):
+            _check_same(name, claim, other, folder)
             continue
         if other.seeds.start != seeds[0]:
             raise UserError(
@@ -199,6 +202,16 @@ def check_page(name: str, claim: Claim, seeds: Sequence[int], shown: Sequence[Ou
             raise UserError(
                 f"--seeds: '{folder}' has {len(other.seeds)} seeds of '{name}' already; give as many, or another --page"
             )
+
+
+def _check_same(name: str, claim: Claim, other: Outcome, folder: Path) -> None:
+    """Raise UserError where another set of seeds had other runs or contrasts, so that it does not say it again."""
+    parts = ("contrasts", "runs", "common", *(["quick"] if other.quick else []))
+    if changed := [part for part in parts if getattr(other.claim, part) != getattr(claim, part)]:
+        raise UserError(
+            f"--page: '{folder}' has seeds {other.seeds.start} to {other.seeds.stop - 1} of '{name}' with other "
+            f"{' and '.join(changed)} than its file has now; remove '{outcome_file(other)}' there, or give another folder"
+        )
 
 
 def write_outcome(outcome: Outcome, folder: Path) -> None:
