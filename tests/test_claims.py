@@ -827,6 +827,28 @@ def test_a_page_keeps_the_claims_that_it_had(claim: Claim, tmp_path: Path):
     ]
 
 
+CHOICE = "more of them are a choice made after a look"
+
+
+@pytest.mark.parametrize(
+    ("fixed", "quick", "said"),
+    [
+        (3, False, ""),
+        (5, False, " (3 seeds, where the claim fixes 5)"),
+        (2, False, f" (3 seeds, where the claim fixes 2; {CHOICE})"),
+        (5, True, f" (quick: two seeds, smaller runs) (3 seeds, where the claim fixes 2; {CHOICE})"),
+    ],
+)
+def test_a_verdict_of_other_seeds_than_were_fixed_says_so_everywhere(
+    fixed: int, quick: bool, said: str, claim: Claim, tmp_path: Path
+):
+    made = outcome_of("mine", replace(claim, seeds=fixed), finished(claim, tmp_path, seeds=3), quick=quick)
+    outcome = replace(made, differences={"a against b": {0: -30.0, 1: -31.0, 2: -29.0}})
+    table = claims_command._verdicts([outcome])
+    assert list(table.columns[-1].cells) == ["holds", f"holds{said}"]
+    assert f"Verdict: **holds**{said}\n" in write_claims([outcome], tmp_path / "docs", quick=quick).read_text()
+
+
 def test_another_set_of_seeds_stands_beside_the_first(claim: Claim, tmp_path: Path):
     made = outcome_of("mine", claim, finished(claim, tmp_path, seeds=3), quick=False)
     first = replace(made, differences={"a against b": {0: -30.0, 1: -31.0, 2: -29.0}})

@@ -65,6 +65,15 @@ class Outcome:
         found = self.differences.items()
         return overall([self.verdict(name).word if len(values) > 1 else "underpowered" for name, values in found])
 
+    def qualification(self) -> str:
+        """Return what stands behind the verdict where it is not one by the rules that were fixed before the runs."""
+        quick = " (quick: two seeds, smaller runs)" if self.quick else ""
+        number = len(self.seeds)
+        if number == self.num_fixed:
+            return quick
+        more = "; more of them are a choice made after a look" if number > self.num_fixed else ""
+        return f"{quick} ({number} seeds, where the claim fixes {self.num_fixed}{more})"
+
 
 _OUTCOME = TypeAdapter(Outcome)
 

@@ -96,11 +96,9 @@ def _verdicts(shown: Sequence[Sequence[Outcome]]) -> str:
 
 
 def _word(outcome: Outcome) -> str:
-    word = f"**{outcome.word()}**" + (" (quick: two seeds, smaller runs)" if outcome.quick else "")
+    word = f"**{outcome.word()}**{outcome.qualification()}"
     holding = sum(cells[-1] == "holds" for cells in contrast_rows(outcome))
     total = len(outcome.claim.contrasts)
-    if len(outcome.seeds) != outcome.num_fixed:
-        word += f" ({len(outcome.seeds)} seeds, where the claim fixes {outcome.num_fixed})"
     return word if holding == total else f"{word}: {holding} of {total} differences hold"
 
 

@@ -178,5 +178,6 @@ def _verdicts(outcomes: Sequence[Outcome]) -> Table:
     for outcome in outcomes:
         for cells in contrast_rows(outcome):
             table.add_row(outcome.name, *map(escape, cells))
-        table.add_row(outcome.name, "", "", "", "", "", "", outcome.word(), style="bold", end_section=True)
+        word = outcome.word() + outcome.qualification()
+        table.add_row(outcome.name, *[""] * (len(HEADINGS) - 1), word, style="bold", end_section=True)
     return table
