@@ -798,6 +798,23 @@ def test_an_outcome_is_read_back_and_shown(claim: Claim, tmp_path: Path):
         from_json(todo[0].done_file)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "said"),
+    [
+        ({}, "2-core x86_64 CPU"),  # as earlier versions wrote it
+        ({"gpus": []}, "2-core x86_64 CPU"),
+        ({"gpus": ["NVIDIA H200"]}, "2-core x86_64 CPU with NVIDIA H200"),
+        ({"gpus": ["NVIDIA H200", "NVIDIA L4", "NVIDIA H200"]}, "2-core x86_64 CPU with 2 x NVIDIA H200 and NVIDIA L4"),
+    ],
+)
+def test_an_outcome_names_the_gpus_of_its_machine(gpus: dict[str, list[str]], said: str, claim: Claim, tmp_path: Path):
+    runs = finished(claim, tmp_path, seeds=2)
+    for run in runs:
+        file = run.folder / "latest/environment.json"
+        write_json(file, {**json.loads(file.read_text()), "num_cpus": 2, "machine": "x86_64", **gpus})
+    assert outcome_of("mine", claim, runs, quick=False).machine == said
+
+
 def test_runs_of_one_config_take_their_time_once(claim: Claim, tmp_path: Path):
     """Two seeds of a and b, a minute each; c is b by another name."""
     todo = finished(claim, tmp_path, seeds=2)

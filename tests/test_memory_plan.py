@@ -40,6 +40,7 @@ from conclip.models.adapters import Adapter
 from conclip.models.folder import LAB_MODEL, linear_layers
 from conclip.models.load import autocast, load_policy, recompute_activations
 from conclip.rollout.collect import TRAINING
+from conclip.runs.environment import describe_environment
 from tests.sparse import QWEN3_0_6B, QWEN3_4B, QWEN_7B, QWEN_32B, QWEN_MATH_1_5B, R1_1_5B, sparse_model
 
 GIB = 2**30
@@ -555,6 +556,28 @@ def test_the_gpu_that_is_planned_for_is_one_that_is_shown(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     assert machine.gpu_memory_gib() == memory
     assert machine.gpu_names() == names and machine.num_gpus() == len(names)
+
+
+@pytest.mark.parametrize(
+    ("driver", "shown", "names"),
+    [
+        ("echo NVIDIA H200; echo NVIDIA L4", None, ["NVIDIA H200", "NVIDIA L4"]),
+        ("echo NVIDIA H200; echo NVIDIA L4", "1", ["NVIDIA L4"]),
+        ("echo NVIDIA-SMI has failed; exit 9", None, []),
+        ("echo", None, []),
+    ],
+)
+def test_gpus_have_the_names_that_the_driver_tells(
+    driver: str, shown: str | None, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{driver}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    assert machine.gpu_models() == names
+    assert describe_environment("eval")["gpus"] == names
 
 
 def test_files_that_a_container_has_read_are_no_memory_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

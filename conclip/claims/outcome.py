@@ -1,5 +1,6 @@
 """What came of a claim: the differences of each contrast, seed by seed, its verdict, and a file that holds all of it."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
@@ -108,7 +109,11 @@ def _check_grader(name: str, runs: Mapping[Path, RunData]) -> None:
 
 
 def _machine(run: RunData) -> str:
-    return f"{run.environment.get('num_cpus', '?')}-core {run.environment.get('machine', 'unknown')} CPU"
+    """Return processor and GPUs of the machine of a run, in words."""
+    processor = f"{run.environment.get('num_cpus', '?')}-core {run.environment.get('machine', 'unknown')} CPU"
+    gpus = Counter[str](run.environment.get("gpus", []))
+    named = [f"{number} x {name}" if number > 1 else name for name, number in gpus.items()]
+    return f"{processor} with {' and '.join(named)}" if named else processor
 
 
 def _differences(contrast: Contrast, data: Mapping[tuple[str, int], RunData]) -> dict[int, float]:

@@ -4,10 +4,13 @@ import os
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 from conclip.errors import UserError
+
+Fact = TypeVar("Fact")
 
 NATIVE_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
 """Flags of processors that multiply bfloat16 matrices themselves. Others convert back and forth: on an AVX2 machine bfloat16
@@ -102,19 +105,24 @@ def gpu_names() -> list[str]:
     return [str(n) for n in range(number)] if named is None else named[:number]
 
 
+def gpu_models() -> list[str]:
+    """Return what each of the GPUs is that processes of this environment see, as far as the driver tells: NVIDIA H200."""
+    return _shown(_told_of_gpus("name"))
+
+
 def _named() -> list[str] | None:
     """Return the GPUs that CUDA_VISIBLE_DEVICES names; None where it is not set, and shows all."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     return None if names is None else [name.strip() for name in names.split(",") if name.strip() not in ("", "-1")]
 
 
-def _shown(memories: list[float]) -> list[float]:
+def _shown(facts: list[Fact]) -> list[Fact]:
     """Return those of the GPUs that CUDA_VISIBLE_DEVICES names, by number; by their long names as many of the first ones."""
     if (named := _named()) is None:
-        return memories
+        return facts
     if all(name.isdecimal() for name in named):
-        return [memories[int(name)] for name in named if int(name) < len(memories)]
-    return memories[: len(named)]
+        return [facts[int(name)] for name in named if int(name) < len(facts)]
+    return facts[: len(named)]
 
 
 def _gpu_memories_gib() -> list[float]:
@@ -123,12 +131,20 @@ def _gpu_memories_gib() -> list[float]:
 
 def _asked_of_gpus(what: str) -> list[float]:
     """Return a number for each GPU of this host, by the name that nvidia-smi has for it; none where it does not tell."""
+    try:
+        return [float(line) for line in _told_of_gpus(what)]
+    except ValueError:
+        return []
+
+
+def _told_of_gpus(what: str) -> list[str]:
+    """Return what `_asked_of_gpus` does, as text."""
     command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     try:
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
-        return [float(line) for line in shown.split()]
-    except (OSError, subprocess.TimeoutExpired, ValueError):
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError, ValueError):
         return []
+    return [line.strip() for line in shown.splitlines() if line.strip()]
 
 
 def has_gpu() -> bool:

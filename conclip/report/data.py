@@ -94,6 +94,7 @@ class _Environment(TypedDict, total=False):
     platform: str | None
     python: str | None
     num_cpus: int | None
+    gpus: list[str]
     packages: dict[str, str]
     git: dict[str, str | bool] | None
 

