@@ -90,8 +90,8 @@ class Claim:
     given: list[str] = field(default_factory=list[str])
     """overrides of every run that the command line has, after all others; not in a file"""
     hours: float | None = None
-    """what the runs took, one after another on two cores, with those that other claims share, without stages that earlier
-    runs had finished [h]; null: not known yet"""
+    """what the runs took, one after another on two cores, with those that other claims share, without stages that they took
+    over from earlier ones [h]; null: not known yet"""
 
     def seconds_a_run(self) -> float | None:
         """Return what a run took on average [s], as far as the file says; runs with the same overrides are one. By itself it

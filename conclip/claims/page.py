@@ -89,8 +89,8 @@ def _verdicts(shown: Sequence[Sequence[Outcome]]) -> str:
     note = '\\*: its section says what was changed after a first look, or what else to know: "To read it".'
     hours = sum(outcome.seconds for of_claim in shown for outcome in of_claim) / 3600
     cost = (
-        f"These claims took {hours:.1f} hours of one process; a run that several of them share is counted with each. "
-        "`--jobs 2` runs two of them side by side, each on one of two cores."
+        f"These claims took {hours:.1f} hours of one process. A run that several of them share is counted with each; stages "
+        "that a run took over from an earlier one are not. `--jobs 2` runs two side by side, each on one of two cores."
     )
     return "\n".join(lines) + f"\n\n{note}\n\n{cost}\n"
 
@@ -119,8 +119,7 @@ def _section(outcome: Outcome, again: Sequence[Outcome]) -> str:
     files = ", ".join(f"[{file}](claims/{file})" for file in map(outcome_file, (outcome, *again)))
     lines += [
         f"To reproduce: `{_command(outcome)}` "
-        f"({outcome.seconds / 3600:.1f} hours of one process, with the runs that other claims share, without stages that "
-        f"earlier runs had finished; {outcome.machine}). "
+        f"({outcome.seconds / 3600:.1f} hours of one process; {outcome.machine}). "
         f"What came of each run with each seed: {files}.",
         "",
     ]
