@@ -238,19 +238,16 @@ class Grader:
         return self._state.verdicts.get(question)
 
     def _done(self, request: _Request, verdict: Outcome) -> None:
-        """Record `verdict` for an answer, wherever it was found; an answer outside a box counts as none in the strict
-        outcome."""
-        extraction = request.extraction
-        extracted = extraction.answer[:MAX_ANSWER_CHARS] or None
-        boxed = extraction.method in ("boxed", "whole") or verdict is Outcome.TRUNCATED
+        """Record `verdict` for an answer, wherever it was found."""
+        extracted = request.extraction.answer[:MAX_ANSWER_CHARS] or None
         grade = Grade(
-            outcome=verdict if boxed else Outcome.NO_ANSWER,
-            extracted=extracted if boxed else None,
+            outcome=verdict,
+            extracted=extracted,
             lenient_outcome=verdict,
             lenient_extracted=extracted,
-            method=extraction.method if extracted else None,
+            method=request.extraction.method if extracted else None,
         )
-        self._state.done.append((request.key, grade))
+        self._state.done.append((request.key, grade.by("strict")))
 
     def _feed(self) -> None:
         """Give every idle worker a question, starting workers up to the limit."""
