@@ -39,7 +39,7 @@ def clustered_interval(cluster_means: Sequence[float], *, num_intervals: int = 1
     return mean, mean - half, mean + half
 
 
-def t_quantile(num_clusters: int, num_intervals: int = 1) -> float:
+def t_quantile(num_clusters: int, num_intervals: int) -> float:
     """Return the critical value of `clustered_interval`: by how many standard errors its ends lie from the mean."""
     return float(special.stdtrit(num_clusters - 1, 1 - 0.025 / num_intervals))
 

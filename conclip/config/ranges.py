@@ -72,10 +72,10 @@ def range_of(annotation: Any) -> Range | None:
     return next(iter(ranges), None)
 
 
-def check_ranges(config: Any, prefix: str = "") -> None:
+def check_ranges(config: Any) -> None:
     """Raise UserError naming the first key of a config, or of its groups, that is out of its range. null lies in every
     range: where a key cannot be null, its type refuses it."""
-    for key, annotation, value in _values(config, prefix):
+    for key, annotation, value in _values(config):
         limits = range_of(annotation)
         if limits is not None and value is not None and not limits.contains(value):
             null = ", or null" if type(None) in get_args(get_args(annotation)[0]) else ""
@@ -88,7 +88,7 @@ def require(condition: bool, key: str, message: str) -> None:
         raise UserError(f"config key '{key}' {message}")
 
 
-def _values(config: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+def _values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield (dotted key, type, value) of every field, in the order of the schema."""
     for item in dataclasses.fields(config):
         key, value = f"{prefix}{item.name}", getattr(config, item.name)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from conclip.cluster.ranks import OneRank, Ranks
+from conclip.cluster.ranks import Ranks
 from conclip.config.groups import AdapterConfig
 from conclip.models.adapters import WEIGHTS_FILE, Adapter, activate, served_weights, write_adapter, write_merged
 from conclip.models.critic import Critic, body_of
@@ -27,16 +27,9 @@ class AdapterModels:
     """One frozen base for all three roles. The policy's and the critic's adapters and the critic's head train."""
 
     def __init__(
-        self,
-        base: PreTrainedModel,
-        config: AdapterConfig,
-        seed: int,
-        *,
-        reference: bool,
-        critic: bool,
-        ranks: Ranks | None = None,
+        self, base: PreTrainedModel, config: AdapterConfig, seed: int, *, reference: bool, critic: bool, ranks: Ranks
     ) -> None:
-        self._ranks = ranks or OneRank()
+        self._ranks = ranks
         self.policy = base.requires_grad_(False)
         self.reference = base if reference else None
         self._adapters = {"policy": Adapter(base, "policy", config, seed)}

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from conclip.cluster.ranks import OneRank, Ranks
+from conclip.cluster.ranks import Ranks
 from conclip.config.groups import Dtype
 from conclip.models.critic import Critic, body_of
 from conclip.models.load import checkpoint_weights, load_policy
@@ -75,13 +75,13 @@ class FullModels:
         *,
         reference: bool,
         critic: bool,
-        reference_dtype: Dtype = "float32",
-        trust_remote_code: bool = False,
-        ranks: Ranks | None = None,
+        reference_dtype: Dtype,
+        trust_remote_code: bool,
+        ranks: Ranks,
     ) -> None:
         """Divide the models among `ranks`, each before the next is made: `policy` is whole, or without content."""
         self.policy, self._trust_remote_code = policy, trust_remote_code
-        self._ranks, self._loads_on = ranks or OneRank(), policy.device
+        self._ranks, self._loads_on = ranks, policy.device
         self._scorers: dict[Role, nn.Module] = {}
         self.reference = None
         if reference:

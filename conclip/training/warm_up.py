@@ -18,7 +18,7 @@ from conclip.config.schema import LearnConfig
 from conclip.models.chat_template import end_of_turn
 from conclip.seeding import python_stream, torch_stream
 from conclip.training.batch import ExperienceBatch, collate
-from conclip.training.learner import Learner, make_learner
+from conclip.training.learner import Learner
 from conclip.training.schedule import ADAPTER_FACTOR, StepPlan
 from conclip.types import Completion, EvalRow, Grade, Outcome, Problem, Rollout, RolloutGroup
 
@@ -61,7 +61,7 @@ def fine_tune(
     settings: WarmUpConfig,
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
-    make_learner: Callable[..., Learner] = make_learner,
+    make_learner: Callable[..., Learner],
 ) -> tuple[Learner, list[float]]:
     """Fine-tune the model on the examples: cross-entropy, the mean over each response, then over responses. Returns its
     learner and the mean loss [nats per token] of each pass."""
