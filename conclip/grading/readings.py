@@ -2,6 +2,7 @@ r"""Reads what an answer states: a number, several values, a relation, a region,
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from itertools import product
 
@@ -164,7 +165,7 @@ def _read_points(text: str) -> Reading | None:
     """Read ``p = 5, q = 2; p = 7, q = 2`` as a list of tuples, one for each group with the same names; None for anything
     else."""
     groups = [split(group, ",") for group in _GROUPS.split(text)]
-    named = [[relation for part in group if (relation := _read_relation(part)) and _name_of(part)] for group in groups]
+    named = [[relation for part in group if (relation := _read_relation(part)) and _name_of(relation)] for group in groups]
     names = [[compact(relation.sides[0]) for relation in group] for group in named]
     all_named = [len(group) for group in groups] == [len(some) for some in names]
     if len(groups) < 2 or len(names[0]) < 2 or not all_named or any(some != names[0] for some in names):
@@ -260,7 +261,7 @@ def _read_list(parts: Sequence[str], letters: bool) -> Reading:
     """Read a list without brackets. A name before the first value only stands for all: ``n = 2, 3``."""
     if unequal := re.match(r"[a-zA-Z]\s*(?:\\ne(?![a-zA-Z])|!=)", parts[0]):  # x is neither 1 nor 2
         parts = [parts[0], *(part if _SIGNS.search(part) else unequal[0] + part for part in parts[1:])]
-    named = [bool(_name_of(part)) for part in parts]
+    named = [bool(_name_of(_read_relation(part))) for part in parts]
     if named[0] and not any(named[1:]) and "=" in parts[0]:
         parts = [parts[0].partition("=")[2], *parts[1:]]
     items: list[Reading] = []
@@ -300,10 +301,9 @@ NAME = re.compile(
 """Matches what only names a value: letters with their decorations, ratios of segments, derivatives, values of functions."""
 
 
-def _name_of(text: str) -> str:
+def _name_of(relation: Relation | None) -> str:
     """Return the text before the first equals sign, where it only names something; "" where there is none."""
-    relation = _read_relation(text)
-    if relation is None or relation.signs[0] not in ("=",) or not NAME.fullmatch(relation.sides[0]):
+    if relation is None or relation.signs[0] != "=" or not NAME.fullmatch(relation.sides[0]):
         return ""
     return compact(relation.sides[0])
 
@@ -320,21 +320,14 @@ def _read_number(text: str, letters: bool) -> Reading:
     factor, unit = split_scale(unit)
     if number in _ENDLESS:
         return Number(-sympy.oo if number[0] == "-" else sympy.oo, None, unit)
-    for formula, behind in ((number, unit), (text, "")):
-        try:
-            value = read_formula(formula)
-            return (
-                Number(value * factor, _as_decimal(formula) if factor == 1 else None, behind)
-                if formula is number
-                else Number(value, _as_decimal(formula), behind)
-            )
-        except Unreadable:
-            pass
-    if number != text:
-        whole = read(number, letters=letters)
-        if isinstance(whole, (Several, Matrix)):
-            return whole
-    return _UNREAD
+    with suppress(Unreadable):
+        return Number(read_formula(number) * factor, _as_decimal(number) if factor == 1 else None, unit)
+    if number == text:
+        return _UNREAD
+    with suppress(Unreadable):
+        return Number(read_formula(text), _as_decimal(text), "")
+    whole = read(number, letters=letters)
+    return whole if isinstance(whole, (Several, Matrix)) else _UNREAD
 
 
 _COUNTED_NOUN = re.compile(r"(?!(?:and|of|quarters|\w+(?:th|rd|lve)s)\b)(?:[a-z]+(?:\s(?!and\b|of\b)[a-z]+)?)?")
