@@ -155,8 +155,8 @@ def is_vllm(url: str) -> bool:
 
 
 def render_by_server(url: str, served_name: str, turns: Messages, template_kwargs: Mapping[str, Any]) -> str | None:
-    """Return the text of a chat, the assistant's turn opened, as the server's chat template writes it; None where the server
-    is not vLLM, which alone can say."""
+    """Return the text of a chat, the assistant's turn opened, as the chat template of a vLLM server writes it; None where it
+    does not say."""
     client, root = connect(url).with_options(max_retries=0, timeout=30), url.rstrip("/").removesuffix("/v1")
     request = {
         "model": served_name,
@@ -165,11 +165,9 @@ def render_by_server(url: str, served_name: str, turns: Messages, template_kwarg
         "chat_template_kwargs": dict(template_kwargs),
     }
     try:
-        if not is_vllm(url):
-            return None
         tokens = cast(Any, client.post(f"{root}/tokenize", cast_to=object, body=request))["tokens"]
         answer = client.post(f"{root}/detokenize", cast_to=object, body={"model": served_name, "tokens": tokens})
         text = cast(Any, answer)["prompt"]
-    except (UserError, openai.OpenAIError, ValueError, KeyError, TypeError):  # no such address, or another form of answer
+    except (openai.OpenAIError, ValueError, KeyError, TypeError):  # no such address, or another form of answer
         return None
     return text if isinstance(text, str) else None

@@ -303,15 +303,17 @@ def open_endpoint(config: BaseConfig, run: Run, served_name: str, problems: Sequ
     model, settings = config.model, config.evaluation
     assert model.url is not None and settings is not None
     tags = DEFAULT_TAGS if model.thinking_tags is None else ThinkingTags(*model.thinking_tags)
+    of_vllm = is_vllm(model.url)
     by_variant: dict[PromptVariant, PromptSet] = {}
     opened: dict[str, bool] = {}
-    """Whether the prompts of a template open the thinking part."""
+    """Whether the prompts of a template open the thinking part; of servers only vLLM's says what they look like."""
     for style, template in dict.fromkeys((style, template) for style, template, _ in settings.conditions):
         template_kwargs = template_kwargs_of(config, template)
         if (said := opened_by_config(model, template_kwargs)) is not None:
             opened[template] = said
         elif template not in opened:
-            prompt = render_by_server(model.url, served_name, placeholder_chat(model), template_kwargs)
+            chat = placeholder_chat(model)
+            prompt = render_by_server(model.url, served_name, chat, template_kwargs) if of_vllm else None
             opened[template] = prompt is not None and opens(text_after_placeholder(prompt), tags)
         messages = {
             p.problem_id: messages_for(p.prompt_text, model, style, budget_tokens=settings.budget_tokens) for p in problems
@@ -324,7 +326,7 @@ def open_endpoint(config: BaseConfig, run: Run, served_name: str, problems: Sequ
         served_name,
         max_concurrent=min(256, config.rollout.max_num_seqs),
         keep_special_tokens=model.thinking_tags is not None,
-        is_vllm=is_vllm(model.url),
+        is_vllm=of_vllm,
     )
     runtime = Runtime(config=config, run=run, start_engine=start, tokenizer=None, prompts=by_variant)
     with closing(runtime):
