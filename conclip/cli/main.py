@@ -284,11 +284,11 @@ def _check(subcommand: str, composed: "DictConfig", *, here: bool) -> None:
 def _plan(subcommand: str, composed: "DictConfig") -> None:
     """Say what would be done, what of it is done already, and what the rest will cost. Nothing is written."""
     from conclip.cluster.choose import check_machine  # noqa: PLC0415
-    from conclip.experiments.inputs import checked  # noqa: PLC0415
+    from conclip.experiments.inputs import checked, model_identity  # noqa: PLC0415
 
     config, inputs = checked(subcommand, composed)
     with lasting():
-        from conclip.experiments.commands import all_prompts, model_identity, run_identity  # noqa: PLC0415
+        from conclip.experiments.commands import all_prompts, run_identity  # noqa: PLC0415
     from conclip.experiments.memory import memory_table, place_of  # noqa: PLC0415
     from conclip.experiments.memory_plan import memory_of_run  # noqa: PLC0415
     from conclip.experiments.plan import plan_table, planned_stages, power_lines  # noqa: PLC0415

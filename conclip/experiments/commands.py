@@ -24,7 +24,7 @@ from conclip.evaluation.tables import (
     results_table,
     summaries,
 )
-from conclip.experiments.inputs import Inputs, select_for
+from conclip.experiments.inputs import Inputs, model_identity, select_for
 from conclip.experiments.memory import place_of
 from conclip.experiments.memory_plan import memory_of_run
 from conclip.experiments.plan import steps_of
@@ -173,23 +173,17 @@ def _show_results(run: Run, columns: Mapping[str, Sequence[EvalRow]], settings: 
 def run_identity(subcommand: str, config: BaseConfig, inputs: Inputs) -> str:
     """Return the hash of everything that decides a run's results: config keys, models, problems, earlier pass rates and the
     grader."""
-    served = f"{config.model.url} {inputs.served_name}" if inputs.served_name else ""
     return digest(
         [
             subcommand,
             relevant(config),
             {name: model_hash(path) for name, path in inputs.models.items()},
-            served,
+            model_identity(config, inputs) if inputs.served_name else "",
             [problems_hash(problems) for problems in (inputs.pool, inputs.validation, inputs.test)],
             [asdict(rate) for rate in inputs.rates or ()],
             GRADER_VERSION,
         ]
     )
-
-
-def model_identity(config: BaseConfig, inputs: Inputs) -> str:
-    """Return what identifies the model that a run begins with: the hash of its weights, or where it is served."""
-    return f"{config.model.url} {inputs.served_name}" if inputs.served_name else model_hash(inputs.model_path)
 
 
 def all_prompts(config: BaseConfig, inputs: Inputs) -> dict[Path, Prompts]:

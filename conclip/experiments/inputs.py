@@ -69,6 +69,11 @@ class Inputs:
         return [*self.pool, *self.validation, *self.test]
 
 
+def model_identity(config: BaseConfig, inputs: Inputs) -> str:
+    """Return what identifies the model that a run begins with: the hash of its weights, or where it is served."""
+    return f"{config.model.url} {inputs.served_name}" if inputs.served_name else model_hash(inputs.model_path)
+
+
 def checked(subcommand: str, composed: DictConfig) -> tuple[BaseConfig, Inputs]:
     """Return the typed config and its inputs, read and checked. Raises UserError, or OSError for a machine failure; nothing
     is written."""

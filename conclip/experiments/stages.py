@@ -48,7 +48,7 @@ from conclip.evaluation.advice import advice
 from conclip.evaluation.evaluate import evaluate
 from conclip.evaluation.rows import read_rows
 from conclip.evaluation.units import RowFile
-from conclip.experiments.inputs import Inputs
+from conclip.experiments.inputs import Inputs, model_identity
 from conclip.grading.grader import GRADER_VERSION
 from conclip.models.folder import model_hash
 from conclip.problems.overlap import trained_on
@@ -299,7 +299,7 @@ class Stages:
 
     def _identity(self, name: str, model: Path) -> str:
         """Return a string that identifies a model's weights."""
-        return f"{self._config.model.url} {self._inputs.served_name}" if self._is_served(name) else model_hash(model)
+        return model_identity(self._config, self._inputs) if self._is_served(name) else model_hash(model)
 
     def _opened(self, name: str, model: Path) -> AbstractContextManager[Runtime]:
         """Return the open runtime for models of a run that trains, since they share one architecture; else a new one, with
