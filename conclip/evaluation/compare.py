@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from conclip.errors import UserError
-from conclip.evaluation.measures import by_problem, efficiency_score, is_correct, transitions
+from conclip.evaluation.measures import by_problem, efficiency_score, grouped, is_correct, transitions
 from conclip.evaluation.metrics import Comparison, Estimate, Summary, compare, summarise
 from conclip.evaluation.tables import describe_comparison, power_line
 from conclip.stats import clustered_difference, pass_at_k, sign_flip_p_value
@@ -99,10 +99,7 @@ def _check_rows(side: str, rows: Sequence[EvalRow]) -> None:
 def _paired(benchmark: str, first: Sequence[EvalRow], second: Sequence[EvalRow]) -> Paired:
     judged = [by_problem(rows) for rows in (first, second)]
     both = [problem for problem in judged[0] if problem in judged[1]]
-    everything: list[dict[str, list[EvalRow]]] = [{}, {}]
-    for groups, rows in zip(everything, (first, second), strict=True):
-        for row in rows:
-            groups.setdefault(row.problem_id, []).append(row)
+    everything = [grouped(rows, lambda row: row.problem_id) for rows in (first, second)]
     right = [[fmean(map(is_correct, groups[p])) for p in both] for groups in judged]
     judged_tokens = [[fmean(row.num_tokens for row in groups[p]) for p in both] for groups in judged]
     tokens = [[fmean(row.num_tokens for row in groups[p]) for p in everything[0]] for groups in everything]

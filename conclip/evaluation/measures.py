@@ -4,11 +4,11 @@ Rows of one model, prompt, temperature and benchmark unless said otherwise. Grad
 asks whether a response is right. Lengths count generated token ids.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,12 +19,20 @@ from conclip.types import EvalRow, Outcome
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
+Row = TypeVar("Row")
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
+    """Group rows by a key; keys and rows keep their order."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
 def by_problem(rows: Iterable[EvalRow]) -> dict[str, list[EvalRow]]:
     """Group rows by problem, without grader errors, in sample order."""
-    groups: dict[str, list[EvalRow]] = defaultdict(list)
-    for row in rows:
-        if row.outcome is not Outcome.GRADER_ERROR:
-            groups[row.problem_id].append(row)
+    groups = grouped((row for row in rows if row.outcome is not Outcome.GRADER_ERROR), lambda row: row.problem_id)
     return {problem: sorted(group, key=lambda row: row.sample) for problem, group in groups.items()}
 
 
@@ -154,10 +162,7 @@ def details(rows: Sequence[EvalRow]) -> dict[str, Any]:
         return {}
     size = min(map(len, groups.values()))
     cap = max(row.max_tokens for row in rows)
-    members: dict[str, list[int]] = defaultdict(list)
-    for row in rows:
-        members[row.problem_id].append(row.num_tokens)
-    per_problem = list(members.values())
+    per_problem = [[row.num_tokens for row in group] for group in grouped(rows, lambda row: row.problem_id).values()]
     complexities = [tokens for group in groups.values() if (tokens := token_complexity(group)) is not None]
 
     def median_tokens(chosen: Sequence[int]) -> float:

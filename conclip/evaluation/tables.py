@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from conclip.evaluation.measures import details
+from conclip.evaluation.measures import details, grouped
 from conclip.evaluation.metrics import Comparison, Estimate, Summary, compare, summarise
 from conclip.evaluation.overthinking import Effort, effort
 from conclip.stats import problems_needed
@@ -22,10 +22,7 @@ def summaries(rows: Rows) -> dict[str, dict[str, Summary]]:
     """Return benchmark -> model -> summary, for the models that have rows of the benchmark."""
     by_benchmark_and_model: dict[str, dict[str, Summary]] = {}
     for name, model in rows.items():
-        by_benchmark: dict[str, list[EvalRow]] = {}
-        for row in model:
-            by_benchmark.setdefault(row.benchmark, []).append(row)
-        for benchmark, mine in by_benchmark.items():
+        for benchmark, mine in grouped(model, lambda row: row.benchmark).items():
             by_benchmark_and_model.setdefault(benchmark, {})[name] = summarise(mine)
     return by_benchmark_and_model
 
@@ -185,15 +182,15 @@ def by_condition(rows: Sequence[EvalRow], among: Sequence[EvalRow] | None = None
     several_prompts, several_templates = len({row.prompt for row in beside}) > 1, len({row.template for row in beside}) > 1
     several_budgets = len({row.thinking_budget for row in beside}) > 1
     several_temperatures = len({row.temperature for row in beside}) > 1
-    groups: dict[str, list[EvalRow]] = {}
-    for row in rows:
+
+    def name_of(row: EvalRow) -> str:
         name = row.model
         name += f", {row.prompt}" if several_prompts else ""
         name += f", {row.template}" if several_templates and row.template != DEFAULT_TEMPLATE else ""
         name += f", thinking <= {row.thinking_budget}" if several_budgets and row.thinking_budget is not None else ""
-        name += f", T {row.temperature:g}" if several_temperatures else ""
-        groups.setdefault(name, []).append(row)
-    return groups
+        return name + (f", T {row.temperature:g}" if several_temperatures else "")
+
+    return grouped(rows, name_of)
 
 
 def headline_comparisons(rows: Rows, benchmark: str) -> dict[tuple[str, str], Comparison]:

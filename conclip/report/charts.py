@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 
 from conclip.config.recipe import label as stage_label
-from conclip.evaluation.measures import accuracy_at_budgets, by_problem
+from conclip.evaluation.measures import accuracy_at_budgets, by_problem, grouped
 from conclip.evaluation.metrics import Summary, summarise
 from conclip.report.data import RunData
 from conclip.report.figure import MODELS, OUTCOMES, WIDTH, Chart, Figure, Values
@@ -40,29 +40,19 @@ def label(run: RunData, model: str, several: bool) -> str:
 
 def models_of(run: RunData) -> dict[str, list[EvalRow]]:
     """Return the rows of each model in the first prompt condition."""
-    groups: dict[str, list[EvalRow]] = {}
-    for row in run.rows:
-        if row.prompt_condition == run.rows[0].prompt_condition:
-            groups.setdefault(row.model, []).append(row)
-    return groups
+    asked_alike = (row for row in run.rows if row.prompt_condition == run.rows[0].prompt_condition)
+    return grouped(asked_alike, lambda row: row.model)
 
 
 def by_asking(rows: Sequence[EvalRow]) -> dict[str, list[EvalRow]]:
     """Group rows by model and prompt condition; names leave out a condition that all share."""
     several = len({row.prompt_condition for row in rows}) > 1
-    groups: dict[str, list[EvalRow]] = {}
-    for row in rows:
-        name = f"{row.model}, {condition_name(*row.prompt_condition)}" if several else row.model
-        groups.setdefault(name, []).append(row)
-    return groups
+    return grouped(rows, lambda row: f"{row.model}, {condition_name(*row.prompt_condition)}" if several else row.model)
 
 
 def by_setting(rows: Sequence[EvalRow]) -> dict[str, list[EvalRow]]:
     """Group rows by benchmark and temperature, over which no figure averages."""
-    groups: dict[str, list[EvalRow]] = {}
-    for row in rows:
-        groups.setdefault(f"{row.benchmark}, T {row.temperature:g}", []).append(row)
-    return groups
+    return grouped(rows, lambda row: f"{row.benchmark}, T {row.temperature:g}")
 
 
 def _settings_of(models: Mapping[str, Sequence[EvalRow]]) -> list[str]:
