@@ -10,7 +10,7 @@ from rich.table import Table
 
 from conclip.errors import UserError
 from conclip.evaluation.measures import by_problem, efficiency_score, grouped, is_correct, transitions
-from conclip.evaluation.metrics import Comparison, Estimate, Summary, compare, summarise
+from conclip.evaluation.metrics import Comparison, Estimate, Summary, compare, summarise, to_estimate
 from conclip.evaluation.tables import describe_comparison, power_line
 from conclip.stats import clustered_difference, pass_at_k, sign_flip_p_value
 from conclip.types import EvalRow, Outcome, condition_name
@@ -132,8 +132,7 @@ def _pass_at_most(first: Sequence[Sequence[EvalRow]], second: Sequence[Sequence[
     if k == 1:
         return None
     passed = [[pass_at_k(len(rows), sum(map(is_correct, rows)), k) for rows in side] for side in (first, second)]
-    mean, low, high = clustered_difference([b - a for a, b in zip(*passed, strict=True)])
-    return k, Estimate(mean=mean, low=low, high=high)
+    return k, to_estimate(clustered_difference([b - a for a, b in zip(*passed, strict=True)]))
 
 
 def _names(first: EvalRow, second: EvalRow) -> tuple[str, str]:
