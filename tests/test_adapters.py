@@ -50,7 +50,7 @@ def adapters(made: Backend) -> AdapterModels:
 
 
 def logits(made: Backend, role: str) -> Tensor:
-    adapters(made).select(role)  # pyright: ignore[reportArgumentType]
+    made.models.scorer(role)  # pyright: ignore[reportArgumentType]
     return made.models.policy(input_ids=IDS, use_cache=False).logits
 
 
@@ -59,7 +59,7 @@ def weight_of(model: torch.nn.Module, layer: str) -> Tensor:
 
 
 def train_critic(made: Backend) -> None:
-    adapters(made).select("critic")
+    made.models.scorer("critic")
     assert made.models.critic is not None
     made.models.critic(IDS).sub(1).square().mean().backward()
 

@@ -47,12 +47,8 @@ class AdapterModels:
     def for_updates(self) -> list[nn.Module]:
         return []
 
-    def select(self, role: Role) -> None:
-        """Make the weights of a role the ones that compute."""
-        activate(self.policy, role)
-
     def scorer(self, role: Role) -> Callable[..., Any]:
-        self.select(role)
+        activate(self.policy, role)
         return partial(self._scorer, "values" if role == "critic" else "logprobs")
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
