@@ -60,9 +60,9 @@ class Group:
         """Whether the other ranks wait for the next call; else they may be amid one that this rank has left."""
         self._num_threads = torch.get_num_threads()
         gpu = torch.cuda.is_available()
-        self._device = torch.device("cuda", rank if local_rank is None else local_rank) if gpu else torch.device("cpu")
+        self.device = torch.device("cuda", rank if local_rank is None else local_rank) if gpu else torch.device("cpu")
         if gpu:
-            torch.cuda.set_device(self._device)
+            torch.cuda.set_device(self.device)
         else:
             use_threads(max(1, self._num_threads // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
         if host is not None:  # gloo would take the address that this host's name has
@@ -77,11 +77,7 @@ class Group:
             timeout=CALL_WAIT,
         )
         self._rank = rank
-        self._mesh = init_device_mesh(self._device.type, (size,))
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
+        self._mesh = init_device_mesh(self.device.type, (size,))
 
     @contextmanager
     def calling(self, name: str, *arguments: Any, **named: Any) -> Iterator[None]:
@@ -137,7 +133,7 @@ class Group:
     @torch.no_grad()
     def fill(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in module.named_parameters():
-            whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=self._device)
+            whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=self.device)
             if self.is_first:
                 whole.copy_(matching(weights, name, parameter))
             of_rank = cast(DTensor, parameter)
