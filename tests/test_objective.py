@@ -83,6 +83,17 @@ def test_what_else_is_in_the_loss_teaches_every_row(random_model: Path, changes:
     assert torch.equal(teaching, rows) and not len(others)
 
 
+def test_kl_that_costs_nothing_is_not_computed(random_model: Path):
+    """Without a reference the log-probs of one are 0, and e to the distance of a token of e-1000 is infinite."""
+    settings = config(**GRPO | {"kl": "loss"})
+    learner, tokens = make_learner(random_model, settings), batch()
+    with torch.no_grad():
+        learner.backend.models.policy.get_output_embeddings().weight.mul_(1e4)
+    assert learner.logprobs(tokens).min() < -1000
+    gradient, stats = gradient_of(learner, experience_of(learner, settings, tokens), kl_coef=0.0)
+    assert gradient.isfinite().all() and "policy/kl_gradient_share" not in stats
+
+
 def test_a_critic_learns_from_every_row(random_model: Path):
     learner, tokens, rows = make_learner(random_model, config()), batch(), torch.arange(8)
     experience = make_experience(tokens, learner.score(tokens), config().algo, kl_coef=0.1)

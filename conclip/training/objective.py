@@ -68,7 +68,7 @@ class Objective:
         policy_loss, bounded = self._token_losses(part, logprobs, old_logprobs)
         loss = (policy_loss * share).sum()
         sums: dict[str, Tensor] = {}
-        if algo.kl == "loss":
+        if algo.kl == "loss" and kl_coef > 0:
             (pull,) = torch.autograd.grad(loss, logprobs, retain_graph=True)
             kl_loss = kl_coef * (kl_k3(logprobs, part.ref_logprobs) * share).sum()
             (kl_pull,) = torch.autograd.grad(kl_loss, logprobs, retain_graph=True)
