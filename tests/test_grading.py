@@ -23,6 +23,7 @@ from conclip.types import Grade, Outcome
 from tests.grading_cases import CASES
 from tests.hostile_answers import HOSTILE
 
+RIGHT, WRONG = Outcome.CORRECT, Outcome.WRONG
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[Grader]:
@@ -50,12 +51,12 @@ def test_every_pair_of_the_table(grader: Grader, category: str):
     for number, (gold, answer, _) in enumerate(cases):
         grader.submit_answer(str(number), gold=gold, answer=answer)
     verdicts = all_of(grader, len(cases))
-    wrong = [
+    differing = [  # an answer that only breaks the grader was not found to be wrong
         (gold, answer, verdicts[str(number)].outcome)
         for number, (gold, answer, same) in enumerate(cases)
-        if (verdicts[str(number)].outcome is Outcome.CORRECT) is not same
+        if verdicts[str(number)].outcome is not (RIGHT if same else WRONG if answer else Outcome.NO_ANSWER)
     ]
-    assert wrong == []
+    assert differing == []
 
 
 @pytest.mark.whole
@@ -65,8 +66,9 @@ def test_labelled_responses(tmp_path: Path, name: str, count: int):
     target = tmp_path / "graded.jsonl"
     grade_file(Path(__file__).parent / f"{name}.jsonl", target, audit=False)
     rows = [json.loads(line) for line in target.read_text().splitlines()]
-    wrong = [(r["gold"], r["response"], r["outcome"]) for r in rows if (r["outcome"] == "correct") is not r["label"]]
-    assert len(rows) == count and wrong == []
+    accepted = {True: ["correct"], False: ["wrong", "no_answer"]}
+    differing = [(r["gold"], r["response"], r["outcome"]) for r in rows if r["outcome"] not in accepted[r["label"]]]
+    assert len(rows) == count and differing == []
 
 
 @pytest.mark.whole
@@ -106,8 +108,7 @@ def test_choices_and_decimals(grader: Grader):
     grader.submit("c", gold="0.333", text=boxed("0.3334"), finish_reason="stop", decimals=3)
     grader.submit("d", gold="0.333", text=boxed("0.3334"), finish_reason="stop")
     outcomes = {key: grade.outcome for key, grade in all_of(grader, 4).items()}
-    right, wrong = Outcome.CORRECT, Outcome.WRONG
-    assert outcomes == {"a": right, "b": wrong, "c": right, "d": wrong}
+    assert outcomes == {"a": RIGHT, "b": WRONG, "c": RIGHT, "d": WRONG}
 
 
 def test_each_of_several_golds_is_right_by_itself(grader: Grader):
