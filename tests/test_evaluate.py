@@ -39,36 +39,97 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     main()
 
 
-@pytest.mark.parametrize(
-    ("override", "changes"),
-    [
-        ("rollout.deterministic=true", True),
-        ("rollout.num_engines=3", True),
-        ("rollout.kv_cache_gib=3", True),
-        ("rollout.unit_responses=7", False),
-        ("rollout.gpu_memory_utilization=0.3", False),
-        ("eval.samples_per_problem=7", False),
-    ],
-)
+def task_of(**changes: Any) -> Task:
+    """A task for a model that samples here."""
+    values: dict[str, Any] = {
+        "problem": Problem(problem_id="p", question="q", answer="1", source="s"),
+        "variant": TRAINING,
+        "spec": SamplingSpec(temperature=1.0, max_tokens=8),
+        "sample": 0,
+        "prompt_token_ids": (1, 2),
+        "seed": 3,
+        "messages": (),
+        "template_kwargs": {},
+        "thinking": PLAIN,
+    }
+    return Task(**(values | changes))
+
+
+SERVED: dict[str, Any] = {"messages": (("user", "q"),), "prompt_token_ids": ()}
+"""What differs of a task for a server."""
+
+OF_THE_ENGINE = {
+    "model.dtype=bfloat16": True,
+    "model.stop_tokens=['<|x|>']": True,
+    "rollout.deterministic=true": True,
+    "rollout.num_engines=3": True,
+    "rollout.kv_cache_gib=3": True,
+    "rollout.max_num_seqs=7": True,
+    "rollout.max_num_batched_tokens=4096": True,
+    "rollout.max_model_len=900": True,
+    "rollout.enforce_eager=true": True,
+    "rollout.unit_responses=7": False,
+    "rollout.gpu_memory_utilization=0.3": False,
+    "rollout.engine=child_process": False,
+    "eval.samples_per_problem=7": False,
+    "eval.budget_tokens=7": False,
+    "eval.margin=0.1": False,
+    "data.test.chain.num_problems=7": False,
+    "logger.display=plain": False,
+    "name=other": False,
+}
+"""Overrides, with whether they change a response of a model that samples here."""
+
+
+@pytest.mark.parametrize(("override", "changes"), OF_THE_ENGINE.items())
 def test_a_row_is_known_by_all_that_changes_a_response(override: str, changes: bool):
-    problem = Problem(problem_id="p", question="q", answer="1", source="s")
-    spec = SamplingSpec(temperature=1.0, max_tokens=8)
-    rest: dict[str, Any] = {"messages": (), "template_kwargs": {}, "thinking": PLAIN}
-    task = Task(problem=problem, variant=TRAINING, spec=spec, sample=0, prompt_token_ids=(1, 2), seed=3, **rest)
-    keys = {response_key("model", task, load_config("eval", *more)) for more in ((), (override,))}
-    assert len(keys) == 1 + changes
+    configs = [load_config("eval", *more) for more in ((), (override,))]
+    assert len({response_key("model", task_of(), config) for config in configs}) == 1 + changes
+    # a server has an engine of its own
+    assert len({response_key("model", task_of(**SERVED), config) for config in configs}) == 1
+
+
+SPEC: dict[str, Any] = {"temperature": 1.0, "max_tokens": 8}
+OF_THE_REQUEST: dict[str, dict[str, Any]] = {
+    "temperature": {"spec": SamplingSpec(temperature=0.9, max_tokens=8)},
+    "token limit": {"spec": SamplingSpec(temperature=1.0, max_tokens=9)},
+    "top_p": {"spec": SamplingSpec(**SPEC, top_p=0.9)},
+    "top_k": {"spec": SamplingSpec(**SPEC, top_k=5)},
+    "thinking budget": {"spec": SamplingSpec(**SPEC, thinking_budget=4)},
+    "seed": {"seed": 4},
+    "prompt": {"prompt_token_ids": (1, 3)},
+    "longer prompt": {"prompt_token_ids": (1, 2, 2)},
+}
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_row_is_known_by_model_prompt_sampling_and_seed(served: bool):
+    config, mine = load_config("eval"), SERVED if served else {}
+    asked = dict(OF_THE_REQUEST)
+    if served:
+        del asked["prompt"], asked["longer prompt"]
+        asked["chat"] = {"messages": (("user", "another"),)}
+        asked["role"] = {"messages": (("system", "q"),)}
+        asked["template"] = {"template_kwargs": {"enable_thinking": False}}
+    keys = {name: response_key("model", task_of(**(mine | changes)), config) for name, changes in asked.items()}
+    keys |= {"": response_key("model", task_of(**mine), config), "model": response_key("other", task_of(**mine), config)}
+    assert len(set(keys.values())) == len(keys)
+
+
+def test_a_row_is_not_known_by_what_a_response_is_called():
+    """Its place among others, the instruction's name (its tokens count), and the problem's name, level and benchmark."""
+    named = Problem(problem_id="r", question="q", answer="1", source="other", level=3, subject="algebra")
+    others = [{"sample": 5}, {"condition": "1"}, {"variant": ("concise", "other")}, {"problem": named}]
+    assert len({response_key("model", task_of(**changes), load_config("eval")) for changes in ({}, *others)}) == 1
 
 
 def test_a_row_is_known_by_all_that_changes_a_verdict(monkeypatch: pytest.MonkeyPatch):
-    problem, config = Problem(problem_id="p", question="q", answer="1", source="s"), load_config("eval")
-    spec = SamplingSpec(temperature=1.0, max_tokens=8)
-    rest: dict[str, Any] = {"messages": (), "template_kwargs": {}, "thinking": PLAIN}
-    task = Task(problem=problem, variant=TRAINING, spec=spec, sample=0, prompt_token_ids=(1, 2), seed=3, **rest)
+    task, config = task_of(), load_config("eval")
     other = [{"answer": "2"}, {"alternatives": ("2",)}, {"choices": ("1", "2")}, {"tolerance": 0.1}]
     tasks = [
         task,
         replace(task, thinking=Thinking(opened=True)),
-        *(replace(task, problem=replace(problem, **c)) for c in other),
+        *(replace(task, problem=replace(task.problem, **c)) for c in other),
     ]
     keys = [response_key("model", one, config) for one in tasks]
     monkeypatch.setattr("conclip.evaluation.units.GRADER_VERSION", -1)
@@ -78,12 +139,8 @@ def test_a_row_is_known_by_all_that_changes_a_verdict(monkeypatch: pytest.Monkey
 
 def test_rows_of_a_server_are_known_by_whether_it_was_asked_for_special_tokens():
     """Those that it had left out may hold the tags of the thinking part."""
-    problem = Problem(problem_id="p", question="q", answer="1", source="s")
-    rest: dict[str, Any] = {"messages": (("user", "q"),), "template_kwargs": {}, "thinking": PLAIN}
-    spec = SamplingSpec(temperature=1.0, max_tokens=8)
-    task = Task(problem=problem, variant=TRAINING, spec=spec, sample=0, prompt_token_ids=(), seed=3, **rest)
     told = ["model.thinking_tags=['<think>','</think>']"]
-    assert len({response_key("model", task, load_config("eval", *more)) for more in ([], told)}) == 2
+    assert len({response_key("model", task_of(**SERVED), load_config("eval", *more)) for more in ([], told)}) == 2
 
 
 def test_a_last_line_of_a_file_that_is_named_counts_with_and_without_its_end(tmp_path: Path):
