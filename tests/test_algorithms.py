@@ -19,7 +19,9 @@ from conclip.experiments.inputs import Inputs, load_inputs
 from conclip.models.folder import LAB_MODEL
 from conclip.rollout.collect import TRAINING, PromptSet
 from conclip.rollout.session import Runtime
-from conclip.training.experience import make_experience
+from conclip.training.batch import ExperienceBatch
+from conclip.training.experience import Scores, make_experience
+from conclip.training.learner import Updated
 from conclip.training.phase import TrainResult
 from conclip.training.progress import Validation
 from conclip.training.sampling import StaleEngine
@@ -224,6 +226,46 @@ def test_the_kl_coefficient_adapts(scripted_runtime: tuple[Runtime, Inputs]):
     steps = steps_of(scripted_runtime, "adaptive", "algo.kl_target=1e-6", "algo.critic_warmup_steps=1")
     coefficients = [row["policy/kl_coef"] for row in steps]  # while the critic warms up there is no KL to adapt to
     assert coefficients[:2] == [0.01, 0.01] and coefficients[2] != 0.01
+
+
+@pytest.mark.parametrize(("target", "factor"), [(0.2, 1.02), (0.4, 1.0), (0.8, 0.98)])
+@pytest.mark.parametrize(("place", "first"), [("loss", 0.001), ("reward", 0.01)])
+def test_the_next_update_uses_the_adapted_kl_coefficient(
+    scripted_runtime: tuple[Runtime, Inputs], place: str, first: float, target: float, factor: float
+):
+    """A reference by which every token is less probable by 0.4 nats: the KL of every step."""
+    opened, inputs = scripted_runtime
+    algo = ["algo=grpo"] if place == "loss" else ["algo=reinforce_pp", "algo.whiten_advantages=false"]
+    settings = train_config("phase.num_steps=3", "trainer.validate_every=3", *algo, f"algo.kl_target={target}")
+    trainer = make_trainer(opened, inputs, f"kl-{place}-{target}", settings, by_hand(inputs.pool[:4]))
+    learner, used = trainer._learner, dict[str, list[float]](loss=[], reward=[])
+    score, update, losses = learner.score, learner.update, learner._objective.losses
+
+    def further_away(*arguments: Any) -> Scores:
+        scores = score(*arguments)
+        assert scores.old_logprobs is not None
+        return replace(scores, ref_logprobs=scores.old_logprobs - 0.4)
+
+    def noting_rewards(experience: ExperienceBatch, *arguments: Any, **named: Any) -> Updated:
+        """What follows a response's last token is its reward, and the price of that token: 0.4 coefficients."""
+        tokens = experience.tokens
+        last = tokens.response_mask.sum(-1, keepdim=True) + tokens.response_mask.int().argmax(-1, keepdim=True) - 1
+        prices = tokens.rewards - experience.advantages.gather(-1, last)[:, 0]
+        used["reward"].append(float(prices.mean()) / 0.4)
+        return update(experience, *arguments, **named)
+
+    def noting_losses(train_policy: bool, kl_coef: float) -> Any:
+        used["loss"].append(kl_coef)
+        return losses(train_policy, kl_coef)
+
+    learner.score = further_away  # type: ignore[method-assign]
+    learner.update = noting_rewards  # type: ignore[method-assign]
+    learner._objective.losses = noting_losses  # type: ignore[method-assign]
+    trainer.train()
+    per_step = used["loss"][:: settings.algo.updates_per_rollout] if place == "loss" else used["reward"]
+    assert per_step == pytest.approx([first, first * factor, first * factor * factor], rel=1e-3)
+    shown = [row["policy/kl_coef"] for row in opened.run.stage_metrics(f"kl-{place}-{target}")]
+    assert shown == pytest.approx(per_step, rel=1e-3)
 
 
 def test_an_engine_at_another_version_does_not_train(scripted_runtime: tuple[Runtime, Inputs]):
