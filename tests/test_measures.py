@@ -27,6 +27,8 @@ from conclip.types import EvalRow, Outcome
 from tests.conftest import make_row
 
 RIGHT, WRONG, CUT = Outcome.CORRECT, Outcome.WRONG, Outcome.TRUNCATED
+VOTES = [(RIGHT, "3"), (WRONG, "4"), (WRONG, "4")]
+"""The outcomes of three responses, each with its answer."""
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
@@ -69,6 +71,42 @@ def test_majority_by_hand():
     rows = samples("p", RIGHT, WRONG, WRONG, answers="344")
     assert maj_at_k(rows, 3) == 0 and maj_at_k(rows, 1) == pytest.approx(1 / 3, abs=0.15)
     assert maj_at_k(rows, 1) == maj_at_k(rows, 1)
+
+
+def test_the_majority_over_problems_by_hand():
+    tied = samples("tied", RIGHT, RIGHT, WRONG, WRONG, answers="3344")  # one half
+    silent = [*samples("silent", RIGHT, WRONG, WRONG, answers="344"), make_row("silent", Outcome.NO_ANSWER, 10, 3)]  # 0
+    scattered = [*samples("scattered", RIGHT, WRONG, WRONG, answers="345"), make_row("scattered", CUT, 10, 3, extracted="3")]
+    assert maj_at_k([*tied, *silent, *scattered], 4) == pytest.approx((1 / 2 + 0 + 1 / 3) / 3)
+    assert maj_at_k([*scattered, *tied, *silent], 4) == pytest.approx(5 / 18)
+
+
+def test_right_answers_vote_together_and_wrong_ones_by_their_spelling():
+    right = [make_row("p", RIGHT, 10, n, extracted=answer) for n, answer in enumerate(["0.5", r"\frac12", "1/2"])]
+    same = [make_row("p", WRONG, 10, 3 + n, extracted=answer) for n, answer in enumerate([r"\dfrac{1}{3}", r"\frac{1}{3}"])]
+    assert maj_at_k([*right[:2], *same], 4) == 0.5 and maj_at_k([*right, *same], 5) == 1
+    assert maj_at_k([right[0], *same], 3) == 0
+
+
+def test_ungraded_responses_have_no_vote_and_do_not_count_as_samples():
+    lost = [
+        make_row("p", Outcome.GRADER_ERROR, 10, n, extracted="3") for n in (0, 1)
+    ]  # beside the right ones they would win
+    graded = [make_row("p", outcome, 10, n + 2, extracted=answer) for n, (outcome, answer) in enumerate(VOTES)]
+    assert maj_at_k([*lost, *graded], 3) == maj_at_k(graded, 3) == 0
+    with pytest.raises(ValueError, match="maj@4 needs at least 4 samples, problem 'p' has 3"):
+        maj_at_k([*lost, *graded], 4)
+    other = samples("q", RIGHT, RIGHT, WRONG, answers="334")
+    assert maj_at_k([*lost, *graded, *other], 3) == 0.5
+    assert maj_at_k([*lost, *other], 3) == 1  # a problem of which nothing was graded has no majority
+
+
+def test_the_majority_of_fewer_samples_is_a_mean_over_subsets():
+    """Two of R R W: R R is right, each of two R W is a tie; 0, 1/2 or 1 each, a mean of a hundred errs by 0.024."""
+    rows = samples("p", RIGHT, RIGHT, WRONG, answers="334")
+    assert maj_at_k(rows, 2) == pytest.approx((1 + 1 / 2 + 1 / 2) / 3, abs=0.08)
+    assert maj_at_k(rows, 1) == pytest.approx(2 / 3, abs=0.15)
+    assert maj_at_k(samples("p", RIGHT, RIGHT, RIGHT, answers="333"), 2) == 1
 
 
 def test_lengths_by_outcome_by_hand():
