@@ -25,6 +25,7 @@ from tests.hostile_answers import HOSTILE
 
 RIGHT, WRONG = Outcome.CORRECT, Outcome.WRONG
 
+
 @pytest.fixture(scope="module")
 def grader() -> Iterator[Grader]:
     grader = Grader()
