@@ -146,6 +146,8 @@ def test_multiple_choice_by_index_letter_and_columns(tmp_path: Path):
         ({"A": "Berlin", "B": "$\\frac{1}{2}$  km"}, "(B) $\\frac{1}{2}$ Km.", "B"),
         ({"A": "A) Berlin", "B": "B) Paris"}, "B) Paris", "B"),
         ({"A": "Paris", "B": "Berlin"}, "B) Paris", None),
+        ({"A": "Paris", "B": "Berlin"}, "Option B) Paris", None),
+        ({"A": "Paris", "B": "Berlin"}, "Option B) Berlin", "B"),
         ({"A": "Washington", "B": "Abraham Lincoln"}, "A. Lincoln", None),  # a name
         ({"A": "Yeast", "B": "Mouse", "C": "Fly", "D": "C. Elegans"}, "C. elegans", None),
         ({"A": "Berlin", "B": "(A)"}, "(A)", "B"),  # a text that is there comes first

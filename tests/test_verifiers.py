@@ -220,7 +220,7 @@ def test_a_verifier_that_changes_within_a_run_ends_it(tmp_path: Path, is_gone: b
         assert outcomes(grader, named(path, "right"), "c") == ["no_answer"]  # as it is now, not as Python has cached it
         if is_gone:
             path.unlink()
-        with pytest.raises(MachineFailure, match="is gone, or not what it was when the run began; put it back"):
+        with pytest.raises(MachineFailure, match="is gone, or has changed since the command began; put it"):
             outcomes(grader, verifier, "b")
     assert said == []
 

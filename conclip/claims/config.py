@@ -231,7 +231,7 @@ def run_hash(name: str, claim: Claim, run: str, *, quick: bool, config_dir: Path
 
 def _files(problems: ProblemSetConfig) -> list[str]:
     """Return the files of a set of problems: its own, that of its examples and that of its verifier."""
-    verifier = None if problems.verifier is None else problems.verifier.rpartition(":")[0]
+    verifier = (problems.verifier or "").rpartition(":")[0] or None
     return [path for path in (problems.path, problems.shots_path, verifier) if path is not None]
 
 

@@ -46,10 +46,9 @@ independent: `c1` and `c8` share all of theirs, `c4` and `c4_longer` phase 1; `c
 the truth lay the smallest difference that matters beyond it). Beside it stands how many seeds would have a power of 0.8.
 A claim **holds** if all of its contrasts do, and **does not hold** if one does not. Otherwise it is **underpowered**
 if a contrast of which neither is shown has less power than 0.8: the seeds differ too much for so few of them. Else it is
-**not separable**. Values that are equal with every seed have no interval but that of problems not drawn. A seed is missing
-where its run left too little to measure: no response that could be graded, or fewer than five problems with both correct and
-wrong responses, of whose lengths to take the difference. (`c1`, `c1_harder` and `c11` were measured when one such problem
-was enough.)
+**not separable**. Values that are equal with every seed have no interval, but where all are 0 in accuracy that of problems
+not drawn. A seed is missing where its run left too little to measure: no response that could be graded, or fewer than five
+problems with both correct and wrong responses, of whose lengths to take the difference.
 
 From a number to its responses: each claim's file below names the folders of its runs (`outputs/claims/run/FOLDER`), which
 have every response as a row, the metrics and the config. To try a claim on a model and problems of your own, add them:

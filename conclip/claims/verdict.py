@@ -56,17 +56,17 @@ def judge(
     measure, or not known.
 
     The interval is Student's t over seeds, Bonferroni-corrected for the contrasts of one claim. With `num_problems` it has
-    at least the width of `least_half_width`, also where all seeds are equal: near 0 and 100 % they differ by less than the
-    problems that were not drawn. An expected sign holds if
-    the interval lies on that side of 0, and does not hold if it excludes an effect of `relevant`. With `at_least`, an effect
-    of that size takes the place of both. "Not less" holds if the interval excludes a drop of `relevant`, and does not hold
+    at least the width of `least_half_width`, and that width where every difference is 0: near 0 and 100 % seeds differ by
+    less than the problems that were not drawn. Other equal values have no interval. An expected sign holds if the interval
+    lies on that side of 0, and does not hold if it excludes an effect of `relevant`. With `at_least`, an effect of that size
+    takes the place of both. "Not less" holds if the interval excludes a drop of `relevant`, and does not hold
     if all of it is such a drop; "not more" is its mirror image.
     """
     sign, margin = margin_of(expect, relevant, at_least)
     is_bound = expect in ("not less", "not more")
     towards = [sign * value for value in differences]
     mean, low, high = clustered_interval(towards, num_intervals=num_contrasts)
-    if num_problems is not None:
+    if num_problems is not None and (math.isfinite(high) or not any(differences)):
         half = least_half_width(num_problems, num_contrasts)
         half = max(half, high - mean) if math.isfinite(high) else half
         low, high = mean - half, mean + half

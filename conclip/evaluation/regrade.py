@@ -159,7 +159,8 @@ def _check(grader: Grader, source: Path, columns: Columns) -> list[str]:
         f"the problems of {num_guessed} rows are not in '{source.parent / 'questions.jsonl'}'; they are graded by their "
         "column 'answer' alone, without further golds, options or a tolerance"
     )
-    return [note] * (note is not None) + [guessed] * bool(num_guessed)
+    notes = [] if note is None else [note]
+    return [*notes, guessed] if num_guessed else notes
 
 
 def _graded(

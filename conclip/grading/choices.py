@@ -25,7 +25,7 @@ def choice_letters(answer: str, *, num_choices: int | None = None, fold: bool = 
 
     Example: ``\text{Option B}``, ``(B) 12`` and ``[B]`` give ["B"], ``A, B`` gives ["A", "B"], ``C_1`` gives [].
     """
-    text = _CHOICE_WORD.sub("", " ".join(plain(answer).replace("\\ ", " ").split()))
+    text = without_choice_word(" ".join(plain(answer).replace("\\ ", " ").split()))
     last = chr(ord("A") + min(num_choices or _WITHOUT_CHOICES, MAX_CHOICES) - 1)
     letters: list[str] = []
     if match := _ALONE.fullmatch(text):
@@ -37,6 +37,11 @@ def choice_letters(answer: str, *, num_choices: int | None = None, fold: bool = 
     if fold:
         letters = [letter.upper() for letter in letters]
     return letters if all("A" <= letter <= last for letter in letters) else []
+
+
+def without_choice_word(text: str) -> str:
+    """Return ``B`` of ``Option B`` or ``Answer: B``."""
+    return _CHOICE_WORD.sub("", text.strip())
 
 
 def glued_letters(answer: str) -> list[str]:

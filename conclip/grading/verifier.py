@@ -53,8 +53,8 @@ def check_unchanged(verifier: Verifier) -> None:
         is_same = False
     if not is_same:
         raise MachineFailure(
-            f"verifier {verifier.function}: '{verifier.file}' is gone, or not what it was when the run began; put it back "
-            "and give the same command, which goes on, or begin anew with another"
+            f"verifier {verifier.function}: '{verifier.file}' is gone, or has changed since the command began; put it back "
+            "and give the same command again, or begin anew with another"
         )
 
 

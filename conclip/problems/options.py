@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from conclip.grading.choices import choice_letters, label_and_text, without_label
+from conclip.grading.choices import choice_letters, label_and_text, without_choice_word, without_label
 from conclip.grading.spelling import plain
 from conclip.problems.cells import NoAnswer, cell, cell_text, missing
 from conclip.seeding import python_stream
@@ -87,6 +87,7 @@ def letter(where: str, value: Any, column: str, options: Sequence[str], names: S
 def _written_as(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
     """Return the label of ``(A)``, ``A.`` or ``A) its text``, as the grader reads responses; None for other texts, as
     ``A. Lincoln`` is where option A is another."""
+    text = without_choice_word(text)
     letters = choice_letters(text)
     if len(letters) != 1 or letters[0] not in labels:
         return None

