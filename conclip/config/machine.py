@@ -20,6 +20,9 @@ took six times as long as float32 (SmolLM2-135M, 1,024 tokens at once)."""
 REPEATS_FROM = 9.0
 """The compute capability of the first GPUs for which vLLM has kernels that repeat."""
 
+CPU_INFO = Path("/proc/cpuinfo")
+"""What the kernel says of processors."""
+
 GROUPS = Path("/sys/fs/cgroup")
 """What the kernel says of control groups."""
 
@@ -29,11 +32,21 @@ OWN_GROUP = Path("/proc/self/cgroup")
 
 def cpu_flags() -> set[str]:
     """Return the flags of the processor; none where the system does not tell."""
+    return _of_processor("flags", "features")
+
+
+def is_intel() -> bool:
+    """Return whether the processor is Intel's, as far as the system tells."""
+    return "GenuineIntel" in _of_processor("vendor_id")
+
+
+def _of_processor(*fields: str) -> set[str]:
+    """Return the words that the system has for the processor in these fields."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = CPU_INFO.read_text().splitlines()
     except OSError:
         return set()
-    return {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
+    return {word for line in lines if line.lower().startswith(fields) for word in line.split()}
 
 
 def num_cores() -> int:

@@ -18,6 +18,7 @@ from conclip.cluster.shares import read_shares
 from conclip.config.groups import Dtype
 from conclip.config.schema import LearnConfig
 from conclip.models.load import autocast, load_policy, recompute_activations
+from conclip.models.products import onednn_pays, use_onednn
 from conclip.processes import prepare_gpu
 from conclip.training.batch import TokenBatch
 from conclip.training.models import FullModels, PhaseModels, Role
@@ -77,6 +78,9 @@ class Backend:
             prepare_gpu(repeatable=True)  # a rank on another host has that host's environment
             torch.use_deterministic_algorithms(True)
         self.models = load_models(model_path, config, self.device, self.ranks)
+        if self.device.type == "cpu" and self._dtype == "float32" and onednn_pays():
+            for model in filter(None, (self.models.policy, self.models.reference, self.models.critic)):
+                use_onednn(model)
         self._warmup = algo.critic_warmup_steps * algo.updates_per_rollout
         adapted = config.model.adapter.kind == "lora"
         rates = learning_rates(self._optim, self.models.policy.num_parameters(), adapted=adapted)
