@@ -25,15 +25,16 @@ HEAD = """# Which of the paper's claims hold here?
 
 `conclip claims` runs this page's experiments and writes it. Each claim is a file in `conf/claims/`, with its runs, what
 decides and the smallest difference that matters, fixed before the runs; "To read it" says what was changed after them.
-Seeds redraw problems, sampling and training; problems of files stay, so that intervals of runs on those cover no others.
+Seeds redraw generated problems, sampling and training. Problems read from a file are the same with every seed, so that
+intervals of runs on those do not cover other problems.
 All runs of a claim start from one pretrained model (those of `c11` from another one, `make careful-model`): no interval
 covers what a different model would give. Differences are paired by seed; their intervals are Student's t over seeds, at
-95 % for all contrasts of a claim together (Bonferroni). Those of accuracy are as wide at least as what problems that were
-not drawn may hide: 0.5 points to either side with 1,000 problems and five contrasts. Intervals rest on differences that
-are about normal: with five seeds no test without that assumption could reach 5 %. Claims that share runs are not
-independent: `c1` and `c8` share all of theirs, `c4` and `c4_longer` phase 1; `c6`, `c9`, `algorithms`, `adapters` and
-`sample_ahead` share PPO's, `algorithms` and
-`adapters` GRPO's, `c9` and `length_rewards` those of five length rewards. A contrast is one of three kinds:
+95 % for all contrasts of a claim together (Bonferroni). An interval of accuracy is never narrower than the error that
+problems which were not drawn may hide: 0.5 points to either side with 1,000 problems and five contrasts. Intervals rest
+on differences that are about normal: with five seeds no test without that assumption could reach 5 %. Claims that share
+runs are not independent: `c1` and `c8` share all of theirs, `c4`, `c4_longer` and `c4_order` phase 1, and `c4` and
+`c4_order` the whole run of two phases; `c6`, `c9`, `algorithms`, `adapters` and `sample_ahead` share PPO's, `algorithms`
+and `adapters` GRPO's, `c9` and `length_rewards` those of five length rewards. A contrast is one of three kinds:
 
 | expected | holds where the interval | does not hold where it |
 |---|---|---|

@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "names",
         metavar="NAME|KEY=VALUE",
         nargs="*",
-        help="claims; default: all. Overrides come last in every run: model=hf model.path=MODEL data=DATA tries a claim on "
-        "another model and other problems",
+        help="claims (--list names them); without one ALL run, which takes more than a day. Overrides come last in every "
+        "run: model=hf model.path=MODEL data=DATA tries a claim on another model and other problems",
     )
     parser.add_argument("--list", action="store_true", help="name the claims and what is done of them; run nothing")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_SEEDS} seeds and smaller runs")

@@ -79,7 +79,7 @@ def main() -> None:
         discard_output(sys.stdout)
     except Interrupted as stopped:
         begins_anew = subcommand in PLAIN_SUBCOMMANDS or "resume=never" in arguments
-        goes_on = "" if begins_anew else "; the same command goes on from what is whole"
+        goes_on = "" if begins_anew else "; finished work is saved: repeat the command to resume"
         _say(f"\nstopped by {stopped}{goes_on}\n")
         _leave(stopped.exit_code)
     except Exception as error:

@@ -120,7 +120,7 @@ def compare(arguments: list[str]) -> None:
         "second", metavar="SECOND", type=Path, nargs="?", help="the same, of what is compared with it; default: FIRST"
     )
     parser.add_argument(
-        "--margin", type=float, default=0.03, help="accuracy counts as kept within it [probability; default: 0.03]"
+        "--margin", type=float, default=0.03, help="largest drop of accuracy that counts as kept, as a share; default: 0.03"
     )
     for name, convert in ROW_FILTERS.items():
         words = name.replace("_", " ")

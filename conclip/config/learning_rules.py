@@ -7,7 +7,8 @@ from conclip.config.ranges import require
 from conclip.config.schema import LearnConfig
 
 NO_TRAINING_SET = (
-    "names no problems; add a set (of the presets gsm8k, math and aime24_train can train, others only evaluate)"
+    "names no problems; choose data that can train (gsm8k, math, math_few, paper, aime24_train), or give your own: "
+    "data=one_file paths.problems=FILE"
 )
 
 
@@ -46,7 +47,7 @@ def check_learning(config: LearnConfig) -> None:
     reward = config.reward
     require(reward.correct > reward.wrong, "reward.correct", "must be above reward.wrong")
     room = trainer.max_tokens_per_micro_batch >= config.rollout.max_tokens
-    require(room, "trainer.max_tokens_per_micro_batch", "must hold at least one response of rollout.max_tokens")
+    require(room, "trainer.max_tokens_per_micro_batch", f"must be at least rollout.max_tokens={config.rollout.max_tokens}")
     require(bool(config.data.validation), "data.validation", NO_TRAINING_SET)
 
 

@@ -70,7 +70,9 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
     if phase.problem_ids is not None:
         unknown = [problem_id for problem_id in phase.problem_ids if problem_id not in by_id]
         if unknown:
-            raise UserError(f"{key}.problem_ids: '{unknown[0]}' is not in data.pool")
+            raise UserError(
+                f"{key}.problem_ids: '{unknown[0]}' is not in data.pool; pass_rates.jsonl of a probe lists its ids"
+            )
         return _by_hand([by_id[problem_id] for problem_id in phase.problem_ids], "named by problem_ids")
     if phase.answers is not None:
         return _by_hand([_by_answer(key, str(answer), problems) for answer in phase.answers], "named by answers")
@@ -93,9 +95,9 @@ def select(key: str, problems: Sequence[Problem], rates: Sequence[PassRate], pha
         )
     if not any(rate.num_correct for rate in known):
         raise UserError(
-            f"{key}: none of the {len(graded(known))} probed problems was ever solved; where responses end without an "
-            "answer that counts, or are cut, mend that first (the probe says so); else give data.pool easier problems, or "
-            "take a stronger model"
+            f"{key}: none of the {len(graded(known))} probed problems was ever solved. If the probe told of missing "
+            "boxes or truncated responses, mend that first (rollout.extraction=lenient, recipe=warm_up, a larger "
+            "rollout.max_tokens); else give data.pool easier problems, or take a stronger model"
         )
     num_hardest = round(phase.hardest * phase.num_problems)
     num_wanted = phase.num_problems - num_hardest

@@ -94,7 +94,7 @@ def read_rows(path: Path) -> list[EvalRow]:
             raise UserError(f"'{path}': no evaluation in it has ended; repeat the run's command, which goes on")
     rows = [row for file in files for row in _read_file(file, cut_line)]
     if not rows:
-        raise UserError(f"'{path}' holds no rows")
+        raise UserError(f"'{path}' holds no rows; repeat the evaluation, or give another file")
     return rows
 
 

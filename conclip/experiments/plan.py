@@ -149,9 +149,9 @@ def power_lines(config: BaseConfig, inputs: Inputs) -> list[str]:
         needed = problems_needed(*chance_differences(samples), settings.margin)
         if number < needed:
             lines.append(
-                f"power: {benchmark} has {number:,} problems x {samples}; were nothing lost, it would take about {needed:,} "
-                f"to show in four evaluations of five that accuracy was kept within {100 * settings.margin:g} points (solve "
-                f"rates spread evenly), and {at_best:,} even if no response changed"
+                f"power: {benchmark} has {number:,} problems x {samples}. To show with power 0.8 that accuracy is "
+                f"kept within {100 * settings.margin:g} points takes about {needed:,} if training does not change it (solve "
+                f"rates spread evenly), and {at_best:,} even if no response changes"
             )
     return lines
 

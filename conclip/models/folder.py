@@ -62,7 +62,8 @@ def find_model(path: str, key: str = "model.path") -> Path:
                 raise
             raise UserError(
                 f"{key}: '{path}' is no folder here, and the hub does not give it ({type(error).__name__}: "
-                f"{one_line(str(error))}); check the name, or download it and give the folder"
+                f"{one_line(str(error))}); check the name; if its terms must be accepted, do so on its page and run "
+                "'hf auth login'; or download it and give the folder"
             ) from error
     raise UserError(f"{key}: no folder '{path}'; give 'lab', a Hugging Face model folder, or a hub id")
 
@@ -152,7 +153,9 @@ def check_trainable(folder: Path, *, max_model_len: int | None = None, trust_rem
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: PLC0415  seconds
 
         if config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            raise UserError(f"model.path: '{folder}' is no causal language model, the kind that can be trained")
+            raise UserError(
+                f"model.path: '{folder}' is no causal language model; docs/models.md names families that can be trained"
+            )
     if is_quantised(folder):
         raise UserError(
             f"model.path: '{folder}' has quantised weights, which no step can change; give the model of full precision "
@@ -169,7 +172,8 @@ def check_trainable(folder: Path, *, max_model_len: int | None = None, trust_rem
     scaled = [name for name in LOGIT_SCALES if config.get(name) not in (None, 1, 1.0)]
     if scaled:
         raise UserError(
-            f"model.path: '{folder}' scales or caps its logits ({scaled[0]}), which is not supported for training"
+            f"model.path: '{folder}' scales or caps its logits ({scaled[0]}), which training does not support; "
+            "docs/models.md names families that it does"
         )
 
 

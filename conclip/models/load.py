@@ -183,7 +183,10 @@ def _check_logits(policy: PreTrainedModel) -> None:
     holds the logits of a whole batch."""
     logits = OutputHead(policy)(_hidden(policy))
     if not torch.allclose(policy(input_ids=_some_ids(policy), use_cache=False).logits, logits, rtol=1e-3, atol=1e-3):
-        raise UserError("model.path: this model's logits are not those of its output head; training does not support it")
+        raise UserError(
+            "model.path: this model's logits are not those of its output head; training does not support it; docs/models.md "
+            "names families that it does"
+        )
 
 
 def _mend_generation_config(policy: PreTrainedModel) -> None:

@@ -71,7 +71,9 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
         raise UserError(f"{key}.offset: there are {len(problems)} problems, none from {settings.offset} on")
     problems = problems[settings.offset :]
     if settings.num_problems is not None and settings.num_problems > len(problems):
-        raise UserError(f"{key}.num_problems: there are {len(problems)} problems, not {settings.num_problems}")
+        raise UserError(
+            f"{key}.num_problems: there are {len(problems)} problems, not {settings.num_problems}; null takes all"
+        )
     return problems[: settings.num_problems], notes
 
 

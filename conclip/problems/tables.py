@@ -72,7 +72,7 @@ def read_table(path: Path, told: str = "") -> Iterator[Row]:
         raise UserError(f"{told}no file '{path}'; give one of {', '.join(SUFFIXES)}, or a folder of them")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise UserError(f"{told}'{path}' is none of {', '.join(SUFFIXES)}")
+        raise UserError(f"{told}'{path}' is none of {', '.join(SUFFIXES)}; convert it to one of them")
     if suffix == ".jsonl":
         yield from object_lines(path)
     elif suffix == ".json":
