@@ -923,3 +923,13 @@ def test_weights_in_shared_memory_are_readable_by_their_owner_alone_and_removed_
     hidden.rename(alive.name)
     alive.cleanup()
     assert not Path(alive.name).exists()
+
+
+def test_a_copy_that_lost_its_links_has_its_newest_attempt(tmp_path: Path):
+    home = tmp_path / "outputs" / "eval" / "x"
+    for number in (1, 2, 10):
+        made_run(home / f"attempt-{number:03d}")
+    (home / "attempt-011").symlink_to("/etc")
+    (home / "attempt-x").mkdir()
+    assert newest_attempt(home) == home / "attempt-010"
+    assert newest_attempt(home / "attempt-002") == home / "attempt-002"

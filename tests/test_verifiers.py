@@ -431,3 +431,16 @@ def test_a_phase_with_a_verifier_is_the_one_with_the_grader_where_both_judge_ali
             for line in lines
         ]
     assert results["graded"] == results["verified"] and len(results["graded"]) > 0
+
+
+def test_a_program_that_a_verifier_starts_may_raise_the_limit_of_memory():
+    program = """
+import resource, subprocess, sys
+from conclip.grading.limits import limit_memory
+limit_memory()
+inner = "import resource; print(resource.getrlimit(resource.RLIMIT_AS)[0]); resource.setrlimit(resource.RLIMIT_AS, {0}); {1}"
+inner = inner.format((resource.RLIM_INFINITY, resource.RLIM_INFINITY), "print(len(bytearray(5 << 29)))")
+print(subprocess.run([sys.executable, "-c", inner], capture_output=True, text=True).stdout)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == [str(2 << 30), str(5 << 29)]

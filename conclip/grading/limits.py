@@ -14,8 +14,12 @@ LOAD_CPU_S = 30
 
 
 def limit_memory() -> None:
+    """Limit this process and what it starts. A program that a verifier starts may raise the limit for itself."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(
+        resource.RLIMIT_AS, (MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard), hard)
+    )
 
 
 def allow_cpu_seconds(seconds: int) -> None:

@@ -195,7 +195,10 @@ def newest_attempt(path: Path) -> Path:
         name = os.readlink(latest)
         if not ATTEMPT.fullmatch(name) or (path / name).is_symlink():
             raise UserError(f"'{latest}' leads to '{name}', which is no attempt beside it; give the attempt's folder itself")
-    return latest if latest.exists() else path
+    if latest.exists() or latest.is_symlink():
+        return latest if latest.exists() else path
+    attempts = [place for place in path.glob("attempt-*") if ATTEMPT.fullmatch(place.name) and not place.is_symlink()]
+    return max(attempts, key=lambda place: int(place.name.rpartition("-")[2]), default=path)  # a copy may have lost the link
 
 
 def check_target(path: Path, option: str, *, inputs: Sequence[Path] = ()) -> None:
