@@ -437,3 +437,13 @@ def test_jobs_of_a_sweep_are_named_by_what_they_vary(overrides: list[str], expec
 def test_keys_of_other_tools_and_subcommands_lead_to_ours(override: str, said: str):
     with pytest.raises(UserError, match=f"does not exist: .*{re.escape(said)}"):
         load_config("two-phase", override)
+
+
+@pytest.mark.parametrize(
+    ("subcommand", "experiment", "group"),
+    [("probe", "r1_1.5b_24gb", "model/adapter"), ("train-phase2", "real", "recipe"), ("eval", "smoke", "recipe")],
+)
+def test_an_experiment_of_another_subcommand_is_one_line_that_says_which(subcommand: str, experiment: str, group: str):
+    words = f"experiment={experiment} sets '{group}', which {subcommand} has not; use it with conclip two-phase"
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_config(subcommand, f"experiment={experiment}")

@@ -610,8 +610,8 @@ def test_the_limits_of_a_schedulers_job_hold_for_what_runs_in_it(tmp_path: Path,
 @pytest.mark.parametrize(
     ("different", "said"),
     [
-        ({"template_kwargs": {"as it is": {}, "other": {"think": False}}}, "x 4;"),
-        ({"prompts": ["plain", "concise"], "temperatures": [0.0, 0.6]}, "x 1;"),  # the greedy comparison needs most
+        ({"template_kwargs": {"as it is": {}, "other": {"think": False}}}, "x 4."),
+        ({"prompts": ["plain", "concise"], "temperatures": [0.0, 0.6]}, "x 1."),  # the greedy comparison needs most
         ({}, None),  # one model, asked in one way
     ],
 )

@@ -102,6 +102,10 @@ def test_what_cannot_be_merged_is_one_line(adapter: Path, tmp_path: Path):
     shutil.copy(adapter / "adapter_config.json", tmp_path / "both")
     with pytest.raises(UserError, match="holds a model and an adapter"):
         load_inputs(load_config("eval", f"model.path={tmp_path / 'both'}"))
+    shutil.copytree(adapter, tmp_path / "with-config")
+    shutil.copy(LAB_MODEL / "config.json", tmp_path / "with-config")
+    with pytest.raises(UserError, match="is an adapter; make a model of it"):
+        load_inputs(load_config("eval", f"model.path={tmp_path / 'with-config'}"))
     refused("is there already", adapter, out="trl")
     refused("no folder", adapter, out="nowhere/out")
     refused("is no adapter", LAB_MODEL, base="lab")

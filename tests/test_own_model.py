@@ -65,21 +65,22 @@ def test_learning_rates_are_those_of_the_models_size_unless_set(size: int, rates
 
 
 @pytest.mark.parametrize(
-    ("flags", "gpu", "dtype"),
+    ("flags", "capability", "dtype"),
     [
         ({"avx2"}, None, "float32"),
         ({"avx2", "avx512f"}, None, "float32"),
         ({"avx2", "avx512f", "avx512_bf16"}, None, "bfloat16"),
         ({"amx_bf16"}, None, "bfloat16"),
-        ({"avx2"}, 24.0, "bfloat16"),
+        ({"avx2"}, 8.0, "bfloat16"),
+        ({"avx2"}, 7.5, "float32"),
     ],
 )
 def test_precision_is_what_the_machine_is_fast_in(
-    monkeypatch: pytest.MonkeyPatch, flags: set[str], gpu: float | None, dtype: str
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], capability: float | None, dtype: str
 ):
     monkeypatch.setattr("conclip.config.machine.cpu_flags", lambda: flags)
-    monkeypatch.setattr("conclip.config.machine.gpu_memory_gib", lambda: gpu)
-    monkeypatch.setattr("shutil.which", lambda _: None if gpu is None else "/usr/bin/nvidia-smi")
+    facts = {} if capability is None else {"compute_cap": [9.0, capability], "memory.total": [24_576.0, 24_576.0]}
+    monkeypatch.setattr("conclip.config.machine._asked_of_gpus", lambda what: facts.get(what, []))
     assert native_dtype() == dtype
     assert load_config("eval", *OWN).model.dtype == dtype
     assert load_config("eval", *OWN, "model.dtype=bfloat16").model.dtype == "bfloat16"

@@ -246,13 +246,17 @@ def doctor(arguments: list[str]) -> None:
         action="store_true",
         help="sample a few responses, update once, and say what the run will take",
     )
+    parser.add_argument(
+        "--config-dir", metavar="DIR", help="a folder with config files of your own, as the subcommand takes it"
+    )
     options = parser.parse_intermixed_args(arguments)
     if options.measure and options.subcommand is None:
         parser.error("--measure needs a subcommand and its overrides")
     outputs, refused, checks, measurable, memory = Path("outputs"), None, iter(()), None, None
     if options.subcommand is not None:
         try:
-            config, inputs = checked(options.subcommand, compose_config(options.subcommand, options.overrides)[0])
+            composed, _ = compose_config(options.subcommand, options.overrides, config_dir=options.config_dir)
+            config, inputs = checked(options.subcommand, composed)
             prepare_gpu(repeatable=config.rollout.deterministic, frees_pages=config.shares_gpu)
             from conclip.experiments.commands import all_prompts  # noqa: PLC0415  imports torch
 

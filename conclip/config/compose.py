@@ -95,6 +95,11 @@ def compose_config(
             unknown = (f"'{key}'" in text and "is not in struct" in text) or f"Could not override '{key}'" in text
             if unknown and key not in known:
                 raise UserError(unknown_key(key, known)) from error
+        if foreign := OF_ANOTHER.search(text):
+            chosen = next((o.lstrip("+") for o in plain if o.lstrip("+").startswith("experiment=")), foreign[1])
+            raise UserError(
+                f"{chosen} sets '{foreign[2]}', which {subcommand} has not; use it with conclip two-phase"
+            ) from error
         merged = next((override for override in plain if text.endswith(f"rror merging override {override}")), None)
         if merged is not None and (cause := error.__cause__) is not None:
             key, why = merged.lstrip("+").partition("=")[0], str(cause).splitlines()[0]
@@ -120,6 +125,9 @@ def compose_config(
     check_hydra(hydra)
     return composed, hydra.runtime.choices
 
+
+OF_ANOTHER = re.compile(r"In 'experiment/([^']+)': Could not override '([^']+)'")
+"""Hydra's words for an experiment that chooses an option of a group that the subcommand does not have."""
 
 COMBINING_GROUPS = {"data", "experiment"}
 """Groups of which several options make sense together: data=[gsm8k,mmlu_stem] has the problems of both."""

@@ -17,6 +17,9 @@ NATIVE_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
 took six times as long as float32 (SmolLM2-135M, 1,024 tokens at once)."""
 
 
+BFLOAT16_FROM = 8.0
+"""The compute capability of the first GPUs that multiply bfloat16; vLLM refuses it on others."""
+
 REPEATS_FROM = 9.0
 """The compute capability of the first GPUs for which vLLM has kernels that repeat."""
 
@@ -167,6 +170,10 @@ def has_gpu() -> bool:
 
 
 def native_dtype() -> str:
-    """Return the precision that this machine is fast in: bfloat16 on a GPU and on processors that multiply in it, else
+    """Return the precision that this machine is fast in: bfloat16 on GPUs and on processors that multiply in it, else
     float32."""
-    return "bfloat16" if has_gpu() or NATIVE_BFLOAT16 & cpu_flags() else "float32"
+    if has_gpu():
+        return (
+            "bfloat16" if min(_shown(_asked_of_gpus("compute_cap")), default=BFLOAT16_FROM) >= BFLOAT16_FROM else "float32"
+        )
+    return "bfloat16" if NATIVE_BFLOAT16 & cpu_flags() else "float32"

@@ -112,6 +112,8 @@ def check_model(
             raise UserError(f"{key}: '{folder}' is an adapter; make a model of it: conclip merge {folder} OUT")
         raise UserError(f"{key}: '{folder}' has no config.json; it is not a Hugging Face model folder")
     if (folder / ADAPTER_CONFIG).is_file():
+        if all(file.name == "adapter_model.safetensors" for file in folder.glob("*.safetensors")):
+            raise UserError(f"{key}: '{folder}' is an adapter; make a model of it: conclip merge {folder} OUT")
         raise UserError(
             f"{key}: '{folder}' holds a model and an adapter, which transformers would add; move the adapter's files away"
         )

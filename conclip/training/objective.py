@@ -55,7 +55,8 @@ class Objective:
         no backward pass: every advantage is 0, as in a group of one outcome, and nothing else is in the loss. The first
         part always has a row: an optimiser's step on gradients of 0 is another one than no step."""
         algo = self._algo
-        if role == "critic" or algo.policy_loss == "nll" or algo.kl == "loss" or algo.entropy_coef > 0:
+        by_advantage = algo.policy_loss in ("ppo_clip", "gspo", "cispo")  # all of the loss is a multiple of it
+        if role == "critic" or not by_advantage or algo.kl == "loss" or algo.entropy_coef > 0:
             return rows, rows[:0]
         teaches = (experience.advantages * experience.tokens.loss_mask)[rows].any(-1)
         teaches[0] |= ~teaches.any()
