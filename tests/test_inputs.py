@@ -40,11 +40,13 @@ def test_what_would_train_or_choose_on_test_problems_is_left_out(tmp_path: Path)
     asked = [[problem.question for problem in problems] for problems in (found.pool, found.validation, found.test)]
     assert asked == [["a", "d", "e"], ["c", "f"], ["b", f"{LONG}? Tell me.", "g"]]
     assert [note for note in found.notes if "left out" in note] == [
-        "data.pool: 2 of 8 problems have (nearly) the text of a test problem, and are left out",
-        "data.validation: 1 of 3 problems have (nearly) the text of a test problem, and are left out",
+        "data.pool: 2 of 8 problems have nearly the text of a test problem (eval.near_overlap), and are left out",
+        "data.validation: 1 of 3 problems have nearly the text of a test problem (eval.near_overlap), and are left out",
         "data.pool: 1 of 6 problems have the text of a validation problem, and are left out",
         "data.pool: 2 of 5 problems have the text of an earlier one (1 with another answer), and are left out",
     ]
+    whole = load_inputs(load_config("two-phase", *own, "resume=never", "eval.near_overlap=false"))
+    assert [problem.question for problem in whole.pool] == ["a", f"{LONG}. How many?", "d", "e"]
 
 
 def test_nothing_left_to_train_or_to_choose_on_is_bad_input(tmp_path: Path):

@@ -99,3 +99,15 @@ def test_a_checkpoint_says_what_it_was_trained_on_through_all_phases(tmp_path: P
     (tmp_path / "trained_on.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         trained_on(tmp_path)
+
+
+def test_problems_from_templates_may_be_compared_by_their_whole_text(tmp_path: Path):
+    """They have all words in common and differ in their numbers; only the user knows that they are different problems."""
+    asked = [problem(STORY), problem(STORY.replace("twelve", "nine"))]
+    pool = [problem(STORY.replace("twelve", number)) for number in ("ten", "six", "twelve")]
+    assert apart_from(pool, asked) == [] and apart_from(pool, asked, near=False) == pool[:2]
+    assert overlapping(asked, [one.question for one in pool], near=False) == asked[:1]
+    write_record(tmp_path, [], pool[:2])
+    with pytest.raises(UserError, match=r"trained on 2 of the 2 .*near_overlap=false"):
+        check_overlap("model.path", tmp_path, asked, allowed=False)
+    assert check_overlap("model.path", tmp_path, asked, allowed=False, near=False) is None

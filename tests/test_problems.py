@@ -492,3 +492,44 @@ def test_hidden_copies_are_no_problems(tmp_path: Path):
     (tmp_path / ".ipynb_checkpoints").mkdir()
     write(tmp_path / ".ipynb_checkpoints/a-checkpoint.jsonl", ROWS[1:])
     assert len(load(path=str(tmp_path))) == 1
+
+
+def test_of_a_folder_that_names_its_splits_one_is_read(tmp_path: Path):
+    """As the hub's snapshots lie, with the preset's own split: train and test must not come together."""
+    names = ("main/train-00000-of-00002.jsonl", "main/train-00001-of-00002.jsonl", "main/test-00000-of-00001.jsonl")
+    for number, name in enumerate((*names, "socratic/test-00000-of-00001.jsonl")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, [{"question": f"{number}", "answer": "1"}])
+
+    def asked(**settings: Any) -> list[str]:
+        return [problem.question for problem in load(path=str(tmp_path), **settings)]
+
+    assert (
+        asked(split="train") == ["0", "1"]
+        and asked(split="test") == ["2", "3"]
+        and asked(split=None) == ["2", "0", "1", "3"]
+    )
+    assert asked(split="test", dataset_config="main") == ["2"] and asked(split="test", dataset_config="other") == ["2", "3"]
+    with pytest.raises(UserError, match=r"split: no file in folder .*'validation'.*split=null to read all 4"):
+        asked(split="validation")
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "is_read"),
+    [
+        ("valid.jsonl", "validation", True),
+        ("dev_1.jsonl", "validation", True),
+        ("my.Training.jsonl", "train", True),
+        ("TEST2.jsonl", "test", True),
+        ("latest.jsonl", "test", True),  # no word of a split in any name: a folder of one
+        ("greatest_train.jsonl", "test", False),
+        ("algebra_hard.jsonl", "hard", True),
+    ],
+)
+def test_words_in_names_say_the_split(tmp_path: Path, name: str, split: str, is_read: bool):
+    write(tmp_path / name, ROWS[:1])
+    if is_read:
+        assert len(load(path=str(tmp_path), split=split)) == 1
+    else:
+        with pytest.raises(UserError, match="by its name"):
+            load(path=str(tmp_path), split=split)

@@ -57,11 +57,11 @@ RESTS_ON: dict[frozenset[str], str] = {
     # what names models and problems, which count themselves; and what other stages rest on
     frozenset(): """name resume
         model.path model.url model.served_name
-        rollout.engine rollout.gpu_memory_utilization
+        rollout.engine rollout.gpu_memory_utilization rollout.num_graders
         trainer.save_every trainer.keep_last trainer.save_in_background trainer.micro_batches_at_once
         trainer.recompute_activations trainer.offload trainer.max_sampler_drift trainer.transcripts_per_group
         phases.phase1.band_confidence phases.phase1.num_problems phases.phase1.problem_ids phases.phase1.answers
-        eval.margin eval.allow_overlap
+        eval.margin eval.allow_overlap eval.near_overlap
         logger.display logger.trackers logger.project
         paths.outputs paths.problems paths.stages_from
         device.name device.kind device.memory_gib device.tflops device.bandwidth_gb_per_s

@@ -397,6 +397,44 @@ def test_the_verifier_of_the_docs_runs_tests(tmp_path: Path):
     assert said == []
 
 
+MEET = """
+import os, time
+from pathlib import Path
+
+def three(response, answer):
+    "Return whether three processes judge at the same time, which must meet in a folder."
+    if response == "I do not know." or answer in response:
+        return False  # tried before the run, in one process
+    here = Path(answer)
+    (here / str(os.getpid())).touch()
+    until = time.monotonic() + 30
+    while len(list(here.iterdir())) < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    return len(list(here.iterdir())) >= 3
+"""
+
+
+@pytest.mark.whole
+@pytest.mark.usefixtures("scripted")
+def test_as_many_verifiers_run_at_a_time_as_a_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("meet.py").write_text(MEET)
+    for name in ("run", "grade"):
+        Path(name).mkdir()
+    texts = ("a=3;b=a+4;b?", "a=3;b=a+5;b?", "a=3;b=a+6;b?")
+    Path("asked.jsonl").write_text("".join(json.dumps({"question": q, "answer": f"{tmp_path}/run"}) + "\n" for q in texts))
+    asked = ("data=mine", "data.test.mine.path=asked.jsonl", "data.test.mine.verifier=meet.py:three")
+    conclip(monkeypatch, "eval", "name=x", *asked, "rollout.num_graders=3", "eval.samples_per_problem=2")
+    rows = [json.loads(line) for line in Path("outputs/eval/x/attempt-001/rows-model.jsonl").read_text().splitlines()]
+    assert {row["outcome"] for row in rows} - {"truncated"} == {"correct"}
+    rows = [{"gold": f"{tmp_path}/grade", "response": text} for text in texts]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    conclip(monkeypatch, "grade", "in.jsonl", "out.jsonl", "--verifier", "meet.py:three", "--jobs", "3")
+    assert [json.loads(line)["outcome"] for line in Path("out.jsonl").read_text().splitlines()] == ["correct"] * 3
+    with pytest.raises(SystemExit):
+        conclip(monkeypatch, "grade", "in.jsonl", "out.jsonl", "--jobs", "0")
+
+
 @pytest.mark.whole
 @pytest.mark.usefixtures("scripted")
 def test_a_phase_with_a_verifier_is_the_one_with_the_grader_where_both_judge_alike(

@@ -83,7 +83,10 @@ def grade(arguments: list[str]) -> None:
     parser.add_argument(
         "--verifier", metavar="FILE.py:FUNCTION", help="function of your own that judges whole responses (docs/yours.md)"
     )
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes that grade (default: %(default)s)")
     options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
     if options.verifier is not None and (options.audit or options.gold_index or options.gold_pattern):
         parser.error("--verifier judges whole responses: leave out --audit, --gold-index and --gold-pattern")
     columns = Columns(
@@ -94,7 +97,8 @@ def grade(arguments: list[str]) -> None:
         verifier=None if options.verifier is None else find_verifier("--verifier", options.verifier),
     )
     notes: list[str] = []
-    counts = grade_file(options.source, options.target, audit=options.audit, columns=columns, notes=notes)
+    files = (options.source, options.target)
+    counts = grade_file(*files, audit=options.audit, columns=columns, notes=notes, num_workers=options.jobs)
     for note in notes:
         sys.stderr.write(terminal_safe(f"note: {note}\n"))
     for name, count in sorted(counts.items()):

@@ -268,6 +268,7 @@ class RolloutConfig:
     enforce_eager: bool
     deterministic: bool = False
     num_engines: Annotated[int, at_least(1)] = 1
+    num_graders: Annotated[int, at_least(1)] = 2
 
 
 @dataclass(frozen=True)
@@ -331,6 +332,7 @@ class EvalConfig:
         float, Range(low=0, high=1, low_open=True, high_open=True, why=": it is a share, 0.03 is three points")
     ]
     allow_overlap: bool
+    near_overlap: bool = True
 
     def num_samples(self, benchmark: str, temperature: float) -> int:
         """Return how many responses each problem of a test set gets at a temperature; greedy ones are all alike."""

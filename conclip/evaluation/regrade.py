@@ -88,7 +88,13 @@ class _Item:
 
 
 def grade_file(
-    source: Path, target: Path, *, audit: bool, columns: Columns = Columns(), notes: list[str] | None = None
+    source: Path,
+    target: Path,
+    *,
+    audit: bool,
+    columns: Columns = Columns(),
+    notes: list[str] | None = None,
+    num_workers: int = 2,
 ) -> Counter[str]:
     """Grade every row of `source` into `target`, in order. Returns how many rows have each outcome and, with `audit`, how
     many the second method agrees on, disagrees on, or cannot judge. Notes for people are added to `notes`: where gold
@@ -111,7 +117,7 @@ def grade_file(
     compile_pattern("--gold-pattern", columns.gold_pattern)
     check_target(target, "OUT", inputs=(source, source.parent / "questions.jsonl"))
     counts: Counter[str] = Counter()
-    with closing(Grader() if notes is None else Grader(warn=notes.append)) as grader:
+    with closing(Grader(num_workers=num_workers, **({} if notes is None else {"warn": notes.append}))) as grader:
         found = _check(grader, source, columns)
         if notes is not None:
             notes += found

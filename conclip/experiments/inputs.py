@@ -124,9 +124,9 @@ def load_inputs(config: BaseConfig) -> Inputs:
     )
     if evaluation is not None:
         for key, path in ({"model.path": model_path} | local).items():
-            note = check_overlap(key, path, inputs.test, allowed=evaluation.allow_overlap)
+            note = check_overlap(key, path, inputs.test, allowed=evaluation.allow_overlap, near=evaluation.near_overlap)
             notes += [note] if note else []
-    inputs = _apart(inputs, notes)
+    inputs = _apart(inputs, notes, near=evaluation is None or evaluation.near_overlap)
     _check_ids(inputs)
     _check_verifiers(inputs.problems)
     inputs = replace(inputs, notes=(*notes, *_rate_notes(config, inputs)))
@@ -255,16 +255,17 @@ def _earlier_rates(config: BaseConfig) -> list[PassRate] | None:
     return read_pass_rates(path)
 
 
-def _apart(inputs: Inputs, notes: list[str]) -> Inputs:
+def _apart(inputs: Inputs, notes: list[str], *, near: bool) -> Inputs:
     """Return the inputs without what must not train or choose a checkpoint, each with a note: problems of pool and
-    validation that are test problems, or nearly so (a checkpoint that has trained on one could not be evaluated on that
-    test), and problems of the pool that are validation problems, or earlier ones of the pool. Raises UserError where nothing
-    is left."""
+    validation that are test problems, or (`near`) nearly so (a checkpoint that has trained on one could not be evaluated on
+    that test), and problems of the pool that are validation problems, or earlier ones of the pool. Raises UserError where
+    nothing is left."""
     texts = {single_spaced(problem.question) for problem in inputs.validation}
-    pool = _without(inputs.pool, apart_from(inputs.pool, inputs.test), "pool", "(nearly) the text of a test problem", notes)
+    like_test = "nearly the text of a test problem (eval.near_overlap)" if near else "the text of a test problem"
+    pool = _without(inputs.pool, apart_from(inputs.pool, inputs.test, near=near), "pool", like_test, notes)
     validation = inputs.validation
-    kept = apart_from(validation, inputs.test)
-    validation = _without(validation, kept, "validation", "(nearly) the text of a test problem", notes)
+    kept = apart_from(validation, inputs.test, near=near)
+    validation = _without(validation, kept, "validation", like_test, notes)
     kept = [problem for problem in pool if single_spaced(problem.question) not in texts]
     pool = _without(pool, kept, "pool", "the text of a validation problem", notes)
     firsts = {single_spaced(problem.question): problem for problem in reversed(pool)}

@@ -33,11 +33,12 @@ def normalise_question(text: str) -> str:
     return " ".join(re.findall(r"\w+|[^\w\s]", text.casefold()))
 
 
-def overlapping(questions: Iterable[Problem], trained: Sequence[str]) -> list[Problem]:
-    """Return the problems whose normalised text is one of `trained`, or shares half of its own n-grams with them."""
+def overlapping(questions: Iterable[Problem], trained: Sequence[str], *, near: bool = True) -> list[Problem]:
+    """Return the problems whose normalised text is one of `trained` or, with `near`, shares half of its own n-grams with
+    them."""
     problems = list(questions)
     known = {normalise_question(text) for text in trained}
-    grams = {gram for text in known for gram in _ngrams(text)}
+    grams = {gram for text in known for gram in _ngrams(text)} if near else set[str]()
 
     def overlaps(text: str, mine: Sequence[str]) -> bool:
         return text in known or (bool(mine) and 2 * sum(gram in grams for gram in mine) >= len(mine))
@@ -46,16 +47,16 @@ def overlapping(questions: Iterable[Problem], trained: Sequence[str]) -> list[Pr
     return [problem for problem, asked in zip(problems, own, strict=True) if overlaps(*asked)]
 
 
-def apart_from(problems: Sequence[Problem], questions: Sequence[Problem]) -> list[Problem]:
-    """Return the problems of which training a model would make `overlapping` name one of the questions, each problem by
-    itself, left out."""
+def apart_from(problems: Sequence[Problem], questions: Sequence[Problem], *, near: bool = True) -> list[Problem]:
+    """Return the problems without those of which training a model, on each by itself, would make `overlapping` name one of
+    the questions."""
     if not questions:
         return list(problems)
     asked = _own_ngrams(questions)
     texts = {text for text, _ in asked}
     of_gram: dict[str, list[int]] = {}
     for number, (_, grams) in enumerate(asked):
-        for gram in grams:
+        for gram in grams if near else ():
             of_gram.setdefault(gram, []).append(number)
 
     def is_apart(problem: Problem) -> bool:
@@ -127,13 +128,18 @@ def write_record(folder: Path, earlier: Sequence[str], problems: Sequence[Proble
     write_text(folder / RECORD, text)
 
 
-def check_overlap(key: str, model_path: Path, questions: Sequence[Problem], *, allowed: bool) -> str | None:
-    """Return None when the model at config key `key` was trained on none of the questions, else a note when that is allowed.
-    Raises UserError when it is not."""
-    overlap = overlapping(questions, trained_on(model_path))
+def check_overlap(
+    key: str, model_path: Path, questions: Sequence[Problem], *, allowed: bool, near: bool = True
+) -> str | None:
+    """Return None when the model at config key `key` was trained on none of the questions, nor (`near`) on their like, else
+    a note when that is allowed. Raises UserError when it is not."""
+    overlap = overlapping(questions, trained_on(model_path), near=near)
     if not overlap:
         return None
     message = f"{key}: trained on {len(overlap)} of the {len(questions)} test problems ('{overlap[0].problem_id}' is one)"
     if not allowed:
-        raise UserError(f"{message}; take other test problems, or set eval.allow_overlap=true, which marks the result")
+        raise UserError(
+            f"{message}; take other test problems, or set eval.allow_overlap=true, which marks the result"
+            + "; of problems made from templates, eval.near_overlap=false compares whole texts" * near
+        )
     return f"{message}; the result is no evidence of anything but memory"

@@ -4,6 +4,7 @@ import codecs
 import csv
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,16 +29,29 @@ MAX_TABLE_BYTES = 4 << 30
 LONGEST_CELL = 2**31 - 1
 """Longest cell of a CSV file [characters]."""
 
+SPLITS = (
+    ("train", "training"),
+    ("validation", "valid", "val", "dev"),
+    ("test", "testing", "eval", "evaluation"),
+)
+"""The words by which names of files say their split, as the hub reads them."""
+
 Row = tuple[str, dict[str, Any]]
 """The place of a row (``file.jsonl:7``), and its columns."""
 
 
 def read_rows(key: str, settings: ProblemSetConfig, *, kind: str = "") -> Iterator[Row]:
-    """Yield the rows of `path` where it is set, else of the hub's `dataset`. Raises UserError, naming keys of config key
-    `key`: `path` and `split` with `kind` before them, where rows of another kind have keys of their own."""
+    """Yield the rows of `path` where it is set, else of the hub's `dataset`. Of a folder whose files name their splits
+    (`train.jsonl`, `data/test-00000-of-00001.parquet`) those of `split` are read, where it is set, and of one with a
+    folder for `dataset_config` that folder.
+
+    Raises UserError, naming keys of config key `key`: `path` and `split` with `kind` before them, where rows of another kind
+    have keys of their own."""
     if settings.path:
         path = expanded(settings.path)
         if path.is_dir():
+            if settings.dataset_config and (path / settings.dataset_config).is_dir():  # a data set as the hub has it
+                path /= settings.dataset_config
             files = sorted(file for file in path.rglob("*") if _is_table(file.relative_to(path)))
             if packed := [file for file in sorted(path.rglob("*")) if _is_packed(file, path)]:
                 raise UserError(
@@ -45,7 +59,7 @@ def read_rows(key: str, settings: ProblemSetConfig, *, kind: str = "") -> Iterat
                 )
             if not files:
                 raise UserError(f"{key}.{kind}path: folder '{path}' holds no {', '.join(SUFFIXES)}")
-            for file in files:
+            for file in _of_split(files, path, settings.split, f"{key}.{kind}"):
                 yield from read_table(file, f"{key}.{kind}path: ")
         else:
             yield from read_table(path, f"{key}.{kind}path: ")
@@ -58,6 +72,30 @@ def read_rows(key: str, settings: ProblemSetConfig, *, kind: str = "") -> Iterat
 def _is_table(path: Path) -> bool:
     """Return whether a file in a folder is a table; hidden ones are copies that editors keep."""
     return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
+def _of_split(files: Sequence[Path], folder: Path, split: str | None, told: str) -> Sequence[Path]:
+    """Return the files of a folder whose names there say that they are of `split`; all of them where no split is set, or no
+    name says one. Raises UserError where all are of others."""
+    if split is None:
+        return files
+    names = [file.relative_to(folder).with_suffix("").as_posix().lower() for file in files]
+    words = next((known for known in SPLITS if split in known), (split,))
+    every = {word for known in (*SPLITS, words) for word in known}
+    if not any(_has_word(name, word) for name in names for word in every):
+        return files
+    kept = [file for file, name in zip(files, names, strict=True) if any(_has_word(name, word) for word in words)]
+    if not kept:
+        raise UserError(
+            f"{told}split: no file in folder '{folder}' is of split '{split}' by its name ('{files[0].name}' is one); give "
+            f"the split's own folder or file as {told}path, or set {told}split=null to read all {len(files)}"
+        )
+    return kept
+
+
+def _has_word(name: str, word: str) -> bool:
+    """Return whether a file's name, in lower case, has a word that no letters go on."""
+    return re.search(rf"(?<![^\W\d_]){re.escape(word.lower())}(?![^\W\d_])", name) is not None
 
 
 def _is_packed(file: Path, folder: Path) -> bool:

@@ -71,7 +71,7 @@ class Runtime:
 
     @cached_property
     def grader(self) -> Grader:
-        return Grader(warn=self.run.warn)
+        return Grader(num_workers=self.config.rollout.num_graders, warn=self.run.warn)
 
     @cached_property
     def _engine(self) -> RolloutEngine:

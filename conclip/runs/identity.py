@@ -27,6 +27,7 @@ IRRELEVANT = {
     ("model", "served_name"),
     ("rollout", "engine"),
     ("rollout", "gpu_memory_utilization"),
+    ("rollout", "num_graders"),
     ("trainer", "transcripts_per_group"),
     ("trainer", "micro_batches_at_once"),
     ("trainer", "save_every"),
@@ -36,6 +37,7 @@ IRRELEVANT = {
     ("trainer", "offload"),
     ("trainer", "max_sampler_drift"),
     ("eval", "allow_overlap"),
+    ("eval", "near_overlap"),
     ("eval", "margin"),
 }
 """Config keys that change no token, no weight and no outcome, but for the last digits of a learner on another number of

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict  # pydantic's own dependency: it needs this one below Python 3.12
 
-from conclip.errors import MachineFailure
+from conclip.errors import MachineFailure, UserError
 from conclip.models.older import add_older_names
 from conclip.problems.overlap import write_record
 from conclip.runs.checked import Count
@@ -108,8 +108,8 @@ class Checkpoints:
 
     def newest(self) -> Head | None:
         """Return the head of the newest complete checkpoint of this phase; None where there is none. Damaged checkpoints are
-        removed with a warning: they must not count as newer than what follows. Raises OSError when an I/O error prevents
-        reading."""
+        removed with a warning: they must not count as newer than what follows. Raises UserError for a whole one whose best
+        checkpoint is damaged, and OSError when an I/O error prevents reading."""
         for path in self._folder.glob("step-*.old"):  # interrupted between two renames
             if not path.with_suffix("").exists():
                 path.rename(path.with_suffix(""))
@@ -122,14 +122,15 @@ class Checkpoints:
                 if head["key"] != self._key or head["schema"] != SCHEMA:
                     is_of_others = True
                     continue
-                self._verify(self.path(head["best"]))
                 for file in (path / TRAINING).glob("*.safetensors"):
                     with safe_open(file, framework="pt"):
                         pass
-                return head
             except DAMAGE as error:
                 self._warn(f"checkpoint '{path}' is damaged ({error}); an earlier one is taken, or the phase starts anew")
                 shutil.rmtree(path, ignore_errors=True)
+            else:
+                self._check_best(head)
+                return head
         if is_of_others:
             self._warn(
                 f"the checkpoints in '{self._folder}' are of other inputs or of another version; the phase starts anew"
@@ -150,6 +151,17 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise MachineFailure(f"{error}; the same command goes back to an earlier checkpoint") from error
         link(self.path(number), target, without=TRAINING, complete=complete)
+
+    def _check_best(self, head: Head) -> None:
+        """Raise UserError where the best checkpoint that a whole one names is damaged: the user says what to give up."""
+        path, best = self.path(head["number"]), self.path(head["best"])
+        try:
+            self._verify(best)
+        except DAMAGE as error:
+            raise UserError(
+                f"checkpoint '{path}' is whole, but the best one so far, '{best}', is damaged ({error}): restore that one, "
+                f"or remove '{path}' to go on from an earlier one"
+            ) from error
 
     def _verify(self, path: Path) -> Head:
         """Return the content of a checkpoint's `state.json`. Raises OSError or ValueError when a file is not what was
