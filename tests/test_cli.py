@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,8 @@ def test_usage_lists_every_subcommand(tmp_path: Path):
     outcome = conclip(cwd=tmp_path)
     assert outcome.returncode == 0
     assert all(name in outcome.stdout for name in ("probe", "train-phase1", "train-phase2", "eval", "two-phase"))
+    known = conclip("--version", cwd=tmp_path).stdout.split()
+    assert known[0] == "conclip" and re.fullmatch(r"\d+\.\d+\.\d+", known[1])
 
 
 @pytest.mark.whole

@@ -149,6 +149,8 @@ key=value changes one value, group=option swaps a group:
   optim.policy_lr=3e-5  algo=grpo
 -m key=a,b runs one job per value, each in a process of its own.
 --cfg job prints the composed config as YAML.
+--dry-run says what is done, what is to do, and its cost.
+--config-dir DIR adds config files of your own (docs/recipes.md).
 """
 INDENT = (0, 0, 0, 2)
 MAX_VALUE_CHARS = 32

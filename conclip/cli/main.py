@@ -68,6 +68,10 @@ def main() -> None:
         if subcommand in ("-h", "--help", "help"):
             rows = "\n".join(f"  {name:<14} {what}" for name, what in (SUBCOMMANDS | PLAIN_SUBCOMMANDS).items())
             print(USAGE.format(rows=rows), end="")  # noqa: T201
+        elif subcommand in ("-V", "--version"):
+            from importlib.metadata import version  # noqa: PLC0415  0.03 s to import
+
+            print("conclip", version("conclip"))  # noqa: T201
         else:
             _start(subcommand, arguments[1:])
         sys.stdout.flush()  # while an error of it can still be told

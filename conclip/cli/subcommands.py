@@ -31,6 +31,7 @@ and measures whether accuracy held.
   conclip SUBCOMMAND --cfg job     the composed config
   conclip SUBCOMMAND -m key=a,b    one run per value, each in its own process
   conclip SUBCOMMAND --dry-run     what is done, what is to do, and its cost
+  conclip --version                the version
 
 Examples
   conclip two-phase

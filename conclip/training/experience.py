@@ -132,6 +132,7 @@ def _row_advantages(tokens: TokenBatch, algo: AlgoConfig) -> Tensor:
     elif algo.advantage == "leave_one_out":
         per_row[rows] = leave_one_out(rewards, groups)
     else:
+        assert algo.advantage == "shortest_correct", algo.advantage
         per_row[rows] = shortest_correct(tokens.correct[rows], tokens.response_tokens[rows], groups)
     return per_row
 

@@ -234,7 +234,7 @@ def make_shaper(config: LengthConfig) -> Shaper | None:
         "dapo_overlong": lambda group: dapo_overlong(group, weight=strength, scale_tokens=scale),
         "cosine": lambda group: cosine(group, strength=strength, scale_tokens=scale),
     }
-    return shapers.get(config.kind)
+    return None if config.kind == "none" else shapers[config.kind]
 
 
 def _add(group: GradedGroup, terms: Sequence[float]) -> list[float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, assert_never
 
 import torch
 from torch import Tensor
@@ -96,8 +96,10 @@ class Objective:
             loss, bounded = gspo_loss(logprobs, old_logprobs, part.advantages, mask, **clip)
         elif algo.policy_loss == "cispo":
             loss, bounded = cispo_loss(logprobs, old_logprobs, part.advantages, **clip)
-        else:
+        elif algo.policy_loss == "nll":
             loss, bounded = -logprobs, torch.zeros_like(mask)
+        else:
+            assert_never(algo.policy_loss)
         if algo.sampler_correction != "none":
             sampled = part.tokens.sampler_logprobs
             loss = loss * importance_weights(
