@@ -50,25 +50,25 @@ def explain(error: BaseException) -> str | None:
         where = f" ('{cause.filename}')" if isinstance(cause, OSError) and cause.filename else ""
         number = cause.errno if isinstance(cause, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or any(part in lower for part in FULL):
-            return f"no space left on the disk{where}; free some, then give the same command again: it goes on"
+            return f"no space left on the disk{where}; free some, then run the same command again to resume"
         lacking = any(part in lower for part in MEMORY) or lower == NO_MEMORY_FOR_CODE
         if lacking and any(part in lower for part in OF_GPU):
             return (
                 f"out of GPU memory ({text[:160]}); a lower rollout.gpu_memory_utilization or, where it trains, "
-                "trainer.offload=true make room, and the same command with them goes on; a lower rollout.max_num_seqs or, "
+                "trainer.offload=true make room, and the same command with them resumes; a lower rollout.max_num_seqs or, "
                 "where it trains, trainer.max_tokens_per_micro_batch help, too, but begin a new attempt"
             )
         if isinstance(cause, MemoryError) or number == errno.ENOMEM or lacking:
             return (
                 f"out of memory ({text[:160] or type(cause).__name__}); with more of it, or with "
-                "trainer.save_in_background=false where it trains, the same command goes on; lower rollout.kv_cache_gib, "
+                "trainer.save_in_background=false where it trains, the same command resumes; lower rollout.kv_cache_gib, "
                 "rollout.max_num_seqs or, there, trainer.max_tokens_per_micro_batch help, too, but begin a new attempt"
             )
         if number in (errno.EROFS, errno.EACCES, errno.EPERM) or any(part in lower for part in READ_ONLY):
-            return f"no permission{where}; change that, or choose another place, then give the same command again"
+            return f"no permission{where}; change that, or choose another place, then run the same command again"
         if number in LIMITS or "can't start new thread" in lower:
             what = LIMITS.get(number or errno.EAGAIN, "")
-            return f"the machine allows no more {what}{where}; raise the limit, then give the same command again: it goes on"
+            return f"the machine allows no more {what}{where}; raise the limit, then run the same command again to resume"
         if number in BROKEN_DISK:
             return f"the disk failed{where} ({text[:160]}); the machine's log says more"
     return None

@@ -100,7 +100,9 @@ def looked(
     return trainer.train()
 
 
-@pytest.mark.parametrize(("step", "kind", "said"), [(0, UserError, "check the answers"), (1, MachineFailure, "goes on")])
+@pytest.mark.parametrize(
+    ("step", "kind", "said"), [(0, UserError, "check the answers"), (1, MachineFailure, "resumes the run")]
+)
 def test_a_validation_of_which_nothing_could_be_graded_has_no_accuracy(
     scripted_runtime: tuple[Runtime, Inputs], step: int, kind: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
 ):

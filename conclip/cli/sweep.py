@@ -112,5 +112,5 @@ def _run(job: Job) -> int:
     if interrupted is not None:
         raise interrupted
     if code < 0:
-        raise MachineFailure(f"job {job.name} was killed by {signal.Signals(-code).name}; the same command goes on")
+        raise MachineFailure(f"job {job.name} was killed by {signal.Signals(-code).name}; the same command resumes the run")
     return code

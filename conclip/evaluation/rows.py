@@ -91,7 +91,7 @@ def read_rows(path: Path) -> list[EvalRow]:
         if (folder / MANIFEST).exists():
             files = list(rows_of_run(folder, read_stages(folder))[0].values())
         if not files:
-            raise UserError(f"'{path}': no evaluation in it has ended; repeat the run's command, which goes on")
+            raise UserError(f"'{path}': no evaluation in it has ended; repeat the run's command to resume it")
     rows = [row for file in files for row in _read_file(file, cut_line)]
     if not rows:
         raise UserError(f"'{path}' holds no rows; repeat the evaluation, or give another file")

@@ -1,4 +1,4 @@
-"""Rewards that price length: the alternatives to the paper's method, each a pure function of one group of responses.
+"""Rewards that penalise length: the alternatives to the paper's method, each a pure function of one group of responses.
 
 By default a run uses none of them. A shaper takes a `GradedGroup` and returns one reward for each of its responses. It
 starts from the outcome's reward in the table (`conf/reward/`) and leaves it unchanged where its formula does not apply.

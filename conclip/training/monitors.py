@@ -150,8 +150,8 @@ def step_warnings(metrics: Mapping[str, float], *, max_drift: float, cuts_respon
     truncated = metrics["outcome/truncated"]
     if truncated > WARNING_SHARE and not cuts_responses:
         warnings["truncated"] = (
-            f"{truncated:.0%} of the responses were cut at rollout.max_tokens, which prices length: {TRUNCATION_ADVICE}; or "
-            "leave them out (algo.train_on_truncated=false)"
+            f"{truncated:.0%} of the responses were cut at rollout.max_tokens, which penalises length: {TRUNCATION_ADVICE}; "
+            "or leave them out (algo.train_on_truncated=false)"
         )
     if metrics.get("optim/skipped_updates", 0) > 0:
         warnings["skipped"] = "an update was skipped: its gradient was NaN or infinite"

@@ -1,4 +1,4 @@
-"""Rewards: a table from outcome to reward and, where the config selects one, a term that prices length."""
+"""Rewards: a table from outcome to reward and, where the config selects one, a term that penalises length."""
 
 import dataclasses
 

@@ -266,7 +266,7 @@ class Trainer:
             )
             if step == 0:
                 raise UserError(f"{what}; check the answers of data.validation")
-            raise MachineFailure(f"{what}; the same command goes on from the last checkpoint")
+            raise MachineFailure(f"{what}; the same command resumes the run from the last checkpoint")
         accuracies = {g.problem.problem_id: rate for g in groups if (rate := g.pass_rate) is not None}
         if step == 0:
             self._progress.first_accuracies = accuracies
