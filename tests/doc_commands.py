@@ -59,11 +59,11 @@ def filled(line: str, place: Path) -> str:
 
 
 def write_recipes(place: Path) -> None:
-    """The recipes of docs/recipes.md, in the folder `mine`."""
-    (place / "mine/recipe").mkdir(parents=True)
-    text = (TOP / "docs/recipes.md").read_text()
-    for name, recipe in re.findall(r"`mine/recipe/(\w+\.yaml)`:\n\n```yaml\n(.*?)```", text, re.S):
-        (place / "mine/recipe" / name).write_text(recipe)
+    """The recipes and data files of the docs, in the folder `mine`."""
+    text = "".join((TOP / "docs" / page).read_text() for page in ("recipes.md", "yours.md"))
+    for name, content in re.findall(r"`(mine/(?:recipe|data)/\w+\.yaml)`:\n\n```yaml\n(.*?)```", text, re.S):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(content)
 
 
 def write_problems(place: Path) -> None:

@@ -89,3 +89,22 @@ def test_help_of_a_primary_file_by_any_name_that_hydra_takes(primary: str, tmp_p
     (tmp_path / "sub/mine.yaml").write_text("# Mine.\ndefaults: [/eval, _self_]\n")
     page = help_page(config_folders(tmp_path), primary, *compose_config("eval", [], primary="eval"))
     assert page.renderables
+
+
+@pytest.mark.parametrize(
+    ("more", "is_said"),
+    [
+        (["length=laser", "length.target_tokens=100"], True),
+        (["length=l1_exact", "rollout.max_tokens=512"], False),
+        (["length=l1_max", "length.target_tokens=400"], False),
+        (["length=kimi"], False),
+    ],
+)
+def test_the_target_of_a_length_reward_is_one_for_the_model(tmp_path: Path, more: list[str], is_said: bool):
+    """The default is of the embedded model, whose responses are short: another one's are all longer, and none is paid."""
+    own = lists(tmp_path, pool=["a", "b"], validation=["c"])
+    model = ["model=hf", f"model.path={LAB_MODEL}", "rollout.max_tokens=1000", "algo=grpo"]
+    found = load_inputs(
+        load_config("train-phase2", *model, *own, *more, "phase.num_problems=2", "phase.problems_per_step=2")
+    )
+    assert any("length.target_tokens=100 where responses have up to 1,000" in note for note in found.notes) is is_said

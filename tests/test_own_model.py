@@ -95,6 +95,9 @@ def test_one_file_becomes_pool_validation_and_test(tmp_path: Path):
     assert len({problem.problem_id for part in parts for problem in part}) == 60
     with pytest.raises(UserError, match=r"data\.pool\.mine\.share"):
         load_config("two-phase", *OWN, "data=one_file", f"paths.problems={file}", "data.pool.mine.share=[0.5,0.2]")
+    file.write_text("".join(json.dumps({"question": f"{n} + 0?", "answer": str(n)}) + "\n" for n in range(900)))
+    parts = [load_problems(name, getattr(config.data, name), 0) for name in ("pool", "validation", "test")]
+    assert [len(part) for part in parts] == [400, 100, 300]  # every validation and evaluation takes its set whole
 
 
 def conditions(tokenizer: PreTrainedTokenizerBase, *overrides: str) -> list[tuple[str, str, int | None]]:

@@ -533,3 +533,18 @@ def test_words_in_names_say_the_split(tmp_path: Path, name: str, split: str, is_
     else:
         with pytest.raises(UserError, match="by its name"):
             load(path=str(tmp_path), split=split)
+
+
+def test_columns_that_no_row_has_are_named_all_at_once_with_their_keys(tmp_path: Path):
+    rows = [{"problem": "1+1", "solution": "2"}, {"problem": "1+2", "solution": "3", "answer": "3"}]
+    path = str(write(tmp_path / "a.jsonl", rows))
+    with pytest.raises(
+        UserError, match=r"a\.jsonl:1: no column 'question' for the question; .* name yours: \S+question=COLUMN$"
+    ):
+        load(path=path)
+    both = r"no column 'question' for the question, no column 'gold' for the answer; columns here: problem, solution; .*: "
+    with pytest.raises(UserError, match=both + r"\S+\.question=COLUMN \S+\.answer=COLUMN$"):
+        load(path=path, answer="gold")
+    with pytest.raises(UserError, match=r"no column 'a' for the question, no column 'b' for the question; "):
+        load(path=path, question="{a} {problem} {b}", answer="solution")
+    assert len(load(path=path, question="problem", answer="solution")) == 2

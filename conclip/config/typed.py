@@ -152,7 +152,7 @@ REMOVED_KEYS = {
     "length.limits": "ThinkPrune's limits are phase.max_tokens_stages",
     "model/adapter": "only subcommands that train have adapters; what they leave is a whole model, which others read",
     "model.adapter.dropout": "dropout would make the learner's log-probs differ from the engine's",
-    "pass_rates": "train-phase1 and train-phase2 take those of an earlier probe; in a recipe a stage names its own by rates",
+    "pass_rates": "train-phase1 and train-phase2 take those of an earlier probe; a recipe's own stages probe (docs/selection.md)",
     "learning_rate": "the policy's is optim.policy_lr, the critic's optim.critic_lr",
     "num_generations": "the responses to a problem in a step are phase.group_size",
     "max_completion_length": "the limit on a response is rollout.max_tokens, and eval.max_tokens in evaluations",

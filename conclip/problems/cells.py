@@ -20,6 +20,11 @@ def cell(columns: Mapping[str, Any], name: str) -> Any:
     return _found(columns, name)[1]
 
 
+def has_column(columns: Mapping[str, Any], name: str) -> bool:
+    """Return whether there is such a column, empty or not."""
+    return _found(columns, name)[0]
+
+
 def _found(columns: Mapping[str, Any], name: str) -> tuple[bool, Any]:
     """Return whether there is such a column, and its value."""
     if name in columns:
@@ -62,13 +67,20 @@ def text_or_json(where: str, columns: Mapping[str, Any], name: str, role: str) -
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
+_IN_BRACES = re.compile(r"\{([^{}]+)\}")
+
+
+def columns_of(columns: Mapping[str, Any], template: str) -> list[str]:
+    """Return the columns that `written` takes: the one of that name, or those in braces."""
+    return [template] if template in columns else _IN_BRACES.findall(template) or [template]
+
+
 def written(where: str, columns: Mapping[str, Any], template: str, role: str) -> str:
     """Return the text of a column or, where none has that name and it has columns in braces, the text they make:
     ``{context} {query}``. Raises UserError where one of them has none."""
-    if template in columns or not re.search(r"\{[^{}]+\}", template):
+    if columns_of(columns, template) == [template]:
         return text_of(where, columns, template, role)
-    text = template.replace("\\n", "\n")
-    return re.sub(r"\{([^{}]+)\}", lambda match: text_of(where, columns, match[1], role), text)
+    return _IN_BRACES.sub(lambda match: text_of(where, columns, match[1], role), template.replace("\\n", "\n"))
 
 
 def _paths(name: str, value: Any) -> list[str]:

@@ -3,14 +3,24 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, cast
 
 from conclip.config.groups import ProblemSetConfig
 from conclip.errors import UserError
 from conclip.grading.answers import extract_boxed
 from conclip.grading.verifier import find_verifier
-from conclip.problems.cells import NoAnswer, cell, cell_text, missing, text_of, text_or_json, written
+from conclip.problems.cells import (
+    NoAnswer,
+    cell,
+    cell_text,
+    columns_of,
+    has_column,
+    missing,
+    text_of,
+    text_or_json,
+    written,
+)
 from conclip.problems.options import LETTERS, by_label, letter, options_in_column, options_in_columns, shuffled
 from conclip.problems.overlap import single_spaced
 from conclip.problems.tables import Row, read_rows
@@ -30,8 +40,8 @@ MAX_LEVEL_DIGITS = 9
 def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[Problem], list[str]]:
     """Return the problems of a set, whose columns `settings` names, and notes for people.
 
-    Level and subject filters come first, then a shuffle when `settings.seed` is not 0, then the
-    `share`, then `num_problems` from `offset` on.
+    Level and subject filters come first, then a shuffle when `settings.seed` is not 0, then the `share`, then `num_problems`
+    from `offset` on (of a share, whose size depends on the file, at most so many).
     Ids come from the column `problem_id`, or else from name, place and content, so that they are stable. Rows without a
     usable answer are skipped with a note, up to MAX_SKIPPED_SHARE of all rows. Raises UserError with file and line when more
     rows have none, when anything else is unusable, and when `expected_problems` does not match what is left.
@@ -41,6 +51,7 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
     rows = [(n, row) for n, row in enumerate(read_rows(key, settings), start=1) if _passes_filters(row, settings)]
     if not rows:
         raise UserError(f"{key}: holds no problems{' after the filters' if settings.levels or settings.subjects else ''}")
+    _check_columns(key, [row for _, row in rows], settings)
     problems: list[Problem] = []
     left_out: list[NoAnswer] = []
     for number, row in rows:
@@ -70,11 +81,24 @@ def load_dataset(key: str, name: str, settings: ProblemSetConfig) -> tuple[list[
     if settings.offset >= len(problems):
         raise UserError(f"{key}.offset: there are {len(problems)} problems, none from {settings.offset} on")
     problems = problems[settings.offset :]
-    if settings.num_problems is not None and settings.num_problems > len(problems):
+    if settings.num_problems is not None and settings.share is None and settings.num_problems > len(problems):
         raise UserError(
             f"{key}.num_problems: there are {len(problems)} problems, not {settings.num_problems}; null takes all"
         )
     return problems[: settings.num_problems], notes
+
+
+def _check_columns(key: str, rows: Sequence[Row], settings: ProblemSetConfig) -> None:
+    """Raise UserError naming the columns of question and answer that no row has, all at once, and the keys that say them."""
+    where, columns = rows[0]
+    wanted = dict.fromkeys(columns_of(columns, settings.question), "question")
+    if settings.answer is not None and not isinstance(settings.choices, list):
+        wanted[settings.answer] = "answer"
+    missed = {name: role for name, role in wanted.items() if not any(has_column(row, name) for _, row in rows)}
+    if missed:
+        named = ", ".join(f"no column '{name}' for the {role}" for name, role in missed.items())
+        keys = " ".join(f"{key}.{role}=COLUMN" for role in dict.fromkeys(missed.values()))
+        raise UserError(f"{where}: {named}; columns here: {', '.join(sorted(columns)) or 'none'}; name yours: {keys}")
 
 
 def _left_out(key: str, reasons: list[NoAnswer], num_rows: int) -> str:
