@@ -382,6 +382,9 @@ def test_a_new_line_typed_in_a_prompt_is_one(typed: str, meant: str | None):
         ("data=gsm8k/", "did you mean 'gsm8k'"),
         ("seed.x=1", "did you mean 'seed'"),
         ("checkpoint.a=b", "did you mean 'checkpoints'"),
+        ("eval.num=8", "see --cfg job for all keys"),  # no group of keys is what was meant
+        ("eval.n=8", "eval.samples_per_problem"),
+        ("resume=true", "takes no truth value, got true (YAML reads yes and no as one); choose one of auto, never"),
     ],
 )
 def test_suggestions_are_never_what_was_typed(override: str, said: str):
@@ -426,7 +429,7 @@ def test_jobs_of_a_sweep_are_named_by_what_they_vary(overrides: list[str], expec
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("pass_rates=x", "a stage names its own by rates"),
+        ("pass_rates=x", "a recipe has probes of its own"),
         ("num_generations=8", "phase.group_size"),
         ("learning_rate=1e-6", "optim.policy_lr"),
         ("beta=0", "algo.kl_coef"),

@@ -411,6 +411,13 @@ def test_the_dry_run_shows_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     main()
     said = capfd.readouterr().out
     assert "moments of AdamW" in said and "activations (estimate)" in said and "memory: about " in said
+    monkeypatch.setattr("conclip.experiments.memory.place_of", lambda _: Place(kind="cpu", memory_gib=0.1))
+    monkeypatch.setattr(sys, "argv", ["conclip", "train-phase2", "--dry-run"])
+    with pytest.raises(SystemExit) as ended:  # as the run itself would
+        main()
+    said = capfd.readouterr()
+    assert ended.value.code == 2 and "moments of AdamW" in said.out and "memory: about" not in said.out
+    assert "error: this run does not fit into memory: about" in said.err
 
 
 def test_nobody_is_asked_about_code_of_the_models_own(tmp_path: Path):

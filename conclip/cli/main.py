@@ -286,7 +286,8 @@ def _check(subcommand: str, composed: "DictConfig", *, here: bool) -> None:
 
 
 def _plan(subcommand: str, composed: "DictConfig") -> None:
-    """Say what would be done, what of it is done already, and what the rest will cost. Nothing is written."""
+    """Say what would be done, what of it is done already, and what the rest will cost. Nothing is written. Raises UserError
+    at the end where the run itself would be refused for its memory."""
     from conclip.cluster.choose import check_machine  # noqa: PLC0415
     from conclip.experiments.inputs import checked, model_identity  # noqa: PLC0415
 
@@ -311,7 +312,7 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     lines = power_lines(config, inputs)
     if memory is not None:
         console.print(memory_table(memory.parts))
-        lines.append(f"memory: {memory.verdict()}")
+        lines += [] if memory.impossible else [f"memory: {memory.verdict()}"]
     notes = list(inputs.notes)
     try:
         check_machine(config)
@@ -319,3 +320,5 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
         notes.append(f"here the run itself would be refused: {error}")
     for line in (*lines, *(f"warning: {note}" for note in notes)):
         console.print(line, markup=False, soft_wrap=True)
+    if memory is not None and memory.impossible:
+        raise UserError(f"this run does not fit into memory: {memory.verdict()}")

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar, cast, get_args, get_origin
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -69,6 +69,7 @@ def _coerce(plain: Mapping[Any, Any], schema: type, known: set[str], prefix: str
         if any(isinstance(item, bool) for item in given) and not _takes_truth(annotation):
             raise UserError(
                 f"config key '{key}': takes no truth value, got {str(value).lower()} (YAML reads yes and no as one)"
+                + (f"; choose one of {', '.join(get_args(annotation))}" if get_origin(annotation) is Literal else "")
             )
         if isinstance(value, dict):
             nested = cast(dict[Any, Any], value)
@@ -152,7 +153,8 @@ REMOVED_KEYS = {
     "length.limits": "ThinkPrune's limits are phase.max_tokens_stages",
     "model/adapter": "only subcommands that train have adapters; what they leave is a whole model, which others read",
     "model.adapter.dropout": "dropout would make the learner's log-probs differ from the engine's",
-    "pass_rates": "train-phase1 and train-phase2 take those of an earlier probe; a recipe's own stages probe (docs/selection.md)",
+    "pass_rates": "train-phase1 and train-phase2 take those of an earlier probe; a recipe has probes of its own",
+    "eval.n": "the responses to a test problem are eval.samples_per_problem",
     "learning_rate": "the policy's is optim.policy_lr, the critic's optim.critic_lr",
     "num_generations": "the responses to a problem in a step are phase.group_size",
     "max_completion_length": "the limit on a response is rollout.max_tokens, and eval.max_tokens in evaluations",
@@ -170,7 +172,8 @@ def unknown_key(key: str, known: set[str]) -> str:
         return f"config key '{key}' does not exist: {REMOVED_KEYS[key]}"
     own = re.match(r"(?:data\.\w+|recipe|phases)\.(.+)\.", key)
     names = sorted({name.replace("*", own[1]) if own else name for name in known} - {key})
-    names = [name for name in names if "*" not in name]
+    groups = {name.rpartition(".")[0] for name in known if not name.endswith(".*")}
+    names = [name for name in names if "*" not in name and name not in groups]
     parent, _, last = key.rpartition(".")
     beside = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == parent}
     near = [beside[name] for name in difflib.get_close_matches(last, beside, n=1)]

@@ -327,9 +327,10 @@ def memory_table(parts: Sequence[Part]) -> Table:
     for part in parts:
         if not any(getattr(part, moment) for moment in moments):
             continue  # it is in main memory beside the GPU
-        shown = [f"{gib:.2f}" if (gib := getattr(part, moment)) else "" for moment in moments]
+        values = [getattr(part, moment) for moment in moments]
+        shown = ["" if not gib else f"{gib:.2f}" if math.isfinite(gib) else "too small" for gib in values]
         table.add_row(part.name if part.exact else f"{part.name} (estimate)", *shown)
     table.add_section()
     sums = [sum(getattr(part, moment) for part in parts) for moment in moments]
-    table.add_row("in all", *(f"{gib:.2f}" for gib in sums))
+    table.add_row("in all", *(f"{gib:.2f}" if math.isfinite(gib) else "-" for gib in sums))
     return table

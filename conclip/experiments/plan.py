@@ -176,7 +176,7 @@ def plan_table(
     current = None if from_scratch else find_attempt(home, identity)
     done = {name: r for name, r in read_stages(current).items() if not changed_files(current, r)} if current else {}
     history = _history(home, model) if by_data_sheet is None else {}
-    table = Table(title="what would be done", title_justify="left")
+    table = Table(title=f"{home.name}: what would be done", title_justify="left")
     for name in ("stage", "state", "responses, at most", "tokens", "time", "estimated from"):
         table.add_column(name, justify="left" if name in ("stage", "state", "estimated from") else "right")
     tokens_to_do, times = 0.0, list[float]()
