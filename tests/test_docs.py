@@ -1,5 +1,6 @@
 """README and docs/: every key documented, every link resolves, every command would start."""
 
+import json
 import os
 import re
 import runpy
@@ -15,6 +16,7 @@ from benchmarks.performance.comparisons import Result, fallen
 from benchmarks.performance.record import Point, Record, Start
 from conclip.claims.config import claim_files
 from conclip.cli import tools
+from conclip.cli.main import main
 from conclip.config.compose import compose_config, load_config, sweep_jobs
 from conclip.config.schema import SCHEMAS
 from conclip.config.typed import schema_keys, to_config
@@ -161,3 +163,23 @@ def test_the_page_of_performance_is_made_from_its_record():
     recorded, shown = TOP / "benchmarks/performance/recorded.json", TOP / "docs/performance.md"
     assert recorded.exists() == shown.exists()
     assert not recorded.exists() or shown.read_text() == Record.read(recorded).page()
+
+
+@pytest.mark.whole
+@pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize("settings", [["phase.refresh=true", "phase.group_size=8"], ["algo=grpo", "algo.kl=loss"]])
+def test_every_metric_of_a_step_is_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]):
+    section = (TOP / "docs/run-folder.md").read_text().partition("**A line of `metrics.jsonl`**")[2].partition("```")[0]
+    known: set[str] = set()
+    for names in re.findall(r"^\| (`\S+/[^|]+) \|", section, re.M):
+        family = ""
+        for name in re.findall(r"`([^`]+)`", names):
+            family = name.partition("/")[0] if "/" in name else family
+            known.add(name if "/" in name or name.startswith("_") else f"{family}/{name}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["conclip", "train-phase2", "debug=train", "name=x", *settings])
+    main()
+    lines = Path("outputs/train-phase2/x/attempt-001/metrics.jsonl").read_text().splitlines()
+    found = {name for line in lines for name in json.loads(line)} - {"schema", "stage", "step"}
+    assert len(found) > 30
+    assert {re.sub(r"_(short|middle|long)$", "", name) for name in found} - known == set()
