@@ -31,7 +31,7 @@ def test_a_dry_run_lists_every_stage_and_writes_nothing(
     ]
     # 24 problems x 8; 2 steps x 4 x 4 and 3 looks x 4 x 2; 10 problems x 2
     assert [line.split("│")[3].strip() for line in said.splitlines() if "to do │" in line] == [
-        *("20", "192", "56", "192", "56", "20", "20")
+        *("20", "192", "56 (24 to validate)", "192", "56 (24 to validate)", "20", "20")
     ]
     ids = [problem.problem_id for problem in load_inputs(load_config("two-phase", "debug=two_phase")).pool[:4]]
     run(monkeypatch, "--dry-run", f"phase2.problem_ids=[{','.join(ids)}]")
@@ -55,7 +55,7 @@ def test_a_changed_phase_2_takes_over_what_came_before_it(
     (row,) = [line.split("│") for line in capfd.readouterr().out.splitlines() if "│ phase2 " in line]
     measured = read_stages(first)["phase2"]
     assert measured.numbers["num_responses"] == 56  # 2 steps x 4 x 4 and 3 looks x 4 x 2; with 3 steps 80
-    assert row[3].strip() == "80" and int(row[4].replace(",", "")) == round(measured.num_tokens / 56 * 80)
+    assert row[3].strip() == "80 (32 to validate)" and int(row[4].replace(",", "")) == round(measured.num_tokens / 56 * 80)
     assert "56 responses, finished" in row[6] and ("min" in row[5]) and not (first.parent / "attempt-002").exists()
 
     run(monkeypatch, "recipe=phase2_only", "phase2.num_steps=1")

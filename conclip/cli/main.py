@@ -321,4 +321,5 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     for line in (*lines, *(f"warning: {note}" for note in notes)):
         console.print(line, markup=False, soft_wrap=True)
     if memory is not None and memory.impossible:
-        raise UserError(f"this run does not fit into memory: {memory.verdict()}")
+        elsewhere = "" if composed.device.kind else "; device=NAME plans for another machine"
+        raise UserError(f"this run does not fit into memory: {memory.verdict()}{elsewhere}")

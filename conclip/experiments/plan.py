@@ -201,6 +201,8 @@ def plan_table(
         tokens_to_do += tokens
         times.append(seconds)
         number = f"{'' if left is stage else 'about '}{left.num_responses:,}"
+        if stage.num_counted and left is stage:
+            number = f"{number} ({stage.num_responses - stage.num_counted:,} to validate)"
         table.add_row(stage.name, "to do", number, f"{tokens:,.0f}", _duration(seconds), source)
     if times and not from_scratch and any(attempt != current for attempt in lenders(home)):
         table.caption = (
