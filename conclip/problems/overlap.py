@@ -139,7 +139,9 @@ def check_overlap(
     message = f"{key}: trained on {len(overlap)} of the {len(questions)} test problems ('{overlap[0].problem_id}' is one)"
     if not allowed:
         raise UserError(
-            f"{message}; take other test problems, or set eval.allow_overlap=true, which marks the result"
-            + "; of problems made from templates, eval.near_overlap=false compares whole texts" * near
+            f"{message}; take other test problems (of a file, data=one_file takes its test share), or set "
+            "eval.allow_overlap=true, which marks the result"
+            + "; of problems made from templates, eval.near_overlap=false compares whole texts"
+            * near
         )
     return f"{message}; the result is no evidence of anything but memory"
