@@ -200,6 +200,8 @@ def test_bad_values_are_named(override: str, said: str):
         (["algo=shortest_sft", "length=kimi"], "length.kind"),
         (["algo=distillation"], "reads no English"),
         (["algo=distillation", "model=hf", "model.path=x", "algo.kl=loss", "algo.kl_coef=0.1"], "algo.kl=none"),
+        (["algo.truncated_bootstrap=value"], "algo.truncated_bootstrap' is value, which needs reward.truncated=0"),
+        (["algo.truncated_bootstrap=value", "reward.truncated=0", "length=kimi"], "and length=none"),
         (["algo=distillation", "model=hf", "model.path=x", "algo.whiten_advantages=true"], "algo.whiten_advantages=false"),
         (["algo=distillation", "model=hf", "model.path=x", "length=kimi", "reward=binary"], "learns from no reward"),
         (["algo=distillation", "model=hf", "model.path=x", "algo.kl_target=0.1"], "algo.kl_target"),

@@ -1,6 +1,7 @@
 """What a run reads before it begins: problems that are in several lists, and settings that are another model's."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,28 @@ def test_the_target_of_a_length_reward_is_one_for_the_model(tmp_path: Path, more
         load_config("train-phase2", *model, *own, *more, "phase.num_problems=2", "phase.problems_per_step=2")
     )
     assert any("length.target_tokens=100 where responses have up to 1,000" in note for note in found.notes) is is_said
+
+
+def test_what_adapters_have_taught_is_not_rounded_away_unsaid(tmp_path: Path):
+    """A later stage begins from the merged model; in 4 bits or bfloat16 small changes of its weights are lost."""
+    own = lists(tmp_path, pool=["a", "b"], validation=["c"], test=["d"])
+    model = tmp_path / "model"
+    shutil.copytree(LAB_MODEL, model)
+    lora = ["model=hf", f"model.path={model}", "model.dtype=bfloat16", "model/adapter=lora", "rollout.max_tokens=500", *own]
+    with pytest.raises(UserError, match=r"model\.adapter\.base' must not be 4bit for recipe\.phase2: .*phase1 would lose"):
+        load_config("two-phase", *lora, "model.adapter.base=4bit")
+    rounded = "model.adapter.base=bfloat16: most of what adapters have taught"
+
+    def notes(subcommand: str, base: str, *more: str) -> list[str]:
+        found = load_inputs(load_config(subcommand, *lora, f"model.adapter.base={base}", *more)).notes
+        return [note for note in found if note.startswith("model.adapter.base")]
+
+    few = ["phase2.num_problems=1", "phase2.problems_per_step=1", "phase1.num_problems=1", "phase1.problems_per_step=1"]
+    assert notes("two-phase", "float32", *few) == []
+    assert notes("two-phase", "bfloat16", *few)[0].startswith(f"{rounded} phase1")
+    alone = ["phase.num_problems=2", "phase.problems_per_step=2"]
+    assert notes("train-phase2", "bfloat16", *alone) == notes("train-phase2", "4bit", *alone) == []
+    (model / "adapter").mkdir()
+    assert notes("train-phase2", "bfloat16", *alone)[0].startswith(f"{rounded} model.path")
+    with pytest.raises(UserError, match=r"model\.adapter\.base=4bit: what adapters have taught model\.path rounds"):
+        notes("train-phase2", "4bit", *alone)

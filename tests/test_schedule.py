@@ -165,7 +165,7 @@ def test_moments_of_another_optimiser_or_model_are_refused(name: str, tensor: to
 def test_token_limits_tighten_in_equal_stages():
     limits = [tokens_limit([1.0, 0.75, 0.5], 200, step / 6) for step in range(7)]
     assert limits == [200, 200, 150, 150, 100, 100, 100]
-    assert tokens_limit(None, 200, 0.9) == 200
+    assert tokens_limit(None, 200, 0.9) == 200 and tokens_limit([0.29], 100, 0.0) == 29  # 0.29 * 100 is 28.999...
 
 
 def test_the_warm_up_is_no_part_of_the_budget_of_stages():

@@ -79,6 +79,11 @@ def _check_training_stage(
 ) -> None:
     if config.learning is None:
         raise UserError(f"config key 'recipe.{name}.kind': this subcommand does not train; conclip run recipe=... does")
+    keeps = stage.model == BASE or config.model.adapter.base != "4bit"
+    why = (
+        f"must not be 4bit for recipe.{name}: quantised anew, {stage.model} would lose what it has learned; float32 keeps it"
+    )
+    require(keeps, "model.adapter.base", why)
     given = config.given_rates is not None or config.phase_of(stage).by_hand
     if stage.rates is not None:
         _check_known(f"recipe.{name}.rates", [stage.rates], probes, "an earlier probing stage")

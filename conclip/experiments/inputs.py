@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from conclip.config.recipe import StageConfig
+from conclip.config.recipe import BASE, StageConfig
 from conclip.config.schema import SCHEMAS, BaseConfig
 from conclip.config.typed import to_config
 from conclip.curriculum.pass_rates import PassRate, read_pass_rates
@@ -194,9 +194,25 @@ def _model_notes(config: BaseConfig, model_path: Path, local: Mapping[str, Path]
             f"length.target_tokens={target:g} where responses have up to {longest:,} tokens: the default is for the "
             f"embedded model; set the length that {learning.length.kind} is to pay for"
         )
+    notes += _rounding_notes(config, model_path) if learning is not None else []
     if trust:
         notes.append("model.trust_remote_code: Python code from the model's folder runs on this machine")
     return notes
+
+
+def _rounding_notes(config: BaseConfig, model_path: Path) -> list[str]:
+    """Return a note where training begins from what adapters have taught a model, in a precision that rounds it away. Raises
+    UserError for 4 bits (the rules of recipes refuse it between stages)."""
+    base = config.model.adapter.base
+    taught = [stage.model for stage in config.recipe.values() if stage.kind == "train" and stage.model != BASE]
+    if (model_path / "adapter").is_dir():
+        taught.append("model.path")
+    if base == "float32" or not taught:
+        return []
+    said = f"what adapters have taught {taught[0]} rounds to nothing in it, and training begins without; float32 keeps it"
+    if base == "4bit":
+        raise UserError(f"model.adapter.base=4bit: {said}")
+    return [f"model.adapter.base={base}: most of {said}"]
 
 
 def _data_notes(config: BaseConfig) -> list[str]:

@@ -112,4 +112,4 @@ def tokens_limit(stages: Sequence[float] | None, max_tokens: int, progress: floa
     if stages is None:
         return max_tokens
     stage = min(int(progress * len(stages)), len(stages) - 1)
-    return max(1, int(stages[stage] * max_tokens))
+    return max(1, int(stages[stage] * max_tokens + 1e-9))  # 0.29 of 100 is 29, not 28.999...
