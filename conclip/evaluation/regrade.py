@@ -117,10 +117,9 @@ def grade_file(
     compile_pattern("--gold-pattern", columns.gold_pattern)
     check_target(target, "OUT", inputs=(source, source.parent / "questions.jsonl"))
     counts: Counter[str] = Counter()
-    with closing(Grader(num_workers=num_workers, **({} if notes is None else {"warn": notes.append}))) as grader:
-        found = _check(grader, source, columns)
-        if notes is not None:
-            notes += found
+    notes = [] if notes is None else notes
+    with closing(Grader(num_workers=num_workers, warn=notes.append)) as grader:
+        notes += _check(grader, source, columns)
         with writing(target) as out:
             for row, grade, second in _graded(grader, source, columns, audit=audit):
                 result = {"outcome": grade.outcome.value, "extracted": grade.extracted, "method": grade.method}
