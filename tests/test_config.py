@@ -384,7 +384,9 @@ def test_a_new_line_typed_in_a_prompt_is_one(typed: str, meant: str | None):
         ("data=gsm8k/", "did you mean 'gsm8k'"),
         ("seed.x=1", "did you mean 'seed'"),
         ("checkpoint.a=b", "did you mean 'checkpoints'"),
-        ("eval.num=8", "see --cfg job for all keys"),  # no group of keys is what was meant
+        ("eval.m=8", "see --cfg job for all keys"),  # its own group of keys is not what was meant
+        ("rolout=lab", "did you mean 'rollout'"),
+        ("model.adaptor=lora", "did you mean 'model.adapter'"),
         ("eval.n=8", "eval.samples_per_problem"),
         ("resume=true", "takes no truth value, got true (YAML reads yes and no as one); choose one of auto, never"),
     ],

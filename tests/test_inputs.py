@@ -95,9 +95,9 @@ def test_help_of_a_primary_file_by_any_name_that_hydra_takes(primary: str, tmp_p
 @pytest.mark.parametrize(
     ("more", "is_said"),
     [
-        (["length=laser", "length.target_tokens=100"], True),
+        (["length=laser"], True),
         (["length=l1_exact", "rollout.max_tokens=512"], False),
-        (["length=l1_max", "length.target_tokens=400"], False),
+        (["length=l1_max", "length.target_tokens=100"], False),
         (["length=kimi"], False),
     ],
 )
@@ -108,7 +108,7 @@ def test_the_target_of_a_length_reward_is_one_for_the_model(tmp_path: Path, more
     found = load_inputs(
         load_config("train-phase2", *model, *own, *more, "phase.num_problems=2", "phase.problems_per_step=2")
     )
-    assert any("length.target_tokens=100 where responses have up to 1,000" in note for note in found.notes) is is_said
+    assert any("length.target_tokens=128 where responses have up to 1,000" in note for note in found.notes) is is_said
 
 
 def test_what_adapters_have_taught_is_not_rounded_away_unsaid(tmp_path: Path):

@@ -524,9 +524,12 @@ def test_of_a_folder_that_names_its_splits_one_is_read(tmp_path: Path):
         ("latest.jsonl", "test", True),  # no word of a split in any name: a folder of one
         ("greatest_train.jsonl", "test", False),
         ("algebra_hard.jsonl", "hard", True),
+        ("train_test_split/train.jsonl", "test", False),  # the file's own name counts first
+        ("my-eval/0000.jsonl", "test", True),
     ],
 )
 def test_words_in_names_say_the_split(tmp_path: Path, name: str, split: str, is_read: bool):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     write(tmp_path / name, ROWS[:1])
     if is_read:
         assert len(load(path=str(tmp_path), split=split)) == 1
@@ -548,3 +551,13 @@ def test_columns_that_no_row_has_are_named_all_at_once_with_their_keys(tmp_path:
     with pytest.raises(UserError, match=r"no column 'a' for the question, no column 'b' for the question; "):
         load(path=path, question="{a} {problem} {b}", answer="solution")
     assert len(load(path=path, question="problem", answer="solution")) == 2
+
+
+def test_a_split_of_its_very_name_comes_before_its_other_words(tmp_path: Path):
+    for number, name in enumerate(("dev", "validation", "test")):
+        write(tmp_path / f"{name}.jsonl", [{"question": f"{number}", "answer": "1"}])
+
+    def asked(split: str) -> list[str]:
+        return [problem.question for problem in load(path=str(tmp_path), split=split)]
+
+    assert (asked("dev"), asked("validation"), asked("val"), asked("eval")) == (["0"], ["1"], ["0", "1"], ["2"])

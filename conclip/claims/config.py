@@ -226,7 +226,8 @@ def run_hash(name: str, claim: Claim, run: str, *, quick: bool, config_dir: Path
     except UserError as error:
         raise UserError(f"claim '{name}', run '{run}': {error}") from error
     _check_contrasts(name, claim, run, config)
-    return digest([relevant(config), asdict(config.data), GRADER_VERSION, *model, *files])
+    near = [] if config.evaluation is None or config.evaluation.near_overlap else ["near_overlap=false"]  # chooses problems
+    return digest([relevant(config), asdict(config.data), GRADER_VERSION, *model, *files, *near])
 
 
 def _files(problems: ProblemSetConfig) -> list[str]:

@@ -193,11 +193,12 @@ def _run(subcommand: str, arguments: list[str]) -> None:
     launchers = [override.partition("=")[2] for override in of_hydra if override.startswith("hydra/launcher=")]
     here = launchers in ([], ["basic"])
     names = job_names([one.name for one in composed], combinations)
-    for one, job_name in zip(composed, names, strict=True):  # check all jobs before the first one runs
+    for one, job_name in zip(composed, names, strict=True):
         one.name = job_name
-        _plan(subcommand, one) if dry_run else _check(subcommand, one, here=here)
     if dry_run:
-        return None
+        return _plan_all(subcommand, composed)
+    for one in composed:  # check all jobs before the first one runs
+        _check(subcommand, one, here=here)
     named = (("--config-dir", flags.config_dir), ("--config-name", flags.config_name))
     where = [part for flag, value in named if value is not None for part in (flag, value)]
     where += [override for override in of_hydra if override.startswith("hydra.searchpath=")]
@@ -209,6 +210,19 @@ def _run(subcommand: str, arguments: list[str]) -> None:
         return run_here(jobs)
     folder = expanded(composed[0].paths.outputs).resolve() / "sweeps"
     return launch(jobs, of_hydra, folder, flags.config_dir)
+
+
+def _plan_all(subcommand: str, jobs: "list[DictConfig]") -> None:
+    """Show the plan of each job. Raises UserError at the end where one is refused: the others' plans are of use all the
+    same."""
+    refused: list[str] = []
+    for job in jobs:
+        try:
+            _plan(subcommand, job)
+        except UserError as error:
+            refused.append(f"{job.name}: {error}")
+    if refused:
+        raise UserError(refused[0] + f"; {len(refused) - 1} more jobs are refused" * (len(refused) > 1))
 
 
 @contextmanager

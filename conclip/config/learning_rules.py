@@ -16,7 +16,7 @@ def check_learning(config: LearnConfig) -> None:
     """Raise UserError unless the keys of training agree with each other."""
     trainer, adapter = config.trainer, config.model.adapter
     fits = adapter.base != "bfloat16" or config.model.dtype == "bfloat16"
-    require(fits, "model.adapter.base", "is bfloat16, which needs model.dtype=bfloat16 (auto is float32 on this machine)")
+    require(fits, "model.adapter.base", "is bfloat16, which needs model.dtype=bfloat16, not float32")
     for field in dataclasses.fields(adapter):
         read = adapter.kind != "none" or getattr(adapter, field.name) == getattr(AdapterConfig(), field.name)
         require(

@@ -173,7 +173,7 @@ def unknown_key(key: str, known: set[str]) -> str:
     own = re.match(r"(?:data\.\w+|recipe|phases)\.(.+)\.", key)
     names = sorted({name.replace("*", own[1]) if own else name for name in known} - {key})
     groups = {name.rpartition(".")[0] for name in known if not name.endswith(".*")}
-    names = [name for name in names if "*" not in name and name not in groups]
+    names = [name for name in names if "*" not in name and not (name in groups and key.startswith(f"{name}."))]
     parent, _, last = key.rpartition(".")
     beside = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == parent}
     near = [beside[name] for name in difflib.get_close_matches(last, beside, n=1)]

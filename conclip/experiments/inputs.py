@@ -34,6 +34,9 @@ from conclip.types import Problem
 SMALL_MODEL, LARGE_RATE = 20_000_000, 2e-5
 """Above both (parameters, policy learning rate), the rate is probably a default of the embedded model, not a choice."""
 
+LAB_TARGET = 128
+"""The default of `length.target_tokens`, which is for the embedded model."""
+
 OF_TARGET = ("laser", "l1_max", "l1_exact")
 """Length rewards that have a target."""
 
@@ -189,7 +192,13 @@ def _model_notes(config: BaseConfig, model_path: Path, local: Mapping[str, Path]
             "model, the paper used 5e-7 for 1.5 and 7 billion (optim=hf chooses by size)"
         )
     target, longest = (learning.length.target_tokens, config.rollout.max_tokens) if learning is not None else (0, 0)
-    if learning is not None and learning.length.kind in OF_TARGET and not config.model.is_lab and 8 * target <= longest:
+    if (
+        learning is not None
+        and learning.length.kind in OF_TARGET
+        and not config.model.is_lab
+        and target == LAB_TARGET
+        and longest > 512
+    ):
         notes.append(
             f"length.target_tokens={target:g} where responses have up to {longest:,} tokens: the default is for the "
             f"embedded model; set the length that {learning.length.kind} is to pay for"

@@ -79,12 +79,13 @@ def _of_split(files: Sequence[Path], folder: Path, split: str | None, told: str)
     name says one. Raises UserError where all are of others."""
     if split is None:
         return files
-    names = [file.relative_to(folder).with_suffix("").as_posix().lower() for file in files]
     words = next((known for known in SPLITS if split in known), (split,))
-    every = {word for known in (*SPLITS, words) for word in known}
-    if not any(_has_word(name, word) for name in names for word in every):
+    every = {split, *(word for known in SPLITS for word in known)}
+    said = {file: _words(file.relative_to(folder), every) for file in files}
+    if not any(said.values()):
         return files
-    kept = [file for file, name in zip(files, names, strict=True) if any(_has_word(name, word) for word in words)]
+    exact = [file for file in files if split in said[file]]
+    kept = exact or [file for file in files if said[file].intersection(words)]
     if not kept:
         raise UserError(
             f"{told}split: no file in folder '{folder}' is of split '{split}' by its name ('{files[0].name}' is one); give "
@@ -93,9 +94,14 @@ def _of_split(files: Sequence[Path], folder: Path, split: str | None, told: str)
     return kept
 
 
-def _has_word(name: str, word: str) -> bool:
-    """Return whether a file's name, in lower case, has a word that no letters go on."""
-    return re.search(rf"(?<![^\W\d_]){re.escape(word.lower())}(?![^\W\d_])", name) is not None
+def _words(path: Path, known: set[str]) -> set[str]:
+    """Return which of the known words a file's name has, in any case and not as a part of a longer word; where it has none,
+    that of the nearest folder above it that has some."""
+    for name in (path.stem, *(folder.name for folder in path.parents)):
+        found = {w for w in known if re.search(rf"(?<![^\W\d_]){re.escape(w)}(?![^\W\d_])", name, re.IGNORECASE)}
+        if found:
+            return found
+    return set()
 
 
 def _is_packed(file: Path, folder: Path) -> bool:

@@ -149,7 +149,7 @@ class Checkpoints:
         try:
             self._verify(self.path(number))
         except (OSError, ValueError) as error:
-            raise MachineFailure(f"{error}; the same command goes back to an earlier checkpoint") from error
+            raise MachineFailure(f"{error}; restore it, then run the same command again") from error
         link(self.path(number), target, without=TRAINING, complete=complete)
 
     def _check_best(self, head: Head) -> None:
@@ -160,7 +160,7 @@ class Checkpoints:
         except DAMAGE as error:
             raise UserError(
                 f"checkpoint '{path}' is whole, but the best one so far, '{best}', is damaged ({error}): restore that one, "
-                f"or remove '{path}' to go on from an earlier one"
+                f"or remove '{path}'; an earlier one is taken if it names another best one, else the phase starts anew"
             ) from error
 
     def _verify(self, path: Path) -> Head:
