@@ -53,7 +53,7 @@ LEFT_OUT = {
     r"conclip claims c": "hours",
     r"^apt-get |^export LD_PRELOAD": "a package of the system",
     r"model.path=MODEL data=gsm8k$": "data sets of the hub",
-    r"mmlu_stem": "another file's columns",
+    r"mmlu_stem|data=own": "another file's columns",
 }
 
 

@@ -326,7 +326,8 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
     lines = power_lines(config, inputs)
     if memory is not None:
         console.print(memory_table(memory.parts))
-        lines += [] if memory.impossible else [f"memory: {memory.verdict()}"]
+        if not memory.impossible:
+            lines.append(f"memory: {memory.verdict()}")
     notes = list(inputs.notes)
     try:
         check_machine(config)
@@ -334,6 +335,5 @@ def _plan(subcommand: str, composed: "DictConfig") -> None:
         notes.append(f"here the run itself would be refused: {error}")
     for line in (*lines, *(f"warning: {note}" for note in notes)):
         console.print(line, markup=False, soft_wrap=True)
-    if memory is not None and memory.impossible:
-        elsewhere = "" if composed.device.kind else "; device=NAME plans for another machine"
-        raise UserError(f"this run does not fit into memory: {memory.verdict()}{elsewhere}")
+    if memory is not None:
+        memory.check("" if config.device.kind else "; device=NAME plans for another machine")

@@ -45,9 +45,9 @@ def check_learning(config: LearnConfig) -> None:
     reads = not (config.algo.has_teacher and config.model.is_lab)
     require(reads, "algo.advantage", "must not be distillation with the lab's model, which reads no English")
     reward = config.reward
-    told_once = config.algo.truncated_bootstrap == "zero" or (reward.truncated == 0 and not priced)
-    why = "is value, which needs reward.truncated=0 and length=none: a reward for an end that is none drives the critic away"
-    require(told_once, "algo.truncated_bootstrap", why)
+    no_penalty = config.algo.truncated_bootstrap == "zero" or (reward.truncated == 0 and not priced)
+    why = "is value, which needs reward.truncated=0 and length=none: else the critic's values of cut responses fall forever"
+    require(no_penalty, "algo.truncated_bootstrap", why)
     require(reward.correct > reward.wrong, "reward.correct", "must be above reward.wrong")
     room = trainer.max_tokens_per_micro_batch >= config.rollout.max_tokens
     require(room, "trainer.max_tokens_per_micro_batch", f"must be at least rollout.max_tokens={config.rollout.max_tokens}")

@@ -196,9 +196,9 @@ def execute(subcommand: str, config: BaseConfig, inputs: Inputs) -> Path:
     """Run one subcommand and return its run folder. Raises UserError before anything is written, as `all_prompts` does."""
     prompts = all_prompts(config, inputs)
     memory = memory_of_run(config, inputs, prompts, place_of(DeviceConfig()))
-    if memory is not None and memory.impossible:
-        raise UserError(f"this run does not fit into memory: {memory.verdict()}")
-    config = config if memory is None else memory.settled
+    if memory is not None:
+        memory.check()
+        config = memory.settled
     run, failed = Run(subcommand, config, run_identity(subcommand, config, inputs)), True
     try:
         for note in inputs.notes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from conclip.config.recipe import BASE, StageConfig
-from conclip.config.schema import SCHEMAS, BaseConfig
+from conclip.config.schema import SCHEMAS, BaseConfig, LearnConfig
 from conclip.config.typed import to_config
 from conclip.curriculum.pass_rates import PassRate, read_pass_rates
 from conclip.curriculum.selection import Selection, select
@@ -34,8 +34,8 @@ from conclip.types import Problem
 SMALL_MODEL, LARGE_RATE = 20_000_000, 2e-5
 """Above both (parameters, policy learning rate), the rate is probably a default of the embedded model, not a choice."""
 
-LAB_TARGET = 128
-"""The default of `length.target_tokens`, which is for the embedded model."""
+LAB_TARGET, LAB_LIMIT = 128, 512
+"""The default of `length.target_tokens`, and the token limit of the embedded model, for which it is meant."""
 
 OF_TARGET = ("laser", "l1_max", "l1_exact")
 """Length rewards that have a target."""
@@ -191,22 +191,23 @@ def _model_notes(config: BaseConfig, model_path: Path, local: Mapping[str, Path]
             f"optim.policy_lr={rate:g} for {size / 1e6:,.0f} million parameters is high: optim=lab is for the embedded "
             "model, the paper used 5e-7 for 1.5 and 7 billion (optim=hf chooses by size)"
         )
-    target, longest = (learning.length.target_tokens, config.rollout.max_tokens) if learning is not None else (0, 0)
-    if (
-        learning is not None
-        and learning.length.kind in OF_TARGET
-        and not config.model.is_lab
-        and target == LAB_TARGET
-        and longest > 512
-    ):
-        notes.append(
-            f"length.target_tokens={target:g} where responses have up to {longest:,} tokens: the default is for the "
-            f"embedded model; set the length that {learning.length.kind} is to pay for"
-        )
-    notes += _rounding_notes(config, model_path) if learning is not None else []
+    if learning is not None:
+        notes += _target_notes(learning) + _rounding_notes(config, model_path)
     if trust:
         notes.append("model.trust_remote_code: Python code from the model's folder runs on this machine")
     return notes
+
+
+def _target_notes(config: LearnConfig) -> list[str]:
+    """Return a note where another model than the lab's gets the lab's target of a length reward, as it does by default."""
+    length, longest = config.length, config.rollout.max_tokens
+    is_ours = length.kind in OF_TARGET and length.target_tokens == LAB_TARGET
+    if config.model.is_lab or longest <= LAB_LIMIT or not is_ours:
+        return []
+    return [
+        f"length.target_tokens={LAB_TARGET} where responses have up to {longest:,} tokens: the default is for the embedded "
+        f"model; set the length that {length.kind} is to pay for"
+    ]
 
 
 def _rounding_notes(config: BaseConfig, model_path: Path) -> list[str]:

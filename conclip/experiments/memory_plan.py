@@ -166,6 +166,11 @@ class MemoryPlan:
         beside = sum(part.beside for part in self.parts if part.exact)
         return exact > self.place.memory_gib or beside > self.place.beside_gib
 
+    def check(self, more: str = "") -> None:
+        """Raise UserError where what is known exactly exceeds the memory; its message ends with `more`."""
+        if self.impossible:
+            raise UserError(f"this run does not fit into memory: {self.verdict()}{more}")
+
     @property
     def settled(self) -> BaseConfig:
         """The config with the engine's share of a GPU as a number."""

@@ -138,10 +138,9 @@ def check_overlap(
         return None
     message = f"{key}: trained on {len(overlap)} of the {len(questions)} test problems ('{overlap[0].problem_id}' is one)"
     if not allowed:
+        templates = "; of problems made from templates, eval.near_overlap=false compares whole texts" if near else ""
         raise UserError(
             f"{message}; take other test problems (of a file, data=one_file takes its test share), or set "
-            "eval.allow_overlap=true, which marks the result"
-            + "; of problems made from templates, eval.near_overlap=false compares whole texts"
-            * near
+            f"eval.allow_overlap=true, which marks the result{templates}"
         )
     return f"{message}; the result is no evidence of anything but memory"
