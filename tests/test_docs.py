@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.performance.comparisons import Result, fallen
-from benchmarks.performance.record import Point, Record, Start
+from benchmarks.performance.record import Batch, Point, Record, Start
 from conclip.claims.config import claim_files
 from conclip.cli import tools
 from conclip.cli.main import main
@@ -156,9 +156,12 @@ def test_the_site_builds_without_a_warning(tmp_path: Path):
 def test_the_page_of_performance_is_made_from_its_record():
     """Nothing is left to fill in, and the page shown is that of the record."""
     ours, other = ({"s_per_1000": s, "gib": 2.0, "matrix_share": share} for s, share in ((1.0, 0.5), (1.5, 0.3)))
-    points, starts = [Point("update", 64, 32, 1, 0.5, 1.25)], [Start("conclip --help", 0.1, 0.2)]
+    points = [Point(Batch(what, 64, 32, 1), 0.5, 1.25) for what in ("update", "sampling")]
+    starts = [Start("conclip --help", 0.1, 0.2), Start("conclip eval", 9.5, None)]
     page = Record("two cores", [Result("lab", "update", [(ours, other)])], points, starts).page()
     assert "1.50 (1.50 to 1.50)" in page and "50%, 30%" in page and "| `conclip --help` | 0.10 | 0.20 |" in page
+    assert "| 64 | 32 | 2,048 | 1 | 0.500 | 1.25 |" in page and "| 64 | 32 | 8 | 1 | 1 | 0.500 | 1.25 |" in page
+    assert "| `conclip eval`, to its first response | 9.50 |  |" in page
     assert "[[" not in page
     recorded, shown = TOP / "benchmarks/performance/recorded.json", TOP / "docs/performance.md"
     assert recorded.exists() == shown.exists()

@@ -46,7 +46,7 @@ class Result:
     name: str
     pairs: list[tuple[Numbers, Numbers]]
     """Ours and the other side, pair by pair: times of 1,000 tokens [s], peak memory [GiB], of an update the share of the
-    processor's matrix rate, and of a step the parts of its time."""
+    processor's matrix rate, and of a step the parts of its time and the share of it that a checkpoint took besides."""
 
     @property
     def ratios(self) -> list[float]:
@@ -76,14 +76,17 @@ class Result:
         shares = {name: median(ours.get(name, 0.0) / ours["s_per_1000"] for ours, _ in self.pairs) for name in names}
         by_size = sorted(shares, key=lambda name: -shares[name])
         parts = ", ".join(f"{name[5:-2].replace('_', ' ')} {shares[name]:.1%}" for name in by_size)
-        return f"| {self.model} | {COMPARISONS[self.name].title.partition(',')[0]} | {parts} |"
+        saves = [ours["save_share"] for ours, _ in self.pairs if "save_share" in ours]
+        saved = f"{median(saves):.1%}" if saves else ""
+        return f"| {self.model} | {COMPARISONS[self.name].title.partition(',')[0]} | {parts} | {saved} |"
 
 
 def tables(results: Sequence[Result]) -> str:
     """Return the results as Markdown."""
     names = "model", "what", "ours [s per 1,000 tokens]", "other", "other / ours", "goal", "ours [GiB]", "other"
     lines = [f"| {' | '.join(names)} | matrix rate: ours, other |", "|---|---|---:|---:|---:|---:|---:|---:|---|"]
-    lines += [*(result.row() for result in results), "", "| model | step | where its time goes |", "|---|---|---|"]
+    head = "| model | step | where its time goes | a checkpoint, of a step |"
+    lines += [*(result.row() for result in results), "", head, "|---|---|---|---:|"]
     return "\n".join([*lines, *(r.budget() for r in results if r.name in ("grpo", "ppo"))])
 
 

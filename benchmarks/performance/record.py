@@ -10,19 +10,33 @@ from benchmarks.performance.comparisons import Numbers, Result, tables
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A batch of responses of one length, updated with or sampled."""
+class Batch:
+    """Responses of one length, updated with or sampled."""
 
     what: str
     length: int
     responses: int
     threads: int
+    group_size: int = 8
+    """Responses to each prompt."""
+    engines: int = 1
+    micro_batch: int = 2048
+    """Tokens of a micro-batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What a batch took."""
+
+    batch: Batch
     s_per_1000: float
     gib: float
 
     def row(self) -> str:
-        numbers = f"{self.length:,} | {self.responses:,} | {self.threads} | {self.s_per_1000:.3f} | {self.gib:.2f}"
-        return f"| {self.what} | {numbers} |"
+        batch = self.batch
+        of_kind = f"{batch.micro_batch:,} | " if batch.what == "update" else f"{batch.group_size} | {batch.engines} | "
+        sizes = f"{batch.length:,} | {batch.responses:,} | {of_kind}{batch.threads}"
+        return f"| {sizes} | {self.s_per_1000:.3f} | {self.gib:.2f} |"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +45,12 @@ class Start:
 
     command: str
     clock_s: float
-    processor_s: float
+    processor_s: float | None
+    """None: it was timed to its first response, not to its end."""
 
     def row(self) -> str:
-        return f"| `{self.command}` | {self.clock_s:.2f} | {self.processor_s:.2f} |"
+        until, used = ("", f"{self.processor_s:.2f}") if self.processor_s is not None else (", to its first response", "")
+        return f"| `{self.command}`{until} | {self.clock_s:.2f} | {used} |"
 
 
 @dataclass(slots=True)
@@ -50,7 +66,8 @@ class Record:
     def read(cls, path: Path) -> "Record":
         found: dict[str, Any] = json.loads(path.read_text())
         pairs = [Result(r["model"], r["name"], [(ours, other) for ours, other in r["pairs"]]) for r in found["comparisons"]]
-        points, starts = [Point(**p) for p in found["points"]], [Start(**s) for s in found["starts"]]
+        points = [Point(Batch(**p.pop("batch")), **p) for p in found["points"]]
+        starts = [Start(**s) for s in found["starts"]]
         return cls(found["machine"], pairs, points, starts)
 
     def pairs_of(self, model: str, name: str) -> list[tuple[Numbers, Numbers]]:
@@ -67,14 +84,14 @@ class Record:
 
     def page(self) -> str:
         """Return docs/performance.md."""
-        length = [
-            "| what | tokens each | responses | threads | s per 1,000 tokens | peak [GiB] |",
-            "|---|---:|---:|---:|---:|---:|",
-        ]
+        took = "threads | s per 1,000 tokens | peak [GiB] |"
+        update = [f"| tokens each | responses | tokens of a micro-batch | {took}", "|---:|---:|---:|---:|---:|---:|"]
+        sampling = [f"| tokens each | responses | to a prompt | engines | {took}", "|---:|---:|---:|---:|---:|---:|---:|"]
         start = ["| command | s by the clock | s of the processor |", "|---|---:|---:|"]
         parts = {
             "compared": tables(self.comparisons),
-            "points": _table(length, self.points),
+            "updates": _table(update, [point for point in self.points if point.batch.what == "update"]),
+            "rollouts": _table(sampling, [point for point in self.points if point.batch.what == "sampling"]),
             "starts": _table(start, self.starts),
             "machine": self.machine,
             "pairs": str(min((len(result.pairs) for result in self.comparisons), default=0)),

@@ -144,8 +144,8 @@ def update(work: Work) -> Numbers:
     return updates(work, partial(sequences, work))
 
 
-def updates(work: Work, sequences_of: Callable[[int], list[list[int]]]) -> Numbers:
-    """Updates with these sequences, whose first PROMPT tokens are prompts: a list for each round."""
+def updates(work: Work, sequences_of: Callable[[int], list[list[int]]], *more: str) -> Numbers:
+    """Updates with these sequences, whose first PROMPT tokens are prompts: a list for each round. `more`: overrides."""
     from benchmarks.memory import as_groups
     from conclip.seeding import torch_stream
     from conclip.training.backend import Backend
@@ -153,7 +153,7 @@ def updates(work: Work, sequences_of: Callable[[int], list[list[int]]]) -> Numbe
     from conclip.training.experience import make_experience
     from conclip.training.learner import Learner
 
-    config, inputs = config_of(work, "algo=grpo")
+    config, inputs = config_of(work, "algo=grpo", *more)
     learner = Learner(Backend(inputs.model_path, config, num_updates=ROUNDS), config)
     seconds, tokens = list[float](), list[int]()
     ids: list[list[int]] = []
@@ -224,8 +224,11 @@ def step_ours(work: Work, algo: str) -> Numbers:
     found = {
         name: median(1000 * step.get(name, 0.0) / step["rollout/num_tokens"] for step in steps) for name in sorted(of_step)
     }
-    total = [1000 * math.fsum(step.get(name, 0.0) for name in of_step) / step["rollout/num_tokens"] for step in steps]
-    return found | {"s_per_1000": median(total), "gib": peak, "run_s": whole}
+    total = [math.fsum(step.get(name, 0.0) for name in of_step) for step in steps]
+    per_token = [1000 * seconds / step["rollout/num_tokens"] for seconds, step in zip(total, steps, strict=True)]
+    saves = [step["time/save_s"] / seconds for seconds, step in zip(total, steps, strict=True) if "time/save_s" in step]
+    found |= {"save_share": median(saves)} if saves else {}
+    return found | {"s_per_1000": median(per_token), "gib": peak, "run_s": whole}
 
 
 def step_trl(work: Work) -> Numbers:

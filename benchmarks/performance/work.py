@@ -26,6 +26,9 @@ class Work:
     @property
     def overrides(self) -> list[str]:
         """Overrides of `train-phase2`: one update a step on every problem of the pool, and no KL term."""
+        save_every = (
+            self.num_steps if self.model else self.num_steps - 1
+        )  # what a checkpoint took is in the next step's times
         sizes = f"num_problems: {self.num_problems}, problems_per_step: {self.num_problems}, group_size: {self.group_size}"
         if self.model:
             data = ["model=hf", f"model.path='{self.model}'", "data=one_file", f"paths.problems='{self.file}'"]
@@ -37,7 +40,7 @@ class Work:
             f"rollout.max_tokens={self.max_tokens}",
             "rollout.temperature=1",
             f"phase={{{sizes}, num_steps: {self.num_steps}, keep_best: last, stop_accuracy_drop: 1}}",
-            f"trainer={{validate_every: {self.num_steps}, validation_samples: 1, save_every: {self.num_steps}}}",
+            f"trainer={{validate_every: {self.num_steps}, validation_samples: 1, save_every: {save_every}}}",
             "algo={updates_per_rollout: 1, kl: none, kl_coef: 0, train_on_truncated: true}",
             "name=speed",
             "logger.display=plain",
